@@ -1,0 +1,44 @@
+"""The exceptions a user can meet; every message says what, where, the value seen and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KDSearchError(Exception):
+    """Base of every error raised for something the user can mend."""
+
+
+class SpaceError(KDSearchError):
+    """A search space cannot be read; the message lists every mistake with its line."""
+
+
+class SpecError(KDSearchError):
+    """A student, method, teacher, recipe or budget is asked for that does not exist or cannot be."""
+
+
+class DataError(KDSearchError):
+    """Images or labels cannot be read, or do not make a data set."""
+
+
+class CostError(KDSearchError):
+    """A model cannot be priced: an operator without a count, or a runtime that refuses it."""
+
+
+class StudyError(KDSearchError):
+    """A study directory, its store or its request is not what it should be."""
+
+
+class ExportError(KDSearchError):
+    """An exported file does not load, or does not agree with the model it came from."""
+
+
+class BudgetError(KDSearchError):
+    """Nothing fits the budget; the message names the cheapest student seen and its cost."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean 'x'?)' for the nearest known name, or an empty string."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,117 @@
+"""Find plug-ins by name: one file a plug-in, its file name is its name, nothing to register.
+
+Listing names reads the folder only; a module is imported when its name is asked for. A user's own
+plug-in is named `package.module:Class` or `path/to/file.py:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from pkgutil import iter_modules
+from types import MappingProxyType, ModuleType
+from typing import Generic, TypeVar
+
+from kdsearch.errors import SpecError, did_you_mean
+
+T = TypeVar("T")
+_NOT_PLUGINS = frozenset({"base"})
+
+
+def import_object(path: str, *, what: str) -> object:
+    """Import `package.module:name` or `path/to/file.py:name`.
+
+    Raises SpecError when the file, the module or the name does not exist.
+    """
+    source, _, attribute = path.rpartition(":")
+    if not source or not attribute:
+        raise SpecError(
+            f"{what} {path!r}: expected 'package.module:name' or 'path/to/file.py:name'"
+        )
+    module = _load_file(Path(source), what) if source.endswith(".py") else _load(source, what)
+    try:
+        found: object = getattr(module, attribute)
+    except AttributeError:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        hint = did_you_mean(attribute, public)
+        raise SpecError(f"{what} {path!r}: {source} defines no {attribute!r}{hint}") from None
+    return found
+
+
+def _load(name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SpecError(f"{what}: cannot import {name!r}: {error}") from error
+
+
+def _load_file(path: Path, what: str) -> ModuleType:
+    if not path.is_file():
+        raise SpecError(f"{what}: there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SpecError(f"{what}: {path} fails to import: {error!r}") from error
+    return module
+
+
+class Registry(Generic[T]):
+    """The classes derived from `base` in the modules of one package, by module name."""
+
+    def __init__(
+        self,
+        package: str,
+        base: type[T],
+        *,
+        what: str,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._package = package
+        self._base = base
+        self._what = what
+        self._aliases = aliases
+
+    def names(self) -> tuple[str, ...]:
+        """Return the built-in names in alphabetical order, without importing anything."""
+        package = importlib.import_module(self._package)
+        found = (module.name for module in iter_modules(package.__path__))
+        return tuple(
+            sorted(name for name in found if name not in _NOT_PLUGINS and not name.startswith("_"))
+        )
+
+    def canonical(self, name: str) -> str:
+        """Return the built-in name that `name` stands for, or a dotted path as it is.
+
+        Raises SpecError, listing the names, when there is no such plug-in.
+        """
+        name = self._aliases.get(name, name)
+        known = self.names()
+        if name not in known and ":" not in name:
+            hint = did_you_mean(name, [*known, *self._aliases])
+            raise SpecError(f"unknown {self._what} {name!r}{hint}; known: {', '.join(known)}")
+        return name
+
+    def get(self, name: str) -> type[T]:
+        """Return the class called `name`, or the one at a user's dotted path."""
+        name = self.canonical(name)
+        if ":" in name:
+            found = import_object(name, what=self._what)
+            if not (inspect.isclass(found) and issubclass(found, self._base)):
+                raise SpecError(f"{self._what} {name!r} is not a {self._base.__name__} class")
+            return found
+        module = importlib.import_module(f"{self._package}.{name}")
+        (plugin,) = (
+            value
+            for key, value in vars(module).items()
+            if inspect.isclass(value)
+            and issubclass(value, self._base)
+            and value.__module__ == module.__name__
+            and not key.startswith("_")
+        )
+        return plugin

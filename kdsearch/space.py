@@ -1,0 +1,346 @@
+"""A search space: YAML to typed dimensions, walked by whoever picks the values.
+
+The file nests names; a leaf is a dimension or a constant, and an option of a choice may own
+further dimensions. `SearchSpace.walk(pick)` is the only seam between space and sampler. Names
+are dotted paths; what option `kd` of `method.name` owns is called `method.kd.*`. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from kdsearch.errors import SpaceError, did_you_mean
+
+Value: TypeAlias = bool | int | float | str
+Params: TypeAlias = Mapping[str, Value]
+
+MAX_FILE_BYTES = 1_000_000
+# YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign); nobody means a string.
+_NUMBER_LOOKALIKE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Float:
+    """A real number in [low, high], sampled in the logarithm when `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log, self.step)
+
+    def __contains__(self, value: object) -> bool:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int:
+    """An integer in [low, high], in steps of `step`, or sampled in the logarithm when `log`."""
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log, None if self.step == 1 else self.step)
+
+    def __contains__(self, value: object) -> bool:
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of several unordered options; each may own dimensions that exist only under it."""
+
+    options: tuple[Value, ...]
+    owned: Mapping[Value, Mapping[str, Dim]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.options:
+            raise ValueError("a choice needs at least one option")
+        if len(set(map(repr, self.options))) < len(self.options):
+            raise ValueError(f"a choice names an option twice: {list(self.options)}")
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A value that is not searched."""
+
+    value: Value
+
+    def __contains__(self, value: object) -> bool:
+        return value == self.value
+
+
+Dim: TypeAlias = Float | Int | Choice | Constant
+Pick: TypeAlias = Callable[[str, Float | Int | Choice], Value]
+
+
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    if not low <= high:
+        raise ValueError(f"low {low} is above high {high}")
+    if log and low <= 0:
+        raise ValueError(f"a log range must start above 0, not at {low}")
+    if step is not None and (step <= 0 or log):
+        raise ValueError(f"step {step} must be positive and cannot be combined with log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """Named dimensions, in the order in which they are walked."""
+
+    dims: Mapping[str, Dim]
+    text: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    source: str = "search space"
+
+    def walk(self, pick: Pick) -> dict[str, Value]:
+        """Return one value for every dimension that applies; `pick` chooses, constants stand."""
+        params: dict[str, Value] = {}
+        for name, dim in self.dims.items():
+            _walk(name, dim, pick, params)
+        return params
+
+    def all_dims(self) -> Iterator[tuple[str, Dim]]:
+        """Yield every (name, dimension), those that options own included."""
+        for name, dim in self.dims.items():
+            yield from _flatten(name, dim)
+
+    def where(self, name: str) -> str:
+        """Return 'file:line' of a dimension, for messages."""
+        line = self.lines.get(name)
+        return f"{self.source}:{line}" if line else self.source
+
+
+def _owned_name(name: str, option: Value, child: str) -> str:
+    prefix = name.rpartition(".")[0]
+    return ".".join(part for part in (prefix, str(option), child) if part)
+
+
+def _walk(name: str, dim: Dim, pick: Pick, params: dict[str, Value]) -> None:
+    if isinstance(dim, Constant):
+        params[name] = dim.value
+        return
+    value = params[name] = pick(name, dim)
+    if isinstance(dim, Choice):
+        for child, owned in dim.owned.get(value, {}).items():
+            _walk(_owned_name(name, value, child), owned, pick, params)
+
+
+def _flatten(name: str, dim: Dim) -> Iterator[tuple[str, Dim]]:
+    yield name, dim
+    if isinstance(dim, Choice):
+        for option, children in dim.owned.items():
+            for child, owned in children.items():
+                yield from _flatten(_owned_name(name, option, child), owned)
+
+
+def load_space(path: Path) -> SearchSpace:
+    """Read a YAML file. Raises SpaceError that lists every mistake with its line."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SpaceError(f"{path}: {size} bytes; a space file has at most {MAX_FILE_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"cannot read the search space {str(path)!r}: {error}") from error
+    return parse_space(text, source=str(path))
+
+
+def parse_space(text: str, *, source: str = "search space") -> SearchSpace:
+    """Turn YAML text into a SearchSpace. Raises SpaceError that lists every mistake."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{source} is not YAML: {error}") from error
+    if not isinstance(root, yaml.MappingNode) or not root.value:
+        raise SpaceError(f"{source}: expected a mapping of names to dimensions")
+    reader = _Reader(source)
+    dims = dict(reader.group("", root))
+    if reader.errors:
+        raise SpaceError("\n".join(sorted(reader.errors, key=_line_of)))
+    return SearchSpace(dims=dims, text=text, lines=reader.lines, source=source)
+
+
+def _line_of(message: str) -> int:
+    found = re.search(r":(\d+): ", message)
+    return int(found.group(1)) if found else 0
+
+
+class _Reader:
+    """Walks YAML nodes, which know their lines, and collects mistakes instead of raising."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.errors: list[str] = []
+        self.lines: dict[str, int] = {}
+        self._makers: dict[str, Callable[[str, yaml.MappingNode], Dim | None]] = {
+            "float": partial(self._range, Float, float),
+            "int": partial(self._range, Int, int),
+            "choice": self._choice,
+        }
+
+    def error(self, node: yaml.Node, message: str) -> None:
+        self.errors.append(f"{self.source}:{node.start_mark.line + 1}: {message}")
+
+    def pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.error(key, "a name must be plain text")
+            elif key.value in seen:
+                self.error(key, f"{key.value!r} stands here twice")
+            else:
+                seen.add(key.value)
+                yield key.value, key, value
+
+    def group(self, prefix: str, node: yaml.MappingNode) -> Iterator[tuple[str, Dim]]:
+        for key, key_node, value in self.pairs(node):
+            name = f"{prefix}.{key}" if prefix else key
+            self.lines[name] = key_node.start_mark.line + 1
+            if isinstance(value, yaml.MappingNode) and not self._is_dim(value):
+                yield from self.group(name, value)
+            elif (dim := self.dim(name, value)) is not None:
+                yield name, dim
+
+    def _is_dim(self, node: yaml.MappingNode) -> bool:
+        """Whether a mapping describes a dimension: its first key is a kind, or nearly one."""
+        if not node.value:
+            return True
+        first = node.value[0][0].value
+        return first in self._makers or all(
+            not isinstance(value, yaml.MappingNode) for _, value in node.value[:1]
+        ) and bool(isinstance(first, str) and did_you_mean(first, self._makers))
+
+    def dim(self, name: str, node: yaml.Node) -> Dim | None:
+        if isinstance(node, yaml.ScalarNode):
+            value = self.scalar(name, node)
+            return None if value is None else Constant(value=value)
+        if not isinstance(node, yaml.MappingNode):
+            self.error(node, f"{name}: a list is not a dimension; write {{choice: [...]}}")
+            return None
+        if not node.value:
+            self.error(node, f"{name}: an empty mapping is not a dimension")
+            return None
+        kind = node.value[0][0].value
+        if kind not in self._makers:
+            hint = did_you_mean(kind, self._makers)
+            self.error(node, f"{name}: unknown kind of dimension {kind!r}{hint}; "
+                       f"known: {', '.join(self._makers)}")  # fmt: skip
+            return None
+        try:
+            return self._makers[kind](name, node)
+        except ValueError as error:
+            self.error(node, f"{name}: {error}")
+            return None
+
+    def scalar(self, name: str, node: yaml.Node) -> Value | None:
+        """Return a scalar's value; report `null` and numbers that YAML reads as text."""
+        if not isinstance(node, yaml.ScalarNode):
+            self.error(node, f"{name}: expected a single value")
+            return None
+        value = yaml.SafeLoader("").construct_object(node)
+        if isinstance(value, str) and node.style is None and _NUMBER_LOOKALIKE.fullmatch(value):
+            number = float(value)
+            self.error(node, f"{name}: YAML reads {value!r} as text; write {_plain(number)}")
+            return None
+        if not isinstance(value, bool | int | float | str):
+            self.error(node, f"{name}: {node.value!r} is not a number, a truth value or a text")
+            return None
+        return value
+
+    def _range(
+        self,
+        make: Callable[..., Float | Int],
+        number: type[float] | type[int],
+        name: str,
+        node: yaml.MappingNode,
+    ) -> Dim | None:
+        options: dict[str, Value] = {}
+        bounds: list[Value | None] = []
+        for key, key_node, value in self.pairs(node):
+            if key in ("float", "int"):
+                if not isinstance(value, yaml.SequenceNode) or len(value.value) != 2:
+                    self.error(value, f"{name}: expected {{{key}: [low, high]}}")
+                    return None
+                bounds = [self.scalar(name, item) for item in value.value]
+            elif key in ("log", "step"):
+                option = self.scalar(f"{name}.{key}", value)
+                if option is None:
+                    return None
+                options[key] = option
+            else:
+                hint = did_you_mean(key, ("log", "step"))
+                self.error(key_node, f"{name}: unknown key {key!r}{hint}; known: log, step")
+                return None
+        if None in bounds:
+            return None
+        accepted = (int, float) if number is float else (int,)
+        for value in (*bounds, *(v for k, v in options.items() if k == "step")):
+            if not isinstance(value, accepted) or isinstance(value, bool):
+                raise ValueError(f"{value!r} is not {'a number' if number is float else 'a whole number'}")  # noqa: E501
+        if not isinstance(options.get("log", False), bool):
+            raise ValueError(f"log is true or false, not {options['log']!r}")
+        low, high = (number(bound) for bound in bounds)  # type: ignore[arg-type]
+        return make(low=low, high=high, **options)
+
+    def _choice(self, name: str, node: yaml.MappingNode) -> Dim | None:
+        for key, key_node, _ in list(self.pairs(node))[1:]:
+            self.error(key_node, f"{name}: unknown key {key!r} beside 'choice'")
+        listed = node.value[0][1]
+        if isinstance(listed, yaml.SequenceNode):
+            values = [self.scalar(name, item) for item in listed.value]
+            if None in values:
+                return None
+            return Choice(options=tuple(value for value in values if value is not None))
+        if not isinstance(listed, yaml.MappingNode):
+            self.error(listed, f"{name}: expected {{choice: [a, b]}} or {{choice: {{a: …, b: …}}}}")
+            return None
+        owned: dict[Value, Mapping[str, Dim]] = {}
+        for option, key_node, children in self.pairs(listed):
+            owned[option] = self._owned(name, option, key_node, children)
+        return Choice(options=tuple(owned), owned={k: v for k, v in owned.items() if v})
+
+    def _owned(
+        self, name: str, option: str, key_node: yaml.Node, children: yaml.Node
+    ) -> dict[str, Dim]:
+        prefix = _owned_name(name, option, "")
+        self.lines[prefix.rstrip(".")] = key_node.start_mark.line + 1
+        if isinstance(children, yaml.ScalarNode) and children.tag.endswith(":null"):
+            return {}
+        if not isinstance(children, yaml.MappingNode):
+            self.error(children, f"{name}: option {option!r} must own a mapping of dimensions")
+            return {}
+        prefix = prefix.rstrip(".")
+        return {
+            full.removeprefix(f"{prefix}."): dim for full, dim in self.group(prefix, children)
+        }
+
+
+def _plain(number: float) -> str:
+    """Return a number as YAML 1.1 reads it back as a number."""
+    text = repr(number)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return text

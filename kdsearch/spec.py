@@ -1,0 +1,244 @@
+"""The frozen values that travel between rooms: what to build, how to teach it, what it may cost.
+
+Convention: FLOPs count one multiply-add once, at batch size 1; latency is in milliseconds on the
+target that the study names; metrics are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.space import Params, Value
+
+MAPPINGS = ("last", "even", "stride")
+OPTIMIZERS = ("sgd", "adamw")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSpec:
+    """A student architecture: a family (or `timm:NAME`, `torchvision:NAME`) and its knobs.
+
+    resolution: side of the square input in pixels; 0 means the data's own.
+    """
+
+    family: str
+    resolution: int = 0
+    knobs: Params = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.resolution < 0:
+            raise SpecError(f"student.resolution: {self.resolution} is not a number of pixels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillSpec:
+    """How the teacher is heard: loss = (1 - alpha) * task + alpha * (weight * method [+ kd]).
+
+    alpha: weight of the teacher's signal in [0, 1]; None means the method's default, likewise
+    `weight`. temperature: of the method where it has one; a method on features or relations
+    that is given a temperature is joined by a `kd` term at that temperature.
+    mapping: `last`, `even`, `stride` or explicit pairs such as `0:1,2:3` (student:teacher).
+    """
+
+    method: str = "kd"
+    alpha: float | None = None
+    weight: float | None = None
+    temperature: float | None = None
+    mapping: str | None = None
+    knobs: Params = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise SpecError(f"method.alpha: {self.alpha} is not in [0, 1]")
+        if self.weight is not None and not self.weight >= 0:
+            raise SpecError(f"method.weight: {self.weight} is not >= 0")
+        if self.temperature is not None and not self.temperature > 0:
+            raise SpecError(f"method.temperature: {self.temperature} is not > 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """The recipe of one training: cosine learning rate after a linear warm-up.
+
+    warmup: fraction of all steps. ema: decay of the averaged copy that is evaluated and kept.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    ema: float = 0.98
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "optimizer": self.optimizer in OPTIMIZERS,
+            "lr": self.lr > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup": 0 <= self.warmup < 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "ema": 0 <= self.ema < 1,
+        }
+        bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
+        if bad:
+            raise SpecError(
+                f"{'; '.join(bad)} (epochs and batch_size >= 1, optimizer one of "
+                f"{', '.join(OPTIMIZERS)}, lr > 0, the others in [0, 1))"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Everything that decides a trial but its data, its teacher and its seed."""
+
+    student: StudentSpec
+    distill: DistillSpec = field(default_factory=DistillSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+    @classmethod
+    def from_params(cls, params: Params) -> Candidate:
+        """Read a walked space: `student.*`, `method.*`, `train.*`. Raises SpecError."""
+        rest = dict(params)
+        family = str(_take(rest, "student.family"))
+        resolution = rest.pop("student.resolution", 0)
+        method = str(rest.pop("method.name", "kd"))
+        own = _take_under(rest, f"method.{method}.")
+        distill = {key: own.pop(key) for key in _fields(DistillSpec) if key in own}
+        knobs = _take_under(rest, f"student.{family}.")
+        resolution = knobs.pop("resolution", resolution)
+        train = _take_under(rest, "train.")
+        _refuse("train", train, _fields(TrainSpec))
+        _refuse("", rest, ("student.family", "student.resolution", "method.name"))
+        return cls(
+            student=_make(StudentSpec, family=family, resolution=resolution, knobs=knobs),
+            distill=_make(DistillSpec, method=method, knobs=own, **distill),
+            train=_make(TrainSpec, **train),
+        )
+
+    def digest(self) -> str:
+        """Return a short name that equals for equal candidates and for no others."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one student asks of the device: multiply-adds, parameters, milliseconds."""
+
+    flops: int
+    params: int
+    latency_ms: float | None = None
+    latency_spread_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper limits; None is no limit."""
+
+    latency_ms: float | None = None
+    flops: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _fields(Budget):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < float("inf"):
+                raise SpecError(f"budget.{name}: {limit} is not a number above 0")
+
+    def violations(self, cost: Cost) -> dict[str, float]:
+        """Return (cost - limit) / limit for every limit whose cost is known; > 0 breaks it."""
+        found = {}
+        for name in _fields(Budget):
+            limit, value = getattr(self, name), getattr(cost, name)
+            if limit is not None and value is not None:
+                found[name] = (value - limit) / limit
+        return found
+
+    def axis(self) -> str:
+        """Return the cost that the front trades accuracy against: the first limited one."""
+        limited = [name for name in _fields(Budget) if getattr(self, name) is not None]
+        return limited[0] if limited else "flops"
+
+
+_SECTIONS: Mapping[type, str] = {
+    StudentSpec: "student",
+    DistillSpec: "method",
+    TrainSpec: "train",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """What is known of one trial. `curve` holds the validation metric after each epoch.
+
+    state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
+    `failed` or `running`. reason: why it did not complete. control_of: the trial whose student
+    this one trains with another method, for comparison. reused_from: the equal earlier trial.
+    """
+
+    number: int
+    state: str
+    params: Params
+    digest: str = ""
+    cost: Cost | None = None
+    val: float | None = None
+    curve: tuple[float, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+    violations: Mapping[str, float] = field(default_factory=dict)
+    control_of: int | None = None
+    reused_from: int | None = None
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(cls))  # type: ignore[arg-type]
+
+
+def _make(cls: type[T], **values: object) -> T:
+    """Build a spec from a file's values; a value of the wrong type is a SpecError."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        section = _SECTIONS[cls]
+        raise SpecError(
+            "; ".join(
+                f"{section}.{'.'.join(map(str, item['loc']))}: {item['input']!r}: {item['msg']}"
+                for item in error.errors()
+            )
+        ) from None
+
+
+def _take(rest: dict[str, Value], name: str) -> Value:
+    try:
+        return rest.pop(name)
+    except KeyError:
+        raise SpecError(f"the search space does not say {name!r}") from None
+
+
+def _take_under(rest: dict[str, Value], prefix: str) -> dict[str, Value]:
+    names = [name for name in rest if name.startswith(prefix)]
+    return {name.removeprefix(prefix): rest.pop(name) for name in names}
+
+
+def _refuse(prefix: str, rest: Mapping[str, Value], known: tuple[str, ...]) -> None:
+    unknown = [name for name in rest if name not in known]
+    if unknown:
+        hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
+        where = f"{prefix}: " if prefix else ""
+        raise SpecError(f"{where}unknown {hints}; known: {', '.join(known)}")
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,95 @@
+"""What a study found, as `front.json` holds it: a stable schema, derived from the records.
+
+Metrics are fractions in [0, 1]; FLOPs count one multiply-add once; latency is in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from kdsearch.spec import Budget, Params
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The device and runtime that latency was measured on."""
+
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherEntry:
+    """The teacher's own accuracy and cost."""
+
+    name: str
+    val: float
+    test: float | None
+    flops: int | None
+    params: int
+    latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One trial on the front, or one control."""
+
+    trial: int
+    val: float
+    test: float | None
+    flops: int
+    params: int
+    latency_ms: float | None
+    latency_spread_ms: float | None
+    config: Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many trials ended in which state; `reused` are complete ones that cost no training."""
+
+    complete: int = 0
+    pruned: int = 0
+    infeasible: int = 0
+    failed: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Wall time of the parts; `refit` is what was trained after the search, controls included."""
+
+    teacher: float = 0.0
+    search: float = 0.0
+    refit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The content of `front.json`. `best` is the number of the trial to ship, None without one."""
+
+    study: str
+    budget: Budget
+    target: Target
+    teacher: TeacherEntry
+    counts: Counts
+    front: tuple[Entry, ...] = ()
+    controls: tuple[Entry, ...] = ()
+    best: int | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+    task: str = "classification"
+    metric: str = "accuracy"
+    schema: int = SCHEMA
+
+    def best_entry(self) -> Entry | None:
+        """Return the front's entry that is the one to ship."""
+        return next((entry for entry in self.front if entry.trial == self.best), None)
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return the mapping that `front.json` holds."""
+        return asdict(self)
