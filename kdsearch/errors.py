@@ -1,13 +1,16 @@
-"""The exceptions a user can meet; every message says what, where, the value seen and what to type."""
+"""The exceptions a user can meet; a message says what, where, the value seen, what to type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class KDSearchError(Exception):
-    """Base of every error raised for something the user can mend."""
+    """Base of every error raised for something the user can mend; the CLI ends with `exit_code`."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class SpaceError(KDSearchError):
@@ -15,7 +18,7 @@ class SpaceError(KDSearchError):
 
 
 class SpecError(KDSearchError):
-    """A student, method, teacher, recipe or budget is asked for that does not exist or cannot be."""
+    """A student, method, teacher, recipe or budget that does not exist or cannot be."""
 
 
 class DataError(KDSearchError):
@@ -24,6 +27,10 @@ class DataError(KDSearchError):
 
 class CostError(KDSearchError):
     """A model cannot be priced: an operator without a count, or a runtime that refuses it."""
+
+
+class TrainingError(KDSearchError):
+    """A training cannot go on: the loss is no longer finite."""
 
 
 class StudyError(KDSearchError):
@@ -36,6 +43,20 @@ class ExportError(KDSearchError):
 
 class BudgetError(KDSearchError):
     """Nothing fits the budget; the message names the cheapest student seen and its cost."""
+
+    exit_code = 3
+
+
+class TrialsFailedError(KDSearchError):
+    """Every trial failed; the message names the commonest reasons."""
+
+    exit_code = 1
+
+
+class StudyInterruptedError(KDSearchError):
+    """The user stopped a study; the message says how to go on."""
+
+    exit_code = 130
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

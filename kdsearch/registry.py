@@ -1,7 +1,8 @@
 """Find plug-ins by name: one file a plug-in, its file name is its name, nothing to register.
 
 Listing names reads the folder only; a module is imported when its name is asked for. A user's own
-plug-in is named `package.module:Class` or `path/to/file.py:Class`.
+plug-in is named `package.module:Class` or `path/to/file.py:Class`. The base class may be named
+the same way, so that a package of plug-ins can be listed without importing what they need.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import iter_modules
 from types import MappingProxyType, ModuleType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from kdsearch.errors import SpecError, did_you_mean
 
@@ -52,7 +53,8 @@ def _load_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise SpecError(f"{what}: there is no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -67,7 +69,7 @@ class Registry(Generic[T]):
     def __init__(
         self,
         package: str,
-        base: type[T],
+        base: type[T] | str,
         *,
         what: str,
         aliases: Mapping[str, str] = MappingProxyType({}),
@@ -100,18 +102,24 @@ class Registry(Generic[T]):
     def get(self, name: str) -> type[T]:
         """Return the class called `name`, or the one at a user's dotted path."""
         name = self.canonical(name)
+        base = self._base_class()
         if ":" in name:
             found = import_object(name, what=self._what)
-            if not (inspect.isclass(found) and issubclass(found, self._base)):
-                raise SpecError(f"{self._what} {name!r} is not a {self._base.__name__} class")
+            if not (inspect.isclass(found) and issubclass(found, base)):
+                raise SpecError(f"{self._what} {name!r} is not a {base.__name__} class")
             return found
         module = importlib.import_module(f"{self._package}.{name}")
         (plugin,) = (
             value
             for key, value in vars(module).items()
             if inspect.isclass(value)
-            and issubclass(value, self._base)
+            and issubclass(value, base)
             and value.__module__ == module.__name__
             and not key.startswith("_")
         )
         return plugin
+
+    def _base_class(self) -> type[T]:
+        if isinstance(self._base, str):
+            return cast("type[T]", import_object(self._base, what=self._what))
+        return self._base

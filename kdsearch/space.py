@@ -8,8 +8,8 @@ are dotted paths; what option `kd` of `method.name` owns is called `method.kd.*`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -122,6 +122,10 @@ class SearchSpace:
             _walk(name, dim, pick, params)
         return params
 
+    def fixed(self, name: str, value: Value) -> SearchSpace:
+        """Return the space with one dimension replaced, or added, as a constant."""
+        return replace(self, dims={**self.dims, name: Constant(value=value)})
+
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
         """Yield every (name, dimension), those that options own included."""
         for name, dim in self.dims.items():
@@ -156,8 +160,15 @@ def _flatten(name: str, dim: Dim) -> Iterator[tuple[str, Dim]]:
                 yield from _flatten(_owned_name(name, option, child), owned)
 
 
-def load_space(path: Path) -> SearchSpace:
-    """Read a YAML file. Raises SpaceError that lists every mistake with its line."""
+Check: TypeAlias = Callable[[SearchSpace], Iterable[tuple[str, str]]]
+
+
+def load_space(path: Path, *, check: Check | None = None) -> SearchSpace:
+    """Read a YAML file. Raises SpaceError that lists every mistake with its line.
+
+    check: yields (name of a dimension, what is wrong with it) for names and options that the
+    reader cannot judge; what it finds is reported along with the reader's own.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -165,11 +176,13 @@ def load_space(path: Path) -> SearchSpace:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(f"cannot read the search space {str(path)!r}: {error}") from error
-    return parse_space(text, source=str(path))
+    return parse_space(text, source=str(path), check=check)
 
 
-def parse_space(text: str, *, source: str = "search space") -> SearchSpace:
-    """Turn YAML text into a SearchSpace. Raises SpaceError that lists every mistake."""
+def parse_space(
+    text: str, *, source: str = "search space", check: Check | None = None
+) -> SearchSpace:
+    """Turn YAML text into a SearchSpace. Raises SpaceError like `load_space`."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -178,9 +191,11 @@ def parse_space(text: str, *, source: str = "search space") -> SearchSpace:
         raise SpaceError(f"{source}: expected a mapping of names to dimensions")
     reader = _Reader(source)
     dims = dict(reader.group("", root))
-    if reader.errors:
-        raise SpaceError("\n".join(sorted(reader.errors, key=_line_of)))
-    return SearchSpace(dims=dims, text=text, lines=reader.lines, source=source)
+    space = SearchSpace(dims=dims, text=text, lines=reader.lines, source=source)
+    found = [f"{space.where(name)}: {message}" for name, message in (check(space) if check else ())]
+    if reader.errors or found:
+        raise SpaceError("\n".join(sorted([*reader.errors, *found], key=_line_of)))
+    return space
 
 
 def _line_of(message: str) -> int:
@@ -229,9 +244,10 @@ class _Reader:
         if not node.value:
             return True
         first = node.value[0][0].value
-        return first in self._makers or all(
-            not isinstance(value, yaml.MappingNode) for _, value in node.value[:1]
-        ) and bool(isinstance(first, str) and did_you_mean(first, self._makers))
+        return first in self._makers or (
+            all(not isinstance(value, yaml.MappingNode) for _, value in node.value[:1])
+            and bool(isinstance(first, str) and did_you_mean(first, self._makers))
+        )
 
     def dim(self, name: str, node: yaml.Node) -> Dim | None:
         if isinstance(node, yaml.ScalarNode):
@@ -297,9 +313,10 @@ class _Reader:
         if None in bounds:
             return None
         accepted = (int, float) if number is float else (int,)
-        for value in (*bounds, *(v for k, v in options.items() if k == "step")):
-            if not isinstance(value, accepted) or isinstance(value, bool):
-                raise ValueError(f"{value!r} is not {'a number' if number is float else 'a whole number'}")  # noqa: E501
+        for given in (*bounds, *(v for k, v in options.items() if k == "step")):
+            if not isinstance(given, accepted) or isinstance(given, bool):
+                kind = "a number" if number is float else "a whole number"
+                raise ValueError(f"{given!r} is not {kind}")
         if not isinstance(options.get("log", False), bool):
             raise ValueError(f"log is true or false, not {options['log']!r}")
         low, high = (number(bound) for bound in bounds)  # type: ignore[arg-type]
@@ -333,9 +350,7 @@ class _Reader:
             self.error(children, f"{name}: option {option!r} must own a mapping of dimensions")
             return {}
         prefix = prefix.rstrip(".")
-        return {
-            full.removeprefix(f"{prefix}."): dim for full, dim in self.group(prefix, children)
-        }
+        return {full.removeprefix(f"{prefix}."): dim for full, dim in self.group(prefix, children)}
 
 
 def _plain(number: float) -> str:

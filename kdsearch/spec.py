@@ -122,14 +122,14 @@ class Candidate:
         _refuse("train", train, _fields(TrainSpec))
         _refuse("", rest, ("student.family", "student.resolution", "method.name"))
         return cls(
-            student=_make(StudentSpec, family=family, resolution=resolution, knobs=knobs),
-            distill=_make(DistillSpec, method=method, knobs=own, **distill),
-            train=_make(TrainSpec, **train),
+            student=make(StudentSpec, family=family, resolution=resolution, knobs=knobs),
+            distill=make(DistillSpec, method=method, knobs=own, **distill),
+            train=make(TrainSpec, **train),
         )
 
     def digest(self) -> str:
         """Return a short name that equals for equal candidates and for no others."""
-        return _digest(asdict(self))
+        return digest_of(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,11 +202,11 @@ class TrialRecord:
 
 
 def _fields(cls: type) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(cls))  # type: ignore[arg-type]
+    return tuple(item.name for item in fields(cls))
 
 
-def _make(cls: type[T], **values: object) -> T:
-    """Build a spec from a file's values; a value of the wrong type is a SpecError."""
+def make(cls: type[T], **values: object) -> T:
+    """Build one of the three specs from a file's values. Raises SpecError for a wrong type."""
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -239,6 +239,7 @@ def _refuse(prefix: str, rest: Mapping[str, Value], known: tuple[str, ...]) -> N
         raise SpecError(f"{where}unknown {hints}; known: {', '.join(known)}")
 
 
-def _digest(value: object) -> str:
+def digest_of(value: object) -> str:
+    """Return 16 hexadecimal digits that name a value made of plain JSON types."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

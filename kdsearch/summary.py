@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from kdsearch.spec import Budget, Params
+from kdsearch.space import Params
+from kdsearch.spec import Budget
 
 SCHEMA = 1
 

@@ -1,0 +1,164 @@
+"""Labelled images, however the user has them, as uint8 tensors ready to train on.
+
+A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`) or Parquet files. It is
+decoded once; splits it lacks are taken from train. Nothing is imported before `load` needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdsearch.data.base import ImageData, Source
+    from kdsearch.data.store import Stored
+
+
+def names() -> tuple[str, ...]:
+    """Return the data sets that are known by name."""
+    from kdsearch.data.vision import SETS
+
+    return ("digits", *sorted(SETS))
+
+
+def load(
+    source: str,
+    *,
+    cache_dir: Path,
+    size: int | None = None,
+    seed: int = 0,
+    subset: int | None = None,
+    flip: bool | None = None,
+) -> ImageData:
+    """Return the images of `source`, decoded under `cache_dir` at the first call.
+
+    source: one of `names()` (`./digits` is a folder), a folder or a Parquet file.
+    size: side in pixels; None means the images' own, or at most 224. seed: of the splits taken
+    from train, and of `subset`, the number of training images to keep. flip: whether views may
+    be mirrored; None leaves it to the source. Raises DataError.
+    """
+    from kdsearch.data.base import Augment, ImageData
+    from kdsearch.data.store import open_store
+    from kdsearch.data.views import channel_statistics
+
+    found = _find(source, cache_dir)
+    stored = open_store(found, cache_dir=cache_dir, size=size)
+    index = _arrange(found, stored, seed=seed, subset=subset)
+    splits = dict(stored.splits)
+    for split, rows in index.items():
+        splits[split] = stored.splits["train"].take(rows)
+    side = splits["train"].images.shape[2]
+    augment = Augment(pad=side // 8, flip=found.flip if flip is None else flip)
+    key = blake2b(repr((stored.key, augment)).encode(), digest_size=16)
+    for split, rows in sorted(index.items()):
+        key.update(split.encode() + rows.numpy().tobytes())
+    mean, std = channel_statistics(splits["train"].images)
+    return ImageData(
+        name=found.name,
+        key=key.hexdigest(),
+        classes=found.classes,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        mean=mean,
+        std=std,
+        augment=augment,
+        skipped=stored.skipped,
+    )
+
+
+def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -> dict[str, Tensor]:
+    """Return the rows of the stored train that make each split which is not taken as it is."""
+    from kdsearch.data.splits import carve, choose
+
+    labels = stored.splits["train"].labels
+    missing = {"val", "test"} - set(stored.splits)
+    index: dict[str, Tensor] = {}
+    try:
+        if missing:
+            index = carve(
+                labels, missing=missing, share=source.held_out, seed=seed, classes=source.classes
+            )
+            labels = labels[index["train"]]
+        if subset is not None:
+            kept = choose(labels, subset, seed=seed, num_classes=len(source.classes))
+            index["train"] = index["train"][kept] if missing else kept
+    except DataError as error:
+        raise DataError(f"{source.name}: {error}") from None
+    return index
+
+
+def _find(name: str, cache_dir: Path) -> Source:
+    """Return the source that the user means by `name`."""
+    if name == "digits":
+        from kdsearch.data import digits
+
+        return digits.read()
+    if name in names():
+        from kdsearch.data import vision
+
+        return vision.read(name, downloads=cache_dir / "downloads")
+    try:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise _not_found(name, path)
+        read = _reader(path)
+        if read is None:
+            raise _not_data(path)
+        return read(path)
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
+        raise DataError(f"data: {name!r} cannot be read: {error}") from error
+
+
+def _reader(path: Path) -> Callable[[Path], Source] | None:
+    """Return what reads the layout of an existing path, or None if it is in no layout."""
+    from kdsearch.data import folder, parquet
+
+    if path.is_dir() and (path / "train").is_dir():
+        return folder.read
+    is_parquet = parquet.find(path) if path.is_dir() else path.suffix == ".parquet"
+    return parquet.read if is_parquet else None
+
+
+def _not_found(name: str, path: Path) -> DataError:
+    if path.parent != Path() or name != path.name or path.suffix:
+        parent = path.parent
+        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        return DataError(f"data: there is no {str(path)!r}{did_you_mean(path.name, siblings)}")
+    plain = name.lower().replace("-", "").replace("_", "")
+    return DataError(
+        f"unknown data {name!r}{did_you_mean(plain, names())}; known: {', '.join(names())}; "
+        "or a path to a folder (train/CLASS/*.jpg) or to Parquet files"
+    )
+
+
+def _not_data(path: Path) -> DataError:
+    """Say what is wrong with a path that exists but is in none of the layouts."""
+    from kdsearch.data.folder import is_image
+
+    wanted = "expected train/CLASS/*.jpg (and val/, test/), or train*.parquet"
+    if path.is_file():
+        return DataError(f"{path}: is a file, but not a Parquet file; {wanted} in a folder")
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    if not entries:
+        return DataError(f"{path}: the folder is empty; {wanted}")
+    folders = [entry for entry in entries if entry.is_dir()]
+    near = [folder for folder in folders if _reader(folder)]
+    if path.name == "train":
+        near.append(path.parent)
+    if near:
+        return DataError(f"{path}: {wanted}; did you mean {' or '.join(map(str, near[:3]))}?")
+    classes = [folder.name for folder in folders if any(map(is_image, folder.iterdir()))]
+    if classes or any(map(is_image, entries)):
+        where = f"in {', '.join(classes[:3])}" if classes else "directly"
+        return DataError(
+            f"{path}: holds images {where} but no 'train' folder; {wanted}: "
+            f"move each class's images to {path / 'train'}/CLASS/"
+        )
+    return DataError(f"{path}: holds neither images nor Parquet files; {wanted}")

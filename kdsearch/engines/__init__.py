@@ -1,0 +1,1 @@
+"""Where trials run: the study proposes, an engine executes."""

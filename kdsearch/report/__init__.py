@@ -1,0 +1,49 @@
+"""The report of a study: one HTML page that works offline, from records and their summary.
+
+It draws and words what it is given and measures nothing. No torch and no optuna here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from kdsearch.errors import StudyError
+from kdsearch.report.page import page
+from kdsearch.spec import TrialRecord
+from kdsearch.summary import Summary
+
+__all__ = ["render", "write"]
+
+
+def render(
+    summary: Summary,
+    records: Sequence[TrialRecord],
+    *,
+    importances: Mapping[str, float],
+    notes: Sequence[str],
+    command: str,
+) -> str:
+    """Return the report as one self-contained HTML page.
+
+    importances: what each knob explains, empty where too few trials completed. notes: sentences
+    shown beside what distillation gained. command: what to type for the same study.
+    """
+    return page(summary, records, importances=importances, notes=notes, command=command)
+
+
+def write(path: Path, html: str) -> None:
+    """Write the page under a temporary name, then rename it: no reader sees half. StudyError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise StudyError(
+            f"{path}: the report cannot be written: {error.strerror}; "
+            "check that the folder exists, is yours and has 6 MB left"
+        ) from None

@@ -1,0 +1,84 @@
+"""Student families by name, and what builds a student from its specification.
+
+A family is one file here, or a user's `package.module:Class`; `timm:NAME` and `torchvision:NAME`
+are fixed architectures. Listing the names imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.registry import Registry
+from kdsearch.space import Constant, Dim
+
+if TYPE_CHECKING:
+    from kdsearch.spec import StudentSpec
+    from kdsearch.students.base import Student
+    from kdsearch.taps import Tapped
+
+LIBRARIES = ("timm", "torchvision")
+_LIBRARY_KNOBS: Mapping[str, Dim] = {"pretrained": Constant(value=False)}
+
+FAMILIES: Registry[Student] = Registry(
+    "kdsearch.students",
+    "kdsearch.students.base:Student",
+    what="student family",
+    aliases={
+        "mobilenetv2": "mobilenet",
+        "mobilenet_v2": "mobilenet",
+        "vision_transformer": "vit",
+    },
+)
+
+
+def is_library(family: str) -> bool:
+    """Whether a family is one architecture of timm or torchvision."""
+    return family.partition(":")[0] in LIBRARIES and ":" in family
+
+
+def knobs_of(family: str) -> Mapping[str, Dim]:
+    """Return a family's knobs, each with its default search range. Raises SpecError."""
+    return _LIBRARY_KNOBS if is_library(family) else FAMILIES.get(family).knobs
+
+
+def check(spec: StudentSpec) -> None:
+    """Raise SpecError for a family or a knob that does not exist; values are judged by `build`."""
+    if is_library(spec.family):
+        from kdsearch.students._library import check_name
+
+        check_name(spec.family)
+    known = knobs_of(spec.family)
+    unknown = [name for name in spec.knobs if name not in known]
+    if unknown:
+        hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
+        raise SpecError(
+            f"student family {spec.family!r} has no knob {hints}; it accepts {', '.join(known)}"
+        )
+
+
+def build(
+    spec: StudentSpec, *, in_channels: int, num_classes: int, data_size: int
+) -> Student | Tapped:
+    """Build the student that a specification names, untrained, on the CPU.
+
+    data_size: side of the data's images in pixels, used where the spec leaves its own at 0.
+    Raises SpecError when there is no such family or knob, or a value is refused.
+    """
+    check(spec)
+    resolution = spec.resolution or data_size
+    if is_library(spec.family):
+        from kdsearch.students._library import build_library
+
+        return build_library(
+            spec.family,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            resolution=resolution,
+            **spec.knobs,
+        )
+    family = FAMILIES.get(spec.family)
+    return family(
+        in_channels=in_channels, num_classes=num_classes, resolution=resolution, **spec.knobs
+    )

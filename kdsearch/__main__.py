@@ -1,0 +1,64 @@
+"""Start the command line and turn every error into one message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from types import FrameType
+
+_NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}
+EXIT_INTERNAL, EXIT_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `kdsearch` and leave with its exit code.
+
+    0 done, 1 internal error, 2 the request is wrong, 3 nothing fits the budget, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run(arguments))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from kdsearch.cli import app
+    from kdsearch.errors import KDSearchError
+
+    try:
+        return app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
+    except KDSearchError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (see `kdsearch --help`)", EXIT_REQUEST)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno in _NO_WRITE:
+            return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_REQUEST)
+        return _internal(error, arguments)
+    except Exception as error:
+        return _internal(error, arguments)
+
+
+def _internal(error: Exception, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        raise error
+    return _fail(
+        f"internal error: {type(error).__name__}: {error} (--debug shows where)", EXIT_INTERNAL
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"kdsearch: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The model card of a shipped student, in the Hugging Face form: YAML front matter, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from kdsearch.model import Model
+
+_HEAD = {
+    "library_name": "onnx",
+    "pipeline_tag": "image-classification",
+    "tags": ["knowledge-distillation", "kdsearch"],
+}
+_CARD = """---
+{head}
+---
+# {family} student for {data}
+
+Distilled and chosen by kdsearch. `config.yaml` holds the recipe:
+`kdsearch distill --config config.yaml` trains it again.
+
+| accuracy | |
+|---|---|
+{rows}
+
+- {flops:,} multiply-adds (each counted once), {params:,} parameters.
+- `student.onnx`: {ms:.4g} ms, spread {spread:.2g} ms; ONNX Runtime, CPU, one thread, batch 1.
+- Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean, over std.
+  mean {mean}, std {std}.
+- Output `logits`: [batch, {n_classes}], in the order of: {classes}.
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("student.onnx")
+images = np.zeros((1, {channels}, {side}, {side}), np.float32)
+(logits,) = session.run(["logits"], {{"input": images}})
+```
+"""
+
+
+def model_card(
+    student: Model, data: str, classes: Sequence[str], metrics: Mapping[str, object]
+) -> str:
+    """Return the card; `metrics` is what `metrics.json` holds."""
+    results, onnx = metrics["accuracy"], metrics["onnx"]
+    assert isinstance(results, Mapping)
+    assert isinstance(onnx, Mapping)
+    accuracies = {**results, "validation, by student.onnx": onnx["val"]}
+    shown = student.preprocess
+    return _CARD.format(
+        head=yaml.safe_dump(_HEAD, sort_keys=False).strip(),
+        family=student.name,
+        data=data,
+        rows="\n".join(f"| {name} | {100 * value:.2f} % |" for name, value in accuracies.items()),
+        flops=metrics["flops"],
+        params=metrics["params"],
+        ms=onnx["latency_ms"],
+        spread=onnx["latency_spread_ms"],
+        channels=shown.channels,
+        side=shown.resolution,
+        mean=[round(value, 4) for value in shown.mean],
+        std=[round(value, 4) for value in shown.std],
+        n_classes=len(classes),
+        classes=", ".join(classes),
+    )

@@ -1,0 +1,465 @@
+"""The command line: flags to function calls, results to the terminal. Torch is imported late."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.space import Value
+
+app = typer.Typer(
+    help="AutoML for knowledge distillation in computer vision, under a budget that holds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+OUT = Path("results")
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def _configure(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the flags that a YAML file gives as defaults: the command line wins."""
+    if path is None:
+        return None
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    values = _read_config(path)
+    unknown = [key for key in values if key.replace("-", "_") not in known]
+    if unknown:
+        hints = ", ".join(f"{key!r}{did_you_mean(key, known)}" for key in unknown)
+        raise SpecError(f"{path}: unknown {hints}; known: {', '.join(sorted(known))}")
+    defaults = {key.replace("-", "_"): value for key, value in values.items() if value is not None}
+    if isinstance(settings := defaults.get("set"), Mapping):
+        defaults["set"] = [f"{name}={_yaml(value)}" for name, value in settings.items()]
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise SpecError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SpecError(f"--config {path}: expected a mapping of flags to values")
+    return values
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value)
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_configure, is_eager=True, help="YAML file of flags; the command line wins."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Where studies and the cache are kept.")]
+Name = Annotated[str | None, typer.Option(help="Name of the study; the same name goes on with it.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet."),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the stored images in pixels.")]
+Subset = Annotated[int | None, typer.Option(help="Train on that many images, stratified.")]
+Flip = Annotated[bool | None, typer.Option(help="Whether training views are mirrored.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="auto, cifar_resnet56, timm:NAME, torchvision:NAME or FILE.py:FACTORY."),
+]
+TeacherWeights = Annotated[str | None, typer.Option(help="The teacher's weights file.")]
+TeacherEpochs = Annotated[int | None, typer.Option(help="Fine-tune the teacher on the data.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
+Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(help="A knob, as student.width=0.5, method.beta=2 or train.lr=0.1; repeatable."),
+]
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: Config = None,
+    out: Out = OUT,
+    name: Name = None,
+    data: Data = None,
+    image_size: ImageSize = None,
+    subset: Subset = None,
+    flip: Flip = None,
+    teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
+    teacher_epochs: TeacherEpochs = None,
+    space: Annotated[str | None, typer.Option(help="A built-in space or a YAML file.")] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Latency of the ONNX file: CPU, 1 thread, batch 1.")
+    ] = None,
+    budget_mflops: Annotated[
+        float | None, typer.Option(help="Millions of multiply-adds at batch 1.")
+    ] = None,
+    budget_mparams: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all (20).")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds after which no further trial begins.")
+    ] = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search a student that fits the budget, distil it, export it and write the report.
+
+    Example: kdsearch run --data path/to/images --teacher timm:resnet50.a1_in1k --teacher-epochs 5
+    --budget-ms 10 --name phones
+    """
+    given = _given(
+        data=data,
+        image_size=image_size,
+        subset=subset,
+        flip=flip,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        teacher_epochs=teacher_epochs,
+        space=space,
+        budget_ms=budget_ms,
+        budget_mflops=budget_mflops,
+        budget_mparams=budget_mparams,
+        epochs=epochs,
+        seed=seed,
+    )
+    _require_positive(trials=trials, time_limit=time_limit)
+    console = Console()
+    from kdsearch.console import StudyConsole, front_table
+    from kdsearch.run import run as run_study
+
+    with StudyConsole(console, quiet=quiet or as_json) as watch:
+        finished = run_study(
+            given,
+            watch,
+            out=out,
+            name=name,
+            trials=trials,
+            time_limit=time_limit,
+            device=device,
+        )
+    if as_json:
+        typer.echo(json.dumps(finished.summary.to_json()))
+        return
+    console.print(front_table(finished.summary))
+    for note in finished.notes:
+        console.print(escape(note), highlight=False, soft_wrap=True)
+    package = finished.package
+    _print(
+        console,
+        f"Best: no. {finished.summary.best}, {package.path}/student.onnx: "
+        f"{package.latency.ms:.3f} ms, spread {package.latency.spread_ms:.3f} ms "
+        "(measured on the file; ONNX Runtime, CPU, 1 thread, batch 1)",
+        f"Report: {finished.path}/report.html",
+        f"Retrain: kdsearch distill --config {package.path}/config.yaml",
+    )
+
+
+@app.command()
+def distill(
+    context: typer.Context,
+    config: Config = None,
+    out: Out = OUT,
+    name: Annotated[str | None, typer.Option(help="Name of the new folder under --out.")] = None,
+    data: Data = None,
+    image_size: ImageSize = None,
+    subset: Subset = None,
+    flip: Flip = None,
+    teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
+    teacher_epochs: TeacherEpochs = None,
+    student: Annotated[
+        str, typer.Option(help="A family, timm:NAME, torchvision:NAME or FILE.py:CLASS.")
+    ] = "resnet",
+    resolution: Annotated[int | None, typer.Option(help="The student's input, in pixels.")] = None,
+    method: Annotated[str, typer.Option(help="See `kdsearch list methods`.")] = "kd",
+    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's signal.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Weight of the method's term.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the method, or of a kd term that joins it.")
+    ] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="last, even, stride or pairs such as 0:1,2:3.")
+    ] = None,
+    set: Settings = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Distil one student, without a search.
+
+    Example: kdsearch distill --student mobilenet --method at --temperature 4 --alpha 0.9
+    """
+    given = _given(
+        data=data,
+        image_size=image_size,
+        subset=subset,
+        flip=flip,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        teacher_epochs=teacher_epochs,
+        seed=seed,
+    )
+    params: dict[str, Value] = {"student.family": student, "method.name": method}
+    params |= _settings(set, student, method)
+    spec = {"alpha": alpha, "weight": weight, "temperature": temperature, "mapping": mapping}
+    params |= {f"method.{method}.{key}": v for key, v in spec.items() if v is not None}
+    sizes = {"student.resolution": resolution, "train.epochs": epochs}
+    params |= {key: value for key, value in sizes.items() if value is not None}
+    from kdsearch.console import StudyConsole
+    from kdsearch.single import distill as distill_one
+    from kdsearch.spec import Candidate
+    from kdsearch.study import free_name, request_of
+
+    candidate = Candidate.from_params(params)
+    console = Console()
+    with StudyConsole(console, quiet=quiet or as_json) as watch:
+        found = distill_one(
+            candidate,
+            request_of(given),
+            out=out,
+            name=name or free_name(out, f"{student}-{method}"),
+            device=device,
+            watch=watch,
+        )
+    if as_json:
+        typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
+        return
+    _print(
+        console,
+        f"Teacher: validation {100 * found.teacher_val:.2f} %",
+        "Student: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in found.results.items()),
+        f"File: {found.package.path}/student.onnx, {found.package.latency.ms:.3f} ms, "
+        f"{100 * found.package.agreement.argmax:.2f} % same predictions as PyTorch",
+        f"Curves: tensorboard --logdir {found.package.path.parent}/tensorboard",
+    )
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="A family, timm:NAME, torchvision:NAME or *.onnx.")],
+    input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
+    classes: Annotated[int, typer.Option(help="Classes of the head.")] = 1000,
+    set: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print FLOPs, parameters and latency of one model.
+
+    Example: kdsearch measure timm:mobilenetv3_small_100 --input 3x224x224
+    """
+    shape = _shape(input)
+    params: dict[str, Value] = {"student.family": model, **_settings(set, model, "kd")}
+    from kdsearch.single import measure_model
+    from kdsearch.spec import Candidate
+
+    spec = Candidate.from_params(params).student
+    found = measure_model(spec, input_shape=shape, classes=classes)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    counted = [
+        f"{found.flops / 1e6:.2f} MFLOPs (one multiply-add counts once)" if found.flops else "",
+        f"{found.params:,} parameters" if found.params else "",
+    ]
+    latency = found.latency
+    _print(
+        Console(),
+        f"{model} at {input}",
+        *filter(None, counted),
+        f"{latency.ms:.3f} ms, spread {latency.spread_ms:.3f} ms "
+        f"(ONNX Runtime, CPU, 1 thread, batch 1; wall/CPU time {latency.contention:.2f})",
+    )
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, students, teachers, data or spaces.")],
+) -> None:
+    """List what kdsearch knows by name.
+
+    Example: kdsearch list methods
+    """
+    listings = {
+        "methods": lambda: _plugins("methods"),
+        "students": lambda: {
+            **_plugins("students"),
+            "timm:NAME": "any timm classifier, as it is",
+            "torchvision:NAME": "any torchvision classifier, as it is",
+            "FILE.py:CLASS": "a family of your own",
+        },
+        "teachers": _teachers,
+        "data": _data_names,
+        "spaces": _spaces,
+    }
+    if what not in listings:
+        hint = did_you_mean(what, listings)
+        raise SpecError(f"kdsearch list {what!r}{hint}: expected one of {', '.join(listings)}")
+    rows = listings[what]()
+    width = max(map(len, rows))
+    for name, about in rows.items():
+        typer.echo(f"{name:<{width}}  {about}".rstrip())
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Out = OUT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a study's report.html, front.json and trials.csv anew; no GPU, no torch.
+
+    Example: kdsearch report phones
+    """
+    from kdsearch.console import front_table
+    from kdsearch.derive import write_derived
+    from kdsearch.study import load_study, study_path
+
+    path = study_path(out, name)
+    summary = write_derived(load_study(path))
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+        return
+    console = Console()
+    console.print(front_table(summary))
+    _print(console, f"Report: {path}/report.html")
+
+
+@app.command()
+def dashboard(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Out = OUT,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    debug: Debug = False,
+) -> None:
+    """Serve optuna-dashboard on this machine only, on one study.
+
+    Example: kdsearch dashboard phones
+    """
+    from kdsearch.study import load_study, storage_url, study_path
+
+    path = study_path(out, name)
+    load_study(path)
+    import optuna_dashboard
+
+    typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+    optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+
+
+def _given(**flags: object) -> dict[str, object]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _require_positive(**flags: float | None) -> None:
+    for name, value in flags.items():
+        if value is not None and not value > 0:
+            flag = name.replace("_", "-")
+            raise SpecError(f"--{flag} {value:g}: expected a number above 0")
+
+
+def _settings(settings: list[str] | None, student: str, method: str) -> dict[str, Value]:
+    """Read `student.width=0.5` into the names that a walked space would have."""
+    owners = {"student": f"student.{student}.", "method": f"method.{method}.", "train": "train."}
+    params: dict[str, Value] = {}
+    for text in settings or ():
+        name, equals, value = text.partition("=")
+        section, dot, knob = name.partition(".")
+        if not (equals and dot and knob) or section not in owners:
+            raise SpecError(
+                f"--set {text!r}: expected student.KNOB=VALUE, method.KNOB=VALUE or train.KEY=VALUE"
+            )
+        params[owners[section] + knob] = _value(text, value)
+    return params
+
+
+def _value(text: str, value: str) -> Value:
+    """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes."""
+    try:
+        read = json.loads(value)
+    except json.JSONDecodeError:
+        read = value
+    if not isinstance(read, bool | int | float | str) or not value:
+        raise SpecError(f"--set {text!r}: {value!r} is not a number, a truth value or a word")
+    return read
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise SpecError(f"--input {text!r}: expected channels x height x width, as 3x224x224")
+    channels, height, width = map(int, sides)
+    if height != width:
+        raise SpecError(f"--input {text!r}: students take square images")
+    return channels, height, width
+
+
+def _plugins(package: str) -> dict[str, str]:
+    """Return each plug-in of a package with its first line, read without importing it."""
+    found = {}
+    for file in sorted((Path(__file__).parent / package).glob("[a-z]*.py")):
+        if file.stem != "base":
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+            public = next(node for node in classes if not node.name.startswith("_"))
+            found[file.stem] = (ast.get_docstring(public) or "").split("\n")[0]
+    return found
+
+
+def _teachers() -> dict[str, str]:
+    return {
+        "auto": "trained on the spot, kept for the next study",
+        "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
+        "timm:NAME": "any timm classifier",
+        "torchvision:NAME": "any torchvision classifier",
+        "FILE.py:FACTORY": "a function that returns a torch module",
+    }
+
+
+def _data_names() -> dict[str, str]:
+    from kdsearch import data
+
+    return {
+        **dict.fromkeys(data.names(), ""),
+        "digits": "8x8 handwritten digits, comes with scikit-learn",
+        "PATH": "a folder with train/CLASS/*, or Parquet files",
+    }
+
+
+def _spaces() -> dict[str, str]:
+    from kdsearch.spaces import builtin
+
+    texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
+    return {name: text.split("\n")[0].lstrip("# ") for name, text in texts.items()}
+
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)

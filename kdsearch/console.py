@@ -1,0 +1,153 @@
+"""What the terminal shows: a live line while a study runs, plain lines when it is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdsearch.spec import Cost, TrialRecord
+from kdsearch.summary import Entry, Summary
+
+if TYPE_CHECKING:
+    from kdsearch.trainer import Epoch
+
+_UNITS = {"latency_ms": "ms", "flops": "MFLOPs", "params": "M params"}
+
+
+def cost_text(cost: Cost | Entry, axis: str) -> str:
+    """Return one cost with its unit."""
+    value = getattr(cost, axis)
+    if value is None:
+        return "-"
+    return f"{value if axis == 'latency_ms' else value / 1e6:.3g} {_UNITS[axis]}"
+
+
+class StudyConsole:
+    """Shows a study's progress; a context, so that the live line is taken down in the end."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._axis = "flops"
+        self._quiet = quiet
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._live.add_task("teacher", total=None, detail="", visible=False)
+        self._done = self._total = self._began = 0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> StudyConsole:
+        """Start the live line."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the live line down."""
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        if not self._quiet:
+            self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Show how far the teacher's training is; plain output gets one line at its end."""
+        detail = f"validation {100 * epoch.val:.2f} %"
+        self._live.update(
+            self._task, completed=epoch.number, total=epochs, detail=detail, visible=True
+        )
+        if epoch.number == epochs:
+            self.note(f"Teacher trained for {epochs} epochs: {detail}")
+
+    def search(self, n_done: int, n_trials: int, *, axis: str) -> None:
+        """Begin to count trials; `axis` is the cost to show."""
+        self._axis = axis
+        self._began = self._done = n_done
+        self._total = n_trials
+        self._started = time.perf_counter()
+        if n_done:
+            self.note(f"{n_done} of {n_trials} trials are there already")
+        self._live.reset(self._task, description="trials", total=n_trials, completed=n_done)
+        self._live.update(self._task, visible=True, detail="")
+
+    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Show how far the running trial is."""
+        detail = f"trial {number}: epoch {epoch.number}/{epochs}, {100 * epoch.val:.2f} %"
+        self._live.update(self._task, detail=detail)
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Print how a trial ended, the best so far and the time left."""
+        shown = self._outcome(record)
+        if record.control_of is not None:
+            self.note(f"control (no. {record.number}): {shown}")
+            return
+        self._done += 1
+        self._live.update(self._task, completed=self._done)
+        standing = "" if best is None else f"; best {self._point(best)}"
+        place = f"trial {self._done} of {self._total} (no. {record.number})"
+        self.note(f"{place}: {shown}{standing}{self._left()}")
+
+    def _left(self) -> str:
+        each = (time.perf_counter() - self._started) / max(1, self._done - self._began)
+        seconds = each * (self._total - self._done)
+        return f"; {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds > 0 else ""
+
+    def _outcome(self, record: TrialRecord) -> str:
+        what = f"{record.params['student.family']} + {record.params.get('method.name', 'kd')}"
+        if record.state == "complete":
+            shown = f"{what} {self._point(record)}"
+            equal = record.reused_from
+            return shown if equal is None else f"{shown} (equal to trial {equal})"
+        return f"{what} {record.state}: {record.reason}"
+
+    def _point(self, record: TrialRecord) -> str:
+        assert record.val is not None
+        assert record.cost is not None
+        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._axis)}"
+
+
+def front_table(summary: Summary) -> Table:
+    """Return the front as a table, cheapest first; the best is marked."""
+    found = f"{len(summary.front)} of {_trials(summary)} trials"
+    table = Table(title=f"Front of {summary.study}: {found}; * is shipped")
+    for heading in ("no.", "val", "test", "ms", "MFLOPs", "params"):
+        table.add_column(heading, justify="right")
+    table.add_column("student")
+    table.add_column("method")
+    for entry in summary.front:
+        table.add_row(
+            f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
+            f"{100 * entry.val:.2f} %",
+            "-" if entry.test is None else f"{100 * entry.test:.2f} %",
+            "-" if entry.latency_ms is None else f"{entry.latency_ms:.3g}",
+            f"{entry.flops / 1e6:.2f}",
+            f"{entry.params:,}",
+            str(entry.config["student.family"]),
+            str(entry.config.get("method.name", "kd")),
+            style="bold" if entry.trial == summary.best else None,
+        )
+    return table
+
+
+def _trials(summary: Summary) -> int:
+    counts = summary.counts
+    return counts.complete + counts.pruned + counts.infeasible + counts.failed

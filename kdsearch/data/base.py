@@ -1,0 +1,118 @@
+"""The values of the data room: where images come from, and what the other rooms get.
+
+Images are uint8 `[N, C, S, S]`, labels int64 `[N]`; no I/O happens here, and no torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One labelled image before decoding: a file, its encoded bytes, or an opened image.
+
+    name: what a message calls it, unique within the source.
+    """
+
+    name: str
+    label: int
+    content: Path | bytes | Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Images as the user has them.
+
+    splits: `train` and any of `val`, `test`; each is iterated from its beginning every time.
+    content: name and bytes (or file) of everything that decides pixels and labels.
+    channels: 1 or 3. flip: whether a mirrored image still shows its class.
+    held_out: share of train that becomes a split which the source lacks.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Iterable[Sample]]
+    content: Iterable[tuple[str, Path | bytes]]
+    channels: int = 3
+    flip: bool = True
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.name}: classification needs at least two classes, "
+                f"found {', '.join(map(repr, self.classes)) or 'none'}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """What a training view may do: crop after zero padding by `pad` pixels, mirror sideways."""
+
+    pad: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise DataError(f"augment.pad: {self.pad} is not a number of pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Decoded images, uint8 `[N, C, S, S]`, and their labels, int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> ImageSet:
+        """Return the images at `index`, copied, in its order."""
+        return ImageSet(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageData:
+    """A classification data set, ready to train on.
+
+    key: equal only for the same images in the same splits and order, with the same augmentation.
+    mean, std: per channel, of train / 255; std is at least 1/255, for channels that never vary.
+    skipped: names of the images that could not be read.
+    """
+
+    name: str
+    key: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Return C, 1 or 3."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Return S, the side of the square images in pixels."""
+        return int(self.train.images.shape[2])
+
+    @property
+    def num_classes(self) -> int:
+        """Return K; labels are 0 to K - 1."""
+        return len(self.classes)

@@ -1,0 +1,94 @@
+"""A folder of images: `train/CLASS/*`, `val/CLASS/*` (or `valid`, `validation`), `test/CLASS/*`.
+
+Only train is required. Hidden files, and files without an image's suffix, are not images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdsearch.data.base import Sample, Source
+from kdsearch.errors import DataError, did_you_mean
+
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def is_image(path: Path) -> bool:
+    """Say whether the name is that of an image, in any case of its suffix."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def read(root: Path) -> Source:
+    """Return the images under `root`, which holds `train/`; classes are train's, sorted.
+
+    Raises DataError for a class without images, one that train lacks, or one that is a link to
+    outside of `root`.
+    """
+    folders = {split: _split_folder(root, names) for split, names in _SPLITS.items()}
+    found = {
+        split: {path.name: _images(path, root) for path in _class_folders(folder)}
+        for split, folder in folders.items()
+        if folder is not None
+    }
+    classes = tuple(sorted(found["train"]))
+    if not classes:
+        raise DataError(f"{root / 'train'}: holds no class folders; expected train/CLASS/*.jpg")
+    for split, by_class in found.items():
+        _check_classes(folders[split] or root, by_class, classes)
+    files = {
+        split: [
+            (path, label) for label, name in enumerate(classes) for path in images.get(name, ())
+        ]
+        for split, images in found.items()
+    }
+    return Source(
+        name=root.resolve().name,
+        classes=classes,
+        splits={
+            split: [
+                Sample(name=path.relative_to(root).as_posix(), label=label, content=path)
+                for path, label in pairs
+            ]
+            for split, pairs in files.items()
+        },
+        content=[
+            (path.relative_to(root).as_posix(), path)
+            for pairs in files.values()
+            for path, _ in pairs
+        ],
+    )
+
+
+def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    found = [root / name for name in names if (root / name).is_dir()]
+    if len(found) > 1:
+        raise DataError(f"{root}: {' and '.join(p.name for p in found)} are one split; keep one")
+    return found[0] if found else None
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path, root: Path) -> list[Path]:
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{folder}: is a link to {folder.resolve()}, outside of {root}; copy the images"
+        )
+    return sorted(path for path in folder.iterdir() if is_image(path) and path.is_file())
+
+
+def _check_classes(folder: Path, by_class: dict[str, list[Path]], classes: tuple[str, ...]) -> None:
+    unknown = [name for name in by_class if name not in classes]
+    if unknown:
+        named = ", ".join(f"{name!r}{did_you_mean(name, classes)}" for name in unknown)
+        raise DataError(f"{folder}: train has no class {named}; its classes: {', '.join(classes)}")
+    empty = [name for name, images in by_class.items() if not images]
+    if empty:
+        raise DataError(
+            f"{folder}: no images in {', '.join(empty)}; "
+            f"remove the folder or add files ({', '.join(sorted(SUFFIXES))})"
+        )

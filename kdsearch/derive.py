@@ -1,0 +1,134 @@
+"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.html.
+
+No torch here: a report needs no GPU and no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from typing import cast
+
+from kdsearch import report
+from kdsearch.errors import StudyError
+from kdsearch.spec import Cost, TrialRecord
+from kdsearch.study import Request, Study, searched, write_text
+from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
+
+Test = dict[str, float]
+
+
+def summarise(study: Study) -> Summary:
+    """Return the study's summary as its store has it now."""
+    records, facts = study.records(), study.facts()
+    if "teacher" not in facts:
+        raise StudyError(f"the study {study.name!r} has nothing to report yet")
+    front = study.front()
+    best = facts.get("best")
+    if best not in [record.number for record in front]:
+        best = front[-1].number if front else None
+    test = cast("Test", facts.get("test", {}))
+    controls = [r for r in records if r.state == "complete" and r.control_of is not None]
+    return Summary(
+        study=study.name,
+        budget=study.budget,
+        target=Target(),
+        teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
+        counts=_counts(searched(records)),
+        front=tuple(_entry(record, test) for record in front),
+        controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
+        best=best,
+        seconds=Seconds(
+            teacher=cast("float", facts.get("teacher_seconds", 0.0)),
+            search=sum(record.seconds for record in searched(records)),
+            refit=sum(r.seconds for r in records if r.control_of is not None),
+        ),
+    )
+
+
+def write_derived(study: Study) -> Summary:
+    """Write front.json, trials.csv and report.html anew and return the summary."""
+    summary, records = summarise(study), study.records()
+    facts = study.facts()
+    write_text(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
+    write_text(study.path / "trials.csv", _csv(records))
+    html = report.render(
+        summary,
+        records,
+        importances=study.importances(),
+        notes=cast("Sequence[str]", facts.get("notes", ())),
+        command=_command(study),
+    )
+    report.write(study.path / "report.html", html)
+    return summary
+
+
+def _command(study: Study) -> str:
+    """Return a command line that makes this study again, or goes on with it where it lies."""
+    asked = {**study.request.changes(Request()), "out": (str(study.path.parent), "results")}
+    flags = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, (value, default) in asked.items()
+        if name not in ("data_key", "weights_key", "space", "flip") and value != default
+    ]
+    if study.request.flip is not None:
+        flags.append("--flip" if study.request.flip else "--no-flip")
+    trials = study.facts().get("trials")
+    flags += [f"--trials {trials}"] if trials else []
+    return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
+
+
+def _counts(records: Sequence[TrialRecord]) -> Counts:
+    states = [record.state for record in records]
+    return Counts(
+        complete=states.count("complete"),
+        pruned=states.count("pruned"),
+        infeasible=states.count("infeasible"),
+        failed=states.count("failed"),
+        reused=sum(record.reused_from is not None for record in records),
+    )
+
+
+def _entry(record: TrialRecord, test: Test) -> Entry:
+    assert record.cost is not None
+    assert record.val is not None
+    return Entry(
+        trial=record.number,
+        val=record.val,
+        test=test.get(str(record.number)),
+        flops=record.cost.flops,
+        params=record.cost.params,
+        latency_ms=record.cost.latency_ms,
+        latency_spread_ms=record.cost.latency_spread_ms,
+        config=record.params,
+    )
+
+
+def _csv(records: Sequence[TrialRecord]) -> str:
+    names = sorted({name for record in records for name in record.params})
+    text = io.StringIO()
+    writer = csv.writer(text)
+    costs = ("latency_ms", "latency_spread_ms", "flops", "params")
+    writer.writerow(
+        ["trial", "state", "val", *costs, "seconds", "control_of", "reused_from", "reason", *names]
+    )
+    for record in records:
+        cost = record.cost or Cost(flops=0, params=0)
+        known = record.cost is not None
+        writer.writerow(
+            [
+                record.number,
+                record.state,
+                record.val,
+                *(getattr(cost, name) if known else None for name in costs),
+                round(record.seconds, 3),
+                record.control_of,
+                record.reused_from,
+                record.reason,
+                *(record.params.get(name) for name in names),
+            ]
+        )
+    return text.getvalue()

@@ -1,0 +1,166 @@
+"""Measure how long an exported network takes in ONNX Runtime on this CPU, and remember it.
+
+With one thread a run is timed by the CPU clock of the thread that computes it. On an idle core that
+equals the wall clock (0.508 and 0.507 ms). Beside four busy processes on two cores it rose by 5 to
+30 %, and the wall medians of networks above 4 ms rose 2 to 10 times. Several threads wait for one
+another, so there the wall clock counts. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from kdsearch.errors import CostError
+
+_MIN_RUNS = 10
+_BLOCKS = 10
+_CPUINFO = Path("/proc/cpuinfo")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds a run: the median over blocks of runs of each block's median.
+
+    spread_ms: interquartile range of the blocks' medians. contention: wall time over the CPU time
+    of the calling thread; about 1 when the measurement had its core to itself.
+    """
+
+    ms: float
+    spread_ms: float
+    contention: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.ms < math.inf and 0 <= self.spread_ms < math.inf and self.contention > 0):
+            raise CostError(f"{self} is not a latency")
+
+
+def open_session(onnx: Path | bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Load a file, or its bytes, on the CPU, its operators one after another.
+
+    Raises CostError when ONNX Runtime refuses it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # what goes wrong is raised; nothing else is worth a line
+    source = onnx if isinstance(onnx, bytes) else str(onnx)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions have no common base
+        what = f"a model of {len(onnx)} bytes" if isinstance(onnx, bytes) else str(onnx)
+        raise CostError(f"ONNX Runtime refuses {what}: {error}") from error
+
+
+def measure(
+    onnx: Path | bytes,
+    *,
+    shape: tuple[int, int, int],
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 0.3,
+) -> Latency:
+    """Time a file, or its bytes, on images [batch, *shape] for about `seconds`, at least 10 runs.
+
+    Raises CostError when ONNX Runtime refuses the file or the images.
+    """
+    session = open_session(onnx, threads=threads)
+    images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
+    feed = {session.get_inputs()[0].name: images}
+    try:
+        session.run(None, feed)
+    except Exception as error:  # as above
+        raise CostError(f"ONNX Runtime cannot run images {images.shape}: {error}") from error
+    _time_runs(session, feed, seconds=seconds / 10, at_least=2)
+    wall, cpu = _time_runs(session, feed, seconds=seconds, at_least=_MIN_RUNS)
+    times = cpu if threads == 1 else wall
+    medians = [float(np.median(block)) for block in np.array_split(times, _BLOCKS)]
+    low, middle, high = np.quantile(medians, (0.25, 0.5, 0.75))
+    return Latency(
+        ms=1e3 * float(middle),
+        spread_ms=1e3 * float(high - low),
+        contention=float(wall.sum() / cpu.sum()),
+    )
+
+
+def _time_runs(
+    session: onnxruntime.InferenceSession,
+    feed: dict[str, np.ndarray],
+    *,
+    seconds: float,
+    at_least: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the wall seconds and the calling thread's CPU seconds of each run."""
+    wall: list[float] = []
+    cpu: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(wall) < at_least or time.perf_counter() < end:
+        wall_start, cpu_start = time.perf_counter(), time.thread_time()
+        session.run(None, feed)
+        cpu.append(time.thread_time() - cpu_start)
+        wall.append(time.perf_counter() - wall_start)
+    return np.array(wall), np.array(cpu)
+
+
+class LatencyCache:
+    """Latencies measured on this processor with this runtime, one file each in `latency/`.
+
+    They make a repeated study repeat its decisions too. A damaged file is measured again.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._folder = cache_dir / "latency"
+
+    def get_or_measure(self, key: str, make: Callable[[], Latency]) -> Latency:
+        """Return what is kept under `key`, the architecture and its target, or keep `make()`."""
+        full_key = f"{key} | {_host()}"
+        path = self._folder / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.json"
+        latency = _read(path, full_key)
+        if latency is None:
+            latency = make()
+            _write(path, full_key, latency)
+        return latency
+
+
+def _host() -> str:
+    """Name what a latency depends on beside the network: machine, processor, runtime."""
+    model = platform.processor()
+    if _CPUINFO.is_file():
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line for line in lines if line.startswith("model name")), model)
+    return f"{platform.machine()} | {model} | onnxruntime {version('onnxruntime')}"
+
+
+def _read(path: Path, key: str) -> Latency | None:
+    try:
+        entry = json.loads(path.read_bytes())
+        if entry["key"] != key:
+            raise ValueError(f"it is about {entry['key']!r}")
+        return Latency(**{name: float(value) for name, value in entry["latency"].items()})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, CostError) as error:
+        _log.warning("%s is damaged (%s); measuring again", path, error)
+        return None
+
+
+def _write(path: Path, key: str, latency: Latency) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    partial.write_text(json.dumps({"key": key, "latency": asdict(latency)}), encoding="utf-8")
+    partial.replace(path)

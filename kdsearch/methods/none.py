@@ -1,0 +1,23 @@
+"""The control: a student that learns from the labels alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdsearch.methods.base import DistillLoss, Need
+
+
+class NoTeacher(DistillLoss):
+    """Add nothing to the task loss, so that what distillation gains can be told.
+
+    loss = 0, with alpha = 0; the Distiller asks for no teacher at all.
+    """
+
+    need: ClassVar[Need] = "nothing"
+    alpha: ClassVar[float] = 0.0
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Return 0."""
+        return student.new_zeros(())

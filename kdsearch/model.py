@@ -1,0 +1,107 @@
+"""A network together with the input it was made for, fed with raw images.
+
+Teacher and student meet on the same uint8 view; each scales, resizes and normalises it its own
+way (Beyer et al., CVPR 2022, arXiv:2106.05237: same crop, or distillation is not function
+matching).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.data.base import ImageSet
+from kdsearch.data.views import to_input
+from kdsearch.taps import Outputs
+
+EVAL_BATCH = 256
+
+
+class Network(Protocol):
+    """What teachers and students are: a module that also tells its embedding and its stages."""
+
+    def features(self, x: Tensor) -> Outputs:
+        """Return logits, embedding and stages of inputs [B, C, R, R]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """uint8 images to network inputs: scale to [0, 1], resize to `resolution`, normalise."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resolution: int
+    channels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 [B, channels, resolution, resolution] of uint8 [B, C, S, S]."""
+        return to_input(
+            images,
+            mean=self.mean,
+            std=self.std,
+            resolution=self.resolution,
+            channels=self.channels,
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width) of one input."""
+        return (self.channels, self.resolution, self.resolution)
+
+
+class Model(nn.Module):
+    """A named network and its preprocessing: uint8 images in, logits or Outputs out."""
+
+    def __init__(self, name: str, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.preprocess = preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K] of uint8 images [B, C, S, S]."""
+        logits: Tensor = self.network(self.preprocess(images))
+        return logits
+
+    def features(self, images: Tensor) -> Outputs:
+        """Return logits, embedding and stages of uint8 images [B, C, S, S]."""
+        outputs: Outputs = self.network.features(self.preprocess(images))  # type: ignore[operator]
+        return outputs
+
+    def freeze(self) -> Model:
+        """Return itself in evaluation mode, its parameters without gradient."""
+        return self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def example(self, images: Tensor) -> Outputs:
+        """Return the outputs on one small batch, in evaluation mode: what adapters are cut for."""
+        with evaluating(self):
+            return self.features(images[:2])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and back into the mode it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) of a split in order, on the device."""
+    for start in range(0, len(images), EVAL_BATCH):
+        stop = start + EVAL_BATCH
+        yield images.images[start:stop].to(device), images.labels[start:stop].to(device)
+
+
+def inputs(images: ImageSet, preprocess: Preprocess, limit: int) -> Tensor:
+    """Return the first `limit` images of a split as network inputs, on the CPU."""
+    return preprocess(images.images[:limit])

@@ -1,0 +1,169 @@
+"""Which record is drawn as what: front, dominated, stopped, infeasible, control, teacher.
+
+Every mark carries all its costs, so that one list serves every cost axis. Hover text holds the
+few tags that plotly renders; whatever comes from the study is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kdsearch.report import words
+from kdsearch.space import Params
+from kdsearch.spec import TrialRecord
+from kdsearch.summary import Entry, Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One point: `val` is None where nothing was trained."""
+
+    trial: int | None
+    val: float | None
+    costs: Mapping[str, float | None]
+    hover: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """All points of a study. `links` join a control to the trial that it controls."""
+
+    front: tuple[Mark, ...]
+    dominated: tuple[Mark, ...]
+    stopped: tuple[Mark, ...]
+    infeasible: tuple[Mark, ...]
+    controls: tuple[Mark, ...]
+    links: tuple[tuple[Mark, Mark], ...]
+    teacher: Mark
+    best: tuple[Mark, ...]
+
+    def students(self) -> tuple[Mark, ...]:
+        """Return every mark but the teacher's, each once or more."""
+        return (*self.front, *self.dominated, *self.stopped, *self.infeasible, *self.controls)
+
+
+def escape(text: str) -> str:
+    """Escape for plotly, which renders a few tags and knows no `&quot;`."""
+    return html.escape(text, quote=False)
+
+
+def finite(value: float | None) -> float | None:
+    """Return None for what cannot be drawn: unknown, NaN or infinite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
+    """Return what is drawn as what. The front and the controls are the summary's."""
+    front = tuple(_from_entry(summary, entry, "on the front") for entry in summary.front)
+    subjects = {record.number: record.control_of for record in records}
+    controls = tuple(
+        _from_entry(summary, entry, _control_words(subjects.get(entry.trial)))
+        for entry in summary.controls
+    )
+    placed = {mark.trial for mark in (*front, *controls)}
+    rest = [record for record in records if record.number not in placed]
+    dominated = _from_records(summary, rest, "complete")
+    drawn = {mark.trial: mark for mark in (*dominated, *front)}
+    return Marks(
+        front=front,
+        dominated=dominated,
+        stopped=_from_records(summary, rest, "pruned"),
+        infeasible=_from_records(summary, rest, "infeasible"),
+        controls=controls,
+        links=tuple(
+            (mark, drawn[subject])
+            for mark in controls
+            if mark.trial is not None and (subject := subjects.get(mark.trial)) in drawn
+        ),
+        teacher=_teacher(summary),
+        best=tuple(mark for mark in front if mark.trial == summary.best),
+    )
+
+
+def _control_words(subject: int | None) -> str:
+    return "control" if subject is None else f"control of trial {subject}"
+
+
+def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
+    lines = [f"test {summary.metric} {words.percent(entry.test)}"] if entry.test is not None else []
+    return Mark(
+        trial=entry.trial,
+        val=finite(entry.val),
+        costs=words.costs(entry),
+        hover=_hover(
+            f"trial {entry.trial}, {role}",
+            [
+                f"validation {summary.metric} {words.percent(entry.val)}",
+                *lines,
+                *_cost_lines(words.costs(entry), words.latency(entry)),
+            ],
+            entry.config,
+        ),
+    )
+
+
+def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) -> tuple[Mark, ...]:
+    """Return a mark for every record in that state that has a place: a cost, and an accuracy."""
+    found = []
+    for record in records:
+        val = _last_val(record)
+        if record.state != state or record.cost is None or (state != "infeasible" and val is None):
+            continue
+        reason = words.clipped(words.reason(record), 120)
+        lines = [reason] if reason else []
+        if val is not None:
+            when = f" after epoch {len(record.curve)}" if state == "pruned" else ""
+            lines.append(f"validation {summary.metric} {words.percent(val)}{when}")
+        lines += _cost_lines(words.costs(record.cost), words.latency(record.cost))
+        found.append(
+            Mark(
+                trial=record.number,
+                val=val,
+                costs=words.costs(record.cost),
+                hover=_hover(f"trial {record.number}, {words.STATES[state]}", lines, record.params),
+            )
+        )
+    return tuple(found)
+
+
+def _last_val(record: TrialRecord) -> float | None:
+    if record.state == "infeasible":
+        return None
+    if record.state == "pruned" and record.curve:
+        return finite(record.curve[-1])
+    return finite(record.val)
+
+
+def _teacher(summary: Summary) -> Mark:
+    teacher = summary.teacher
+    latency = words.amount("latency_ms", teacher.latency_ms)
+    return Mark(
+        trial=None,
+        val=finite(teacher.val),
+        costs=words.costs(teacher),
+        hover=_hover(
+            f"teacher {teacher.name}",
+            [
+                f"validation {summary.metric} {words.percent(teacher.val)}",
+                *_cost_lines(words.costs(teacher), latency),
+            ],
+            {},
+        ),
+    )
+
+
+def _cost_lines(costs: Mapping[str, float | None], latency: str) -> list[str]:
+    rest = {axis: value for axis, value in costs.items() if axis != "latency_ms"}
+    return [
+        f"latency {latency}",
+        *(words.amount(axis, value) for axis, value in rest.items() if value is not None),
+    ]
+
+
+def _hover(title: str, lines: Sequence[str], params: Params) -> str:
+    knobs = [words.clipped(f"{name} = {value}", 60) for name, value in params.items()]
+    text = "<br>".join(escape(line) for line in (*lines, *knobs))
+    return f"<b>{escape(title)}</b><br>{text}"

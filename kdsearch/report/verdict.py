@@ -1,0 +1,92 @@
+"""What to ship and why, or what is wrong when there is nothing to ship. Plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdsearch.report import words
+from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.summary import Entry, Summary
+
+
+def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
+    """Return the study's result in one sentence, and the next step where there is none."""
+    best = summary.best_entry()
+    if best is not None:
+        return _ship(summary, best)
+    if not records:
+        return (
+            "Nothing to ship: no trial has been run yet. Run the command at the end of this page."
+        )
+    states = [record.state for record in records]
+    if "complete" in states:
+        return (
+            f"Nothing to ship yet: {states.count('complete'):,} of "
+            f"{words.counted(len(records), 'trial')} completed, but none has been chosen."
+        )
+    over = [
+        (record, record.cost) for record in records if record.state == "infeasible" and record.cost
+    ]
+    if over:
+        return _too_costly(summary.budget, over)
+    return _none_completed(records)
+
+
+def _ship(summary: Summary, best: Entry) -> str:
+    teacher = summary.teacher
+    kind = words.family(best.config)
+    test = "" if best.test is None else f" ({words.percent(best.test)} on the test set)"
+    limits = words.limits(summary.budget)
+    against = [
+        f"{text} {words.AXES[axis].name} ({words.scaled(value)} against {words.scaled(reference)})"
+        for axis, value, reference in (
+            ("flops", best.flops, teacher.flops),
+            ("params", best.params, teacher.params),
+        )
+        if reference and (text := words.compared(value, reference))
+    ]
+    return (
+        f"Ship trial{words.SPACE}{best.trial}{f', a {kind} student' if kind else ''}: "
+        f"{words.percent(best.val)} validation {summary.metric}{test}, "
+        f"{_speed(summary, best)}, "
+        f"{f'within the budget of {limits}' if limits else 'with no budget set'}; "
+        f"it has {' and '.join(against)} than the teacher {teacher.name}, "
+        f"{_distance(best.val - teacher.val)} its {words.percent(teacher.val)}."
+    )
+
+
+def _speed(summary: Summary, best: Entry) -> str:
+    if best.latency_ms is None:
+        return "latency not measured"
+    return f"{words.latency(best)} on {words.target(summary.target)}"
+
+
+def _distance(difference: float) -> str:
+    text = words.points(abs(difference)).lstrip("+")
+    if text == "0.00":
+        return "level with"
+    return f"{text} points {'above' if difference > 0 else 'below'}"
+
+
+def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str:
+    """Name the cheapest by the budgeted cost; by FLOPs where that one was never measured."""
+    axis = budget.axis()
+    if all(getattr(cost, axis) is None for _, cost in over):
+        axis = "flops"
+    known = [(record, cost) for record, cost in over if getattr(cost, axis) is not None]
+    record, cost = min(known, key=lambda item: (getattr(item[1], axis), item[0].number))
+    broken = {name for name, excess in budget.violations(cost).items() if excess > 0} or {axis}
+    price = " and ".join(
+        words.amount(name, getattr(cost, name)) for name in words.AXES if name in broken
+    )
+    return (
+        f"Nothing to ship: {words.counted(len(over), 'student')} tried, none within the budget of "
+        f"{words.limits(budget)}; the cheapest seen is {words.trial(record.number, record.params)} "
+        f"with {price}. Raise the budget to that, or let the search space reach smaller students."
+    )
+
+
+def _none_completed(records: Sequence[TrialRecord]) -> str:
+    reason = next((record.reason for record in records if record.reason), "")
+    said = f" The first reason given: {words.clipped(reason, 300)}" if reason else ""
+    return f"Nothing to ship: none of {words.counted(len(records), 'trial')} completed.{said}"

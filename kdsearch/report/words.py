@@ -1,0 +1,187 @@
+"""Numbers and facts of a study as plain text. Nothing here is HTML: who writes a page escapes.
+
+Convention: fractions are shown in percent, differences in points, costs with their unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdsearch.space import Params
+from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.summary import Entry, Summary, Target, TeacherEntry
+
+SPACE = "\u00a0"  # keeps a number and its unit on one line
+TIMES = "\u00d7"
+MINUS = "\u2212"
+UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One kind of cost: how it is called, and what `fewer` means for it."""
+
+    title: str
+    unit: str
+    name: str
+
+
+AXES = {
+    "latency_ms": Axis(title="latency, median ms", unit="ms", name="latency"),
+    "flops": Axis(title="multiply-adds of one image", unit="FLOPs", name="FLOPs"),
+    "params": Axis(title="parameters", unit="parameters", name="parameters"),
+}
+
+STATES = {
+    "complete": "completed",
+    "infeasible": "over budget, never trained",
+    "pruned": "stopped early",
+    "failed": "failed",
+    "running": "still running",
+}
+
+
+def digits(value: float, count: int = 3) -> str:
+    """Return the number with `count` digits that count, never in powers of ten."""
+    if value == 0:
+        return "0"
+    decimals = count - 1 - math.floor(math.log10(abs(value)))
+    text = f"{value:,.{max(0, decimals)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def scaled(value: float) -> str:
+    """Return 3210000 as '3.21 M'."""
+    value = float(f"{value:.3g}")
+    for letter, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{digits(value / factor)}{SPACE}{letter}"
+    return digits(value)
+
+
+def amount(axis: str, value: float | None) -> str:
+    """Return a cost with its unit, '3.21 M FLOPs', or that nobody measured it."""
+    if value is None:
+        return UNKNOWN
+    unit = AXES[axis].unit
+    if axis == "latency_ms":
+        return f"{digits(value)}{SPACE}{unit}"
+    return f"{scaled(value)}{SPACE}{unit}"
+
+
+def latency(cost: Cost | Entry) -> str:
+    """Return the latency with its spread, where there is one."""
+    text = amount("latency_ms", cost.latency_ms)
+    if cost.latency_ms is None or cost.latency_spread_ms is None:
+        return text
+    return f"{text} (spread {digits(cost.latency_spread_ms, 2)}{SPACE}ms)"
+
+
+def percent(fraction: float | None) -> str:
+    """Return 0.9731 as '97.31 %'."""
+    return UNKNOWN if fraction is None else f"{100 * fraction:.2f}{SPACE}%"
+
+
+def points(difference: float) -> str:
+    """Return the difference of two fractions as '+1.20', in points."""
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", MINUS)
+
+
+def compared(value: float | None, reference: float | None) -> str:
+    """Return how `value` stands to a reference cost, '41.2x fewer', or '' where one is unknown."""
+    if not value or not reference:
+        return ""
+    if value <= reference:
+        return f"{digits(reference / value)}{TIMES} fewer"
+    return f"{digits(value / reference)}{TIMES} more"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as '1 h 02 min', '2 min 05 s' or '7.5 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
+    return f"{minutes // 60}{SPACE}h {minutes % 60:02d}{SPACE}min"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return '1 trial' or '2 trials'."""
+    return f"{number:,}{SPACE}{noun}{'' if number == 1 else 's'}"
+
+
+def clipped(text: str, length: int) -> str:
+    """Return at most `length` characters of the text, with an ellipsis where some were cut."""
+    return text if len(text) <= length else f"{text[: length - 1]}\u2026"
+
+
+def reason(record: TrialRecord) -> str:
+    """Return why the trial did not complete: what the record says, else what broke the budget."""
+    if record.reason:
+        return record.reason
+    return ", ".join(
+        f"{AXES[axis].name} {digits(100 * excess)}{SPACE}% over the budget"
+        for axis, excess in record.violations.items()
+        if excess > 0
+    )
+
+
+def family(params: Params) -> str:
+    """Return the student's family, or '' in a space that has none."""
+    return str(params.get("student.family", ""))
+
+
+def method(params: Params) -> str:
+    """Return the name of the distillation method, or '' in a space that has none."""
+    return str(params.get("method.name", ""))
+
+
+def trial(number: int, params: Params) -> str:
+    """Return 'trial 7 (resnet)'."""
+    kind = family(params)
+    return f"trial{SPACE}{number}" + (f" ({kind})" if kind else "")
+
+
+def limits(budget: Budget) -> str:
+    """Return the limits of a budget in words, '' without one."""
+    found = {axis: getattr(budget, axis) for axis in AXES}
+    return " and ".join(amount(axis, value) for axis, value in found.items() if value is not None)
+
+
+def target(where: Target) -> str:
+    """Return the device and runtime that latency was measured on."""
+    threads = counted(where.threads, "thread")
+    return f"{where.device}, {where.runtime}, {threads}, batch{SPACE}{where.batch}"
+
+
+def conventions(summary: Summary) -> str:
+    """Return what a reader must know of the units."""
+    return (
+        f"{summary.metric.capitalize()} is on the validation set unless it says test. FLOPs count "
+        "one multiply-add once, for one image. Latency is the median in milliseconds on "
+        f"{target(summary.target)}."
+    )
+
+
+def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
+    """Return how many trials ended in which state."""
+    counts = summary.counts
+    found = {state: getattr(counts, state) for state in ("complete", "infeasible", "pruned")}
+    found["failed"] = counts.failed
+    found["running"] = sum(record.state == "running" for record in records)
+    parts = [f"{number:,} {STATES[state]}" for state, number in found.items() if number]
+    text = (
+        f"{counted(sum(found.values()), 'trial')}: {'; '.join(parts)}." if parts else "No trials."
+    )
+    if counts.reused:
+        text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
+    return text
+
+
+def costs(owner: Cost | Entry | TeacherEntry) -> dict[str, float | None]:
+    """Return every kind of cost by the name of its axis."""
+    return {axis: getattr(owner, axis) for axis in AXES}

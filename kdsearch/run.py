@@ -1,0 +1,308 @@
+"""A whole study: data, teacher, search, controls, the file to ship, the report.
+
+This room orders the parts and stores what they found; it decides nothing about a trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from kdsearch.bench import Prepared, Watch, load_data, pick_device, prepare, teacher_spec
+from kdsearch.derive import write_derived
+from kdsearch.engines import local
+from kdsearch.errors import BudgetError, StudyInterruptedError, TrialsFailedError
+from kdsearch.model import Model
+from kdsearch.ship import Package, pack
+from kdsearch.space import Params
+from kdsearch.spaces import default_space, find_space
+from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.study import (
+    Asked,
+    Outcome,
+    Request,
+    Study,
+    free_name,
+    open_study,
+    read_request,
+    refuse_changes,
+    request_of,
+    searched,
+    study_path,
+)
+from kdsearch.summary import Summary, TeacherEntry
+from kdsearch.trainer import accuracy
+from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
+from kdsearch.weights import fit_weights, read_weights, save_weights
+
+DEFAULT_TRIALS = 20
+CONTROLS = ("none", "kd")
+_VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a study found, and the folder to ship."""
+
+    path: Path
+    summary: Summary
+    package: Package
+    notes: tuple[str, ...]
+
+
+def run(
+    given: Mapping[str, object],
+    watch: Watch,
+    *,
+    out: Path,
+    name: str | None = None,
+    trials: int | None = None,
+    time_limit: float | None = None,
+    device: str = "auto",
+) -> Finished:
+    """Run a study, or go on with the one of that name, and return what it found.
+
+    given: fields of Request that the user set; `space` is a name or a file. What is not given is
+    taken from the study when there is one, else from Request's defaults. Raises BudgetError when
+    nothing fits the budget, and another KDSearchError for a request that cannot be met.
+    """
+    request, old = _resolve(given, study_path(out, name) if name else None)
+    torch_device = pick_device(device)
+    teacher_spec(request)
+    data, request = load_data(request, out)
+    if not request.space:
+        request = replace(request, space=find_space(default_space(data.name, data.size)).text)
+    name = name or free_name(out, data.name)
+    path = study_path(out, name)
+    if old is not None:
+        refuse_changes(name, old, request)
+    watch.note(f"Results go to {path}")
+    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    versions = {package: version(package) for package in _VERSIONED}
+    with open_study(path, request, versions=versions) as study, _log_to(path / "kdsearch.log"):
+        total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
+        facts = {"teacher": asdict(prepared.teacher), "trials": total}
+        study.note(**facts, teacher_seconds=prepared.seconds)
+        if teacher_spec(request).is_trained_here:
+            save_weights(prepared.bench.teacher.network, path / "teacher" / "teacher.safetensors")
+        try:
+            _search(study, prepared.bench, watch, total, time_limit)
+            return _finish(study, prepared, watch)
+        except KeyboardInterrupt:
+            write_derived(study)
+            raise StudyInterruptedError(
+                f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
+                f"`kdsearch run --name {name}` goes on"
+            ) from None
+
+
+def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, Request | None]:
+    """Return the full request, and the one of the study at `path` when there is one."""
+    old = read_request(path) if path is not None else None
+    if given.get("space"):
+        given = {**given, "space": find_space(str(given["space"])).text}
+    return request_of(given, old), old
+
+
+def _search(study: Study, bench: Bench, watch: Watch, total: int, time_limit: float | None) -> None:
+    def on_trial(record: TrialRecord) -> None:
+        front = study.front()
+        _keep_weights(study, front)
+        watch.trial(record, front[-1] if front else None)
+
+    watch.search(len(searched(study.records())), total, axis=study.budget.axis())
+    evaluate = _evaluator(study, bench, watch)
+    local.run(study, evaluate, n_trials=total, time_limit=time_limit, on_trial=on_trial)
+
+
+def _evaluator(study: Study, bench: Bench, watch: Watch) -> local.Evaluate:
+    def evaluate(asked: Asked) -> Outcome:
+        return run_trial(
+            Candidate.from_params(asked.params),
+            bench,
+            _directory(study, asked.number),
+            on_epoch=partial(watch.trial_epoch, asked.number),
+        )
+
+    return evaluate
+
+
+def _directory(study: Study, number: int) -> Path:
+    return study.path / "trials" / f"{number:06d}"
+
+
+def _weights(study: Study, record: TrialRecord) -> Path:
+    number = record.number if record.reused_from is None else record.reused_from
+    return _directory(study, number) / WEIGHTS
+
+
+def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
+    """Delete the weights of dominated trials: a dominated trial never comes back to the front."""
+    kept = {record.number for record in front}
+    for record in searched(study.records()):
+        if record.number not in kept:
+            (_directory(study, record.number) / WEIGHTS).unlink(missing_ok=True)
+
+
+def _finish(study: Study, prepared: Prepared, watch: Watch) -> Finished:
+    """Read the test split, ship the best, train its controls, write the report."""
+    bench = prepared.bench
+    if not study.front():
+        write_derived(study)
+        raise _nothing(study)
+    _read_test(study, bench, study.front())
+    best, package = _ship(study, bench, watch)
+    controls = _controls(study, bench, best, watch)
+    _read_test(study, bench, controls)
+    notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
+    study.note(best=best.number, notes=notes)
+    return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
+
+
+def _nothing(study: Study) -> BudgetError | TrialsFailedError:
+    """Say why the front is empty: nothing fits the budget, or everything failed."""
+    records = searched(study.records())
+    axis = study.budget.axis()
+    priced = [r for r in records if r.state == "infeasible" and r.cost is not None]
+    if not priced:
+        reasons = Counter(record.reason for record in records).most_common(3)
+        told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
+        return TrialsFailedError(
+            f"no trial of {len(records)} completed:\n{told}\nDetails: {study.path / 'kdsearch.log'}"
+        )
+    cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
+    return BudgetError(
+        f"nothing fits the budget: none of {len(priced)} students kept {axis}. The cheapest seen, "
+        f"trial {cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
+        "Raise the budget, or give a --space with smaller students."
+    )
+
+
+def _load_student(study: Study, record: TrialRecord, bench: Bench) -> Model:
+    student = build_student(Candidate.from_params(record.params).student, bench.data)
+    file = _weights(study, record)
+    fit_weights(student.network, read_weights(file), where=f"trial {record.number}")
+    return student.freeze()
+
+
+def _read_test(study: Study, bench: Bench, records: Sequence[TrialRecord]) -> None:
+    """Measure on the test split whatever has not been yet, the teacher included."""
+    facts = study.facts()
+    teacher = cast("dict[str, object]", facts["teacher"])
+    teacher["test"] = accuracy(bench.teacher, bench.data.test, bench.device)
+    test = dict(cast("dict[str, float]", facts.get("test", {})))
+    for record in records:
+        if str(record.number) not in test:
+            student = _load_student(study, record, bench).to(bench.device)
+            test[str(record.number)] = accuracy(student, bench.data.test, bench.device)
+    study.note(test=test, teacher=teacher)
+
+
+def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Package]:
+    """Export the most accurate of the front whose file, measured again, keeps the budget."""
+    test = cast("dict[str, float]", study.facts()["test"])
+    for record in reversed(study.front()):
+        assert record.cost is not None
+        assert record.val is not None
+        package = pack(
+            study.path / "best",
+            _load_student(study, record, bench),
+            Candidate.from_params(record.params),
+            study.request,
+            bench.data,
+            cost=record.cost,
+            results={"validation": record.val, "test": test[str(record.number)]},
+        )
+        if package.is_within(study.budget):
+            return record, package
+        watch.note(
+            f"Trial {record.number} is not shipped: its file took {package.latency.ms:.3f} ms, "
+            f"over the budget of {study.budget.latency_ms} ms"
+        )
+    shutil.rmtree(study.path / "best")
+    write_derived(study)
+    raise BudgetError(
+        f"none of the {len(study.front())} exported students on the front kept the budget of "
+        f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
+        f"`kdsearch run --name {study.name}` measures them again."
+    )
+
+
+def _controls(study: Study, bench: Bench, best: TrialRecord, watch: Watch) -> list[TrialRecord]:
+    """Train the best student without a teacher and with plain KD, same recipe and seed."""
+    student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
+    evaluate = _evaluator(study, bench, watch)
+    for method in CONTROLS:
+        params: Params = {**student, "method.name": method}
+        known = [r for r in study.records() if r.control_of == best.number and r.params == params]
+        if not any(record.state == "complete" for record in known):
+            watch.note(f"Control for no. {best.number}: the same student with method {method}")
+            asked = study.ask_control(params, best.number)
+            if asked.reuse is not None and not _weights(study, asked.reuse).is_file():
+                asked = replace(asked, reuse=None)
+            watch.trial(local.run_one(study, asked, evaluate), best)
+    controls = [r for r in study.records() if r.control_of == best.number]
+    return [record for record in controls if record.state == "complete"]
+
+
+def _judgement(
+    study: Study, best: TrialRecord, controls: Sequence[TrialRecord], n_val: int
+) -> Iterator[str]:
+    """Yield what distillation gained, what may be noise, and whether the teacher is any good."""
+    assert best.val is not None
+    teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
+    by_method = {str(record.params["method.name"]): record for record in controls}
+    noise = math.sqrt(2 * best.val * (1 - best.val) / n_val)
+    for method, what in (("none", "without a teacher"), ("kd", "with plain KD at its defaults")):
+        control = by_method.get(method)
+        if control is not None and control.val is not None:
+            yield (
+                f"{_signed(best.val - control.val)} points of validation accuracy over the same "
+                f"student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
+            )
+    yield (
+        f"One training each, judged on {n_val} validation images: the standard error of such a "
+        f"difference is about {100 * noise:.2f} points"
+    )
+    plain = by_method.get("none")
+    if plain is not None and plain.val is not None and teacher.val <= plain.val:
+        yield (
+            f"The teacher ({100 * teacher.val:.2f} %) is no better than this student without one "
+            f"({100 * plain.val:.2f} %): a better teacher is the first thing to look for"
+        )
+
+
+def _signed(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def _skipped(bench: Bench) -> Iterator[str]:
+    skipped = bench.data.skipped
+    if skipped:
+        shown = ", ".join(skipped[:3]) + (", …" if skipped[3:] else "")
+        yield f"{len(skipped)} unreadable images were left out: {shown}"
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Append kdsearch's log to a file; tracebacks of failed trials are there."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("kdsearch")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,151 @@
+"""The folder to ship: the student as ONNX and safetensors, measured again as a file.
+
+What is said of a student here was measured on the exported file: agreement with the PyTorch
+student, accuracy, latency. A file over the budget is not shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from kdsearch.card import model_card
+from kdsearch.data.base import ImageData
+from kdsearch.errors import StudyError
+from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
+from kdsearch.latency import Latency, measure
+from kdsearch.model import Model
+from kdsearch.space import Value
+from kdsearch.spec import Budget, Candidate, Cost
+from kdsearch.study import Request, write_text
+from kdsearch.summary import Target
+from kdsearch.weights import save_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A written folder and what was measured on its ONNX file."""
+
+    path: Path
+    val: float
+    agreement: Agreement
+    latency: Latency
+
+    def is_within(self, budget: Budget) -> bool:
+        """Whether the file, as measured, keeps the latency budget."""
+        return budget.latency_ms is None or self.latency.ms <= budget.latency_ms
+
+
+def pack(
+    path: Path,
+    student: Model,
+    candidate: Candidate,
+    request: Request,
+    data: ImageData,
+    *,
+    cost: Cost,
+    results: Mapping[str, float],
+) -> Package:
+    """Write config.yaml, student.safetensors, student.onnx, metrics.json and README.md to `path`.
+
+    results: accuracies by name, for the card. The folder appears whole or not at all. Raises
+    ExportError when the file does not agree with the student.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise StudyError(f"cannot write to {path.parent}: {error.strerror}") from error
+    student = student.cpu().eval()
+    save_weights(student.network, fresh / "student.safetensors")
+    shape = student.preprocess.input_shape
+    file = fresh / "student.onnx"
+    to_onnx(student.network, input_shape=shape, path=file, metadata=_metadata(student, data))
+    images = student.preprocess(data.val.images)
+    agreement = verify(student.network, file, images)
+    package = Package(
+        path=path,
+        val=accuracy(file, images, data.val.labels),
+        agreement=agreement,
+        latency=measure(file, shape=shape),
+    )
+    metrics = _metrics(package, request.budget, cost, results, file.stat().st_size)
+    write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(fresh / "config.yaml", config_text(candidate, request))
+    write_text(fresh / "README.md", model_card(student, data.name, data.classes, metrics))
+    shutil.rmtree(path, ignore_errors=True)
+    fresh.rename(path)
+    return package
+
+
+def config_text(candidate: Candidate, request: Request) -> str:
+    """Return the YAML that `kdsearch distill --config` retrains the candidate from."""
+    student, distill, train = candidate.student, candidate.distill, candidate.train
+    settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
+    settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
+    settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
+    config: dict[str, object] = {
+        "data": request.data,
+        "image_size": request.image_size,
+        "subset": request.subset,
+        "flip": request.flip,
+        "teacher": request.teacher,
+        "teacher_weights": request.teacher_weights,
+        "teacher_epochs": request.teacher_epochs,
+        "student": student.family,
+        "resolution": student.resolution or None,
+        "method": distill.method,
+        "alpha": distill.alpha,
+        "weight": distill.weight,
+        "temperature": distill.temperature,
+        "mapping": distill.mapping,
+        "epochs": train.epochs,
+        "seed": request.seed,
+    }
+    config = {name: value for name, value in config.items() if value is not None}
+    text = yaml.safe_dump({**config, "set": settings}, sort_keys=False)
+    return f"# kdsearch distill --config config.yaml\n{text}"
+
+
+def _metadata(student: Model, data: ImageData) -> dict[str, str]:
+    shown = student.preprocess
+    return {
+        "classes": json.dumps(data.classes),
+        "mean": json.dumps(shown.mean),
+        "std": json.dumps(shown.std),
+        "resolution": str(shown.resolution),
+        "channels": str(shown.channels),
+        "input": "pixels / 255, minus mean, over std; [batch, channels, height, width]",
+    }
+
+
+def _metrics(
+    package: Package, budget: Budget, cost: Cost, results: Mapping[str, float], size: int
+) -> dict[str, object]:
+    agreement, latency = package.agreement, package.latency
+    return {
+        "accuracy": dict(results),
+        "onnx": {
+            "opset": OPSET,
+            "bytes": size,
+            "val": package.val,
+            "same_predictions": agreement.argmax,
+            "compared_images": agreement.n,
+            "max_logit_difference": agreement.max_abs,
+            "max_relative_logit_difference": agreement.max_rel,
+            "latency_ms": latency.ms,
+            "latency_spread_ms": latency.spread_ms,
+            "contention": latency.contention,
+        },
+        "within_budget": package.is_within(budget),
+        "budget": asdict(budget),
+        "target": asdict(Target()),
+        "flops": cost.flops,
+        "params": cost.params,
+    }

@@ -1,0 +1,144 @@
+"""One distillation without a search, and the price of one model."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from kdsearch import distiller, students
+from kdsearch.bench import Watch, load_data, pick_device, prepare
+from kdsearch.cost import count
+from kdsearch.errors import StudyError, TrainingError
+from kdsearch.export.onnx import for_pricing
+from kdsearch.latency import Latency, measure
+from kdsearch.ship import Package, pack
+from kdsearch.spec import Candidate, StudentSpec
+from kdsearch.study import Outcome, Request, study_path
+from kdsearch.trainer import Epoch, accuracy
+from kdsearch.trial import WEIGHTS, build_student, run_trial
+from kdsearch.weights import fit_weights, read_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled:
+    """A distilled student, on disk: accuracies of it and of its teacher, and the folder."""
+
+    outcome: Outcome
+    teacher_val: float
+    results: dict[str, float]
+    package: Package
+
+
+def distill(
+    candidate: Candidate,
+    request: Request,
+    *,
+    out: Path,
+    name: str,
+    device: str = "auto",
+    watch: Watch,
+) -> Distilled:
+    """Train one candidate under its teacher; the same seed as a study's gives the same student.
+
+    Writes `out/name/`: curve.csv, tensorboard/, best/. Raises TrainingError when the candidate
+    cannot be trained, and another KDSearchError for a request that cannot be met.
+    """
+    path = study_path(out, name)
+    if path.is_dir() and any(path.iterdir()):
+        raise StudyError(f"{path} is not empty; give another --name")
+    students.check(candidate.student)
+    distiller.check(candidate.distill)
+    torch_device = pick_device(device)
+    data, request = load_data(request, out)
+    watch.note(f"Results go to {path}")
+    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    watch.search(0, 1, axis="latency_ms")
+    with SummaryWriter(str(path / "tensorboard")) as board:
+
+        def record(epoch: Epoch, epochs: int) -> None:
+            _to_board(board, epoch, prepared.teacher.val, torch_device)
+            watch.trial_epoch(0, epoch, epochs)
+
+        outcome = run_trial(candidate, prepared.bench, path, on_epoch=record)
+    if outcome.state != "complete":
+        raise TrainingError(outcome.reason)
+    assert outcome.cost is not None
+    assert outcome.val is not None
+    student = build_student(candidate.student, data)
+    fit_weights(student.network, read_weights(path / WEIGHTS), where=str(path))
+    student.freeze()
+    results = {
+        "validation": outcome.val,
+        "test": accuracy(student.to(torch_device), data.test, torch_device),
+    }
+    package = pack(
+        path / "best", student, candidate, request, data, cost=outcome.cost, results=results
+    )
+    (path / WEIGHTS).unlink()
+    return Distilled(
+        outcome=outcome, teacher_val=prepared.teacher.val, results=results, package=package
+    )
+
+
+def _to_board(board: SummaryWriter, epoch: Epoch, teacher_val: float, device: torch.device) -> None:
+    step = epoch.number
+    board.add_scalar("accuracy/teacher", teacher_val, step)
+    board.add_scalar("accuracy/student", epoch.val, step)
+    for name, value in epoch.losses.items():
+        board.add_scalar(f"loss/{name}", value, step)
+    board.add_scalar("lr", epoch.lr, step)
+    board.add_scalar("memory/MB", _memory_bytes(device) / 1e6, step)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Return the peak memory in use: the tensors' on a GPU, the process's on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a model costs; flops and params are None for a bare ONNX file."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    flops: int | None
+    params: int | None
+    latency: Latency
+
+
+def measure_model(
+    spec: StudentSpec, *, input_shape: tuple[int, int, int], classes: int = 1000
+) -> Measured:
+    """Return the FLOPs, parameters and latency of a model at batch 1.
+
+    spec.family may be a path to an `.onnx` file, whose latency alone is measured. Raises SpecError
+    for an unknown name and CostError when the model cannot be priced.
+    """
+    name = spec.family
+    if name.endswith(".onnx"):
+        return Measured(
+            name=name,
+            input_shape=input_shape,
+            flops=None,
+            params=None,
+            latency=measure(Path(name), shape=input_shape),
+        )
+    channels, side, _ = input_shape
+    network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
+    flops, params = count(network, input_shape=input_shape)
+    return Measured(
+        name=name,
+        input_shape=input_shape,
+        flops=flops,
+        params=params,
+        latency=measure(for_pricing(network, input_shape=input_shape), shape=input_shape),
+    )

@@ -1,0 +1,116 @@
+"""ConvNeXt (Liu et al., CVPR 2022, arXiv:2201.03545), at the widths of its `atto` form.
+
+No layer scale: branches that start at 1e-6 help dozens of blocks through hundreds of epochs and
+keep small nets asleep through the few they get here; the LayerNorm at the entrance of each branch
+bounds it already. Three stages below 64 px, four from 64 px; the patch of the stem is 1 px (a 3x3
+convolution) below 32 px, 2 below 64 px, else 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kdsearch.space import Choice, Float, Int
+from kdsearch.students.base import LARGE, ConvStudent, Knob, accept, chained, dealt, scaled
+
+CHANNELS = (40, 80, 160, 320)
+KERNELS = (3, 5, 7)
+EXPANSION = 4
+
+
+class ConvNeXt(ConvStudent):
+    """`width` multiplies the channels, `depth` counts blocks in all, `kernel` is theirs."""
+
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "width": Float(low=0.25, high=2.0, log=True),
+        "depth": Int(low=4, high=12),
+        "kernel": Choice(options=KERNELS),
+    }
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        resolution: int,
+        width: float = 1.0,
+        depth: int = 8,
+        kernel: int = 5,
+    ) -> None:
+        base = CHANNELS if resolution >= LARGE else CHANNELS[:3]
+        accept(
+            "convnext",
+            in_channels=in_channels,
+            num_classes=num_classes,
+            resolution=resolution,
+            width=(width, Float(low=0.01, high=32)),
+            depth=(depth, Int(low=len(base), high=512)),
+            kernel=(kernel, Choice(options=KERNELS)),
+        )
+        channels = [scaled(count, width) for count in base]
+        sources = [channels[0], *channels]
+        block = partial(_Block, kernel=kernel)
+        stages = [
+            chained(block, sources[i], channels[i], depth=blocks, stride=1 + (i > 0))
+            for i, blocks in enumerate(dealt(depth, len(base)))
+        ]
+        super().__init__(
+            stem=_stem(in_channels, channels[0], resolution),
+            stages=stages,
+            norm=nn.LayerNorm(channels[-1]),
+            embedding=channels[-1],
+            num_classes=num_classes,
+        )
+
+
+def _stem(in_channels: int, out_channels: int, resolution: int) -> nn.Sequential:
+    patch = 1 if resolution < LARGE // 2 else 2 if resolution < LARGE else 4
+    conv = (
+        nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if patch == 1
+        else nn.Conv2d(in_channels, out_channels, patch, stride=patch)
+    )
+    return nn.Sequential(conv, _ChannelNorm(out_channels))
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map [B, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _Block(nn.Module):
+    """Depthwise convolution and a two-layer perceptron; where strided, after a 2x2 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, kernel: int) -> None:
+        super().__init__()
+        self.shrink = (
+            nn.Identity()
+            if stride == 1
+            else nn.Sequential(
+                _ChannelNorm(in_channels),
+                nn.Conv2d(in_channels, out_channels, stride, stride=stride),
+            )
+        )
+        self.depthwise = nn.Conv2d(
+            out_channels, out_channels, kernel, padding=kernel // 2, groups=out_channels
+        )
+        inner = EXPANSION * out_channels
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(out_channels),
+            nn.Linear(out_channels, inner),
+            nn.GELU(),
+            nn.Linear(inner, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of out_channels, `stride` times smaller."""
+        x = self.shrink(x)
+        out: Tensor = self.mlp(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + out

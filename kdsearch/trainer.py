@@ -1,0 +1,193 @@
+"""The training loop. It knows no method's name and no study: losses come from the Distiller.
+
+What is evaluated and kept is an exponential moving average of the weights: at early epochs it
+ranks students as they will finish far better than the raw weights do.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.views import augmented
+from kdsearch.distiller import Distiller
+from kdsearch.errors import TrainingError
+from kdsearch.model import Model, batches, evaluating
+from kdsearch.spec import TrainSpec
+from kdsearch.taps import Outputs
+from kdsearch.tasks.classification import evaluate
+
+
+class TeacherSource(Protocol):
+    """Where the teacher's outputs come from: a live network or a store."""
+
+    def __call__(
+        self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str]
+    ) -> Outputs:
+        """Return the outputs for `images`, which are the samples `index` under `view`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One epoch's record: mean losses by name, validation accuracy of the average, seconds."""
+
+    number: int
+    losses: dict[str, float]
+    val: float
+    lr: float
+    seconds: float
+
+
+OnEpoch = Callable[[Epoch, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What one training needs besides the model and its losses.
+
+    seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
+    """
+
+    data: ImageData
+    spec: TrainSpec
+    seed: int
+    view_seed: int
+    device: torch.device
+    teacher: TeacherSource | None = None
+
+
+def train(
+    model: Model, distiller: Distiller, session: Session, *, on_epoch: OnEpoch | None = None
+) -> list[Epoch]:
+    """Train `model` in place and return its epochs; it ends up with the averaged weights.
+
+    on_epoch: is told each epoch and how many there will be.
+
+    Raises TrainingError when the loss is no longer finite.
+    """
+    spec, device = session.spec, session.device
+    model.to(device)
+    distiller.to(device)
+    train_set = ImageSet(session.data.train.images.to(device), session.data.train.labels.to(device))
+    order = torch.Generator().manual_seed(session.seed)
+    batch_size = min(spec.batch_size, len(train_set))
+    steps = len(train_set) // batch_size
+    optimizer = _optimizer([model, distiller], spec)
+    schedule = LambdaLR(optimizer, _warm_cosine(steps * spec.epochs, spec.warmup))
+    average = _Average(model, spec.ema)
+    epochs: list[Epoch] = []
+    for number in range(1, spec.epochs + 1):
+        started = time.perf_counter()
+        lr = float(optimizer.param_groups[0]["lr"])
+        model.train()
+        distiller.train()
+        permutation = torch.randperm(len(train_set), generator=order).to(device)
+        totals: dict[str, Tensor] = {}
+        for index in torch.split(permutation[: steps * batch_size], batch_size):
+            losses = _losses(model, distiller, session, train_set, index, view=number)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(losses["loss"])
+            optimizer.step()
+            schedule.step()
+            average.update(model)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach()
+        means = {name: float(total) / steps for name, total in totals.items()}
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
+        epoch = Epoch(
+            number=number,
+            losses=means,
+            val=accuracy(average.model, session.data.val, device),
+            lr=lr,
+            seconds=time.perf_counter() - started,
+        )
+        epochs.append(epoch)
+        if on_epoch is not None:
+            on_epoch(epoch, spec.epochs)
+    model.load_state_dict(average.model.state_dict())
+    model.eval()
+    return epochs
+
+
+def accuracy(model: Model, images: ImageSet, device: torch.device) -> float:
+    """Return the top-1 accuracy of a model in evaluation mode on a split, in [0, 1]."""
+    with evaluating(model), torch.no_grad():
+        return evaluate(model, batches(images, device))
+
+
+def _losses(
+    model: Model,
+    distiller: Distiller,
+    session: Session,
+    train_set: ImageSet,
+    index: Tensor,
+    *,
+    view: int,
+) -> dict[str, Tensor]:
+    images = augmented(
+        train_set.images, index, view, seed=session.view_seed, augment=session.data.augment
+    )
+    teacher = None
+    if distiller.needs_teacher:
+        assert session.teacher is not None
+        teacher = session.teacher(images, index, view, need=distiller.need)
+    losses: dict[str, Tensor] = distiller(model.features(images), teacher, train_set.labels[index])
+    return losses
+
+
+def _optimizer(modules: list[nn.Module], spec: TrainSpec) -> torch.optim.Optimizer:
+    """Return the optimiser; gains and biases (1-D weights) are not decayed."""
+    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr)
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True)
+
+
+def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:
+    """Return the factor of the learning rate at a step: a linear rise, then half a cosine to 0."""
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+class _Average:
+    """An exponential moving average of a model's weights and floating-point buffers.
+
+    The decay grows as (1 + t) / (10 + t) up to its value, so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = copy.deepcopy(model).freeze()
+        self._decay = decay
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        self._updates += 1
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        held, current = self.model.state_dict(), model.state_dict()
+        floating = [name for name, value in held.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [held[name] for name in floating], [current[name] for name in floating], 1 - decay
+        )
+        for name in held.keys() - floating:
+            held[name].copy_(current[name])

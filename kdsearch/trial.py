@@ -1,0 +1,168 @@
+"""One trial, and the only place that orders its steps: every cheap check before a dear one.
+
+build -> FLOPs, parameters -> latency -> budget -> losses and adapters -> training -> weights.
+A candidate that cannot be built, priced or trained becomes a failed outcome with its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kdsearch import students
+from kdsearch.cost import count
+from kdsearch.data.base import ImageData
+from kdsearch.distiller import Distiller
+from kdsearch.errors import KDSearchError, StudyError
+from kdsearch.export.onnx import for_pricing
+from kdsearch.latency import Latency, LatencyCache, measure
+from kdsearch.model import Model, Preprocess
+from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
+from kdsearch.study import Outcome, write_text
+from kdsearch.trainer import Epoch, OnEpoch, Session, TeacherSource, train
+from kdsearch.weights import save_weights
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "student.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What all trials of a study share."""
+
+    data: ImageData
+    teacher: Model
+    outputs: TeacherSource
+    budget: Budget
+    latencies: LatencyCache
+    seed: int
+    device: torch.device
+
+
+def run_trial(
+    candidate: Candidate, bench: Bench, directory: Path, *, on_epoch: OnEpoch | None = None
+) -> Outcome:
+    """Price a candidate, distil it when it fits, and leave its weights and curve in `directory`.
+
+    Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
+    """
+    started = time.perf_counter()
+    try:
+        outcome = _run(candidate, bench, directory, on_epoch)
+    except StudyError:
+        raise
+    except KDSearchError as error:
+        outcome = Outcome(state="failed", reason=str(error))
+    except Exception as error:  # a candidate must not end the study, whatever it does
+        logger.exception("%s failed", candidate)
+        outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
+    return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch | None) -> Outcome:
+    seed = int(digest_of([bench.seed, candidate.digest()]), 16) % 2**31
+    torch.manual_seed(seed)
+    student = build_student(candidate.student, bench.data)
+    cost = price(student, candidate.student, bench)
+    violations = bench.budget.violations(cost)
+    if any(violation > 0 for violation in violations.values()):
+        return Outcome(
+            state="infeasible", cost=cost, violations=violations, reason=_over(bench.budget, cost)
+        )
+    distiller = build_distiller(candidate, student, bench)
+    session = Session(
+        data=bench.data,
+        spec=candidate.train,
+        seed=seed,
+        view_seed=bench.seed,
+        device=bench.device,
+        teacher=bench.outputs,
+    )
+    epochs = train(student, distiller, session, on_epoch=on_epoch)
+    save_weights(student.network, directory / WEIGHTS)
+    write_text(directory / "curve.csv", _curve_csv(epochs))
+    return Outcome(
+        state="complete",
+        cost=cost,
+        violations=violations,
+        val=epochs[-1].val,
+        curve=tuple(epoch.val for epoch in epochs),
+    )
+
+
+def build_student(spec: StudentSpec, data: ImageData) -> Model:
+    """Return an untrained student on the CPU, with the preprocessing of its data."""
+    network = students.build(
+        spec, in_channels=data.channels, num_classes=data.num_classes, data_size=data.size
+    )
+    preprocess = Preprocess(
+        mean=data.mean,
+        std=data.std,
+        resolution=spec.resolution or data.size,
+        channels=data.channels,
+    )
+    return Model(spec.family, network, preprocess)
+
+
+def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
+    """Return the losses and adapters between this student and the study's teacher."""
+    images = bench.data.train.images[:2]
+    return Distiller(
+        candidate.distill,
+        student=student.example(images),
+        teacher=bench.teacher.example(images.to(bench.device)),
+        student_resolution=student.preprocess.resolution,
+        teacher_resolution=bench.teacher.preprocess.resolution,
+        label_smoothing=candidate.train.label_smoothing,
+    )
+
+
+def price(student: Model, spec: StudentSpec, bench: Bench) -> Cost:
+    """Return what a student costs; its latency only when it is within the other limits."""
+    shape = student.preprocess.input_shape
+    flops, params = count(student.network, input_shape=shape)
+    cost = Cost(flops=flops, params=params)
+    if any(violation > 0 for violation in bench.budget.violations(cost).values()):
+        return cost
+    latency = latency_of(student, bench.latencies, [spec.family, dict(spec.knobs)])
+    return Cost(
+        flops=flops, params=params, latency_ms=latency.ms, latency_spread_ms=latency.spread_ms
+    )
+
+
+def latency_of(model: Model, cache: LatencyCache, architecture: Sequence[object]) -> Latency:
+    """Return the latency of a model's ONNX file, measured once per architecture and input."""
+    shape = model.preprocess.input_shape
+    classes = sum(p.shape[0] for p in list(model.parameters())[-1:])
+    return cache.get_or_measure(
+        digest_of([*architecture, shape, classes]),
+        lambda: measure(for_pricing(model.network, input_shape=shape), shape=shape),
+    )
+
+
+def _over(budget: Budget, cost: Cost) -> str:
+    limits = {
+        name: (getattr(cost, name), getattr(budget, name))
+        for name, violation in budget.violations(cost).items()
+        if violation > 0
+    }
+    return "; ".join(f"{name} {value:g} > {limit:g}" for name, (value, limit) in limits.items())
+
+
+def _curve_csv(epochs: Sequence[Epoch]) -> str:
+    names = sorted(epochs[0].losses)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["epoch", "val_accuracy", "lr", "seconds", *(f"loss_{n}" for n in names)])
+    for epoch in epochs:
+        losses = [f"{epoch.losses[name]:.6g}" for name in names]
+        row = [epoch.number, f"{epoch.val:.6f}", f"{epoch.lr:.6g}", f"{epoch.seconds:.3f}"]
+        writer.writerow([*row, *losses])
+    return text.getvalue()

@@ -1,0 +1,92 @@
+"""Read and write network weights without running anybody's code.
+
+safetensors, or a pickle loaded with `weights_only`; checkpoints that wrap a `state_dict` and
+`module.` prefixes are understood.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdsearch.errors import SpecError, StudyError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state to a safetensors file, whole or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(state, temporary)
+        temporary.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StudyError(f"cannot write {path}: {error}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file by name. Raises SpecError when it is no such file."""
+    if not path.is_file():
+        raise SpecError(f"there is no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SpecError(
+            f"{path} is damaged or holds more than weights, which are never executed; "
+            f"save its state_dict as safetensors ({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"{path} is not a readable weights file: {reason}") from error
+    return _state_dict(loaded, path)
+
+
+def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise SpecError(f"{path} holds no state_dict (a mapping of names to tensors)")
+    strange = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise SpecError(f"{path}: {strange[0]!r} is not a tensor; expected a plain state_dict")
+    return {str(name).removeprefix("module."): value for name, value in loaded.items()}
+
+
+def fit_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, where: str, but: frozenset[str] = frozenset()
+) -> None:
+    """Load `state` into `module`, all of it but the names in `but`. Raises SpecError.
+
+    `num_batches_tracked` may be absent: checkpoints older than it are still about.
+    """
+    own = module.state_dict()
+    needed = {name for name in own if not name.endswith("num_batches_tracked")} - but
+    missing = sorted(needed - state.keys())
+    surplus = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name}: {list(state[name].shape)} in the file, {list(own[name].shape)} in the network"
+        for name in own.keys() & state.keys() - but
+        if own[name].shape != state[name].shape
+    ]
+    if missing or surplus or shapes:
+        parts = {"missing": missing, "unexpected": surplus, "of another shape": sorted(shapes)}
+        told = "; ".join(
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in parts.items()
+            if names
+        )
+        raise SpecError(f"{where}: the weights do not fit the network: {told}")
+    module.load_state_dict({n: v for n, v in state.items() if n not in but}, strict=False)

@@ -1,0 +1,276 @@
+"""Stages and embeddings of networks nobody prepared; the expected sizes are from their papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from kdsearch.errors import SpecError
+from kdsearch.taps import Tapped, evenly_spaced, tokens_to_map
+
+SIDE = 64
+CLASSES = 10
+
+
+def timm_model(name: str, **options: object) -> nn.Module:
+    return timm.create_model(name, num_classes=CLASSES, **options)
+
+
+def torchvision_model(name: str, **options: object) -> nn.Module:
+    return torchvision.models.get_model(name, num_classes=CLASSES, **options)
+
+
+def swin() -> nn.Module:
+    return timm_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=SIDE,
+        embed_dim=24,
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 1, 2, 2),
+    )
+
+
+# (builder, [(stride, channels) of each stage], width of the embedding)
+KNOWN: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int]], int]] = {
+    "timm resnet18": (
+        lambda: timm_model("resnet18"),
+        [(2, 64), (4, 64), (8, 128), (16, 256), (32, 512)],
+        512,
+    ),
+    "timm mobilenetv3_small_050": (
+        lambda: timm_model("mobilenetv3_small_050"),
+        [(2, 16), (4, 8), (8, 16), (16, 24), (32, 288)],
+        1024,
+    ),
+    "timm convnext_atto": (
+        lambda: timm_model("convnext_atto"),
+        [(4, 40), (8, 80), (16, 160), (32, 320)],
+        320,
+    ),
+    "timm vit_tiny (blocks 3, 6, 9, 12)": (
+        lambda: timm_model("vit_tiny_patch16_224", img_size=SIDE),
+        [(16, 192)] * 4,
+        192,
+    ),
+    "timm swin (channels last)": (swin, [(4, 24), (8, 48), (16, 96), (32, 192)], 192),
+    "timm regnetx_002": (
+        lambda: timm_model("regnetx_002"),
+        [(2, 32), (4, 24), (8, 56), (16, 152), (32, 368)],
+        368,
+    ),
+    "timm repvit_m0_9": (
+        lambda: timm_model("repvit_m0_9"),
+        [(2, 24), (4, 48), (8, 96), (16, 192), (32, 384)],
+        384,
+    ),
+    "torchvision mobilenet_v3_small": (
+        lambda: torchvision_model("mobilenet_v3_small"),
+        [(2, 16), (4, 16), (8, 24), (16, 48), (32, 576)],
+        1024,
+    ),
+    "torchvision shufflenet_v2_x0_5": (
+        lambda: torchvision_model("shufflenet_v2_x0_5"),
+        [(2, 24), (4, 24), (8, 48), (16, 96), (32, 1024)],
+        1024,
+    ),
+    "torchvision vit": (
+        lambda: torchvision.models.VisionTransformer(SIDE, 8, 5, 2, 32, 64, num_classes=CLASSES),
+        [(8, 32)] * 4,
+        32,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_stages_and_embedding_of_known_networks(name: str) -> None:
+    torch.manual_seed(0)
+    make, stages, width = KNOWN[name]
+    network = Tapped(make(), in_channels=3, resolution=SIDE, num_classes=CLASSES).eval()
+    x = torch.randn(3, 3, SIDE, SIDE)
+
+    with torch.no_grad():
+        outputs = network.features(x)
+        logits = network(x)
+
+    assert [(SIDE // map_.shape[2], map_.shape[1]) for map_ in outputs.stages] == stages
+    assert all(map_.shape[0] == 3 and map_.shape[2] == map_.shape[3] for map_ in outputs.stages)
+    assert outputs.embedding.shape == (3, width)
+    torch.testing.assert_close(outputs.logits, logits)
+
+
+def test_head_on_the_embedding_gives_the_logits() -> None:
+    network = Tapped(timm_model("resnet18"), in_channels=3, resolution=SIDE).eval()
+
+    with torch.no_grad():
+        outputs = network.features(torch.randn(2, 3, SIDE, SIDE))
+        again = network.module.get_classifier()(outputs.embedding)
+
+    torch.testing.assert_close(again, outputs.logits)
+
+
+def test_convolution_as_head_is_read_before_it() -> None:
+    network = Tapped(torchvision_model("squeezenet1_0"), in_channels=3, resolution=SIDE).eval()
+
+    with torch.no_grad():
+        outputs = network.features(torch.randn(2, 3, SIDE, SIDE))
+
+    assert [map_.shape[1:] for map_ in outputs.stages] == [
+        (96, 29, 29),
+        (256, 14, 14),
+        (512, 7, 7),
+        (512, 3, 3),
+    ]
+    torch.testing.assert_close(outputs.embedding, outputs.stages[-1].mean(dim=(2, 3)))
+
+
+def test_last_vit_stage_is_the_last_blocks_tokens() -> None:
+    vit = timm_model("vit_tiny_patch16_224", img_size=SIDE, depth=4)
+    network = Tapped(vit, in_channels=3, resolution=SIDE).eval()
+    x = torch.randn(2, 3, SIDE, SIDE)
+
+    with torch.no_grad():
+        last = network.features(x).stages[-1]
+        tokens = vit.forward_features(x)
+
+    normed = vit.norm(last.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(normed, tokens[:, 1:], atol=1e-5, rtol=1e-4)
+
+
+def toy() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )
+
+
+def test_stages_are_the_last_output_at_each_size() -> None:
+    module = toy()
+    network = Tapped(module, in_channels=1, resolution=8)
+    x = torch.randn(2, 1, 8, 8)
+
+    outputs = network.features(x)
+
+    torch.testing.assert_close(outputs.stages[0], module[:3](x))
+    torch.testing.assert_close(outputs.stages[1], module[:6](x))
+    torch.testing.assert_close(outputs.embedding, module[:8](x))
+
+
+def test_probe_changes_neither_statistics_nor_flags_nor_random_state() -> None:
+    module = toy().train()
+    module[4].eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    flags = [part.training for part in module.modules()]
+    state = torch.get_rng_state()
+
+    Tapped(module, in_channels=1, resolution=8)
+
+    assert [part.training for part in module.modules()] == flags
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_hook_stays_after_features_even_when_it_fails() -> None:
+    network = Tapped(toy(), in_channels=1, resolution=8)
+
+    network.features(torch.randn(2, 1, 8, 8))
+    with pytest.raises(RuntimeError):
+        network.features(torch.randn(2, 3, 8, 8))
+
+    for part in network.modules():
+        assert not part._forward_hooks
+        assert not part._forward_pre_hooks
+
+
+def test_gradient_reaches_the_network_through_every_output() -> None:
+    network = Tapped(toy(), in_channels=1, resolution=8)
+    first = network.module[0]
+
+    for pick in (lambda o: o.logits, lambda o: o.embedding, lambda o: o.stages[0]):
+        network.zero_grad()
+        pick(network.features(torch.randn(2, 1, 8, 8))).square().sum().backward()
+        assert first.weight.grad is not None
+        assert first.weight.grad.abs().sum() > 0
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.body = toy()
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [Answer, lambda z: (z, z), lambda z: {"loss": 0, "logits": z}],
+    ids=["object", "tuple", "dict"],
+)
+def test_logits_are_found_in_whatever_is_answered(wrap: Callable[[Tensor], object]) -> None:
+    network = Tapped(Wrapped(wrap), in_channels=1, resolution=8, num_classes=CLASSES)
+    x = torch.randn(2, 1, 8, 8)
+
+    torch.testing.assert_close(network(x), network.module.body(x))
+    assert len(network.features(x).stages) == 2
+
+
+def test_a_stage_called_twice_tells_its_last_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+            self.head = nn.Linear(1, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(self.conv(x)).mean(dim=(2, 3)))
+
+    network = Tapped(Twice(), in_channels=1, resolution=8)
+    x = torch.randn(2, 1, 8, 8)
+
+    (stage,) = network.features(x).stages
+
+    torch.testing.assert_close(stage, network.module.conv(network.module.conv(x)))
+
+
+def test_what_is_no_classifier_of_these_images_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"logits \[batch, classes\], not \[2, 4, 8, 8\]"):
+        Tapped(toy()[:3], in_channels=1, resolution=8)
+    with pytest.raises(SpecError, match="answers with 10 classes, the data has 7"):
+        Tapped(toy(), in_channels=1, resolution=8, num_classes=7)
+    with pytest.raises(SpecError, match="fails on an input of 3 x 8 x 8"):
+        Tapped(toy(), in_channels=3, resolution=8)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_tokens_lie_row_by_row_without_prefix(prefix: int) -> None:
+    grid = torch.arange(2 * 5 * 9.0).reshape(2, 5, 3, 3)
+    tokens = torch.cat([torch.full((2, prefix, 5), -1.0), grid.flatten(2).transpose(1, 2)], dim=1)
+
+    torch.testing.assert_close(tokens_to_map(tokens), grid)
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [(12, (2, 5, 8, 11)), (6, (0, 2, 3, 5)), (4, (0, 1, 2, 3)), (2, (0, 1)), (0, ())],
+)
+def test_evenly_spaced_ends_at_the_last(total: int, expected: tuple[int, ...]) -> None:
+    assert evenly_spaced(total, 4) == expected
