@@ -50,14 +50,14 @@ class TeacherOutputs:
         """
         if need - {"logits"}:
             return self._teacher.features(images)
-        if view not in self._views and self._has_room():
+        if view not in self._views and self._has_room(images):
             self._views[view] = self._all_logits(view)
         logits = self._views[view][index] if view in self._views else self._teacher(images)
         return Outputs(logits, logits[:, :0])
 
-    def _has_room(self) -> bool:
-        stored = list(self._views.values())
-        return not stored or (len(stored) + 1) * stored[0].nbytes <= self._max_bytes
+    def _has_room(self, images: Tensor) -> bool:
+        row = next(iter(self._views.values()))[0] if self._views else self._teacher(images[:1])[0]
+        return (len(self._views) + 1) * len(self._images) * row.nbytes <= self._max_bytes
 
     def _all_logits(self, view: int) -> Tensor:
         samples = torch.arange(len(self._images), device=self._images.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,9 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
-from rich.console import Console
-from rich.markup import escape
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
@@ -20,6 +16,7 @@ from kdsearch.space import Value
 app = typer.Typer(
     help="AutoML for knowledge distillation in computer vision, under a budget that holds.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,6 +44,8 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _read_config(path: Path) -> dict[str, object]:
+    import yaml
+
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise SpecError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
@@ -148,11 +147,10 @@ def run(
         seed=seed,
     )
     _require_positive(trials=trials, time_limit=time_limit)
-    console = Console()
-    from kdsearch.console import StudyConsole, front_table
+    from kdsearch.console import StudyConsole, front_table, show
     from kdsearch.run import run as run_study
 
-    with StudyConsole(console, quiet=quiet or as_json) as watch:
+    with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
             given,
             watch,
@@ -165,12 +163,10 @@ def run(
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
         return
-    console.print(front_table(finished.summary))
-    for note in finished.notes:
-        console.print(escape(note), highlight=False, soft_wrap=True)
     package = finished.package
-    _print(
-        console,
+    show(
+        front_table(finished.summary),
+        *finished.notes,
         f"Best: no. {finished.summary.best}, {package.path}/student.onnx: "
         f"{package.latency.ms:.3f} ms, spread {package.latency.spread_ms:.3f} ms "
         "(measured on the file; ONNX Runtime, CPU, 1 thread, batch 1)",
@@ -233,14 +229,13 @@ def distill(
     params |= {f"method.{method}.{key}": v for key, v in spec.items() if v is not None}
     sizes = {"student.resolution": resolution, "train.epochs": epochs}
     params |= {key: value for key, value in sizes.items() if value is not None}
-    from kdsearch.console import StudyConsole
+    from kdsearch.console import StudyConsole, show
     from kdsearch.single import distill as distill_one
     from kdsearch.spec import Candidate
     from kdsearch.study import free_name, request_of
 
     candidate = Candidate.from_params(params)
-    console = Console()
-    with StudyConsole(console, quiet=quiet or as_json) as watch:
+    with StudyConsole(quiet=quiet or as_json) as watch:
         found = distill_one(
             candidate,
             request_of(given),
@@ -252,8 +247,7 @@ def distill(
     if as_json:
         typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
         return
-    _print(
-        console,
+    show(
         f"Teacher: validation {100 * found.teacher_val:.2f} %",
         "Student: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in found.results.items()),
         f"File: {found.package.path}/student.onnx, {found.package.latency.ms:.3f} ms, "
@@ -277,6 +271,7 @@ def measure(
     """
     shape = _shape(input)
     params: dict[str, Value] = {"student.family": model, **_settings(set, model, "kd")}
+    from kdsearch.console import show
     from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
 
@@ -290,8 +285,7 @@ def measure(
         f"{found.params:,} parameters" if found.params else "",
     ]
     latency = found.latency
-    _print(
-        Console(),
+    show(
         f"{model} at {input}",
         *filter(None, counted),
         f"{latency.ms:.3f} ms, spread {latency.spread_ms:.3f} ms "
@@ -339,7 +333,7 @@ def report(
 
     Example: kdsearch report phones
     """
-    from kdsearch.console import front_table
+    from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
     from kdsearch.study import load_study, study_path
 
@@ -348,9 +342,7 @@ def report(
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
-    console = Console()
-    console.print(front_table(summary))
-    _print(console, f"Report: {path}/report.html")
+    show(front_table(summary), f"Report: {path}/report.html")
 
 
 @app.command()
@@ -423,6 +415,8 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _plugins(package: str) -> dict[str, str]:
     """Return each plug-in of a package with its first line, read without importing it."""
+    import ast
+
     found = {}
     for file in sorted((Path(__file__).parent / package).glob("[a-z]*.py")):
         if file.stem != "base":
@@ -458,8 +452,3 @@ def _spaces() -> dict[str, str]:
 
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
     return {name: text.split("\n")[0].lstrip("# ") for name, text in texts.items()}
-
-
-def _print(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)

@@ -11,13 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kdsearch.spec import Cost, TrialRecord
+from kdsearch.spec import UNITS, Cost, TrialRecord
 from kdsearch.summary import Entry, Summary
 
 if TYPE_CHECKING:
     from kdsearch.trainer import Epoch
-
-_UNITS = {"latency_ms": "ms", "flops": "MFLOPs", "params": "M params"}
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:
@@ -25,14 +23,25 @@ def cost_text(cost: Cost | Entry, axis: str) -> str:
     value = getattr(cost, axis)
     if value is None:
         return "-"
-    return f"{value if axis == 'latency_ms' else value / 1e6:.3g} {_UNITS[axis]}"
+    scale, unit = UNITS[axis]
+    return f"{value * scale:.3g} {unit}"
+
+
+def show(*parts: str | Table, console: Console | None = None) -> None:
+    """Print lines, as they are, and tables."""
+    console = console or Console()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(escape(part), highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
 
 
 class StudyConsole:
     """Shows a study's progress; a context, so that the live line is taken down in the end."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console = console
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console()
         self._axis = "flops"
         self._quiet = quiet
         self._live = Progress(
@@ -42,8 +51,8 @@ class StudyConsole:
             TextColumn("{task.fields[detail]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
             transient=True,
         )
         self._task = self._live.add_task("teacher", total=None, detail="", visible=False)
@@ -67,7 +76,7 @@ class StudyConsole:
     def note(self, text: str) -> None:
         """Print one line."""
         if not self._quiet:
-            self._console.print(escape(text), highlight=False, soft_wrap=True)
+            show(text, console=self._console)
 
     def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Show how far the teacher's training is; plain output gets one line at its end."""

@@ -100,8 +100,3 @@ def batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Te
     for start in range(0, len(images), EVAL_BATCH):
         stop = start + EVAL_BATCH
         yield images.images[start:stop].to(device), images.labels[start:stop].to(device)
-
-
-def inputs(images: ImageSet, preprocess: Preprocess, limit: int) -> Tensor:
-    """Return the first `limit` images of a split as network inputs, on the CPU."""
-    return preprocess(images.images[:limit])

@@ -6,6 +6,7 @@ Convention: a point is (quality, cost); quality is maximised, cost minimised.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +34,12 @@ def front(points: Points) -> list[int]:
 def hypervolume(points: Points, reference: tuple[float, float]) -> float:
     """Return the area that the points dominate, down to `reference` = (quality, cost)."""
     quality, limit = reference
-    area = 0.0
-    best = quality
     chosen = [points[i] for i in front(points)]
-    for (value, cost), nearer in zip(chosen, [*chosen[1:], (0.0, limit)], strict=True):
-        best = max(best, value)
-        area += max(0.0, best - quality) * max(0.0, min(nearer[1], limit) - min(cost, limit))
-    return area
+    costs = [*(min(cost, limit) for _, cost in chosen), limit]
+    return sum(
+        max(0.0, value - quality) * (dearer - cost)
+        for (value, _), (cost, dearer) in zip(chosen, pairwise(costs), strict=True)
+    )
 
 
 def knee(points: Points) -> int | None:

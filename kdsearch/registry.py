@@ -45,8 +45,8 @@ def import_object(path: str, *, what: str) -> object:
 def _load(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise SpecError(f"{what}: cannot import {name!r}: {error}") from error
+    except Exception as error:
+        raise SpecError(f"{what}: cannot import {name!r}: {error!r}") from error
 
 
 def _load_file(path: Path, what: str) -> ModuleType:

@@ -46,6 +46,7 @@ from kdsearch.weights import fit_weights, read_weights, save_weights
 
 DEFAULT_TRIALS = 20
 CONTROLS = ("none", "kd")
+_KNOWN_BY_HEART = 0.05
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
 
 
@@ -172,7 +173,6 @@ def _finish(study: Study, prepared: Prepared, watch: Watch) -> Finished:
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:
     """Say why the front is empty: nothing fits the budget, or everything failed."""
     records = searched(study.records())
-    axis = study.budget.axis()
     priced = [r for r in records if r.state == "infeasible" and r.cost is not None]
     if not priced:
         reasons = Counter(record.reason for record in records).most_common(3)
@@ -182,8 +182,8 @@ def _nothing(study: Study) -> BudgetError | TrialsFailedError:
         )
     cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
     return BudgetError(
-        f"nothing fits the budget: none of {len(priced)} students kept {axis}. The cheapest seen, "
-        f"trial {cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
+        f"nothing fits the budget: all {len(priced)} students broke it. The cheapest seen, "
+        f"no. {cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
         "Raise the budget, or give a --space with smaller students."
     )
 
@@ -274,6 +274,12 @@ def _judgement(
         f"One training each, judged on {n_val} validation images: the standard error of such a "
         f"difference is about {100 * noise:.2f} points"
     )
+    if teacher.test is not None and teacher.val - teacher.test > _KNOWN_BY_HEART:
+        yield (
+            f"The teacher scores {100 * teacher.val:.2f} % on validation and "
+            f"{100 * teacher.test:.2f} % on test: it has probably been trained on these validation "
+            "images, so trust the students' test accuracy more than their validation accuracy"
+        )
     plain = by_method.get("none")
     if plain is not None and plain.val is not None and teacher.val <= plain.val:
         yield (

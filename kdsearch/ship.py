@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import yaml
+from torch import Tensor
 
 from kdsearch.card import model_card
 from kdsearch.data.base import ImageData
 from kdsearch.errors import StudyError
 from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
 from kdsearch.latency import Latency, measure
-from kdsearch.model import Model
+from kdsearch.model import Model, batches
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study import Request, write_text
@@ -67,11 +69,15 @@ def pack(
     shape = student.preprocess.input_shape
     file = fresh / "student.onnx"
     to_onnx(student.network, input_shape=shape, path=file, metadata=_metadata(student, data))
-    images = student.preprocess(data.val.images)
-    agreement = verify(student.network, file, images)
+
+    def inputs() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches(data.val, torch.device("cpu")):
+            yield student.preprocess(images), labels
+
+    agreement = verify(student.network, file, (images for images, _ in inputs()))
     package = Package(
         path=path,
-        val=accuracy(file, images, data.val.labels),
+        val=accuracy(file, inputs()),
         agreement=agreement,
         latency=measure(file, shape=shape),
     )

@@ -7,9 +7,11 @@ are dotted paths; what option `kd` of `method.name` owns is called `method.kd.*`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -22,6 +24,8 @@ Value: TypeAlias = bool | int | float | str
 Params: TypeAlias = Mapping[str, Value]
 
 MAX_FILE_BYTES = 1_000_000
+MAX_BOUND = 2**53  # beyond it, whole numbers are no longer exact as floats
+MAX_DEPTH = 20
 # YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign); nobody means a string.
 _NUMBER_LOOKALIKE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
@@ -98,12 +102,17 @@ Pick: TypeAlias = Callable[[str, Float | Int | Choice], Value]
 
 
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    for bound in (low, high):
+        if not -MAX_BOUND <= bound <= MAX_BOUND:
+            raise ValueError(f"{bound} is not a number within +-{MAX_BOUND}")
     if not low <= high:
         raise ValueError(f"low {low} is above high {high}")
     if log and low <= 0:
         raise ValueError(f"a log range must start above 0, not at {low}")
     if step is not None and (step <= 0 or log):
         raise ValueError(f"step {step} must be positive and cannot be combined with log")
+    if step is not None and (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+        raise ValueError(f"steps of {step} from {low} do not end at {high}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +193,12 @@ def parse_space(
 ) -> SearchSpace:
     """Turn YAML text into a SearchSpace. Raises SpaceError like `load_space`."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        magic = [f"{source}:{line}: {message}" for line, message in _magic(text)]
+        root = None if magic else yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise SpaceError(f"{source} is not YAML: {error}") from error
+    if magic:
+        raise SpaceError("\n".join(magic))
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise SpaceError(f"{source}: expected a mapping of names to dimensions")
     reader = _Reader(source)
@@ -196,6 +208,23 @@ def parse_space(
     if reader.errors or found:
         raise SpaceError("\n".join(sorted([*reader.errors, *found], key=_line_of)))
     return space
+
+
+def _magic(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, mistake) for YAML that makes more of a file than it shows."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        assert event.start_mark is not None
+        line = event.start_mark.line + 1
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            yield line, f"more than {MAX_DEPTH} levels deep"
+            return
+        if isinstance(event, yaml.AliasEvent):
+            yield line, f"'*{event.anchor}': references are not read; write the value out"
+        elif (tag := getattr(event, "tag", None)) not in (None, "!"):
+            yield line, f"the tag {tag!r} is not read; write a plain value"
 
 
 def _line_of(message: str) -> int:
@@ -233,21 +262,26 @@ class _Reader:
     def group(self, prefix: str, node: yaml.MappingNode) -> Iterator[tuple[str, Dim]]:
         for key, key_node, value in self.pairs(node):
             name = f"{prefix}.{key}" if prefix else key
-            self.lines[name] = key_node.start_mark.line + 1
+            self._place(name, key_node)
             if isinstance(value, yaml.MappingNode) and not self._is_dim(value):
                 yield from self.group(name, value)
             elif (dim := self.dim(name, value)) is not None:
                 yield name, dim
 
+    def _place(self, name: str, node: yaml.Node) -> None:
+        if name in self.lines:
+            self.error(node, f"{name!r} stands here and in line {self.lines[name]}")
+        self.lines[name] = node.start_mark.line + 1
+
     def _is_dim(self, node: yaml.MappingNode) -> bool:
         """Whether a mapping describes a dimension: its first key is a kind, or nearly one."""
         if not node.value:
             return True
-        first = node.value[0][0].value
-        return first in self._makers or (
-            all(not isinstance(value, yaml.MappingNode) for _, value in node.value[:1])
-            and bool(isinstance(first, str) and did_you_mean(first, self._makers))
-        )
+        first, value = node.value[0]
+        if not isinstance(first, yaml.ScalarNode):
+            return False
+        is_near = bool(did_you_mean(first.value, self._makers))
+        return first.value in self._makers or (is_near and not isinstance(value, yaml.MappingNode))
 
     def dim(self, name: str, node: yaml.Node) -> Dim | None:
         if isinstance(node, yaml.ScalarNode):
@@ -267,7 +301,7 @@ class _Reader:
             return None
         try:
             return self._makers[kind](name, node)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             self.error(node, f"{name}: {error}")
             return None
 
@@ -276,12 +310,17 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             self.error(node, f"{name}: expected a single value")
             return None
-        value = yaml.SafeLoader("").construct_object(node)
+        try:
+            value = yaml.SafeLoader("").construct_object(node)
+        except ValueError as error:  # a date that is none, a number of too many digits
+            self.error(node, f"{name}: {node.value[:40]!r}: {error}")
+            return None
         if isinstance(value, str) and node.style is None and _NUMBER_LOOKALIKE.fullmatch(value):
             number = float(value)
             self.error(node, f"{name}: YAML reads {value!r} as text; write {_plain(number)}")
             return None
-        if not isinstance(value, bool | int | float | str):
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(value, bool | int | float | str) or not is_finite:
             self.error(node, f"{name}: {node.value!r} is not a number, a truth value or a text")
             return None
         return value
@@ -296,7 +335,7 @@ class _Reader:
         options: dict[str, Value] = {}
         bounds: list[Value | None] = []
         for key, key_node, value in self.pairs(node):
-            if key in ("float", "int"):
+            if key == number.__name__:
                 if not isinstance(value, yaml.SequenceNode) or len(value.value) != 2:
                     self.error(value, f"{name}: expected {{{key}: [low, high]}}")
                     return None
@@ -342,14 +381,13 @@ class _Reader:
     def _owned(
         self, name: str, option: str, key_node: yaml.Node, children: yaml.Node
     ) -> dict[str, Dim]:
-        prefix = _owned_name(name, option, "")
-        self.lines[prefix.rstrip(".")] = key_node.start_mark.line + 1
+        prefix = _owned_name(name, option, "").rstrip(".")
+        self._place(prefix, key_node)
         if isinstance(children, yaml.ScalarNode) and children.tag.endswith(":null"):
             return {}
         if not isinstance(children, yaml.MappingNode):
             self.error(children, f"{name}: option {option!r} must own a mapping of dimensions")
             return {}
-        prefix = prefix.rstrip(".")
         return {full.removeprefix(f"{prefix}."): dim for full, dim in self.group(prefix, children)}
 
 

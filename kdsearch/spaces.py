@@ -64,8 +64,8 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
         yield "student", "the space must say 'student.family'"
     families = _options(space.dims.get("student.family"))
     methods = _options(space.dims.get("method.name")) or ["kd"]
-    yield from _unknown_plugins("student", families, _student_knobs)
-    yield from _unknown_plugins("method", methods, _method_knobs)
+    yield from _unknown_plugins(space, "student.family", families, _student_knobs)
+    yield from _unknown_plugins(space, "method.name", methods, _method_knobs)
     for name, dim in space.all_dims():
         section, _, rest = name.partition(".")
         if section not in _SECTIONS:
@@ -87,13 +87,14 @@ def _options(dim: Dim | None) -> list[str]:
 
 
 def _unknown_plugins(
-    section: str, options: Sequence[str], knobs_of: KnobsOf
+    space: SearchSpace, name: str, options: Sequence[str], knobs_of: KnobsOf
 ) -> Iterator[tuple[str, str]]:
     for option in options:
         try:
             knobs_of(option)
         except KDSearchError as error:
-            yield f"{section}.{option}", str(error)
+            own = f"{name.partition('.')[0]}.{option}"
+            yield own if own in space.lines else name, str(error)
 
 
 def _student_knobs(family: str) -> list[str]:

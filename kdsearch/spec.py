@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +20,7 @@ from kdsearch.space import Params, Value
 
 MAPPINGS = ("last", "even", "stride")
 OPTIMIZERS = ("sgd", "adamw")
+UNITS = {"latency_ms": (1.0, "ms"), "flops": (1e-6, "MFLOPs"), "params": (1e-6, "M parameters")}
 T = TypeVar("T")
 
 
@@ -58,10 +60,10 @@ class DistillSpec:
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise SpecError(f"method.alpha: {self.alpha} is not in [0, 1]")
-        if self.weight is not None and not self.weight >= 0:
-            raise SpecError(f"method.weight: {self.weight} is not >= 0")
-        if self.temperature is not None and not self.temperature > 0:
-            raise SpecError(f"method.temperature: {self.temperature} is not > 0")
+        if self.weight is not None and not 0 <= self.weight < inf:
+            raise SpecError(f"method.weight: {self.weight} is not a number >= 0")
+        if self.temperature is not None and not 0 < self.temperature < inf:
+            raise SpecError(f"method.temperature: {self.temperature} is not a number > 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,8 @@ class TrainSpec:
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
             "optimizer": self.optimizer in OPTIMIZERS,
-            "lr": self.lr > 0,
-            "weight_decay": self.weight_decay >= 0,
+            "lr": 0 < self.lr < inf,
+            "weight_decay": 0 <= self.weight_decay < inf,
             "warmup": 0 <= self.warmup < 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": 0 <= self.ema < 1,
@@ -95,7 +97,7 @@ class TrainSpec:
         if bad:
             raise SpecError(
                 f"{'; '.join(bad)} (epochs and batch_size >= 1, optimizer one of "
-                f"{', '.join(OPTIMIZERS)}, lr > 0, the others in [0, 1))"
+                f"{', '.join(OPTIMIZERS)}, lr > 0, weight_decay >= 0, the others in [0, 1))"
             )
 
 
@@ -153,7 +155,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in _fields(Budget):
             limit = getattr(self, name)
-            if limit is not None and not 0 < limit < float("inf"):
+            if limit is not None and not 0 < limit < inf:
                 raise SpecError(f"budget.{name}: {limit} is not a number above 0")
 
     def violations(self, cost: Cost) -> dict[str, float]:
@@ -164,6 +166,14 @@ class Budget:
             if limit is not None and value is not None:
                 found[name] = (value - limit) / limit
         return found
+
+    def explain(self, cost: Cost) -> str:
+        """Return which limits a cost breaks, in words, such as '29.7 MFLOPs over 20'."""
+        return "; ".join(
+            f"{getattr(cost, name) * scale:.4g} {unit} over {getattr(self, name) * scale:.4g}"
+            for name, (scale, unit) in UNITS.items()
+            if self.violations(cost).get(name, 0) > 0
+        )
 
     def axis(self) -> str:
         """Return the cost that the front trades accuracy against: the first limited one."""

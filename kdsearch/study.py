@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 import optuna
 import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch import pareto
@@ -77,6 +78,8 @@ class Request:
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
     weights file. How many trials to run is no part of it: a study can go on.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     data: str = "digits"
     data_key: str = ""
@@ -140,7 +143,7 @@ def study_path(out: Path, name: str) -> Path:
 
 def free_name(out: Path, stem: str) -> str:
     """Return `stem-1`, or the next number that no study under `out` has."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "study"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "study"
     taken = {path.name for path in out.glob(f"{stem}-*")} if out.is_dir() else set()
     number = 1
     while f"{stem}-{number}" in taken:
@@ -190,7 +193,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -249,7 +253,13 @@ class Study:
         asked.trial.set_user_attr(RECORD, json.dumps(record))
 
     def tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
-        """Store how a trial ended; constraints go in before the values, as the sampler needs."""
+        """Store how a trial ended; constraints go in before the values, as the sampler needs.
+
+        A complete trial whose accuracy is not a number becomes a failed one.
+        """
+        if outcome.val is not None and not math.isfinite(outcome.val):
+            reason = f"the accuracy is {outcome.val}"
+            outcome = replace(outcome, state="failed", val=None, reason=reason)
         kept = asdict(outcome)
         if asked.reuse is not None:
             kept["reused_from"] = asked.reuse.number
@@ -288,7 +298,7 @@ class Study:
         return record.val, float(getattr(record.cost, self.budget.axis()))
 
     def importances(self) -> dict[str, float]:
-        """Return how much each parameter matters to accuracy (PED-ANOVA), empty when unknown.
+        """Return each parameter's share in what decides accuracy (PED-ANOVA), empty when unknown.
 
         Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
         """
@@ -337,16 +347,24 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
+_TOLD = {
+    TrialState.COMPLETE: ("complete",),
+    TrialState.PRUNED: ("infeasible", "pruned"),
+    TrialState.FAIL: ("failed",),
+}
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:
-    """Read a trial; one that Optuna calls failed without an outcome of ours was interrupted."""
+    """Read a trial; one that Optuna calls failed and we do not was interrupted.
+
+    It may hold an outcome: the driver was killed after noting it and before telling Optuna.
+    """
     kept = json.loads(frozen.user_attrs.get(RECORD, '{"params": {}}'))
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
-    kept.setdefault("state", _STATES[frozen.state])
-    if not frozen.state.is_finished():
-        kept["state"] = "running"
+    told = kept.get("state")
+    if told not in _TOLD.get(frozen.state, ()):
+        kept["state"] = _STATES[frozen.state]
     return TrialRecord(
         number=frozen.number, cost=Cost(**cost) if cost else None, curve=curve, **kept
     )
@@ -388,7 +406,8 @@ def _ped_anova(study: optuna.Study) -> dict[str, float]:
         shared = [n for n in names if all(n in trial.params for trial in study.trials)]
         if shared:
             found = evaluator.evaluate(study, params=shared)
-    return {name: float(value) for name, value in found.items()}
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()} if total > 0 else {}
 
 
 @contextmanager
@@ -445,6 +464,9 @@ def storage_url(path: Path) -> str:
     return f"sqlite:///{path / 'study.db'}"
 
 
+_STORE_ERRORS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
+
+
 def _open_store(path: Path, budget: Budget) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = path / "study.db"
@@ -461,7 +483,8 @@ def _open_store(path: Path, budget: Budget) -> optuna.Study:
         if study.metric_names is None:
             with _experimental_is_fine():
                 study.set_metric_names(["accuracy", budget.axis()])
-    except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError) as error:
+        study.get_trials(deepcopy=False)  # a damaged page shows now, or in the middle of a search
+    except (*_STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
         cause = str(error.__cause__ or error).splitlines()[0]
         raise StudyError(
             f"cannot open {file}: {cause}; move it away to start the study again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,8 +38,9 @@ KINDS = (
     "FILE.py:FACTORY",
 )
 AUTO_STUDENT = StudentSpec(family="resnet", knobs={"width": 1.0, "depth": 9})
-AUTO_EPOCHS = 30
-_SCRATCH = TrainSpec(epochs=AUTO_EPOCHS, lr=0.1, weight_decay=5e-4, ema=0.99)
+# On digits, seeds 0, 1, 2: 99.7, 99.2 and 99.4 % on validation; batches of 64 at twice the rate
+# without smoothing reach 98.3 % at seed 1 in the same time.
+_SCRATCH = TrainSpec(epochs=20, batch_size=32, lr=0.05, label_smoothing=0.1, ema=0.99)
 _FINE_TUNE = TrainSpec(optimizer="adamw", lr=5e-4, weight_decay=0.05, ema=0.99)
 
 Build: TypeAlias = Callable[[int | None], nn.Module]
@@ -96,6 +98,7 @@ def load_teacher(
         teacher=None,
         student_resolution=model.preprocess.resolution,
         teacher_resolution=model.preprocess.resolution,
+        label_smoothing=recipe.label_smoothing,
     )
     session = Session(data=data, spec=recipe, seed=seed, view_seed=seed, device=device)
     train(model, distiller, session, on_epoch=on_epoch)
@@ -173,8 +176,8 @@ def _head(network: nn.Module) -> tuple[str, nn.Linear] | None:
 def _classes_in(build: Build, state: Mapping[str, Tensor], expected: int) -> int:
     """Return the number of classes of the head in `state`."""
     head = _head(build(expected))
-    bias = state.get(f"{head[0]}.weight") if head else None
-    return expected if bias is None else len(bias)
+    weight = state.get(f"{head[0]}.weight") if head else None
+    return len(weight) if weight is not None and weight.ndim == 2 else expected
 
 
 def _builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
@@ -209,12 +212,17 @@ def _timm(name: str, classes: int | None) -> nn.Module:
     """Build a timm network: pretrained when `classes` is None, else empty with that head."""
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
-        hint = did_you_mean(name.split(".")[0], timm.list_models())
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models())
         raise SpecError(f"timm has no model {name!r}{hint}")
+    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
+        known = ", ".join(tagged) or "none"
+        raise SpecError(f"timm has no weights {tag!r} for {architecture!r}; it has {known}")
     if classes is not None:
         network: nn.Module = timm.create_model(name, num_classes=classes)
         return network
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
         pretrained: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -250,8 +258,11 @@ def _factory(path: str) -> Build:
         raise SpecError(f"teacher {path!r} is not callable; expected a function or a class")
 
     def build(classes: int | None) -> nn.Module:
-        takes_classes = "num_classes" in inspect.signature(factory).parameters
-        network = factory(num_classes=classes) if takes_classes and classes else factory()
+        try:
+            takes_classes = "num_classes" in inspect.signature(factory).parameters
+            network = factory(num_classes=classes) if takes_classes and classes else factory()
+        except Exception as error:
+            raise SpecError(f"teacher {path!r} fails to build: {error!r}") from error
         if not isinstance(network, nn.Module):
             raise SpecError(f"teacher {path!r} returned {type(network).__name__}, not a nn.Module")
         return network

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,7 @@ class Epoch:
     seconds: float
 
 
+_FEW_PIXELS = 2**15
 OnEpoch = Callable[[Epoch, int], None]
 
 
@@ -74,6 +76,13 @@ def train(
 
     Raises TrainingError when the loss is no longer finite.
     """
+    with _threads_for(model.preprocess.resolution**2 * session.spec.batch_size):
+        return _train(model, distiller, session, on_epoch)
+
+
+def _train(
+    model: Model, distiller: Distiller, session: Session, on_epoch: OnEpoch | None
+) -> list[Epoch]:
     spec, device = session.spec, session.device
     model.to(device)
     distiller.to(device)
@@ -167,6 +176,22 @@ def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     return factor
+
+
+@contextmanager
+def _threads_for(pixels: int) -> Iterator[None]:
+    """Use one CPU thread for steps on few pixels, where a second one only costs.
+
+    A step on 64 images, one thread against two: 6.2 and 7.6 ms at 8 px; on 128 images of 32 px:
+    132 and 77 ms. The number depends on the sizes alone, so results repeat bit for bit.
+    """
+    threads = torch.get_num_threads()
+    if pixels <= _FEW_PIXELS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Average:

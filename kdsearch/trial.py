@@ -74,7 +74,10 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
     violations = bench.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
-            state="infeasible", cost=cost, violations=violations, reason=_over(bench.budget, cost)
+            state="infeasible",
+            cost=cost,
+            violations=violations,
+            reason=bench.budget.explain(cost),
         )
     distiller = build_distiller(candidate, student, bench)
     session = Session(
@@ -145,15 +148,6 @@ def latency_of(model: Model, cache: LatencyCache, architecture: Sequence[object]
         digest_of([*architecture, shape, classes]),
         lambda: measure(for_pricing(model.network, input_shape=shape), shape=shape),
     )
-
-
-def _over(budget: Budget, cost: Cost) -> str:
-    limits = {
-        name: (getattr(cost, name), getattr(budget, name))
-        for name, violation in budget.violations(cost).items()
-        if violation > 0
-    }
-    return "; ".join(f"{name} {value:g} > {limit:g}" for name, (value, limit) in limits.items())
 
 
 def _curve_csv(epochs: Sequence[Epoch]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -30,7 +32,8 @@ def save_weights(module: nn.Module, path: Path) -> None:
         safetensors.torch.save_file(state, temporary)
         temporary.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StudyError(f"cannot write {path}: {error}") from error
 
 
@@ -39,18 +42,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise SpecError(f"there is no weights file {str(path)!r}")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise SpecError(
-            f"{path} is damaged or holds more than weights, which are never executed; "
-            f"save its state_dict as safetensors ({str(error).splitlines()[0]})"
+            f"{path} is damaged or holds more than weights, which is never executed; "
+            "save its state_dict as safetensors"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what a damaged pickle raises depends on the byte
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SpecError(f"{path} is not a readable weights file: {reason}") from error
     return _state_dict(loaded, path)
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    with warnings.catch_warnings():
+        # torch warns of pickles that it did not write; they are read all the same, or refused.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:

@@ -38,8 +38,9 @@ def carve(
             f"a class needs {_MIN_PER_CLASS}, or give the splits as folders or files of their own"
         )
     counts = [len(group) for group in groups]
-    wanted = min(MAX_HELD_OUT, round(share * len(labels)))
-    sizes = _apportion(counts, max(wanted, sum(count > 0 for count in counts)))
+    wanted = sum(max(1, round(share * count)) for count in counts if count)
+    present = sum(count > 0 for count in counts)
+    sizes = _apportion(counts, max(present, min(MAX_HELD_OUT, wanted)))
     held: dict[str, Tensor] = {}
     start = [size if "test" in missing else 0 for size in sizes]
     end = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,6 @@ MAX_RELATIVE_ERROR = 1e-3
 _INPUT, _OUTPUT, _BATCH = "input", "logits", "batch"
 _EXAMPLES = 2  # a batch of one would be taken for a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
-_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +73,13 @@ def to_onnx(
     proto = program.model_proto
     if len(proto.graph.output) != 1:
         raise ExportError(f"{name} returns {len(proto.graph.output)} tensors; expected its logits")
-    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
-    if batch.dim_param != _BATCH:
+    batch, rows = (
+        side[0].type.tensor_type.shape.dim[0] for side in (proto.graph.input, proto.graph.output)
+    )
+    if batch.dim_param != _BATCH or rows.HasField("dim_value"):
         raise ExportError(
-            f"{name} exports for batches of {batch.dim_value or batch.dim_param} only; "
-            "take the batch size from x.shape[0] in its forward"
+            f"{name} holds on to one batch size: {batch.dim_param or batch.dim_value} images give "
+            f"{rows.dim_param or rows.dim_value} rows; take it from x.shape[0] in its forward"
         )
     _forget_origin(proto)
     onnx.helper.set_model_props(proto, dict(metadata))
@@ -120,26 +121,25 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
         raise CostError(f"{name} does not export to ONNX at {shape}: {error}") from error
 
 
-def verify(model: nn.Module, path: Path, images: Tensor) -> Agreement:
-    """Compare the file with `model` on `images` [N, C, H, W], in batches of 1, 7 and 64.
+def verify(model: nn.Module, path: Path, images: Iterable[Tensor]) -> Agreement:
+    """Compare the file with `model` on batches [N, C, H, W] of any sizes, the first also singly.
 
     Raises ExportError when they disagree: argmax below 0.999 or max_rel above 1e-3.
     """
-    if len(images) < 8:
-        raise ExportError(
-            f"verify needs 8 images or more to try two batch sizes, not {len(images)}"
-        )
     reference = _cpu_copy(model)
     session = _open(path)
+    expected, found = [], []
     with torch.no_grad():
-        pairs = [(reference(part), _run(session, part)) for part in _batches(images)]
-    expected, found = (torch.cat(side) for side in zip(*pairs, strict=True))
-    max_abs = float((expected - found).abs().max())
+        for batch in _first_singly(images):
+            expected.append(reference(batch))
+            found.append(_run(session, batch))
+    ours, theirs = torch.cat(expected), torch.cat(found)
+    max_abs = float((ours - theirs).abs().max())
     agreement = Agreement(
-        argmax=float((expected.argmax(1) == found.argmax(1)).float().mean()),
+        argmax=float((ours.argmax(1) == theirs.argmax(1)).float().mean()),
         max_abs=max_abs,
-        max_rel=max_abs / max(float(expected.std()), torch.finfo(torch.float32).tiny),
-        n=len(images),
+        max_rel=max_abs / max(float(ours.std()), torch.finfo(torch.float32).tiny),
+        n=len(ours),
     )
     if not (
         agreement.argmax >= MIN_ARGMAX_AGREEMENT and agreement.max_rel <= MAX_RELATIVE_ERROR
@@ -151,14 +151,14 @@ def verify(model: nn.Module, path: Path, images: Tensor) -> Agreement:
     return agreement
 
 
-def accuracy(path: Path, images: Tensor, labels: Tensor) -> float:
-    """Return the fraction of `images` [N, C, H, W] that the file alone classifies as `labels` [N].
+def accuracy(path: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the fraction of images [N, C, H, W] that the file alone classifies as labels [N].
 
     Raises ExportError when the file does not load or run.
     """
     session = _open(path)
-    found = torch.cat([_run(session, part).argmax(1) for part in torch.split(images, _CHUNK)])
-    return float((found == labels.cpu()).float().mean())
+    right = [(_run(session, images).argmax(1) == labels.cpu()) for images, labels in batches]
+    return float(torch.cat(right).float().mean())
 
 
 def _cpu_copy(model: nn.Module) -> nn.Module:
@@ -186,6 +186,7 @@ def _ignore_trace_warnings() -> None:
     for category, message in (
         (DeprecationWarning, "You are using the legacy TorchScript-based ONNX export"),
         (DeprecationWarning, "The feature will be removed"),
+        (UserWarning, "Constant folding"),
         (torch.jit.TracerWarning, ""),  # type: ignore[attr-defined]
     ):
         warnings.filterwarnings("ignore", message, category)
@@ -217,7 +218,7 @@ def _run(session: onnxruntime.InferenceSession, images: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-def _batches(images: Tensor) -> Iterator[Tensor]:
-    yield images[:1]
-    yield images[1:8]
-    yield from torch.split(images[8:], _CHUNK)
+def _first_singly(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches, the first image apart: both a batch of one and of many are tried."""
+    for number, batch in enumerate(images):
+        yield from ((batch[:1], batch[1:]) if number == 0 and len(batch) > 1 else (batch,))

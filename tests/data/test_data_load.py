@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from kdsearch.data import load
+from kdsearch.data.base import Augment
+from kdsearch.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def fill(root: Path, split: str, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(root / split / name / f"{number:03d}.png")
+    return root
+
+
+def test_digits_are_the_published_pixels_scaled(cache):
+    data = load("digits", cache_dir=cache)
+    assert (data.name, data.num_classes, data.channels, data.size) == ("digits", 10, 1, 8)
+    assert data.augment == Augment(pad=1, flip=False)
+    assert (len(data.train), len(data.val), len(data.test)) == (1079, 359, 359)
+    parts = (data.train, data.val, data.test)
+    found = np.concatenate([part.images.numpy().reshape(len(part), 64) for part in parts])
+    labels = np.concatenate([part.labels.numpy() for part in parts])
+    # 16 -> 255, 8 -> 127.5, rounded to even: 128
+    expected = np.rint(load_digits().data * 255 / 16)
+    assert sorted(zip(labels, map(tuple, found), strict=True)) == sorted(
+        zip(load_digits().target, map(tuple, expected), strict=True)
+    )
+
+
+def test_digits_statistics_are_those_of_train(cache):
+    data = load("digits", cache_dir=cache)
+    values = data.train.images.double() / 255
+    assert data.mean == pytest.approx([values.mean().item()])
+    assert data.std == pytest.approx([values.std(unbiased=False).item()])
+
+
+def test_same_request_gives_the_same_data(cache):
+    first, again = (load("digits", cache_dir=cache, seed=3, subset=200) for _ in range(2))
+    assert first.key == again.key
+    assert torch.equal(first.train.images, again.train.images)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"subset": 100}, {"size": 16}, {"flip": True}])
+def test_key_tells_different_data_apart(cache, change):
+    assert load("digits", cache_dir=cache).key != load("digits", cache_dir=cache, **change).key
+
+
+def test_size_and_flip_are_the_users_to_choose(cache):
+    data = load("digits", cache_dir=cache, size=16, flip=True)
+    assert data.size == 16
+    assert data.augment == Augment(pad=2, flip=True)
+
+
+def test_subset_leaves_validation_and_test_alone(cache):
+    whole, part = (load("digits", cache_dir=cache, subset=subset) for subset in (None, 100))
+    assert len(part.train) == 100
+    assert torch.bincount(part.train.labels).tolist() == [10] * 10
+    assert torch.equal(part.val.images, whole.val.images)
+    assert torch.equal(part.test.images, whole.test.images)
+
+
+def test_subset_above_train_is_refused(cache):
+    with pytest.raises(DataError, match=r"digits: subset: 1080 images .* choose 10 to 1079"):
+        load("digits", cache_dir=cache, subset=1080)
+
+
+def test_given_splits_are_kept_and_the_missing_is_carved(tmp_path):
+    root = fill(tmp_path / "set", "train", {"a": 20, "b": 40})
+    fill(root, "val", {"a": 3, "b": 4})
+    data = load(str(root), cache_dir=tmp_path)
+    assert data.val.images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert (len(data.train), len(data.test)) == (54, 6)
+    assert torch.bincount(data.test.labels).tolist() == [2, 4]
+    seen = {
+        (int(label), int(image[0, 0, 0]))
+        for part in (data.train, data.test)
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    assert len(seen) == 60
+
+
+def test_splits_that_are_all_given_do_not_depend_on_the_seed(tmp_path):
+    root = tmp_path / "set"
+    for split in ("train", "val", "test"):
+        fill(root, split, {"a": 2, "b": 1})
+    first, other = (load(str(root), cache_dir=tmp_path, seed=seed) for seed in (0, 1))
+    assert first.key == other.key
+    assert first.train.labels.tolist() == [0, 0, 1]
+
+
+def test_class_too_small_to_carve_is_named(tmp_path):
+    root = fill(tmp_path / "set", "train", {"a": 20, "b": 2})
+    with pytest.raises(DataError, match=r"set: too few images .*'b' \(2\)"):
+        load(str(root), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", r"unknown data 'digit' \(did you mean 'digits'\?\)"),
+        ("CIFAR-10", r"unknown data 'CIFAR-10' \(did you mean 'cifar10'\?\)"),
+        ("{}/pictres", r"there is no '.*pictres' \(did you mean 'pictures'\?\)"),
+        ("{}/nowhere/at/all", "there is no '.*nowhere/at/all'"),
+        ("{}/empty", "empty: the folder is empty; expected train/CLASS"),
+        ("{}/flat", "flat: holds images directly but no 'train' folder"),
+        ("{}/pictures", "pictures: holds images in a, b but no 'train' folder"),
+        ("{}/text", "text: holds neither images nor Parquet files"),
+        ("{}/text/notes.txt", "is a file, but not a Parquet file"),
+        ("{}/whole/train", r"train: expected .*; did you mean .*/whole\?"),
+        ("{}/above", r"above: expected .*; did you mean .*/above/set\?"),
+        ("{}/" + "x" * 300, "cannot be read: .*File name too long"),
+    ],
+)
+def test_what_cannot_be_data_is_told_apart(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes.txt").write_text("none")
+    fill(tmp_path, "pictures", {"a": 1, "b": 1})
+    fill(tmp_path / "whole", "train", {"a": 1, "b": 1})
+    fill(tmp_path / "above/set", "train", {"a": 1, "b": 1})
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "flat/1.png")
+    with pytest.raises(DataError, match=message):
+        load(name.format(tmp_path), cache_dir=tmp_path / "cache")

@@ -1,0 +1,61 @@
+"""A study whose trials are looked up instead of trained: accuracy and cost are formulas."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from kdsearch.engines import local
+from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.study import Asked, Outcome, Request, Study, open_study
+
+SPACE = """
+student:
+  family:
+    choice:
+      resnet: {depth: {int: [1, 20]}}
+      vit: {depth: {int: [1, 20]}}
+method:
+  name: kd
+train:
+  lr: {float: [0.01, 1.0], log: true}
+"""
+# Six candidates in all, so that equal ones are soon drawn.
+SMALL_SPACE = "student: {family: {choice: {resnet: {depth: {int: [1, 3]}}, vit: {}, none: {}}}}"
+MAX_DEPTH = 15
+REQUEST = Request(space=SPACE, budget_mflops=float(MAX_DEPTH), seed=3)
+
+
+def opened(path: Path, request: Request = REQUEST) -> AbstractContextManager[Study]:
+    return open_study(path, request, versions={"kdsearch": "0"})
+
+
+def look_up(asked: Asked) -> Outcome:
+    """Return one MFLOP a layer, accuracy that grows with it; a vit of one layer fails."""
+    params = asked.params
+    family = params["student.family"]
+    depth = int(params.get(f"student.{family}.depth", 2))
+    cost = Cost(flops=depth * 1_000_000, params=depth * 1000, latency_ms=depth / 10)
+    budget = Budget(flops=MAX_DEPTH * 1e6)
+    violations = budget.violations(cost)
+    if violations["flops"] > 0:
+        return Outcome(
+            state="infeasible", cost=cost, violations=violations, reason=budget.explain(cost)
+        )
+    if family == "vit" and depth == 1:
+        return Outcome(state="failed", reason="a vit of one layer")
+    val = 0.5 + depth / 40 + float(params.get("train.lr", 0.1)) / 10
+    return Outcome(
+        state="complete", cost=cost, violations=violations, val=val, curve=(val / 2, val)
+    )
+
+
+def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
+    """Go on to `n_trials` trials of the search and return every record."""
+    local.run(study, look_up, n_trials=n_trials)
+    return study.records()
+
+
+def tell_next(study: Study) -> TrialRecord:
+    asked = study.ask()
+    return study.tell(asked, look_up(asked))

@@ -1,0 +1,158 @@
+"""Rooms import one way: each only what stands above it. What must start quickly imports little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kdsearch
+
+PACKAGE = Path(kdsearch.__file__).parent
+# From the bottom of the house to the door; a folder is one room.
+ROOMS = (
+    "errors",
+    "registry",
+    "space",
+    "spec",
+    "summary",
+    "pareto",
+    "study",
+    "report",
+    "derive",
+    "taps",
+    "data",
+    "model",
+    "students",
+    "methods",
+    "mapping",
+    "tasks",
+    "distiller",
+    "spaces",
+    "cost",
+    "latency",
+    "export",
+    "cache",
+    "weights",
+    "trainer",
+    "cifar_resnet",
+    "teacher",
+    "trial",
+    "engines",
+    "bench",
+    "card",
+    "ship",
+    "run",
+    "single",
+    "__init__",
+    "console",
+    "cli",
+    "__main__",
+)
+# Within a folder, from the bottom up. In a folder of plug-ins there is one rule for all: below.
+FLOORS = {
+    "data": ("base", "decode", "views", "splits", "store", "digits", "folder", "parquet", "vision"),
+    "report": ("words", "marks", "tables", "figures", "verdict", "page"),
+}
+PLUGINS = ("students", "methods")
+
+
+def modules() -> dict[str, Path]:
+    """Return every module by its dotted path below the package, `__init__` included."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules of kdsearch that one imports, late and for types included."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the room"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.partition(".")[0] == "kdsearch":
+                yield next(found for found in candidates(name) if found in known)
+
+
+def candidates(name: str) -> Iterator[str]:
+    """Yield the modules that `import name` may mean: itself, a name in its parent, and so on up."""
+    parts = name.split(".")[1:]
+    while parts:
+        yield ".".join(parts)
+        yield ".".join([*parts, "__init__"])
+        parts.pop()
+    yield "__init__"
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_room_has_its_place() -> None:
+    assert sorted({room(module) for module in MODULES}) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_what_stands_above_it(module: str) -> None:
+    here = ROOMS.index(room(module))
+    wrong = [
+        name
+        for name in imported(MODULES[module])
+        if room(name) != room(module) and ROOMS.index(room(name)) > here
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_a_folder_imports_one_way(folder: str) -> None:
+    order = [*(f"{folder}.{name}" for name in FLOORS[folder]), f"{folder}.__init__"]
+    assert sorted(order) == sorted(m for m in MODULES if room(m) == folder)
+    for place, module in enumerate(order):
+        inside = [name for name in imported(MODULES[module]) if room(name) == folder]
+        assert [name for name in inside if order.index(name) >= place] == []
+
+
+@pytest.mark.parametrize("folder", PLUGINS)
+def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
+    for module, path in MODULES.items():
+        if room(module) == folder and not module.endswith("__init__"):
+            inside = {name for name in imported(path) if room(name) == folder}
+            assert inside <= {f"{folder}.base"}, module
+
+
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("import kdsearch", {"torch", "optuna", "numpy", "yaml", "pydantic"}),
+        (
+            "import kdsearch.space, kdsearch.spec, kdsearch.pareto, kdsearch.summary",
+            {"torch", "ray", "optuna", "plotly"},
+        ),
+        ("import kdsearch.study, kdsearch.report, kdsearch.derive", {"torch", "ray"}),
+        ("import kdsearch.methods as m, kdsearch.students as s; m.names()", {"torch", "timm"}),
+        (
+            "from kdsearch.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+            {"torch", "ray", "optuna", "plotly", "timm", "sklearn", "onnxruntime"},
+        ),
+    ],
+    ids=["the package", "the values", "a study and its report", "names of plug-ins", "--help"],
+)
+def test_imports_only_what_it_needs(code: str, unwanted: set[str]) -> None:
+    script = f"{code}\nimport sys\nprint(); print(sorted({unwanted!r} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines()[-1] == "[]"

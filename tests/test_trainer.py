@@ -1,0 +1,240 @@
+"""The loop learns, repeats itself bit for bit, and ends with the averaged weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from toy_data import CPU, SIZE, distiller_for, images, tiny_model, toy_data
+
+from kdsearch.cache import TeacherOutputs
+from kdsearch.data.views import augmented
+from kdsearch.distiller import Distiller
+from kdsearch.errors import TrainingError
+from kdsearch.model import Model
+from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.taps import Outputs
+from kdsearch.trainer import Epoch, Session, _Average, _optimizer, _warm_cosine, accuracy, train
+
+DATA = toy_data()
+SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
+PLAIN = DistillSpec(method="none")
+
+
+def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = None) -> Session:
+    outputs = None
+    if teacher is not None:
+        outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=7, augment=DATA.augment)
+    return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teacher=outputs)
+
+
+def trained(spec: TrainSpec = SPEC, *, seed: int = 0) -> tuple[Model, list[Epoch]]:
+    model = tiny_model()
+    return model, train(model, distiller_for(PLAIN, model), session(spec, seed=seed))
+
+
+def test_what_can_be_told_apart_is_learned() -> None:
+    model, epochs = trained(replace(SPEC, epochs=8))
+    assert accuracy(tiny_model(), DATA.test, CPU) < 0.6
+    assert accuracy(model, DATA.test, CPU) > 0.9
+    assert epochs[-1].losses["loss"] < epochs[0].losses["loss"] / 2
+
+
+def test_the_same_seed_gives_the_same_curve_and_weights_bit_for_bit() -> None:
+    (one, curve), (other, again) = trained(), trained()
+    for epoch, repeated in zip(curve, again, strict=True):
+        assert replace(epoch, seconds=0.0) == replace(repeated, seconds=0.0)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_another_seed_gives_another_order_of_batches() -> None:
+    (_, curve), (_, other) = trained(), trained(seed=1)
+    assert curve[0].losses != other[0].losses
+
+
+def test_the_model_ends_with_the_averaged_weights_and_evaluating() -> None:
+    """Without an average (ema = 0) the same steps end at weights of another accuracy."""
+    slow = replace(SPEC, epochs=3, lr=0.004)
+    (raw, _), (model, epochs) = trained(replace(slow, ema=0.0)), trained(replace(slow, ema=0.999))
+    assert accuracy(model, DATA.val, CPU) == epochs[-1].val != accuracy(raw, DATA.val, CPU)
+    assert not model.training
+
+
+def test_on_epoch_hears_every_epoch_as_it_is_returned() -> None:
+    heard: list[tuple[Epoch, int]] = []
+    model = tiny_model()
+    epochs = train(
+        model,
+        distiller_for(PLAIN, model),
+        session(),
+        on_epoch=lambda epoch, total: heard.append((epoch, total)),
+    )
+    assert heard == [(epoch, 4) for epoch in epochs]
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    _, epochs = trained(replace(SPEC, batch_size=10_000, epochs=1))
+    assert math.isfinite(epochs[0].losses["loss"])
+
+
+def test_the_losses_of_an_epoch_are_means_over_its_steps() -> None:
+    """Without a learning rate to speak of and in one batch, they are the initial loss."""
+    model = tiny_model()
+    distiller = distiller_for(PLAIN, model)
+    spec = replace(SPEC, epochs=1, batch_size=96, lr=1e-12)
+    every = torch.arange(len(DATA.train))
+    view = augmented(DATA.train.images, every, 1, seed=7, augment=DATA.augment)
+    with torch.no_grad():
+        outputs = tiny_model().train().features(view)
+    (epoch,) = train(model, distiller, session(spec))
+    assert epoch.losses.keys() == {"task", "loss"}
+    expected = distiller(outputs, None, DATA.train.labels)["task"]
+    assert epoch.losses["task"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_an_epoch_shows_each_image_once_under_its_own_view() -> None:
+    student, teacher = tiny_model(), tiny_model(1).freeze()
+    shown: dict[int, list[int]] = {}
+
+    def answer(images: Tensor, index: Tensor, view: int, *, need: frozenset[str]) -> Outputs:
+        shown.setdefault(view, []).extend(index.tolist())
+        expected = augmented(DATA.train.images, index, view, seed=7, augment=DATA.augment)
+        assert torch.equal(images, expected)
+        assert need == {"logits"}
+        with torch.no_grad():
+            return teacher.features(images)
+
+    distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
+    train(student, distiller, replace(session(), teacher=answer))
+
+    assert list(shown) == [1, 2, 3, 4]
+    assert all(sorted(rows) == list(range(96)) for rows in shown.values())
+    assert len({tuple(rows) for rows in shown.values()}) == 4
+
+
+NAN_LOSS = """
+from kdsearch.methods.base import DistillLoss
+
+class Broken(DistillLoss):
+    need = "logits"
+
+    def forward(self, student, teacher, target):
+        return student.sum() * float("nan")
+"""
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(NAN_LOSS)
+    model, teacher = tiny_model(), tiny_model(1).freeze()
+    spec = DistillSpec(method=f"{tmp_path / 'broken.py'}:Broken")
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 1"):
+        train(model, distiller_for(spec, model, teacher), session(teacher=teacher))
+
+
+@pytest.mark.parametrize("method", ["kd", "fitnet", "at", "rkd", "dkd"])
+def test_every_kind_of_signal_reaches_the_student(method: str) -> None:
+    student, teacher = tiny_model(), tiny_model(1, width=12).freeze()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    distiller = distiller_for(DistillSpec(method=method), student, teacher)
+    (epoch,) = train(student, distiller, session(replace(SPEC, epochs=1), teacher=teacher))
+    assert {"task", method, "loss"} <= epoch.losses.keys()
+    assert epoch.losses[method] > 0
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_adapters_learn_with_the_student() -> None:
+    student, teacher = tiny_model(), tiny_model(1, width=12).freeze()
+    distiller = distiller_for(DistillSpec(method="fitnet"), student, teacher)
+    before = [parameter.detach().clone() for parameter in distiller.parameters()]
+    train(student, distiller, session(replace(SPEC, epochs=1), teacher=teacher))
+    assert before
+    for old, new in zip(before, distiller.parameters(), strict=True):
+        assert not torch.equal(old, new)
+
+
+def test_distilling_from_a_good_teacher_copies_it() -> None:
+    teacher, _ = trained(replace(SPEC, epochs=8))
+    student = tiny_model(3)
+    spec = DistillSpec(method="kd", alpha=1.0, temperature=2.0)
+    distiller = distiller_for(spec, student, teacher.freeze())
+    train(student, distiller, session(replace(SPEC, epochs=8), teacher=teacher))
+    with torch.no_grad():
+        same = student(DATA.test.images).argmax(1) == teacher(DATA.test.images).argmax(1)
+    assert same.float().mean() > 0.9
+
+
+def test_gains_and_biases_are_not_decayed() -> None:
+    model = tiny_model()
+    distiller = Distiller(
+        PLAIN,
+        student=model.example(images(2).images),
+        teacher=None,
+        student_resolution=SIZE,
+        teacher_resolution=SIZE,
+    )
+    for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        optimizer = _optimizer([model, distiller], replace(SPEC, optimizer=name, weight_decay=0.3))
+        assert type(optimizer) is kind
+        decayed, plain = optimizer.param_groups
+        assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+        # Two convolutions and a linear layer; a gain, a shift and two biases.
+        assert [weight.ndim for weight in decayed["params"]] == [4, 4, 2]
+        assert [weight.ndim for weight in plain["params"]] == [1, 1, 1, 1]
+
+
+def test_frozen_weights_are_not_optimised() -> None:
+    model = tiny_model()
+    model.network.module[0].requires_grad_(False)
+    groups = _optimizer([model], SPEC).param_groups
+    assert sum(len(group["params"]) for group in groups) == 6
+
+
+def test_the_schedule_rises_to_one_and_falls_to_zero() -> None:
+    # 100 steps, 10 of warm-up: 1/10 at step 0, 1 at steps 9 and 10, 1/2 half way down, 0 at 100.
+    factor = _warm_cosine(100, 0.1)
+    assert [factor(0), factor(4), factor(9), factor(10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert factor(55) == pytest.approx(0.5)
+    assert factor(100) == pytest.approx(0.0)
+    values = [factor(step) for step in range(101)]
+    assert values[:10] == sorted(values[:10])
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_the_schedule_without_warm_up_starts_at_one() -> None:
+    factor = _warm_cosine(50, 0.0)
+    assert factor(0) == 1.0
+    assert factor(50) == pytest.approx(0.0)
+    assert _warm_cosine(1, 0.9)(0) == 1.0
+
+
+def test_epochs_report_the_learning_rate_they_began_with() -> None:
+    _, epochs = trained(replace(SPEC, warmup=0.25))
+    # Six steps an epoch, so the first epoch is the warm-up: 1/6 of 0.05; the second starts on top.
+    # Then half a cosine over 18 steps: cos(pi / 3), cos(2 pi / 3).
+    assert [epoch.lr for epoch in epochs] == pytest.approx([0.05 / 6, 0.05, 0.0375, 0.0125])
+
+
+def test_the_average_moves_by_its_decay_which_grows_from_two_elevenths() -> None:
+    model = tiny_model()
+    average = _Average(model, 0.25)
+    start = model.network.module[7].bias.detach().clone()
+    with torch.no_grad():
+        model.network.module[7].bias += 1
+        model.network.module[1].running_mean += 2
+        model.network.module[1].num_batches_tracked += 5
+    average.update(model)
+    # Decay 2/11: the average goes 9/11 of the way; then min(0.25, 3/12): 1 - (2/11) / 4 in all.
+    held = average.model.network.module
+    torch.testing.assert_close(held[7].bias, start + 9 / 11)
+    torch.testing.assert_close(held[1].running_mean, torch.full((8,), 18 / 11))
+    average.update(model)
+    torch.testing.assert_close(held[7].bias, start + 1 - 1 / 22)
+    assert held[1].num_batches_tracked == 5
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())

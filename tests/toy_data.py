@@ -1,0 +1,73 @@
+"""Images that a few steps of training tell apart: the class says which corner is bright."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.data.base import Augment, ImageData, ImageSet
+from kdsearch.distiller import Distiller
+from kdsearch.model import Model, Preprocess
+from kdsearch.spec import DistillSpec
+from kdsearch.taps import Outputs, Tapped
+
+SIZE = 8
+CPU = torch.device("cpu")
+
+
+def images(count: int, *, channels: int = 1, size: int = SIZE, seed: int = 0) -> ImageSet:
+    """Return noise with one of three corners bright."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 100, (count, channels, size, size), generator=generator)
+    half = size // 2
+    for row, (y, x) in enumerate(((0, 0), (0, half), (half, 0))):
+        pixels[labels == row, :, y : y + half, x : x + half] += 155
+    return ImageSet(pixels.to(torch.uint8), labels)
+
+
+def toy_data(*, channels: int = 1, size: int = SIZE, pad: int = 1) -> ImageData:
+    return ImageData(
+        name="toy",
+        key=f"toy-{channels}-{size}-{pad}",
+        classes=("a", "b", "c"),
+        train=images(96, channels=channels, size=size),
+        val=images(60, channels=channels, size=size, seed=1),
+        test=images(60, channels=channels, size=size, seed=2),
+        mean=(0.35,) * channels,
+        std=(0.3,) * channels,
+        augment=Augment(pad=pad, flip=False),
+    )
+
+
+def tiny_network(channels: int = 1, classes: int = 3, width: int = 8) -> nn.Sequential:
+    """Return stages of 8, 4 and 2 pixels, with everything that a state may hold."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * width, classes),
+    )
+
+
+def tiny_model(seed: int = 0, *, width: int = 8, size: int = SIZE) -> Model:
+    torch.manual_seed(seed)
+    network = Tapped(tiny_network(width=width), in_channels=1, resolution=size)
+    preprocess = Preprocess(mean=(0.35,), std=(0.3,), resolution=size, channels=1)
+    return Model("tiny", network, preprocess)
+
+
+def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = None) -> Distiller:
+    some: Tensor = images(4).images
+    taught: Outputs | None = None if teacher is None else teacher.example(some)
+    return Distiller(
+        spec,
+        student=student.example(some),
+        teacher=taught,
+        student_resolution=SIZE,
+        teacher_resolution=SIZE,
+    )
