@@ -18,8 +18,8 @@ from kdsearch.data.base import ImageData
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
+from kdsearch.request import Request
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Request
 from kdsearch.summary import TeacherEntry
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import Epoch, accuracy

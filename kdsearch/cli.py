@@ -230,9 +230,9 @@ def distill(
     sizes = {"student.resolution": resolution, "train.epochs": epochs}
     params |= {key: value for key, value in sizes.items() if value is not None}
     from kdsearch.console import StudyConsole, show
+    from kdsearch.request import free_name, request_of
     from kdsearch.single import distill as distill_one
     from kdsearch.spec import Candidate
-    from kdsearch.study import free_name, request_of
 
     candidate = Candidate.from_params(params)
     with StudyConsole(quiet=quiet or as_json) as watch:
@@ -335,7 +335,8 @@ def report(
     """
     from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
-    from kdsearch.study import load_study, study_path
+    from kdsearch.request import study_path
+    from kdsearch.study import load_study
 
     path = study_path(out, name)
     summary = write_derived(load_study(path))
@@ -356,7 +357,8 @@ def dashboard(
 
     Example: kdsearch dashboard phones
     """
-    from kdsearch.study import load_study, storage_url, study_path
+    from kdsearch.request import study_path
+    from kdsearch.study import load_study, storage_url
 
     path = study_path(out, name)
     load_study(path)

@@ -14,8 +14,9 @@ from typing import cast
 
 from kdsearch import report
 from kdsearch.errors import StudyError
+from kdsearch.request import Request, write_text
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study import Request, Study, searched, write_text
+from kdsearch.study import Study, searched
 from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
 
 Test = dict[str, float]

@@ -73,7 +73,7 @@ def measure(
     shape: tuple[int, int, int],
     threads: int = 1,
     batch: int = 1,
-    seconds: float = 0.3,
+    seconds: float = 0.2,
 ) -> Latency:
     """Time a file, or its bytes, on images [batch, *shape] for about `seconds`, at least 10 runs.
 

@@ -22,23 +22,19 @@ from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.errors import BudgetError, StudyInterruptedError, TrialsFailedError
 from kdsearch.model import Model
+from kdsearch.request import (
+    Request,
+    free_name,
+    read_request,
+    refuse_changes,
+    request_of,
+    study_path,
+)
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study import (
-    Asked,
-    Outcome,
-    Request,
-    Study,
-    free_name,
-    open_study,
-    read_request,
-    refuse_changes,
-    request_of,
-    searched,
-    study_path,
-)
+from kdsearch.study import Asked, Outcome, Study, open_study, searched
 from kdsearch.summary import Summary, TeacherEntry
 from kdsearch.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial

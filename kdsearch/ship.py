@@ -22,9 +22,9 @@ from kdsearch.errors import StudyError
 from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
 from kdsearch.latency import Latency, measure
 from kdsearch.model import Model, batches
+from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost
-from kdsearch.study import Request, write_text
 from kdsearch.summary import Target
 from kdsearch.weights import save_weights
 

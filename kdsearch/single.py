@@ -16,9 +16,10 @@ from kdsearch.cost import count
 from kdsearch.errors import StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, measure
+from kdsearch.request import Request, study_path
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Candidate, StudentSpec
-from kdsearch.study import Outcome, Request, study_path
+from kdsearch.study import Outcome
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights

@@ -107,7 +107,7 @@ def _train(
             torch.autograd.backward(losses["loss"])
             optimizer.step()
             schedule.step()
-            average.update(model)
+            average.update()
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach()
         means = {name: float(total) / steps for name, total in totals.items()}
@@ -204,15 +204,15 @@ class _Average:
         self.model = copy.deepcopy(model).freeze()
         self._decay = decay
         self._updates = 0
+        held, current = self.model.state_dict(), model.state_dict()  # these share their memory
+        floating = [name for name, value in held.items() if value.is_floating_point()]
+        self._floating = [held[name] for name in floating], [current[name] for name in floating]
+        self._others = [(held[name], current[name]) for name in held.keys() - floating]
 
     @torch.no_grad()
-    def update(self, model: Model) -> None:
+    def update(self) -> None:
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        held, current = self.model.state_dict(), model.state_dict()
-        floating = [name for name, value in held.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [held[name] for name in floating], [current[name] for name in floating], 1 - decay
-        )
-        for name in held.keys() - floating:
-            held[name].copy_(current[name])
+        torch._foreach_lerp_(*self._floating, 1 - decay)
+        for held, current in self._others:
+            held.copy_(current)

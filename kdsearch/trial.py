@@ -24,8 +24,9 @@ from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache, measure
 from kdsearch.model import Model, Preprocess
+from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
-from kdsearch.study import Outcome, write_text
+from kdsearch.study import Outcome
 from kdsearch.trainer import Epoch, OnEpoch, Session, TeacherSource, train
 from kdsearch.weights import save_weights
 

@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdsearch.engines import local
+from kdsearch.request import Request
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.study import Asked, Outcome, Request, Study, open_study
+from kdsearch.study import Asked, Outcome, Study, open_study
 
 SPACE = """
 student:

@@ -21,6 +21,7 @@ ROOMS = (
     "spec",
     "summary",
     "pareto",
+    "request",
     "study",
     "report",
     "derive",

@@ -18,21 +18,9 @@ from table_study import MAX_DEPTH, REQUEST, SMALL_SPACE, look_up, opened, run_to
 
 from kdsearch.engines import local
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
 from kdsearch.spec import TrialRecord
-from kdsearch.study import (
-    Asked,
-    Outcome,
-    Request,
-    free_name,
-    load_study,
-    open_study,
-    read_request,
-    request_of,
-    searched,
-    storage_url,
-    study_path,
-    write_text,
-)
+from kdsearch.study import Asked, Outcome, load_study, open_study, searched, storage_url
 
 N = 14  # the sampler leaves its random start at ten
 

@@ -229,12 +229,12 @@ def test_the_average_moves_by_its_decay_which_grows_from_two_elevenths() -> None
         model.network.module[7].bias += 1
         model.network.module[1].running_mean += 2
         model.network.module[1].num_batches_tracked += 5
-    average.update(model)
+    average.update()
     # Decay 2/11: the average goes 9/11 of the way; then min(0.25, 3/12): 1 - (2/11) / 4 in all.
     held = average.model.network.module
     torch.testing.assert_close(held[7].bias, start + 9 / 11)
     torch.testing.assert_close(held[1].running_mean, torch.full((8,), 18 / 11))
-    average.update(model)
+    average.update()
     torch.testing.assert_close(held[7].bias, start + 1 - 1 / 22)
     assert held[1].num_batches_tracked == 5
     assert not any(parameter.requires_grad for parameter in average.model.parameters())

@@ -1,0 +1,153 @@
+"""What decides a study: its request, name and file. A resumed study must ask for the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter
+
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.space import SearchSpace, parse_space
+from kdsearch.spec import Budget, digest_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
+
+    space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
+    weights file. How many trials to run is no part of it: a study can go on.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    data: str = "digits"
+    data_key: str = ""
+    image_size: int | None = None
+    subset: int | None = None
+    flip: bool | None = None
+    teacher: str = "auto"
+    teacher_weights: str | None = None
+    teacher_epochs: int | None = None
+    weights_key: str | None = None
+    budget_ms: float | None = None
+    budget_mflops: float | None = None
+    budget_mparams: float | None = None
+    epochs: int | None = None
+    seed: int = 0
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise SpecError(f"--epochs {self.epochs}: expected at least 1")
+        for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
+            limit = getattr(self, flag)
+            if limit is not None and not 0 < limit < float("inf"):
+                shown = flag.replace("_", "-")
+                raise SpecError(f"--{shown} {limit:g}: expected a number above 0")
+
+    @property
+    def budget(self) -> Budget:
+        """Return the limits in the units of Cost."""
+        flops, params = self.budget_mflops, self.budget_mparams
+        return Budget(
+            latency_ms=self.budget_ms,
+            flops=None if flops is None else flops * 1e6,
+            params=None if params is None else params * 1e6,
+        )
+
+    def search_space(self) -> SearchSpace:
+        """Return the space, its number of epochs fixed when the request says one."""
+        space = parse_space(self.space)
+        return space if self.epochs is None else space.fixed("train.epochs", self.epochs)
+
+    def changes(self, other: Request) -> dict[str, tuple[object, object]]:
+        """Return what differs: name -> (here, there)."""
+        names = (item.name for item in fields(self))
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def study_path(out: Path, name: str) -> Path:
+    """Return the study's directory. Raises StudyError for a name that is not one path segment."""
+    if not _NAME.fullmatch(name):
+        raise StudyError(
+            f"--name {name!r}: a study's name starts with a letter or a digit and goes on with "
+            "letters, digits, '.', '_' or '-', 100 at most"
+        )
+    path = out / name
+    if path.is_symlink():
+        raise StudyError(f"{path} is a symbolic link; a study is a directory of its own")
+    return path
+
+
+def free_name(out: Path, stem: str) -> str:
+    """Return `stem-1`, or the next number that no study under `out` has."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "study"
+    taken = {path.name for path in out.glob(f"{stem}-*")} if out.is_dir() else set()
+    number = 1
+    while f"{stem}-{number}" in taken:
+        number += 1
+    return f"{stem}-{number}"
+
+
+def read_request(path: Path) -> Request | None:
+    """Return what `study.yaml` says, None where there is none yet. Raises StudyError."""
+    file = path / "study.yaml"
+    if not file.exists():
+        return None
+    try:
+        kept = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kept.pop("versions")
+        return TypeAdapter(Request).validate_json(json.dumps(kept), strict=True)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(
+            f"{file} is damaged ({reason}); restore it, or start again with another --name"
+        ) from error
+
+
+def request_of(given: Mapping[str, object], start: Request | None = None) -> Request:
+    """Return `start`, or the default request, with what the user gave."""
+    return replace(start or Request(), **given)  # type: ignore[arg-type]
+
+
+def refuse_changes(name: str, old: Request, new: Request) -> None:
+    """Raise StudyError, showing the differences, unless both requests are the same."""
+    changed = old.changes(new)
+    if changed:
+        lines = "\n".join(
+            f"  {key}: {_short(before)} -> {_short(after)}"
+            for key, (before, after) in changed.items()
+        )
+        raise StudyError(
+            f"the study {name!r} was started with another request:\n{lines}\n"
+            "Leave these flags out to go on with it, or give another --name."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({digest_of(value)})"
