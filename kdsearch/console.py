@@ -79,13 +79,15 @@ class StudyConsole:
             show(text, console=self._console)
 
     def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Show how far the teacher's training is; plain output gets one line at its end."""
+        """Show how far the teacher's training is; plain output gets its first and last."""
         detail = f"validation {100 * epoch.val:.2f} %"
+        if epoch.number == 1:
+            self.note(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
         self._live.update(
             self._task, completed=epoch.number, total=epochs, detail=detail, visible=True
         )
         if epoch.number == epochs:
-            self.note(f"Teacher trained for {epochs} epochs: {detail}")
+            self.note(f"Teacher trained: {detail}")
 
     def search(self, n_done: int, n_trials: int, *, axis: str) -> None:
         """Begin to count trials; `axis` is the cost to show."""

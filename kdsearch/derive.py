@@ -15,6 +15,7 @@ from typing import cast
 from kdsearch import report
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, write_text
+from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import Study, searched
 from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
@@ -75,6 +76,10 @@ def _command(study: Study) -> str:
         for name, (value, default) in asked.items()
         if name not in ("data_key", "weights_key", "space", "flip") and value != default
     ]
+    texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
+    space = next((n for n, text in texts.items() if text == study.request.space), str(study.path))
+    if space != study.request.data:
+        flags.append(f"--space {shlex.quote(space)}")
     if study.request.flip is not None:
         flags.append("--flip" if study.request.flip else "--no-flip")
     trials = study.facts().get("trials")

@@ -88,8 +88,8 @@ def run(
     versions = {package: version(package) for package in _VERSIONED}
     with open_study(path, request, versions=versions) as study, _log_to(path / "kdsearch.log"):
         total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
-        facts = {"teacher": asdict(prepared.teacher), "trials": total}
-        study.note(**facts, teacher_seconds=prepared.seconds)
+        seconds = study.facts().get("teacher_seconds", prepared.seconds)
+        study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         if teacher_spec(request).is_trained_here:
             save_weights(prepared.bench.teacher.network, path / "teacher" / "teacher.safetensors")
         try:

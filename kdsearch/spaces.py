@@ -7,10 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
-from kdsearch import distiller, students
+from kdsearch import students
 from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
+from kdsearch.request import read_request
 from kdsearch.space import (
     Choice,
     Constant,
@@ -20,6 +19,7 @@ from kdsearch.space import (
     SearchSpace,
     Value,
     load_space,
+    parse_space,
 )
 from kdsearch.spec import StudentSpec, TrainSpec, make
 
@@ -46,13 +46,18 @@ def default_space(data: str, size: int) -> str:
 
 
 def find_space(name: str) -> SearchSpace:
-    """Read and check a built-in space or a file. Raises SpaceError with every mistake in it."""
+    """Read and check a space: built in, a YAML file, or the folder of a study that searched it.
+
+    Raises SpaceError with every mistake in it.
+    """
     known = builtin()
     path = known.get(name, Path(name))
+    if path.is_dir() and (study := read_request(path)) is not None:
+        return parse_space(study.space, source=str(path / "study.yaml"), check=check_space)
     if not path.is_file():
         hint = did_you_mean(name, known)
         raise SpaceError(
-            f"--space {name!r} is neither a file nor a built-in space{hint}; "
+            f"--space {name!r} is neither a file, a study's folder nor a built-in space{hint}; "
             f"built in: {', '.join(known)}"
         )
     return load_space(path, check=check_space)
@@ -103,6 +108,8 @@ def _student_knobs(family: str) -> list[str]:
 
 
 def _method_knobs(method: str) -> list[str]:
+    from kdsearch import distiller
+
     return [*dict.fromkeys([*distiller.knobs_of(method), *_COMMON])]
 
 
@@ -132,6 +139,8 @@ def _check_owned(
 
 def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
     """Build the family at both ends of a knob's range, without memory, at a small resolution."""
+    import torch
+
     family, _, knob = rest.partition(".")
     if family not in students.FAMILIES.names() or knob not in students.knobs_of(family):
         return

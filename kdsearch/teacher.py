@@ -191,7 +191,8 @@ def _builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
         return lambda classes: _torchvision(rest, classes)
     if rest:
         return _factory(name)
-    hint = did_you_mean(name, [*KINDS, *(f"cifar_resnet{depth}" for depth in DEPTHS)])
+    hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
+    hint = hint or " (a network of a library is named timm:NAME or torchvision:NAME)"
     raise SpecError(f"unknown teacher {name!r}{hint}; accepted: {', '.join(KINDS)}")
 
 
