@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,19 +25,25 @@ app = typer.Typer(
 
 OUT = Path("results")
 MAX_CONFIG_BYTES = 1_000_000
+_SIDE = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
     """Take the flags that a YAML file gives as defaults: the command line wins."""
     if path is None:
         return None
-    known = {parameter.name for parameter in context.command.params} - {"config"}
-    values = _read_config(path)
-    unknown = [key for key in values if key.replace("-", "_") not in known]
+    known = {
+        option.removeprefix("--").replace("-", "_"): str(parameter.name)
+        for parameter in context.command.params
+        for option in parameter.opts
+        if option.startswith("--") and option not in ("--config", "--help")
+    }
+    values = {key.replace("-", "_"): value for key, value in _read_config(path).items()}
+    unknown = [key for key in values if key not in known]
     if unknown:
         hints = ", ".join(f"{key!r}{did_you_mean(key, known)}" for key in unknown)
-        raise SpecError(f"{path}: unknown {hints}; known: {', '.join(sorted(known))}")
-    defaults = {key.replace("-", "_"): value for key, value in values.items() if value is not None}
+        raise SpecError(f"--config {path}: unknown {hints}; known: {', '.join(sorted(known))}")
+    defaults = {known[key]: value for key, value in values.items() if value is not None}
     if isinstance(settings := defaults.get("set"), Mapping):
         defaults["set"] = [f"{name}={_yaml(value)}" for name, value in settings.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -47,11 +54,18 @@ def _read_config(path: Path) -> dict[str, object]:
     import yaml
 
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
             raise SpecError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"--config {path}: {error}") from error
+        values = yaml.safe_load(content.decode())
+    except OSError as error:
+        raise SpecError(f"--config {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise SpecError(f"--config {path}{where}: not plain YAML: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SpecError(f"--config {path}: expected a mapping of flags to values")
     return values
@@ -223,6 +237,7 @@ def distill(
         teacher_epochs=teacher_epochs,
         seed=seed,
     )
+    _require_positive(resolution=resolution)
     params: dict[str, Value] = {"student.family": student, "method.name": method}
     params |= _settings(set, student, method)
     spec = {"alpha": alpha, "weight": weight, "temperature": temperature, "mapping": mapping}
@@ -240,7 +255,7 @@ def distill(
             candidate,
             request_of(given),
             out=out,
-            name=name or free_name(out, f"{student}-{method}"),
+            name=free_name(out, f"{student}-{method}") if name is None else name,
             device=device,
             watch=watch,
         )
@@ -301,22 +316,9 @@ def list_(
 
     Example: kdsearch list methods
     """
-    listings = {
-        "methods": lambda: _plugins("methods"),
-        "students": lambda: {
-            **_plugins("students"),
-            "timm:NAME": "any timm classifier, as it is",
-            "torchvision:NAME": "any torchvision classifier, as it is",
-            "FILE.py:CLASS": "a family of your own",
-        },
-        "teachers": _teachers,
-        "data": _data_names,
-        "spaces": _spaces,
-    }
-    if what not in listings:
-        hint = did_you_mean(what, listings)
-        raise SpecError(f"kdsearch list {what!r}{hint}: expected one of {', '.join(listings)}")
-    rows = listings[what]()
+    from kdsearch.listing import listing
+
+    rows = listing(what)
     width = max(map(len, rows))
     for name, about in rows.items():
         typer.echo(f"{name:<{width}}  {about}".rstrip())
@@ -398,7 +400,7 @@ def _value(text: str, value: str) -> Value:
     """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes."""
     try:
         read = json.loads(value)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or a number of too many digits
         read = value
     if not isinstance(read, bool | int | float | str) or not value:
         raise SpecError(f"--set {text!r}: {value!r} is not a number, a truth value or a word")
@@ -407,50 +409,9 @@ def _value(text: str, value: str) -> Value:
 
 def _shape(text: str) -> tuple[int, int, int]:
     sides = text.lower().split("x")
-    if len(sides) != 3 or not all(side.isdigit() and int(side) > 0 for side in sides):
+    if len(sides) != 3 or not all(_SIDE.fullmatch(side) for side in sides):
         raise SpecError(f"--input {text!r}: expected channels x height x width, as 3x224x224")
     channels, height, width = map(int, sides)
     if height != width:
         raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width
-
-
-def _plugins(package: str) -> dict[str, str]:
-    """Return each plug-in of a package with its first line, read without importing it."""
-    import ast
-
-    found = {}
-    for file in sorted((Path(__file__).parent / package).glob("[a-z]*.py")):
-        if file.stem != "base":
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
-            public = next(node for node in classes if not node.name.startswith("_"))
-            found[file.stem] = (ast.get_docstring(public) or "").split("\n")[0]
-    return found
-
-
-def _teachers() -> dict[str, str]:
-    return {
-        "auto": "trained on the spot, kept for the next study",
-        "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
-        "timm:NAME": "any timm classifier",
-        "torchvision:NAME": "any torchvision classifier",
-        "FILE.py:FACTORY": "a function that returns a torch module",
-    }
-
-
-def _data_names() -> dict[str, str]:
-    from kdsearch import data
-
-    return {
-        **dict.fromkeys(data.names(), ""),
-        "digits": "8x8 handwritten digits, comes with scikit-learn",
-        "PATH": "a folder with train/CLASS/*, or Parquet files",
-    }
-
-
-def _spaces() -> dict[str, str]:
-    from kdsearch.spaces import builtin
-
-    texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
-    return {name: text.split("\n")[0].lstrip("# ") for name, text in texts.items()}

@@ -18,6 +18,8 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
 
+MAX_IMAGE_SIZE = 4096
+MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -50,6 +52,12 @@ class Request:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise SpecError(f"--epochs {self.epochs}: expected at least 1")
+        if self.image_size is not None and not 8 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise SpecError(
+                f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SpecError(f"--seed {self.seed}: expected 0 to {MAX_SEED}")
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):

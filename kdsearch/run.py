@@ -36,6 +36,7 @@ from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, open_study, searched
 from kdsearch.summary import Summary, TeacherEntry
+from kdsearch.taps import bare
 from kdsearch.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights, save_weights
@@ -72,13 +73,13 @@ def run(
     taken from the study when there is one, else from Request's defaults. Raises BudgetError when
     nothing fits the budget, and another KDSearchError for a request that cannot be met.
     """
-    request, old = _resolve(given, study_path(out, name) if name else None)
+    request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
     teacher_spec(request)
     data, request = load_data(request, out)
     if not request.space:
         request = replace(request, space=find_space(default_space(data.name, data.size)).text)
-    name = name or free_name(out, data.name)
+    name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
     if old is not None:
         refuse_changes(name, old, request)
@@ -91,7 +92,9 @@ def run(
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         if teacher_spec(request).is_trained_here:
-            save_weights(prepared.bench.teacher.network, path / "teacher" / "teacher.safetensors")
+            save_weights(
+                bare(prepared.bench.teacher.network), path / "teacher" / "teacher.safetensors"
+            )
         try:
             _search(study, prepared.bench, watch, total, time_limit)
             return _finish(study, prepared, watch)
@@ -106,7 +109,7 @@ def run(
 def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, Request | None]:
     """Return the full request, and the one of the study at `path` when there is one."""
     old = read_request(path) if path is not None else None
-    if given.get("space"):
+    if "space" in given:
         given = {**given, "space": find_space(str(given["space"])).text}
     return request_of(given, old), old
 
@@ -187,7 +190,7 @@ def _nothing(study: Study) -> BudgetError | TrialsFailedError:
 def _load_student(study: Study, record: TrialRecord, bench: Bench) -> Model:
     student = build_student(Candidate.from_params(record.params).student, bench.data)
     file = _weights(study, record)
-    fit_weights(student.network, read_weights(file), where=f"trial {record.number}")
+    fit_weights(bare(student.network), read_weights(file), where=f"trial {record.number}")
     return student.freeze()
 
 

@@ -26,6 +26,7 @@ from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.summary import Target
+from kdsearch.taps import bare
 from kdsearch.weights import save_weights
 
 
@@ -65,7 +66,7 @@ def pack(
     except OSError as error:
         raise StudyError(f"cannot write to {path.parent}: {error.strerror}") from error
     student = student.cpu().eval()
-    save_weights(student.network, fresh / "student.safetensors")
+    save_weights(bare(student.network), fresh / "student.safetensors")
     shape = student.preprocess.input_shape
     file = fresh / "student.onnx"
     to_onnx(student.network, input_shape=shape, path=file, metadata=_metadata(student, data))

@@ -20,8 +20,9 @@ from kdsearch.request import Request, study_path
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study import Outcome
+from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
-from kdsearch.trial import WEIGHTS, build_student, run_trial
+from kdsearch.trial import WEIGHTS, build_distiller, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights
 
 
@@ -56,8 +57,10 @@ def distill(
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
     data, request = load_data(request, out)
+    student = build_student(candidate.student, data)  # its mistakes show before any training
     watch.note(f"Results go to {path}")
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    build_distiller(candidate, student, prepared.bench)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     watch.search(0, 1, axis="latency_ms")
     with SummaryWriter(str(path / "tensorboard")) as board:
@@ -72,7 +75,7 @@ def distill(
     assert outcome.cost is not None
     assert outcome.val is not None
     student = build_student(candidate.student, data)
-    fit_weights(student.network, read_weights(path / WEIGHTS), where=str(path))
+    fit_weights(bare(student.network), read_weights(path / WEIGHTS), where=str(path))
     student.freeze()
     results = {
         "validation": outcome.val,

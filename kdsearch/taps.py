@@ -269,3 +269,8 @@ def _pooled(read: Tensor) -> Tensor:
     if read.ndim == 3:
         return read.mean(dim=1)
     return read.mean(dim=(2, 3)) if read.ndim == 4 else read
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return a network without its taps, so that its weights have its library's own names."""
+    return network.module if isinstance(network, Tapped) else network

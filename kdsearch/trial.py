@@ -27,6 +27,7 @@ from kdsearch.model import Model, Preprocess
 from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
 from kdsearch.study import Outcome
+from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, OnEpoch, Session, TeacherSource, train
 from kdsearch.weights import save_weights
 
@@ -90,7 +91,7 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
         teacher=bench.outputs,
     )
     epochs = train(student, distiller, session, on_epoch=on_epoch)
-    save_weights(student.network, directory / WEIGHTS)
+    save_weights(bare(student.network), directory / WEIGHTS)
     write_text(directory / "curve.csv", _curve_csv(epochs))
     return Outcome(
         state="complete",

@@ -51,6 +51,7 @@ ROOMS = (
     "single",
     "__init__",
     "console",
+    "listing",
     "cli",
     "__main__",
 )

@@ -1,0 +1,81 @@
+"""What kdsearch knows by name, read without importing torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kdsearch.errors import SpecError, did_you_mean
+
+
+def listing(what: str) -> dict[str, str]:
+    """Return name -> one line about it, for methods, students, teachers, data or spaces.
+
+    Raises SpecError for anything else.
+    """
+    if what not in _LISTINGS:
+        hint = did_you_mean(what, _LISTINGS)
+        raise SpecError(f"list {what!r}{hint}: expected one of {', '.join(_LISTINGS)}")
+    return _LISTINGS[what]()
+
+
+def _methods() -> dict[str, str]:
+    return _plugins("methods")
+
+
+def _students() -> dict[str, str]:
+    return {
+        **_plugins("students"),
+        "timm:NAME": "any timm classifier, as it is",
+        "torchvision:NAME": "any torchvision classifier, as it is",
+        "FILE.py:CLASS": "a family of your own",
+    }
+
+
+def _plugins(package: str) -> dict[str, str]:
+    """Return each plug-in of a package with its first line, read without importing it."""
+    found = {}
+    for file in sorted((Path(__file__).parent / package).glob("[a-z]*.py")):
+        if file.stem != "base":
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+            public = next(node for node in classes if not node.name.startswith("_"))
+            found[file.stem] = (ast.get_docstring(public) or "").split("\n")[0]
+    return found
+
+
+def _teachers() -> dict[str, str]:
+    return {
+        "auto": "trained on the spot, kept for the next study",
+        "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
+        "timm:NAME": "any timm classifier",
+        "torchvision:NAME": "any torchvision classifier",
+        "FILE.py:FACTORY": "a function that returns a torch module",
+    }
+
+
+def _data_names() -> dict[str, str]:
+    from kdsearch import data
+
+    return {
+        **dict.fromkeys(data.names(), ""),
+        "digits": "8x8 handwritten digits, comes with scikit-learn",
+        "PATH": "a folder with train/CLASS/*, or Parquet files",
+    }
+
+
+def _spaces() -> dict[str, str]:
+    from kdsearch.spaces import builtin
+
+    texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
+    return {name: text.split("\n")[0].lstrip("# ") for name, text in texts.items()}
+
+
+_LISTINGS: Mapping[str, Callable[[], dict[str, str]]] = {
+    "methods": _methods,
+    "students": _students,
+    "teachers": _teachers,
+    "data": _data_names,
+    "spaces": _spaces,
+}

@@ -1,0 +1,180 @@
+"""The order of a trial's steps, what it leaves on disk, and the folder that is shipped from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from toy_data import CPU, distiller_for, tiny_model, toy_data
+
+from kdsearch.cache import TeacherOutputs
+from kdsearch.errors import ExportError
+from kdsearch.latency import LatencyCache
+from kdsearch.model import Model
+from kdsearch.request import Request
+from kdsearch.ship import Package, pack
+from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.study import Outcome
+from kdsearch.taps import bare
+from kdsearch.trainer import accuracy
+from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
+from kdsearch.weights import fit_weights, read_weights
+
+DATA = toy_data()
+SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
+TRAIN = TrainSpec(epochs=2, batch_size=16, lr=0.05)
+PLAIN = Candidate(student=SMALL, distill=DistillSpec(method="none"), train=TRAIN)
+
+
+def bench(path: Path, budget: Budget | None = None) -> Bench:
+    teacher = tiny_model().freeze()
+    outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=0, augment=DATA.augment)
+    return Bench(
+        data=DATA,
+        teacher=teacher,
+        outputs=outputs,
+        budget=budget or Budget(),
+        latencies=LatencyCache(path / "cache"),
+        seed=0,
+        device=CPU,
+    )
+
+
+def student_of(candidate: Candidate, folder: Path) -> Model:
+    student = build_student(candidate.student, DATA)
+    fit_weights(bare(student.network), read_weights(folder / WEIGHTS), where="the test")
+    return student.freeze()
+
+
+def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
+    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    assert outcome.state == "complete"
+    assert outcome.val == outcome.curve[-1]
+    assert accuracy(student_of(PLAIN, tmp_path / "0"), DATA.val, CPU) == outcome.val
+    lines = (tmp_path / "0" / "curve.csv").read_text().splitlines()
+    assert len(lines) == 1 + PLAIN.train.epochs
+
+
+def test_the_same_candidate_gives_the_same_weights_whatever_ran_before(tmp_path: Path) -> None:
+    other = replace(PLAIN, distill=DistillSpec(method="kd", temperature=2.0))
+    shared = bench(tmp_path)
+    first = run_trial(other, shared, tmp_path / "0")
+    run_trial(PLAIN, shared, tmp_path / "1")
+    again = run_trial(other, bench(tmp_path), tmp_path / "2")
+    assert first.curve == again.curve
+    one, two = (safetensors.torch.load_file(tmp_path / n / WEIGHTS) for n in ("0", "2"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("budget", "priced"),
+    [(Budget(flops=1e3), False), (Budget(params=10), False), (Budget(latency_ms=1e-6), True)],
+)
+def test_over_budget_there_is_no_training(tmp_path: Path, budget: Budget, priced: bool) -> None:
+    """And no latency is measured for a student that FLOPs or parameters have turned away."""
+    outcome = run_trial(
+        PLAIN, bench(tmp_path, budget), tmp_path / "0", on_epoch=lambda *_: pytest.fail("trained")
+    )
+    assert outcome.state == "infeasible"
+    assert max(outcome.violations.values()) > 0
+    assert outcome.cost is not None
+    assert (outcome.cost.latency_ms is not None) == priced
+    assert not (tmp_path / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (replace(PLAIN, student=StudentSpec(family="resnet", knobs={"depth": 1})), "depth 1"),
+        (replace(PLAIN, train=replace(TRAIN, lr=1e30)), "loss became"),
+        (replace(PLAIN, distill=DistillSpec(method="at", mapping="9:9")), "9"),
+    ],
+    ids=["cannot be built", "diverges", "no such stage"],
+)
+def test_a_bad_candidate_fails_alone_and_says_why(
+    tmp_path: Path, candidate: Candidate, reason: str
+) -> None:
+    shared = bench(tmp_path)
+    outcome = run_trial(candidate, shared, tmp_path / "0")
+    assert outcome.state == "failed"
+    assert reason in outcome.reason
+    assert run_trial(PLAIN, shared, tmp_path / "1").state == "complete"
+
+
+def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> Package:
+    assert outcome.cost is not None
+    return pack(
+        path,
+        student_of(candidate, folder),
+        candidate,
+        Request(seed=3),
+        DATA,
+        cost=outcome.cost,
+        results={"validation": outcome.val or 0.0},
+    )
+
+
+def test_the_shipped_file_is_the_student(tmp_path: Path) -> None:
+    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    package = packed(tmp_path / "best", PLAIN, outcome, tmp_path / "0")
+    assert package.agreement.argmax == 1.0
+    assert package.agreement.n == len(DATA.val)
+    assert package.val == pytest.approx(outcome.val)
+    assert package.is_within(Budget(latency_ms=2 * package.latency.ms))
+    assert not package.is_within(Budget(latency_ms=package.latency.ms / 2))
+    session = onnxruntime.InferenceSession(tmp_path / "best" / "student.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["a", "b", "c"]
+    metrics = json.loads((tmp_path / "best" / "metrics.json").read_text())
+    assert metrics["onnx"]["max_logit_difference"] == package.agreement.max_abs
+    config = yaml.safe_load((tmp_path / "best" / "config.yaml").read_text())
+    assert config["student"] == "resnet"
+    assert config["set"]["student.width"] == 0.25
+    assert config["seed"] == 3
+
+
+def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
+    """And what was shipped before stays whole."""
+    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    packed(tmp_path / "best", PLAIN, outcome, tmp_path / "0")
+    before = (tmp_path / "best" / "student.onnx").read_bytes()
+    broken = student_of(PLAIN, tmp_path / "0")
+    for parameter in broken.parameters():
+        parameter.fill_(float("nan"))
+    with pytest.raises(ExportError, match="disagrees"):
+        pack(
+            tmp_path / "best",
+            broken,
+            PLAIN,
+            Request(),
+            DATA,
+            cost=Cost(flops=1, params=1),
+            results={},
+        )
+    assert (tmp_path / "best" / "student.onnx").read_bytes() == before
+
+
+def test_a_timm_student_keeps_timms_own_names(tmp_path: Path) -> None:
+    name = "mobilenetv3_small_050"
+    candidate = replace(PLAIN, student=StudentSpec(family=f"timm:{name}", resolution=32))
+    outcome = run_trial(candidate, bench(tmp_path), tmp_path / "0")
+    packed(tmp_path / "best", candidate, outcome, tmp_path / "0")
+    plain = timm.create_model(name, num_classes=3, in_chans=1)
+    plain.load_state_dict(safetensors.torch.load_file(tmp_path / "best" / "student.safetensors"))
+    assert accuracy(
+        Model("plain", plain, student_of(candidate, tmp_path / "0").preprocess), DATA.val, CPU
+    ) == pytest.approx(outcome.val)
+
+
+def test_adapters_are_no_part_of_what_is_saved(tmp_path: Path) -> None:
+    taught = replace(PLAIN, distill=DistillSpec(method="fitnet", mapping="0:1"))
+    run_trial(taught, bench(tmp_path), tmp_path / "0")
+    own = build_student(SMALL, DATA)
+    assert any(True for _ in distiller_for(taught.distill, own, tiny_model()).parameters())
+    assert read_weights(tmp_path / "0" / WEIGHTS).keys() == own.network.state_dict().keys()
