@@ -266,8 +266,8 @@ def _judgement(
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (
-                f"{_signed(best.val - control.val)} points of validation accuracy over the same "
-                f"student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
+                f"Gain: {_signed(best.val - control.val)} points of validation accuracy over the "
+                f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
             )
     yield (
         f"One training each, judged on {n_val} validation images: the standard error of such a "
