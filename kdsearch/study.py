@@ -297,6 +297,11 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
         _take_lock(lock, path)
         old = read_request(path)
         if old is None:
+            if (path / "study.db").exists():
+                raise StudyError(
+                    f"{path} holds a study.db and no study.yaml, which says what its trials were; "
+                    "restore it, or start again with another --name"
+                )
             content = {**asdict(request), "versions": dict(versions)}
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:

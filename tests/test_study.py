@@ -219,7 +219,7 @@ def test_a_request_is_read_back_as_it_was_written(fast_path: Path) -> None:
         budget_ms=0.1,
         budget_mparams=2,
         epochs=4,
-        seed=-1,
+        seed=7,
         space=REQUEST.space,
     )
     with opened(fast_path / "request", request):
