@@ -78,7 +78,7 @@ def run(
     teacher_spec(request)
     data, request = load_data(request, out)
     if not request.space:
-        request = replace(request, space=find_space(default_space(data.name, data.size)).text)
+        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
     if old is not None:
