@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.space import Value
 
 app = typer.Typer(
@@ -352,7 +352,7 @@ def report(
 def dashboard(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
     debug: Debug = False,
 ) -> None:
     """Serve optuna-dashboard on this machine only, on one study.
@@ -367,7 +367,10 @@ def dashboard(
     import optuna_dashboard
 
     typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
-    optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+    try:
+        optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+    except OSError as error:
+        raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
 
 
 def _given(**flags: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -107,6 +108,12 @@ def free_name(out: Path, stem: str) -> str:
     while f"{stem}-{number}" in taken:
         number += 1
     return f"{stem}-{number}"
+
+
+def resume_command(path: Path) -> str:
+    """Return what to type to go on with the study at `path`."""
+    out = "" if path.parent == Path("results") else f" --out {shlex.quote(str(path.parent))}"
+    return f"kdsearch run --name {path.name}{out}"
 
 
 def read_request(path: Path) -> Request | None:

@@ -28,6 +28,7 @@ from kdsearch.request import (
     read_request,
     refuse_changes,
     request_of,
+    resume_command,
     study_path,
 )
 from kdsearch.ship import Package, pack
@@ -102,7 +103,7 @@ def run(
             write_derived(study)
             raise StudyInterruptedError(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
-                f"`kdsearch run --name {name}` goes on"
+                f"`{resume_command(path)}` goes on"
             ) from None
 
 
@@ -233,7 +234,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
     raise BudgetError(
         f"none of the {len(study.front())} exported students on the front kept the budget of "
         f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
-        f"`kdsearch run --name {study.name}` measures them again."
+        f"`{resume_command(study.path)}` measures them again."
     )
 
 

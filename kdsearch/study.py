@@ -29,7 +29,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch import pareto
 from kdsearch.errors import StudyError
-from kdsearch.request import Request, read_request, refuse_changes, write_text
+from kdsearch.request import (
+    Request,
+    read_request,
+    refuse_changes,
+    resume_command,
+    write_text,
+)
 from kdsearch.space import Choice, Float, Int, Params, Value
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
 
@@ -307,8 +313,14 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
         else:
             refuse_changes(path.name, old, request)
         study = Study(path, request, _open_store(path, request.budget))
-        study.close_interrupted()
-        yield study
+        try:
+            study.close_interrupted()
+            yield study
+        except _STORE_ERRORS as error:
+            raise StudyError(
+                f"cannot write {path / 'study.db'}: {_cause(error)}; once that is mended, "
+                f"`{resume_command(path)}` goes on"
+            ) from error
 
 
 def load_study(path: Path) -> Study:
@@ -347,6 +359,11 @@ def _relax(connection: sqlite3.Connection, _record: object) -> None:
 _STORE_ERRORS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
 
 
+def _cause(error: Exception) -> str:
+    """Return what the database said, in one line."""
+    return str(error.__cause__ or error).splitlines()[0]
+
+
 def _open_store(path: Path, budget: Budget) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = path / "study.db"
@@ -367,8 +384,7 @@ def _open_store(path: Path, budget: Budget) -> optuna.Study:
                 study.set_metric_names(["accuracy", budget.axis()])
         study.get_trials(deepcopy=False)  # a damaged page shows now, or in the middle of a search
     except (*_STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
-        cause = str(error.__cause__ or error).splitlines()[0]
         raise StudyError(
-            f"cannot open {file}: {cause}; move it away to start the study again"
+            f"cannot open {file}: {_cause(error)}; move it away to start the study again"
         ) from error
     return study
