@@ -1,0 +1,117 @@
+"""Types command lines: in this process for speed, as a process of its own for signals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kdsearch.__main__ import main
+from kdsearch.study import load_study, searched
+
+SPACE = """\
+student:
+  family:
+    choice:
+      resnet:
+        width: {float: [0.125, 0.25]}
+        depth: {int: [3, 4]}
+  resolution: {choice: [8]}
+method:
+  name:
+    choice:
+      kd:
+        temperature: {float: [2.0, 8.0], log: true}
+      at:
+        weight: {float: [100.0, 10000.0], log: true}
+train:
+  epochs: 1
+  lr: {float: [0.04, 0.3], log: true}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a command ended, and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Shell:
+    """Runs `kdsearch` in this process, in the shared results folder."""
+
+    def __init__(self, out: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.out = out
+        self.folder = folder
+        self._capsys = capsys
+
+    def type(self, *arguments: str) -> Answer:
+        """Run one command line as it is."""
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        shown = self._capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Answer(left.value.code, shown.out, shown.err)
+
+    def run(self, *arguments: str, space: str = SPACE) -> Answer:
+        """Search with a tiny space and a teacher of one epoch."""
+        return self.type(*run_line(self.out, self.folder, *arguments, space=space))
+
+    def refused(self, *arguments: str) -> str:
+        """Type a command that cannot be; return the one short message."""
+        return self._message(self.type(*arguments, "--out", str(self.out)))
+
+    def refused_run(self, *arguments: str, space: str = SPACE) -> str:
+        """Ask for a search that cannot be; return the one short message."""
+        return self._message(self.run(*arguments, space=space))
+
+    @staticmethod
+    def _message(answer: Answer) -> str:
+        assert answer.code == 2, answer
+        message = answer.stderr
+        assert message.startswith("kdsearch: ")
+        assert message.count("kdsearch: ") == 1
+        assert message.count("\n") <= 5
+        assert "Traceback" not in message
+        assert "trial 1 of" not in answer.stdout
+        return message
+
+
+def run_line(out: Path, folder: Path, *arguments: str, space: str = SPACE) -> list[str]:
+    """Return the arguments of a tiny search."""
+    file = folder / "space.yaml"
+    file.write_text(space, encoding="utf-8")
+    line = ["run", "--out", str(out), "--space", str(file)]
+    return [*line, "--teacher-epochs", "1", "--trials", "2", *arguments]
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """Start `kdsearch` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdsearch", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended_trials(path: Path) -> list[tuple[object, ...]]:
+    """Return what a study found, oldest first: state, parameters, accuracy, curve, cost."""
+    return [
+        (record.state, dict(record.params), record.val, record.curve, record.cost)
+        for record in searched(load_study(path).records())
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder but the lock, the log and SQLite's working files."""
+    left_out = (".lock", "study.db-wal", "study.db-shm")
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name not in left_out}

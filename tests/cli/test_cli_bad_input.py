@@ -1,0 +1,317 @@
+"""Every mistake a user can type gets one message and exit code 2, and no step of training."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from shell import SPACE, Shell, contents
+
+RUN_MISTAKES = [
+    (("--data", "digts"), "did you mean 'digits'"),
+    (("--data", "./nowhere"), "there is no 'nowhere'"),
+    (("--data", "x" * 5000), "cannot be read"),
+    (("--data", "a\0b"), "unknown data"),
+    (("--teacher", "auot"), "did you mean 'auto'"),
+    (("--teacher", "cifar_resnet21"), "cifar_resnet comes in 20, 32"),
+    (("--teacher", "timm:nope"), "timm has no model 'nope'"),
+    (("--teacher", "torchvision:nope"), "no classification model 'nope'"),
+    (("--teacher", "x.py:factory"), "there is no file 'x.py'"),
+    (("--teacher-weights", "x.pt"), "--teacher-weights needs the network they belong to"),
+    (("--teacher-epochs", "0"), "--teacher-epochs 0: expected at least 1"),
+    (("--budget-ms", "0"), "--budget-ms 0: expected a number above 0"),
+    (("--budget-ms", "-1"), "--budget-ms -1"),
+    (("--budget-mflops", "nan"), "--budget-mflops nan"),
+    (("--budget-mparams", "inf"), "--budget-mparams inf"),
+    (("--budget-ms", "abc"), "'--budget-ms': Input should be a valid number"),
+    (("--budget", "3"), "No such option: --budget"),
+    (("--trials", "0"), "--trials 0"),
+    (("--trials", "-3"), "--trials -3"),
+    (("--trials", "abc"), "'--trials': Input should be a valid integer"),
+    (("--time-limit", "nan"), "--time-limit nan"),
+    (("--name", "../x"), "--name '../x'"),
+    (("--name", "/abs"), "--name '/abs'"),
+    (("--name", "a/b"), "--name 'a/b'"),
+    (("--name", ""), "--name ''"),
+    (("--name", "x" * 300), "100 at most"),
+    (("--name", "a\0b"), "--name 'a\\x00b'"),
+    (("--name", ".cache"), "starts with a letter or a digit"),
+    (("--subset", "0"), "choose 10 to"),
+    (("--subset", "-1"), "choose 10 to"),
+    (("--subset", "5"), "choose 10 to"),
+    (("--subset", "100000"), "choose 10 to"),
+    (("--image-size", "0"), "--image-size 0: expected 8 to 4096"),
+    (("--image-size", "-1"), "--image-size -1"),
+    (("--image-size", "3"), "--image-size 3"),
+    (("--image-size", "1000000"), "--image-size 1000000"),
+    (("--epochs", "0"), "--epochs 0"),
+    (("--seed", "abc"), "'--seed': Input should be a valid integer"),
+    (("--seed", "-1"), "--seed -1: expected 0 to 4294967295"),
+    (("--seed", "9" * 30), "--seed 999"),
+    (("--device", "gpu"), "--device 'gpu': expected auto, cpu, cuda or cuda:N"),
+    (("--device", "cuda:99"), "--device cuda:99: this machine has"),
+    (("--space", "digts"), "did you mean 'digits'"),
+    (("--space", ""), "--space ''"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), RUN_MISTAKES)
+def test_run_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+    before = _studies(shell.out)
+    assert told in shell.refused_run(*arguments)
+    assert _studies(shell.out) == before
+
+
+DISTILL_MISTAKES = [
+    (("--set", "foo"), "--set 'foo': expected student.KNOB=VALUE"),
+    (("--set", "student.widht=1"), "did you mean 'width'"),
+    (("--set", "student.width=big"), "width 'big' is not a number"),
+    (("--set", "student.width=[1]"), "is not a number, a truth value or a word"),
+    (("--set", "student.width=1" + "0" * 4999), "is not a number"),
+    (("--set", "train.lr=-1"), "train.lr: -1.0"),
+    (("--set", "train.foo=1"), "unknown 'foo'"),
+    (("--set", "train.batch_size=0"), "train.batch_size: 0"),
+    (("--set", "method.beta=2"), "unknown knob 'beta'"),
+    (("--method", "kdd"), "did you mean 'kd'"),
+    (("--student", "resnett"), "did you mean 'resnet'"),
+    (("--method", "at", "--mapping", "nonsense"), "is not one of last, even, stride"),
+    (("--method", "at", "--mapping", "9:9"), "the student has no stage 9"),
+    (("--alpha", "2"), "method.alpha: 2.0 is not in [0, 1]"),
+    (("--temperature", "0"), "method.temperature: 0.0"),
+    (("--temperature", "-1"), "method.temperature: -1.0"),
+    (("--temperature", "nan"), "method.temperature: nan"),
+    (("--resolution", "0"), "--resolution 0"),
+    (("--resolution", "4"), "resolution 4 is not a whole number in [8, 4096]"),
+    (("--epochs", "0"), "train.epochs: 0"),
+    (("--name", "../a"), "--name '../a'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), DISTILL_MISTAKES)
+def test_distill_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+    before = _studies(shell.out)
+    assert told in shell.refused("distill", "--teacher-epochs", "1", *arguments)
+    assert _studies(shell.out) == before
+
+
+MEASURE_MISTAKES = [
+    (("resnet", "--input", "3"), "--input '3': expected channels x height x width"),
+    (("resnet", "--input", "3x0x3"), "--input '3x0x3'"),
+    (("resnet", "--input", "²x8x8"), "--input '²x8x8'"),
+    (("resnet", "--input", "3x64x32"), "square images"),
+    (("resnet", "--input", "3x1x1"), "resolution 1 is not"),
+    (("resnet", "--classes", "0"), "num_classes 0 is not"),
+    (("nope",), "unknown student family 'nope'"),
+    (("timm:nope",), "timm has no model 'nope'"),
+    (("nope.onnx",), "nope.onnx"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MEASURE_MISTAKES)
+def test_measure_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+    answer = shell.type("measure", *arguments)
+    assert answer.code == 2
+    assert told in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "dashboard"])
+def test_a_study_that_is_not_there_is_named(shell: Shell, command: str) -> None:
+    assert "there is no study at" in shell.refused(command, "nope")
+    assert "--name '../x'" in shell.refused(command, "../x")
+
+
+SPACES = [
+    (("lr: {float: [0.04, 0.3], log: true}", "lr: 1e-3"), "space.yaml:17: .* write 0.001"),
+    (("[0.04, 0.3]", "[1e-3, 0.3]"), "space.yaml:17: .* write 0.001"),
+    (("      at:", "      att:"), "space.yaml:13: unknown method 'att'"),
+    (("      resnet:", "      resnett:"), "space.yaml:4: unknown student family 'resnett'"),
+    (("student:", "- a"), "space.yaml"),
+    ((SPACE, ""), "expected a mapping"),
+    ((SPACE, "!!python/object/apply:os.system ['touch pwned']"), "is not read"),
+    ((SPACE, "#" * 2_000_000), "at most 1000000"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), SPACES)
+def test_space_is_refused(shell: Shell, change: tuple[str, str], told: str) -> None:
+    assert re.search(told, shell.refused_run(space=SPACE.replace(*change)))
+    assert not Path("pwned").exists()
+
+
+def test_three_mistakes_of_a_space_are_told_with_their_lines(shell: Shell) -> None:
+    wrong = SPACE.replace("width:", "widht:").replace("[8]", "[]").replace("epochs:", "epoch:")
+    lines = shell.refused_run(space=wrong).splitlines()
+    told = zip((5, 7, 16), ("'widht'", "at least one option", "'epoch'"), strict=True)
+    assert len(lines) == 3
+    for line, (number, what) in zip(lines, told, strict=True):
+        assert f"space.yaml:{number}: " in line
+        assert what in line
+
+
+CONFIGS = [
+    ("a: [\n", "not plain YAML"),
+    ("- a\n", "expected a mapping"),
+    ("", "expected a mapping"),
+    ("!!python/object/apply:os.system ['touch pwned']\n", "not plain YAML"),
+    ("trails: 3\n", "unknown 'trails' (did you mean 'trials'?)"),
+    ("trials: abc\n", "'--trials': Input should be a valid integer"),
+    ("budget_ms: {a: 1}\n", "'--budget-ms'"),
+    ("#" * 2_000_000, "larger than 1000000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), CONFIGS)
+def test_config_is_refused(shell: Shell, text: str, told: str) -> None:
+    file = shell.folder / "config.yaml"
+    file.write_text(text)
+    assert told in shell.refused("run", "--config", str(file))
+    assert not Path("pwned").exists()
+
+
+def test_config_that_is_no_file_is_refused(shell: Shell) -> None:
+    assert "No such file" in shell.refused("run", "--config", str(shell.folder / "no.yaml"))
+    assert "Is a directory" in shell.refused("run", "--config", str(shell.folder))
+    assert "larger than" in shell.refused("run", "--config", "/dev/zero")
+
+
+class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self._mark}",)
+
+
+def test_weights_are_refused_and_never_executed(shell: Shell) -> None:
+    mark, folder = shell.folder / "pwned", shell.folder
+    torch.save({"a": _Evil(mark)}, folder / "evil.pt")
+    (folder / "bare.pt").write_bytes(pickle.dumps(_Evil(mark)))
+    (folder / "text.pt").write_text("hello\n")
+    (folder / "empty.pt").touch()
+    safetensors.torch.save_file({"a": torch.zeros(2)}, folder / "other.safetensors")
+    whole = (folder / "other.safetensors").read_bytes()
+    (folder / "half.safetensors").write_bytes(whole[:-3])
+    told = {
+        "evil.pt": "never executed",
+        "bare.pt": "never executed",
+        "text.pt": "not a readable weights file",
+        "empty.pt": "not a readable weights file",
+        "other.safetensors": "do not fit the network",
+        "half.safetensors": "not a readable weights file",
+        "nope.pt": "there is no file",
+        ".": "there is no file",
+    }
+    for name, words in told.items():
+        weights = ("--teacher", "cifar_resnet20", "--teacher-weights", str(folder / name))
+        assert words in shell.refused_run(*weights)
+    assert not mark.exists()
+
+
+def _images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def _bomb(file: Path) -> None:
+    """Write a PNG of 100 bytes that claims 900 million pixels."""
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    parts = (
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    )
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_folders_that_are_no_data_set_are_refused(shell: Shell) -> None:
+    folder = shell.folder
+    (folder / "empty").mkdir()
+    _images(folder / "one" / "train" / "cat", 12)
+    _images(folder / "few" / "train" / "cat", 1)
+    for name in ("broken", "bomb"):
+        _images(folder / name / "train" / "cat", 20)
+    for name in ("few", "broken", "bomb"):
+        _images(folder / name / "train" / "dog", 20)
+    (folder / "broken" / "train" / "cat" / "x.png").write_bytes(b"junk")
+    _bomb(folder / "bomb" / "train" / "cat" / "x.png")
+    told = {
+        "empty": "the folder is empty",
+        "one": "at least two classes",
+        "few": "'cat' (1)",
+        "broken": "1 of 41 images cannot be read, more than 1%: train/cat/x.png",
+        "bomb": "900000000 pixels",
+    }
+    for name, words in told.items():
+        assert words in shell.refused_run("--data", str(folder / name))
+
+
+def test_a_file_in_the_way_of_the_results_is_named(shell: Shell) -> None:
+    file = shell.folder / "file"
+    file.touch()
+    assert str(file) in shell.refused_run("--out", str(file))
+
+
+def test_nothing_within_the_budget_trains_no_student(shell: Shell) -> None:
+    answer = shell.run("--name", "tight", "--budget-mflops", "0.001")
+    assert answer.code == 3
+    assert "Traceback" not in answer.stderr
+    assert re.search(r"cheapest seen, no. \d \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr)
+    assert not (shell.out / "tight" / "trials").exists()
+    assert (shell.out / "tight" / "report.html").is_file()
+
+
+def _half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:150])
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (lambda path: (path / "study.db").write_bytes(b"garbage" * 100) and None, "not a database"),
+    (lambda path: _half(path / "study.db"), "study.db"),
+    (lambda path: _half(path / "study.yaml"), "study.yaml is damaged"),
+    (lambda path: (path / "study.yaml").write_bytes(b"\xff\0") and None, "study.yaml is damaged"),
+    (lambda path: (path / "study.yaml").unlink(), "no study"),
+]
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGES)
+def test_damaged_study_is_refused_and_left_as_it_is(
+    shell: Shell, damage: Callable[[Path], None], told: str
+) -> None:
+    if not (shell.out / "sound").exists():
+        assert shell.run("--name", "sound", "--trials", "1").code == 0
+    path = shell.out / "damaged"
+    shutil.rmtree(path, ignore_errors=True)
+    logs = shutil.ignore_patterns("study.db-*")  # SQLite would mend the file from its log
+    shutil.copytree(shell.out / "sound", path, ignore=logs)
+    damage(path)
+    before = contents(path)
+    assert told in shell.refused("report", "damaged")
+    assert "damaged" in shell.refused_run("--name", "damaged")
+    assert contents(path) == before
+
+
+def test_another_request_is_refused_with_the_difference(shell: Shell) -> None:
+    if not (shell.out / "sound").exists():
+        assert shell.run("--name", "sound", "--trials", "1").code == 0
+    before = contents(shell.out / "sound")
+    message = shell.refused_run("--name", "sound", "--budget-ms", "5")
+    assert "budget_ms: None -> 5.0" in message
+    message = shell.refused_run("--name", "sound", space=SPACE.replace("0.25", "0.2"))
+    assert "space: " in message
+    assert contents(shell.out / "sound") == before
+
+
+def _studies(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("[!.]*"))

@@ -1,0 +1,150 @@
+"""What README promises of each command, on a study of two trials of one epoch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from shell import SPACE, Shell, ended_trials
+
+FILES = {
+    "study.yaml",
+    "study.db",
+    "front.json",
+    "trials.csv",
+    "report.html",
+    "teacher/teacher.safetensors",
+    *(
+        f"best/{name}"
+        for name in (
+            "student.onnx",
+            "student.safetensors",
+            "config.yaml",
+            "metrics.json",
+            "README.md",
+        )
+    ),
+}
+
+
+@pytest.fixture
+def study(shell: Shell) -> Path:
+    """Return the folder of a finished study."""
+    path = shell.out / "phones"
+    if not path.exists():
+        answer = shell.run("--name", "phones", "--budget-mflops", "1", "--budget-ms", "10")
+        assert answer.code == 0, answer
+        assert "Front of phones" in answer.stdout
+    return path
+
+
+def test_study_leaves_what_readme_lists(study: Path) -> None:
+    found = {str(p.relative_to(study)) for p in study.rglob("*") if p.is_file()}
+    assert found >= FILES
+    front = json.loads((study / "front.json").read_text())
+    assert front["study"] == "phones"
+    assert front["counts"]["complete"] == 2
+    weights = {p.parent.name for p in study.glob("trials/*/student.safetensors")}
+    shown = [*front["front"], *front["controls"]]
+    assert weights == {f"{entry['trial']:06d}" for entry in shown}
+
+
+def test_config_of_the_best_trains_it_again_bit_for_bit(study: Path, shell: Shell) -> None:
+    best = study / "best"
+    name = f"again-{len(list(shell.out.iterdir()))}"
+    answer = shell.type(
+        *("distill", "--config", str(best / "config.yaml"), "--name", name),
+        *("--out", str(shell.out), "--json"),
+    )
+    assert answer.code == 0, answer
+    first = json.loads((best / "metrics.json").read_text())
+    assert json.loads(answer.stdout)["accuracy"] == first["accuracy"]
+    again = shell.out / name / "best" / "student.safetensors"
+    assert again.read_bytes() == (best / "student.safetensors").read_bytes()
+    assert list((shell.out / name / "tensorboard").iterdir())
+
+
+def test_derived_files_come_back_as_they_were(study: Path, shell: Shell) -> None:
+    derived = ("front.json", "trials.csv", "report.html")
+    before = {name: (study / name).read_bytes() for name in derived}
+    for name in derived:
+        (study / name).unlink()
+    answer = shell.type("report", "phones", "--out", str(shell.out), "--json")
+    assert answer.code == 0, answer
+    assert json.loads(answer.stdout) == json.loads(before["front.json"])
+    assert {name: (study / name).read_bytes() for name in derived} == before
+
+
+def test_the_same_seed_gives_the_same_trials(shell: Shell) -> None:
+    tables = []
+    for name in ("first", "second"):
+        assert shell.run("--name", name, "--trials", "3", "--seed", "5", "--quiet").code == 0
+        with (shell.out / name / "trials.csv").open() as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) >= 4  # three trials and at least one control
+
+
+def test_a_study_goes_on_by_its_name_alone(shell: Shell) -> None:
+    assert shell.run("--name", "longer", "--trials", "1").code == 0
+    (shell.folder / "space.yaml").unlink()  # the study has its own copy
+    answer = shell.type("run", "--name", "longer", "--trials", "2", "--out", str(shell.out))
+    assert answer.code == 0, answer
+    assert "1 of 2 trials are there already" in answer.stdout
+    assert len(ended_trials(shell.out / "longer")) == 2
+
+
+def test_json_is_all_that_is_printed(study: Path, shell: Shell) -> None:
+    answer = shell.type("run", "--name", study.name, "--out", str(shell.out), "--json")
+    assert answer.code == 0
+    assert json.loads(answer.stdout) == json.loads((study / "front.json").read_text())
+    assert answer.stderr == ""
+
+
+def test_the_command_line_wins_over_the_config(shell: Shell) -> None:
+    (shell.folder / "space.yaml").write_text(SPACE)
+    flags = {
+        "name": "from-file",
+        "space": str(shell.folder / "space.yaml"),
+        "teacher-epochs": 1,
+        "trials": 7,
+        "budget_mflops": 1,
+        "json": True,
+    }
+    config = shell.folder / "config.yaml"
+    config.write_text(yaml.safe_dump(flags))
+    answer = shell.type("run", "--config", str(config), "--trials", "1", "--out", str(shell.out))
+    assert answer.code == 0, answer
+    front = json.loads(answer.stdout)
+    assert front["study"] == "from-file"
+    assert front["budget"]["flops"] == 1e6
+    assert front["counts"]["complete"] == 1
+
+
+def test_models_are_measured_by_name_and_as_files(study: Path, shell: Shell) -> None:
+    family = ("resnet", "--classes", "10", "--set", "student.width=0.25")
+    for model in (family, (str(study / "best" / "student.onnx"),)):
+        answer = shell.type("measure", *model, "--input", "1x8x8", "--json")
+        assert answer.code == 0, answer
+        found = json.loads(answer.stdout)
+        assert found["latency"]["ms"] > 0
+    assert found["flops"] is None
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("methods", "dkd"),
+        ("students", "mobilenet"),
+        ("teachers", "cifar_resnet20"),
+        ("data", "cifar10"),
+        ("spaces", "digits"),
+    ],
+)
+def test_everything_is_listed_by_name(shell: Shell, what: str, name: str) -> None:
+    answer = shell.type("list", what)
+    assert answer.code == 0
+    assert any(line.split()[0] == name for line in answer.stdout.splitlines())

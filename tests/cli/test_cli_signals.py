@@ -1,0 +1,104 @@
+"""A study that is interrupted, killed or run twice: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from shell import SPACE, Shell, ended_trials, run_line, start
+
+SLOW = SPACE.replace("epochs: 1", "epochs: 4")
+
+
+def _wait_for(process: subprocess.Popen[str], line: str) -> None:
+    """Wait until the process has printed that line."""
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text.startswith(line):
+            return
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals) -> None:
+    name = f"stopped-{stop.name}"
+    line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
+    with start(line) as driver:
+        _wait_for(driver, "trial 1 of 400")
+        # A second driver of the same study is refused while the first goes on.
+        assert "another process" in shell.refused("run", "--name", name)
+        asked = time.perf_counter()
+        driver.send_signal(stop)
+        _, message = driver.communicate(timeout=20)
+        assert time.perf_counter() - asked < 10
+    assert driver.returncode == 130
+    assert f"`kdsearch run --name {name} --out {shell.out}` goes on" in message
+    kept = re.search(r"(\d+) of 400 trials are kept", message)
+    assert kept is not None
+    front = json.loads((shell.out / name / "front.json").read_text())
+    assert front["counts"]["complete"] == int(kept[1]) >= 1
+    assert (shell.out / name / "report.html").stat().st_size > 1_000_000
+
+
+def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> None:
+    five = ("--trials", "5", "--budget-mflops", "1")
+    whole = shell.run("--name", "whole", *five, space=SLOW)
+    assert whole.code == 0, whole
+    lost = 0
+    for seconds in (0.15, 0.6):  # after the driver said that its first trial begins
+        line = run_line(shell.out, shell.folder, "--name", "killed", *five, space=SLOW)
+        with start(line) as driver:
+            _wait_for(driver, "Teacher auto")
+            time.sleep(seconds)
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait(timeout=10)
+            lost += driver.returncode == -signal.SIGKILL
+    assert lost == 2
+    before = ended_trials(shell.out / "killed")
+    resumed = shell.type("run", "--name", "killed", "--out", str(shell.out))
+    assert resumed.code == 0, resumed
+    after = ended_trials(shell.out / "killed")
+    assert after[: len(before)] == before
+    assert after == ended_trials(shell.out / "whole")
+    assert len(after) == 5
+
+
+def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
+    assert shell.run("--name", "board", "--budget-mflops", "0.045", "--trials", "6").code == 0
+    told = ended_trials(shell.out / "board")
+    assert {state for state, *_ in told} == {"complete", "infeasible"}
+    port = "18089"
+    with start(["dashboard", "board", "--out", str(shell.out), "--port", port]) as server:
+        try:
+            listing = json.loads(_get(f"http://127.0.0.1:{port}/api/studies"))["study_summaries"]
+            shown = json.loads(
+                _get(f"http://127.0.0.1:{port}/api/studies/{listing[0]['study_id']}")
+            )["trials"][: len(told)]
+            with pytest.raises(ConnectionRefusedError):  # another address of this machine
+                socket.create_connection(("127.0.0.2", int(port)), timeout=5)
+            second = shell.type("dashboard", "board", "--out", str(shell.out), "--port", port)
+            assert second.code == 2
+            assert "Address already in use; give another --port" in second.stderr
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=20)
+    assert server.returncode == 0
+    feasible = [all(violation <= 0 for violation in trial["constraints"]) for trial in shown]
+    assert feasible == [state == "complete" for state, *_ in told]
+
+
+def _get(url: str) -> bytes:
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return bytes(answer.read())
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer")
