@@ -36,19 +36,22 @@ def _run(arguments: list[str]) -> int:
     from kdsearch.errors import KDSearchError
 
     try:
-        return app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
     except KDSearchError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} (see `kdsearch --help`)", EXIT_REQUEST)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except OSError as error:
         if error.errno in _NO_WRITE:
             return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_REQUEST)
         return _internal(error, arguments)
     except Exception as error:
         return _internal(error, arguments)
+    if code == EXIT_INTERRUPTED:  # Typer makes that code of Ctrl-C, and says nothing
+        return _fail("interrupted; the same command begins again", code)
+    return int(code)
 
 
 def _internal(error: Exception, arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from kdsearch.cli import app
 def test_every_command_has_help_and_stands_in_the_readme(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     names = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
     assert len(names) == 6
     for name in names:

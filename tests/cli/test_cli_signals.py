@@ -47,6 +47,17 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
     assert (shell.out / name / "report.html").stat().st_size > 1_000_000
 
 
+def test_interrupted_teacher_is_told(shell: Shell) -> None:
+    line = run_line(shell.out, shell.folder, "--name", "early", "--teacher-epochs", "1000")
+    with start(line) as driver:
+        _wait_for(driver, "Results go to")
+        driver.send_signal(signal.SIGINT)
+        _, message = driver.communicate(timeout=20)
+    assert driver.returncode == 130
+    assert message == "kdsearch: interrupted; the same command begins again\n"
+    assert not (shell.out / "early").exists()
+
+
 def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> None:
     five = ("--trials", "5", "--budget-mflops", "1")
     whole = shell.run("--name", "whole", *five, space=SLOW)

@@ -17,6 +17,8 @@ def _offline(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urlopen reads the environment once a process; another test may have opened something.
+    monkeypatch.setattr("urllib.request._opener", None)
 
 
 def write_mnist(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
