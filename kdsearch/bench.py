@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -132,7 +132,7 @@ def _price_teacher(
     try:
         flops, _ = count(teacher.network, input_shape=teacher.preprocess.input_shape)
         entry = replace(entry, flops=flops)
-        latency = latency_of(teacher, latencies, ["teacher", asdict(teacher_spec(request))])
+        latency = latency_of(teacher, latencies)
         return replace(entry, latency_ms=latency.ms)
     except CostError as error:
         note(f"The teacher's cost is not fully known: {error}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,6 @@ from kdsearch.data.views import to_input
 from kdsearch.taps import Outputs
 
 EVAL_BATCH = 256
-
-
-class Network(Protocol):
-    """What teachers and students are: a module that also tells its embedding and its stages."""
-
-    def features(self, x: Tensor) -> Outputs:
-        """Return logits, embedding and stages of inputs [B, C, R, R]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

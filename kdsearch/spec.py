@@ -193,8 +193,9 @@ class TrialRecord:
     """What is known of one trial. `curve` holds the validation metric after each epoch.
 
     state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
-    `failed` or `running`. reason: why it did not complete. control_of: the trial whose student
-    this one trains with another method, for comparison. reused_from: the equal earlier trial.
+    `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
+    not complete. control_of: the trial whose student this one trains with another method, for
+    comparison. reused_from: the equal earlier trial.
     """
 
     number: int

@@ -72,7 +72,7 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
     seed = int(digest_of([bench.seed, candidate.digest()]), 16) % 2**31
     torch.manual_seed(seed)
     student = build_student(candidate.student, bench.data)
-    cost = price(student, candidate.student, bench)
+    cost = price(student, bench)
     violations = bench.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
@@ -129,25 +129,30 @@ def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Disti
     )
 
 
-def price(student: Model, spec: StudentSpec, bench: Bench) -> Cost:
+def price(student: Model, bench: Bench) -> Cost:
     """Return what a student costs; its latency only when it is within the other limits."""
     shape = student.preprocess.input_shape
     flops, params = count(student.network, input_shape=shape)
     cost = Cost(flops=flops, params=params)
     if any(violation > 0 for violation in bench.budget.violations(cost).values()):
         return cost
-    latency = latency_of(student, bench.latencies, [spec.family, dict(spec.knobs)])
+    latency = latency_of(student, bench.latencies)
     return Cost(
         flops=flops, params=params, latency_ms=latency.ms, latency_spread_ms=latency.spread_ms
     )
 
 
-def latency_of(model: Model, cache: LatencyCache, architecture: Sequence[object]) -> Latency:
-    """Return the latency of a model's ONNX file, measured once per architecture and input."""
+def latency_of(model: Model, cache: LatencyCache) -> Latency:
+    """Return the latency of a model's ONNX file, measured once per architecture and input.
+
+    The architecture is the network as it prints and its shapes, not its name: a user's file may
+    change under the same name.
+    """
     shape = model.preprocess.input_shape
-    classes = sum(p.shape[0] for p in list(model.parameters())[-1:])
+    network = bare(model.network)
+    weights = {name: list(value.shape) for name, value in network.state_dict().items()}
     return cache.get_or_measure(
-        digest_of([*architecture, shape, classes]),
+        digest_of([repr(network), weights, shape]),
         lambda: measure(for_pricing(model.network, input_shape=shape), shape=shape),
     )
 

@@ -24,7 +24,7 @@ from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, Tra
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import accuracy
-from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
+from kdsearch.trial import WEIGHTS, Bench, build_student, latency_of, run_trial
 from kdsearch.weights import fit_weights, read_weights
 
 DATA = toy_data()
@@ -178,3 +178,12 @@ def test_adapters_are_no_part_of_what_is_saved(tmp_path: Path) -> None:
     own = build_student(SMALL, DATA)
     assert any(True for _ in distiller_for(taught.distill, own, tiny_model()).parameters())
     assert read_weights(tmp_path / "0" / WEIGHTS).keys() == own.network.state_dict().keys()
+
+
+def test_a_latency_is_kept_by_architecture_not_by_name(tmp_path: Path) -> None:
+    cache = LatencyCache(tmp_path)
+    small, wide = tiny_model(), tiny_model(width=64)
+    assert small.name == wide.name
+    assert latency_of(small, cache) == latency_of(tiny_model(seed=1), cache)
+    assert latency_of(small, cache) != latency_of(wide, cache)
+    assert len(list((tmp_path / "latency").iterdir())) == 2
