@@ -1,31 +1,34 @@
-"""Set up what the trials of a study share: images, teacher, its outputs, the latency cache."""
+"""Set up what the trials of a study share: images, teachers, their outputs, the latency cache."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from kdsearch import data as datasets
-from kdsearch.cache import TeacherOutputs
+from kdsearch.cache import MAX_BYTES, TeacherOutputs
 from kdsearch.cost import count
-from kdsearch.data.base import ImageData
+from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model
+from kdsearch.model import Model, batches
 from kdsearch.request import Request
 from kdsearch.spec import TrialRecord
 from kdsearch.summary import TeacherEntry
+from kdsearch.tasks.classification import evaluate
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import Epoch, accuracy
+from kdsearch.trainer import Epoch
 from kdsearch.trial import Bench, latency_of
 
 CACHE = ".cache"
+_Number = TypeVar("_Number", int, float)
 
 
 class Watch(Protocol):
@@ -66,19 +69,32 @@ def load_data(request: Request, out: Path) -> tuple[ImageData, Request]:
         subset=request.subset,
         flip=request.flip,
     )
-    weights = request.teacher_weights
-    key = None
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise SpecError(f"--teacher-weights: there is no file {weights!r}")
-        key = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
-    return data, replace(request, data_key=data.key, weights_key=key)
+    files = [spec.weights_file for spec in teacher_specs(request)]
+    keys = [
+        hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in files
+        if file is not None and file.is_file()
+    ]
+    return data, replace(request, data_key=data.key, weights_key=",".join(keys) or None)
 
 
-def teacher_spec(request: Request) -> TeacherSpec:
-    """Return the part of a request that is about the teacher, checked."""
-    return TeacherSpec(
-        name=request.teacher, weights=request.teacher_weights, epochs=request.teacher_epochs
+def teacher_specs(request: Request) -> tuple[TeacherSpec, ...]:
+    """Return the part of a request that is about each teacher, checked.
+
+    Several are separated by commas, as are their weights, empty for those that need none.
+    """
+    names = request.teacher.split(",")
+    weights = [""] * len(names)
+    if request.teacher_weights is not None:
+        weights = request.teacher_weights.split(",")
+    if len(weights) != len(names):
+        raise SpecError(
+            f"--teacher-weights: {len(weights)} for {len(names)} teachers; give one for each, "
+            "separated by commas, empty for a teacher that needs none"
+        )
+    return tuple(
+        TeacherSpec(name=name.strip(), weights=file.strip() or None, epochs=request.teacher_epochs)
+        for name, file in zip(names, weights, strict=True)
     )
 
 
@@ -92,51 +108,79 @@ def prepare(
 ) -> Prepared:
     """Load or train the teacher, measure it on validation, and lay out what trials share."""
     started = time.perf_counter()
-    teacher = load_teacher(
-        teacher_spec(request),
-        data,
-        cache_dir=out / CACHE,
-        seed=request.seed,
-        device=device,
-        on_epoch=watch.teacher_epoch,
+    teachers = tuple(
+        load_teacher(
+            spec,
+            data,
+            cache_dir=out / CACHE,
+            seed=request.seed,
+            device=device,
+            on_epoch=watch.teacher_epoch,
+        )
+        for spec in teacher_specs(request)
     )
-    val = accuracy(teacher, data.val, device)
+    val = common_accuracy(teachers, data.val, device)
     seconds = time.perf_counter() - started
     latencies = LatencyCache(out / CACHE)
     images = data.train.images.to(device)
     bench = Bench(
         data=data,
-        teacher=teacher,
-        outputs=TeacherOutputs(teacher, images, view_seed=request.seed, augment=data.augment),
+        teachers=teachers,
+        outputs=tuple(
+            TeacherOutputs(
+                teacher, images, view_seed=request.seed, max_bytes=MAX_BYTES // len(teachers)
+            )
+            for teacher in teachers
+        ),
         budget=request.budget,
         latencies=latencies,
         seed=request.seed,
         device=device,
     )
-    entry = _price_teacher(request, teacher, latencies, val, watch.note)
+    priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]
+    entry = TeacherEntry(
+        name=" + ".join(teacher.name for teacher in teachers),
+        val=val,
+        test=None,
+        flops=_total([cost.flops for cost in priced]),
+        params=sum(cost.params for cost in priced),
+        latency_ms=_total([cost.latency_ms for cost in priced]),
+    )
     return Prepared(bench=bench, teacher=entry, seconds=seconds)
 
 
-def _price_teacher(
-    request: Request,
-    teacher: Model,
-    latencies: LatencyCache,
-    val: float,
-    note: Callable[[str], None],
-) -> TeacherEntry:
-    """Return the teacher's entry; a cost that cannot be had is None, and a note says why."""
-    params = sum(p.numel() for p in teacher.parameters())
-    entry = TeacherEntry(
-        name=request.teacher, val=val, test=None, flops=None, params=params, latency_ms=None
-    )
+def common_accuracy(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> float:
+    """Return the accuracy of the mean of the teachers' probabilities."""
+
+    def predict(batch: Tensor) -> Tensor:
+        return torch.stack([teacher(batch).softmax(dim=1) for teacher in teachers]).mean(dim=0)
+
+    return evaluate(predict, batches(images, device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Price:
+    flops: int | None
+    params: int
+    latency_ms: float | None
+
+
+def _price_teacher(teacher: Model, latencies: LatencyCache, note: Callable[[str], None]) -> _Price:
+    """Return a teacher's price; a cost that cannot be had is None, and a note says why."""
+    price = _Price(flops=None, params=sum(p.numel() for p in teacher.parameters()), latency_ms=None)
     try:
         flops, _ = count(teacher.network, input_shape=teacher.preprocess.input_shape)
-        entry = replace(entry, flops=flops)
-        latency = latency_of(teacher, latencies)
-        return replace(entry, latency_ms=latency.ms)
+        price = replace(price, flops=flops)
+        return replace(price, latency_ms=latency_of(teacher, latencies).ms)
     except CostError as error:
-        note(f"The teacher's cost is not fully known: {error}")
-        return entry
+        note(f"The cost of the teacher {teacher.name} is not fully known: {error}")
+        return price
+
+
+def _total(costs: Sequence[_Number | None]) -> _Number | None:
+    """Return the sum, None when a summand is not known: several teachers run one after another."""
+    known = [cost for cost in costs if cost is not None]
+    return sum(known[1:], start=known[0]) if len(known) == len(costs) else None
 
 
 def pick_device(name: str) -> torch.device:

@@ -50,6 +50,8 @@ def _teachers() -> dict[str, str]:
         "auto": "trained on the spot, kept for the next study",
         "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
         "timm:NAME": "any timm classifier",
+        "open_clip:MODEL": "zero-shot, by texts of the class names; with --teacher-weights TAG",
+        "study:FOLDER": "the student that a study shipped; study:FOLDER#7: of its trial 7",
         "torchvision:NAME": "any torchvision classifier",
         "FILE.py:FACTORY": "a function that returns a torch module",
     }

@@ -12,7 +12,6 @@ from math import inf, log2
 from typing import TypeAlias
 
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.spec import MAPPINGS
 
 Pairs: TypeAlias = list[tuple[int, int]]
 Strides: TypeAlias = Sequence[float]
@@ -25,7 +24,8 @@ def pair_stages(strategy: str, student_strides: Strides, teacher_strides: Stride
 
     last: the two deepest. even: as many as the shorter side has, at evenly spaced depths, the
     deepest included. stride: as many, in order, with the least sum of |log2 stride ratio|; ties
-    go to like relative depths. `0:1,-1:-1`: these, where -1 is the deepest.
+    go to like relative depths. all: every one with every one. `0:1,-1:-1`: these, where -1 is the
+    deepest.
     Raises SpecError for text that is none of these, a stage that is not there, or no stages.
     """
     check_mapping(strategy)
@@ -48,7 +48,7 @@ def pair_stages(strategy: str, student_strides: Strides, teacher_strides: Stride
 
 def check_mapping(strategy: str) -> None:
     """Raise SpecError unless the text is a strategy or a list of pairs."""
-    if strategy not in MAPPINGS:
+    if strategy not in _STRATEGIES:
         _explicit(strategy)
 
 
@@ -57,8 +57,8 @@ def _explicit(text: str) -> Pairs:
     pairs = [(int(match[1]), int(match[2])) for match in found if match]
     if len(pairs) < len(found):
         raise SpecError(
-            f"method.mapping: {text!r}{did_you_mean(text, MAPPINGS)} is not one of "
-            f"{', '.join(MAPPINGS)}, nor pairs student:teacher such as '0:1,-1:-1'"
+            f"method.mapping: {text!r}{did_you_mean(text, _STRATEGIES)} is not one of "
+            f"{', '.join(_STRATEGIES)}, nor pairs student:teacher such as '0:1,-1:-1'"
         )
     return pairs
 
@@ -100,8 +100,13 @@ def _stride(student: Strides, teacher: Strides) -> Pairs:
     return best[-1][2]
 
 
+def _all(student: Strides, teacher: Strides) -> Pairs:
+    return [(s, t) for s in range(len(student)) for t in range(len(teacher))]
+
+
 _STRATEGIES: Mapping[str, Callable[[Strides, Strides], Pairs]] = {
     "last": _last,
     "even": _even,
     "stride": _stride,
+    "all": _all,
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
-from kdsearch.taps import Outputs
+from kdsearch.taps import Outputs, Tapped, gradient_of, head_of
 
 EVAL_BATCH = 256
 
@@ -60,20 +60,38 @@ class Model(nn.Module):
         logits: Tensor = self.network(self.preprocess(images))
         return logits
 
-    def features(self, images: Tensor) -> Outputs:
-        """Return logits, embedding and stages of uint8 images [B, C, S, S]."""
-        outputs: Outputs = self.network.features(self.preprocess(images))  # type: ignore[operator]
+    def features(self, images: Tensor, *, need: frozenset[str] = frozenset()) -> Outputs:
+        """Return logits, embedding, stages and what else there is of uint8 images [B, C, S, S].
+
+        need: the parts that will be read, so that attention is not told in vain; none named: all
+        but the gradient. With `gradient`, which a teacher is asked for, all parts are detached.
+        """
+        if "gradient" not in need:
+            return self._tell(self.preprocess(images), need)
+        with torch.enable_grad():
+            outputs = self._tell(self.preprocess(images).requires_grad_(), need)
+            return gradient_of(outputs).map(Tensor.detach)
+
+    def _tell(self, inputs: Tensor, need: frozenset[str]) -> Outputs:
+        if isinstance(self.network, Tapped):
+            return self.network.features(inputs, attention=not need or "attention" in need)
+        outputs: Outputs = self.network.features(inputs)  # type: ignore[operator]
         return outputs
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return (weight [K, D], bias [K] or None) of the layer that reads the embedding."""
+        return head_of(self.network)
 
     def freeze(self) -> Model:
         """Return itself in evaluation mode, its parameters without gradient."""
         return self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def example(self, images: Tensor) -> Outputs:
+    def example(self, images: Tensor, *, need: frozenset[str] = frozenset()) -> Outputs:
         """Return the outputs on one small batch, in evaluation mode: what adapters are cut for."""
         with evaluating(self):
-            return self.features(images[:2])
+            return self.features(images[:2], need=need)
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from kdsearch.bench import Prepared, Watch, load_data, pick_device, prepare, teacher_spec
+from kdsearch.bench import (
+    Prepared,
+    Watch,
+    common_accuracy,
+    load_data,
+    pick_device,
+    prepare,
+    teacher_specs,
+)
 from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.errors import BudgetError, StudyInterruptedError, TrialsFailedError
@@ -76,7 +84,7 @@ def run(
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
-    teacher_spec(request)
+    teacher_specs(request)
     data, request = load_data(request, out)
     if not request.space:
         request = replace(request, space=find_space(default_space(request.data, data.size)).text)
@@ -92,10 +100,7 @@ def run(
         total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
-        if teacher_spec(request).is_trained_here:
-            save_weights(
-                bare(prepared.bench.teacher.network), path / "teacher" / "teacher.safetensors"
-            )
+        _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
             _search(study, prepared.bench, watch, total, time_limit)
             return _finish(study, prepared, watch)
@@ -105,6 +110,14 @@ def run(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _keep_teachers(teachers: Sequence[Model], request: Request, directory: Path) -> None:
+    """Save the teachers that were trained or fine-tuned here; several are numbered."""
+    for i, (teacher, spec) in enumerate(zip(teachers, teacher_specs(request), strict=True)):
+        if spec.is_trained_here:
+            number = f"-{i}" if len(teachers) > 1 else ""
+            save_weights(bare(teacher.network), directory / f"teacher{number}.safetensors")
 
 
 def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, Request | None]:
@@ -199,7 +212,7 @@ def _read_test(study: Study, bench: Bench, records: Sequence[TrialRecord]) -> No
     """Measure on the test split whatever has not been yet, the teacher included."""
     facts = study.facts()
     teacher = cast("dict[str, object]", facts["teacher"])
-    teacher["test"] = accuracy(bench.teacher, bench.data.test, bench.device)
+    teacher["test"] = common_accuracy(bench.teachers, bench.data.test, bench.device)
     test = dict(cast("dict[str, float]", facts.get("test", {})))
     for record in records:
         if str(record.number) not in test:

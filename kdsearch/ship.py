@@ -24,7 +24,7 @@ from kdsearch.latency import Latency, measure
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value
-from kdsearch.spec import Budget, Candidate, Cost
+from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.summary import Target
 from kdsearch.taps import bare
 from kdsearch.weights import save_weights
@@ -96,6 +96,9 @@ def config_text(candidate: Candidate, request: Request) -> str:
     student, distill, train = candidate.student, candidate.distill, candidate.train
     settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
     settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
+    flags = ("method", "alpha", "weight", "temperature", "mapping", "knobs")
+    others = {k: v for k, v in unusual(distill).items() if k not in flags}
+    settings |= {f"method.{k}": str(v) for k, v in others.items()}
     settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
     config: dict[str, object] = {
         "data": request.data,

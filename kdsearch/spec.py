@@ -9,18 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.schedule import parse_schedule
 from kdsearch.space import Params, Value
 
 MAPPINGS = ("last", "even", "stride")
+ALL_PAIRS = "all"
+BALANCES = ("fixed", "uncertainty", "gradnorm")
+ORDERS = ("together", "progressive")
+BLENDS = ("equal", "confidence", "learned")
 OPTIMIZERS = ("sgd", "adamw")
+POLICIES = ("plain", "trivial", "rand")
+MIXES = ("none", "mixup", "cutmix")
+PRECISIONS = ("auto", "fp32", "bf16")
 UNITS = {"latency_ms": (1.0, "ms"), "flops": (1e-6, "MFLOPs"), "params": (1e-6, "M parameters")}
+_TRAIN_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "optimizer": OPTIMIZERS,
+    "policy": POLICIES,
+    "mix": MIXES,
+    "precision": PRECISIONS,
+}
 T = TypeVar("T")
 
 
@@ -42,12 +56,18 @@ class StudentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSpec:
-    """How the teacher is heard: loss = (1 - alpha) * task + alpha * (weight * method [+ kd]).
+    """How the teacher is heard: loss = (1 - alpha) * task + alpha * sum of weight * term.
 
-    alpha: weight of the teacher's signal in [0, 1]; None means the method's default, likewise
-    `weight`. temperature: of the method where it has one; a method on features or relations
-    that is given a temperature is joined by a `kd` term at that temperature.
-    mapping: `last`, `even`, `stride` or explicit pairs such as `0:1,2:3` (student:teacher).
+    method: a method's name, or several joined by `+`; then `knobs` holds each one's own settings
+    under its name, such as `at.weight`. alpha: weight of the teacher's signal in [0, 1]; None
+    means the (first) method's default, likewise `weight`. temperature: of the methods that have
+    one; where none has, a `kd` term at that temperature joins features and relations.
+    mapping: `last`, `even`, `stride`, `all` pairs with learned weights, or explicit pairs such as
+    `0:1,2:3` (student:teacher). *_schedule: see `parse_schedule`; a temperature moves between
+    itself and 1. balance: `fixed` weights, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115)
+    or `gradnorm` (after Chen et al., ICML 2018, 1711.02257). order: the terms `together`, or
+    `progressive`: shallow pairs of stages first, then deep ones, then relations, then responses.
+    teachers: how several share: `equal`, `confidence`, `learned`, or fixed such as `0.7,0.3`.
     """
 
     method: str = "kd"
@@ -55,6 +75,12 @@ class DistillSpec:
     weight: float | None = None
     temperature: float | None = None
     mapping: str | None = None
+    alpha_schedule: str = "constant"
+    weight_schedule: str = "constant"
+    temperature_schedule: str = "constant"
+    balance: str = "fixed"
+    order: str = "together"
+    teachers: str = "equal"
     knobs: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +90,27 @@ class DistillSpec:
             raise SpecError(f"method.weight: {self.weight} is not a number >= 0")
         if self.temperature is not None and not 0 < self.temperature < inf:
             raise SpecError(f"method.temperature: {self.temperature} is not a number > 0")
+        for name in ("alpha_schedule", "weight_schedule", "temperature_schedule"):
+            parse_schedule(f"method.{name}", getattr(self, name))
+        for name, known in (("balance", BALANCES), ("order", ORDERS)):
+            _require_one_of(f"method.{name}", getattr(self, name), known)
+        self.teacher_shares()
+
+    def teacher_shares(self) -> tuple[float, ...] | None:
+        """Return the fixed shares of the teachers, summing to 1, or None where they are not."""
+        if self.teachers in BLENDS:
+            return None
+        try:
+            shares = [float(part) for part in self.teachers.split(",")]
+        except ValueError:
+            shares = []
+        if not shares or not all(0 <= share < inf for share in shares) or not sum(shares):
+            hint = did_you_mean(self.teachers, BLENDS)
+            raise SpecError(
+                f"method.teachers: {self.teachers!r}{hint} is not one of {', '.join(BLENDS)}, nor "
+                "shares such as '0.7,0.3', one a teacher"
+            )
+        return tuple(share / sum(shares) for share in shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,34 +118,46 @@ class TrainSpec:
     """The recipe of one training: cosine learning rate after a linear warm-up.
 
     warmup: fraction of all steps. ema: decay of the averaged copy that is evaluated and kept.
+    clip: largest norm of the gradient, 0 for none. accumulate: parts that a batch is split into,
+    one after another, where memory is short; relations then see a part at a time. policy, mix:
+    what views go through after crop and mirror: `trivial` or `rand` augmentation; `mixup` or
+    `cutmix`. precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
     """
 
     epochs: int = 10
     batch_size: int = 64
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.1
     weight_decay: float = 5e-4
     warmup: float = 0.1
+    clip: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.98
+    policy: str = "plain"
+    mix: str = "none"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         checks = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
-            "optimizer": self.optimizer in OPTIMIZERS,
+            "accumulate": 1 <= self.accumulate <= self.batch_size,
             "lr": 0 < self.lr < inf,
             "weight_decay": 0 <= self.weight_decay < inf,
             "warmup": 0 <= self.warmup < 1,
+            "clip": 0 <= self.clip < inf,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": 0 <= self.ema < 1,
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             raise SpecError(
-                f"{'; '.join(bad)} (epochs and batch_size >= 1, optimizer one of "
-                f"{', '.join(OPTIMIZERS)}, lr > 0, weight_decay >= 0, the others in [0, 1))"
+                f"{'; '.join(bad)} (epochs and batch_size >= 1, accumulate from 1 to batch_size, "
+                "lr > 0, weight_decay and clip >= 0, the others in [0, 1))"
             )
+        for name, known in _TRAIN_CHOICES.items():
+            _require_one_of(f"train.{name}", getattr(self, name), known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +176,8 @@ class Candidate:
         resolution = rest.pop("student.resolution", 0)
         method = str(rest.pop("method.name", "kd"))
         own = _take_under(rest, f"method.{method}.")
-        distill = {key: own.pop(key) for key in _fields(DistillSpec) if key in own}
+        settings = [key for key in _fields(DistillSpec) if key not in ("method", "knobs")]
+        distill = {key: own.pop(key) for key in settings if key in own}
         knobs = _take_under(rest, f"student.{family}.")
         resolution = knobs.pop("resolution", resolution)
         train = _take_under(rest, "train.")
@@ -130,8 +190,11 @@ class Candidate:
         )
 
     def digest(self) -> str:
-        """Return a short name that equals for equal candidates and for no others."""
-        return digest_of(asdict(self))
+        """Return a short name that equals for equal candidates and for no others.
+
+        What has its default is left out, so that a new setting renames no old candidate.
+        """
+        return digest_of([unusual(part) for part in (self.student, self.distill, self.train)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +291,23 @@ def make(cls: type[T], **values: object) -> T:
                 for item in error.errors()
             )
         ) from None
+
+
+def unusual(spec: object) -> dict[str, object]:
+    """Return the fields of a dataclass that differ from their defaults."""
+    found = {}
+    for item in fields(spec):  # type: ignore[arg-type]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        value = getattr(spec, item.name)
+        if value != default:
+            found[item.name] = dict(value) if isinstance(value, Mapping) else value
+    return found
+
+
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise SpecError(f"{name}: {value!r}{hint} is not one of {', '.join(known)}")
 
 
 def _take(rest: dict[str, Value], name: str) -> Value:

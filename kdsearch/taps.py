@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
@@ -24,11 +25,35 @@ TRANSFORMER_STAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """logits: [B, K]. embedding: [B, D], what the head reads. stages: maps, shallow to deep."""
+    """What a network says of a batch; teacher's outputs are asked for part by part.
+
+    logits: [B, K], what inference answers. embedding: [B, D], what the head reads. stages: maps
+    [B, C, H, W], shallow to deep. attention: maps [B, 3 * D, H, W] of query, key and value of the
+    attention within each stage; none in a network without attention. heads: (class, distillation)
+    logits of a student with a distillation token, whose `logits` are their mean. gradient: of the
+    sum of each sample's largest logit in the deepest stage, a map like it. index: [B], which
+    training samples these are.
+    """
 
     logits: Tensor
     embedding: Tensor
     stages: tuple[Tensor, ...] = ()
+    attention: tuple[Tensor, ...] = ()
+    heads: tuple[Tensor, ...] = ()
+    gradient: Tensor | None = None
+    index: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return the same with every tensor but `index` changed."""
+        return Outputs(
+            logits=change(self.logits),
+            embedding=change(self.embedding),
+            stages=tuple(map(change, self.stages)),
+            attention=tuple(map(change, self.attention)),
+            heads=tuple(map(change, self.heads)),
+            gradient=None if self.gradient is None else change(self.gradient),
+            index=self.index,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +71,10 @@ class Tapped(nn.Module):
     Sequentials and ModuleLists (the rest of the network around these is looked into). Where they
     work at several sizes, a stage is the last output at each size above 1x1; where they keep one
     grid of tokens, the stages are four of them, evenly spaced. The embedding is what the last
-    Linear (else 1x1 convolution) with K outputs reads, averaged over positions.
+    Linear (else 1x1 convolution) with K outputs reads, averaged over positions. Attention is told
+    when every stage is a block of tokens that holds a fused projection to query, key and value (a
+    Linear with 3 * D outputs, or MultiheadAttention) of these tokens; windows are not. Two heads
+    are what a plain tuple of two [B, K] is in training mode: timm's distilled transformers.
 
     Raises SpecError when the module fails on the input or does not answer with logits [B, K].
     """
@@ -69,7 +97,9 @@ class Tapped(nn.Module):
                 f"{num_classes}; give a network with {num_classes} outputs"
             )
         self.head, body = _split_at_head(module, calls, logits.shape[1])
-        self.stages = _find_stages(body)
+        self.stages = _find_stages(module, body)
+        self.attention = _find_attention(module, calls, self.stages)
+        self.is_linear = self.head is not None and torch.equal(calls[self.head].flatten(1), logits)
         if self.head is None and not self.stages:
             raise SpecError(
                 f"{type(module).__name__} has neither a Linear or convolution with "
@@ -78,19 +108,35 @@ class Tapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, K] from the bare module, without hooks."""
-        return _logits(self.module(x))
+        return self._read(x)[0]
 
-    def features(self, x: Tensor) -> Outputs:
-        """Return logits, embedding and stages of x: [B, C, H, W]."""
+    def features(self, x: Tensor, *, attention: bool = True) -> Outputs:
+        """Return logits, embedding, stages and what else there is to tell of x: [B, C, H, W].
+
+        attention: False spares what it costs to tell: memory for maps that would be freed, and
+        for MultiheadAttention, which never shows its query, key and value, a second projection.
+        """
         heads = () if self.head is None else (self.head,)
+        asked = self.attention if attention else ()
         with (
-            _listening(self.module, self.stages, before=False) as outputs,
-            _listening(self.module, heads, before=True) as inputs,
+            _listening(self.module, self.stages + asked, before=False) as outputs,
+            _listening(self.module, heads + asked, before=True) as inputs,
         ):
-            logits = self(x)
+            logits, both = self._read(x)
         maps = tuple(_as_map(outputs[call]) for call in self.stages)
         read = inputs[self.head] if self.head else maps[-1]
-        return Outputs(logits, _pooled(read), maps)
+        projections = ((self.module.get_submodule(call.name), call) for call in asked)
+        told = tuple(_qkv(part, inputs[call], outputs[call]) for part, call in projections)
+        return Outputs(logits, _pooled(read), maps, tuple(map(tokens_to_map, told)), both)
+
+    def _read(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the logits and, where these are the mean of two heads, both."""
+        answer = self.module(x)
+        if self.module.training and type(answer) is tuple and len(answer) == 2:
+            first, second = map(_first_tensor, answer)
+            if first is not None and second is not None and first.shape == second.shape:
+                return _logits((first + second) / 2), (first, second)
+        return _logits(answer), ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +203,10 @@ def _listening(
 def _probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor], Tensor]:
     """Run a blank batch in eval mode; return every call worth a tap, in order, and the logits.
 
-    Heads are recorded with the others; training flags are put back one by one.
+    Heads and attention are recorded with the others; training flags are put back one by one.
     """
-    heads = [name for name, part in module.named_modules() if _head_width(part)]
-    names = dict.fromkeys([*_units(module), *heads])
+    extra = [name for name, part in module.named_modules() if _head_width(part) or _is_qkv(part)]
+    names = dict.fromkeys([*_units(module), *extra])
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     flags = [(part, part.training) for part in module.modules()]
@@ -205,6 +251,46 @@ def _head_width(module: nn.Module) -> int:
     return 0
 
 
+def _is_qkv(module: nn.Module) -> bool:
+    """Whether a module may project tokens to query, key and value at once."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.batch_first and module.in_proj_weight is not None
+    return isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features
+
+
+def _qkv(module: nn.Module, given: Tensor, gave: Tensor) -> Tensor:
+    """Return [B, N, 3 * D] of a module that `_is_qkv`, from its input and output."""
+    if isinstance(module, nn.MultiheadAttention):
+        assert module.in_proj_weight is not None
+        return F.linear(given, module.in_proj_weight, module.in_proj_bias)
+    return gave
+
+
+def _find_attention(
+    module: nn.Module, calls: dict[Call, Tensor], stages: tuple[Call, ...]
+) -> tuple[Call, ...]:
+    """Return the projection to query, key and value in each stage, or none at all.
+
+    It is the stage's first such call on the stage's own tokens: a later one may be the entrance
+    of a perceptron three times as wide.
+    """
+    fits = [
+        call for call in calls if calls[call].ndim == 3 and _is_qkv(module.get_submodule(call.name))
+    ]
+    told: list[Call] = []
+    for stage in stages:
+        inside = (
+            call
+            for call in fits
+            if call.name.startswith(f"{stage.name}.") and call.index == stage.index
+        )
+        like = calls[stage].shape
+        told += [call for call in inside if len(like) == 3 and calls[call].shape[:2] == like[:2]][
+            :1
+        ]
+    return tuple(told) if len(told) == len(stages) else ()
+
+
 def _split_at_head(
     module: nn.Module, calls: dict[Call, Tensor], classes: int
 ) -> tuple[Call | None, list[_Seen]]:
@@ -226,17 +312,20 @@ def _see(call: Call, shape: tuple[int, ...]) -> _Seen:
     return _Seen(call, shape, 0, is_tokens=False)
 
 
-def _find_stages(body: list[_Seen]) -> tuple[Call, ...]:
-    """Return the last call at each size, or evenly spaced tokens where these are more."""
+def _find_stages(module: nn.Module, body: list[_Seen]) -> tuple[Call, ...]:
+    """Return the last call at each size, or evenly spaced members of a list on one grid of tokens.
+
+    The latter where these are more.
+    """
     last: dict[int, Call] = {}
     groups: dict[tuple[str, int], list[Call]] = {}
     for seen in body:
         smallest = min(last, default=seen.side)
         if 1 < seen.side <= smallest:
             last[seen.side] = seen.call
-        if seen.is_tokens and seen.side > 1:
-            group = seen.call.name.rpartition(".")[0], seen.shape[1]
-            groups.setdefault(group, []).append(seen.call)
+        parent = seen.call.name.rpartition(".")[0]
+        if seen.is_tokens and seen.side > 1 and _is_container(module.get_submodule(parent)):
+            groups.setdefault((parent, seen.shape[1]), []).append(seen.call)
     by_size = tuple(last.values())[-MAX_STAGES:]
     blocks = max(groups.values(), key=len, default=[])
     by_depth = tuple(blocks[i] for i in evenly_spaced(len(blocks), TRANSFORMER_STAGES))
@@ -274,3 +363,55 @@ def _pooled(read: Tensor) -> Tensor:
 def bare(network: nn.Module) -> nn.Module:
     """Return a network without its taps, so that its weights have its library's own names."""
     return network.module if isinstance(network, Tapped) else network
+
+
+def head_of(network: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return (weight [K, D], bias [K] or None) of the layer that makes logits of the embedding.
+
+    None where no single linear layer does: two heads, a perceptron, positions averaged after it.
+    network: `Tapped`, or a student, whose head is its one Linear child.
+    """
+    if isinstance(network, Tapped):
+        found = [network.module.get_submodule(network.head.name)] if network.head else []
+        found = found if network.is_linear else []
+    else:
+        found = [part for part in network.children() if isinstance(part, nn.Linear)]
+    if len(found) != 1:
+        return None
+    (head,) = found
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    return head.weight.flatten(1), head.bias
+
+
+def gradient_of(outputs: Outputs) -> Outputs:
+    """Return the outputs with `gradient`, by autograd; the graph is used up.
+
+    Raises SpecError when there are no stages, or the network ran without gradients: a frozen
+    network needs them enabled on its input.
+    """
+    if not outputs.stages:
+        raise SpecError("the gradient is taken at the deepest stage, and the network shows none")
+    score = outputs.logits.max(dim=1).values.sum()
+    return replace(outputs, gradient=gradient_at(score, outputs.stages[-1]))
+
+
+def gradient_at(score: Tensor, stage: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a scalar in a stage, a map like it.
+
+    A stage of tokens is a view that the network itself never reads: the gradient is taken in the
+    tensor behind the view and looked at the same way. Raises SpecError where there is no graph
+    between the two.
+    """
+    base = stage if stage._base is None else stage._base
+    gradient: Tensor | None = None
+    if score.requires_grad and base.requires_grad:
+        (gradient,) = torch.autograd.grad(score, base, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise SpecError(
+            "no gradient leads from the logits to the deepest stage; run the network with "
+            "gradients enabled (of a frozen one: on its input), and take the stage as it gave it"
+        )
+    if base is stage:
+        return gradient
+    like = torch.empty_like(base).copy_(gradient)
+    return like.as_strided(stage.shape, stage.stride(), stage.storage_offset())

@@ -1,7 +1,8 @@
 """Get the teacher: any network, frozen, its classes those of the data.
 
 `auto` trains one on the spot; every other name is built, its weights loaded, and fine-tuned only
-when the user gives epochs. What was trained here is kept in the cache for the next study.
+when the user gives epochs. What was trained here is kept in the cache for the next study. Of a
+zero-shot teacher the image tower alone is tuned: its head stays the texts of the classes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from kdsearch import students
+from kdsearch import born_again, students
 from kdsearch.cifar_resnet import DEPTHS, MEAN, STD, CifarResNet
+from kdsearch.clip import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.data.base import ImageData
-from kdsearch.distiller import Distiller
+from kdsearch.distiller import Distiller, Side
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.model import Model, Preprocess
 from kdsearch.registry import import_object
@@ -35,6 +37,8 @@ KINDS = (
     "cifar_resnet{20,32,44,56,110}",
     "timm:NAME",
     "torchvision:NAME",
+    "open_clip:MODEL",
+    "study:FOLDER[#TRIAL]",
     "FILE.py:FACTORY",
 )
 AUTO_STUDENT = StudentSpec(family="resnet", knobs={"width": 1.0, "depth": 9})
@@ -48,7 +52,10 @@ Build: TypeAlias = Callable[[int | None], nn.Module]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherSpec:
-    """Which teacher: a name (see KINDS), a weights file, epochs of (fine-)tuning on the data."""
+    """Which teacher: a name (see KINDS), its weights, epochs of (fine-)tuning on the data.
+
+    weights: a file, or the tag of an open_clip model's.
+    """
 
     name: str = "auto"
     weights: str | None = None
@@ -62,11 +69,21 @@ class TeacherSpec:
                 "--teacher-weights needs the network they belong to: give --teacher, one of "
                 f"{', '.join(KINDS[1:])}"
             )
+        if self.name.startswith("study:") and self.weights:
+            raise SpecError(f"--teacher-weights: the student {self.name} has weights of its own")
 
     @property
     def is_trained_here(self) -> bool:
         """Whether this teacher is trained or fine-tuned by kdsearch."""
         return self.name == "auto" or self.epochs is not None
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that its weights are read from, if any. Raises SpecError for no such study."""
+        if self.name.startswith("study:"):
+            return born_again.weights_file(self.name.removeprefix("study:"))
+        is_tagged = self.name.startswith("open_clip:") and is_tag(self.weights or "")
+        return Path(self.weights) if self.weights and not is_tagged else None
 
 
 def load_teacher(
@@ -94,10 +111,9 @@ def load_teacher(
         return model.to(device).freeze()
     distiller = Distiller(
         DistillSpec(method="none"),
-        student=model.example(data.train.images),
-        teacher=None,
-        student_resolution=model.preprocess.resolution,
-        teacher_resolution=model.preprocess.resolution,
+        student=Side(
+            outputs=model.example(data.train.images), resolution=model.preprocess.resolution
+        ),
         label_smoothing=recipe.label_smoothing,
     )
     session = Session(data=data, spec=recipe, seed=seed, view_seed=seed, device=device)
@@ -134,11 +150,13 @@ def _auto(data: ImageData) -> Model:
 
 def _load(spec: TeacherSpec, data: ImageData) -> Model:
     """Build a named teacher, load its weights and see that its classes are the data's."""
-    state = read_weights(Path(spec.weights)) if spec.weights else None
-    build = _builder(spec, data, has_weights=state is not None)
-    network = build(None if state is None else _classes_in(build, state, data.num_classes))
-    if state is not None:
-        fit_weights(network, state, where=f"--teacher-weights {spec.weights}")
+    kind, _, rest = spec.name.partition(":")
+    if kind == "study" and rest:
+        return _student(spec, born_again.find_student(rest, data), data)
+    if kind == "open_clip" and rest:
+        network: nn.Module = open_clip_teacher(rest, spec.weights, data.classes)
+    else:
+        network = _network(spec, data)
     preprocess = _preprocess(spec.name, network, data)
     head = _head(network)
     if head is not None and head[1].out_features != data.num_classes:
@@ -151,10 +169,39 @@ def _load(spec: TeacherSpec, data: ImageData) -> Model:
     return model
 
 
+def _student(spec: TeacherSpec, earlier: born_again.Earlier, data: ImageData) -> Model:
+    if earlier.classes != data.classes and spec.epochs is None:
+        raise SpecError(
+            f"--teacher {spec.name}: it tells apart {_listed(earlier.classes)}; the data "
+            f"{data.name!r} has {_listed(data.classes)}; --teacher-epochs 5 fine-tunes it on these"
+        )
+    return Model(spec.name, earlier.build(data.num_classes), earlier.preprocess)
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:5]) + (", …" if classes[5:] else "")
+    return f"{len(classes)} classes ({shown})"
+
+
+def _network(spec: TeacherSpec, data: ImageData) -> nn.Module:
+    """Return a library's or a user's network, its weights in it."""
+    state = read_weights(Path(spec.weights)) if spec.weights else None
+    build = _builder(spec, data, has_weights=state is not None)
+    network = build(None if state is None else _classes_in(build, state, data.num_classes))
+    if state is not None:
+        fit_weights(network, state, where=f"--teacher-weights {spec.weights}")
+    return network
+
+
 def _replace_head(
     spec: TeacherSpec, network: nn.Module, head: tuple[str, nn.Linear], data: ImageData
 ) -> None:
     name, linear = head
+    if isinstance(network, ZeroShot):
+        raise SpecError(
+            f"--teacher {spec.name}: its head is {linear.out_features} texts and the data "
+            f"{data.name!r} has {_listed(data.classes)}; embed one text a class, in this order"
+        )
     if spec.epochs is None:
         raise SpecError(_other_classes(spec, linear.out_features, data))
     network.set_submodule(name, nn.Linear(linear.in_features, data.num_classes))
@@ -192,6 +239,8 @@ def _builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
     if rest:
         return _factory(name)
     hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
+    if Path(name, "best").is_dir():
+        hint = f" (the student of that study is named study:{name})"
     hint = hint or " (a network of a library is named timm:NAME or torchvision:NAME)"
     raise SpecError(f"unknown teacher {name!r}{hint}; accepted: {', '.join(KINDS)}")
 

@@ -11,15 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.data.base import ImageData, ImageSet
-from kdsearch.data.views import augmented
+from kdsearch.data.base import Augment, ImageData, ImageSet
+from kdsearch.data.views import augmented, targets
 from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model, batches, evaluating
@@ -32,9 +32,15 @@ class TeacherSource(Protocol):
     """Where the teacher's outputs come from: a live network or a store."""
 
     def __call__(
-        self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str]
+        self,
+        images: Tensor,
+        index: Tensor,
+        view: int,
+        *,
+        need: frozenset[str],
+        augment: Augment,
     ) -> Outputs:
-        """Return the outputs for `images`, which are the samples `index` under `view`."""
+        """Return the outputs for `images`: the samples `index` under `view` of `augment`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,7 @@ class Session:
     """What one training needs besides the model and its losses.
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
+    Unlabelled images take part only where a teacher is heard.
     """
 
     data: ImageData
@@ -64,7 +71,12 @@ class Session:
     seed: int
     view_seed: int
     device: torch.device
-    teacher: TeacherSource | None = None
+    teachers: tuple[TeacherSource, ...] = ()
+
+    @property
+    def augment(self) -> Augment:
+        """Return what the views of this training go through."""
+        return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
 
 
 def train(
@@ -86,11 +98,13 @@ def _train(
     spec, device = session.spec, session.device
     model.to(device)
     distiller.to(device)
-    train_set = ImageSet(session.data.train.images.to(device), session.data.train.labels.to(device))
+    chosen = session.data.train if distiller.needs_teacher else session.data.labelled
+    train_set = ImageSet(chosen.images.to(device), chosen.labels.to(device))
     order = torch.Generator().manual_seed(session.seed)
     batch_size = min(spec.batch_size, len(train_set))
     steps = len(train_set) // batch_size
     optimizer = _optimizer([model, distiller], spec)
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     schedule = LambdaLR(optimizer, _warm_cosine(steps * spec.epochs, spec.warmup))
     average = _Average(model, spec.ema)
     epochs: list[Epoch] = []
@@ -101,15 +115,29 @@ def _train(
         distiller.train()
         permutation = torch.randperm(len(train_set), generator=order).to(device)
         totals: dict[str, Tensor] = {}
-        for index in torch.split(permutation[: steps * batch_size], batch_size):
-            losses = _losses(model, distiller, session, train_set, index, view=number)
+        batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
+        for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(losses["loss"])
+            for index in whole.chunk(spec.accumulate):
+                share = len(index) / batch_size
+                losses = _losses(
+                    model,
+                    distiller,
+                    session,
+                    train_set,
+                    index,
+                    view=number,
+                    progress=step / (steps * spec.epochs),
+                )
+                torch.autograd.backward(share * losses["loss"])
+                for name, value in losses.items():
+                    total = totals.get(name, torch.zeros((), device=device))
+                    totals[name] = total + share * value.detach()
+            if spec.clip:
+                nn.utils.clip_grad_norm_(weights, spec.clip)
             optimizer.step()
             schedule.step()
             average.update()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach()
         means = {name: float(total) / steps for name, total in totals.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
@@ -142,16 +170,38 @@ def _losses(
     index: Tensor,
     *,
     view: int,
+    progress: float,
 ) -> dict[str, Tensor]:
-    images = augmented(
-        train_set.images, index, view, seed=session.view_seed, augment=session.data.augment
+    """Return the losses on one batch; teachers and student see the same view of it."""
+    data, seed, augment = session.data, session.view_seed, session.augment
+    images = augmented(train_set.images, index, view, seed=seed, augment=augment)
+    target = targets(
+        train_set.labels,
+        index,
+        view,
+        seed=seed,
+        augment=augment,
+        num_classes=data.num_classes,
+        size=data.size,
     )
-    teacher = None
-    if distiller.needs_teacher:
-        assert session.teacher is not None
-        teacher = session.teacher(images, index, view, need=distiller.need)
-    losses: dict[str, Tensor] = distiller(model.features(images), teacher, train_set.labels[index])
+    teachers = [
+        teacher(images, index, view, need=distiller.need, augment=augment)
+        for teacher in session.teachers
+        if distiller.needs_teacher
+    ]
+    with torch.autocast(
+        session.device.type, torch.bfloat16, enabled=_is_half(session.spec, session.device)
+    ):
+        student = model.features(images, need=distiller.student_need)
+        losses: dict[str, Tensor] = distiller(student, teachers, target, progress=progress)
     return losses
+
+
+def _is_half(spec: TrainSpec, device: torch.device) -> bool:
+    """Say whether the step runs in bfloat16; `auto`: on a GPU that has it."""
+    if spec.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return spec.precision == "bf16"
 
 
 def _optimizer(modules: list[nn.Module], spec: TrainSpec) -> torch.optim.Optimizer:

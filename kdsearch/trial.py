@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdsearch import students
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
-from kdsearch.distiller import Distiller
+from kdsearch.distiller import Distiller, Side, parts_heard
 from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache, measure
+from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
@@ -40,8 +42,8 @@ class Bench:
     """What all trials of a study share."""
 
     data: ImageData
-    teacher: Model
-    outputs: TeacherSource
+    teachers: tuple[Model, ...]
+    outputs: tuple[TeacherSource, ...]
     budget: Budget
     latencies: LatencyCache
     seed: int
@@ -88,7 +90,7 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
         seed=seed,
         view_seed=bench.seed,
         device=bench.device,
-        teacher=bench.outputs,
+        teachers=bench.outputs,
     )
     epochs = train(student, distiller, session, on_epoch=on_epoch)
     save_weights(bare(student.network), directory / WEIGHTS)
@@ -117,15 +119,28 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
 
 
 def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
-    """Return the losses and adapters between this student and the study's teacher."""
+    """Return the losses and adapters between this student and the study's teachers."""
     images = bench.data.train.images[:2]
+    train = candidate.train
+    heard = parts_heard(candidate.distill)
+    shown = images.to(bench.device)
     return Distiller(
         candidate.distill,
-        student=student.example(images),
-        teacher=bench.teacher.example(images.to(bench.device)),
-        student_resolution=student.preprocess.resolution,
-        teacher_resolution=bench.teacher.preprocess.resolution,
-        label_smoothing=candidate.train.label_smoothing,
+        student=side_of(student, images),
+        teachers=[side_of(teacher, shown, heard) for teacher in bench.teachers],
+        setting=Setting(
+            samples=len(bench.data.train), batch_size=train.batch_size // train.accumulate
+        ),
+        label_smoothing=train.label_smoothing,
+    )
+
+
+def side_of(model: Model, images: Tensor, heard: frozenset[str] = frozenset()) -> Side:
+    """Return a model as the losses see it. images: uint8, a few, on its device."""
+    return Side(
+        outputs=model.example(images, need=heard & {"gradient", "attention"}),
+        resolution=model.preprocess.resolution,
+        head=model.head,
     )
 
 

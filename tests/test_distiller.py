@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,17 +9,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdsearch import methods
-from kdsearch.distiller import Distiller, check
+from kdsearch.distiller import Distiller, Side, check
+from kdsearch.distiller.recipe import resolve
 from kdsearch.errors import SpecError
+from kdsearch.methods.base import Setting
 from kdsearch.spec import DistillSpec
-from kdsearch.taps import Outputs
+from kdsearch.taps import Outputs, gradient_of
 
 K = 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+SAMPLES = 40
 
 
 class Toy(nn.Module):
-    """A network of three or two stages whose maps shrink (CNN) or keep their grid (ViT)."""
+    """Two to four stages whose maps shrink (CNN), or keep their grid and attend (ViT)."""
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -29,63 +33,83 @@ class Toy(nn.Module):
             else nn.Conv2d(widths[i], widths[i + 1], 3, padding=1)
             for i, stride in enumerate(strides)
         )
+        self.attends = len(channels) > 1 and len(set(channels)) == 1
+        self.qkv = nn.Conv2d(channels[-1], 3 * channels[-1], 1)
         self.head = nn.Linear(channels[-1], K)
 
     def forward(self, images):
-        maps, found = images, []
+        maps, found, attention = images, [], []
         for stage in self.stages:
             maps = torch.tanh(stage(maps))
             found.append(maps)
+            if self.attends:
+                attention.append(self.qkv(maps))
         embedding = maps.mean((2, 3))
-        return Outputs(self.head(embedding), embedding, tuple(found))
+        return Outputs(self.head(embedding), embedding, tuple(found), tuple(attention))
 
 
 KINDS = {
     "cnn": lambda: Toy((4, 6, 8), (1, 2, 2)),
     "wide cnn": lambda: Toy((8, 12), (2, 2)),
-    "vit": lambda: Toy((10, 10, 10, 10), (4, 1, 1, 1)),
+    "vit": lambda: Toy((12, 12, 12, 12), (4, 1, 1, 1)),
 }
 PAIRS = [("cnn", "wide cnn", 16), ("cnn", "vit", 32), ("vit", "cnn", 16)]
 
 
-def networks(student="cnn", teacher="wide cnn", resolution=16):
-    """Return the student, its images and the teacher's outputs on them at another resolution."""
-    torch.manual_seed(0)
-    model, images = KINDS[student](), torch.randn(8, 3, 16, 16)
-    shown = F.interpolate(images, (resolution, resolution))
-    with torch.no_grad():
-        taught = KINDS[teacher]()(shown)
-    return model, images, taught
+class Pair:
+    """A student with images of 16 pixels, and what a teacher says of them at its resolution."""
+
+    def __init__(self, student="cnn", teacher="wide cnn", resolution=16, seed=0):
+        torch.manual_seed(seed)
+        self.model, self.images = KINDS[student](), torch.randn(8, 3, 16, 16)
+        network = KINDS[teacher]()
+        shown = F.interpolate(self.images, (resolution, resolution)).requires_grad_()
+        self.taught = replace(
+            gradient_of(network(shown)).map(torch.Tensor.detach), index=torch.arange(8)
+        )
+        head = network.head.weight.detach(), network.head.bias.detach()
+        self.side = Side(outputs=self.taught, resolution=resolution, head=head)
+
+    def out(self):
+        return self.model(self.images)
+
+    def distiller(self, spec, *, teachers=None, **settings):
+        return Distiller(
+            spec,
+            student=Side(outputs=self.out(), resolution=16),
+            teachers=[self.side] if teachers is None else teachers,
+            setting=Setting(samples=SAMPLES, batch_size=8),
+            **settings,
+        )
+
+    def losses(self, spec, **settings):
+        """Return what the losses of a recipe are on the images."""
+        return self.distiller(spec, **settings)(self.out(), [self.taught], TARGET)
 
 
-def distiller(spec, student, teacher, resolution=16, **settings):
-    return Distiller(
-        spec,
-        student=student,
-        teacher=teacher,
-        student_resolution=16,
-        teacher_resolution=resolution,
-        **settings,
-    )
+def bare_side(outputs):
+    return Side(outputs=outputs, resolution=16)
 
 
 def cases():
     for name in methods.names():
-        need = methods.get(name).need
-        mappings = ["last", "even", "stride", "0:1,-1:-1"] if need == "stages" else [None]
-        yield from ((name, mapping) for mapping in mappings if need != "nothing")
+        method = methods.get(name)
+        mappings = [None]
+        if method.need in ("stages", "attention"):
+            mappings = ["last", "even", "stride", "0:1,-1:-1"] + ["all"] * method.is_pairwise
+        yield from ((name, mapping) for mapping in mappings if method.need != "nothing")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]} from {pair[1]}")
 @pytest.mark.parametrize(("name", "mapping"), list(cases()))
 def test_twenty_steps_lower_the_term(name, mapping, pair):
-    model, images, taught = networks(*pair)
-    losses = distiller(DistillSpec(method=name, mapping=mapping), model(images), taught, pair[2])
-    parameters = [*model.parameters(), *losses.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
+    pair = Pair(*pair)
+    losses = pair.distiller(DistillSpec(method=name, mapping=mapping))
+    parameters = [*pair.model.parameters(), *losses.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3)
     curve = []
     for _ in range(21):
-        value = losses(model(images), taught, TARGET)[name]
+        value = losses(pair.out(), [pair.taught], TARGET)[name]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -94,10 +118,10 @@ def test_twenty_steps_lower_the_term(name, mapping, pair):
 
 
 def test_total_follows_the_formula():
-    model, images, taught = networks()
+    pair = Pair()
     spec = DistillSpec(method="rkd", alpha=0.3, weight=7.0, temperature=2.0)
-    out = model(images)
-    found = distiller(spec, out, taught, label_smoothing=0.1)(out, taught, TARGET)
+    out, taught = pair.out(), pair.taught
+    found = pair.losses(spec, label_smoothing=0.1)
 
     task = F.cross_entropy(out.logits, TARGET, label_smoothing=0.1)
     rkd = methods.get("rkd")()(out.embedding, taught.embedding, TARGET)
@@ -111,9 +135,8 @@ def test_total_follows_the_formula():
 
 @pytest.mark.parametrize("name", methods.names())
 def test_defaults_come_from_the_method(name):
-    model, images, taught = networks()
-    out, method = model(images), methods.get(name)
-    found = distiller(DistillSpec(method=name), out, taught)(out, taught, TARGET)
+    method = methods.get(name)
+    found = Pair().losses(DistillSpec(method=name))
     term = found.get(name, torch.tensor(0.0))
     torch.testing.assert_close(
         found["loss"], (1 - method.alpha) * found["task"] + method.alpha * method.weight * term
@@ -121,19 +144,17 @@ def test_defaults_come_from_the_method(name):
 
 
 def test_temperature_and_knobs_reach_the_method():
-    model, images, taught = networks()
-    out = model(images)
-    spec = DistillSpec(method="dkd", temperature=2.0, knobs={"beta": 3.0})
-    found = distiller(spec, out, taught)(out, taught, TARGET)
-    by_hand = methods.get("dkd")(temperature=2.0, beta=3.0)(out.logits, taught.logits, TARGET)
+    pair = Pair()
+    found = pair.losses(DistillSpec(method="dkd", temperature=2.0, knobs={"beta": 3.0}))
+    by_hand = methods.get("dkd")(temperature=2.0, beta=3.0)(
+        pair.out().logits, pair.taught.logits, TARGET
+    )
     assert list(found) == ["task", "dkd", "loss"]
     torch.testing.assert_close(found["dkd"], by_hand)
 
 
 def test_alias_reports_under_the_methods_name():
-    model, images, taught = networks()
-    out = model(images)
-    found = distiller(DistillSpec(method="attention_transfer"), out, taught)(out, taught, TARGET)
+    found = Pair().losses(DistillSpec(method="attention_transfer"))
     assert list(found) == ["task", "at", "loss"]
 
 
@@ -148,49 +169,47 @@ def test_alias_reports_under_the_methods_name():
     ],
 )
 def test_need_names_what_the_teacher_must_deliver(spec, need):
-    model, images, taught = networks()
-    losses = distiller(spec, model(images), taught)
+    losses = Pair().distiller(spec)
     assert losses.need == need
     assert losses.needs_teacher is bool(need)
 
 
 def test_without_a_teacher_the_loss_is_the_task():
-    model, images, _ = networks()
-    out = model(images)
-    found = distiller(DistillSpec(method="none", alpha=0.0), out, None)(out, None, TARGET)
+    pair = Pair()
+    losses = pair.distiller(DistillSpec(method="none", alpha=0.0), teachers=[])
+    found = losses(pair.out(), [], TARGET)
     assert list(found) == ["task", "loss"]
     assert torch.equal(found["loss"], found["task"])
 
 
 def test_adapters_are_made_only_where_channels_differ():
-    model, images, taught = networks("cnn", "wide cnn")
+    pair = Pair("cnn", "wide cnn")
     channels = [8, 12]  # the student's last map has 8 channels, the teacher's maps 8 and 12
     sizes = []
     for stage in range(len(channels)):
         spec = DistillSpec(method="fitnet", mapping=f"-1:{stage}")
-        sizes.append([tuple(p.shape) for p in distiller(spec, model(images), taught).parameters()])
+        sizes.append([tuple(p.shape) for p in pair.distiller(spec).parameters()])
     assert sizes == [[], [(12, 8, 1, 1), (12,), (12,)]]
-    assert not list(distiller(DistillSpec(method="at"), model(images), taught).parameters())
+    assert not list(pair.distiller(DistillSpec(method="at")).parameters())
 
 
 def test_gradient_reaches_student_and_adapters():
-    model, images, taught = networks("cnn", "vit", 32)
-    losses = distiller(DistillSpec(method="fitnet", mapping="even"), model(images), taught, 32)
-    losses(model(images), taught, TARGET)["fitnet"].backward()
-    assert all(p.grad is not None for p in [*losses.parameters(), *model.stages.parameters()])
-    assert all(p.grad.abs().sum() > 0 for p in model.stages.parameters())
+    pair = Pair("cnn", "vit", 32)
+    losses = pair.distiller(DistillSpec(method="fitnet", mapping="even"))
+    losses(pair.out(), [pair.taught], TARGET)["fitnet"].backward()
+    stages = pair.model.stages
+    assert all(p.grad is not None for p in [*losses.parameters(), *stages.parameters()])
+    assert all(p.grad.abs().sum() > 0 for p in stages.parameters())
 
 
 def test_stages_meet_by_stride_across_resolutions():
     """A map of 8 x 8 has stride 2 at 16 pixels and stride 4 at 32: it pairs with 4 x 4."""
-    model, images, _ = networks()
-    with torch.no_grad():
-        taught = KINDS["cnn"]()(F.interpolate(images, (32, 32)))
+    pair = Pair("cnn", "cnn", 32)
     spec = DistillSpec(method="fitnet", mapping="stride")
-    same = distiller(spec, model(images), taught, 32)
-    assert same.terms[0].pairs == [(0, 0), (1, 1), (2, 2)]
-    single = Outputs(taught.logits, taught.embedding, taught.stages[2:])  # 8 x 8 of 32: stride 4
-    assert distiller(spec, model(images), single, 32).terms[0].pairs == [(2, 0)]
+    assert pair.distiller(spec).parts[0].bodies[0].pairs == [(0, 0), (1, 1), (2, 2)]
+    single = replace(pair.taught, stages=pair.taught.stages[2:])  # 8 x 8 of 32: stride 4
+    alone = pair.distiller(spec, teachers=[Side(outputs=single, resolution=32)])
+    assert alone.parts[0].bodies[0].pairs == [(2, 0)]
 
 
 PLUGIN = """
@@ -213,12 +232,9 @@ def test_method_of_the_user_plugs_in_by_path(tmp_path: Path):
     file = tmp_path / "regression.py"
     file.write_text(PLUGIN)
     name = f"{file}:LogitRegression"
-    model, images, taught = networks()
-    out = model(images)
-    found = distiller(DistillSpec(method=name, knobs={"power": 1.0}), out, taught)(
-        out, taught, TARGET
-    )
-    torch.testing.assert_close(found[name], F.l1_loss(out.logits, taught.logits))
+    pair = Pair()
+    found = pair.losses(DistillSpec(method=name, knobs={"power": 1.0}))
+    torch.testing.assert_close(found[name], F.l1_loss(pair.out().logits, pair.taught.logits))
     torch.testing.assert_close(found["loss"], 0.75 * found["task"] + 0.25 * found[name])
 
 
@@ -238,6 +254,20 @@ def test_method_of_the_user_plugs_in_by_path(tmp_path: Path):
         (DistillSpec(method="none", alpha=0.5), r"hears no teacher.*method\.alpha = 0\.5"),
         (DistillSpec(method="none", temperature=4.0), r"no use for method\.temperature = 4\.0"),
         (DistillSpec(method="none", mapping="last"), r"no use for method\.mapping = 'last'"),
+        (
+            DistillSpec(method="hard_label", temperature=4.0),
+            "no temperature; hard_label.kd joins",
+        ),
+        (DistillSpec(method="kd+none"), "none is the absence of a teacher"),
+        (DistillSpec(method="kd+kd"), "names a term twice"),
+        (DistillSpec(method="kd+at", weight=2.0), r"say whose: kd\.weight or at\.weight"),
+        (
+            DistillSpec(method="kd+at", knobs={"kd.tempreture": 2.0}),
+            r"unknown knob 'kd\.tempreture' \(did you mean 'kd\.temperature'\?\)",
+        ),
+        (DistillSpec(method="kd+at", knobs={"at.weight": -1.0}), r"at\.weight: -1\.0 is not"),
+        (DistillSpec(method="reviewkd", mapping="all"), "compares its pairs together"),
+        (DistillSpec(method="at", temperature_schedule="linear"), "has a temperature"),
     ],
 )
 def test_contradictory_recipe_is_refused_without_a_network(spec, says):
@@ -252,29 +282,239 @@ def test_recipe_of_defaults_passes(name):
 
 @pytest.mark.parametrize("name", ["kd", "dkd"])
 def test_classes_must_agree_where_logits_are_compared(name):
-    model, images, taught = networks()
-    other = Outputs(torch.zeros(8, K + 1), taught.embedding, taught.stages)
+    pair = Pair()
+    other = replace(pair.taught, logits=torch.zeros(8, K + 1))
     with pytest.raises(SpecError, match=r"equal B, K; .*\[8, 5\] of the student and \[8, 6\]"):
-        distiller(DistillSpec(method=name), model(images), other)
+        pair.distiller(DistillSpec(method=name), teachers=[bare_side(other)])
 
 
 def test_binary_task_is_refused_by_dkd_before_training():
-    binary = Outputs(torch.zeros(1, 2), torch.zeros(1, 3))
+    binary = bare_side(Outputs(torch.zeros(1, 2), torch.zeros(1, 3)))
     with pytest.raises(SpecError, match="at least 3 classes"):
-        distiller(DistillSpec(method="dkd"), binary, binary)
+        Distiller(DistillSpec(method="dkd"), student=binary, teachers=[binary])
 
 
 def test_teacher_without_stages_is_told_which_methods_remain():
-    model, images, taught = networks()
-    bare = Outputs(taught.logits, taught.embedding)
-    with pytest.raises(SpecError, match=r"the teacher shows none; .*: dkd, kd, none, rkd"):
-        distiller(DistillSpec(method="at"), model(images), bare)
+    pair = Pair()
+    bare = bare_side(Outputs(pair.taught.logits, pair.taught.embedding))
+    with pytest.raises(SpecError, match=r"the teacher shows none; .*: .*dkd, .*kd, .*none, .*rkd"):
+        pair.distiller(DistillSpec(method="at"), teachers=[bare])
 
 
 def test_missing_teacher_is_refused():
-    model, images, taught = networks()
-    out = model(images)
+    pair = Pair()
     with pytest.raises(SpecError, match="'kd' needs a teacher"):
-        distiller(DistillSpec(method="kd"), out, None)
-    with pytest.raises(SpecError, match="'kd' was given no teacher's outputs"):
-        distiller(DistillSpec(method="kd"), out, taught)(out, None, TARGET)
+        pair.distiller(DistillSpec(method="kd"), teachers=[])
+    with pytest.raises(SpecError, match="given no teacher's outputs"):
+        pair.distiller(DistillSpec(method="kd"))(pair.out(), [], TARGET)
+
+
+def test_batches_too_small_for_relations_are_refused():
+    pair = Pair()
+    with pytest.raises(SpecError, match=r"batches of at least 2, not 1; raise train\.batch_size"):
+        Distiller(
+            DistillSpec(method="rkd"),
+            student=bare_side(pair.out()),
+            teachers=[pair.side],
+            setting=Setting(batch_size=1),
+        )
+
+
+def test_terms_joined_by_plus_add_up_with_their_own_settings():
+    pair = Pair()
+    spec = DistillSpec(
+        method="at+kd",
+        alpha=0.4,
+        knobs={"at.weight": 3.0, "at.mapping": "last", "kd.weight": 2.0, "kd.temperature": 3.0},
+    )
+    found = pair.losses(spec)
+    at = methods.get("at")()([pair.out().stages[-1]], [pair.taught.stages[-1]], TARGET)
+    kd = methods.get("kd")(temperature=3.0)(pair.out().logits, pair.taught.logits, TARGET)
+    assert list(found) == ["task", "at", "kd", "loss"]
+    torch.testing.assert_close(found["loss"], 0.6 * found["task"] + 0.4 * (3 * at + 2 * kd))
+
+
+def test_a_common_temperature_goes_to_every_term_that_has_one():
+    spec = DistillSpec(method="kd+dkd+at", temperature=2.5)
+    assert [term.temperature for term in resolve(spec).terms] == [2.5, 2.5, None]
+
+
+def test_schedules_move_alpha_weight_and_temperature_with_progress():
+    pair = Pair()
+    spec = DistillSpec(
+        method="kd",
+        alpha=0.8,
+        weight=2.0,
+        temperature=5.0,
+        alpha_schedule="linear",
+        weight_schedule="linear:0->1@0-0.5",
+        temperature_schedule="cosine",
+    )
+    losses, out = pair.distiller(spec), pair.out()
+    for progress, alpha, weight, temperature in ((0, 0.8, 0, 5), (0.5, 0.4, 2, 3), (1, 0, 2, 1)):
+        found = losses(out, [pair.taught], TARGET, progress=progress)
+        kd = methods.get("kd")(temperature=float(temperature))
+        value = kd(out.logits, pair.taught.logits, TARGET)
+        torch.testing.assert_close(
+            found["loss"], (1 - alpha) * found["task"] + alpha * weight * value
+        )
+
+
+def test_progressive_order_goes_from_shallow_pairs_to_responses():
+    pair = Pair("cnn", "cnn")
+    spec = DistillSpec(method="kd+fitnet", order="progressive", mapping="stride")
+    losses, out = pair.distiller(spec), pair.out()
+    heard = []
+    for progress in (0.0, 0.3, 0.55, 0.8, 1.0):
+        found = losses(out, [pair.taught], TARGET, progress=progress)
+        pairs = zip(out.stages, pair.taught.stages, strict=True)
+        parts = [F.mse_loss(s, t).item() for s, t in pairs]
+        hint = found["fitnet"].item()
+        stage = next((i for i, part in enumerate(parts) if abs(part - hint) < 1e-6), None)
+        heard.append("kd" if found["kd"] else stage)
+    assert heard == [0, 1, 2, "kd", "kd"]
+
+
+def test_uncertainty_starts_at_the_recipes_weights_and_learns_its_own():
+    pair = Pair()
+    fixed = pair.losses(DistillSpec(method="kd"))
+    losses = pair.distiller(DistillSpec(method="kd", balance="uncertainty"))
+    found = losses(pair.out(), [pair.taught], TARGET)
+    torch.testing.assert_close(found["loss"], fixed["loss"])
+    found["loss"].backward()
+    # d/ds of exp(-s) * part + s / 2 at s = 0
+    parts = torch.stack([0.1 * found["task"], 0.9 * found["kd"]]).detach()
+    torch.testing.assert_close(losses.uncertainty.log_variances.grad, 0.5 - parts)
+
+
+def test_gradnorm_brings_every_term_to_the_length_of_the_task():
+    pair = Pair()
+    losses = pair.distiller(DistillSpec(method="fitnet+kd", balance="gradnorm", alpha=0.5))
+    out = pair.out()
+    found = losses(out, [pair.taught], TARGET)
+    length = {
+        name: torch.autograd.grad(found[name], out.stages[0], retain_graph=True)[0].norm()
+        for name in ("task", "fitnet", "kd")
+    }
+    by_hand = found["task"] + sum(
+        found[name] * length["task"] / length[name] for name in ("fitnet", "kd")
+    )
+    torch.testing.assert_close(found["loss"], 0.5 * by_hand)
+
+
+def test_all_pairs_share_each_stage_of_the_student_among_the_teachers():
+    pair = Pair()
+    losses = pair.distiller(DistillSpec(method="at", mapping="all"))
+    out = pair.out()
+    (body,) = losses.parts[0].bodies
+    weights = body.weights(out, pair.taught)
+    assert weights.shape == (3, 2)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    single = torch.tensor(
+        [
+            [methods.get("at")()([s], [t], TARGET).item() for t in pair.taught.stages]
+            for s in out.stages
+        ]
+    )
+    found = losses(out, [pair.taught], TARGET)["at"]
+    torch.testing.assert_close(found, (weights * single).sum())
+    found.backward()
+    assert all(p.grad.abs().sum() > 0 for p in body.queries.parameters())
+
+
+def second(pair, **changes):
+    """Return another teacher of the same images."""
+    return replace(Pair("cnn", "vit", 32, seed=1).taught, **changes)
+
+
+def blended(pair, spec, other):
+    teachers = [pair.side, Side(outputs=other, resolution=32)]
+    losses = pair.distiller(spec, teachers=teachers)
+    return losses, losses(pair.out(), [pair.taught, other], TARGET)
+
+
+def test_fixed_shares_mix_the_teachers_probabilities():
+    pair = Pair()
+    other = second(pair)
+    _, found = blended(pair, DistillSpec(method="kd", temperature=1.0, teachers="3,1"), other)
+    mixed = 0.75 * pair.taught.logits.softmax(1) + 0.25 * other.logits.softmax(1)
+    kd = methods.get("kd")(temperature=1.0)(pair.out().logits, mixed.log(), TARGET)
+    torch.testing.assert_close(found["kd"], kd)
+
+
+def test_each_teacher_has_its_own_pairs_and_counts_by_its_share():
+    pair = Pair()
+    other = second(pair)
+    _, found = blended(pair, DistillSpec(method="at", teachers="3,1"), other)
+
+    alone = []
+    for outputs, resolution in ((pair.taught, 16), (other, 32)):
+        side = Side(outputs=outputs, resolution=resolution)
+        single = pair.distiller(DistillSpec(method="at"), teachers=[side])
+        alone.append(single(pair.out(), [outputs], TARGET)["at"])
+    torch.testing.assert_close(found["at"], 0.75 * alone[0] + 0.25 * alone[1])
+
+
+def test_confidence_turns_to_the_teacher_that_is_right():
+    pair = Pair()
+    right = second(pair, logits=10 * F.one_hot(TARGET, K).float())
+    losses, _ = blended(pair, DistillSpec(method="kd", teachers="confidence"), right)
+    logits = torch.stack([pair.taught.logits, right.logits], 1)
+    weights = losses.blend(pair.out().embedding, logits, TARGET)
+    wrong = [F.cross_entropy(logits[:, t], TARGET, reduction="none") for t in (0, 1)]
+    torch.testing.assert_close(weights, 1 - torch.stack(wrong, 1).softmax(1))
+    assert (weights[:, 1] > 0.5).all()
+    unlabelled = losses.blend(pair.out().embedding, logits, torch.full((8,), -1))
+    torch.testing.assert_close(unlabelled, torch.full((8, 2), 0.5))
+
+
+def test_learned_weights_find_the_teacher_that_is_right():
+    pair = Pair()
+    right = second(pair, logits=10 * F.one_hot(TARGET, K).float())
+    losses, _ = blended(pair, DistillSpec(method="kd", teachers="learned"), right)
+    out = pair.out()
+    optimizer = torch.optim.SGD(losses.parameters(), lr=1.0)
+    for _ in range(20):
+        found = losses(out, [pair.taught, right], TARGET)
+        optimizer.zero_grad()
+        found["gate"].backward()
+        optimizer.step()
+    assert out.logits.grad_fn is not None
+    assert pair.model.head.weight.grad is None  # the gate does not teach the student
+    logits = torch.stack([pair.taught.logits, right.logits], 1)
+    assert (losses.blend(out.embedding, logits, TARGET)[:, 1] > 0.9).all()
+
+
+def test_a_distillation_token_hears_the_teacher_and_the_class_token_the_labels():
+    pair = Pair()
+    out = pair.out()
+    heads = (out.logits, out.logits.flip(1))
+    student = replace(out, logits=sum(heads) / 2, heads=heads)
+    losses = Distiller(
+        DistillSpec(method="hard_label"), student=bare_side(student), teachers=[pair.side]
+    )
+    found = losses(student, [pair.taught], TARGET)
+    torch.testing.assert_close(found["task"], F.cross_entropy(heads[0], TARGET))
+    said = pair.taught.logits.argmax(1)
+    torch.testing.assert_close(found["hard_label"], F.cross_entropy(heads[1], said))
+    alone = Distiller(DistillSpec(method="none"), student=bare_side(student))
+    torch.testing.assert_close(
+        alone(student, [], TARGET)["task"], F.cross_entropy(student.logits, TARGET)
+    )
+
+
+def test_unlabelled_images_are_taught_by_the_teacher_alone():
+    pair = Pair()
+    target = torch.where(torch.arange(8) < 4, TARGET, -1)
+    said = torch.where(target < 0, pair.taught.logits.argmax(1), target)
+    found = pair.distiller(DistillSpec(method="dkd"))(pair.out(), [pair.taught], target)
+    torch.testing.assert_close(found["task"], F.cross_entropy(pair.out().logits[:4], TARGET[:4]))
+    dkd = methods.get("dkd")()(pair.out().logits, pair.taught.logits, said)
+    torch.testing.assert_close(found["dkd"], dkd)
+
+
+@pytest.mark.parametrize("teachers", ["0.5,0.3,0.2", "1"])
+def test_shares_must_be_as_many_as_teachers(teachers):
+    pair = Pair()
+    with pytest.raises(SpecError, match=r"shares?.*, and there are 2 teachers"):
+        blended(pair, DistillSpec(method="kd", teachers=teachers), second(pair))

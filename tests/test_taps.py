@@ -11,8 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from kdsearch import students
 from kdsearch.errors import SpecError
-from kdsearch.taps import Tapped, evenly_spaced, tokens_to_map
+from kdsearch.spec import StudentSpec
+from kdsearch.taps import Tapped, evenly_spaced, gradient_at, gradient_of, head_of, tokens_to_map
 
 SIDE = 64
 CLASSES = 10
@@ -138,6 +140,7 @@ def test_last_vit_stage_is_the_last_blocks_tokens() -> None:
         last = network.features(x).stages[-1]
         tokens = vit.forward_features(x)
 
+    assert [stage.name for stage in network.stages] == [f"blocks.{i}" for i in range(4)]
     normed = vit.norm(last.flatten(2).transpose(1, 2))
     torch.testing.assert_close(normed, tokens[:, 1:], atol=1e-5, rtol=1e-4)
 
@@ -274,3 +277,191 @@ def test_tokens_lie_row_by_row_without_prefix(prefix: int) -> None:
 )
 def test_evenly_spaced_ends_at_the_last(total: int, expected: tuple[int, ...]) -> None:
     assert evenly_spaced(total, 4) == expected
+
+
+def patch_tokens(name: str) -> tuple[Tapped, list[nn.Module]]:
+    """Return a transformer and its blocks whose tokens are its stages."""
+    if name == "torchvision":
+        network = torchvision.models.VisionTransformer(SIDE, 8, 4, 2, 32, 64, num_classes=CLASSES)
+        blocks = list(network.encoder.layers)
+    else:
+        network = timm_model(name, img_size=SIDE, depth=4)
+        blocks = list(network.blocks)
+    tapped = Tapped(network, in_channels=3, resolution=SIDE).eval()
+    return tapped, blocks
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "torchvision"]
+)
+def test_attention_is_made_of_query_key_and_value_of_each_stage(name: str) -> None:
+    """Attended and projected, they give what the module gives on the same tokens."""
+    torch.manual_seed(0)
+    network, blocks = patch_tokens(name)
+    parts = [block.self_attention if name == "torchvision" else block.attn for block in blocks]
+    read: list[Tensor] = []
+    for part in parts:
+        part.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+
+    with torch.no_grad():
+        told = network.features(torch.randn(2, 3, SIDE, SIDE))
+        assert len(told.attention) == len(told.stages) == 4
+        for part, made, stage in zip(parts, told.attention, told.stages, strict=True):
+            tokens = read.pop(0)
+            dim, grid = tokens.shape[2], stage.shape[2:]
+            assert made.shape == (2, 3 * dim, *grid)
+            split = made.flatten(2).reshape(2, 3, part.num_heads, -1, grid.numel())
+            mixed = nn.functional.scaled_dot_product_attention(*split.transpose(3, 4).unbind(1))
+            mixed = mixed.transpose(1, 2).flatten(2)
+            inside = tokens[:, tokens.shape[1] - grid.numel() :]
+            if name == "torchvision":
+                again, expected = part.forward(inside, inside, inside)[0], part.out_proj(mixed)
+            else:
+                again, expected = part.forward(inside), part.proj(mixed)
+            torch.testing.assert_close(expected, again, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_left_out_when_it_is_not_asked_for() -> None:
+    network, _ = patch_tokens("torchvision")
+    x = torch.randn(2, 3, SIDE, SIDE)
+
+    with torch.no_grad():
+        told, spared = (network.features(x, attention=asked) for asked in (True, False))
+
+    assert len(told.attention) == 4
+    assert spared.attention == ()
+    torch.testing.assert_close(spared.stages, told.stages)
+
+
+@pytest.mark.parametrize("make", [swin, lambda: timm_model("resnet18")], ids=["swin", "resnet"])
+def test_windows_and_convolutions_tell_no_attention(make: Callable[[], nn.Module]) -> None:
+    network = Tapped(make(), in_channels=3, resolution=SIDE).eval()
+
+    with torch.no_grad():
+        assert network.features(torch.randn(2, 3, SIDE, SIDE)).attention == ()
+
+
+def test_two_heads_are_told_in_training_and_averaged() -> None:
+    module = timm_model("deit_tiny_distilled_patch16_224", img_size=SIDE, depth=2)
+    module.set_distilled_training(True)
+    network = Tapped(module, in_channels=3, resolution=SIDE, num_classes=CLASSES)
+    x = torch.randn(2, 3, SIDE, SIDE)
+
+    told = network.train().features(x)
+    asked = network.eval().features(x)
+
+    tokens = module.forward_features(x)
+    heads = (module.head(tokens[:, 0]), module.head_dist(tokens[:, 1]))
+    torch.testing.assert_close(told.heads, heads)
+    torch.testing.assert_close(told.logits, (heads[0] + heads[1]) / 2)
+    torch.testing.assert_close(network.train()(x), told.logits)
+    assert asked.heads == ()
+    torch.testing.assert_close(asked.logits, told.logits)
+
+
+def student(family: str) -> nn.Module:
+    spec = StudentSpec(family=family)
+    return students.build(spec, in_channels=3, num_classes=CLASSES, data_size=16)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Tapped(timm_model("resnet18"), in_channels=3, resolution=SIDE),
+        lambda: Tapped(
+            timm_model("vit_tiny_patch16_224", img_size=SIDE), in_channels=3, resolution=SIDE
+        ),
+        lambda: Tapped(timm_model("efficientvit_b0"), in_channels=3, resolution=SIDE),
+        lambda: student("resnet"),
+        lambda: student("vit"),
+    ],
+    ids=["resnet", "vit", "efficientvit", "student resnet", "student vit"],
+)
+def test_head_makes_the_logits_of_the_embedding(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
+    side = SIDE if isinstance(network, Tapped) else 16
+
+    with torch.no_grad():
+        told = network.features(torch.randn(2, 3, side, side))
+        head = head_of(network)
+        assert head is not None
+        torch.testing.assert_close(nn.functional.linear(told.embedding, *head), told.logits)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "squeezenet1_0"])
+def test_two_heads_and_heads_before_the_average_are_no_head(name: str) -> None:
+    is_timm = name.startswith("deit")
+    module = timm_model(name, img_size=SIDE, depth=2) if is_timm else torchvision_model(name)
+
+    assert head_of(Tapped(module, in_channels=3, resolution=SIDE)) is None
+
+
+def test_gradient_of_a_linear_head_is_its_row_over_the_positions() -> None:
+    module = toy()
+    network = Tapped(module, in_channels=1, resolution=8).requires_grad_(False)
+    x = torch.randn(3, 1, 8, 8, requires_grad=True)
+
+    told = gradient_of(network.features(x))
+
+    rows = module[8].weight[told.logits.argmax(1)] / 16
+    assert told.gradient is not None
+    assert not told.gradient.requires_grad
+    torch.testing.assert_close(told.gradient, rows[:, :, None, None].expand(3, 6, 4, 4))
+
+
+def average_vit() -> nn.Module:
+    return timm_model(
+        "vit_tiny_patch16_224", img_size=SIDE, depth=2, global_pool="avg", class_token=False
+    )
+
+
+@pytest.mark.parametrize("name", ["vit (average)", "swin", "student vit"])
+def test_gradient_reaches_stages_of_tokens_as_a_small_step_does(name: str) -> None:
+    """A step e in one value of the deepest stage moves the score by e * gradient."""
+    torch.manual_seed(0)
+    if name == "student vit":
+        network = student("vit").double().eval()
+    else:
+        module = (swin() if name == "swin" else average_vit()).double()
+        network = Tapped(module, in_channels=3, resolution=SIDE).eval()
+    side = SIDE if isinstance(network, Tapped) else 16
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+
+    told = gradient_of(network.features(x))
+    assert told.gradient is not None
+
+    place = (1, 3, 1, 0)  # sample, channel, row, column
+    step = torch.zeros_like(told.stages[-1])
+    step[place] = 1e-5
+
+    def push(found: Tensor) -> Tensor:
+        moves = step.permute(0, 2, 3, 1)
+        return found + (moves if found.ndim == 4 else moves.flatten(1, 2))
+
+    if isinstance(network, Tapped):
+        last = network.module.get_submodule(network.stages[-1].name)
+        handle = last.register_forward_hook(lambda _, args, out: push(out))
+    else:
+        handle = network.norm.register_forward_pre_hook(lambda _, args: push(args[0]))
+    with torch.no_grad():
+        moved = network(x)
+    handle.remove()
+    predicted = told.logits.argmax(1, keepdim=True)
+    rise = (moved - told.logits).gather(1, predicted).sum() / 1e-5
+    torch.testing.assert_close(told.gradient[place], rise.detach(), rtol=1e-3, atol=1e-9)
+    assert told.gradient.abs().sum() > 0
+
+
+def test_gradient_without_a_graph_or_stages_is_refused() -> None:
+    network = Tapped(toy(), in_channels=1, resolution=8)
+    x = torch.randn(2, 1, 8, 8)
+
+    with torch.no_grad(), pytest.raises(SpecError, match="gradients enabled"):
+        gradient_of(network.features(x))
+    told, other = network.features(x), network.features(x)
+    with pytest.raises(SpecError, match="no gradient leads from the logits"):
+        gradient_at(told.logits.sum(), other.stages[-1])
+    flat = Tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), in_channels=1, resolution=8)
+    with pytest.raises(SpecError, match="the network shows none"):
+        gradient_of(flat.features(x))

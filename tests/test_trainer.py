@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from toy_data import CPU, SIZE, distiller_for, images, tiny_model, toy_data
+from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.cache import TeacherOutputs
+from kdsearch.data.base import Augment, ImageSet
 from kdsearch.data.views import augmented
-from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
@@ -26,10 +26,8 @@ PLAIN = DistillSpec(method="none")
 
 
 def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = None) -> Session:
-    outputs = None
-    if teacher is not None:
-        outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=7, augment=DATA.augment)
-    return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teacher=outputs)
+    outputs = () if teacher is None else (TeacherOutputs(teacher, DATA.train.images, view_seed=7),)
+    return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teachers=outputs)
 
 
 def trained(spec: TrainSpec = SPEC, *, seed: int = 0) -> tuple[Model, list[Epoch]]:
@@ -94,7 +92,7 @@ def test_the_losses_of_an_epoch_are_means_over_its_steps() -> None:
         outputs = tiny_model().train().features(view)
     (epoch,) = train(model, distiller, session(spec))
     assert epoch.losses.keys() == {"task", "loss"}
-    expected = distiller(outputs, None, DATA.train.labels)["task"]
+    expected = distiller(outputs, [], DATA.train.labels)["task"]
     assert epoch.losses["task"] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -102,20 +100,97 @@ def test_an_epoch_shows_each_image_once_under_its_own_view() -> None:
     student, teacher = tiny_model(), tiny_model(1).freeze()
     shown: dict[int, list[int]] = {}
 
-    def answer(images: Tensor, index: Tensor, view: int, *, need: frozenset[str]) -> Outputs:
+    def answer(
+        images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> Outputs:
         shown.setdefault(view, []).extend(index.tolist())
-        expected = augmented(DATA.train.images, index, view, seed=7, augment=DATA.augment)
+        expected = augmented(DATA.train.images, index, view, seed=7, augment=augment)
+        assert augment == DATA.augment
         assert torch.equal(images, expected)
         assert need == {"logits"}
         with torch.no_grad():
             return teacher.features(images)
 
     distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
-    train(student, distiller, replace(session(), teacher=answer))
+    train(student, distiller, replace(session(), teachers=(answer,)))
 
     assert list(shown) == [1, 2, 3, 4]
     assert all(sorted(rows) == list(range(96)) for rows in shown.values())
     assert len({tuple(rows) for rows in shown.values()}) == 4
+
+
+def test_a_batch_in_parts_takes_the_same_steps() -> None:
+    """tiny_network's BatchNorm sees parts; without it the sum of shares is the whole."""
+    spec = replace(SPEC, epochs=2, batch_size=24)
+    curves = []
+    for accumulate in (1, 2, 3):
+        model = tiny_model()
+        model.network.module[1] = torch.nn.Identity()
+        curves.append(
+            train(model, distiller_for(PLAIN, model), session(replace(spec, accumulate=accumulate)))
+        )
+    for epochs in curves[1:]:
+        for epoch, whole in zip(epochs, curves[0], strict=True):
+            assert epoch.losses["loss"] == pytest.approx(whole.losses["loss"], rel=1e-4)
+
+
+def test_clipping_bounds_the_first_step_by_rate_times_norm() -> None:
+    model = tiny_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    spec = TrainSpec(epochs=1, batch_size=96, lr=0.1, warmup=0, clip=0.01, weight_decay=0, ema=0)
+    train(model, distiller_for(PLAIN, model), session(spec))
+    moved = [p - old for p, old in zip(model.parameters(), before, strict=True)]
+    length = torch.cat([change.flatten() for change in moved]).norm().item()
+    # Nesterov momentum of 0.9 from rest makes 1.9 gradients.
+    assert length == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
+
+
+def test_bfloat16_learns_too_and_gives_other_losses() -> None:
+    model, epochs = trained(replace(SPEC, epochs=8, precision="bf16"))
+    _, exact = trained(replace(SPEC, epochs=8))
+    assert accuracy(model, DATA.test, CPU) > 0.9
+    assert epochs[0].losses != exact[0].losses
+    assert epochs[0].losses["loss"] == pytest.approx(exact[0].losses["loss"], rel=0.02)
+    assert all(p.dtype is torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("method", ["none", "kd", "dkd", "wsld"])
+def test_mixed_images_teach_with_mixed_labels(mix: str, method: str) -> None:
+    student, teacher = tiny_model(), tiny_model(1).freeze()
+    spec = replace(SPEC, epochs=8, mix=mix, policy="trivial")
+    distiller = distiller_for(DistillSpec(method=method), student, teacher)
+    epochs = train(student, distiller, session(spec, teacher=teacher))
+    assert epochs[-1].losses["loss"] < epochs[0].losses["loss"]
+
+
+def with_unlabelled(labelled: int) -> Session:
+    labels = torch.where(torch.arange(96) < labelled, DATA.train.labels, -1)
+    data = replace(DATA, train=ImageSet(DATA.train.images, labels))
+    return replace(session(), data=data)
+
+
+def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
+    seen: list[int] = []
+    teacher = tiny_model(1).freeze()
+
+    def answer(images: Tensor, index: Tensor, view: int, **_: object) -> Outputs:
+        seen.extend(index.tolist())
+        with torch.no_grad():
+            return teacher.features(images)
+
+    shown = with_unlabelled(32)
+    student = tiny_model()
+    train(student, distiller_for(DistillSpec(method="kd"), student, teacher),
+          replace(shown, teachers=(answer,)))  # fmt: skip
+    assert sorted(seen) == sorted(4 * list(range(96)))
+
+    alone, few = tiny_model(), tiny_model()
+    train(alone, distiller_for(PLAIN, alone), shown)
+    data = replace(DATA, train=DATA.train.take(torch.arange(32)))
+    train(few, distiller_for(PLAIN, few), replace(session(), data=data))
+    for name, value in few.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
 
 
 NAN_LOSS = """
@@ -172,13 +247,7 @@ def test_distilling_from_a_good_teacher_copies_it() -> None:
 
 def test_gains_and_biases_are_not_decayed() -> None:
     model = tiny_model()
-    distiller = Distiller(
-        PLAIN,
-        student=model.example(images(2).images),
-        teacher=None,
-        student_resolution=SIZE,
-        teacher_resolution=SIZE,
-    )
+    distiller = distiller_for(PLAIN, model)
     for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         optimizer = _optimizer([model, distiller], replace(SPEC, optimizer=name, weight_decay=0.3))
         assert type(optimizer) is kind

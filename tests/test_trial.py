@@ -35,11 +35,11 @@ PLAIN = Candidate(student=SMALL, distill=DistillSpec(method="none"), train=TRAIN
 
 def bench(path: Path, budget: Budget | None = None) -> Bench:
     teacher = tiny_model().freeze()
-    outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=0, augment=DATA.augment)
+    outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=0)
     return Bench(
         data=DATA,
-        teacher=teacher,
-        outputs=outputs,
+        teachers=(teacher,),
+        outputs=(outputs,),
         budget=budget or Budget(),
         latencies=LatencyCache(path / "cache"),
         seed=0,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
-from kdsearch.distiller import Distiller
+from kdsearch.distiller import Distiller, parts_heard
+from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
-from kdsearch.taps import Outputs, Tapped
+from kdsearch.taps import Tapped
+from kdsearch.trial import side_of
 
 SIZE = 8
 CPU = torch.device("cpu")
@@ -62,12 +64,10 @@ def tiny_model(seed: int = 0, *, width: int = 8, size: int = SIZE) -> Model:
 
 
 def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = None) -> Distiller:
-    some: Tensor = images(4).images
-    taught: Outputs | None = None if teacher is None else teacher.example(some)
+    some = images(4).images
     return Distiller(
         spec,
-        student=student.example(some),
-        teacher=taught,
-        student_resolution=SIZE,
-        teacher_resolution=SIZE,
+        student=side_of(student, some),
+        teachers=[] if teacher is None else [side_of(teacher, some, parts_heard(spec))],
+        setting=Setting(samples=96),
     )

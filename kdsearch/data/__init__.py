@@ -1,7 +1,8 @@
 """Labelled images, however the user has them, as uint8 tensors ready to train on.
 
 A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`) or Parquet files. It is
-decoded once; splits it lacks are taken from train. Nothing is imported before `load` needs it.
+decoded once; splits it lacks are taken from train; images without labels join train's. Nothing is
+imported before `load` needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kdsearch.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdsearch.data.base import ImageData, Source
+    from kdsearch.data.base import Augment, ImageData, Source
     from kdsearch.data.store import Stored
 
 
@@ -40,8 +41,8 @@ def load(
 
     source: one of `names()` (`./digits` is a folder), a folder or a Parquet file.
     size: side in pixels; None means the images' own, or at most 224. seed: of the splits taken
-    from train, and of `subset`, the number of training images to keep. flip: whether views may
-    be mirrored; None leaves it to the source. Raises DataError.
+    from train, and of `subset`, the number of training images to keep besides the unlabelled.
+    flip: whether views may be mirrored; None leaves it to the source. Raises DataError.
     """
     from kdsearch.data.base import Augment, ImageData
     from kdsearch.data.store import open_store
@@ -53,17 +54,19 @@ def load(
     splits = dict(stored.splits)
     for split, rows in index.items():
         splits[split] = stored.splits["train"].take(rows)
-    side = splits["train"].images.shape[2]
+    labelled = splits["train"]
+    unlabeled = splits.get("unlabeled")
+    side = labelled.images.shape[2]
     augment = Augment(pad=side // 8, flip=found.flip if flip is None else flip)
-    key = blake2b(repr((stored.key, augment)).encode(), digest_size=16)
+    key = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
     for split, rows in sorted(index.items()):
         key.update(split.encode() + rows.numpy().tobytes())
-    mean, std = channel_statistics(splits["train"].images)
+    mean, std = channel_statistics(labelled.images)
     return ImageData(
         name=found.name,
         key=key.hexdigest(),
         classes=found.classes,
-        train=splits["train"],
+        train=labelled if unlabeled is None else labelled.join(unlabeled),
         val=splits["val"],
         test=splits["test"],
         mean=mean,
@@ -71,6 +74,11 @@ def load(
         augment=augment,
         skipped=stored.skipped,
     )
+
+
+def _key_text(stored: str, augment: Augment) -> str:
+    """Return what a data set's key begins with; recipes may change policy and mix later."""
+    return f"({stored!r}, Augment(pad={augment.pad}, flip={augment.flip}))"
 
 
 def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -> dict[str, Tensor]:

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsearch.errors import DataError
+from kdsearch.errors import DataError, did_you_mean
+from kdsearch.spec import MIXES, POLICIES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+UNLABELLED = -1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One labelled image before decoding: a file, its encoded bytes, or an opened image.
+    """One image before decoding: a file, its encoded bytes, or an opened image.
 
-    name: what a message calls it, unique within the source.
+    name: what a message calls it, unique within the source. label: of its class, or -1.
     """
 
     name: str
@@ -33,7 +36,8 @@ class Sample:
 class Source:
     """Images as the user has them.
 
-    splits: `train` and any of `val`, `test`; each is iterated from its beginning every time.
+    splits: `train` and any of `val`, `test`, and `unlabeled`, whose labels are -1; each is
+    iterated from its beginning every time.
     content: name and bytes (or file) of everything that decides pixels and labels.
     channels: 1 or 3. flip: whether a mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks.
@@ -57,19 +61,32 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """What a training view may do: crop after zero padding by `pad` pixels, mirror sideways."""
+    """What a training view may do: crop after zero padding by `pad` pixels, mirror sideways.
+
+    policy: operations on top, see data/policies.py. mix: whether another image is mixed in.
+    """
 
     pad: int
     flip: bool
+    policy: str = "plain"
+    mix: str = "none"
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise DataError(f"augment.pad: {self.pad} is not a number of pixels")
+        _check_choice("policy", self.policy, POLICIES)
+        _check_choice("mix", self.mix, MIXES)
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise DataError(f"augment.{name}: unknown {value!r}{hint}; known: {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Decoded images, uint8 `[N, C, S, S]`, and their labels, int64 `[N]`."""
+    """Decoded images, uint8 `[N, C, S, S]`, and their labels, int64 `[N]`; -1: unlabelled."""
 
     images: Tensor
     labels: Tensor
@@ -81,13 +98,22 @@ class ImageSet:
         """Return the images at `index`, copied, in its order."""
         return ImageSet(self.images[index], self.labels[index])
 
+    def join(self, other: ImageSet) -> ImageSet:
+        """Return these images and then the others, copied."""
+        import torch
+
+        return ImageSet(
+            torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
     """A classification data set, ready to train on.
 
     key: equal only for the same images in the same splits and order, with the same augmentation.
-    mean, std: per channel, of train / 255; std is at least 1/255, for channels that never vary.
+    train: the labelled images, then the unlabelled ones; the other splits have no unlabelled.
+    mean, std: per channel, of labelled / 255; std is at least 1/255, for channels that never vary.
     skipped: names of the images that could not be read.
     """
 
@@ -101,6 +127,12 @@ class ImageData:
     std: tuple[float, ...]
     augment: Augment
     skipped: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> ImageSet:
+        """Return the images of train that have a label, without copying them."""
+        count = int((self.train.labels != UNLABELLED).sum())
+        return ImageSet(self.train.images[:count], self.train.labels[:count])
 
     @property
     def channels(self) -> int:

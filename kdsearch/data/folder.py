@@ -1,18 +1,20 @@
 """A folder of images: `train/CLASS/*`, `val/CLASS/*` (or `valid`, `validation`), `test/CLASS/*`.
 
-Only train is required. Hidden files, and files without an image's suffix, are not images.
+Only train is required. `unlabeled/` holds images without a class, in folders of any name and
+depth. Hidden files, and files without an image's suffix, are not images.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kdsearch.data.base import Sample, Source
+from kdsearch.data.base import UNLABELLED, Sample, Source
 from kdsearch.errors import DataError, did_you_mean
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_UNLABELED = ("unlabeled", "unlabelled")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -24,12 +26,12 @@ def is_image(path: Path) -> bool:
 def read(root: Path) -> Source:
     """Return the images under `root`, which holds `train/`; classes are train's, sorted.
 
-    Raises DataError for a class without images, one that train lacks, or one that is a link to
-    outside of `root`.
+    Raises DataError for a class or an `unlabeled/` without images, a class that train lacks, and
+    folders that are links: to outside of `root`, or any below `unlabeled/`.
     """
     folders = {split: _split_folder(root, names) for split, names in _SPLITS.items()}
     found = {
-        split: {path.name: _images(path, root) for path in _class_folders(folder)}
+        split: {path.name: _images(path, root) for path in _folders(folder)}
         for split, folder in folders.items()
         if folder is not None
     }
@@ -44,6 +46,9 @@ def read(root: Path) -> Source:
         ]
         for split, images in found.items()
     }
+    unlabeled = _split_folder(root, _UNLABELED)
+    if unlabeled is not None:
+        files["unlabeled"] = [(path, UNLABELLED) for path in _all_images(unlabeled, root)]
     return Source(
         name=root.resolve().name,
         classes=classes,
@@ -69,7 +74,7 @@ def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
@@ -79,6 +84,24 @@ def _images(folder: Path, root: Path) -> list[Path]:
             f"{folder}: is a link to {folder.resolve()}, outside of {root}; copy the images"
         )
     return sorted(path for path in folder.iterdir() if is_image(path) and path.is_file())
+
+
+def _all_images(folder: Path, root: Path) -> list[Path]:
+    """Return the images in a folder and all folders below it, sorted."""
+    found = _images(folder, root)
+    below = _folders(folder)
+    while below:
+        inner = below.pop()
+        if inner.is_symlink():
+            raise DataError(f"{inner}: is a link to {inner.resolve()}; copy the images")
+        found += _images(inner, root)
+        below += _folders(inner)
+    if not found:
+        raise DataError(
+            f"{folder}: no images in it or below; "
+            f"remove the folder or add files ({', '.join(sorted(SUFFIXES))})"
+        )
+    return sorted(found)
 
 
 def _check_classes(folder: Path, by_class: dict[str, list[Path]], classes: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ class AttentionTransfer(DistillLoss):
     """
 
     need: ClassVar[Need] = "stages"
+    is_pairwise: ClassVar[bool] = True
     weight: ClassVar[float] = 1000.0
     mapping: ClassVar[str] = "stride"
     ranges: ClassVar[Ranges] = {

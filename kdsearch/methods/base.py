@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -16,69 +17,144 @@ from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
 from kdsearch.space import Choice, Float, Int
+from kdsearch.taps import Outputs
 
-Need: TypeAlias = Literal["nothing", "logits", "embedding", "stages"]
+Need: TypeAlias = Literal["nothing", "logits", "embedding", "stages", "attention", "outputs"]
+Part: TypeAlias = Literal["logits", "embedding", "stages", "attention", "gradient"]
 Align: TypeAlias = Literal["channels", "size"]
+Labels: TypeAlias = Literal["unused", "hard", "mixed"]
 Ranges: TypeAlias = Mapping[str, Float | Int | Choice]
-Signal: TypeAlias = Tensor | Sequence[Tensor]
+Signal: TypeAlias = Tensor | Sequence[Tensor] | Outputs
+_Pair: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a method may know of a training besides the signals.
+
+    samples: images in the training set; batch_size: images in a step; 0: not known.
+    teacher_head: (weight [K, D], bias [K] or None) of the linear layer that reads the teacher's
+    embedding, None where there is no such layer.
+    """
+
+    samples: int = 0
+    batch_size: int = 0
+    teacher_head: tuple[Tensor, Tensor | None] | None = None
 
 
 class DistillLoss(nn.Module):
     """The distance, or another scalar to lower, between a student and its teacher.
 
-    need: what it compares: logits [B, K], embedding [B, D], or stages (lists of maps
-    [B, C, H, W], where the student's i-th goes with the teacher's i-th).
-    align: what must agree between paired maps; the Distiller adapts the student's to it.
-    alpha, weight, mapping: used where a recipe does not say.
+    need: what it compares: logits [B, K], embedding [B, D], stages (lists of maps [B, C, H, W],
+    where the student's i-th goes with the teacher's i-th), attention (the same with maps
+    [B, 3 * D, H, W] of query, key and value), or outputs: the whole `Outputs` of both.
+    hears: the parts of the teacher's outputs that it reads; none: it learns without a teacher.
+    align: what must agree between paired maps, or embeddings (channels); the Distiller adapts
+    the student's to it. is_pairwise: its loss on several pairs is the sum of those on each.
+    labels: whether the target is unused, or must be hard (class indices [B]; a mixed image
+    counts for the larger share) or may be mixed (probabilities [B, K]).
+    alpha, weight, mapping: used where a recipe does not say. min_batch: samples it needs.
     ranges: where a search looks for alpha, weight, temperature, mapping and the knobs, which are
     the arguments of the constructor. is_distance: whether loss(x, x) = 0.
     """
 
     need: ClassVar[Need]
+    hears: ClassVar[frozenset[Part]]
     align: ClassVar[frozenset[Align]] = frozenset()
+    is_pairwise: ClassVar[bool] = False
+    labels: ClassVar[Labels] = "unused"
     alpha: ClassVar[float] = 0.5
     weight: ClassVar[float] = 1.0
     mapping: ClassVar[str] = "last"
+    min_batch: ClassVar[int] = 1
     ranges: ClassVar[Ranges] = {}
     is_distance: ClassVar[bool] = True
     forward: Callable[..., Tensor]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        needs = get_args(Need)
-        if getattr(cls, "need", None) not in needs:
+        need = getattr(cls, "need", None)
+        if need not in get_args(Need):
             raise SpecError(
-                f"method class {cls.__name__}: `need` must be one of {', '.join(needs)}, "
-                f"not {getattr(cls, 'need', None)!r}"
+                f"method class {cls.__name__}: `need` must be one of {', '.join(get_args(Need))}, "
+                f"not {need!r}"
+            )
+        if need in get_args(Part):
+            cls.hears = cls.__dict__.get("hears", frozenset({need}))
+        elif not hasattr(cls, "hears"):
+            raise SpecError(
+                f"method class {cls.__name__}: with need {need!r}, `hears` must say which of "
+                f"{', '.join(get_args(Part))} of the teacher it reads"
             )
 
-    def __call__(self, student: Signal, teacher: Signal, target: Tensor) -> Tensor:
-        """Return the unweighted loss, a scalar in float32 or wider. target: [B] class indices.
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_prepared = False
 
-        Raises SpecError when the shapes are not those that `need` and `align` promise.
+    def prepare(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+        """Make the modules whose shapes depend on the signals; called once, before training.
+
+        They get the device of the signals and their type, at least float32. A method with such
+        modules overrides `build`. Raises SpecError for shapes that cannot be compared.
         """
         self.check(student, teacher)
+        if 0 < setting.batch_size < self.min_batch:
+            raise SpecError(
+                f"{self._name} compares samples with each other and needs batches of at least "
+                f"{self.min_batch}, not {setting.batch_size}; raise train.batch_size"
+            )
+        self.build(student, teacher, setting)
+        self.to(widen(_first(student)))
+        self._is_prepared = True
+
+    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+        """Make what `forward` learns with; nothing by default."""
+
+    def __call__(self, student: Signal, teacher: Signal | None, target: Tensor) -> Tensor:
+        """Return the unweighted loss, a scalar in float32 or wider.
+
+        target: [B] class indices, or [B, K] probabilities of mixed images. Raises SpecError when
+        the shapes are not those that `need` and `align` promise.
+        """
+        if self._is_prepared:
+            self.check(student, teacher)
+        else:
+            self.prepare(student, teacher, Setting())
+        if self.labels == "hard" and target.ndim == 2:
+            target = target.argmax(dim=1)
         with torch.autocast(target.device.type, enabled=False):
             loss: Tensor = super().__call__(
-                _each(student, widen), _each(teacher, lambda found: widen(found.detach())), target
+                _each(student, widen),
+                None if teacher is None else _each(teacher, lambda found: widen(found.detach())),
+                target,
             )
         return loss
 
-    def check(self, student: Signal, teacher: Signal) -> None:
-        """Raise SpecError unless the shapes are those that this method compares."""
-        if self.need == "nothing":
+    def check(self, student: Signal, teacher: Signal | None) -> None:
+        """Raise SpecError unless the signals are those that this method compares."""
+        if self.need == "nothing" or (teacher is None and not self.hears):
             return
-        if self.need == "stages":
-            axes = ["B"]
-            axes += ["C"] if "channels" in self.align else []
-            axes += ["H", "W"] if "size" in self.align else []
-            pairs, layout = (list(student), list(teacher)), "BCHW"
-        elif isinstance(student, Tensor) and isinstance(teacher, Tensor):
-            axes = ["B", "K"] if self.need == "logits" else ["B"]
-            pairs, layout = ([student], [teacher]), "BK" if self.need == "logits" else "BD"
-        else:
+        if teacher is None:
+            raise SpecError(f"{self._name} hears {', '.join(sorted(self.hears))} of a teacher")
+        _check_pairs(self._name, *self._paired(student, teacher))
+
+    def _paired(self, student: Signal, teacher: Signal) -> tuple[list[_Pair], str, str]:
+        """Return the pairs of tensors that must fit, their layout, and the axes that must agree."""
+        if self.need in ("stages", "attention"):
+            if isinstance(student, Tensor | Outputs) or isinstance(teacher, Tensor | Outputs):
+                raise SpecError(f"{self._name} compares {self.need}: lists of maps [B, C, H, W]")
+            axes = "B" + "C" * ("channels" in self.align) + "HW" * ("size" in self.align)
+            return _zipped(self._name, student, teacher), "BCHW", axes
+        if self.need == "outputs":
+            if not isinstance(student, Outputs) or not isinstance(teacher, Outputs):
+                raise SpecError(f"{self._name} compares Outputs, those of a whole network")
+            axes = "BK" if "logits" in self.hears else "B"
+            return [(student.logits, teacher.logits)], "BK", axes
+        if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             raise SpecError(f"{self._name} compares {self.need}, two tensors, not lists of maps")
-        _check_pairs(self._name, *pairs, layout=layout, equal=axes)
+        if self.need == "logits":
+            return [(student, teacher)], "BK", "BK"
+        return [(student, teacher)], "BD", "B" + "D" * ("channels" in self.align)
 
     @property
     def _name(self) -> str:
@@ -98,16 +174,25 @@ def positive(name: str, value: float, *, or_zero: bool = False) -> float:
     raise SpecError(f"method {name}: {value!r} is not a number {'>=' if or_zero else '>'} 0")
 
 
-def _check_pairs(
-    name: str, student: list[Tensor], teacher: list[Tensor], *, layout: str, equal: list[str]
-) -> None:
+def fraction(name: str, value: float) -> float:
+    """Return a knob that is a number in [0, 1). Raises SpecError."""
+    if positive(name, value, or_zero=True) < 1:
+        return value
+    raise SpecError(f"method {name}: {value!r} is not a number in [0, 1)")
+
+
+def _zipped(name: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[_Pair]:
     if not 0 < len(student) == len(teacher):
         raise SpecError(
             f"{name} compares maps in pairs; the student gives {len(student)}, "
             f"the teacher {len(teacher)}"
         )
+    return list(zip(student, teacher, strict=True))
+
+
+def _check_pairs(name: str, pairs: list[_Pair], layout: str, equal: str) -> None:
     axes = [layout.index(axis) for axis in equal]
-    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+    for i, (s, t) in enumerate(pairs):
         if not s.ndim == t.ndim == len(layout) or any(s.shape[a] != t.shape[a] for a in axes):
             raise SpecError(
                 f"{name} compares [{', '.join(layout)}] with equal {', '.join(equal)}; pair {i} "
@@ -115,5 +200,15 @@ def _check_pairs(
             )
 
 
+def _first(signal: Signal) -> Tensor:
+    if isinstance(signal, Outputs):
+        return signal.logits
+    return signal if isinstance(signal, Tensor) else signal[0]
+
+
 def _each(signal: Signal, change: Callable[[Tensor], Tensor]) -> Signal:
-    return change(signal) if isinstance(signal, Tensor) else [change(found) for found in signal]
+    if isinstance(signal, Tensor):
+        return change(signal)
+    if isinstance(signal, Outputs):
+        return signal.map(change)
+    return [change(found) for found in signal]

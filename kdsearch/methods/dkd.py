@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Need, Ranges, Signal, positive
+from kdsearch.methods.base import DistillLoss, Labels, Need, Ranges, Signal, positive
 from kdsearch.space import Float
 
 
@@ -23,6 +23,7 @@ class DKD(DistillLoss):
     """
 
     need: ClassVar[Need] = "logits"
+    labels: ClassVar[Labels] = "hard"
     ranges: ClassVar[Ranges] = {
         "alpha": Float(low=0.1, high=0.9),
         "temperature": Float(low=1.0, high=16.0, log=True),
@@ -34,7 +35,7 @@ class DKD(DistillLoss):
         self.temperature = positive("dkd.temperature", temperature)
         self.beta = positive("dkd.beta", beta)
 
-    def check(self, student: Signal, teacher: Signal) -> None:
+    def check(self, student: Signal, teacher: Signal | None) -> None:
         """Raise SpecError also when there are fewer than three classes."""
         super().check(student, teacher)
         assert isinstance(student, Tensor)

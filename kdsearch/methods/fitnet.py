@@ -24,6 +24,7 @@ class FitNet(DistillLoss):
 
     need: ClassVar[Need] = "stages"
     align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
+    is_pairwise: ClassVar[bool] = True
     weight: ClassVar[float] = 100.0
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=1.0, high=1000.0, log=True),

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need
+from kdsearch.methods.base import DistillLoss, Need, Part
 
 
 class NoTeacher(DistillLoss):
@@ -16,6 +16,7 @@ class NoTeacher(DistillLoss):
     """
 
     need: ClassVar[Need] = "nothing"
+    hears: ClassVar[frozenset[Part]] = frozenset()
     alpha: ClassVar[float] = 0.0
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:

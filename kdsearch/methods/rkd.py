@@ -23,6 +23,7 @@ class RKD(DistillLoss):
     """
 
     need: ClassVar[Need] = "embedding"
+    min_batch: ClassVar[int] = 2
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.01, high=10.0, log=True),
         "distance": Float(low=2.5, high=250.0, log=True),

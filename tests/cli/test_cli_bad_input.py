@@ -209,8 +209,8 @@ def test_weights_are_refused_and_never_executed(shell: Shell) -> None:
         "empty.pt": "not a readable weights file",
         "other.safetensors": "do not fit the network",
         "half.safetensors": "not a readable weights file",
-        "nope.pt": "there is no file",
-        ".": "there is no file",
+        "nope.pt": "there is no weights file",
+        ".": "there is no weights file",
     }
     for name, words in told.items():
         weights = ("--teacher", "cifar_resnet20", "--teacher-weights", str(folder / name))

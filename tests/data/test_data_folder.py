@@ -81,3 +81,38 @@ def test_root_may_be_a_link(tmp_path):
     fill(tmp_path / "real", "train/a/1.png", "train/b/1.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert folder.read(tmp_path / "link").classes == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "unlabelled"])
+def test_unlabelled_images_are_found_at_any_depth_and_sorted(tmp_path, name):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    fill(tmp_path, *(f"{name}/{path}" for path in ("z.png", "b/c/2.png", "b/1.png", "a/.no.png")))
+    (tmp_path / name / "notes.txt").write_text("none")
+    source = folder.read(tmp_path)
+    found = [(f"{name}/b/1.png", -1), (f"{name}/b/c/2.png", -1), (f"{name}/z.png", -1)]
+    assert listed(source, "unlabeled") == found
+    assert listed(source, "train") == [("train/a/1.png", 0), ("train/b/1.png", 1)]
+    assert source.classes == ("a", "b")
+    assert {sample for sample, _ in found} < {content for content, _ in source.content}
+
+
+def test_unlabelled_folder_without_images_is_told(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    (tmp_path / "unlabeled/deep").mkdir(parents=True)
+    with pytest.raises(DataError, match="unlabeled: no images in it or below; remove the folder"):
+        folder.read(tmp_path)
+
+
+def test_links_below_unlabelled_are_refused(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/x/1.png")
+    (tmp_path / "unlabeled/x/all").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"unlabeled/x/all: is a link to .*; copy the images"):
+        folder.read(tmp_path)
+
+
+def test_unlabelled_folder_linked_from_outside_is_refused(tmp_path):
+    fill(tmp_path / "in", "train/a/1.png", "train/b/1.png")
+    fill(tmp_path / "out", "1.png")
+    (tmp_path / "in/unlabeled").symlink_to(tmp_path / "out")
+    with pytest.raises(DataError, match=r"unlabeled: is a link to .*out, outside of"):
+        folder.read(tmp_path / "in")

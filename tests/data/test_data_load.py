@@ -106,6 +106,60 @@ def test_class_too_small_to_carve_is_named(tmp_path):
         load(str(root), cache_dir=tmp_path)
 
 
+def add_unlabelled(root: Path, *values: int) -> Path:
+    folder = root / "unlabeled/some"
+    folder.mkdir(parents=True, exist_ok=True)
+    for value in values:
+        Image.new("RGB", (8, 8), (value, 0, 0)).save(folder / f"{value}.png")
+    return root
+
+
+def test_unlabelled_images_join_train_and_no_other_split(tmp_path):
+    root = fill(tmp_path / "set", "train", {"a": 20, "b": 40})
+    plain = load(str(root), cache_dir=tmp_path)
+    add_unlabelled(root, 101, 102, 103)
+    for data in (load(str(root), cache_dir=tmp_path) for _ in range(2)):  # decoded, then warm
+        assert data.train.labels[-4:].tolist() == [1, -1, -1, -1]
+        assert data.train.images[-3:, 0, 0, 0].tolist() == [101, 102, 103]
+        assert torch.equal(data.labelled.images, plain.train.images)
+        assert torch.equal(data.labelled.labels, plain.train.labels)
+        for split in ("val", "test"):
+            assert torch.equal(getattr(data, split).images, getattr(plain, split).images)
+        assert (data.mean, data.std) == (plain.mean, plain.std)
+        assert data.num_classes == 2
+
+
+def test_subset_is_of_labelled_images_and_keeps_all_others(tmp_path):
+    root = add_unlabelled(fill(tmp_path / "set", "train", {"a": 20, "b": 40}), 101, 102)
+    data = load(str(root), cache_dir=tmp_path, subset=12)
+    assert torch.bincount(data.labelled.labels).tolist() == [4, 8]
+    assert data.train.images[12:, 0, 0, 0].tolist() == [101, 102]
+    with pytest.raises(DataError, match=r"subset: 49 images .* choose 2 to 48"):
+        load(str(root), cache_dir=tmp_path, subset=49)
+
+
+def test_key_follows_the_unlabelled_images(tmp_path):
+    root = fill(tmp_path / "set", "train", {"a": 20, "b": 40})
+    keys = [load(str(root), cache_dir=tmp_path).key]
+    for value in (101, 102):
+        keys.append(load(str(add_unlabelled(root, value)), cache_dir=tmp_path).key)
+    (root / "unlabeled/some/101.png").unlink()
+    keys.append(load(str(root), cache_dir=tmp_path).key)
+    assert len(set(keys)) == 4
+
+
+def test_labelled_images_are_not_copied(cache):
+    data = load("digits", cache_dir=cache)
+    assert data.labelled.images.data_ptr() == data.train.images.data_ptr()
+    assert len(data.labelled) == len(data.train)
+
+
+def test_keys_are_those_of_earlier_releases(cache):
+    # A key names the teachers and students that were trained on the data.
+    data = load("digits", cache_dir=cache)
+    assert data.key == "362efe619485ae368036c3fc0398dcb4"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdsearch.cost import count
 from kdsearch.errors import SpecError
+from kdsearch.export import for_pricing, to_onnx, verify
 from kdsearch.space import Choice, Float, Int
 from kdsearch.spec import StudentSpec
 from kdsearch.students import FAMILIES, build, check, knobs_of
 from kdsearch.students.base import Student, dealt, scaled
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES.names())
+TRANSFORMER = pytest.mark.parametrize(("family", "prefix"), [("vit", 0), ("deit", 2)])
 SMALL = {"width": 0.25, "depth": 4}
 
 
@@ -49,6 +53,19 @@ def test_outputs_have_the_shapes_they_promise(family: str, in_channels: int, sid
     assert sizes == sorted(sizes, reverse=True)
     assert all(map_.shape[2] == map_.shape[3] for map_ in outputs.stages)
     torch.testing.assert_close(outputs.logits, logits)
+
+
+@FAMILY
+def test_price_and_file_see_the_logits_alone(family: str) -> None:
+    """Stages, attention and heads are views that nothing at inference pays for."""
+    student = make(family, in_channels=3, side=16)
+
+    graph = onnx.load_from_string(for_pricing(student, input_shape=(3, 16, 16))).graph
+    flops, params = count(student, input_shape=(3, 16, 16))
+
+    assert [output.name for output in graph.output] == ["logits"]
+    assert flops > 0
+    assert params == parameters(student)
 
 
 @FAMILY
@@ -208,9 +225,93 @@ def test_resolution_of_the_spec_wins_over_the_datas() -> None:
     assert len(student.features(torch.empty(1, 3, 64, 64, device="meta")).stages) == 4
 
 
-def test_vit_refuses_a_side_without_divisors() -> None:
-    with pytest.raises(SpecError, match=r"no patch divides 97 px .* such as 96"):
-        make("vit", side=97)
+@TRANSFORMER
+def test_attention_is_query_key_and_value_of_the_blocks_that_give_the_stages(
+    family: str, prefix: int
+) -> None:
+    student = make(family, side=16, depth=6).eval()
+    projected = []
+    for block in student.blocks:
+        block.qkv.register_forward_hook(lambda _, given, gave: projected.append(gave))
+
+    with torch.no_grad():
+        outputs = student.features(torch.randn(2, 1, 16, 16))
+
+    width = outputs.embedding.shape[1]
+    assert [found.shape for found in outputs.attention] == [(2, 3 * width, 8, 8)] * 4
+    assert [found.shape for found in outputs.stages] == [(2, width, 8, 8)] * 4
+    for found, block in zip(outputs.attention, (0, 2, 3, 5), strict=True):
+        row, column = 5, 3
+        assert torch.equal(found[:, :, row, column], projected[block][:, prefix + 8 * row + column])
+
+
+def test_a_network_without_attention_tells_none() -> None:
+    with torch.no_grad():
+        outputs = make("resnet").eval().features(torch.randn(2, 1, 8, 8))
+
+    assert outputs.attention == outputs.heads == ()
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_deit_answers_with_the_mean_of_its_heads(is_training: bool) -> None:
+    torch.manual_seed(0)
+    student = make("deit").train(is_training)
+    x = torch.randn(2, 1, 8, 8)
+    normalised = []
+    student.norm.register_forward_hook(lambda _, given, gave: normalised.append(gave))
+
+    with torch.no_grad():
+        outputs = student.features(x)
+        logits = student(x)
+
+    of_class, of_distillation = normalised[0][:, :2].unbind(dim=1)
+    heads = student.class_head(of_class), student.distillation_head(of_distillation)
+    torch.testing.assert_close(outputs.heads, heads)
+    torch.testing.assert_close(outputs.logits, (heads[0] + heads[1]) / 2)
+    torch.testing.assert_close(outputs.embedding, (of_class + of_distillation) / 2)
+    assert torch.equal(outputs.logits, logits)
+
+
+def test_deits_heads_learn_apart_and_share_the_blocks() -> None:
+    torch.manual_seed(0)
+    student = make("deit")
+
+    F.cross_entropy(
+        student.features(torch.randn(4, 1, 8, 8)).heads[1], torch.tensor([0, 1, 2, 0])
+    ).backward()
+
+    assert student.class_head.weight.grad is None
+    assert student.distillation_head.weight.grad.abs().sum() > 0
+    assert student.blocks[0].qkv.weight.grad.abs().sum() > 0
+
+
+def test_deit_costs_two_tokens_and_one_head_more_than_a_vit() -> None:
+    """A block of T tokens takes 12 T D^2 + 2 T^2 D, and fvcore's 5 a value for each LayerNorm."""
+    shape, depth = (3, 32, 32), 4
+    vit, deit = (make(family, in_channels=3, side=32) for family in ("vit", "deit"))
+    dim, tokens = vit.norm.weight.shape[0], 64
+
+    (flops, params), (more, weights) = (count(s, input_shape=shape) for s in (vit, deit))
+
+    block = 12 * 2 * dim**2 + 2 * ((tokens + 2) ** 2 - tokens**2) * dim
+    assert more - flops == depth * block + (2 * depth + 1) * 2 * dim * 5 + dim * 3
+    assert weights - params == 2 * dim + 3 * dim + 3
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_shipped_file_of_a_transformer_agrees_with_it(family: str, tmp_path) -> None:
+    torch.manual_seed(0)
+    student = make(family).eval()
+
+    to_onnx(student, input_shape=(1, 8, 8), path=tmp_path / "student.onnx", metadata={})
+
+    assert verify(student, tmp_path / "student.onnx", [torch.randn(50, 1, 8, 8)]).max_rel < 1e-5
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_transformers_refuse_a_side_without_divisors(family: str) -> None:
+    with pytest.raises(SpecError, match=rf"{family}: no patch divides 97 px .* such as 96"):
+        make(family, side=97)
 
 
 def test_alias_builds_the_family() -> None:

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdsearch.errors import DataError
 from kdsearch.tasks.classification import evaluate, task_loss
@@ -20,6 +23,72 @@ def test_label_smoothing_moves_mass_to_every_class():
     by_hand = -0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
     loss = task_loss(logits, torch.tensor([0]), label_smoothing=0.2)
     assert loss.item() == pytest.approx(by_hand)
+
+
+rows = st.lists(st.integers(0, 4), min_size=1, max_size=9)
+
+
+def logits_for(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 5, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def gradient(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    (found,) = torch.autograd.grad(loss, logits)
+    return found
+
+
+@given(classes=rows, smoothing=st.sampled_from([0.0, 0.1]))
+def test_loss_of_labelled_images_is_torchs(classes, smoothing):
+    logits, target = logits_for(len(classes)), torch.tensor(classes)
+    expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    for given_as in (target, F.one_hot(target, 5).double()):
+        loss = task_loss(logits, given_as, label_smoothing=smoothing)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits))
+        expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_unlabelled_images_count_for_nothing(smoothing):
+    logits = logits_for(4)
+    expected = F.cross_entropy(
+        logits[[0, 2]], torch.tensor([4, 1]), label_smoothing=smoothing
+    ).detach()
+    target = torch.tensor([4, -1, 1, -1])
+    shares = F.one_hot(target.clamp(min=0), 5).double() * (target >= 0)[:, None]
+    for given_as in (target, shares):
+        loss = task_loss(logits, given_as, label_smoothing=smoothing)
+        torch.testing.assert_close(loss, expected)
+        slope = gradient(loss, logits)
+        assert slope[[1, 3]].count_nonzero() == 0
+        assert slope[[0, 2]].count_nonzero() == 10
+
+
+def test_mixed_image_with_an_unlabelled_part_weighs_its_labelled_share():
+    # by hand: log-softmax of (log 3, 0) is (log 3/4, log 1/4). Row 0 is half unlabelled, half of
+    # class 0, row 1 a quarter of class 0 and the rest of class 1: mass 1.5, (.75, .75) of it.
+    logits = torch.tensor([[math.log(3), 0.0]] * 2, dtype=torch.float64)
+    shares = torch.tensor([[0.5, 0.0], [0.25, 0.75]], dtype=torch.float64)
+    by_hand = -(0.75 * math.log(3 / 4) + 0.75 * math.log(1 / 4)) / 1.5
+    assert task_loss(logits, shares).item() == pytest.approx(by_hand)
+
+
+def test_smoothing_moves_a_part_of_the_labelled_share_alone():
+    # (.5, 0) and (1, 0) smoothed by .2 are (.45, .05) and (.9, .1): mass 1.5, (1.35, .15) of it.
+    logits = torch.tensor([[math.log(3), 0.0]] * 2, dtype=torch.float64)
+    shares = torch.tensor([[0.5, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    by_hand = -(1.35 * math.log(3 / 4) + 0.15 * math.log(1 / 4)) / 1.5
+    assert task_loss(logits, shares, label_smoothing=0.2).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("target", [torch.full((3,), -1), torch.zeros(3, 5)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_no_label_at_all_is_no_loss_and_no_gradient(target, smoothing):
+    logits = logits_for(3)
+    loss = task_loss(logits, target, label_smoothing=smoothing)
+    assert loss.item() == 0
+    assert gradient(loss, logits).count_nonzero() == 0
 
 
 def test_accuracy_weighs_images_not_batches():

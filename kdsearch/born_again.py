@@ -1,0 +1,174 @@
+"""The student of an earlier study as a teacher (Furlanello et al., ICML 2018, arXiv:1805.04770).
+
+`FOLDER` is what a study (or `kdsearch distill`) shipped, `FOLDER#TRIAL` one trial of a study. A
+student is shown images as in its own training: best/student.onnx says how; of a bare trial only
+its study's data does, so it teaches on no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from kdsearch import students
+from kdsearch.data.base import ImageData
+from kdsearch.errors import SpecError
+from kdsearch.model import Preprocess
+from kdsearch.space import Value
+from kdsearch.spec import Candidate, StudentSpec, make
+from kdsearch.students.base import Student
+from kdsearch.study import load_study
+from kdsearch.taps import Tapped, bare
+from kdsearch.weights import fit_weights, read_weights
+
+_WEIGHTS = "student.safetensors"
+_TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """A student on disk: what to build, its weights, its classes and how it is shown images."""
+
+    spec: StudentSpec
+    weights: Path
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+    def build(self, num_classes: int) -> Student | Tapped:
+        """Return the trained network, with a new head where it knows another number of classes."""
+        trained = self._untrained(len(self.classes))
+        fit_weights(bare(trained), read_weights(self.weights), where=str(self.weights))
+        if num_classes == len(self.classes):
+            return trained
+        network = self._untrained(num_classes)
+        state, own = bare(trained).state_dict(), bare(network).state_dict()
+        head = frozenset(name for name in own if own[name].shape != state[name].shape)
+        fit_weights(bare(network), state, where=str(self.weights), but=head)
+        return network
+
+    def _untrained(self, num_classes: int) -> Student | Tapped:
+        return students.build(
+            self.spec,
+            in_channels=self.preprocess.channels,
+            num_classes=num_classes,
+            data_size=self.preprocess.resolution,
+        )
+
+
+def weights_file(name: str) -> Path:
+    """Return where the weights of `FOLDER` or `FOLDER#TRIAL` are. Raises SpecError."""
+    trial = _TRIAL.fullmatch(name)
+    if trial is None:
+        return _shipped(Path(name)) / _WEIGHTS
+    folder, number = Path(trial["folder"]), int(trial["number"])
+    return _trial(folder, number)[1]
+
+
+def find_student(name: str, data: ImageData) -> Earlier:
+    """Return the student at `FOLDER` or `FOLDER#TRIAL`, to teach on `data`. Raises SpecError."""
+    trial = _TRIAL.fullmatch(name)
+    if trial is None:
+        return _of_folder(_shipped(Path(name)))
+    folder = Path(trial["folder"])
+    spec, weights = _trial(folder, int(trial["number"]))
+    if load_study(folder).request.data_key != data.key:
+        raise SpecError(
+            f"--teacher study:{name}: a trial teaches on its own study's images alone, the same "
+            f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
+            f"study:{folder}, what the study shipped, teaches on any"
+        )
+    preprocess = Preprocess(
+        mean=data.mean,
+        std=data.std,
+        resolution=spec.resolution or data.size,
+        channels=data.channels,
+    )
+    return Earlier(spec=spec, weights=weights, classes=data.classes, preprocess=preprocess)
+
+
+def _shipped(folder: Path) -> Path:
+    """Return the folder with config.yaml: `folder`'s best/, or `folder` itself."""
+    for found in (folder / "best", folder):
+        if (found / "config.yaml").is_file():
+            return found
+    message = f"--teacher study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
+    kept = _kept(folder)
+    if kept:
+        message += f"; the trials whose weights are kept: {_listed(folder, kept)}"
+    raise SpecError(message)
+
+
+def _trial(folder: Path, number: int) -> tuple[StudentSpec, Path]:
+    """Return the student of a trial, and its weights file."""
+    record = next((r for r in load_study(folder).records() if r.number == number), None)
+    if record is None:
+        raise SpecError(f"--teacher study:{folder}#{number}: the study has no such trial")
+    holder = number if record.reused_from is None else record.reused_from
+    weights = folder / "trials" / f"{holder:06d}" / _WEIGHTS
+    if not weights.is_file():
+        raise SpecError(
+            f"--teacher study:{folder}#{number}: its weights were not kept (trials on the front "
+            f"keep theirs); those that have them: {_listed(folder, _kept(folder)) or 'none'}"
+        )
+    return _offline(Candidate.from_params(record.params).student), weights
+
+
+def _kept(folder: Path) -> list[int]:
+    """Return the numbers of the trials whose weights are there."""
+    return sorted(int(file.parent.name) for file in folder.glob(f"trials/[0-9]*/{_WEIGHTS}"))
+
+
+def _listed(folder: Path, numbers: list[int]) -> str:
+    return ", ".join(f"study:{folder}#{number}" for number in numbers)
+
+
+def _of_folder(folder: Path) -> Earlier:
+    """Read what was shipped: config.yaml says what to build, student.onnx for which images."""
+    said = _metadata(folder / "student.onnx")
+    file = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        knobs: dict[str, Value] = {
+            name.removeprefix("student."): value
+            for name, value in config["set"].items()
+            if name.startswith("student.")
+        }
+        family, resolution = config["student"], config.get("resolution", 0)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise SpecError(f"{file} does not name a student ({error!r}); ship it again") from error
+    spec = make(StudentSpec, family=family, resolution=resolution, knobs=knobs)
+    return Earlier(
+        spec=_offline(spec),
+        weights=folder / _WEIGHTS,
+        classes=tuple(json.loads(said["classes"])),
+        preprocess=Preprocess(
+            mean=tuple(json.loads(said["mean"])),
+            std=tuple(json.loads(said["std"])),
+            resolution=int(said["resolution"]),
+            channels=int(said["channels"]),
+        ),
+    )
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """Return what the shipped ONNX file says of its classes and its input."""
+    import onnx
+
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+        said = {entry.key: entry.value for entry in model.metadata_props}
+        return {key: said[key] for key in ("classes", "mean", "std", "resolution", "channels")}
+    except Exception as error:  # what a damaged file raises depends on the byte
+        raise SpecError(
+            f"{file} does not say which images its student was trained on ({error!r}); "
+            "ship it again"
+        ) from error
+
+
+def _offline(spec: StudentSpec) -> StudentSpec:
+    """Start a library's student empty: its own weights replace the library's at once."""
+    return replace(spec, knobs={"pretrained": False}) if students.is_library(spec.family) else spec

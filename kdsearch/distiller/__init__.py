@@ -1,0 +1,9 @@
+"""From a recipe to a training loss: terms, adapters, schedules and weights in one module."""
+
+from __future__ import annotations
+
+from kdsearch.distiller.adapters import Side
+from kdsearch.distiller.distiller import Distiller
+from kdsearch.distiller.recipe import check, knobs_of, parts_heard
+
+__all__ = ["Distiller", "Side", "check", "knobs_of", "parts_heard"]

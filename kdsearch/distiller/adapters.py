@@ -1,0 +1,223 @@
+"""One term between a student and one teacher: pairs of stages, adapters, and the loss on them.
+
+Adapters belong to training: they learn with the student, are saved for resume, and are no part of
+its cost or its export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsearch.distiller.recipe import Term
+from kdsearch.errors import SpecError
+from kdsearch.mapping import Pairs, pair_stages
+from kdsearch.methods import METHODS
+from kdsearch.methods.base import Align, Need, Setting, Signal
+from kdsearch.spec import ALL_PAIRS
+from kdsearch.taps import Outputs
+
+_KEY_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A student or a teacher, as the losses are cut for it.
+
+    outputs: on a few images, in evaluation mode. resolution: side of its input in pixels.
+    head: (weight, bias) of the linear layer that reads its embedding, where there is one.
+    """
+
+    outputs: Outputs
+    resolution: int
+    head: tuple[Tensor, Tensor | None] | None = None
+
+    def strides(self, need: Need) -> list[float]:
+        """Return the stride of each of its maps."""
+        return [self.resolution / max(found.shape[2:]) for found in maps_of(self.outputs, need)]
+
+
+def maps_of(outputs: Outputs, need: Need) -> tuple[Tensor, ...]:
+    """Return the stages, or their attention; a network without it is its own query, key, value."""
+    if need == "attention":
+        return outputs.attention or tuple(maps.repeat(1, 3, 1, 1) for maps in outputs.stages)
+    return outputs.stages
+
+
+def pairs_of(term: Term, student: Side, teacher: Side | None) -> Pairs:
+    """Return which stages a term compares; none where it compares something else."""
+    need = term.method.need
+    if need not in ("stages", "attention") or teacher is None:
+        return []
+    silent = [
+        name
+        for name, side in (("student", student), ("teacher", teacher))
+        if not side.outputs.stages
+    ]
+    if silent:
+        free = [other for other in METHODS.names() if METHODS.get(other).need != "stages"]
+        raise SpecError(
+            f"method {term.name!r} compares stages, but the {' and the '.join(silent)} shows none; "
+            f"methods that need none: {', '.join(free)}"
+        )
+    return pair_stages(term.mapping, student.strides(need), teacher.strides(need))
+
+
+class Taught(nn.Module):
+    """A method on given pairs of stages, or on whatever else it needs, with its adapters."""
+
+    def __init__(
+        self, term: Term, pairs: Pairs, student: Side, teacher: Side | None, setting: Setting
+    ) -> None:
+        super().__init__()
+        self.need = term.method.need
+        self.pairs = pairs
+        self.loss = term.loss()
+        heard = None if teacher is None else teacher.outputs
+        self.adapters = nn.ModuleList(self._adapters(term, student.outputs, heard))
+        self.to(student.outputs.logits.device)
+        self.eval()
+        with torch.no_grad():
+            signals = self._signals(student.outputs, heard)
+        head = None if teacher is None else teacher.head
+        self.loss.prepare(*signals, replace(setting, teacher_head=head))
+        self.train()
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> Tensor:
+        """Return the unweighted loss."""
+        value: Tensor = self.loss(*self._signals(student, teacher), target)
+        return value
+
+    def _adapters(self, term: Term, student: Outputs, teacher: Outputs | None) -> list[nn.Module]:
+        align = term.method.align
+        if teacher is None:
+            return []
+        if self.need == "embedding" and "channels" in align:
+            return [_projection(student.embedding.shape[1], teacher.embedding.shape[1])]
+        mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
+        return [MapAdapter(align, mine[s].shape[1], theirs[t].shape[1]) for s, t in self.pairs]
+
+    def _signals(self, student: Outputs, teacher: Outputs | None) -> tuple[Signal, Signal | None]:
+        if self.need == "outputs":
+            return student, teacher
+        if self.need == "logits":
+            return student.logits, None if teacher is None else teacher.logits
+        assert teacher is not None
+        if self.need == "embedding":
+            embedding = student.embedding
+            for adapter in self.adapters:
+                embedding = adapter(embedding)
+            return embedding, teacher.embedding
+        mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
+        taught = [theirs[t] for _, t in self.pairs]
+        adapted = [
+            adapter(mine[s], goal.shape[2:])
+            for (s, _), adapter, goal in zip(self.pairs, self.adapters, taught, strict=True)
+        ]
+        return adapted, taught
+
+
+class AllPairs(nn.Module):
+    """Every stage of the student with every one of the teacher, at learned weights.
+
+    After SemCKD (Chen et al., AAAI 2021, 2012.03236): for each stage of the student the weights
+    are a softmax over the teacher's stages of query times key / 8, both linear maps to 64 of the
+    averaged maps; here they are averaged over the batch, since a loss is one number a batch.
+    """
+
+    def __init__(
+        self, term: Term, pairs: Pairs, student: Side, teacher: Side, setting: Setting
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            Taught(term, [pair], student, teacher, setting) for pair in pairs
+        )
+        self.need = term.method.need
+        self.queries, self.keys = (
+            nn.ModuleList(
+                nn.Linear(maps.shape[1], _KEY_WIDTH) for maps in maps_of(side.outputs, self.need)
+            )
+            for side in (student, teacher)
+        )
+        self.to(student.outputs.logits.device)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the weighted sum over all pairs."""
+        losses = [member(student, teacher, target) for member in self.members]
+        by_stage = torch.stack(losses).view(len(self.queries), len(self.keys))
+        return (self.weights(student, teacher) * by_stage).sum()
+
+    def weights(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """Return [S, T]: each row sums to 1."""
+        query = self._pooled(self.queries, student)
+        key = self._pooled(self.keys, teacher)
+        scores = torch.einsum("sbd,tbd->bst", query, key) / _KEY_WIDTH**0.5
+        weights: Tensor = scores.softmax(dim=2).mean(dim=0)
+        return weights
+
+    def _pooled(self, layers: nn.ModuleList, outputs: Outputs) -> Tensor:
+        """Return [stages, B, 64]."""
+        maps = (found.detach().mean((2, 3)) for found in maps_of(outputs, self.need))
+        return torch.stack([layer(pooled) for layer, pooled in zip(layers, maps, strict=True)])
+
+
+def bodies(
+    term: Term, student: Side, teacher: Side | None, setting: Setting, *, apart: bool
+) -> list[tuple[float, nn.Module]]:
+    """Return a term's modules with their depths in [0, 1], shallow to deep.
+
+    apart: one for each pair, where the method's loss is a sum over pairs; else one in all.
+    """
+    pairs = pairs_of(term, student, teacher)
+    if pairs and term.mapping == ALL_PAIRS:
+        assert teacher is not None
+        return [(1.0, AllPairs(term, pairs, student, teacher, setting))]
+    if not (apart and term.method.is_pairwise and pairs):
+        return [(1.0, Taught(term, pairs, student, teacher, setting))]
+    stages = len(student.outputs.stages)
+    return [
+        ((s + 1) / stages, Taught(term, [(s, t)], student, teacher, setting))
+        for s, t in sorted(pairs)
+    ]
+
+
+def _projection(student: int, teacher: int) -> nn.Module:
+    return nn.Identity() if student == teacher else nn.Linear(student, teacher)
+
+
+class MapAdapter(nn.Module):
+    """Bring a student's map to the size and the channels of the teacher's, where asked for.
+
+    Sizes: averaged down or bilinearly up. Channels: 1x1 convolution and BatchNorm when they
+    differ. FitNet's regressor also ends in a ReLU and spans sizes with larger kernels; here the
+    ReLU is left out, as the tokens of a transformer and pre-activation maps are negative too,
+    and the kernel stays 1x1, so that one adapter fits any two sizes.
+    """
+
+    def __init__(self, align: frozenset[Align], student: int, teacher: int) -> None:
+        super().__init__()
+        self.resizes = "size" in align
+        self.project: nn.Module = nn.Identity()
+        if "channels" in align and student != teacher:
+            convolution = nn.Conv2d(student, teacher, kernel_size=1, bias=False)
+            self.project = nn.Sequential(convolution, nn.BatchNorm2d(teacher))
+
+    def forward(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        """Return maps [B, C of the teacher, *size]."""
+        if self.resizes:
+            maps = _resize(maps, size)
+        projected: Tensor = self.project(maps)
+        return projected
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = size
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] >= height and maps.shape[3] >= width:
+        return F.adaptive_avg_pool2d(maps, (height, width))
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,71 @@
+"""Weights that follow the training: by uncertainty, or by the length of the gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+_EVERY = 10
+_MEMORY = 0.9
+_FARTHEST = 1e4
+
+
+class Uncertainty(nn.Module):
+    """Learned weights (Kendall et al., CVPR 2018, 1705.07115).
+
+    loss = sum of exp(-s) * part + s / 2, with one s for the task and each term; all start at 0.
+    The parts come with the recipe's weights, which are so the start of a search by gradient.
+    """
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(parts))
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """Return the balanced sum of the weighted parts, the task first."""
+        weighed = (-self.log_variances).exp() * torch.stack(parts)
+        return (weighed + self.log_variances / 2).sum()
+
+
+class GradNorm(nn.Module):
+    """Scales that bring every term's gradient to the length of the task's.
+
+    The one training rate of GradNorm (Chen et al., ICML 2018, 1711.02257) at alpha = 0, in closed
+    form: lengths at the student's shallowest stage, every tenth step, averaged with a memory of
+    0.9 in the logarithm. A scale stays within 1e-4 and 1e4.
+    """
+
+    log_scales: Tensor
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.register_buffer("log_scales", torch.zeros(terms))
+        self.count = 0
+
+    def forward(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> Tensor:
+        """Return the scales [terms]. shared: a tensor of the student that all parts come from."""
+        if self.training and shared.requires_grad:
+            if self.count % _EVERY == 0:
+                self._measure(task, terms, shared)
+            self.count += 1
+        return self.log_scales.exp()
+
+    def _measure(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> None:
+        lengths = torch.stack([_length(part, shared) for part in (task, *terms)])
+        limit = math.log(_FARTHEST)
+        seen = (lengths[0].clamp(min=1e-12) / lengths[1:].clamp(min=1e-12)).log()
+        seen = torch.where(lengths[1:] > 0, seen, 0).clamp(-limit, limit)
+        memory = _MEMORY if self.count else 0.0
+        self.log_scales.lerp_(seen, 1 - memory)
+
+
+def _length(part: Tensor, shared: Tensor) -> Tensor:
+    if not part.requires_grad:
+        return shared.new_zeros(())
+    (found,) = torch.autograd.grad(part, shared, retain_graph=True, allow_unused=True)
+    if found is None:
+        return shared.new_zeros(())
+    length: Tensor = torch.linalg.vector_norm(found.float())
+    return length

@@ -1,0 +1,236 @@
+"""The loss of a student that is taught: the task's, and the terms of its recipe.
+
+loss = (1 - alpha) * task + alpha * sum of weight * term, each factor on its schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.distiller.adapters import Side, bodies
+from kdsearch.distiller.balance import GradNorm, Uncertainty
+from kdsearch.distiller.blend import Blend, common_logits, gate_loss
+from kdsearch.distiller.recipe import Recipe, Term, resolve
+from kdsearch.errors import SpecError
+from kdsearch.methods.base import DistillLoss, Setting
+from kdsearch.spec import DistillSpec
+from kdsearch.taps import Outputs
+from kdsearch.tasks.classification import task_loss
+
+_ORDER = ("stages", "attention", "outputs", "embedding", "logits")
+
+
+class Distiller(nn.Module):
+    """The loss of a student that is taught as a `DistillSpec` says.
+
+    teachers: any number; each has adapters and pairs of stages of its own. A term on logits hears
+    the blend of all teachers; another one hears each, weighed by its mean weight in the batch.
+    A student with a distillation token learns the labels by its class head and the teacher's
+    logits by the other (Touvron et al., ICML 2021, 2012.12877).
+    need: the parts of each teacher's outputs that the terms read; student_need: those of the
+    student's that it shows only when asked.
+    Raises SpecError for whatever `check` refuses and for outputs that cannot be compared.
+    """
+
+    def __init__(
+        self,
+        spec: DistillSpec,
+        *,
+        student: Side,
+        teachers: Sequence[Side] = (),
+        setting: Setting | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.recipe: Recipe = resolve(spec)
+        self.label_smoothing = label_smoothing
+        terms = self.recipe.terms
+        self.need = _need(terms, teachers)
+        asked = {term.method.need for term in terms} & {"attention"}
+        self.student_need: frozenset[str] = frozenset({"logits"}) | asked
+        if self.need and not teachers:
+            raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
+        self.hears_labels = any(term.method.labels != "unused" for term in terms)
+        self.splits_heads = bool(student.outputs.heads) and any(
+            "logits" in term.method.hears for term in terms
+        )
+        self.blend: Blend | None = None
+        if self.need and (len(teachers) > 1 or spec.teacher_shares()):
+            width = student.outputs.embedding.shape[1]
+            self.blend = Blend(spec, teachers=len(teachers), embedding=width)
+        parts = _parts(self.recipe, student, teachers, setting or Setting())
+        self.parts = nn.ModuleList(parts)
+        self.uncertainty = Uncertainty(1 + len(parts)) if spec.balance == "uncertainty" else None
+        self.gradnorm = GradNorm(len(parts)) if spec.balance == "gradnorm" and parts else None
+        self.to(student.outputs.logits.device)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `forward` must be given the teachers' outputs."""
+        return bool(self.need)
+
+    def forward(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        target: Tensor,
+        *,
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Return `task`, each term by its method's name, unweighted, and the whole `loss`.
+
+        target: [B] class indices, -1 for an unlabelled image, or [B, K] probabilities of mixed
+        ones. progress: how much of the training is done, in [0, 1].
+        """
+        if self.needs_teacher and not teachers:
+            raise SpecError("the distiller was given no teacher's outputs")
+        task_logits = student.heads[0] if self.splits_heads else student.logits
+        task = task_loss(task_logits, target, label_smoothing=self.label_smoothing)
+        if self.splits_heads:
+            student = replace(student, logits=student.heads[1])
+        named = {"task": task}
+        extra = task.new_zeros(())
+        weights: Tensor | None = None
+        heard: tuple[Outputs, ...] = tuple(teachers[:1])
+        if self.blend is not None:
+            logits = torch.stack([teacher.logits for teacher in teachers], dim=1)
+            weights = self.blend(student.embedding, logits, target)
+            if self.blend.gate is not None:
+                named["gate"] = extra = gate_loss(weights, logits, target)
+            weights = weights.detach()
+            heard = (replace(teachers[0], logits=common_logits(weights, logits)), *teachers)
+        if self.hears_labels and heard:
+            target = _with_labels(target, heard[0].logits)
+        warmth = self.recipe.temperature_schedule(progress)
+        values, factors = [], []
+        for part in self.parts:
+            assert isinstance(part, _Part)
+            factor = part.factor(progress)
+            value = task.new_zeros(())
+            if factor:
+                value = part(student, heard, target, weights=weights, warmth=warmth)
+            named[part.name] = named.get(part.name, task.new_zeros(())) + value
+            values.append(value)
+            factors.append(factor)
+        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
+        return named | {"loss": extra + self._sum(alpha, task, values, factors, student)}
+
+    def _sum(
+        self,
+        alpha: float,
+        task: Tensor,
+        values: list[Tensor],
+        factors: list[float],
+        student: Outputs,
+    ) -> Tensor:
+        """Return the balanced sum of the task and the terms."""
+        scales: Sequence[float | Tensor] = [part.weight for part in self.parts]  # type: ignore[misc]
+        if self.gradnorm is not None:
+            shared = student.stages[0] if student.stages else student.embedding
+            scales = list(self.gradnorm(task, values, shared))
+        taught = [
+            alpha * factor * scale * value
+            for factor, scale, value in zip(factors, scales, values, strict=True)
+        ]
+        if self.uncertainty is not None:
+            balanced: Tensor = self.uncertainty([(1 - alpha) * task, *taught])
+            return balanced
+        return torch.stack([(1 - alpha) * task, *taught]).sum()
+
+
+class _Part(nn.Module):
+    """A term, or one pair of a term, between the student and all teachers that it hears.
+
+    heard: for each body the place of its teacher in what the Distiller gives, None for none.
+    """
+
+    def __init__(
+        self, term: Term, heard: Sequence[int | None], modules: Sequence[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.name = term.name
+        self.weight = term.weight
+        self.schedule = term.schedule
+        self.window = (0.0, 1.0)
+        self.heard = heard
+        self.bodies = nn.ModuleList(modules)
+        self._temperature = term.temperature
+
+    def factor(self, progress: float) -> float:
+        """Return what multiplies the weight; 0 outside of the part's window."""
+        since, until = self.window
+        is_open = since <= progress < until or until == 1.0 <= progress
+        return self.schedule(progress) if is_open else 0.0
+
+    def forward(
+        self,
+        student: Outputs,
+        heard: Sequence[Outputs],
+        target: Tensor,
+        *,
+        weights: Tensor | None,
+        warmth: float,
+    ) -> Tensor:
+        """Return the unweighted loss, averaged over the teachers at their weights [B, T]."""
+        if self._temperature is not None:
+            for loss in self.modules():
+                if isinstance(loss, DistillLoss):
+                    setattr(loss, "temperature", 1 + (self._temperature - 1) * warmth)  # noqa: B010
+        values = [
+            body(student, None if place is None else heard[place], target)
+            for place, body in zip(self.heard, self.bodies, strict=True)
+        ]
+        if len(values) == 1 or weights is None:
+            return torch.stack(values).sum()
+        return (torch.stack(values) * weights.mean(dim=0)).sum()
+
+
+def _parts(
+    recipe: Recipe, student: Side, teachers: Sequence[Side], setting: Setting
+) -> list[_Part]:
+    """Return the parts of all terms; progressive ones each with a window of the training."""
+    found: list[tuple[int, float, _Part]] = []
+    for term in recipe.terms:
+        rank = _ORDER.index(term.method.need)
+        sides: list[tuple[int | None, Side | None]] = [(None, None)]
+        if term.method.hears:
+            many = len(teachers) > 1 and term.method.need != "logits"
+            sides = list(enumerate(teachers, start=1)) if many else [(0, teachers[0])]
+        apart = recipe.order == "progressive"
+        by_side = [bodies(term, student, side, setting, apart=apart) for _, side in sides]
+        places = [place for place, _ in sides]
+        if len({len(made) for made in by_side}) > 1:
+            raise SpecError(
+                f"method {term.name!r} in progressive order: the teachers' stages make different "
+                "numbers of pairs; give method.mapping as pairs"
+            )
+        for made in zip(*by_side, strict=True):
+            depth = max(depth for depth, _ in made)
+            found.append((rank, depth, _Part(term, places, [body for _, body in made])))
+    found.sort(key=lambda item: item[:2])
+    parts = [part for _, _, part in found]
+    if recipe.order == "progressive":
+        for i, part in enumerate(parts):
+            part.window = (i / len(parts), (i + 1) / len(parts))
+    return parts
+
+
+def _need(terms: Sequence[Term], teachers: Sequence[Side]) -> frozenset[str]:
+    """Return the parts of the teachers' outputs that are read."""
+    need: set[str] = {part for term in terms for part in term.method.hears}
+    if "attention" in need and not all(side.outputs.attention for side in teachers):
+        need.add("stages")
+    return frozenset(need)
+
+
+def _with_labels(target: Tensor, logits: Tensor) -> Tensor:
+    """Give what is unlabelled, all of it or a share, to the teacher's most probable class."""
+    best = logits.argmax(dim=1)
+    if target.ndim == 1:
+        return torch.where(target < 0, best, target)
+    missing = 1 - target.sum(dim=1, keepdim=True)
+    return target.scatter_add(1, best[:, None], missing)

@@ -1,0 +1,226 @@
+"""Fill in a recipe's defaults, and refuse what contradicts itself or its methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.mapping import check_mapping
+from kdsearch.methods import METHODS
+from kdsearch.methods.base import DistillLoss
+from kdsearch.schedule import Schedule, parse_schedule
+from kdsearch.space import Params, Value
+from kdsearch.spec import ALL_PAIRS, DistillSpec
+
+_NEEDED = inspect.Parameter.empty
+_OF_A_TERM = ("weight", "mapping", "weight_schedule")
+_NEEDS_PAIRS = ("stages", "attention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One summand of the teacher's signal."""
+
+    name: str
+    method: type[DistillLoss]
+    weight: float
+    schedule: Schedule
+    mapping: str
+    knobs: Params
+
+    @property
+    def temperature(self) -> float | None:
+        """Return the method's temperature, None where it has none."""
+        value = self.knobs.get("temperature", _arguments(self.method).get("temperature"))
+        return float(value) if isinstance(value, int | float) else None
+
+    def loss(self) -> DistillLoss:
+        """Return a new loss module. Raises SpecError for impossible knobs."""
+        return self.method(**self.knobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A DistillSpec with every default filled in."""
+
+    alpha: float
+    alpha_schedule: Schedule
+    temperature_schedule: Schedule
+    order: str
+    terms: tuple[Term, ...]
+
+
+def knobs_of(method: str) -> tuple[str, ...]:
+    """Return the names of a method's own knobs; of several, with the method before each name.
+
+    Raises SpecError when there is no such method.
+    """
+    names = _names(method)
+    if len(names) == 1:
+        return tuple(_arguments(METHODS.get(method)))
+    return tuple(
+        f"{name}.{knob}" for name in names for knob in (*_arguments(METHODS.get(name)), *_OF_A_TERM)
+    )
+
+
+def parts_heard(spec: DistillSpec) -> frozenset[str]:
+    """Return the parts of a teacher's outputs that a recipe reads. Raises SpecError."""
+    return frozenset(part for term in resolve(spec).terms for part in term.method.hears)
+
+
+def check(spec: DistillSpec) -> None:
+    """Raise SpecError when the recipe contradicts itself or its method; builds no network."""
+    resolve(spec)
+
+
+def resolve(spec: DistillSpec) -> Recipe:
+    """Return the recipe in full. Raises SpecError."""
+    names = _names(spec.method)
+    if METHODS.get(names[0]).need == "nothing":
+        _refuse_teaching(spec)
+    own = _settings_of(names, spec)
+    temperature = spec.temperature
+    if temperature is not None:
+        _check_temperature(names, own)
+        warm = [name for name in names if "temperature" in _arguments(METHODS.get(name))]
+        for name in warm:
+            own[name].setdefault("temperature", temperature)
+        if not warm:
+            own["kd"] = {"temperature": temperature, "weight_schedule": spec.weight_schedule}
+    terms = tuple(_term(name, settings, spec) for name, settings in own.items())
+    if spec.temperature_schedule != "constant" and not any(term.temperature for term in terms):
+        raise SpecError(
+            f"method.temperature_schedule: no term of {spec.method!r} has a temperature; "
+            "give method.temperature, which joins a kd term"
+        )
+    if not any(term.method.need in _NEEDS_PAIRS for term in terms) and spec.mapping:
+        raise SpecError(
+            f"method.mapping: {spec.mapping!r} is for methods that compare stages; "
+            f"{spec.method!r} compares {' and '.join(term.method.need for term in terms)}"
+        )
+    first = terms[0].method
+    name = "method.temperature_schedule"
+    return Recipe(
+        alpha=first.alpha if spec.alpha is None else spec.alpha,
+        alpha_schedule=parse_schedule("method.alpha_schedule", spec.alpha_schedule),
+        temperature_schedule=parse_schedule(
+            "method.temperature_schedule", spec.temperature_schedule
+        ),
+        order=spec.order,
+        terms=() if first.need == "nothing" else terms,
+    )
+
+
+def _names(method: str) -> list[str]:
+    """Return the canonical names of a method's terms."""
+    names = [METHODS.canonical(name.strip()) for name in method.split("+")]
+    if len(set(names)) < len(names):
+        raise SpecError(f"method {method!r}: names a term twice")
+    if len(names) > 1 and any(METHODS.get(name).need == "nothing" for name in names):
+        raise SpecError(f"method {method!r}: none is the absence of a teacher, and joins no other")
+    return names
+
+
+def _settings_of(names: list[str], spec: DistillSpec) -> dict[str, dict[str, Value]]:
+    """Return term -> its settings: all of the recipe's, or those under each term's name."""
+    if len(names) == 1:
+        own = dict(spec.knobs)
+        clash = [name for name in _OF_A_TERM if name in own]
+        if clash:
+            raise SpecError(f"method {spec.method!r}: {clash[0]!r} is given twice, also as a knob")
+        own |= {} if spec.weight is None else {"weight": spec.weight}
+        return {names[0]: own | {"weight_schedule": spec.weight_schedule}}
+    if spec.weight is not None:
+        whose = " or ".join(f"{name}.weight" for name in names)
+        raise SpecError(f"method.weight: of several terms, say whose: {whose}")
+    found: dict[str, dict[str, Value]] = {name: {} for name in names}
+    accepted = knobs_of(spec.method)
+    for knob, value in spec.knobs.items():
+        if knob not in accepted:
+            hint = did_you_mean(knob, accepted)
+            raise SpecError(
+                f"method {spec.method!r}: unknown knob {knob!r}{hint}; it accepts "
+                f"{', '.join(accepted)}"
+            )
+        name = next(name for name in names if knob.startswith(f"{name}."))
+        found[name][knob.removeprefix(f"{name}.")] = value
+    for settings in found.values():
+        settings.setdefault("weight_schedule", spec.weight_schedule)
+    return found
+
+
+def _check_temperature(names: list[str], own: Mapping[str, Mapping[str, Value]]) -> None:
+    if len(names) == 1 and "temperature" in own[names[0]]:
+        raise SpecError(f"method {names[0]!r}: the temperature is given twice, also as a knob")
+    for name in names:
+        method = METHODS.get(name)
+        if (
+            len(names) == 1
+            and "temperature" not in _arguments(method)
+            and (method.need == "logits" or not method.hears)
+        ):
+            raise SpecError(
+                f"method {name!r} has no temperature; {name}+kd joins it with a term that has one"
+            )
+
+
+def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> Term:
+    method = METHODS.get(name)
+    known = _arguments(method)
+    knobs = {key: value for key, value in settings.items() if key not in _OF_A_TERM}
+    _check_knobs(name, knobs, known)
+    mapping = str(settings.get("mapping", spec.mapping or method.mapping))
+    check_mapping(mapping)
+    if mapping == ALL_PAIRS and method.need in _NEEDS_PAIRS and not method.is_pairwise:
+        raise SpecError(
+            f"method.mapping: {name!r} compares its pairs together; {ALL_PAIRS!r} is for methods "
+            "whose loss is a sum over pairs"
+        )
+    weight = settings.get("weight", method.weight)
+    if isinstance(weight, bool | str) or not 0 <= weight < float("inf"):
+        raise SpecError(f"method.{name}.weight: {weight!r} is not a number >= 0")
+    schedule = parse_schedule(f"method.{name}.weight_schedule", str(settings["weight_schedule"]))
+    term = Term(
+        name=name, method=method, weight=weight, schedule=schedule, mapping=mapping, knobs=knobs
+    )
+    term.loss()  # refuses impossible knobs
+    return term
+
+
+def _arguments(method: type[DistillLoss]) -> dict[str, object]:
+    """Return the constructor's own arguments with their defaults, `_NEEDED` where it has none."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: argument.default
+        for name, argument in inspect.signature(method).parameters.items()
+        if argument.kind in named
+    }
+
+
+def _check_knobs(name: str, given: Collection[str], known: Mapping[str, object]) -> None:
+    unknown = [f"{knob!r}{did_you_mean(knob, known)}" for knob in given if knob not in known]
+    missing = [
+        repr(knob) for knob, default in known.items() if default is _NEEDED and knob not in given
+    ]
+    problems = [
+        f"{what} {', '.join(found)}"
+        for what, found in (("unknown knob", unknown), ("missing knob", missing))
+        if found
+    ]
+    if problems:
+        accepted = ", ".join(known) or "no knobs of its own"
+        raise SpecError(f"method {name!r}: {'; '.join(problems)}; it accepts {accepted}")
+
+
+def _refuse_teaching(spec: DistillSpec) -> None:
+    """Refuse settings of a teacher's signal under the method that has none."""
+    given = {
+        key: value
+        for key in ("alpha", "weight", "temperature", "mapping")
+        if (value := getattr(spec, key)) not in (None, 0)
+    }
+    if given:
+        listed = ", ".join(f"method.{key} = {value!r}" for key, value in given.items())
+        raise SpecError(f"method {spec.method!r} hears no teacher and has no use for {listed}")

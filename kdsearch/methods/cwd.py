@@ -1,0 +1,51 @@
+"""Channel-wise knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, positive
+from kdsearch.space import Choice, Float
+from kdsearch.spec import MAPPINGS
+
+
+class CWD(DistillLoss):
+    """Match where each channel is active (Shu et al., ICCV 2021, arXiv:2011.13256).
+
+    loss = sum over the pairs of tau^2 * KL(teacher || student) of the softmax over the H * W
+    positions of map / tau, mean over samples and channels. Made for segmentation, where
+    implementations use weights of 3 to 5 at tau 4, 4 to 5 and 1. A map of one position has the
+    softmax 1 whatever it holds, and teaches nothing. student, teacher: lists of maps of equal
+    shapes. Raises SpecError for tau <= 0.
+    """
+
+    need: ClassVar[Need] = "stages"
+    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
+    is_pairwise: ClassVar[bool] = True
+    weight: ClassVar[float] = 3.0
+    ranges: ClassVar[Ranges] = {
+        "weight": Float(low=0.1, high=100.0, log=True),
+        "mapping": Choice(options=MAPPINGS),
+        "tau": Float(low=0.5, high=16.0, log=True),
+    }
+
+    def __init__(self, tau: float = 4.0) -> None:
+        super().__init__()
+        self.tau = positive("cwd.tau", tau)
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
+    ) -> Tensor:
+        """Return the loss; the target plays no part."""
+        pairs = zip(student, teacher, strict=True)
+        return torch.stack([self._divergence(s, t) for s, t in pairs]).sum()
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = (F.log_softmax(maps.flatten(2) / self.tau, dim=2) for maps in (student, teacher))
+        total = F.kl_div(s, t, reduction="sum", log_target=True)
+        return self.tau**2 * total / student.shape[:2].numel()

@@ -1,0 +1,30 @@
+"""Distillation from the teacher's decisions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.space import Float
+
+
+class HardLabel(DistillLoss):
+    """Learn the teacher's most probable class (Touvron et al., ICML 2021, 2012.12877, eq. 3).
+
+    loss = cross-entropy of the student with argmax(teacher), mean over the batch.
+    A student with a distillation token (family `deit`) is taught through that token's head and
+    learns the labels through the other one; at inference the two heads' logits are averaged.
+    Any other student hears both through its one head. Labels are not read: a mixed or unlabelled
+    image is what the teacher takes it for. student, teacher: [B, K] raw logits.
+    """
+
+    need: ClassVar[Need] = "logits"
+    is_distance: ClassVar[bool] = False
+    ranges: ClassVar[Ranges] = {"alpha": Float(low=0.1, high=0.9)}
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; the target plays no part."""
+        return F.cross_entropy(student, teacher.argmax(dim=1))

@@ -1,0 +1,49 @@
+"""Distillation through Pearson correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
+from kdsearch.space import Choice, Float
+from kdsearch.spec import MAPPINGS
+
+
+class PKD(DistillLoss):
+    """Match standardised maps, whatever their scale (Cao et al., NeurIPS 2022, 2207.02039).
+
+    loss = sum over the pairs of mean((n(student) - n(teacher))^2) / 2, where n subtracts each
+    channel's mean over batch and positions and divides by its unbiased standard deviation + 1e-6:
+    1 - Pearson's correlation, averaged over channels. The paper's weight is 6, for the levels of
+    a detector's pyramid. A channel's only value is standardised to 0.
+    student, teacher: lists of maps of equal shapes. The loss depends on the batch beside a sample.
+    """
+
+    need: ClassVar[Need] = "stages"
+    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
+    is_pairwise: ClassVar[bool] = True
+    weight: ClassVar[float] = 6.0
+    ranges: ClassVar[Ranges] = {
+        "weight": Float(low=0.1, high=100.0, log=True),
+        "mapping": Choice(options=MAPPINGS),
+    }
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
+    ) -> Tensor:
+        """Return the loss; the target plays no part."""
+        pairs = zip(student, teacher, strict=True)
+        losses = [F.mse_loss(_standardised(s), _standardised(t)) / 2 for s, t in pairs]
+        return torch.stack(losses).sum()
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    axes = (0, 2, 3)
+    is_one = maps.shape[0] * maps.shape[2:].numel() == 1
+    std, mean = torch.std_mean(maps, axes, correction=0 if is_one else 1, keepdim=True)
+    return (maps - mean) / (std + 1e-6)

@@ -1,0 +1,46 @@
+"""Similarity-preserving distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.space import Choice, Float
+from kdsearch.spec import MAPPINGS
+
+
+class SimilarityPreserving(DistillLoss):
+    """Match which samples excite a stage alike (Tung and Mori, ICCV 2019, arXiv:1907.09682).
+
+    loss = sum over the pairs of ||G(student) - G(teacher)||^2 / B^2, where G is the Gram matrix
+    [B, B] of the flattened maps, each row divided by its Euclidean norm (one port's L1 norm is a
+    mistake: 0.37 times the value). Channels and sizes are free: nothing is to be learned. The
+    reference weight, 3000, is for one pair, and the loss shrinks as B grows.
+    student, teacher: lists of maps [B, C, H, W]. No labels, so unlabelled images count too.
+    """
+
+    need: ClassVar[Need] = "stages"
+    is_pairwise: ClassVar[bool] = True
+    weight: ClassVar[float] = 3000.0
+    min_batch: ClassVar[int] = 2
+    ranges: ClassVar[Ranges] = {
+        "weight": Float(low=30.0, high=30_000.0, log=True),
+        "mapping": Choice(options=MAPPINGS),
+    }
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
+    ) -> Tensor:
+        """Return the loss; the target plays no part."""
+        pairs = zip(student, teacher, strict=True)
+        return torch.stack([F.mse_loss(_similarity(s), _similarity(t)) for s, t in pairs]).sum()
+
+
+def _similarity(maps: Tensor) -> Tensor:
+    rows = maps.flatten(1)
+    return F.normalize(rows @ rows.T, dim=1)

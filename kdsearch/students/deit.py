@@ -1,0 +1,50 @@
+"""Transformers with a distillation token (Touvron et al., ICML 2021, arXiv:2012.12877).
+
+The class token's head learns the labels, the distillation token's head the teacher's logits; at
+inference, and wherever one answer is asked for, the logits are the mean of the two.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdsearch.students._vit_parts import Transformer
+from kdsearch.taps import Outputs
+
+
+class DeiT(Transformer):
+    """A transformer with two tokens of its own, two heads and no pooling."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        resolution: int,
+        width: float = 1.0,
+        depth: int = 6,
+    ) -> None:
+        super().__init__(
+            "deit",
+            in_channels=in_channels,
+            num_classes=num_classes,
+            resolution=resolution,
+            width=width,
+            depth=depth,
+            prefix=2,
+        )
+        self.class_head = nn.Linear(self.width, num_classes)
+        self.distillation_head = nn.Linear(self.width, num_classes)
+
+    def features(self, x: Tensor) -> Outputs:
+        """Return as a ViT does, and both heads' logits; the embedding is the tokens' mean."""
+        told = self.read(x)
+        tokens = told.tokens[:, 0], told.tokens[:, 1]
+        heads = self.class_head(tokens[0]), self.distillation_head(tokens[1])
+        return Outputs(
+            (heads[0] + heads[1]) / 2,
+            (tokens[0] + tokens[1]) / 2,
+            told.stages,
+            told.attention,
+            heads,
+        )

@@ -1,0 +1,44 @@
+"""A model is asked part by part; a frozen one tells gradients as well."""
+
+from __future__ import annotations
+
+import torch
+from toy_data import images, tiny_model
+
+IMAGES = images(6).images
+GRADIENT = frozenset({"gradient"})
+
+
+def test_gradient_is_that_of_the_largest_logits_in_the_deepest_stage() -> None:
+    teacher = tiny_model().freeze()
+    with torch.no_grad():
+        outputs = teacher.features(IMAGES, need=GRADIENT)
+    # Behind the deepest stage [B, 16, 2, 2] there is a Flatten and the Linear alone.
+    weight, bias = teacher.head
+    deepest = outputs.stages[-1]
+    torch.testing.assert_close(outputs.logits, deepest.flatten(1) @ weight.T + bias)
+    by_hand = weight[outputs.logits.argmax(1)].view_as(deepest)
+    torch.testing.assert_close(outputs.gradient, by_hand)
+
+
+def test_what_is_told_with_a_gradient_is_detached() -> None:
+    outputs = tiny_model().features(IMAGES, need=GRADIENT)
+    tensors = [outputs.logits, outputs.embedding, *outputs.stages, outputs.gradient]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_without_one_the_graph_reaches_the_weights() -> None:
+    model = tiny_model()
+    outputs = model.features(IMAGES)
+    assert outputs.gradient is None
+    outputs.stages[-1].sum().backward()
+    assert all(p.grad is not None for p in model.network.module[0].parameters())
+
+
+def test_example_tells_what_is_needed_in_evaluation_mode() -> None:
+    model = tiny_model().train()
+    outputs = model.example(IMAGES, need=GRADIENT)
+    assert model.training
+    assert outputs.gradient is not None
+    assert outputs.logits.shape == (2, 3)
+    torch.testing.assert_close(outputs.logits, model.eval()(IMAGES[:2]))
