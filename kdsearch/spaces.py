@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeAlias
@@ -21,13 +21,13 @@ from kdsearch.space import (
     load_space,
     parse_space,
 )
-from kdsearch.spec import StudentSpec, TrainSpec, make
+from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, TrainSpec, make
 
 _HERE = Path(__file__).parent
 # Inside a wheel the folder lies in the package; in a checkout, beside it.
 _FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
 _SECTIONS = ("student", "method", "train")
-_COMMON = ("alpha", "weight", "temperature", "mapping")
+_COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("method", "knobs"))
 SMALL_IMAGE = 64
 _PROBE_SIZE = 32
 KnobsOf: TypeAlias = Callable[[str], list[str]]
@@ -83,6 +83,7 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
             yield from _check_student(name, rest, dim)
         elif section == "method" and rest != "name":
             yield from _check_owned(name, rest, methods, _method_knobs, "method")
+            yield from _check_method(space, name, rest, methods, dim)
 
 
 def _options(dim: Dim | None) -> list[str]:
@@ -158,14 +159,46 @@ def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
             return
 
 
+def _check_method(
+    space: SearchSpace, name: str, rest: str, methods: Sequence[str], dim: Dim
+) -> Iterator[tuple[str, str]]:
+    """Resolve the recipe with both ends of a range; beside it only the temperature counts."""
+    method = next((method for method in methods if rest.startswith(f"{method}.")), "")
+    warm = f"method.{method}.temperature"
+    beside = {key: _extremes(found)[-1] for key, found in space.all_dims() if key == warm}
+    for value in _extremes(dim):
+        if mistake := _mistake(method, beside | {name: value}):
+            yield name, mistake
+            return
+
+
+def _mistake(method: str, settings: Mapping[str, Value]) -> str:
+    """Return what is wrong with a recipe's values; of names, their own lines tell."""
+    from kdsearch import distiller
+
+    try:
+        known = _method_knobs(method)
+    except KDSearchError:
+        return ""
+    if any(name.removeprefix(f"method.{method}.") not in known for name in settings):
+        return ""
+    params = {"student.family": "resnet", "method.name": method, **settings}
+    try:
+        distiller.check(Candidate.from_params(params).distill)
+    except KDSearchError as error:
+        return str(error)
+    return ""
+
+
 def _check_train(name: str, key: str, dim: Dim) -> Iterator[tuple[str, str]]:
+    owner, _, owned = key.rpartition(".")
     known = [item.name for item in fields(TrainSpec)]
-    if key not in known:
+    if owned not in known or owner not in ("", *OPTIMIZERS):
         yield name, f"unknown key {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}"
         return
     for value in _extremes(dim):
         try:
-            make(TrainSpec, **{key: value})
+            make(TrainSpec, **{owned: value})
         except KDSearchError as error:
             yield name, str(error)
             return

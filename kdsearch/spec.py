@@ -21,6 +21,7 @@ from kdsearch.space import Params, Value
 
 MAPPINGS = ("last", "even", "stride")
 ALL_PAIRS = "all"
+PAIRWISE_MAPPINGS = (*MAPPINGS, ALL_PAIRS)
 BALANCES = ("fixed", "uncertainty", "gradnorm")
 ORDERS = ("together", "progressive")
 BLENDS = ("equal", "confidence", "learned")
@@ -170,7 +171,11 @@ class Candidate:
 
     @classmethod
     def from_params(cls, params: Params) -> Candidate:
-        """Read a walked space: `student.*`, `method.*`, `train.*`. Raises SpecError."""
+        """Read a walked space: `student.*`, `method.*`, `train.*`. Raises SpecError.
+
+        What an option owns stands under it: `student.resnet.width`, `method.kd.temperature`,
+        `train.adamw.lr`.
+        """
         rest = dict(params)
         family = str(_take(rest, "student.family"))
         resolution = rest.pop("student.resolution", 0)
@@ -181,6 +186,7 @@ class Candidate:
         knobs = _take_under(rest, f"student.{family}.")
         resolution = knobs.pop("resolution", resolution)
         train = _take_under(rest, "train.")
+        train |= _take_under(train, f"{train.get('optimizer', '')}.")
         _refuse("train", train, _fields(TrainSpec))
         _refuse("", rest, ("student.family", "student.resolution", "method.name"))
         return cls(

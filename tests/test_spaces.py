@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import distiller, students
+from kdsearch import distiller, methods, students
 from kdsearch.errors import SpaceError
-from kdsearch.space import Choice, Float, Int, SearchSpace, Value, load_space, parse_space
+from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value, load_space, parse_space
 from kdsearch.spaces import builtin, check_space, default_space, find_space
 from kdsearch.spec import Candidate
 
@@ -56,8 +56,51 @@ def test_a_space_that_ships_says_its_command(name: str) -> None:
     assert any("kdsearch run" in line for line in header)
 
 
-def test_spaces_ship_for_digits_and_for_small_and_large_images() -> None:
-    assert {"digits", "classification-small", "classification-mobile"} <= builtin().keys()
+def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() -> None:
+    assert builtin().keys() == {
+        "digits",
+        "classification-small",
+        "classification-mobile",
+        "heterogeneous",
+        "methods-only",
+        "architecture-only",
+    }
+
+
+def test_methods_only_holds_every_method_with_the_ranges_it_declares() -> None:
+    space = find_space("methods-only")
+    dims = dict(space.all_dims())
+    offered = dims["method.name"]
+    assert isinstance(offered, Choice)
+    assert set(methods.names()) <= set(offered.options)
+    for name in methods.names():
+        prefix = f"method.{name}."
+        own = {key.removeprefix(prefix): d for key, d in dims.items() if key.startswith(prefix)}
+        assert own == dict(methods.get(name).ranges)
+    student = {key: d for key, d in dims.items() if key.startswith("student.resnet.")}
+    assert all(isinstance(dim, Constant) for dim in student.values())
+
+
+def test_an_optimizer_may_own_its_rate() -> None:
+    text = HEAD + (
+        "train: {optimizer: {choice: {sgd: {lr: 0.1}, adamw: {lr: {float: [0.001, 0.002]}}}}}\n"
+    )
+    space = parse_space(text, source="s.yaml", check=check_space)
+    walked = space.walk(lambda _, dim: dim.options[1] if isinstance(dim, Choice) else dim.low)
+    train = Candidate.from_params(walked).train
+    assert (train.optimizer, train.lr) == ("adamw", 0.001)
+
+
+def test_values_of_a_method_are_tried_before_any_trial() -> None:
+    text = HEAD + (
+        "method: {name: {choice: {kd: {temperature: {float: [-1.0, 4.0]}, alpha: 2.0},\n"
+        "  at: {temperature: 4.0, temperature_schedule: cosine, mapping: {choice: [lats]}}}}}\n"
+    )
+    found = mistakes(text)
+    assert len(found) == 3
+    assert any("temperature" in line and "-1.0 is not a number > 0" in line for line in found)
+    assert any("alpha" in line and "2.0 is not in [0, 1]" in line for line in found)
+    assert any("mapping" in line and "did you mean 'last'" in line for line in found)
     assert default_space("digits", 8) == "digits"
     assert default_space("mine", 32) == "classification-small"
     assert default_space("mine", 64) == "classification-mobile"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsearch.methods.base import DistillLoss, Need, Ranges
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class AttentionTransfer(DistillLoss):
@@ -28,7 +28,7 @@ class AttentionTransfer(DistillLoss):
     mapping: ClassVar[str] = "stride"
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=10.0, high=10_000.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
     def forward(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, positive
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class CWD(DistillLoss):
@@ -30,7 +30,7 @@ class CWD(DistillLoss):
     weight: ClassVar[float] = 3.0
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.1, high=100.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "tau": Float(low=0.5, high=16.0, log=True),
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class FitNet(DistillLoss):
@@ -28,7 +28,7 @@ class FitNet(DistillLoss):
     weight: ClassVar[float] = 100.0
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=1.0, high=1000.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
     def forward(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Setting, Signal, fraction
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class MGD(DistillLoss):
@@ -32,7 +32,7 @@ class MGD(DistillLoss):
     weight: ClassVar[float] = 1.75
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.05, high=50.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "ratio": Float(low=0.0, high=0.75),
     }
 

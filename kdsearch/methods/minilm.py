@@ -13,7 +13,7 @@ from torch import Tensor
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Signal
 from kdsearch.space import Choice, Float, Int
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 # The two of query (0), key (1) and value (2) that each relation is between.
 _RELATIONS = {
@@ -42,7 +42,7 @@ class MiniLM(DistillLoss):
     is_pairwise: ClassVar[bool] = True
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.1, high=10.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "heads": Int(low=1, high=48, log=True),
         "relations": Choice(options=tuple(_RELATIONS)),
     }

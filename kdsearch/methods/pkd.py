@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class PKD(DistillLoss):
@@ -30,7 +30,7 @@ class PKD(DistillLoss):
     weight: ClassVar[float] = 6.0
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.1, high=100.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
     def forward(

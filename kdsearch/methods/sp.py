@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdsearch.methods.base import DistillLoss, Need, Ranges
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class SimilarityPreserving(DistillLoss):
@@ -30,7 +30,7 @@ class SimilarityPreserving(DistillLoss):
     min_batch: ClassVar[int] = 2
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=30.0, high=30_000.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
     def forward(

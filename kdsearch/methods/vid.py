@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Setting, Signal
 from kdsearch.space import Choice, Float
-from kdsearch.spec import MAPPINGS
+from kdsearch.spec import PAIRWISE_MAPPINGS
 
 _VARIANCE = 5.0
 _EPSILON = 1e-5
@@ -36,7 +36,7 @@ class VID(DistillLoss):
     mapping: ClassVar[str] = "stride"
     ranges: ClassVar[Ranges] = {
         "weight": Float(low=0.1, high=10.0, log=True),
-        "mapping": Choice(options=MAPPINGS),
+        "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
     def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:

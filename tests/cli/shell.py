@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,7 +113,20 @@ def ended_trials(path: Path) -> list[tuple[object, ...]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder but the lock, the log and SQLite's working files."""
+    """Return every file below a folder but the lock, the log and SQLite's working files.
+
+    A sound database counts by what it says: its pages may come from its log at any time.
+    """
     left_out = (".lock", "study.db-wal", "study.db-shm")
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name not in left_out}
+    return {str(f.relative_to(folder)): _content(f) for f in files if f.name not in left_out}
+
+
+def _content(file: Path) -> bytes:
+    if file.name == "study.db":
+        with (
+            contextlib.suppress(sqlite3.DatabaseError),
+            contextlib.closing(sqlite3.connect(file)) as connection,
+        ):
+            return "\n".join(connection.iterdump()).encode()
+    return file.read_bytes()
