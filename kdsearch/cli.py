@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.errors import StudyError
+from kdsearch.flags import (
+    OUT,
+    Config,
+    Data,
+    Debug,
+    Device,
+    Epochs,
+    Flip,
+    ImageSize,
+    Json,
+    Name,
+    Out,
+    Quiet,
+    Seed,
+    Settings,
+    Space,
+    Subset,
+    Teacher,
+    TeacherEpochs,
+    TeacherWeights,
+    only_given,
+    read_settings,
+    require_positive,
+    shape_of,
+)
 from kdsearch.space import Value
 
 app = typer.Typer(
@@ -22,90 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-OUT = Path("results")
-MAX_CONFIG_BYTES = 1_000_000
-_SIDE = re.compile(r"[1-9][0-9]{0,8}")
-
-
-def _configure(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the flags that a YAML file gives as defaults: the command line wins."""
-    if path is None:
-        return None
-    known = {
-        option.removeprefix("--").replace("-", "_"): str(parameter.name)
-        for parameter in context.command.params
-        for option in parameter.opts
-        if option.startswith("--") and option not in ("--config", "--help")
-    }
-    values = {key.replace("-", "_"): value for key, value in _read_config(path).items()}
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        hints = ", ".join(f"{key!r}{did_you_mean(key, known)}" for key in unknown)
-        raise SpecError(f"--config {path}: unknown {hints}; known: {', '.join(sorted(known))}")
-    defaults = {known[key]: value for key, value in values.items() if value is not None}
-    if isinstance(settings := defaults.get("set"), Mapping):
-        defaults["set"] = [f"{name}={_yaml(value)}" for name, value in settings.items()]
-    context.default_map = {**(context.default_map or {}), **defaults}
-    return path
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    import yaml
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-        if len(content) > MAX_CONFIG_BYTES:
-            raise SpecError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
-        values = yaml.safe_load(content.decode())
-    except OSError as error:
-        raise SpecError(f"--config {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise SpecError(f"--config {path}{where}: not plain YAML: {reason}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise SpecError(f"--config {path}: expected a mapping of flags to values")
-    return values
-
-
-def _yaml(value: object) -> str:
-    return json.dumps(value)
-
-
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        callback=_configure, is_eager=True, help="YAML file of flags; the command line wins."
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Where studies and the cache are kept.")]
-Name = Annotated[str | None, typer.Option(help="Name of the study; the same name goes on with it.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet."),
-]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the stored images in pixels.")]
-Subset = Annotated[int | None, typer.Option(help="Train on that many images, stratified.")]
-Flip = Annotated[bool | None, typer.Option(help="Whether training views are mirrored.")]
-Teacher = Annotated[
-    str | None,
-    typer.Option(help="auto, cifar_resnet56, timm:NAME, torchvision:NAME or FILE.py:FACTORY."),
-]
-TeacherWeights = Annotated[str | None, typer.Option(help="The teacher's weights file.")]
-TeacherEpochs = Annotated[int | None, typer.Option(help="Fine-tune the teacher on the data.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
-Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(help="A knob, as student.width=0.5, method.beta=2 or train.lr=0.1; repeatable."),
-]
 
 
 @app.command()
@@ -121,7 +59,7 @@ def run(
     teacher: Teacher = None,
     teacher_weights: TeacherWeights = None,
     teacher_epochs: TeacherEpochs = None,
-    space: Annotated[str | None, typer.Option(help="A built-in space or a YAML file.")] = None,
+    space: Space = None,
     budget_ms: Annotated[
         float | None, typer.Option(help="Latency of the ONNX file: CPU, 1 thread, batch 1.")
     ] = None,
@@ -145,7 +83,7 @@ def run(
     Example: kdsearch run --data path/to/images --teacher timm:resnet50.a1_in1k --teacher-epochs 5
     --budget-ms 10 --name phones
     """
-    given = _given(
+    given = only_given(
         data=data,
         image_size=image_size,
         subset=subset,
@@ -160,7 +98,7 @@ def run(
         epochs=epochs,
         seed=seed,
     )
-    _require_positive(trials=trials, time_limit=time_limit)
+    require_positive(trials=trials, time_limit=time_limit)
     from kdsearch.console import StudyConsole, front_table, show
     from kdsearch.run import run as run_study
 
@@ -227,7 +165,7 @@ def distill(
 
     Example: kdsearch distill --student mobilenet --method at --temperature 4 --alpha 0.9
     """
-    given = _given(
+    given = only_given(
         data=data,
         image_size=image_size,
         subset=subset,
@@ -237,9 +175,9 @@ def distill(
         teacher_epochs=teacher_epochs,
         seed=seed,
     )
-    _require_positive(resolution=resolution)
+    require_positive(resolution=resolution)
     params: dict[str, Value] = {"student.family": student, "method.name": method}
-    params |= _settings(set, student, method)
+    params |= read_settings(set, student=student, method=method)
     spec = {"alpha": alpha, "weight": weight, "temperature": temperature, "mapping": mapping}
     params |= {f"method.{method}.{key}": v for key, v in spec.items() if v is not None}
     sizes = {"student.resolution": resolution, "train.epochs": epochs}
@@ -272,6 +210,70 @@ def distill(
 
 
 @app.command()
+def check(
+    config: Config = None,
+    out: Out = OUT,
+    data: Data = None,
+    image_size: ImageSize = None,
+    subset: Subset = None,
+    flip: Flip = None,
+    teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
+    teacher_epochs: TeacherEpochs = None,
+    space: Space = None,
+    student: Annotated[
+        str | None, typer.Option(help="One family instead of those of the space.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a step; else as the space says.")
+    ] = None,
+    set: Settings = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say, before a study, which methods can be used and why not, and what the teacher knows.
+
+    Example: kdsearch check --data path/to/images --teacher timm:resnet50.a1_in1k
+    --teacher-epochs 5 --space classification-mobile
+    """
+    given = only_given(
+        data=data,
+        image_size=image_size,
+        subset=subset,
+        flip=flip,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        teacher_epochs=teacher_epochs,
+        seed=seed,
+    )
+    require_positive(batch_size=batch_size)
+    params: dict[str, Value] = read_settings(set, student=student, method=None)
+    params |= {} if student is None else {"student.family": student}
+    params |= {} if batch_size is None else {"train.batch_size": batch_size}
+    from kdsearch.check import check as check_request
+    from kdsearch.console import StudyConsole, check_tables, show
+    from kdsearch.request import request_of
+
+    with StudyConsole(quiet=quiet or as_json) as watch:
+        checked = check_request(
+            request_of(given),
+            watch,
+            out=out,
+            space=space,
+            params=params,
+            device=device,
+            on_try=watch.attempt,
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(checked)))
+        return
+    show(*check_tables(checked), *checked.notes)
+
+
+@app.command()
 def measure(
     model: Annotated[str, typer.Argument(help="A family, timm:NAME, torchvision:NAME or *.onnx.")],
     input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
@@ -284,8 +286,9 @@ def measure(
 
     Example: kdsearch measure timm:mobilenetv3_small_100 --input 3x224x224
     """
-    shape = _shape(input)
-    params: dict[str, Value] = {"student.family": model, **_settings(set, model, "kd")}
+    shape = shape_of(input)
+    settings = read_settings(set, student=model, method="kd")
+    params: dict[str, Value] = {"student.family": model, **settings}
     from kdsearch.console import show
     from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
@@ -371,50 +374,3 @@ def dashboard(
         optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
-
-
-def _given(**flags: object) -> dict[str, object]:
-    return {name: value for name, value in flags.items() if value is not None}
-
-
-def _require_positive(**flags: float | None) -> None:
-    for name, value in flags.items():
-        if value is not None and not value > 0:
-            flag = name.replace("_", "-")
-            raise SpecError(f"--{flag} {value:g}: expected a number above 0")
-
-
-def _settings(settings: list[str] | None, student: str, method: str) -> dict[str, Value]:
-    """Read `student.width=0.5` into the names that a walked space would have."""
-    owners = {"student": f"student.{student}.", "method": f"method.{method}.", "train": "train."}
-    params: dict[str, Value] = {}
-    for text in settings or ():
-        name, equals, value = text.partition("=")
-        section, dot, knob = name.partition(".")
-        if not (equals and dot and knob) or section not in owners:
-            raise SpecError(
-                f"--set {text!r}: expected student.KNOB=VALUE, method.KNOB=VALUE or train.KEY=VALUE"
-            )
-        params[owners[section] + knob] = _value(text, value)
-    return params
-
-
-def _value(text: str, value: str) -> Value:
-    """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes."""
-    try:
-        read = json.loads(value)
-    except ValueError:  # no JSON, or a number of too many digits
-        read = value
-    if not isinstance(read, bool | int | float | str) or not value:
-        raise SpecError(f"--set {text!r}: {value!r} is not a number, a truth value or a word")
-    return read
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 3 or not all(_SIDE.fullmatch(side) for side in sides):
-        raise SpecError(f"--input {text!r}: expected channels x height x width, as 3x224x224")
-    channels, height, width = map(int, sides)
-    if height != width:
-        raise SpecError(f"--input {text!r}: students take square images")
-    return channels, height, width

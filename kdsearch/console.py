@@ -15,6 +15,7 @@ from kdsearch.spec import UNITS, Cost, TrialRecord
 from kdsearch.summary import Entry, Summary
 
 if TYPE_CHECKING:
+    from kdsearch.check import Checked, MethodCheck
     from kdsearch.trainer import Epoch
 
 
@@ -105,6 +106,11 @@ class StudyConsole:
         detail = f"trial {number}: epoch {epoch.number}/{epochs}, {100 * epoch.val:.2f} %"
         self._live.update(self._task, detail=detail)
 
+    def attempt(self, number: int, total: int, what: str) -> None:
+        """Show which of the methods is being tried."""
+        self._live.update(self._task, description="methods", total=total, completed=number)
+        self._live.update(self._task, visible=True, detail=what)
+
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Print how a trial ended, the best so far and the time left."""
         shown = self._outcome(record)
@@ -162,3 +168,85 @@ def front_table(summary: Summary) -> Table:
 def _trials(summary: Summary) -> int:
     counts = summary.counts
     return counts.complete + counts.pruned + counts.infeasible + counts.failed
+
+
+def check_tables(checked: Checked) -> tuple[Table, Table, Table]:
+    """Return what was found about the teachers, the students and the methods."""
+    return _teachers_table(checked), _students_table(checked), _methods_table(checked)
+
+
+def _teachers_table(checked: Checked) -> Table:
+    table = Table(
+        title=f"Teacher on {checked.data}, {checked.classes} classes",
+        caption="sure: mean confidence; NLL in nats an image; ECE over 15 bins; best T: the "
+        "temperature of the least NLL; plain views",
+    )
+    table.add_column("teacher", overflow="fold")
+    for heading in ("images", "right", "sure", "NLL", "ECE", "best T"):
+        table.add_column(heading, justify="right")
+    for teacher in checked.teachers:
+        for split, found in (("val", teacher.validation), ("train", teacher.train)):
+            table.add_row(
+                teacher.name if split == "val" else "",
+                f"{found.images:,} {split}",
+                f"{100 * found.accuracy:.2f} %",
+                f"{100 * found.confidence:.2f} %",
+                f"{found.nll:.4f}",
+                f"{100 * found.ece:.2f} %",
+                "-" if found.temperature is None else f"{found.temperature:.2f}",
+            )
+    return table
+
+
+def _students_table(checked: Checked) -> Table:
+    flops = "-" if checked.teacher_flops is None else f"{checked.teacher_flops / 1e6:,.2f}"
+    table = Table(
+        title=f"Capacity: teacher {flops} MFLOPs, {checked.teacher_params:,} parameters",
+        caption="one multiply-add counts once, batch 1; gap: teacher over student",
+    )
+    table.add_column("student", overflow="fold")
+    for heading in ("knobs", "px", "MFLOPs", "gap", "params", "gap"):
+        table.add_column(heading, justify="right")
+    for student in checked.students:
+        table.add_row(
+            student.family,
+            student.size,
+            str(student.resolution),
+            "-" if student.flops is None else f"{student.flops / 1e6:,.2f}",
+            _gap(student.flops_ratio),
+            "-" if student.params is None else f"{student.params:,}",
+            _gap(student.params_ratio),
+        )
+    return table
+
+
+def _gap(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:,.0f}x"
+
+
+def _methods_table(checked: Checked) -> Table:
+    table = Table(
+        title=f"Methods: one step, batch of {checked.batch_size}",
+        caption="tried on each family at its smallest",
+    )
+    for heading in ("method", "can be used", "why not"):
+        table.add_column(heading, overflow="fold")
+    by_method: dict[str, list[MethodCheck]] = {}
+    for found in checked.methods:
+        by_method.setdefault(found.method, []).append(found)
+    for method, tried in by_method.items():
+        working = [found.family for found in tried if found.usable]
+        reasons: dict[str, list[str]] = {}
+        for found in tried:
+            if not found.usable:
+                reasons.setdefault(found.reason, []).append(found.family)
+        told = "yes" if len(working) == len(tried) else "no" if not working else "in part"
+        table.add_row(
+            method,
+            told,
+            "\n".join(
+                reason if len(families) == len(tried) else f"{', '.join(families)}: {reason}"
+                for reason, families in reasons.items()
+            ),
+        )
+    return table

@@ -58,7 +58,7 @@ def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, 
     frozen = _frozen_view(model)
     first = next(chain(frozen.parameters(), frozen.buffers()), torch.empty(0))
     image = first.new_zeros((1, *input_shape), dtype=_image_dtype(first))
-    with torch.no_grad(), _unfused_attention():
+    with torch.no_grad(), unfused_attention():
         analysis = _analyse(frozen, image, name)
         _compare_counters(frozen, image, analysis.by_operator(), name)
     return int(analysis.total()), sum(parameter.numel() for parameter in model.parameters())
@@ -77,8 +77,8 @@ def _image_dtype(weight: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` off its inference path: one operator that nobody can count."""
+def unfused_attention() -> Iterator[None]:
+    """Keep `nn.MultiheadAttention` off its inference path: nobody counts or exports it."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

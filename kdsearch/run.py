@@ -51,7 +51,11 @@ from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights, save_weights
 
 DEFAULT_TRIALS = 20
-CONTROLS = ("none", "kd")
+CONTROLS = {
+    "none": "without a teacher",
+    "label_smoothing": "with label smoothing alone",
+    "kd": "with plain KD at its defaults",
+}
 _KNOWN_BY_HEART = 0.05
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
 
@@ -252,7 +256,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
 
 
 def _controls(study: Study, bench: Bench, best: TrialRecord, watch: Watch) -> list[TrialRecord]:
-    """Train the best student without a teacher and with plain KD, same recipe and seed."""
+    """Train the best student as each control is taught, with the same recipe and seed."""
     student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
     evaluate = _evaluator(study, bench, watch)
     for method in CONTROLS:
@@ -276,7 +280,7 @@ def _judgement(
     teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
     by_method = {str(record.params["method.name"]): record for record in controls}
     noise = math.sqrt(2 * best.val * (1 - best.val) / n_val)
-    for method, what in (("none", "without a teacher"), ("kd", "with plain KD at its defaults")):
+    for method, what in CONTROLS.items():
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (

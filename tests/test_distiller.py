@@ -311,7 +311,7 @@ def test_missing_teacher_is_refused():
 
 def test_batches_too_small_for_relations_are_refused():
     pair = Pair()
-    with pytest.raises(SpecError, match=r"batches of at least 2, not 1; raise train\.batch_size"):
+    with pytest.raises(SpecError, match=r"at least 2 of them, not 1; raise train\.batch_size"):
         Distiller(
             DistillSpec(method="rkd"),
             student=bare_side(pair.out()),

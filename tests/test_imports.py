@@ -48,6 +48,8 @@ ROOMS = (
     "trial",
     "engines",
     "bench",
+    "calibration",
+    "check",
     "card",
     "ship",
     "run",
@@ -55,6 +57,7 @@ ROOMS = (
     "__init__",
     "console",
     "listing",
+    "flags",
     "cli",
     "__main__",
 )

@@ -59,7 +59,8 @@ def pairs_of(term: Term, student: Side, teacher: Side | None) -> Pairs:
         if not side.outputs.stages
     ]
     if silent:
-        free = [other for other in METHODS.names() if METHODS.get(other).need != "stages"]
+        needs = {other: METHODS.get(other).need for other in METHODS.names()}
+        free = [other for other, need in needs.items() if need not in ("stages", "attention")]
         raise SpecError(
             f"method {term.name!r} compares stages, but the {' and the '.join(silent)} shows none; "
             f"methods that need none: {', '.join(free)}"

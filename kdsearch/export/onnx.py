@@ -21,6 +21,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from kdsearch.cost import unfused_attention
 from kdsearch.errors import CostError, ExportError
 from kdsearch.latency import open_session
 
@@ -56,16 +57,17 @@ def to_onnx(
     """
     name = type(model).__name__
     try:
-        program = torch.onnx.export(
-            _cpu_copy(model),
-            (torch.zeros(_EXAMPLES, *input_shape),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[_INPUT],
-            output_names=[_OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim(_BATCH, min=1)},),
-            verbose=False,
-        )
+        with unfused_attention():
+            program = torch.onnx.export(
+                _cpu_copy(model),
+                (torch.zeros(_EXAMPLES, *input_shape),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim(_BATCH, min=1)},),
+                verbose=False,
+            )
     except Exception as error:  # the exporter passes on whatever the model's forward raises
         shape = "x".join(map(str, input_shape))
         raise ExportError(f"{name} does not export to ONNX at {shape}: {error}") from error
@@ -102,7 +104,7 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
     name = type(model).__name__
     try:
         awake = _perturbed_copy(model, input_shape)
-        with TemporaryDirectory() as folder, warnings.catch_warnings():
+        with TemporaryDirectory() as folder, warnings.catch_warnings(), unfused_attention():
             path = Path(folder) / "pricing.onnx"
             _ignore_trace_warnings()
             torch.onnx.export(

@@ -46,5 +46,6 @@ def _distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _attention(maps: Tensor, height: int, width: int) -> Tensor:
-    pooled = F.adaptive_avg_pool2d(maps, (height, width))
-    return F.normalize(pooled.square().mean(1).flatten(1), dim=1)
+    if maps.shape[2:] != (height, width):  # else 24 of a step's 53 ms, for nothing
+        maps = F.adaptive_avg_pool2d(maps, (height, width))
+    return F.normalize(maps.square().mean(1).flatten(1), dim=1)

@@ -100,8 +100,8 @@ class DistillLoss(nn.Module):
         self.check(student, teacher)
         if 0 < setting.batch_size < self.min_batch:
             raise SpecError(
-                f"{self._name} compares samples with each other and needs batches of at least "
-                f"{self.min_batch}, not {setting.batch_size}; raise train.batch_size"
+                f"{self._name} relates or normalises the samples of a batch and needs at least "
+                f"{self.min_batch} of them, not {setting.batch_size}; raise train.batch_size"
             )
         self.build(student, teacher, setting)
         self.to(widen(_first(student)))

@@ -108,6 +108,8 @@ class _Fusion(nn.Module):
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps averaged down, or repeated up, to a size."""
     height, width = size
+    if maps.shape[2:] == (height, width):
+        return maps
     if maps.shape[2] >= height and maps.shape[3] >= width:
         return F.adaptive_avg_pool2d(maps, (height, width))
     return F.interpolate(maps, (height, width))

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from kdsearch.errors import CostError, ExportError
 from kdsearch.export import accuracy, for_pricing, to_onnx, verify
@@ -78,6 +79,26 @@ def test_file_agrees_with_a_trained_vit(tmp_path):
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
     assert verify(net, tmp_path / "vit.onnx", [images()]).max_rel < 1e-5
+
+
+def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
+    net = trained(
+        VisionTransformer(
+            image_size=16,
+            patch_size=8,
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=16,
+            num_classes=5,
+        )
+    )
+    to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
+
+    assert verify(net, tmp_path / "vit.onnx", [images()]).max_rel < 1e-5
+    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE, seconds=0.02).ms > 0
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 33])

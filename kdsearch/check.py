@@ -1,0 +1,391 @@
+"""Before a study: which methods can be used, what the teacher knows, how wide the gap is.
+
+A method is tried, not judged by a list: one step of training on one batch, through the losses and
+the loop of a trial, on each family with every knob at its lowest. The test split is never read.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdsearch.bench import Prepared, Watch, load_data, pick_device, prepare, teacher_specs
+from kdsearch.cache import TeacherOutputs
+from kdsearch.calibration import Calibration, calibration
+from kdsearch.cost import count
+from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.distiller.blend import common_logits
+from kdsearch.errors import KDSearchError, SpecError
+from kdsearch.methods import METHODS
+from kdsearch.model import Model, batches
+from kdsearch.request import Request
+from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
+from kdsearch.spaces import default_space, find_space
+from kdsearch.spec import Candidate, StudentSpec
+from kdsearch.trainer import Session, train
+from kdsearch.trial import Bench, build_distiller, build_student
+
+logger = logging.getLogger(__name__)
+MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of 0.7 points at the most
+WIDE_GAP = 100
+_BY_HEART = 0.99
+_FEW_ERRORS = 10
+_CALIBRATED = 1.1
+_ENDS = ("smallest", "largest")
+
+OnTry = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherCheck:
+    """One teacher, or the blend of all of them at equal weights."""
+
+    name: str
+    validation: Calibration
+    train: Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentCheck:
+    """One student's price, at batch 1; reason: why it cannot be built or priced.
+
+    size: `smallest` and `largest` with every knob at its lowest and highest, `only` where a family
+    has no range. flops_ratio, params_ratio: the teachers' over the student's.
+    """
+
+    family: str
+    size: str
+    resolution: int
+    knobs: Params
+    flops: int | None = None
+    params: int | None = None
+    flops_ratio: float | None = None
+    params_ratio: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCheck:
+    """A method on one family; loss: of its one step, None where it failed for `reason`."""
+
+    method: str
+    family: str
+    usable: bool
+    loss: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What was found; notes: what follows from it, in sentences."""
+
+    data: str
+    classes: int
+    space: str
+    batch_size: int
+    teacher_flops: int | None
+    teacher_params: int
+    teachers: tuple[TeacherCheck, ...]
+    students: tuple[StudentCheck, ...]
+    methods: tuple[MethodCheck, ...]
+    notes: tuple[str, ...]
+
+
+def check(
+    request: Request,
+    watch: Watch,
+    *,
+    out: Path,
+    space: str | None = None,
+    params: Params | None = None,
+    device: str = "auto",
+    on_try: OnTry | None = None,
+) -> Checked:
+    """Try the methods on the students, and measure the teachers of a request.
+
+    space: a name or a file; its methods, in the middle of their ranges. None: every method at its
+    defaults, on the students of the space that fits the data. params: settings that the user
+    chose, such as `student.family` or `train.batch_size`; they win over the space's.
+    Raises KDSearchError for a request that cannot be met, and when no student can be built.
+    """
+    torch_device = pick_device(device)
+    teacher_specs(request)
+    data, request = load_data(request, out)
+    name = space or default_space(request.data, data.size)
+    plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
+    built = [_build(plan, family, size, data) for family, size in plan.sizes()]
+    if not any(model for _, model in built):
+        raise SpecError("\n".join(student.reason for student, _ in built))
+    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    teachers = tuple(_teachers(prepared.bench))
+    students = tuple(_compared(student, prepared) for student, _ in built)
+    models = [model for student, model in built if model and student.size != "largest"]
+    methods = _try_all(plan, models, prepared.bench, on_try or _nobody)
+    known = [spec.is_trained_here for spec in teacher_specs(request)]
+    return Checked(
+        data=data.name,
+        classes=data.num_classes,
+        space=name,
+        batch_size=min(plan.batch_size, len(data.labelled)),
+        teacher_flops=prepared.teacher.flops,
+        teacher_params=prepared.teacher.params,
+        teachers=teachers,
+        students=students,
+        methods=methods,
+        notes=(*_on_teachers(teachers, known), *_on_students(students)),
+    )
+
+
+def _nobody(_done: int, _total: int, _what: str) -> None:
+    pass
+
+
+class _Plan:
+    """Which students and methods to try: those of a space, or what the user named instead."""
+
+    def __init__(self, space: SearchSpace, params: Params, *, has_own_methods: bool) -> None:
+        self._space = space
+        self._params = params
+        self._has_own_methods = has_own_methods
+        named = params.get("student.family")
+        self.families = _options(space, "student.family") if named is None else [str(named)]
+        self.methods: Sequence[str] = METHODS.names()
+        if has_own_methods:
+            self.methods = _options(space, "method.name") or ["kd"]
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of images in a step."""
+        return self.candidate(self.families[0]).train.batch_size
+
+    def sizes(self) -> Iterator[tuple[str, str]]:
+        """Yield (family, size); the same student is not named twice."""
+        for family in self.families:
+            lowest, highest = (self.candidate(family, size=size).student for size in _ENDS)
+            yield from ((family, size) for size in (("only",) if lowest == highest else _ENDS))
+
+    def candidate(
+        self, family: str, method: str | None = None, *, size: str = "smallest"
+    ) -> Candidate:
+        """Return a student at one end of its ranges, taught by a method in the middle of its own.
+
+        Raises SpecError for settings that contradict the student or the recipe.
+        """
+        method = method or self.methods[0]
+
+        def pick(name: str, dim: Float | Int | Choice) -> Value:
+            chosen = {"student.family": family, "method.name": method}.get(name)
+            if chosen is not None and chosen in dim:
+                return chosen
+            return _middle(dim) if name.startswith("method.") else _end(dim, size)
+
+        sections = ["train."]
+        sections += [] if "student.family" in self._params else ["student."]
+        sections += ["method."] if self._has_own_methods else []
+        walked = self._space.walk(pick)
+        kept = {name: value for name, value in walked.items() if name.startswith(tuple(sections))}
+        return Candidate.from_params({**kept, "method.name": method, **self._params})
+
+
+def _options(space: SearchSpace, name: str) -> list[str]:
+    dim = space.dims.get(name)
+    if isinstance(dim, Choice):
+        return [str(option) for option in dim.options]
+    return [str(dim.value)] if isinstance(dim, Constant) else []
+
+
+def _end(dim: Dim, size: str) -> Value:
+    """Return the lowest value of a dimension, or the highest for the largest student."""
+    is_high = size == "largest"
+    if isinstance(dim, Constant):
+        return dim.value
+    if isinstance(dim, Float | Int):
+        return dim.high if is_high else dim.low
+    numbers = [option for option in dim.options if not isinstance(option, str)]
+    if len(numbers) == len(dim.options):
+        return max(numbers) if is_high else min(numbers)
+    return dim.options[-1 if is_high else 0]
+
+
+def _middle(dim: Float | Int | Choice) -> Value:
+    if isinstance(dim, Choice):
+        return dim.options[len(dim.options) // 2]
+    middle = math.sqrt(dim.low * dim.high) if dim.log else (dim.low + dim.high) / 2
+    if isinstance(dim, Float):
+        return middle
+    return dim.low + (round(middle) - dim.low) // dim.step * dim.step
+
+
+def _build(
+    plan: _Plan, family: str, size: str, data: ImageData
+) -> tuple[StudentCheck, Model | None]:
+    """Build and price one student."""
+    spec: StudentSpec = plan.candidate(family, size=size).student
+    found = StudentCheck(
+        family=family, size=size, resolution=spec.resolution or data.size, knobs=dict(spec.knobs)
+    )
+    try:
+        model = build_student(spec, data)
+        flops, params = count(model.network, input_shape=model.preprocess.input_shape)
+    except KDSearchError as error:
+        return replace(found, reason=str(error)), None
+    return replace(found, flops=flops, params=params), model
+
+
+def _compared(student: StudentCheck, prepared: Prepared) -> StudentCheck:
+    """Say how many times the teachers are larger."""
+    if student.flops is None or student.params is None:
+        return student
+    theirs = prepared.teacher
+    return replace(
+        student,
+        flops_ratio=None if theirs.flops is None else theirs.flops / max(student.flops, 1),
+        params_ratio=theirs.params / max(student.params, 1),
+    )
+
+
+def _teachers(bench: Bench) -> Iterator[TeacherCheck]:
+    """Yield what each teacher says of validation and of training images; then their blend."""
+    splits = [_spaced(images, MAX_IMAGES) for images in (bench.data.val, bench.data.labelled)]
+    answers = [_answers(bench.teachers, images, bench.device) for images in splits]
+    names = [teacher.name for teacher in bench.teachers]
+    if len(names) > 1:
+        names.append("blend of all")
+        shares = torch.full((1, len(bench.teachers)), 1 / len(bench.teachers))
+        answers = [
+            torch.cat([logits, common_logits(shares, logits.transpose(0, 1))[None]])
+            for logits in answers
+        ]
+    for name, *both in zip(names, *answers, strict=True):
+        validation, train_set = (
+            calibration(logits, images.labels) for logits, images in zip(both, splits, strict=True)
+        )
+        yield TeacherCheck(name=name, validation=validation, train=train_set)
+
+
+def _spaced(images: ImageSet, limit: int) -> ImageSet:
+    """Return at most `limit` images, evenly spaced: a split may be sorted by class."""
+    limit = min(limit, len(images))
+    return images.take(torch.arange(limit) * len(images) // limit)
+
+
+@torch.no_grad()
+def _answers(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> Tensor:
+    """Return the logits [T, N, K] of all teachers, on the CPU."""
+    parts = [
+        torch.stack([teacher(batch).float() for teacher in teachers]).cpu()
+        for batch, _ in batches(images, device)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _try_all(
+    plan: _Plan, models: Sequence[Model], bench: Bench, on_try: OnTry
+) -> tuple[MethodCheck, ...]:
+    """Take one step with every method on every student; the teachers see the batch once."""
+    few = _spaced(bench.data.labelled, plan.batch_size)
+    data = replace(bench.data, train=few, val=_spaced(few, 2))
+    on_device = few.images.to(bench.device)
+    outputs = tuple(
+        TeacherOutputs(teacher, on_device, view_seed=bench.seed) for teacher in bench.teachers
+    )
+    small = replace(bench, data=data, outputs=outputs)
+    tries = [(method, model) for method in plan.methods for model in models]
+    found = []
+    for number, (method, model) in enumerate(tries):
+        on_try(number, len(tries), f"{method} on {model.name}")
+        found.append(_try(plan.candidate(model.name, method), model, small))
+    return tuple(found)
+
+
+def _try(candidate: Candidate, model: Model, bench: Bench) -> MethodCheck:
+    """Take one step as a trial would; whatever a trial would fail of is the reason."""
+    found = MethodCheck(
+        method=candidate.distill.method, family=candidate.student.family, usable=False
+    )
+    torch.manual_seed(bench.seed)
+    student = copy.deepcopy(model)
+    try:
+        distiller = build_distiller(candidate, student, bench)
+        session = Session(
+            data=bench.data,
+            spec=replace(candidate.train, epochs=1),
+            seed=bench.seed,
+            view_seed=bench.seed,
+            device=bench.device,
+            teachers=bench.outputs,
+        )
+        (epoch,) = train(student, distiller, session)
+    except KDSearchError as error:
+        return replace(found, reason=str(error))
+    except Exception as error:  # as in a trial: a method must not end the check
+        logger.info("%s failed", candidate, exc_info=True)
+        first = (str(error).splitlines() or [""])[0]
+        return replace(found, reason=f"{type(error).__name__}: {first}")
+    return replace(found, usable=True, loss=epoch.losses["loss"])
+
+
+def _on_teachers(teachers: Iterable[TeacherCheck], trained_here: Sequence[bool]) -> Iterator[str]:
+    """Yield what the accuracies and the best temperature of each teacher mean for distilling."""
+    for teacher, is_ours in zip(teachers, trained_here, strict=False):  # the blend comes last
+        train_set, val = teacher.train, teacher.validation
+        if train_set.accuracy >= _BY_HEART and train_set.accuracy > val.accuracy:
+            yield (
+                f"Teacher {teacher.name} is right on {_percent(train_set)} training and "
+                f"{_percent(val)} validation images: it has seen the former, and soft labels of "
+                "images learned by heart carry little beyond the labels (mean confidence "
+                f"{100 * train_set.confidence:.2f} %). Views it has not seen (train.policy, "
+                "train.mix), unlabelled images or a higher temperature bring out more"
+            )
+        if min(train_set.accuracy, val.accuracy) >= _BY_HEART and not is_ours:
+            yield (
+                f"Teacher {teacher.name} is right on {_percent(val)} validation images: if it was "
+                "trained on them, its accuracy and calibration here are too good; give data with "
+                "a val split that it has not seen"
+            )
+        if val.temperature and not 1 / _CALIBRATED < val.temperature < _CALIBRATED:
+            yield _on_temperature(teacher.name, val, val.temperature)
+
+
+def _on_temperature(name: str, val: Calibration, temperature: float) -> str:
+    errors = round(val.images * (1 - val.accuracy))
+    rough = f" (a guess: {errors} of {val.images:,} are wrong)" if errors < _FEW_ERRORS else ""
+    kind = "overconfident" if temperature > 1 else "underconfident"
+    return (
+        f"Teacher {name} is {kind}: its probabilities fit validation best at temperature "
+        f"{temperature:.2f}{rough}; a search of temperatures may begin there"
+    )
+
+
+def _percent(found: Calibration) -> str:
+    return f"{100 * found.accuracy:.2f} % of {found.images:,}"
+
+
+def _on_students(students: Iterable[StudentCheck]) -> Iterator[str]:
+    """Yield what cannot be built, and what is too small or too large for its teacher."""
+    wide, dearer = [], []
+    for student in students:
+        name = student.family + f" ({student.size})" * (student.size != "only")
+        if student.reason:
+            yield f"Student {name} cannot be used: {student.reason}"
+        elif student.flops_ratio is not None and student.flops_ratio > WIDE_GAP:
+            wide.append(f"{name} {student.flops_ratio:.0f}x")
+        elif student.flops_ratio is not None and student.flops_ratio < 1:
+            dearer.append(name)
+    if dearer:
+        yield f"Of more FLOPs than the teacher, so there is nothing to save: {', '.join(dearer)}"
+    if wide:
+        yield (
+            f"A wide gap in FLOPs, teacher over student: {', '.join(wide)}. A teacher that far "
+            "above can teach worse than a nearer one (Cho and Hariharan, ICCV 2019, 1910.01348; "
+            "Mirzadeh et al., AAAI 2020, 1902.03393): try wider students, a smaller teacher, or an "
+            "assistant: distil a student of a size in between, then give it as --teacher "
+            "study:FOLDER"
+        )
