@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.views import augmented, targets
 from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model, batches, evaluating
+from kdsearch.optimizers import Optimizers
 from kdsearch.spec import TrainSpec
 from kdsearch.taps import Outputs
 from kdsearch.tasks.classification import evaluate
@@ -103,21 +103,19 @@ def _train(
     order = torch.Generator().manual_seed(session.seed)
     batch_size = min(spec.batch_size, len(train_set))
     steps = len(train_set) // batch_size
-    optimizer = _optimizer([model, distiller], spec)
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    schedule = LambdaLR(optimizer, _warm_cosine(steps * spec.epochs, spec.warmup))
+    optimizers = Optimizers(model, distiller, spec, steps * spec.epochs)
     average = _Average(model, spec.ema)
     epochs: list[Epoch] = []
     for number in range(1, spec.epochs + 1):
         started = time.perf_counter()
-        lr = float(optimizer.param_groups[0]["lr"])
+        lr = optimizers.lr
         model.train()
         distiller.train()
         permutation = torch.randperm(len(train_set), generator=order).to(device)
         totals: dict[str, Tensor] = {}
         batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
         for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
-            optimizer.zero_grad(set_to_none=True)
+            optimizers.zero_grad()
             for index in whole.chunk(spec.accumulate):
                 share = len(index) / batch_size
                 losses = _losses(
@@ -133,10 +131,7 @@ def _train(
                 for name, value in losses.items():
                     total = totals.get(name, torch.zeros((), device=device))
                     totals[name] = total + share * value.detach()
-            if spec.clip:
-                nn.utils.clip_grad_norm_(weights, spec.clip)
-            optimizer.step()
-            schedule.step()
+            optimizers.step()
             average.update()
         means = {name: float(total) / steps for name, total in totals.items()}
         if not math.isfinite(means["loss"]):
@@ -202,30 +197,6 @@ def _is_half(spec: TrainSpec, device: torch.device) -> bool:
     if spec.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return spec.precision == "bf16"
-
-
-def _optimizer(modules: list[nn.Module], spec: TrainSpec) -> torch.optim.Optimizer:
-    """Return the optimiser; gains and biases (1-D weights) are not decayed."""
-    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr)
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True)
-
-
-def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """Return the factor of the learning rate at a step: a linear rise, then half a cosine to 0."""
-    rise = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return factor
 
 
 @contextmanager

@@ -40,6 +40,7 @@ ROOMS = (
     "export",
     "cache",
     "weights",
+    "optimizers",
     "trainer",
     "cifar_resnet",
     "clip",

@@ -18,7 +18,7 @@ from kdsearch.errors import TrainingError
 from kdsearch.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.taps import Outputs
-from kdsearch.trainer import Epoch, Session, _Average, _optimizer, _warm_cosine, accuracy, train
+from kdsearch.trainer import Epoch, Session, _Average, accuracy, train
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
@@ -243,44 +243,6 @@ def test_distilling_from_a_good_teacher_copies_it() -> None:
     with torch.no_grad():
         same = student(DATA.test.images).argmax(1) == teacher(DATA.test.images).argmax(1)
     assert same.float().mean() > 0.9
-
-
-def test_gains_and_biases_are_not_decayed() -> None:
-    model = tiny_model()
-    distiller = distiller_for(PLAIN, model)
-    for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
-        optimizer = _optimizer([model, distiller], replace(SPEC, optimizer=name, weight_decay=0.3))
-        assert type(optimizer) is kind
-        decayed, plain = optimizer.param_groups
-        assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-        # Two convolutions and a linear layer; a gain, a shift and two biases.
-        assert [weight.ndim for weight in decayed["params"]] == [4, 4, 2]
-        assert [weight.ndim for weight in plain["params"]] == [1, 1, 1, 1]
-
-
-def test_frozen_weights_are_not_optimised() -> None:
-    model = tiny_model()
-    model.network.module[0].requires_grad_(False)
-    groups = _optimizer([model], SPEC).param_groups
-    assert sum(len(group["params"]) for group in groups) == 6
-
-
-def test_the_schedule_rises_to_one_and_falls_to_zero() -> None:
-    # 100 steps, 10 of warm-up: 1/10 at step 0, 1 at steps 9 and 10, 1/2 half way down, 0 at 100.
-    factor = _warm_cosine(100, 0.1)
-    assert [factor(0), factor(4), factor(9), factor(10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    assert factor(55) == pytest.approx(0.5)
-    assert factor(100) == pytest.approx(0.0)
-    values = [factor(step) for step in range(101)]
-    assert values[:10] == sorted(values[:10])
-    assert values[10:] == sorted(values[10:], reverse=True)
-
-
-def test_the_schedule_without_warm_up_starts_at_one() -> None:
-    factor = _warm_cosine(50, 0.0)
-    assert factor(0) == 1.0
-    assert factor(50) == pytest.approx(0.0)
-    assert _warm_cosine(1, 0.9)(0) == 1.0
 
 
 def test_epochs_report_the_learning_rate_they_began_with() -> None:

@@ -1,0 +1,94 @@
+"""What decays, what Muon takes, and how the rate moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_data import CPU, distiller_for, tiny_model, toy_data
+
+from kdsearch.optimizers import Optimizers, _matrices, _warm_cosine
+from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.trainer import Session, accuracy, train
+
+SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
+PLAIN = DistillSpec(method="none")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_gains_and_biases_are_not_decayed(name: str, kind: type) -> None:
+    model = tiny_model()
+    spec = replace(SPEC, optimizer=name, weight_decay=0.3)
+    (optimizer,) = Optimizers(model, distiller_for(PLAIN, model), spec, 10).parts
+    assert type(optimizer) is kind
+    decayed, plain = optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    # Two convolutions and a linear layer; a gain, a shift and two biases.
+    assert [weight.ndim for weight in decayed["params"]] == [4, 4, 2]
+    assert [weight.ndim for weight in plain["params"]] == [1, 1, 1, 1]
+
+
+def test_frozen_weights_are_not_optimised() -> None:
+    model = tiny_model()
+    model.network.module[0].requires_grad_(False)
+    assert len(Optimizers(model, torch.nn.Identity(), SPEC, 10).weights) == 6
+
+
+def test_muon_takes_the_matrices_between_first_and_last_layer_and_adamw_the_rest() -> None:
+    model = tiny_model()
+    spec = replace(SPEC, optimizer="muon")
+    rest, muon = Optimizers(model, torch.nn.Identity(), spec, 10).parts
+    assert type(rest) is torch.optim.AdamW
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [(16, 8 * 9)]
+    assert sum(len(group["params"]) for group in rest.param_groups) == 6
+    depthwise = torch.nn.Parameter(torch.ones(4, 1, 3, 3))
+    pointwise = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
+    assert _matrices([pointwise, depthwise, pointwise, pointwise]) == [pointwise]
+
+
+def test_a_step_of_muon_is_an_orthogonal_matrix_of_the_length_of_adamws() -> None:
+    """match_rms_adamw: 0.2 * sqrt(max(A, B)) * lr * U V^T, with singular values near 1."""
+    model = tiny_model()
+    spec = TrainSpec(optimizer="muon", lr=0.01, weight_decay=0.0, warmup=0.0)
+    optimizers = Optimizers(model, torch.nn.Identity(), spec, 10)
+    weight = model.network.module[3].weight
+    before = weight.detach().clone()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step()
+    moved = (weight.detach() - before).flatten(1) / (0.01 * 0.2 * 72**0.5)
+    singular = torch.linalg.svdvals(moved)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    aligned = torch.linalg.svd(weight.grad.flatten(1), full_matrices=False)
+    cosine = -(moved * (aligned.U @ aligned.Vh)).sum() / moved.norm() / 4
+    assert cosine > 0.95
+
+
+def test_muon_learns_and_repeats_itself() -> None:
+    data = toy_data()
+    spec = TrainSpec(epochs=4, batch_size=16, optimizer="muon", lr=0.01, ema=0.9)
+    session = Session(data=data, spec=spec, seed=0, view_seed=7, device=CPU)
+    models = [tiny_model(), tiny_model()]
+    curves = [train(model, distiller_for(PLAIN, model), session) for model in models]
+    assert [e.losses for e in curves[0]] == [e.losses for e in curves[1]]
+    assert accuracy(models[0], data.test, CPU) > 0.9
+
+
+def test_the_schedule_rises_to_one_and_falls_to_zero() -> None:
+    # 100 steps, 10 of warm-up: 1/10 at step 0, 1 at steps 9 and 10, 1/2 half way down, 0 at 100.
+    factor = _warm_cosine(100, 0.1)
+    assert [factor(0), factor(4), factor(9), factor(10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert factor(55) == pytest.approx(0.5)
+    assert factor(100) == pytest.approx(0.0)
+    values = [factor(step) for step in range(101)]
+    assert values[:10] == sorted(values[:10])
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_the_schedule_without_warm_up_starts_at_one() -> None:
+    factor = _warm_cosine(50, 0.0)
+    assert factor(0) == 1.0
+    assert factor(50) == pytest.approx(0.0)
+    assert _warm_cosine(1, 0.9)(0) == 1.0
