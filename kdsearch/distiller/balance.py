@@ -41,7 +41,7 @@ class GradNorm(nn.Module):
 
     def __init__(self, terms: int) -> None:
         super().__init__()
-        self.register_buffer("log_scales", torch.zeros(terms))
+        self.register_buffer("log_scales", torch.full((terms,), math.nan))  # not measured yet
         self.count = 0
 
     def forward(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> Tensor:
@@ -50,15 +50,17 @@ class GradNorm(nn.Module):
             if self.count % _EVERY == 0:
                 self._measure(task, terms, shared)
             self.count += 1
-        return self.log_scales.exp()
+        return self.log_scales.nan_to_num(0.0).exp()
 
     def _measure(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> None:
+        """Take the lengths of what is heard now; a term outside of its window keeps its scale."""
         lengths = torch.stack([_length(part, shared) for part in (task, *terms)])
         limit = math.log(_FARTHEST)
         seen = (lengths[0].clamp(min=1e-12) / lengths[1:].clamp(min=1e-12)).log()
-        seen = torch.where(lengths[1:] > 0, seen, 0).clamp(-limit, limit)
-        memory = _MEMORY if self.count else 0.0
-        self.log_scales.lerp_(seen, 1 - memory)
+        seen = seen.clamp(-limit, limit)
+        before = torch.where(self.log_scales.isnan(), seen, self.log_scales)
+        moved = before.lerp(seen, 1 - _MEMORY)
+        self.log_scales.copy_(torch.where(lengths[1:] > 0, moved, self.log_scales))
 
 
 def _length(part: Tensor, shared: Tensor) -> Tensor:
