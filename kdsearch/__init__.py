@@ -1,4 +1,8 @@
 """AutoML for knowledge distillation in computer vision, under a budget that holds."""
 
+import logging
+
 __all__ = ["__version__"]
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -83,7 +83,9 @@ def teacher_specs(request: Request) -> tuple[TeacherSpec, ...]:
 
     Several are separated by commas, as are their weights, empty for those that need none.
     """
-    names = request.teacher.split(",")
+    names = [name.strip() for name in request.teacher.split(",")]
+    if not all(names):
+        raise SpecError(f"--teacher {request.teacher!r}: a name is missing beside a comma")
     weights = [""] * len(names)
     if request.teacher_weights is not None:
         weights = request.teacher_weights.split(",")
@@ -93,7 +95,7 @@ def teacher_specs(request: Request) -> tuple[TeacherSpec, ...]:
             "separated by commas, empty for a teacher that needs none"
         )
     return tuple(
-        TeacherSpec(name=name.strip(), weights=file.strip() or None, epochs=request.teacher_epochs)
+        TeacherSpec(name=name, weights=file.strip() or None, epochs=request.teacher_epochs)
         for name, file in zip(names, weights, strict=True)
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.errors import StudyError
+from kdsearch.errors import SpecError, StudyError
 from kdsearch.flags import (
     OUT,
     Config,
@@ -151,7 +151,7 @@ def distill(
         float | None, typer.Option(help="Of the method, or of a kd term that joins it.")
     ] = None,
     mapping: Annotated[
-        str | None, typer.Option(help="last, even, stride or pairs such as 0:1,2:3.")
+        str | None, typer.Option(help="last, even, stride, all or pairs such as 0:1,2:3.")
     ] = None,
     set: Settings = None,
     epochs: Epochs = None,
@@ -179,9 +179,12 @@ def distill(
     params: dict[str, Value] = {"student.family": student, "method.name": method}
     params |= read_settings(set, student=student, method=method)
     spec = {"alpha": alpha, "weight": weight, "temperature": temperature, "mapping": mapping}
-    params |= {f"method.{method}.{key}": v for key, v in spec.items() if v is not None}
-    sizes = {"student.resolution": resolution, "train.epochs": epochs}
-    params |= {key: value for key, value in sizes.items() if value is not None}
+    flags = {f"method.{method}.{key}": value for key, value in spec.items()}
+    flags |= {"student.resolution": resolution, "train.epochs": epochs}
+    typed = {key: value for key, value in flags.items() if value is not None}
+    if twice := params.keys() & typed.keys():
+        raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
+    params |= typed
     from kdsearch.console import StudyConsole, show
     from kdsearch.request import free_name, request_of
     from kdsearch.single import distill as distill_one

@@ -126,6 +126,8 @@ def _check_owned(
     if owner is None:
         stem = rest.partition(".")[0]
         hint = did_you_mean(stem, [*options, what])
+        if what == "method" and stem in _COMMON:
+            hint = f"; write it under each method, as method.name.choice.{options[0]}.{stem}"
         yield name, f"{stem!r} is no {what} of this space{hint}; it offers {', '.join(options)}"
         return
     knob = rest.removeprefix(f"{owner}.")

@@ -395,6 +395,11 @@ def gradient_of(outputs: Outputs) -> Outputs:
     return replace(outputs, gradient=gradient_at(score, outputs.stages[-1]))
 
 
+def source_of(stage: Tensor) -> Tensor:
+    """Return the tensor that the network reads: a stage of tokens is only a view of it."""
+    return stage if stage._base is None else stage._base
+
+
 def gradient_at(score: Tensor, stage: Tensor, *, create_graph: bool = False) -> Tensor:
     """Return the gradient of a scalar in a stage, a map like it.
 
@@ -402,7 +407,7 @@ def gradient_at(score: Tensor, stage: Tensor, *, create_graph: bool = False) -> 
     tensor behind the view and looked at the same way. Raises SpecError where there is no graph
     between the two.
     """
-    base = stage if stage._base is None else stage._base
+    base = source_of(stage)
     gradient: Tensor | None = None
     if score.requires_grad and base.requires_grad:
         (gradient,) = torch.autograd.grad(score, base, create_graph=create_graph, allow_unused=True)

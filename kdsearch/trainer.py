@@ -89,7 +89,15 @@ def train(
     Raises TrainingError when the loss is no longer finite.
     """
     with _threads_for(model.preprocess.resolution**2 * session.spec.batch_size):
-        return _train(model, distiller, session, on_epoch)
+        try:
+            return _train(model, distiller, session, on_epoch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "BatchNorm cannot train on one image at a time; raise train.batch_size, or lower "
+                "train.accumulate"
+            ) from error
 
 
 def _train(
@@ -116,7 +124,7 @@ def _train(
         batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
         for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
             optimizers.zero_grad()
-            for index in whole.chunk(spec.accumulate):
+            for index in torch.tensor_split(whole, spec.accumulate):
                 share = len(index) / batch_size
                 losses = _losses(
                     model,

@@ -129,7 +129,8 @@ def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Disti
         student=side_of(student, images),
         teachers=[side_of(teacher, shown, heard) for teacher in bench.teachers],
         setting=Setting(
-            samples=len(bench.data.train), batch_size=train.batch_size // train.accumulate
+            samples=len(bench.data.train),
+            batch_size=min(train.batch_size, len(bench.data.train)) // train.accumulate,
         ),
         label_smoothing=train.label_smoothing,
     )

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsearch import methods
+from kdsearch import methods, students
 from kdsearch.distiller import Distiller, Side, check
 from kdsearch.distiller.recipe import resolve
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Setting
-from kdsearch.spec import DistillSpec
+from kdsearch.spec import DistillSpec, StudentSpec
 from kdsearch.taps import Outputs, gradient_of
 
 K = 5
@@ -258,6 +258,14 @@ def test_method_of_the_user_plugs_in_by_path(tmp_path: Path):
             DistillSpec(method="hard_label", temperature=4.0),
             "no temperature; hard_label.kd joins",
         ),
+        (DistillSpec(method="kd+"), r"a name is missing beside a '\+'"),
+        (DistillSpec(method="none", balance="gradnorm"), r"no use for method\.balance"),
+        (DistillSpec(method="kd+at", knobs={"kd.mapping": "last"}), "compares logits, not stages"),
+        (DistillSpec(method="kd", alpha=0.9, alpha_schedule="linear:1->2"), "takes alpha to 1.8"),
+        (
+            DistillSpec(method="kd", temperature=0.5, temperature_schedule="linear:1->3"),
+            r"takes the temperature of 'kd' to -0\.5",
+        ),
         (DistillSpec(method="kd+none"), "none is the absence of a teacher"),
         (DistillSpec(method="kd+kd"), "names a term twice"),
         (DistillSpec(method="kd+at", weight=2.0), r"say whose: kd\.weight or at\.weight"),
@@ -384,7 +392,22 @@ def test_uncertainty_starts_at_the_recipes_weights_and_learns_its_own():
     found["loss"].backward()
     # d/ds of exp(-s) * part + s / 2 at s = 0
     parts = torch.stack([0.1 * found["task"], 0.9 * found["kd"]]).detach()
-    torch.testing.assert_close(losses.uncertainty.log_variances.grad, 0.5 - parts)
+    torch.testing.assert_close(losses.uncertainty.raw.grad, 0.5 - parts)
+
+
+def test_uncertainty_leaves_out_what_weighs_nothing_and_stays_bounded():
+    pair = Pair()
+    spec = DistillSpec(
+        method="fitnet+kd", mapping="last", balance="uncertainty", order="progressive", alpha=1.0
+    )
+    losses = pair.distiller(spec)
+    losses(pair.out(), [pair.taught], TARGET, progress=0.1)["loss"].backward()
+    task, hint, responses = losses.uncertainty.raw.grad
+    assert hint != 0
+    assert task == responses == 0
+    with torch.no_grad():
+        losses.uncertainty.raw.fill_(-1e6)
+    torch.testing.assert_close(losses.uncertainty.log_variances, torch.full((3,), -3.0))
 
 
 def test_gradnorm_brings_every_term_to_the_length_of_the_task():
@@ -400,6 +423,43 @@ def test_gradnorm_brings_every_term_to_the_length_of_the_task():
         found[name] * length["task"] / length[name] for name in ("fitnet", "kd")
     )
     torch.testing.assert_close(found["loss"], 0.5 * by_hand)
+
+
+def test_gradnorm_counts_a_weight_against_the_methods_own():
+    pair = Pair()
+    usual = pair.losses(DistillSpec(method="at", balance="gradnorm"))
+    double = pair.losses(DistillSpec(method="at", balance="gradnorm", weight=2000.0))
+    taught = [found["loss"] - 0.5 * found["task"] for found in (usual, double)]
+    torch.testing.assert_close(taught[1], 2 * taught[0])
+
+
+def test_gradnorm_keeps_the_scale_of_a_term_outside_of_its_window():
+    pair = Pair("cnn", "cnn")
+    spec = DistillSpec(method="fitnet+kd", mapping="last", balance="gradnorm", order="progressive")
+    losses, out = pair.distiller(spec), pair.out()
+    losses(out, [pair.taught], TARGET, progress=0.0)
+    early = losses.gradnorm.log_scales.clone()
+    assert early[0].isfinite()
+    assert early[1].isnan()
+    losses.gradnorm.count = 10
+    losses(out, [pair.taught], TARGET, progress=0.9)
+    late = losses.gradnorm.log_scales
+    assert late[0] == early[0]
+    assert late[1].isfinite()
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "resnet"])
+def test_gradnorm_measures_families_whose_maps_are_views_of_tokens(family):
+    network = students.build(StudentSpec(family=family), in_channels=3, num_classes=K, data_size=16)
+    student = network.features(torch.randn(8, 3, 16, 16))
+    losses = Distiller(
+        DistillSpec(method="at+kd", balance="gradnorm"),
+        student=bare_side(student),
+        teachers=[Pair().side],
+    )
+    losses(student, [Pair().taught], TARGET)
+    scales = losses.gradnorm.log_scales.exp()
+    assert ((scales > 2e-4) & (scales < 5e3) & (scales != 1)).all()
 
 
 def test_all_pairs_share_each_stage_of_the_student_among_the_teachers():
@@ -497,6 +557,11 @@ def test_a_distillation_token_hears_the_teacher_and_the_class_token_the_labels()
     torch.testing.assert_close(found["task"], F.cross_entropy(heads[0], TARGET))
     said = pair.taught.logits.argmax(1)
     torch.testing.assert_close(found["hard_label"], F.cross_entropy(heads[1], said))
+    for silent in (DistillSpec(method="kd", alpha=0.0), DistillSpec(method="kd", weight=0.0)):
+        mute = Distiller(silent, student=bare_side(student), teachers=[pair.side])
+        torch.testing.assert_close(
+            mute(student, [pair.taught], TARGET)["task"], F.cross_entropy(student.logits, TARGET)
+        )
     alone = Distiller(DistillSpec(method="none"), student=bare_side(student))
     torch.testing.assert_close(
         alone(student, [], TARGET)["task"], F.cross_entropy(student.logits, TARGET)
@@ -511,6 +576,12 @@ def test_unlabelled_images_are_taught_by_the_teacher_alone():
     torch.testing.assert_close(found["task"], F.cross_entropy(pair.out().logits[:4], TARGET[:4]))
     dkd = methods.get("dkd")()(pair.out().logits, pair.taught.logits, said)
     torch.testing.assert_close(found["dkd"], dkd)
+
+
+@pytest.mark.parametrize("teachers", ["confidence", "learned"])
+def test_one_teacher_has_nothing_to_share(teachers):
+    with pytest.raises(SpecError, match="between several; here is 1"):
+        Pair().distiller(DistillSpec(method="kd", teachers=teachers))
 
 
 @pytest.mark.parametrize("teachers", ["0.5,0.3,0.2", "1"])

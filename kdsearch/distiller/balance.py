@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from kdsearch.errors import SpecError
+from kdsearch.taps import source_of
+
+_LIMIT = 3.0
 _EVERY = 10
 _MEMORY = 0.9
 _FARTHEST = 1e4
@@ -16,17 +21,27 @@ class Uncertainty(nn.Module):
     """Learned weights (Kendall et al., CVPR 2018, 1705.07115).
 
     loss = sum of exp(-s) * part + s / 2, with one s for the task and each term; all start at 0.
-    The parts come with the recipe's weights, which are so the start of a search by gradient.
+    The parts come with the recipe's weights; one that weighs nothing now is left out of both sums.
+    s stays within -3 and 3: where a part nears 0, or goes below, the sum has no lower bound.
     """
 
     def __init__(self, parts: int) -> None:
         super().__init__()
-        self.log_variances = nn.Parameter(torch.zeros(parts))
+        self.raw = nn.Parameter(torch.zeros(parts))
 
-    def forward(self, parts: list[Tensor]) -> Tensor:
-        """Return the balanced sum of the weighted parts, the task first."""
-        weighed = (-self.log_variances).exp() * torch.stack(parts)
-        return (weighed + self.log_variances / 2).sum()
+    @property
+    def log_variances(self) -> Tensor:
+        """Return s [parts]."""
+        return _LIMIT * (self.raw / _LIMIT).tanh()
+
+    def forward(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Return the balanced sum of the weighted parts, the task first; None is left out."""
+        summed = [
+            (-s).exp() * part + s / 2
+            for part, s in zip(parts, self.log_variances.unbind(), strict=True)
+            if part is not None
+        ]
+        return torch.stack(summed).sum()
 
 
 class GradNorm(nn.Module):
@@ -45,7 +60,10 @@ class GradNorm(nn.Module):
         self.count = 0
 
     def forward(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> Tensor:
-        """Return the scales [terms]. shared: a tensor of the student that all parts come from."""
+        """Return the scales [terms]. shared: a tensor of the student that all parts come from.
+
+        Raises SpecError when the task does not come from it.
+        """
         if self.training and shared.requires_grad:
             if self.count % _EVERY == 0:
                 self._measure(task, terms, shared)
@@ -54,7 +72,13 @@ class GradNorm(nn.Module):
 
     def _measure(self, task: Tensor, terms: list[Tensor], shared: Tensor) -> None:
         """Take the lengths of what is heard now; a term outside of its window keeps its scale."""
-        lengths = torch.stack([_length(part, shared) for part in (task, *terms)])
+        source = source_of(shared)
+        lengths = torch.stack([_length(part, source) for part in (task, *terms)])
+        if self.count == 0 and not lengths[0]:
+            raise SpecError(
+                "method.balance: 'gradnorm' measures gradients at the student's shallowest stage, "
+                "which its logits do not read; use uncertainty or fixed"
+            )
         limit = math.log(_FARTHEST)
         seen = (lengths[0].clamp(min=1e-12) / lengths[1:].clamp(min=1e-12)).log()
         seen = seen.clamp(-limit, limit)

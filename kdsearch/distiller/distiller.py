@@ -30,7 +30,7 @@ class Distiller(nn.Module):
     teachers: any number; each has adapters and pairs of stages of its own. A term on logits hears
     the blend of all teachers; another one hears each, weighed by its mean weight in the batch.
     A student with a distillation token learns the labels by its class head and the teacher's
-    logits by the other (Touvron et al., ICML 2021, 2012.12877).
+    logits by the other (Touvron et al., ICML 2021, 2012.12877), while a term on them is heard.
     need: the parts of each teacher's outputs that the terms read; student_need: those of the
     student's that it shows only when asked.
     Raises SpecError for whatever `check` refuses and for outputs that cannot be compared.
@@ -55,13 +55,12 @@ class Distiller(nn.Module):
         if self.need and not teachers:
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
         self.hears_labels = any(term.method.labels != "unused" for term in terms)
-        self.splits_heads = bool(student.outputs.heads) and any(
-            "logits" in term.method.hears for term in terms
-        )
         self.blend: Blend | None = None
         if self.need and (len(teachers) > 1 or spec.teacher_shares()):
             width = student.outputs.embedding.shape[1]
             self.blend = Blend(spec, teachers=len(teachers), embedding=width)
+        if len(teachers) == 1 and spec.teachers in ("confidence", "learned"):
+            raise SpecError(f"method.teachers: {spec.teachers!r} between several; here is 1")
         parts = _parts(self.recipe, student, teachers, setting or Setting())
         self.parts = nn.ModuleList(parts)
         self.uncertainty = Uncertainty(1 + len(parts)) if spec.balance == "uncertainty" else None
@@ -88,10 +87,13 @@ class Distiller(nn.Module):
         """
         if self.needs_teacher and not teachers:
             raise SpecError("the distiller was given no teacher's outputs")
-        task_logits = student.heads[0] if self.splits_heads else student.logits
-        task = task_loss(task_logits, target, label_smoothing=self.label_smoothing)
-        if self.splits_heads:
+        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
+        factors = [alpha * part.factor(progress) for part in self._parts]
+        task_logits = student.logits
+        if student.heads and any(map(_teaches_logits, self._parts, factors)):
+            task_logits = student.heads[0]
             student = replace(student, logits=student.heads[1])
+        task = task_loss(task_logits, target, label_smoothing=self.label_smoothing)
         named = {"task": task}
         extra = task.new_zeros(())
         weights: Tensor | None = None
@@ -106,40 +108,48 @@ class Distiller(nn.Module):
         if self.hears_labels and heard:
             target = _with_labels(target, heard[0].logits)
         warmth = self.recipe.temperature_schedule(progress)
-        values, factors = [], []
-        for part in self.parts:
-            assert isinstance(part, _Part)
-            factor = part.factor(progress)
+        values = []
+        for part, factor in zip(self._parts, factors, strict=True):
             value = task.new_zeros(())
             if factor:
                 value = part(student, heard, target, weights=weights, warmth=warmth)
             named[part.name] = named.get(part.name, task.new_zeros(())) + value
             values.append(value)
-            factors.append(factor)
-        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
-        return named | {"loss": extra + self._sum(alpha, task, values, factors, student)}
+        return named | {"loss": extra + self._sum(1 - alpha, task, factors, values, student)}
+
+    @property
+    def _parts(self) -> list[_Part]:
+        return [part for part in self.parts if isinstance(part, _Part)]
 
     def _sum(
         self,
-        alpha: float,
+        share: float,
         task: Tensor,
-        values: list[Tensor],
         factors: list[float],
+        values: list[Tensor],
         student: Outputs,
     ) -> Tensor:
         """Return the balanced sum of the task and the terms."""
-        scales: Sequence[float | Tensor] = [part.weight for part in self.parts]  # type: ignore[misc]
+        scales: Sequence[float | Tensor] = [part.weight for part in self._parts]
         if self.gradnorm is not None:
             shared = student.stages[0] if student.stages else student.embedding
-            scales = list(self.gradnorm(task, values, shared))
-        taught = [
-            alpha * factor * scale * value
+            found = self.gradnorm(task, values, shared)
+            scales = [found[i] * part.relative_weight for i, part in enumerate(self._parts)]
+        summands = [(share, share * task)]
+        summands += [
+            (factor, factor * scale * value)
             for factor, scale, value in zip(factors, scales, values, strict=True)
         ]
         if self.uncertainty is not None:
-            balanced: Tensor = self.uncertainty([(1 - alpha) * task, *taught])
+            balanced: Tensor = self.uncertainty(
+                [summand if factor else None for factor, summand in summands]
+            )
             return balanced
-        return torch.stack([(1 - alpha) * task, *taught]).sum()
+        return torch.stack([summand for _, summand in summands]).sum()
+
+
+def _teaches_logits(part: _Part, factor: float) -> bool:
+    return bool("logits" in part.hears and factor and part.weight)
 
 
 class _Part(nn.Module):
@@ -153,7 +163,9 @@ class _Part(nn.Module):
     ) -> None:
         super().__init__()
         self.name = term.name
+        self.hears = term.method.hears
         self.weight = term.weight
+        self.relative_weight = term.weight / term.method.weight
         self.schedule = term.schedule
         self.window = (0.0, 1.0)
         self.heard = heard

@@ -12,8 +12,9 @@ from kdsearch.methods import METHODS
 from kdsearch.methods.base import DistillLoss
 from kdsearch.schedule import Schedule, parse_schedule
 from kdsearch.space import Params, Value
-from kdsearch.spec import ALL_PAIRS, DistillSpec
+from kdsearch.spec import ALL_PAIRS, DistillSpec, unusual
 
+_WARMTH = "method.temperature_schedule"
 _NEEDED = inspect.Parameter.empty
 _OF_A_TERM = ("weight", "mapping", "weight_schedule")
 _NEEDS_PAIRS = ("stages", "attention")
@@ -101,21 +102,42 @@ def resolve(spec: DistillSpec) -> Recipe:
             f"{spec.method!r} compares {' and '.join(term.method.need for term in terms)}"
         )
     first = terms[0].method
-    name = "method.temperature_schedule"
-    return Recipe(
+    recipe = Recipe(
         alpha=first.alpha if spec.alpha is None else spec.alpha,
         alpha_schedule=parse_schedule("method.alpha_schedule", spec.alpha_schedule),
-        temperature_schedule=parse_schedule(
-            "method.temperature_schedule", spec.temperature_schedule
-        ),
+        temperature_schedule=parse_schedule(_WARMTH, spec.temperature_schedule),
         order=spec.order,
         terms=() if first.need == "nothing" else terms,
     )
+    _check_ends(recipe)
+    return recipe
+
+
+def _check_ends(recipe: Recipe) -> None:
+    """Refuse schedules that take alpha out of [0, 1] or a temperature to 0."""
+    schedule = recipe.alpha_schedule
+    highest = recipe.alpha * max(schedule.start, schedule.end)
+    if highest > 1:
+        raise SpecError(
+            f"method.alpha_schedule: takes alpha to {highest:g}; the teacher's weight ends at 1"
+        )
+    warmth = recipe.temperature_schedule
+    for term in recipe.terms:
+        if term.temperature is not None:
+            ends = [1 + (term.temperature - 1) * end for end in (warmth.start, warmth.end)]
+            if min(ends) <= 0:
+                raise SpecError(
+                    f"{_WARMTH}: takes the temperature of {term.name!r} to {min(ends):g}; "
+                    "it must stay above 0"
+                )
 
 
 def _names(method: str) -> list[str]:
     """Return the canonical names of a method's terms."""
-    names = [METHODS.canonical(name.strip()) for name in method.split("+")]
+    parts = [name.strip() for name in method.split("+")]
+    if not all(parts):
+        raise SpecError(f"method {method!r}: a name is missing" + " beside a '+'" * len(parts[1:2]))
+    names = [METHODS.canonical(name) for name in parts]
     if len(set(names)) < len(names):
         raise SpecError(f"method {method!r}: names a term twice")
     if len(names) > 1 and any(METHODS.get(name).need == "nothing" for name in names):
@@ -171,6 +193,8 @@ def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> Term:
     known = _arguments(method)
     knobs = {key: value for key, value in settings.items() if key not in _OF_A_TERM}
     _check_knobs(name, knobs, known)
+    if "mapping" in settings and method.need not in _NEEDS_PAIRS:
+        raise SpecError(f"method.{name}.mapping: {name!r} compares {method.need}, not stages")
     mapping = str(settings.get("mapping", spec.mapping or method.mapping))
     check_mapping(mapping)
     if mapping == ALL_PAIRS and method.need in _NEEDS_PAIRS and not method.is_pairwise:
@@ -218,8 +242,8 @@ def _refuse_teaching(spec: DistillSpec) -> None:
     """Refuse settings of a teacher's signal under the method that has none."""
     given = {
         key: value
-        for key in ("alpha", "weight", "temperature", "mapping")
-        if (value := getattr(spec, key)) not in (None, 0)
+        for key, value in unusual(spec).items()
+        if key not in ("method", "knobs") and value not in (None, 0)
     }
     if given:
         listed = ", ".join(f"method.{key} = {value!r}" for key, value in given.items())

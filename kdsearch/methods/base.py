@@ -158,7 +158,9 @@ class DistillLoss(nn.Module):
 
     @property
     def _name(self) -> str:
-        return type(self).__name__
+        """Return the method's name: its file's here, the class's elsewhere."""
+        package, _, module = type(self).__module__.rpartition(".")
+        return f"method {module}" if package == __package__ else type(self).__name__
 
 
 def widen(tensor: Tensor) -> Tensor:

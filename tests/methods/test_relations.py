@@ -361,5 +361,5 @@ def test_one_image_a_step_is_refused_where_samples_are_compared(name):
         "logits": random(1, 3),
         "outputs": outputs(random(1, D)),
     }[loss.need]
-    with pytest.raises(SpecError, match=r"at least 2, not 1; raise train\.batch_size"):
+    with pytest.raises(SpecError, match=r"at least 2 of them, not 1; raise train\.batch_size"):
         loss.prepare(signal, signal, Setting(samples=N, batch_size=1))
