@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdsearch import data as datasets
-from kdsearch.cache import MAX_BYTES, TeacherOutputs
+from kdsearch.cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import CostError, SpecError
@@ -130,7 +130,11 @@ def prepare(
         teachers=teachers,
         outputs=tuple(
             TeacherOutputs(
-                teacher, images, view_seed=request.seed, max_bytes=MAX_BYTES // len(teachers)
+                teacher,
+                images,
+                view_seed=request.seed,
+                max_bytes=MAX_BYTES // len(teachers),
+                disk=Disk(cache_dir=out / CACHE, data_key=data.key),
             )
             for teacher in teachers
         ),

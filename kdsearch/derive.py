@@ -47,6 +47,7 @@ def summarise(study: Study) -> Summary:
             teacher=cast("float", facts.get("teacher_seconds", 0.0)),
             search=sum(record.seconds for record in searched(records)),
             refit=sum(r.seconds for r in records if r.control_of is not None),
+            outputs=sum(record.teacher_seconds for record in records),
         ),
     )
 

@@ -122,7 +122,9 @@ class TrainSpec:
     clip: largest norm of the gradient, 0 for none. accumulate: parts that a batch is split into,
     one after another, where memory is short; relations then see a part at a time. policy, mix:
     what views go through after crop and mirror: `trivial` or `rand` augmentation; `mixup` or
-    `cutmix`. precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
+    `cutmix`. views: how many of them each image has, seen in turn, so that the teacher is asked no
+    more often; 0: a new one each epoch. precision: of the student's step; `auto` is bf16 on a GPU
+    that has it, else fp32.
     """
 
     epochs: int = 10
@@ -137,6 +139,7 @@ class TrainSpec:
     ema: float = 0.98
     policy: str = "plain"
     mix: str = "none"
+    views: int = 0
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -150,12 +153,13 @@ class TrainSpec:
             "clip": 0 <= self.clip < inf,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": 0 <= self.ema < 1,
+            "views": self.views >= 0,
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             raise SpecError(
                 f"{'; '.join(bad)} (epochs and batch_size >= 1, accumulate from 1 to batch_size, "
-                "lr > 0, weight_decay and clip >= 0, the others in [0, 1))"
+                "lr > 0, weight_decay, clip and views >= 0, the others in [0, 1))"
             )
         for name, known in _TRAIN_CHOICES.items():
             _require_one_of(f"train.{name}", getattr(self, name), known)
@@ -263,8 +267,9 @@ class TrialRecord:
 
     state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
-    not complete. control_of: the trial whose student this one trains with another method, for
-    comparison. reused_from: the equal earlier trial.
+    not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
+    control_of: the trial whose student this one trains with another method, for comparison.
+    reused_from: the equal earlier trial.
     """
 
     number: int
@@ -275,6 +280,7 @@ class TrialRecord:
     val: float | None = None
     curve: tuple[float, ...] = ()
     seconds: float = 0.0
+    teacher_seconds: float = 0.0
     reason: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None

@@ -72,6 +72,7 @@ class Outcome:
     val: float | None = None
     curve: tuple[float, ...] = ()
     seconds: float = 0.0
+    teacher_seconds: float = 0.0
     reason: str = ""
 
 

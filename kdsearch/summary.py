@@ -63,11 +63,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Wall time of the parts; `refit` is what was trained after the search, controls included."""
+    """Wall time of the parts; `refit` is what was trained after the search, controls included.
+
+    outputs: what of search and refit went into asking the teacher.
+    """
 
     teacher: float = 0.0
     search: float = 0.0
     refit: float = 0.0
+    outputs: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,7 +132,7 @@ def _train(
                     session,
                     train_set,
                     index,
-                    view=number,
+                    view=(number - 1) % spec.views + 1 if spec.views else number,
                     progress=step / (steps * spec.epochs),
                 )
                 torch.autograd.backward(share * losses["loss"])

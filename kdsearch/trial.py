@@ -6,6 +6,7 @@ A candidate that cannot be built, priced or trained becomes a failed outcome wit
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import logging
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from kdsearch import students
+from kdsearch.cache import TeacherOutputs
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.distiller import Distiller, Side, parts_heard
-from kdsearch.errors import KDSearchError, StudyError
+from kdsearch.errors import KDSearchError, StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache, measure
 from kdsearch.methods.base import Setting
@@ -30,7 +32,7 @@ from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
-from kdsearch.trainer import Epoch, OnEpoch, Session, TeacherSource, train
+from kdsearch.trainer import Epoch, OnEpoch, Session, train
 from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Bench:
 
     data: ImageData
     teachers: tuple[Model, ...]
-    outputs: tuple[TeacherSource, ...]
+    outputs: tuple[TeacherOutputs, ...]
     budget: Budget
     latencies: LatencyCache
     seed: int
@@ -58,6 +60,7 @@ def run_trial(
     Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
     """
     started = time.perf_counter()
+    asked = _seconds_asking(bench)
     try:
         outcome = _run(candidate, bench, directory, on_epoch)
     except StudyError:
@@ -67,7 +70,15 @@ def run_trial(
     except Exception as error:  # a candidate must not end the study, whatever it does
         logger.exception("%s failed", candidate)
         outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
-    return replace(outcome, seconds=time.perf_counter() - started)
+    return replace(
+        outcome,
+        seconds=time.perf_counter() - started,
+        teacher_seconds=_seconds_asking(bench) - asked,
+    )
+
+
+def _seconds_asking(bench: Bench) -> float:
+    return sum(outputs.seconds for outputs in bench.outputs)
 
 
 def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch | None) -> Outcome:
@@ -83,16 +94,7 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
             violations=violations,
             reason=bench.budget.explain(cost),
         )
-    distiller = build_distiller(candidate, student, bench)
-    session = Session(
-        data=bench.data,
-        spec=candidate.train,
-        seed=seed,
-        view_seed=bench.seed,
-        device=bench.device,
-        teachers=bench.outputs,
-    )
-    epochs = train(student, distiller, session, on_epoch=on_epoch)
+    student, epochs = _trained(candidate, student, bench, seed, on_epoch)
     save_weights(bare(student.network), directory / WEIGHTS)
     write_text(directory / "curve.csv", _curve_csv(epochs))
     return Outcome(
@@ -102,6 +104,63 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
         val=epochs[-1].val,
         curve=tuple(epoch.val for epoch in epochs),
     )
+
+
+def _trained(
+    candidate: Candidate, student: Model, bench: Bench, seed: int, on_epoch: OnEpoch | None
+) -> tuple[Model, list[Epoch]]:
+    """Train a student; where memory runs out, once again from its start in twice the parts.
+
+    Raises TrainingError, with the peak of the GPU's memory, when it runs out again.
+    """
+    start = copy.deepcopy(student)
+    accumulate = 2 * candidate.train.accumulate
+    try:
+        return student, _train(candidate, student, bench, seed, on_epoch)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error) or accumulate > candidate.train.batch_size:
+            raise
+    del student
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    logger.warning("out of memory: once again with train.accumulate %d", accumulate)
+    smaller = replace(candidate, train=replace(candidate.train, accumulate=accumulate))
+    try:
+        return start, _train(smaller, start, bench, seed, on_epoch)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory, also in {accumulate} parts of a batch{_peak(bench.device)}; "
+            "lower train.batch_size"
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; on the CPU torch says so by its allocator's name alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _train(
+    candidate: Candidate, student: Model, bench: Bench, seed: int, on_epoch: OnEpoch | None
+) -> list[Epoch]:
+    torch.manual_seed(seed)
+    distiller = build_distiller(candidate, student, bench)
+    session = Session(
+        data=bench.data,
+        spec=candidate.train,
+        seed=seed,
+        view_seed=bench.seed,
+        device=bench.device,
+        teachers=bench.outputs,
+    )
+    return train(student, distiller, session, on_epoch=on_epoch)
+
+
+def _peak(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f"; peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
 
 
 def build_student(spec: StudentSpec, data: ImageData) -> Model:

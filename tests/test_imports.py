@@ -78,6 +78,7 @@ FLOORS = {
         "parquet",
         "vision",
     ),
+    "cache": ("parts", "key", "disk", "outputs"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
 PLUGINS = ("students", "methods")

@@ -39,7 +39,7 @@ LAYOUT: dict[str, set[str]] = {
     "target": {"device", "runtime", "threads", "batch"},
     "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
     "counts": {"complete", "pruned", "infeasible", "failed", "reused"},
-    "seconds": {"teacher", "search", "refit"},
+    "seconds": {"teacher", "search", "refit", "outputs"},
 }
 TOP = {"schema", "study", "task", "metric", "front", "controls", "best", *LAYOUT}
 
@@ -94,7 +94,12 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
     }
     assert len(states) == 10
     assert content["best"] == best.number
-    assert content["seconds"] == {"teacher": 2.5, "search": 0.0, "refit": 9.0}
+    assert content["seconds"] == {
+        "teacher": 2.5,
+        "search": 0.0,
+        "refit": 9.0,
+        "outputs": 0.0,
+    }
     front = content["front"]
     assert [entry["trial"] for entry in front] == [record.number for record in study.front()]
     assert front[-1] == {

@@ -193,6 +193,22 @@ def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
         assert torch.equal(value, alone.state_dict()[name]), name
 
 
+def test_a_pool_of_views_is_seen_in_turn() -> None:
+    asked: list[int] = []
+    teacher = tiny_model(1).freeze()
+
+    def answer(images: Tensor, index: Tensor, view: int, **_: object) -> Outputs:
+        asked.append(view)
+        with torch.no_grad():
+            return teacher.features(images)
+
+    student = tiny_model()
+    distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
+    spec = replace(SPEC, epochs=5, batch_size=96, views=2)
+    train(student, distiller, replace(session(spec), teachers=(answer,)))
+    assert asked == [1, 2, 1, 2, 1]
+
+
 NAN_LOSS = """
 from kdsearch.methods.base import DistillLoss
 

@@ -187,3 +187,50 @@ def test_a_latency_is_kept_by_architecture_not_by_name(tmp_path: Path) -> None:
     assert latency_of(small, cache) == latency_of(tiny_model(seed=1), cache)
     assert latency_of(small, cache) != latency_of(wide, cache)
     assert len(list((tmp_path / "latency").iterdir())) == 2
+
+
+GREEDY = """
+import torch
+from kdsearch.methods.base import DistillLoss
+
+class Greedy(DistillLoss):
+    need = "logits"
+
+    def __init__(self, most: int = 8) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, student, teacher, target):
+        if len(student) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return (student - teacher).square().mean()
+"""
+
+
+@pytest.mark.parametrize(("most", "state"), [(16, "complete"), (8, "complete"), (4, "failed")])
+def test_out_of_memory_splits_the_batch_once_then_fails_alone(
+    tmp_path: Path, most: int, state: str
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    spec = DistillSpec(method=f"{tmp_path / 'greedy.py'}:Greedy", knobs={"most": most})
+    candidate = replace(PLAIN, distill=spec)
+    outcome = run_trial(candidate, bench(tmp_path), tmp_path / "0")
+    assert outcome.state == state
+    if state == "failed":
+        assert outcome.reason == (
+            "out of memory, also in 2 parts of a batch; lower train.batch_size"
+        )
+    if most == 8:  # the second start is the first one: as if the user had split the batch
+        split = replace(candidate, train=replace(TRAIN, accumulate=2))
+        assert run_trial(split, bench(tmp_path), tmp_path / "1").state == "complete"
+
+
+def test_a_trial_says_how_long_it_asked_the_teacher(tmp_path: Path) -> None:
+    shared = bench(tmp_path)
+    kd = replace(PLAIN, distill=DistillSpec(method="kd"))
+    first = run_trial(kd, shared, tmp_path / "0")
+    again = run_trial(kd, shared, tmp_path / "1")
+    alone = run_trial(PLAIN, shared, tmp_path / "2")
+    assert 0 < first.teacher_seconds < first.seconds
+    assert again.teacher_seconds < first.teacher_seconds
+    assert alone.teacher_seconds == 0

@@ -190,6 +190,7 @@ def _reproduce(summary: Summary, command: str) -> str:
         "teacher": summary.seconds.teacher,
         "search": summary.seconds.search,
         "final training and controls": summary.seconds.refit,
+        "of these two, asking the teacher": summary.seconds.outputs,
     }
     took = ", ".join(f"{name} {words.duration(value)}" for name, value in spent.items() if value)
     listed = "".join(

@@ -1,0 +1,42 @@
+"""Name all that decides the bits of a teacher's outputs, but for the view itself."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from kdsearch.model import EVAL_BATCH, Model
+
+# To be raised with whatever changes a view's pixels: a test holds their digest beside it.
+VIEWS_VERSION = 1
+
+
+def key_of(teacher: Model, images: Tensor, *, view_seed: int, data_key: str) -> str:
+    """Return a digest of the teacher, its weights and input, the images, the views, the machine.
+
+    images: uint8 [N, C, S, S] on the teacher's device, known by `data_key` and their shape.
+    """
+    device = images.device
+    if device.type == "cuda":
+        hardware = (torch.cuda.get_device_name(device), torch.version.cuda)
+    else:
+        hardware = (device.type, torch.backends.cpu.get_cpu_capability())
+    facts = (
+        VIEWS_VERSION,
+        EVAL_BATCH,
+        view_seed,
+        data_key,
+        tuple(images.shape),
+        torch.__version__,
+        torch.get_float32_matmul_precision(),
+        hardware,
+        teacher.preprocess,
+        teacher.network,
+    )
+    digest = blake2b(repr(facts).encode(), digest_size=16)
+    for name, tensor in teacher.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,242 @@
+"""Ask the teacher once about each view of the training images, and keep what it says.
+
+Student and teacher see the same view, mixed or not, so a stored row is exact for any trial, seed
+and number of epochs. A view is computed whole, in order and in batches of one size: its rows do
+not depend on which trial asked first, nor on whether they come from memory or from disk. Trials
+ask for views in the order of their epochs, so the first ones, which short trainings share, are
+there first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kdsearch.cache.disk import Disk, ViewFiles
+from kdsearch.cache.key import key_of
+from kdsearch.cache.parts import (
+    ALWAYS,
+    GROUPS,
+    LARGE,
+    Parts,
+    View,
+    join,
+    passes_for,
+    size_of,
+    split,
+)
+from kdsearch.data.base import Augment
+from kdsearch.data.views import augmented, counter_hash
+from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.taps import Outputs
+
+MAX_BYTES = 2 * 1024**3
+_CHECKED = 3
+# Of the largest value: batches of 3 and of 256 need not agree to the last bit. On an AVX2 CPU a
+# ResNet-56 does (in batches of 2 it is off by 1e-7); a GPU may multiply with ten bits (TF32).
+_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
+_log = logging.getLogger(__name__)
+
+
+class TeacherOutputs:
+    """What the teacher says of the training images [N, C, S, S] under numbered views.
+
+    Views go to `disk`, when there is one, and are read from there for as long as it has room: on
+    the CPU mapped, on a GPU copied to it while `max_bytes` last. What is not on disk is kept in
+    memory up to `max_bytes`; when a view does not fit, the oldest views of other augmentations
+    make room if that is enough, else the live teacher answers. Stages, attention and gradients,
+    stored for those who need them, leave half of either budget free.
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        images: Tensor,
+        *,
+        view_seed: int,
+        max_bytes: int = MAX_BYTES,
+        disk: Disk | None = None,
+    ) -> None:
+        self._teacher = teacher
+        self._images = images
+        self._view_seed = view_seed
+        self._max_bytes = max_bytes
+        self._device = images.device
+        self._files: ViewFiles | None = None
+        if disk is not None:
+            key = key_of(teacher, images, view_seed=view_seed, data_key=disk.data_key)
+            self._files = ViewFiles(disk, key)
+        self._views: dict[View, Parts] = {}
+        self._held: dict[
+            View, int
+        ] = {}  # bytes in memory, where those of mapped files do not count
+        self._not_on_disk: set[tuple[View, frozenset[str]]] = set()
+        self._row_bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the teacher was at work; on a GPU, live answers count until they are queued."""
+        return self._seconds
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> Outputs:
+        """Return the outputs for `images` = the samples `index` [B] under `view`.
+
+        Logits and embedding are always among them; other parts need not be, unless needed.
+        """
+        wanted = ALWAYS | (need & LARGE)
+        shown = View(augment, view)
+        if self._missing(shown, wanted):
+            with self._lock:
+                self._add(shown, wanted)
+        stored = self._views.get(shown, {})
+        if not wanted <= stored.keys():
+            with self._timed():
+                return replace(self._teacher.features(images, need=wanted), index=index)
+        return join({name: tuple(_rows(p, index) for p in stored[name]) for name in wanted}, index)
+
+    def _missing(self, view: View, wanted: frozenset[str]) -> frozenset[str]:
+        return wanted - self._views.get(view, {}).keys()
+
+    def _add(self, view: View, wanted: frozenset[str]) -> None:
+        """Get what is wanted of a view from disk, else into memory, where there is room."""
+        if self._files is not None and (view, wanted) not in self._not_on_disk:
+            mapped = self._on_disk(self._files, view, self._missing(view, wanted))
+            size = 0 if self._device.type == "cpu" else size_of(mapped)
+            if size and self._has_room(size, frozenset(mapped), view.augment):
+                near = {n: tuple(t.to(self._device) for t in part) for n, part in mapped.items()}
+                self._keep(view, near, size)
+            else:
+                self._keep(view, mapped, 0)
+            if self._missing(view, wanted):
+                self._not_on_disk.add((view, wanted))
+        missing = self._missing(view, wanted)
+        size = self._view_bytes(missing)
+        if missing and self._has_room(size, missing, view.augment):
+            self._keep(view, self._whole_view(view, missing, self._device), size)
+
+    def _keep(self, view: View, parts: Parts, held: int) -> None:
+        """Add parts to a view; `held`: their bytes in memory, none of files that are mapped."""
+        if held and self._device.type == "cuda":  # trials on other streams may read from now on
+            torch.cuda.synchronize(self._device)
+        if held:
+            self._held[view] = self._held.get(view, 0) + held
+        self._views[view] = self._views.get(view, {}) | parts
+
+    def _has_room(self, size: int, parts: frozenset[str], augment: Augment) -> bool:
+        """Say whether parts fit into memory, after dropping others' views where that is enough."""
+        limit = (self._max_bytes // 2 if parts & LARGE else self._max_bytes) - size
+        others = [view for view in self._held if view.augment != augment]
+        if sum(self._held.values()) - sum(self._held[view] for view in others) > limit:
+            return False
+        while sum(self._held.values()) > limit:
+            oldest = others.pop(0)
+            del self._held[oldest], self._views[oldest]
+        return True
+
+    def _on_disk(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
+        """Return those parts that are in files, after writing what is not, if that fits."""
+        found = self._read(files, view, parts)
+        missing = parts - found.keys()
+        size = self._view_bytes(missing)
+        if missing and size <= self._max_bytes and files.make_room(size, missing):
+            try:
+                whole = self._whole_view(view, missing, torch.device("cpu"))
+                for group, names in GROUPS.items():
+                    if names <= missing:
+                        files.save(view, group, {name: whole[name] for name in names})
+            except (OSError, SafetensorError) as error:
+                _log.warning("the teacher's outputs are no longer written to disk: %s", error)
+                self._files = None
+            found |= self._read(files, view, missing)
+        return found
+
+    def _read(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
+        found: Parts = {}
+        for group, names in GROUPS.items():
+            if names <= parts:
+                found |= (
+                    files.load(view, group, is_true=lambda said: self._is_true(said, view)) or {}
+                )
+        return found
+
+    def _is_true(self, parts: Parts, view: View) -> bool:
+        """Say whether the teacher still says so of a few samples."""
+        samples = torch.arange(_CHECKED, device=self._device)
+        index = counter_hash(samples, self._view_seed, view.number, "check") % len(self._images)
+        with self._timed():
+            fresh = self._forward(index, view, frozenset(parts))
+            return all(
+                len(parts[name]) == len(told)
+                and all(self._matches(*pair, index) for pair in zip(parts[name], told, strict=True))
+                for name, told in fresh.items()
+            )
+
+    def _matches(self, stored: Tensor, fresh: Tensor, index: Tensor) -> bool:
+        if stored.shape != (len(self._images), *fresh.shape[1:]) or stored.dtype != fresh.dtype:
+            return False
+        limit = _TOLERANCE[self._device.type] * float(fresh.abs().max())
+        return torch.allclose(_rows(stored, index), fresh, rtol=0, atol=limit)
+
+    def _view_bytes(self, parts: frozenset[str]) -> int:
+        if not parts <= self._row_bytes.keys():
+            one = split(self._teacher.features(self._images[:1], need=parts), parts)
+            self._row_bytes |= {name: size_of({name: part}) for name, part in one.items()}
+        return len(self._images) * sum(self._row_bytes[name] for name in parts)
+
+    def _whole_view(self, view: View, parts: frozenset[str], device: torch.device) -> Parts:
+        """Ask the teacher about every sample; what it says is gathered on `device`."""
+        count = len(self._images)
+        whole: Parts = {}
+        with self._timed():
+            for start in range(0, count, EVAL_BATCH):
+                stop = min(start + EVAL_BATCH, count)
+                index = torch.arange(start, stop, device=self._device)
+                told = self._forward(index, view, parts)
+                if not whole:
+                    whole = {n: tuple(_like(p, count, device) for p in told[n]) for n in told}
+                for name, part in told.items():
+                    for rows, piece in zip(whole[name], part, strict=True):
+                        rows[start:stop] = piece
+        return whole
+
+    def _forward(self, index: Tensor, view: View, parts: frozenset[str]) -> Parts:
+        augment, number = view
+        images = augmented(self._images, index, number, seed=self._view_seed, augment=augment)
+        told: Parts = {}
+        for need in passes_for(parts):
+            told |= split(self._teacher.features(images, need=need), need)
+        return told
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - started
+
+
+def _like(part: Tensor, count: int, device: torch.device) -> Tensor:
+    return torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=device)
+
+
+def _rows(part: Tensor, index: Tensor) -> Tensor:
+    """Return rows on the index's device, wherever the part is."""
+    if part.device != index.device:
+        return part.index_select(0, index.to(part.device)).to(index.device)
+    if part.is_cuda:  # it may be dropped while this stream has yet to read it
+        part.record_stream(torch.cuda.current_stream(part.device))
+    return part.index_select(0, index)

@@ -1,0 +1,64 @@
+"""The parts of a teacher's outputs: split into tensors, put together, named in groups.
+
+A group is stored in one file. Each is computed by a forward pass of its own where passes differ
+(telling attention, or gradients, may switch a network's kernels), so that what a trial needs
+besides never changes the last bits of what another one reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from kdsearch.data.base import Augment
+from kdsearch.taps import Outputs
+
+
+class View(NamedTuple):
+    """Which view of the images: its augmentation and its number."""
+
+    augment: Augment
+    number: int
+
+
+Parts: TypeAlias = dict[str, tuple[Tensor, ...]]
+ALWAYS = frozenset({"logits", "embedding"})
+LARGE = frozenset({"stages", "attention", "gradient"})
+GROUPS: Mapping[str, frozenset[str]] = {
+    "answers": ALWAYS,
+    **{part: frozenset({part}) for part in sorted(LARGE)},
+}
+_PASSES = (ALWAYS | {"stages"}, frozenset({"attention"}), frozenset({"gradient"}))
+
+
+def passes_for(parts: frozenset[str]) -> list[frozenset[str]]:
+    """Return the parts by the forward pass that they come from."""
+    return [parts & told for told in _PASSES if parts & told]
+
+
+def split(outputs: Outputs, parts: frozenset[str]) -> Parts:
+    """Return the tensors of each part; a part may have none."""
+    found = {name: getattr(outputs, name) for name in parts}
+    return {
+        name: (value,) if isinstance(value, Tensor) else tuple(value or ())
+        for name, value in found.items()
+    }
+
+
+def join(parts: Parts, index: Tensor) -> Outputs:
+    """Return the outputs that were split."""
+    return Outputs(
+        logits=parts["logits"][0],
+        embedding=parts["embedding"][0],
+        stages=parts.get("stages", ()),
+        attention=parts.get("attention", ()),
+        gradient=parts["gradient"][0] if "gradient" in parts else None,
+        index=index,
+    )
+
+
+def size_of(parts: Parts) -> int:
+    """Return the bytes of all tensors."""
+    return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors)
