@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, build_distiller, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights
+
+_UNFINISHED = ("curve.csv", "tensorboard", WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +54,7 @@ def distill(
     cannot be trained, and another KDSearchError for a request that cannot be met.
     """
     path = study_path(out, name)
-    if path.is_dir() and any(path.iterdir()):
-        raise StudyError(f"{path} is not empty; give another --name")
+    _clear(path)
     students.check(candidate.student)
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
@@ -88,6 +90,18 @@ def distill(
     return Distilled(
         outcome=outcome, teacher_val=prepared.teacher.val, results=results, package=package
     )
+
+
+def _clear(path: Path) -> None:
+    """Remove what a distillation left that did not end. Raises StudyError for anything else."""
+    found = sorted(path.iterdir()) if path.is_dir() else []
+    if any(file.name not in _UNFINISHED for file in found):
+        raise StudyError(f"{path} is not empty; give another --name")
+    for file in found:
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
 
 
 def _to_board(board: SummaryWriter, epoch: Epoch, teacher_val: float, device: torch.device) -> None:

@@ -313,5 +313,17 @@ def test_another_request_is_refused_with_the_difference(shell: Shell) -> None:
     assert contents(shell.out / "sound") == before
 
 
+def test_a_distillation_that_did_not_end_gives_its_name_back(shell: Shell) -> None:
+    diverging = ("distill", "--name", "again", "--epochs", "1", "--out", str(shell.out))
+    small = ("--set", "student.width=0.25", "--set", "student.depth=3", "--teacher-epochs", "1")
+    for _ in range(2):
+        message = shell.refused(*diverging, *small, "--set", "train.lr=1e30")
+        assert "the loss became nan" in message
+    assert (shell.out / "again").is_dir()
+    (shell.out / "again" / "mine.txt").write_text("kept")
+    assert "is not empty" in shell.refused(*diverging, *small)
+    assert (shell.out / "again" / "mine.txt").read_text() == "kept"
+
+
 def _studies(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("[!.]*"))
