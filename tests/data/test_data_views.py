@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdsearch.data import views
 from kdsearch.data.base import MIXES, POLICIES, Augment
 from kdsearch.data.views import (
     augmented,
@@ -369,3 +370,18 @@ def test_statistics_equal_the_definition_over_more_than_one_chunk():
 def test_constant_channel_can_be_divided_by():
     _, std = channel_statistics(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8))
     assert std == (1 / 255,)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_crop_of_small_and_of_large_images_are_one(pad: int, flip: bool, channels: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (9, channels, 8, 8), generator=random, dtype=torch.uint8)
+    index = torch.tensor([3, 3, 0, 8, 5, 1])
+    place = counter_hash(index, "any")
+    moves = [place % (2 * pad + 1), place // 7 % (2 * pad + 1), place // 49 % 2 * flip]
+    small, large = (
+        crop(images, index, *moves, pad) for crop in (views._crop_windows, views._crop_pixels)
+    )
+    assert torch.equal(small, large)
