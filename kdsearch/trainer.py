@@ -124,7 +124,7 @@ def _train(
         batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
         for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
             optimizers.zero_grad()
-            for index in torch.tensor_split(whole, spec.accumulate):
+            for index in torch.tensor_split(whole, min(spec.accumulate, batch_size)):
                 share = len(index) / batch_size
                 losses = _losses(
                     model,

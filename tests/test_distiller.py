@@ -582,7 +582,7 @@ def test_unlabelled_images_are_taught_by_the_teacher_alone():
 
 @pytest.mark.parametrize("teachers", ["confidence", "learned"])
 def test_one_teacher_has_nothing_to_share(teachers):
-    with pytest.raises(SpecError, match="between several; here is 1"):
+    with pytest.raises(SpecError, match="between several teachers; there is one"):
         Pair().distiller(DistillSpec(method="kd", teachers=teachers))
 
 

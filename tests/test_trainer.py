@@ -134,6 +134,14 @@ def test_a_batch_in_parts_takes_the_same_steps() -> None:
             assert epoch.losses["loss"] == pytest.approx(whole.losses["loss"], rel=1e-4)
 
 
+def test_fewer_images_than_parts_make_no_empty_part() -> None:
+    few = replace(DATA, train=DATA.train.take(torch.arange(3)))
+    model = tiny_model()
+    spec = replace(SPEC, epochs=1, accumulate=8)
+    (epoch,) = train(model, distiller_for(PLAIN, model), replace(session(spec), data=few))
+    assert math.isfinite(epoch.losses["loss"])
+
+
 def test_clipping_bounds_the_first_step_by_rate_times_norm() -> None:
     model = tiny_model()
     before = [p.detach().clone() for p in model.parameters()]

@@ -60,7 +60,9 @@ class Distiller(nn.Module):
             width = student.outputs.embedding.shape[1]
             self.blend = Blend(spec, teachers=len(teachers), embedding=width)
         if len(teachers) == 1 and spec.teachers in ("confidence", "learned"):
-            raise SpecError(f"method.teachers: {spec.teachers!r} between several; here is 1")
+            raise SpecError(
+                f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
+            )
         parts = _parts(self.recipe, student, teachers, setting or Setting())
         self.parts = nn.ModuleList(parts)
         self.uncertainty = Uncertainty(1 + len(parts)) if spec.balance == "uncertainty" else None
@@ -134,7 +136,9 @@ class Distiller(nn.Module):
         if self.gradnorm is not None:
             shared = student.stages[0] if student.stages else student.embedding
             found = self.gradnorm(task, values, shared)
-            scales = [found[i] * part.relative_weight for i, part in enumerate(self._parts)]
+            scales = [
+                found[i] * part.weight / part.usual_weight for i, part in enumerate(self._parts)
+            ]
         summands = [(share, share * task)]
         summands += [
             (factor, factor * scale * value)
@@ -165,7 +169,7 @@ class _Part(nn.Module):
         self.name = term.name
         self.hears = term.method.hears
         self.weight = term.weight
-        self.relative_weight = term.weight / term.method.weight
+        self.usual_weight = term.method.weight
         self.schedule = term.schedule
         self.window = (0.0, 1.0)
         self.heard = heard

@@ -8,6 +8,7 @@ too: .78 without, .91 with.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt, log
@@ -39,7 +40,7 @@ class Told:
 
 
 class Transformer(Student):
-    """Patches, learned prefix tokens if any, blocks and a norm; a family adds its heads.
+    """Patches, `prefix_tokens` learned tokens if any, blocks and a norm; a family adds its heads.
 
     `width` multiplies the embedding of 192, `depth` counts blocks. The patch divides the image:
     the one whose grid is nearest to 4x4 below 16 px, 8x8 below 64 px, else 14x14.
@@ -49,22 +50,22 @@ class Transformer(Student):
         "width": Float(low=0.25, high=1.5, log=True),
         "depth": Int(low=2, high=12),
     }
+    family: ClassVar[str]
+    prefix_tokens: ClassVar[int] = 0
     positions: Tensor
     prefix: nn.Parameter | None
 
     def __init__(
         self,
-        family: str,
         *,
         in_channels: int,
         num_classes: int,
         resolution: int,
-        width: float,
-        depth: int,
-        prefix: int = 0,
+        width: float = 1.0,
+        depth: int = 6,
     ) -> None:
         accept(
-            family,
+            self.family,
             in_channels=in_channels,
             num_classes=num_classes,
             resolution=resolution,
@@ -73,13 +74,19 @@ class Transformer(Student):
         )
         super().__init__()
         self.width = dim = scaled(EMBEDDING, width, multiple=HEAD)
-        patch = _patch(family, resolution)
+        patch = _patch(self.family, resolution)
         self.patches = _patches(in_channels, dim, patch)
         self.register_buffer("positions", _positions(resolution // patch, dim), persistent=False)
-        learned = nn.Parameter(_TOKEN_STD * torch.randn(1, prefix, dim)) if prefix else None
+        count = self.prefix_tokens
+        learned = nn.Parameter(_TOKEN_STD * torch.randn(1, count, dim)) if count else None
         self.register_parameter("prefix", learned)
         self.blocks = nn.ModuleList(_Block(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+        self.make_heads(num_classes)
+
+    @abstractmethod
+    def make_heads(self, num_classes: int) -> None:
+        """Set the layers from `width` features to the logits."""
 
     def read(self, x: Tensor) -> Told:
         """Return what the blocks make of images [B, C, H, W]; stages are four, evenly spaced."""

@@ -6,6 +6,8 @@ inference, and wherever one answer is asked for, the logits are the mean of the 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from kdsearch.students._vit_parts import Transformer
@@ -15,24 +17,11 @@ from kdsearch.taps import Outputs
 class DeiT(Transformer):
     """A transformer with two tokens of its own, two heads and no pooling."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        resolution: int,
-        width: float = 1.0,
-        depth: int = 6,
-    ) -> None:
-        super().__init__(
-            "deit",
-            in_channels=in_channels,
-            num_classes=num_classes,
-            resolution=resolution,
-            width=width,
-            depth=depth,
-            prefix=2,
-        )
+    family: ClassVar[str] = "deit"
+    prefix_tokens: ClassVar[int] = 2
+
+    def make_heads(self, num_classes: int) -> None:
+        """Set one linear layer for each token."""
         self.class_head = nn.Linear(self.width, num_classes)
         self.distillation_head = nn.Linear(self.width, num_classes)
 

@@ -5,6 +5,8 @@ Average pooling instead of a class token (Beyer et al., 2022, arXiv:2205.01580).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from kdsearch.students._vit_parts import Transformer
@@ -14,23 +16,10 @@ from kdsearch.taps import Outputs
 class ViT(Transformer):
     """A transformer whose head reads the average of the patches' tokens."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        resolution: int,
-        width: float = 1.0,
-        depth: int = 6,
-    ) -> None:
-        super().__init__(
-            "vit",
-            in_channels=in_channels,
-            num_classes=num_classes,
-            resolution=resolution,
-            width=width,
-            depth=depth,
-        )
+    family: ClassVar[str] = "vit"
+
+    def make_heads(self, num_classes: int) -> None:
+        """Set one linear layer."""
         self.head = nn.Linear(self.width, num_classes)
 
     def features(self, x: Tensor) -> Outputs:
