@@ -26,8 +26,9 @@ from kdsearch.errors import KDSearchError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.step import Session
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import Session, accuracy, train
+from kdsearch.trainer import accuracy, train
 from kdsearch.trial import Bench, build_distiller, build_student
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})

@@ -20,8 +20,9 @@ from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.step import Session, TeacherSource
 from kdsearch.taps import Outputs, Tapped
-from kdsearch.trainer import Epoch, Session, TeacherSource, train
+from kdsearch.trainer import Epoch, train
 from kdsearch.trial import Bench, build_distiller, build_student
 
 BATCH, SIZE, CLASSES = 128, 32, 10
@@ -117,9 +118,12 @@ class Live:
     def __init__(self, network: Model) -> None:
         self._network = network
 
+    def rows(
+        self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> None:
+        """Return None: nothing is stored."""
+
     @torch.no_grad()
-    def __call__(
-        self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
-    ) -> Outputs:
+    def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
         """Return what the network says of `images`."""
         return self._network.features(images, need=need)

@@ -29,7 +29,8 @@ from kdsearch.request import Request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, StudentSpec
-from kdsearch.trainer import Session, train
+from kdsearch.step import Session
+from kdsearch.trainer import train
 from kdsearch.trial import Bench, build_distiller, build_student
 
 logger = logging.getLogger(__name__)

@@ -9,39 +9,45 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 
 from kdsearch.spec import TrainSpec
 
 
 class Optimizers:
-    """One or two optimisers under one schedule: a linear rise, then half a cosine to 0.
+    """One or two optimisers at one rate, a 0-d tensor that whoever steps them fills in before.
 
-    steps: of the whole training. The model's weights are `spec.optimizer`'s. Muon (Jordan et al.,
-    2024; its rate scaled to the length of AdamW's steps after Liu et al., 2025, 2502.16982) takes
-    the matrices and convolutions between the first and the last layer; it has no use for the
-    others, depthwise convolutions and adapters, which are AdamW's at the same rate.
+    steps: of the whole training; `rate_at` rises linearly, then falls as half a cosine to 0. The
+    model's weights are `spec.optimizer`'s. Muon (Jordan et al., 2024; its rate scaled to the
+    length of AdamW's steps after Liu et al., 2025, 2502.16982) takes the matrices and convolutions
+    between the first and the last layer; it has no use for the others, depthwise convolutions and
+    adapters, which are AdamW's at the same rate. is_fused: one kernel for all weights.
     """
 
-    def __init__(self, model: nn.Module, adapters: nn.Module, spec: TrainSpec, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: nn.Module,
+        spec: TrainSpec,
+        steps: int,
+        *,
+        is_fused: bool = False,
+    ) -> None:
         weights = [p for p in model.parameters() if p.requires_grad]
         others = [p for p in adapters.parameters() if p.requires_grad]
         self.weights = [*weights, *others]
+        self.rate = torch.tensor(spec.lr, device=self.weights[0].device)
         matrices = _matrices(weights) if spec.optimizer == "muon" else []
         taken = set(map(id, matrices))
         rest = [p for p in self.weights if id(p) not in taken]
-        self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec)]
+        self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec, is_fused)]
+        for group in self.parts[0].param_groups:
+            group["lr"] = self.rate
         if matrices:
-            self.parts.append(_Muon(matrices, spec))
+            self.parts.append(_Muon(matrices, self.rate, spec.weight_decay))
         factor = _warm_cosine(steps, spec.warmup)
-        self._schedules = [LambdaLR(part, factor) for part in self.parts]
+        self.rate_at: Callable[[int], float] = lambda step: spec.lr * factor(step)
         self._clip = spec.clip
-
-    @property
-    def lr(self) -> float:
-        """Return the rate of the next step."""
-        return float(self.parts[0].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -49,32 +55,38 @@ class Optimizers:
             weight.grad = None
 
     def step(self) -> None:
-        """Clip the gradients, move the weights, then the rate."""
+        """Clip the gradients and move the weights."""
         if self._clip:
             nn.utils.clip_grad_norm_(self.weights, self._clip)
-        for part, schedule in zip(self.parts, self._schedules, strict=True):
+        for part in self.parts:
             part.step()
-            schedule.step()
 
 
 class _Muon(torch.optim.Muon):
-    """Muon on weights of any shape: each is a matrix [out, rest], a view of the same memory."""
+    """Muon on weights of any shape: each has a matrix [out, rest], which makes its step from 0.
 
-    def __init__(self, weights: Sequence[nn.Parameter], spec: TrainSpec) -> None:
+    So the rate, and the decay that it scales, may be a tensor on the weights' device, where torch's
+    own step reads a number.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], rate: Tensor, weight_decay: float) -> None:
         self._weights = weights
-        self._matrices = [nn.Parameter(w.detach().view(len(w), -1)) for w in weights]
-        super().__init__(
-            self._matrices,
-            lr=spec.lr,
-            weight_decay=spec.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        self._rate = rate
+        self._decay = weight_decay
+        self._steps = [nn.Parameter(torch.zeros_like(w).reshape(len(w), -1)) for w in weights]
+        super().__init__(self._steps, lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move the weights along their own gradients."""
-        for matrix, weight in zip(self._matrices, self._weights, strict=True):
-            matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
+        for step, weight in zip(self._steps, self._weights, strict=True):
+            step.grad = None if weight.grad is None else weight.grad.reshape(step.shape)
+            step.zero_()
         super().step()  # type: ignore[no-untyped-call]
+        for step, weight in zip(self._steps, self._weights, strict=True):
+            if weight.grad is not None:
+                weight.mul_(1 - self._rate * self._decay)
+                weight.add_(self._rate * step.reshape(weight.shape))
 
 
 def _matrices(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
@@ -83,14 +95,16 @@ def _matrices(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     return [weight for weight in inner if weight.shape[1] > 1]
 
 
-def _plain(weights: Sequence[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
+def _plain(
+    weights: Sequence[nn.Parameter], spec: TrainSpec, is_fused: bool
+) -> torch.optim.Optimizer:
     groups: list[dict[str, object]] = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=spec.lr)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True, fused=is_fused)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=is_fused)
 
 
 def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:

@@ -43,6 +43,18 @@ class Outputs:
     gradient: Tensor | None = None
     index: Tensor | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor but `index`, in the order of the fields."""
+        gradient = () if self.gradient is None else (self.gradient,)
+        return [
+            self.logits,
+            self.embedding,
+            *self.stages,
+            *self.attention,
+            *self.heads,
+            *gradient,
+        ]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """Return the same with every tensor but `index` changed."""
         return Outputs(

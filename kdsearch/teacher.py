@@ -28,8 +28,9 @@ from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.model import Model, Preprocess
 from kdsearch.registry import import_object
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
+from kdsearch.step import Session
 from kdsearch.taps import Tapped
-from kdsearch.trainer import OnEpoch, Session, train
+from kdsearch.trainer import OnEpoch, train
 from kdsearch.weights import fit_weights, read_weights, save_weights
 
 KINDS = (

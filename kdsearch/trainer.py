@@ -6,77 +6,40 @@ ranks students as they will finish far better than the raw weights do.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from kdsearch.data.base import Augment, ImageData, ImageSet
-from kdsearch.data.views import augmented, targets
+from kdsearch.data.base import ImageSet
 from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
+from kdsearch.graph import own_stream
 from kdsearch.model import Model, batches, evaluating
-from kdsearch.optimizers import Optimizers
-from kdsearch.spec import TrainSpec
-from kdsearch.taps import Outputs
+from kdsearch.step import Session, Step, Validation
 from kdsearch.tasks.classification import evaluate
-
-
-class TeacherSource(Protocol):
-    """Where the teacher's outputs come from: a live network or a store."""
-
-    def __call__(
-        self,
-        images: Tensor,
-        index: Tensor,
-        view: int,
-        *,
-        need: frozenset[str],
-        augment: Augment,
-    ) -> Outputs:
-        """Return the outputs for `images`: the samples `index` under `view` of `augment`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One epoch's record: mean losses by name, validation accuracy of the average, seconds."""
+    """One epoch's record: mean losses by name, validation accuracy of the average, seconds.
+
+    mode: how its steps ran, such as `graph, bf16 channels_last fused`, or `eager` with the reason.
+    """
 
     number: int
     losses: dict[str, float]
     val: float
     lr: float
     seconds: float
+    mode: str = ""
 
 
 _FEW_PIXELS = 2**15
 OnEpoch = Callable[[Epoch, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """What one training needs besides the model and its losses.
-
-    seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
-    Unlabelled images take part only where a teacher is heard.
-    """
-
-    data: ImageData
-    spec: TrainSpec
-    seed: int
-    view_seed: int
-    device: torch.device
-    teachers: tuple[TeacherSource, ...] = ()
-
-    @property
-    def augment(self) -> Augment:
-        """Return what the views of this training go through."""
-        return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
 
 
 def train(
@@ -88,9 +51,12 @@ def train(
 
     Raises TrainingError when the loss is no longer finite.
     """
-    with _threads_for(model.preprocess.resolution**2 * session.spec.batch_size):
+    pixels = model.preprocess.resolution**2 * session.spec.batch_size
+    with _threads_for(pixels), own_stream(session.device):
+        step = Step(model, distiller, session)
+        validation = Validation(step.average.model, session.data.val, session.device)
         try:
-            return _train(model, distiller, session, on_epoch)
+            epochs = list(_epochs(step, validation, session.spec.epochs, on_epoch))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -98,113 +64,40 @@ def train(
                 "BatchNorm cannot train on one image at a time; raise train.batch_size, or lower "
                 "train.accumulate"
             ) from error
+        finally:
+            step.close()
+            validation.close()
+        model.load_state_dict(step.average.model.state_dict())
+    model.eval()
+    return epochs
 
 
-def _train(
-    model: Model, distiller: Distiller, session: Session, on_epoch: OnEpoch | None
-) -> list[Epoch]:
-    spec, device = session.spec, session.device
-    model.to(device)
-    distiller.to(device)
-    chosen = session.data.train if distiller.needs_teacher else session.data.labelled
-    train_set = ImageSet(chosen.images.to(device), chosen.labels.to(device))
-    order = torch.Generator().manual_seed(session.seed)
-    batch_size = min(spec.batch_size, len(train_set))
-    steps = len(train_set) // batch_size
-    optimizers = Optimizers(model, distiller, spec, steps * spec.epochs)
-    average = _Average(model, spec.ema)
-    epochs: list[Epoch] = []
-    for number in range(1, spec.epochs + 1):
+def _epochs(
+    step: Step, validation: Validation, count: int, on_epoch: OnEpoch | None
+) -> Iterator[Epoch]:
+    for number in range(1, count + 1):
         started = time.perf_counter()
-        lr = optimizers.lr
-        model.train()
-        distiller.train()
-        permutation = torch.randperm(len(train_set), generator=order).to(device)
-        totals: dict[str, Tensor] = {}
-        batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
-        for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
-            optimizers.zero_grad()
-            for index in torch.tensor_split(whole, min(spec.accumulate, batch_size)):
-                share = len(index) / batch_size
-                losses = _losses(
-                    model,
-                    distiller,
-                    session,
-                    train_set,
-                    index,
-                    view=(number - 1) % spec.views + 1 if spec.views else number,
-                    progress=step / (steps * spec.epochs),
-                )
-                torch.autograd.backward(share * losses["loss"])
-                for name, value in losses.items():
-                    total = totals.get(name, torch.zeros((), device=device))
-                    totals[name] = total + share * value.detach()
-            optimizers.step()
-            average.update()
-        means = {name: float(total) / steps for name, total in totals.items()}
+        step.epoch(number)
+        means = step.means()
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
         epoch = Epoch(
             number=number,
             losses=means,
-            val=accuracy(average.model, session.data.val, device),
-            lr=lr,
+            val=validation(),
+            lr=step.rate_of(number),
             seconds=time.perf_counter() - started,
+            mode=step.mode,
         )
-        epochs.append(epoch)
         if on_epoch is not None:
-            on_epoch(epoch, spec.epochs)
-    model.load_state_dict(average.model.state_dict())
-    model.eval()
-    return epochs
+            on_epoch(epoch, count)
+        yield epoch
 
 
 def accuracy(model: Model, images: ImageSet, device: torch.device) -> float:
     """Return the top-1 accuracy of a model in evaluation mode on a split, in [0, 1]."""
     with evaluating(model), torch.no_grad():
         return evaluate(model, batches(images, device))
-
-
-def _losses(
-    model: Model,
-    distiller: Distiller,
-    session: Session,
-    train_set: ImageSet,
-    index: Tensor,
-    *,
-    view: int,
-    progress: float,
-) -> dict[str, Tensor]:
-    """Return the losses on one batch; teachers and student see the same view of it."""
-    data, seed, augment = session.data, session.view_seed, session.augment
-    images = augmented(train_set.images, index, view, seed=seed, augment=augment)
-    target = targets(
-        train_set.labels,
-        index,
-        view,
-        seed=seed,
-        augment=augment,
-        num_classes=data.num_classes,
-        size=data.size,
-    )
-    teachers = [
-        teacher(images, index, view, need=distiller.need, augment=augment)
-        for teacher in session.teachers
-        if distiller.needs_teacher
-    ]
-    with torch.autocast(
-        session.device.type, torch.bfloat16, enabled=_is_half(session.spec, session.device)
-    ):
-        student = model.features(images, need=distiller.student_need)
-        losses: dict[str, Tensor] = distiller(student, teachers, target, progress=progress)
-    return losses
-
-
-def _is_half(spec: TrainSpec, device: torch.device) -> bool:
-    """Say whether the step runs in bfloat16; `auto`: on a GPU that has it."""
-    if spec.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return spec.precision == "bf16"
 
 
 @contextmanager
@@ -221,27 +114,3 @@ def _threads_for(pixels: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-class _Average:
-    """An exponential moving average of a model's weights and floating-point buffers.
-
-    The decay grows as (1 + t) / (10 + t) up to its value, so that the start is soon forgotten.
-    """
-
-    def __init__(self, model: Model, decay: float) -> None:
-        self.model = copy.deepcopy(model).freeze()
-        self._decay = decay
-        self._updates = 0
-        held, current = self.model.state_dict(), model.state_dict()  # these share their memory
-        floating = [name for name, value in held.items() if value.is_floating_point()]
-        self._floating = [held[name] for name in floating], [current[name] for name in floating]
-        self._others = [(held[name], current[name]) for name in held.keys() - floating]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(*self._floating, 1 - decay)
-        for held, current in self._others:
-            held.copy_(current)

@@ -30,9 +30,10 @@ from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
+from kdsearch.step import Session
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
-from kdsearch.trainer import Epoch, OnEpoch, Session, train
+from kdsearch.trainer import Epoch, OnEpoch, train
 from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)

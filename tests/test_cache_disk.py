@@ -36,8 +36,9 @@ from kdsearch.data.base import Augment
 from kdsearch.data.views import augmented
 from kdsearch.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
+from kdsearch.step import Session
 from kdsearch.taps import Outputs
-from kdsearch.trainer import Session, train
+from kdsearch.trainer import train
 
 ROWS = torch.tensor([3, 90, 11, 64])
 STAGES = frozenset({"stages"})

@@ -362,7 +362,7 @@ def test_schedules_move_alpha_weight_and_temperature_with_progress():
     )
     losses, out = pair.distiller(spec), pair.out()
     for progress, alpha, weight, temperature in ((0, 0.8, 0, 5), (0.5, 0.4, 2, 3), (1, 0, 2, 1)):
-        found = losses(out, [pair.taught], TARGET, progress=progress)
+        found = losses(out, [pair.taught], TARGET, pace=losses.pace(progress))
         kd = methods.get("kd")(temperature=float(temperature))
         value = kd(out.logits, pair.taught.logits, TARGET)
         torch.testing.assert_close(
@@ -376,7 +376,7 @@ def test_progressive_order_goes_from_shallow_pairs_to_responses():
     losses, out = pair.distiller(spec), pair.out()
     heard = []
     for progress in (0.0, 0.3, 0.55, 0.8, 1.0):
-        found = losses(out, [pair.taught], TARGET, progress=progress)
+        found = losses(out, [pair.taught], TARGET, pace=losses.pace(progress))
         pairs = zip(out.stages, pair.taught.stages, strict=True)
         parts = [F.mse_loss(s, t).item() for s, t in pairs]
         hint = found["fitnet"].item()
@@ -403,7 +403,7 @@ def test_uncertainty_leaves_out_what_weighs_nothing_and_stays_bounded():
         method="fitnet+kd", mapping="last", balance="uncertainty", order="progressive", alpha=1.0
     )
     losses = pair.distiller(spec)
-    losses(pair.out(), [pair.taught], TARGET, progress=0.1)["loss"].backward()
+    losses(pair.out(), [pair.taught], TARGET, pace=losses.pace(0.1))["loss"].backward()
     task, hint, responses = losses.uncertainty.raw.grad
     assert hint != 0
     assert task == responses == 0
@@ -439,12 +439,12 @@ def test_gradnorm_keeps_the_scale_of_a_term_outside_of_its_window():
     pair = Pair("cnn", "cnn")
     spec = DistillSpec(method="fitnet+kd", mapping="last", balance="gradnorm", order="progressive")
     losses, out = pair.distiller(spec), pair.out()
-    losses(out, [pair.taught], TARGET, progress=0.0)
+    losses(out, [pair.taught], TARGET, pace=losses.pace(0.0))
     early = losses.gradnorm.log_scales.clone()
     assert early[0].isfinite()
     assert early[1].isnan()
     losses.gradnorm.count = 10
-    losses(out, [pair.taught], TARGET, progress=0.9)
+    losses(out, [pair.taught], TARGET, pace=losses.pace(0.9))
     late = losses.gradnorm.log_scales
     assert late[0] == early[0]
     assert late[1].isfinite()

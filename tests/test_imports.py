@@ -41,6 +41,8 @@ ROOMS = (
     "cache",
     "weights",
     "optimizers",
+    "graph",
+    "step",
     "trainer",
     "cifar_resnet",
     "clip",

@@ -17,8 +17,9 @@ from kdsearch.data.views import augmented
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.step import Average, Session
 from kdsearch.taps import Outputs
-from kdsearch.trainer import Epoch, Session, _Average, accuracy, train
+from kdsearch.trainer import Epoch, accuracy, train
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
@@ -28,6 +29,29 @@ PLAIN = DistillSpec(method="none")
 def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = None) -> Session:
     outputs = () if teacher is None else (TeacherOutputs(teacher, DATA.train.images, view_seed=7),)
     return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teachers=outputs)
+
+
+class Asked:
+    """A live teacher that remembers what it was asked."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.samples: list[tuple[int, Tensor]] = []
+        self.images: list[Tensor] = []
+        self.needs: set[frozenset[str]] = set()
+
+    def rows(
+        self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> None:
+        assert torch.equal(index, host)
+        assert augment == DATA.augment
+        self.samples.append((view, index.clone()))
+
+    @torch.no_grad()
+    def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
+        self.images.append(images)
+        self.needs.add(need)
+        return self._model.features(images)
 
 
 def trained(spec: TrainSpec = SPEC, *, seed: int = 0) -> tuple[Model, list[Epoch]]:
@@ -98,25 +122,19 @@ def test_the_losses_of_an_epoch_are_means_over_its_steps() -> None:
 
 def test_an_epoch_shows_each_image_once_under_its_own_view() -> None:
     student, teacher = tiny_model(), tiny_model(1).freeze()
-    shown: dict[int, list[int]] = {}
-
-    def answer(
-        images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
-    ) -> Outputs:
-        shown.setdefault(view, []).extend(index.tolist())
-        expected = augmented(DATA.train.images, index, view, seed=7, augment=augment)
-        assert augment == DATA.augment
-        assert torch.equal(images, expected)
-        assert need == {"logits"}
-        with torch.no_grad():
-            return teacher.features(images)
-
+    asked = Asked(teacher)
     distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
-    train(student, distiller, replace(session(), teachers=(answer,)))
+    train(student, distiller, replace(session(), teachers=(asked,)))
 
+    shown: dict[int, list[int]] = {}
+    for (view, index), images in zip(asked.samples, asked.images, strict=True):
+        shown.setdefault(view, []).extend(index.tolist())
+        expected = augmented(DATA.train.images, index, view, seed=7, augment=DATA.augment)
+        assert torch.equal(images, expected)
     assert list(shown) == [1, 2, 3, 4]
     assert all(sorted(rows) == list(range(96)) for rows in shown.values())
     assert len({tuple(rows) for rows in shown.values()}) == 4
+    assert asked.needs == {frozenset({"logits"})}
 
 
 def test_a_batch_in_parts_takes_the_same_steps() -> None:
@@ -179,19 +197,14 @@ def with_unlabelled(labelled: int) -> Session:
 
 
 def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
-    seen: list[int] = []
     teacher = tiny_model(1).freeze()
-
-    def answer(images: Tensor, index: Tensor, view: int, **_: object) -> Outputs:
-        seen.extend(index.tolist())
-        with torch.no_grad():
-            return teacher.features(images)
-
+    asked = Asked(teacher)
     shown = with_unlabelled(32)
     student = tiny_model()
     train(student, distiller_for(DistillSpec(method="kd"), student, teacher),
-          replace(shown, teachers=(answer,)))  # fmt: skip
-    assert sorted(seen) == sorted(4 * list(range(96)))
+          replace(shown, teachers=(asked,)))  # fmt: skip
+    seen = torch.cat([index for _, index in asked.samples])
+    assert sorted(seen.tolist()) == sorted(4 * list(range(96)))
 
     alone, few = tiny_model(), tiny_model()
     train(alone, distiller_for(PLAIN, alone), shown)
@@ -202,19 +215,13 @@ def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
 
 
 def test_a_pool_of_views_is_seen_in_turn() -> None:
-    asked: list[int] = []
     teacher = tiny_model(1).freeze()
-
-    def answer(images: Tensor, index: Tensor, view: int, **_: object) -> Outputs:
-        asked.append(view)
-        with torch.no_grad():
-            return teacher.features(images)
-
+    asked = Asked(teacher)
     student = tiny_model()
     distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
     spec = replace(SPEC, epochs=5, batch_size=96, views=2)
-    train(student, distiller, replace(session(spec), teachers=(answer,)))
-    assert asked == [1, 2, 1, 2, 1]
+    train(student, distiller, replace(session(spec), teachers=(asked,)))
+    assert [view for view, _ in asked.samples] == [1, 2, 1, 2, 1]
 
 
 NAN_LOSS = """
@@ -278,18 +285,18 @@ def test_epochs_report_the_learning_rate_they_began_with() -> None:
 
 def test_the_average_moves_by_its_decay_which_grows_from_two_elevenths() -> None:
     model = tiny_model()
-    average = _Average(model, 0.25)
+    average = Average(model, 0.25)
     start = model.network.module[7].bias.detach().clone()
     with torch.no_grad():
         model.network.module[7].bias += 1
         model.network.module[1].running_mean += 2
         model.network.module[1].num_batches_tracked += 5
-    average.update()
+    average.update(torch.tensor(average.share_at(0)))
     # Decay 2/11: the average goes 9/11 of the way; then min(0.25, 3/12): 1 - (2/11) / 4 in all.
     held = average.model.network.module
     torch.testing.assert_close(held[7].bias, start + 9 / 11)
     torch.testing.assert_close(held[1].running_mean, torch.full((8,), 18 / 11))
-    average.update()
+    average.update(torch.tensor(average.share_at(1)))
     torch.testing.assert_close(held[7].bias, start + 1 - 1 / 22)
     assert held[1].num_batches_tracked == 5
     assert not any(parameter.requires_grad for parameter in average.model.parameters())

@@ -88,13 +88,30 @@ class TeacherOutputs:
         """How long the teacher was at work; on a GPU, live answers count until they are queued."""
         return self._seconds
 
-    @torch.no_grad()
     def __call__(
         self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
     ) -> Outputs:
         """Return the outputs for `images` = the samples `index` [B] under `view`.
 
         Logits and embedding are always among them; other parts need not be, unless needed.
+        """
+        rows = self.rows(index, index.cpu(), view, need=need, augment=augment)
+        return replace(self.live(images, need=need), index=index) if rows is None else rows
+
+    @torch.no_grad()
+    def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
+        """Ask the teacher itself about images, uint8 [B, C, S, S]."""
+        with self._timed():
+            return self._teacher.features(images, need=ALWAYS | (need & LARGE))
+
+    @torch.no_grad()
+    def rows(
+        self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> Outputs | None:
+        """Return the stored outputs of the samples `index` [B] under `view`, None: ask it live.
+
+        host: the same index in the CPU's memory. Logits and embedding are always among them; other
+        parts need not be, unless needed.
         """
         wanted = ALWAYS | (need & LARGE)
         shown = View(augment, view)
@@ -103,9 +120,9 @@ class TeacherOutputs:
                 self._add(shown, wanted)
         stored = self._views.get(shown, {})
         if not wanted <= stored.keys():
-            with self._timed():
-                return replace(self._teacher.features(images, need=wanted), index=index)
-        return join({name: tuple(_rows(p, index) for p in stored[name]) for name in wanted}, index)
+            return None
+        told = {name: tuple(_rows(part, index, host) for part in stored[name]) for name in wanted}
+        return join(told, index)
 
     def _missing(self, view: View, wanted: frozenset[str]) -> frozenset[str]:
         return wanted - self._views.get(view, {}).keys()
@@ -130,7 +147,7 @@ class TeacherOutputs:
     def _keep(self, view: View, parts: Parts, held: int) -> None:
         """Add parts to a view; `held`: their bytes in memory, none of files that are mapped."""
         if held and self._device.type == "cuda":  # trials on other streams may read from now on
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
         if held:
             self._held[view] = self._held.get(view, 0) + held
         self._views[view] = self._views.get(view, {}) | parts
@@ -188,7 +205,7 @@ class TeacherOutputs:
         if stored.shape != (len(self._images), *fresh.shape[1:]) or stored.dtype != fresh.dtype:
             return False
         limit = _TOLERANCE[self._device.type] * float(fresh.abs().max())
-        return torch.allclose(_rows(stored, index), fresh, rtol=0, atol=limit)
+        return torch.allclose(_rows(stored, index, index.cpu()), fresh, rtol=0, atol=limit)
 
     def _view_bytes(self, parts: frozenset[str]) -> int:
         if not parts <= self._row_bytes.keys():
@@ -233,10 +250,11 @@ def _like(part: Tensor, count: int, device: torch.device) -> Tensor:
     return torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=device)
 
 
-def _rows(part: Tensor, index: Tensor) -> Tensor:
-    """Return rows on the index's device, wherever the part is."""
+def _rows(part: Tensor, index: Tensor, host: Tensor) -> Tensor:
+    """Return rows on the index's device, wherever the part is; a GPU gets them through pinned
+    memory, which torch keeps until they have arrived."""
     if part.device != index.device:
-        return part.index_select(0, index.to(part.device)).to(index.device)
+        return part.index_select(0, host).pin_memory().to(index.device, non_blocking=True)
     if part.is_cuda:  # it may be dropped while this stream has yet to read it
         part.record_stream(torch.cuda.current_stream(part.device))
     return part.index_select(0, index)

@@ -7,8 +7,11 @@ resume.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +25,23 @@ _SMALL = 64  # px
 _CHUNK = 512  # images at a time, for statistics over sets that do not fit in memory
 _WEIGHT_BITS = 17  # after the point of a mixing weight
 
+Start: TypeAlias = int | Tensor
+
 
 def counter_hash(index: Tensor, *key: int | str) -> Tensor:
-    """Return int64 values, uniform in [0, 2**63), that depend on each index and on `key` alone.
+    """Return int64 values, uniform in [0, 2**63), that depend on each index and on `key` alone."""
+    return _walk(index, _start(*key))
 
-    The index walks a splitmix64 stream (Steele et al., OOPSLA 2014) from the key's digest on.
-    """
-    start = blake2b(repr(key).encode(), digest_size=8).digest()
-    z = index * -0x61C8864680B583EB + int.from_bytes(start, "little", signed=True)
+
+def _start(*key: int | str) -> int:
+    """Return where the stream of a key begins: its digest."""
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _walk(index: Tensor, start: Start) -> Tensor:
+    """Walk a splitmix64 stream (Steele et al., OOPSLA 2014) to each index."""
+    z = index * -0x61C8864680B583EB + start
     z = (z ^ _shift(z, 30)) * -0x40A7B892E31B1A47
     z = (z ^ _shift(z, 27)) * -0x6B2FB644ECCEEE15
     return (z ^ _shift(z, 31)) & 0x7FFF_FFFF_FFFF_FFFF
@@ -40,6 +52,44 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """What one view of all samples is drawn from: where its streams begin, and who is mixed in.
+
+    A stream begins at a number, or at a 0-d int64 tensor: a captured step reads those, and the
+    next view overwrites them. policy: a stream for each round. partners: int64 [N] or None.
+    """
+
+    place: Start
+    weight: Start
+    box: Start
+    policy: tuple[Start, ...]
+    partners: Tensor | None = None
+
+    @property
+    def starts(self) -> list[Start]:
+        """Return where the streams begin, in the order of `Draws.of`."""
+        return [self.place, self.weight, self.box, *self.policy]
+
+    @classmethod
+    def of(cls, starts: Sequence[Start], partners: Tensor | None) -> Draws:
+        """Return the draws of streams that begin there."""
+        place, weight, box, *policy = starts
+        return cls(place=place, weight=weight, box=box, policy=tuple(policy), partners=partners)
+
+
+def draws(view: int, *, seed: int, augment: Augment, count: int, device: torch.device) -> Draws:
+    """Return what view number `view` of `count` samples is drawn from: hashes of (seed, view)."""
+    rounds = range(policies.ROUNDS[augment.policy])
+    return Draws(
+        place=_start(seed, view),
+        weight=_start(seed, view, "weight"),
+        box=_start(seed, view, "box"),
+        policy=tuple(_start(seed, view, "policy", number) for number in rounds),
+        partners=None if augment.mix == "none" else _permutation(view, seed, count, device),
+    )
+
+
 def augmented(images: Tensor, index: Tensor, view: int, *, seed: int, augment: Augment) -> Tensor:
     """Return view number `view` of `images[index]`: uint8 [B, C, S, S], padded with zeros.
 
@@ -48,43 +98,40 @@ def augmented(images: Tensor, index: Tensor, view: int, *, seed: int, augment: A
     (Zhang et al., ICLR 2018, arXiv:1710.09412) or cutmix (Yun et al., ICCV 2019, arXiv:1905.04899)
     with the same view of another sample. `targets` tells what is in them.
     """
-    if augment.mix == "none":
-        return _unmixed(images, index, view, seed, augment)
-    partner = partners(index, view, seed=seed, count=len(images))
-    both = _unmixed(images, torch.cat([index, partner]), view, seed, augment)
+    drawn = draws(view, seed=seed, augment=augment, count=len(images), device=images.device)
+    return shown(images, index, drawn, augment)
+
+
+def shown(images: Tensor, index: Tensor, drawn: Draws, augment: Augment) -> Tensor:
+    """Return the view that was drawn of `images[index]`; see `augmented`."""
+    if drawn.partners is None:
+        return _unmixed(images, index, drawn, augment)
+    both = _unmixed(images, torch.cat([index, drawn.partners[index]]), drawn, augment)
     own, other = both.chunk(2)
     if augment.mix == "cutmix":
-        rows, columns = _box(index, view, seed, images.shape[2])
+        rows, columns = _box(index, drawn, images.shape[2])
         return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other, own)
-    weight = _weight(index, view, seed).int()[:, None, None, None]
+    weight = _weight(index, drawn).int()[:, None, None, None]
     blend = own.int().mul_(weight).add_(other.int().mul_((1 << _WEIGHT_BITS) - weight))
     return blend.add_(1 << (_WEIGHT_BITS - 1)).bitwise_right_shift_(_WEIGHT_BITS).byte()
 
 
 def targets(
-    labels: Tensor,
-    index: Tensor,
-    view: int,
-    *,
-    seed: int,
-    augment: Augment,
-    num_classes: int,
-    size: int,
+    labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, *, num_classes: int, size: int
 ) -> Tensor:
-    """Return the labels of view number `view` of the samples at `index` [B].
+    """Return the labels of the samples at `index` [B] in the view that was drawn.
 
     labels: int64 [N] of all samples, -1: unlabelled. size: S of the view. Without a mix these are
     int64 [B]; else float32 [B, K], each class's share, where an unlabelled image has none.
     """
-    if augment.mix == "none":
+    if drawn.partners is None:
         return labels[index]
-    partner = partners(index, view, seed=seed, count=len(labels))
     if augment.mix == "cutmix":
-        rows, columns = _box(index, view, seed, size)
+        rows, columns = _box(index, drawn, size)
         share = 1 - rows.sum(1) * columns.sum(1) / size**2
     else:
-        share = _weight(index, view, seed) / (1 << _WEIGHT_BITS)
-    both = torch.stack([labels[index], labels[partner]], dim=1)
+        share = _weight(index, drawn) / (1 << _WEIGHT_BITS)
+    both = torch.stack([labels[index], labels[drawn.partners[index]]], dim=1)
     shares = torch.stack([share, 1 - share], dim=1) * (both != UNLABELLED)
     found = torch.zeros(len(index), num_classes, device=labels.device)
     return found.scatter_add_(1, both.clamp(min=0), shares)
@@ -106,35 +153,34 @@ def _permutation(view: int, seed: int, count: int, device: torch.device) -> Tens
     return counter_hash(samples, seed, view, "partner").argsort(stable=True)
 
 
-def _weight(index: Tensor, view: int, seed: int) -> Tensor:
+def _weight(index: Tensor, drawn: Draws) -> Tensor:
     """Return a sample's own weight, int64 [B]: uniform in (0, 1), which is Beta(1, 1)."""
-    return counter_hash(index, seed, view, "weight") % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
+    return _walk(index, drawn.weight) % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
 
 
-def _box(index: Tensor, view: int, seed: int, size: int) -> tuple[Tensor, Tensor]:
+def _box(index: Tensor, drawn: Draws, size: int) -> tuple[Tensor, Tensor]:
     """Return the rows and the columns, bool [B, S], of the box where a sample's partner shows.
 
     Its area is the partner's weight; its centre is uniform, and what is outside is clipped.
     """
-    other = 1 - _weight(index, view, seed).double() / (1 << _WEIGHT_BITS)
+    other = 1 - _weight(index, drawn).double() / (1 << _WEIGHT_BITS)
     side = (other.sqrt() * size).round().long()[:, None]
-    bits = counter_hash(index, seed, view, "box")
+    bits = _walk(index, drawn.box)
     line = torch.arange(size, device=index.device)
     top = (bits % size)[:, None] - side // 2
     left = (bits // size % size)[:, None] - side // 2
     return (line >= top) & (line < top + side), (line >= left) & (line < left + side)
 
 
-def _unmixed(images: Tensor, index: Tensor, view: int, seed: int, augment: Augment) -> Tensor:
+def _unmixed(images: Tensor, index: Tensor, drawn: Draws, augment: Augment) -> Tensor:
     """Return the views, cropped, mirrored and through the policy's operations."""
     offsets = 2 * augment.pad + 1
-    place = counter_hash(index, seed, view)
+    place = _walk(index, drawn.place)
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
     crop = _crop_windows if images.shape[2] <= _SMALL else _crop_pixels
     out = crop(images, index, down, right, mirrored, augment.pad)
-    rounds = policies.ROUNDS[augment.policy]
-    bits = [counter_hash(index, seed, view, "policy", number) for number in range(rounds)]
+    bits = [_walk(index, start) for start in drawn.policy]
     return policies.perform(out, bits, policy=augment.policy)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.distiller.adapters import Side
-from kdsearch.distiller.distiller import Distiller
+from kdsearch.distiller.distiller import Distiller, Pace
 from kdsearch.distiller.recipe import check, knobs_of, parts_heard
 
-__all__ = ["Distiller", "Side", "check", "knobs_of", "parts_heard"]
+__all__ = ["Distiller", "Pace", "Side", "check", "knobs_of", "parts_heard"]

@@ -6,7 +6,7 @@ loss = (1 - alpha) * task + alpha * sum of weight * term, each factor on its sch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,31 @@ from kdsearch.taps import Outputs
 from kdsearch.tasks.classification import task_loss
 
 _ORDER = ("stages", "attention", "outputs", "embedding", "logits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What the schedules say at one moment of a training.
+
+    is_open: whether the task, and each part, is heard at all. share: weight of the task. factors:
+    of each part's weight, alpha included. warmth: how much of its temperature is left to a term.
+    These are numbers, or 0-d tensors that a captured step reads and the next step overwrites.
+    """
+
+    is_open: tuple[bool, ...]
+    share: float | Tensor
+    factors: Sequence[float | Tensor]
+    warmth: float | Tensor = 1.0
+
+    @property
+    def numbers(self) -> list[float | Tensor]:
+        """Return all that moves, in the order of `on`."""
+        return [self.share, self.warmth, *self.factors]
+
+    def on(self, numbers: Sequence[Tensor]) -> Pace:
+        """Return the same, read from tensors."""
+        share, warmth, *factors = numbers
+        return replace(self, share=share, factors=factors, warmth=warmth)
 
 
 class Distiller(nn.Module):
@@ -80,19 +105,18 @@ class Distiller(nn.Module):
         teachers: Sequence[Outputs],
         target: Tensor,
         *,
-        progress: float = 0.0,
+        pace: Pace | None = None,
     ) -> dict[str, Tensor]:
         """Return `task`, each term by its method's name, unweighted, and the whole `loss`.
 
         target: [B] class indices, -1 for an unlabelled image, or [B, K] probabilities of mixed
-        ones. progress: how much of the training is done, in [0, 1].
+        ones. pace: what the schedules say now; by default what they say at the start.
         """
         if self.needs_teacher and not teachers:
             raise SpecError("the distiller was given no teacher's outputs")
-        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
-        factors = [alpha * part.factor(progress) for part in self._parts]
+        pace = pace or self.pace(0.0)
         task_logits = student.logits
-        if student.heads and any(map(_teaches_logits, self._parts, factors)):
+        if student.heads and any(map(_teaches_logits, self._parts, pace.is_open[1:])):
             task_logits = student.heads[0]
             student = replace(student, logits=student.heads[1])
         task = task_loss(task_logits, target, label_smoothing=self.label_smoothing)
@@ -109,28 +133,31 @@ class Distiller(nn.Module):
             heard = (replace(teachers[0], logits=common_logits(weights, logits)), *teachers)
         if self.hears_labels and heard:
             target = _with_labels(target, heard[0].logits)
-        warmth = self.recipe.temperature_schedule(progress)
         values = []
-        for part, factor in zip(self._parts, factors, strict=True):
+        for part, is_open in zip(self._parts, pace.is_open[1:], strict=True):
             value = task.new_zeros(())
-            if factor:
-                value = part(student, heard, target, weights=weights, warmth=warmth)
+            if is_open:
+                value = part(student, heard, target, weights=weights, warmth=pace.warmth)
             named[part.name] = named.get(part.name, task.new_zeros(())) + value
             values.append(value)
-        return named | {"loss": extra + self._sum(1 - alpha, task, factors, values, student)}
+        return named | {"loss": extra + self._sum(pace, task, values, student)}
+
+    def pace(self, progress: float) -> Pace:
+        """Return what the schedules say when so much of the training is done, in [0, 1]."""
+        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
+        factors = [alpha * part.factor(progress) for part in self._parts]
+        return Pace(
+            is_open=tuple(factor != 0 for factor in (1 - alpha, *factors)),
+            share=1 - alpha,
+            factors=factors,
+            warmth=self.recipe.temperature_schedule(progress),
+        )
 
     @property
     def _parts(self) -> list[_Part]:
         return [part for part in self.parts if isinstance(part, _Part)]
 
-    def _sum(
-        self,
-        share: float,
-        task: Tensor,
-        factors: list[float],
-        values: list[Tensor],
-        student: Outputs,
-    ) -> Tensor:
+    def _sum(self, pace: Pace, task: Tensor, values: list[Tensor], student: Outputs) -> Tensor:
         """Return the balanced sum of the task and the terms."""
         scales: Sequence[float | Tensor] = [part.weight for part in self._parts]
         if self.gradnorm is not None:
@@ -139,21 +166,24 @@ class Distiller(nn.Module):
             scales = [
                 found[i] * part.weight / part.usual_weight for i, part in enumerate(self._parts)
             ]
-        summands = [(share, share * task)]
+        summands = [pace.share * task]
         summands += [
-            (factor, factor * scale * value)
-            for factor, scale, value in zip(factors, scales, values, strict=True)
+            factor * scale * value
+            for factor, scale, value in zip(pace.factors, scales, values, strict=True)
         ]
         if self.uncertainty is not None:
             balanced: Tensor = self.uncertainty(
-                [summand if factor else None for factor, summand in summands]
+                [
+                    summand if heard else None
+                    for heard, summand in zip(pace.is_open, summands, strict=True)
+                ]
             )
             return balanced
-        return torch.stack([summand for _, summand in summands]).sum()
+        return torch.stack(summands).sum()
 
 
-def _teaches_logits(part: _Part, factor: float) -> bool:
-    return bool("logits" in part.hears and factor and part.weight)
+def _teaches_logits(part: _Part, is_open: bool) -> bool:
+    return bool("logits" in part.hears and is_open and part.weight)
 
 
 class _Part(nn.Module):
@@ -163,7 +193,12 @@ class _Part(nn.Module):
     """
 
     def __init__(
-        self, term: Term, heard: Sequence[int | None], modules: Sequence[nn.Module]
+        self,
+        term: Term,
+        heard: Sequence[int | None],
+        modules: Sequence[nn.Module],
+        *,
+        warms: bool,
     ) -> None:
         super().__init__()
         self.name = term.name
@@ -174,7 +209,7 @@ class _Part(nn.Module):
         self.window = (0.0, 1.0)
         self.heard = heard
         self.bodies = nn.ModuleList(modules)
-        self._temperature = term.temperature
+        self._temperature = term.temperature if warms else None
 
     def factor(self, progress: float) -> float:
         """Return what multiplies the weight; 0 outside of the part's window."""
@@ -189,7 +224,7 @@ class _Part(nn.Module):
         target: Tensor,
         *,
         weights: Tensor | None,
-        warmth: float,
+        warmth: float | Tensor,
     ) -> Tensor:
         """Return the unweighted loss, averaged over the teachers at their weights [B, T]."""
         if self._temperature is not None:
@@ -226,7 +261,8 @@ def _parts(
             )
         for made in zip(*by_side, strict=True):
             depth = max(depth for depth, _ in made)
-            found.append((rank, depth, _Part(term, places, [body for _, body in made])))
+            part = _Part(term, places, [body for _, body in made], warms=recipe.warms)
+            found.append((rank, depth, part))
     found.sort(key=lambda item: item[:2])
     parts = [part for _, _, part in found]
     if recipe.order == "progressive":

@@ -52,6 +52,11 @@ class Recipe:
     order: str
     terms: tuple[Term, ...]
 
+    @property
+    def warms(self) -> bool:
+        """Whether the temperatures move during the training."""
+        return self.temperature_schedule.kind != "constant"
+
 
 def knobs_of(method: str) -> tuple[str, ...]:
     """Return the names of a method's own knobs; of several, with the method before each name.

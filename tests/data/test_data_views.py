@@ -8,16 +8,20 @@ from hypothesis import strategies as st
 from kdsearch.data import views
 from kdsearch.data.base import MIXES, POLICIES, Augment
 from kdsearch.data.views import (
+    Draws,
     augmented,
     channel_statistics,
     counter_hash,
+    draws,
     partners,
+    shown,
     targets,
     to_input,
 )
 from kdsearch.errors import DataError
 
 MASK = (1 << 64) - 1
+CPU = torch.device("cpu")
 
 
 def pixels(count: int, channels: int, size: int) -> torch.Tensor:
@@ -128,9 +132,8 @@ def recipes() -> list[Augment]:
 
 
 def shares_of(labels, index, view, augment, *, seed=1, num_classes=4, size=8):
-    return targets(
-        labels, index, view, seed=seed, augment=augment, num_classes=num_classes, size=size
-    )
+    drawn = draws(view, seed=seed, augment=augment, count=len(labels), device=labels.device)
+    return targets(labels, index, drawn, augment, num_classes=num_classes, size=size)
 
 
 @pytest.mark.parametrize("augment", recipes(), ids=str)
@@ -172,6 +175,22 @@ def test_view_never_waits_for_the_gpu(augment):
             shares_of(labels, index, view, augment, size=32)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("augment", recipes(), ids=str)
+def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
+    images, index = pixels(40, 3, 8), torch.arange(40)
+    views = [draws(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
+    starts = torch.tensor(views[0].starts)
+    held = Draws.of(starts.unbind(), None if augment.mix == "none" else torch.arange(40))
+    for view, drawn in zip((2, 3), views, strict=True):
+        starts.copy_(torch.tensor(drawn.starts))
+        if held.partners is not None:
+            held.partners.copy_(drawn.partners)
+        expected = augmented(images, index, view, seed=1, augment=augment)
+        assert torch.equal(shown(images, index, held, augment), expected)
+        found = targets(index % 4, index, held, augment, num_classes=4, size=8)
+        assert torch.equal(found, shares_of(index % 4, index, view, augment))
 
 
 @given(count=st.integers(1, 400), view=st.integers(0, 10**6), seed=st.integers(0, 2**63))

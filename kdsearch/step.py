@@ -1,0 +1,341 @@
+"""One step of a training, and one batch of its validation, on tensors that stay where they are.
+
+All that differs between steps (which samples, their view, the rate, the weights of the terms) is
+read from tensors on the device, written once an epoch, so that a step never waits for the host
+and a GPU can replay it as a graph. A CPU runs the same lines.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdsearch.data.base import Augment, ImageData, ImageSet
+from kdsearch.data.views import Draws, draws, shown, targets
+from kdsearch.distiller import Distiller, Pace
+from kdsearch.graph import Repeated
+from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.optimizers import Optimizers
+from kdsearch.spec import TrainSpec
+from kdsearch.taps import Outputs
+
+
+class TeacherSource(Protocol):
+    """Where a teacher's outputs come from: a store, or the live network."""
+
+    def rows(
+        self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
+    ) -> Outputs | None:
+        """Return what is stored of the samples at `index` [B] under a view; None: ask it live.
+
+        host: the same index in the CPU's memory, so that nobody waits for a GPU to tell it.
+        """
+
+    def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
+        """Return the outputs for `images`, uint8 [B, C, S, S]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a step runs on a device: its precision, the layout of its maps, its optimiser's kernels.
+
+    precision: `fp32`, or `bf16` under autocast. is_channels_last: maps in the order [B, H, W, C].
+    is_fused: the optimiser moves all weights in one kernel; a CUDA graph needs it.
+    """
+
+    precision: str = "fp32"
+    is_channels_last: bool = False
+    is_fused: bool = True
+
+    def __str__(self) -> str:
+        layout = " channels_last" * self.is_channels_last
+        return f"{self.precision}{layout}{' fused' * self.is_fused}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What one training needs besides the model and its losses.
+
+    seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
+    Unlabelled images take part only where a teacher is heard.
+    """
+
+    data: ImageData
+    spec: TrainSpec
+    seed: int
+    view_seed: int
+    device: torch.device
+    teachers: tuple[TeacherSource, ...] = ()
+    execution: Execution = Execution()
+
+    @property
+    def augment(self) -> Augment:
+        """Return what the views of this training go through."""
+        return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return the context of a forward pass and its losses; `auto` leaves it to the device."""
+        chosen = self.spec.precision if self.spec.precision != "auto" else self.execution.precision
+        if chosen == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+class Step:
+    """Views, teachers' rows, forward, losses, backward, optimisers, averaged weights, mean losses.
+
+    The model and the distiller are moved to the session's device; `average` follows the model.
+    """
+
+    def __init__(self, model: Model, distiller: Distiller, session: Session) -> None:
+        spec, device = session.spec, session.device
+        self._model = model.to(device)
+        if session.execution.is_channels_last:
+            model.to(memory_format=torch.channels_last)
+        self._distiller = distiller.to(device)
+        self._session = session
+        chosen = session.data.train if distiller.needs_teacher else session.data.labelled
+        self._images = ImageSet(chosen.images.to(device), chosen.labels.to(device))
+        self._batch_size = min(spec.batch_size, len(chosen))
+        self._steps = len(chosen) // self._batch_size
+        self._optimizers = Optimizers(
+            model,
+            distiller,
+            spec,
+            self._steps * spec.epochs,
+            is_fused=session.execution.is_fused,
+        )
+        self.average = Average(model, spec.ema)
+        self._teachers = session.teachers if distiller.needs_teacher else ()
+        self._heard: list[Outputs | None] = []
+        self._generator = torch.Generator().manual_seed(session.seed)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._order = self._place.new_zeros(self._steps, self._batch_size)
+        self._samples = torch.empty_like(self._order, device="cpu")
+        self._paces = [distiller.pace(0.0)]
+        self._pace = self._paces[0]
+        self._table = torch.zeros(self._steps, 2 + len(self._pace.numbers), device=device)
+        self._view = 0
+        drawn = self._draw(1)
+        self._starts = torch.tensor(drawn.starts, device=device)
+        self._drawn = Draws.of(
+            self._starts.unbind(), None if drawn.partners is None else drawn.partners.clone()
+        )
+        self._totals: dict[str, Tensor] = {}
+        self._repeated = Repeated(
+            self._work,
+            device,
+            modules=(model, distiller),
+            before_capture=self._optimizers.zero_grad,
+        )
+
+    @property
+    def mode(self) -> str:
+        """Return how the steps run: `graph`, `eager`, or `eager: why`, and in which form."""
+        return f"{self._repeated.mode}, {self._session.execution}"
+
+    def epoch(self, number: int) -> None:
+        """Train for epoch `number`, from 1; on a GPU the work is then queued, not done."""
+        self._model.train()
+        self._distiller.train()
+        self._begin(number)
+        for place, pace in enumerate(self._paces):
+            self._pace = pace
+            self._bring(place)
+            self._repeated((pace.is_open, *(outputs is None for outputs in self._heard)))
+
+    def means(self) -> dict[str, float]:
+        """Return the means of the epoch's losses by name, once they are known."""
+        return {name: float(total) / self._steps for name, total in self._totals.items()}
+
+    def rate_of(self, number: int) -> float:
+        """Return the learning rate at the first step of epoch `number`."""
+        return self._optimizers.rate_at((number - 1) * self._steps)
+
+    def close(self) -> None:
+        """Give a graph's memory back."""
+        self._repeated.close()
+
+    def _draw(self, view: int) -> Draws:
+        session = self._session
+        return draws(
+            view,
+            seed=session.view_seed,
+            augment=session.augment,
+            count=len(self._images),
+            device=session.device,
+        )
+
+    def _begin(self, number: int) -> None:
+        """Write what the steps of an epoch read."""
+        views = self._session.spec.views
+        self._view = (number - 1) % views + 1 if views else number
+        drawn = self._draw(self._view)
+        self._starts.copy_(torch.tensor(drawn.starts))
+        if self._drawn.partners is not None and drawn.partners is not None:
+            self._drawn.partners.copy_(drawn.partners)
+        samples = torch.randperm(len(self._images), generator=self._generator)
+        self._samples = samples[: self._order.numel()].view_as(self._order)
+        self._order.copy_(self._samples)
+        first = (number - 1) * self._steps
+        steps = range(first, first + self._steps)
+        length = self._steps * self._session.spec.epochs
+        self._paces = [self._distiller.pace(step / length) for step in steps]
+        self._table.copy_(
+            torch.tensor(
+                [
+                    [self._optimizers.rate_at(step), self.average.share_at(step), *pace.numbers]
+                    for step, pace in zip(steps, self._paces, strict=True)
+                ]
+            )
+        )
+        self._place.zero_()
+        for total in self._totals.values():
+            total.zero_()
+
+    def _bring(self, place: int) -> None:
+        """Get the teachers' rows of the next step; a graph finds them where the last ones were."""
+        need, augment = self._distiller.need, self._session.augment
+        index, host = self._order[place], self._samples[place]
+        heard = [
+            teacher.rows(index, host, self._view, need=need, augment=augment)
+            for teacher in self._teachers
+        ]
+        if self._session.device.type == "cuda" and self._heard:
+            heard = [_into(held, new) for held, new in zip(self._heard, heard, strict=True)]
+        self._heard = heard
+
+    def _work(self) -> None:
+        """Do the step that `place` points to, and point to the next one."""
+        row = self._table.index_select(0, self._place)[0].unbind()
+        index = self._order.index_select(0, self._place)[0]
+        self._optimizers.rate.copy_(row[0])
+        pace = self._pace.on(row[2:])
+        self._optimizers.zero_grad()
+        for part, heard in self._parts(index):
+            share = len(part) / self._batch_size
+            losses = self._losses(part, heard, pace)
+            torch.autograd.backward(share * losses["loss"])
+            for name, value in losses.items():
+                if name not in self._totals:
+                    self._totals[name] = torch.zeros_like(value, dtype=torch.float32)
+                self._totals[name].add_(value.detach(), alpha=share)
+        self._optimizers.step()
+        self.average.update(row[1])
+        self._place.add_(1)
+
+    def _parts(self, index: Tensor) -> Iterator[tuple[Tensor, list[Outputs | None]]]:
+        """Yield the parts of a batch, each with what is stored of it."""
+        start = 0
+        for part in torch.tensor_split(index, min(self._session.spec.accumulate, self._batch_size)):
+            rows = slice(start, start + len(part))
+            yield part, [_slice(outputs, rows, part) for outputs in self._heard]
+            start += len(part)
+
+    def _losses(
+        self, index: Tensor, heard: Sequence[Outputs | None], pace: Pace
+    ) -> dict[str, Tensor]:
+        """Return the losses on one batch; teachers and student see the same view of it."""
+        session, distiller = self._session, self._distiller
+        images = shown(self._images.images, index, self._drawn, session.augment)
+        target = targets(
+            self._images.labels,
+            index,
+            self._drawn,
+            session.augment,
+            num_classes=session.data.num_classes,
+            size=session.data.size,
+        )
+        teachers = [
+            replace(source.live(images, need=distiller.need), index=index) if rows is None else rows
+            for source, rows in zip(self._teachers, heard, strict=True)
+        ]
+        with session.precision():
+            student = self._model.features(images, need=distiller.student_need)
+            losses: dict[str, Tensor] = distiller(student, teachers, target, pace=pace)
+        return losses
+
+
+def _slice(outputs: Outputs | None, rows: slice, index: Tensor) -> Outputs | None:
+    if outputs is None:
+        return None
+    return replace(outputs.map(lambda tensor: tensor[rows]), index=index)
+
+
+def _into(held: Outputs | None, new: Outputs | None) -> Outputs | None:
+    """Copy a step's rows over those of the last one; return the new ones where there were none."""
+    if held is None or new is None:
+        return new
+    for old, tensor in zip(held.tensors(), new.tensors(), strict=True):
+        old.copy_(tensor)
+    return held
+
+
+class Average:
+    """An exponential moving average of a model's weights and floating-point buffers.
+
+    The decay grows as (1 + t) / (10 + t) up to its value, so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = copy.deepcopy(model).freeze()
+        self._decay = decay
+        held, current = self.model.state_dict(), model.state_dict()  # these share their memory
+        floating = [name for name, value in held.items() if value.is_floating_point()]
+        self._floating = [held[name] for name in floating], [current[name] for name in floating]
+        self._others = [(held[name], current[name]) for name in held.keys() - floating]
+
+    def share_at(self, step: int) -> float:
+        """Return how far the average moves towards the weights after step `step`, from 0."""
+        return 1 - min(self._decay, (2 + step) / (11 + step))
+
+    @torch.no_grad()
+    def update(self, share: Tensor) -> None:
+        """Move towards the weights by a share of the way, a 0-d tensor on their device."""
+        held, current = self._floating
+        torch._foreach_lerp_(held, current, [share] * len(held))
+        for old, new in self._others:
+            old.copy_(new)
+
+
+class Validation:
+    """The top-1 accuracy of a model on a split, batch by batch through the same few tensors.
+
+    Batches are as equal as can be, at most 256 images; the last ones are filled up with blanks
+    that are never right.
+    """
+
+    def __init__(self, model: Model, images: ImageSet, device: torch.device) -> None:
+        self._model = model
+        self._images = images
+        batches = -(-len(images) // EVAL_BATCH)
+        self._size = -(-len(images) // batches)
+        shape = (self._size, *images.images.shape[1:])
+        self._batch = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._labels = torch.zeros(self._size, dtype=torch.int64, device=device)
+        self._hits = torch.zeros((), dtype=torch.int64, device=device)
+        self._repeated = Repeated(self._work, device)
+
+    def __call__(self) -> float:
+        """Return the accuracy in [0, 1] of the model as it is now."""
+        self._hits.zero_()
+        for start in range(0, len(self._images), self._size):
+            stop = min(start + self._size, len(self._images))
+            self._batch[: stop - start].copy_(self._images.images[start:stop])
+            self._labels.fill_(-1)[: stop - start].copy_(self._images.labels[start:stop])
+            self._repeated()
+        return int(self._hits) / len(self._images)
+
+    def close(self) -> None:
+        """Give a graph's memory back."""
+        self._repeated.close()
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        self._hits.add_((self._model(self._batch).argmax(dim=1) == self._labels).sum())
