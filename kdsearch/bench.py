@@ -19,6 +19,7 @@ from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model, batches
+from kdsearch.probe import Executions
 from kdsearch.request import Request
 from kdsearch.spec import TrialRecord
 from kdsearch.summary import TeacherEntry
@@ -142,6 +143,7 @@ def prepare(
         latencies=latencies,
         seed=request.seed,
         device=device,
+        executions=Executions(out / CACHE),
     )
     priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]
     entry = TeacherEntry(

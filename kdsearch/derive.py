@@ -120,7 +120,18 @@ def _csv(records: Sequence[TrialRecord]) -> str:
     writer = csv.writer(text)
     costs = ("latency_ms", "latency_spread_ms", "flops", "params")
     writer.writerow(
-        ["trial", "state", "val", *costs, "seconds", "control_of", "reused_from", "reason", *names]
+        [
+            "trial",
+            "state",
+            "val",
+            *costs,
+            "seconds",
+            "mode",
+            "control_of",
+            "reused_from",
+            "reason",
+            *names,
+        ]
     )
     for record in records:
         cost = record.cost or Cost(flops=0, params=0)
@@ -132,6 +143,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
                 record.val,
                 *(getattr(cost, name) if known else None for name in costs),
                 round(record.seconds, 3),
+                record.mode,
                 record.control_of,
                 record.reused_from,
                 record.reason,

@@ -8,16 +8,10 @@ another, so there the wall clock counts. Never imports torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
-import platform
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,11 +19,10 @@ import numpy as np
 import onnxruntime
 
 from kdsearch.errors import CostError
+from kdsearch.measured import Measured, processor
 
 _MIN_RUNS = 10
 _BLOCKS = 10
-_CPUINFO = Path("/proc/cpuinfo")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,50 +110,13 @@ def _time_runs(
     return np.array(wall), np.array(cpu)
 
 
-class LatencyCache:
-    """Latencies measured on this processor with this runtime, one file each in `latency/`.
-
-    They make a repeated study repeat its decisions too. A damaged file is measured again.
-    """
+class LatencyCache(Measured[Latency]):
+    """Latencies measured on this processor with this runtime, below `latency/`."""
 
     def __init__(self, cache_dir: Path) -> None:
-        self._folder = cache_dir / "latency"
+        super().__init__(cache_dir / "latency", Latency)
 
     def get_or_measure(self, key: str, make: Callable[[], Latency]) -> Latency:
         """Return what is kept under `key`, the architecture and its target, or keep `make()`."""
-        full_key = f"{key} | {_host()}"
-        path = self._folder / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.json"
-        latency = _read(path, full_key)
-        if latency is None:
-            latency = make()
-            _write(path, full_key, latency)
-        return latency
-
-
-def _host() -> str:
-    """Name what a latency depends on beside the network: machine, processor, runtime."""
-    model = platform.processor()
-    if _CPUINFO.is_file():
-        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line for line in lines if line.startswith("model name")), model)
-    return f"{platform.machine()} | {model} | onnxruntime {version('onnxruntime')}"
-
-
-def _read(path: Path, key: str) -> Latency | None:
-    try:
-        entry = json.loads(path.read_bytes())
-        if entry["key"] != key:
-            raise ValueError(f"it is about {entry['key']!r}")
-        return Latency(**{name: float(value) for name, value in entry["latency"].items()})
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, CostError) as error:
-        _log.warning("%s is damaged (%s); measuring again", path, error)
-        return None
-
-
-def _write(path: Path, key: str, latency: Latency) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-    partial.write_text(json.dumps({"key": key, "latency": asdict(latency)}), encoding="utf-8")
-    partial.replace(path)
+        here = f"{processor()} | onnxruntime {version('onnxruntime')}"
+        return super().get_or_measure(f"{key} | {here}", make)

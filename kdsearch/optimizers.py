@@ -21,7 +21,9 @@ class Optimizers:
     model's weights are `spec.optimizer`'s. Muon (Jordan et al., 2024; its rate scaled to the
     length of AdamW's steps after Liu et al., 2025, 2502.16982) takes the matrices and convolutions
     between the first and the last layer; it has no use for the others, depthwise convolutions and
-    adapters, which are AdamW's at the same rate. is_fused: one kernel for all weights.
+    adapters, which are AdamW's at the same rate. All use fused kernels, which read the rate from
+    a GPU, and on one CPU thread take .20 and .41 ms where loops take .73 and 2.9 (SGD and AdamW on
+    100 small tensors).
     """
 
     def __init__(
@@ -30,8 +32,6 @@ class Optimizers:
         adapters: nn.Module,
         spec: TrainSpec,
         steps: int,
-        *,
-        is_fused: bool = False,
     ) -> None:
         weights = [p for p in model.parameters() if p.requires_grad]
         others = [p for p in adapters.parameters() if p.requires_grad]
@@ -40,7 +40,7 @@ class Optimizers:
         matrices = _matrices(weights) if spec.optimizer == "muon" else []
         taken = set(map(id, matrices))
         rest = [p for p in self.weights if id(p) not in taken]
-        self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec, is_fused)]
+        self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec)]
         for group in self.parts[0].param_groups:
             group["lr"] = self.rate
         if matrices:
@@ -95,16 +95,14 @@ def _matrices(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     return [weight for weight in inner if weight.shape[1] > 1]
 
 
-def _plain(
-    weights: Sequence[nn.Parameter], spec: TrainSpec, is_fused: bool
-) -> torch.optim.Optimizer:
+def _plain(weights: Sequence[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
     groups: list[dict[str, object]] = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True, fused=is_fused)
-    return torch.optim.AdamW(groups, lr=spec.lr, fused=is_fused)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
 
 
 def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:

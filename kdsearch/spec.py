@@ -268,6 +268,7 @@ class TrialRecord:
     state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
+    mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     reused_from: the equal earlier trial.
     """
@@ -281,6 +282,7 @@ class TrialRecord:
     curve: tuple[float, ...] = ()
     seconds: float = 0.0
     teacher_seconds: float = 0.0
+    mode: str = ""
     reason: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None

@@ -43,19 +43,10 @@ class TeacherSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How a step runs on a device: its precision, the layout of its maps, its optimiser's kernels.
-
-    precision: `fp32`, or `bf16` under autocast. is_channels_last: maps in the order [B, H, W, C].
-    is_fused: the optimiser moves all weights in one kernel; a CUDA graph needs it.
-    """
+    """The form of a step: `fp32`, or `bf16` under autocast; its maps as [B, H, W, C] or not."""
 
     precision: str = "fp32"
     is_channels_last: bool = False
-    is_fused: bool = True
-
-    def __str__(self) -> str:
-        layout = " channels_last" * self.is_channels_last
-        return f"{self.precision}{layout}{' fused' * self.is_fused}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +70,14 @@ class Session:
         """Return what the views of this training go through."""
         return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
 
-    def precision(self) -> AbstractContextManager[object]:
-        """Return the context of a forward pass and its losses; `auto` leaves it to the device."""
-        chosen = self.spec.precision if self.spec.precision != "auto" else self.execution.precision
-        if chosen == "bf16":
+    @property
+    def precision(self) -> str:
+        """Return `fp32` or `bf16`: the recipe's, or what is fastest here where that is `auto`."""
+        return self.execution.precision if self.spec.precision == "auto" else self.spec.precision
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of a forward pass and its losses."""
+        if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -104,13 +99,7 @@ class Step:
         self._images = ImageSet(chosen.images.to(device), chosen.labels.to(device))
         self._batch_size = min(spec.batch_size, len(chosen))
         self._steps = len(chosen) // self._batch_size
-        self._optimizers = Optimizers(
-            model,
-            distiller,
-            spec,
-            self._steps * spec.epochs,
-            is_fused=session.execution.is_fused,
-        )
+        self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs)
         self.average = Average(model, spec.ema)
         self._teachers = session.teachers if distiller.needs_teacher else ()
         self._heard: list[Outputs | None] = []
@@ -137,8 +126,9 @@ class Step:
 
     @property
     def mode(self) -> str:
-        """Return how the steps run: `graph`, `eager`, or `eager: why`, and in which form."""
-        return f"{self._repeated.mode}, {self._session.execution}"
+        """Return in which form the steps run, and whether as a graph, or why not."""
+        layout = " channels_last" * self._session.execution.is_channels_last
+        return f"{self._session.precision}{layout} {self._repeated.mode}"
 
     def epoch(self, number: int) -> None:
         """Train for epoch `number`, from 1; on a GPU the work is then queued, not done."""
@@ -256,7 +246,7 @@ class Step:
             replace(source.live(images, need=distiller.need), index=index) if rows is None else rows
             for source, rows in zip(self._teachers, heard, strict=True)
         ]
-        with session.precision():
+        with session.autocast():
             student = self._model.features(images, need=distiller.student_need)
             losses: dict[str, Tensor] = distiller(student, teachers, target, pace=pace)
         return losses

@@ -73,6 +73,7 @@ class Outcome:
     curve: tuple[float, ...] = ()
     seconds: float = 0.0
     teacher_seconds: float = 0.0
+    mode: str = ""
     reason: str = ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ from kdsearch.tasks.classification import evaluate
 class Epoch:
     """One epoch's record: mean losses by name, validation accuracy of the average, seconds.
 
-    mode: how its steps ran, such as `graph, bf16 channels_last fused`, or `eager` with the reason.
+    mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     """
 
     number: int
@@ -101,16 +101,20 @@ def accuracy(model: Model, images: ImageSet, device: torch.device) -> float:
 
 
 @contextmanager
-def _threads_for(pixels: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """Compute with at most so many CPU threads."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(min(count, usual))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _threads_for(pixels: int) -> AbstractContextManager[None]:
     """Use one CPU thread for steps on few pixels, where a second one only costs.
 
     A step on 64 images, one thread against two: 6.2 and 7.6 ms at 8 px; on 128 images of 32 px:
     132 and 77 ms. The number depends on the sizes alone, so results repeat bit for bit.
     """
-    threads = torch.get_num_threads()
-    if pixels <= _FEW_PIXELS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return threads(1 if pixels <= _FEW_PIXELS else torch.get_num_threads())

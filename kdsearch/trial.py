@@ -28,9 +28,10 @@ from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache, measure
 from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
+from kdsearch.probe import Executions
 from kdsearch.request import write_text
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
-from kdsearch.step import Session
+from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, OnEpoch, train
@@ -42,7 +43,7 @@ WEIGHTS = "student.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What all trials of a study share."""
+    """What all trials of a study share. Without `executions` steps run in plain float32."""
 
     data: ImageData
     teachers: tuple[Model, ...]
@@ -51,6 +52,7 @@ class Bench:
     latencies: LatencyCache
     seed: int
     device: torch.device
+    executions: Executions | None = None
 
 
 def run_trial(
@@ -104,6 +106,7 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
         violations=violations,
         val=epochs[-1].val,
         curve=tuple(epoch.val for epoch in epochs),
+        mode=epochs[-1].mode,
     )
 
 
@@ -145,6 +148,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _train(
     candidate: Candidate, student: Model, bench: Bench, seed: int, on_epoch: OnEpoch | None
 ) -> list[Epoch]:
+    form = Execution()
+    if bench.executions is not None:
+        form = bench.executions.fastest(student, bench.data, bench.device)
     torch.manual_seed(seed)
     distiller = build_distiller(candidate, student, bench)
     session = Session(
@@ -154,6 +160,7 @@ def _train(
         view_seed=bench.seed,
         device=bench.device,
         teachers=bench.outputs,
+        execution=form,
     )
     return train(student, distiller, session, on_epoch=on_epoch)
 

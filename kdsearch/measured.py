@@ -1,0 +1,72 @@
+"""Remember what was measured on this machine, a JSON file each: a repeated study decides alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from kdsearch.errors import KDSearchError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+_CPUINFO = Path("/proc/cpuinfo")
+_log = logging.getLogger(__name__)
+
+
+class Measured(Generic[T]):
+    """Values of a frozen dataclass, kept in a folder by a key; a damaged file is measured again."""
+
+    def __init__(self, folder: Path, kind: type[T]) -> None:
+        self._folder = folder
+        self._kind = kind
+
+    def get_or_measure(self, key: str, make: Callable[[], T]) -> T:
+        """Return what is kept under `key`, or keep `make()`."""
+        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        value = self._read(path, key)
+        if value is None:
+            value = make()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+            entry = {"key": key, self._name: asdict(value)}
+            partial.write_text(json.dumps(entry), encoding="utf-8")
+            partial.replace(path)
+        return value
+
+    @property
+    def _name(self) -> str:
+        return self._kind.__name__.lower()
+
+    def _read(self, path: Path, key: str) -> T | None:
+        try:
+            entry = json.loads(path.read_bytes())
+            if entry["key"] != key:
+                raise ValueError(f"it is about {entry['key']!r}")
+            value = json.dumps(entry[self._name])
+            return TypeAdapter(self._kind).validate_json(value, strict=True, extra="forbid")
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, KDSearchError) as error:
+            _log.warning("%s is damaged (%s); measuring again", path, error)
+            return None
+
+
+def processor() -> str:
+    """Name the machine's kind and its processor."""
+    model = platform.processor()
+    if _CPUINFO.is_file():
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line for line in lines if line.startswith("model name")), model)
+    return f"{platform.machine()} | {model}"

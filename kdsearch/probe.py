@@ -1,0 +1,106 @@
+"""Find out in which form a family's training step is fastest here: measured, not assumed.
+
+On a Xeon with AMX, bfloat16 took 1/1.9 of float32's time for a resnet at 32 px, 1/.8 for a
+convnext and 1/.64 for a mobilenet at 8 px; on an older CPU it takes several times as long.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kdsearch.data.base import ImageData
+from kdsearch.distiller import Distiller, Side
+from kdsearch.graph import own_stream
+from kdsearch.measured import Measured, processor
+from kdsearch.model import Model
+from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.step import Execution, Session, Step
+from kdsearch.trainer import threads
+
+_PIXELS = 2**16  # of a batch: 64 images of 32 px
+_STEPS = 2  # of an epoch
+_BLOCKS = 5
+_BLOCK_SECONDS = 0.04
+_GAIN = 1.1  # what a form must save, so that noise does not choose
+
+
+class Executions(Measured[Execution]):
+    """The form of each family's steps on this device, below `execution/`: half a second each."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        super().__init__(cache_dir / "execution", Execution)
+
+    def fastest(self, student: Model, data: ImageData, device: torch.device) -> Execution:
+        """Return the quickest form of an untrained student's steps, which it is copied for.
+
+        bfloat16 is tried first, then channels_last, which only a GPU is offered: on a CPU it
+        corrupted the heap of torch 2.15.
+        """
+        name = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
+        shape = "x".join(map(str, student.preprocess.input_shape))
+        key = f"{student.name} | {shape} | {name} | torch {torch.__version__}"
+        return self.get_or_measure(key, lambda: _fastest(student, data, device))
+
+
+def _fastest(student: Model, data: ImageData, device: torch.device) -> Execution:
+    best = Execution()
+    other = replace(best, precision="bf16")
+    if _gain(student, data, device, best, other) >= _GAIN:
+        best = other
+    other = replace(best, is_channels_last=True)
+    if device.type == "cuda" and _gain(student, data, device, best, other) >= _GAIN:
+        best = other
+    return best
+
+
+def _gain(
+    student: Model, data: ImageData, device: torch.device, old: Execution, new: Execution
+) -> float:
+    """Return the median over blocks of the old form's time over the new one's."""
+    with threads(1), own_stream(device), torch.random.fork_rng([]):
+        steps = [_step(copy.deepcopy(student), data, device, form) for form in (old, new)]
+        for step in steps:
+            _seconds(step, 2, device)  # kernels are chosen, graphs captured
+        calls = max(1, round(_BLOCK_SECONDS / max(_seconds(step, 1, device) for step in steps)))
+        ratios = []
+        for block in range(_BLOCKS):
+            order = steps if block % 2 else steps[::-1]
+            taken = {id(step): _seconds(step, calls, device) for step in order}
+            ratios.append(taken[id(steps[0])] / taken[id(steps[1])])
+        for step in steps:
+            step.close()
+    return statistics.median(ratios)
+
+
+def _seconds(step: Step, epochs: int, device: torch.device) -> float:
+    """Return how long so many epochs of a few steps take, whatever else a CPU does meanwhile."""
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    started = clock()
+    for _ in range(epochs):
+        step.epoch(1)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return clock() - started
+
+
+def _step(student: Model, data: ImageData, device: torch.device, execution: Execution) -> Step:
+    """Return steps of a student without a teacher, on a few of the images."""
+    labelled = data.labelled
+    size = min(len(labelled), max(8, min(64, _PIXELS // student.preprocess.resolution**2)))
+    few = labelled.take(torch.arange(_STEPS * size) % len(labelled))
+    side = Side(outputs=student.example(few.images), resolution=student.preprocess.resolution)
+    session = Session(
+        data=replace(data, train=few),
+        spec=TrainSpec(epochs=1, batch_size=size),
+        seed=0,
+        view_seed=0,
+        device=device,
+        execution=execution,
+    )
+    return Step(student, Distiller(DistillSpec(method="none"), student=side), session)

@@ -1,0 +1,87 @@
+"""The form of a step is measured once a machine, and chosen only where it saves a tenth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import CPU, toy_data
+
+from kdsearch import probe
+from kdsearch.data.base import ImageData
+from kdsearch.model import Model
+from kdsearch.probe import Executions
+from kdsearch.spec import StudentSpec
+from kdsearch.step import Execution
+from kdsearch.trial import build_student
+
+DATA = toy_data()
+SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
+
+
+def student(*, width: float = 0.25) -> Model:
+    return build_student(StudentSpec(family="resnet", knobs={"width": width, "depth": 3}), DATA)
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(1.09, "fp32"), (1.11, "bf16"), (0.5, "fp32")])
+def test_a_form_is_chosen_for_a_tenth_saved(
+    gain: float, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_gain", lambda *_: gain)
+    assert Executions(tmp_path).fastest(student(), DATA, CPU) == Execution(precision=precision)
+
+
+def test_it_is_measured_once_a_family_and_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def gain(model: Model, data: ImageData, *_: object) -> float:
+        asked.append(f"{model.name} {data.size}")
+        return 2.0
+
+    monkeypatch.setattr(probe, "_gain", gain)
+    for width in (0.25, 0.5):
+        Executions(tmp_path).fastest(student(width=width), DATA, CPU)
+    larger = toy_data(size=16)
+    Executions(tmp_path).fastest(build_student(SMALL, larger), larger, CPU)
+    assert asked == ["resnet 8", "resnet 16"]
+
+
+def test_no_cpu_is_offered_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_gain", lambda *_: 9.0)
+    assert not Executions(tmp_path).fastest(student(), DATA, CPU).is_channels_last
+
+
+def test_a_real_probe_leaves_the_student_and_the_random_numbers_alone(tmp_path: Path) -> None:
+    model = student()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert Executions(tmp_path).fastest(model, DATA, CPU).precision in ("fp32", "bf16")
+    assert torch.equal(torch.rand(4), expected)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_step_that_waits_is_told_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gain of half the work is two, by whichever clock the device has."""
+
+    class Work:
+        def __init__(self, rounds: int) -> None:
+            self._rounds = rounds
+
+        def epoch(self, number: int) -> None:
+            assert number == 1
+            for _ in range(self._rounds):
+                torch.ones(40_000).sin_()
+
+        def close(self) -> None:
+            pass
+
+    rounds = {"fp32": 20, "bf16": 10}
+    monkeypatch.setattr(probe, "_step", lambda _, __, ___, form: Work(rounds[form.precision]))
+    gain = probe._gain(student(), DATA, CPU, Execution(), Execution(precision="bf16"))
+    assert 1.5 < gain < 2.6
