@@ -34,11 +34,12 @@ class Repeated:
         *,
         modules: Sequence[nn.Module] = (),
         before_capture: Callable[[], None] | None = None,
+        captures: bool = True,
     ) -> None:
         self._work = work
         self._modules = modules
         self._before_capture = before_capture
-        self._can_capture = device.type == "cuda"
+        self._can_capture = captures and device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._kind: Hashable = None
         self._runs = 0

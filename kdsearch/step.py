@@ -54,7 +54,8 @@ class Session:
     """What one training needs besides the model and its losses.
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
-    Unlabelled images take part only where a teacher is heard.
+    Unlabelled images take part only where a teacher is heard. captures: whether a GPU may replay
+    steps as a graph; without, it is eager.
     """
 
     data: ImageData
@@ -64,6 +65,7 @@ class Session:
     device: torch.device
     teachers: tuple[TeacherSource, ...] = ()
     execution: Execution = Execution()
+    captures: bool = True
 
     @property
     def augment(self) -> Augment:
@@ -122,6 +124,7 @@ class Step:
             device,
             modules=(model, distiller),
             before_capture=self._optimizers.zero_grad,
+            captures=session.captures,
         )
 
     @property

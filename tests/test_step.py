@@ -62,7 +62,12 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def step_of(
-    distill: DistillSpec, train: TrainSpec, device: torch.device, *, student: StudentSpec = RESNET
+    distill: DistillSpec,
+    train: TrainSpec,
+    device: torch.device,
+    *,
+    student: StudentSpec = RESNET,
+    captures: bool = True,
 ) -> tuple[Step, Model, Distiller]:
     """Return a step on a device, its losses made on the CPU, where they may look at values."""
     torch.manual_seed(0)
@@ -86,6 +91,7 @@ def step_of(
         view_seed=0,
         device=device,
         teachers=(Live(teacher.to(device)),),
+        captures=captures,
     )
     for loss in distiller.modules():
         if hasattr(loss, "_is_read"):  # grad_cam looks once, in the first step
@@ -256,10 +262,12 @@ def test_what_counts_on_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch
     assert repeated.mode == "eager: Identity.count (0.) changes from step to step"
 
 
-def curve_of(distill: DistillSpec, spec: TrainSpec, *, eager: bool) -> tuple[list[float], str]:
+def curve_of(
+    distill: DistillSpec, spec: TrainSpec, *, captures: bool = True
+) -> tuple[list[float], str]:
     """Return the loss of each of several epochs on the GPU, and how its steps ran."""
-    step, *_ = step_of(distill, spec, GPU, student=student_for(distill.method.partition("+")[0]))
-    step._repeated._can_capture = not eager
+    student = student_for(distill.method)
+    step, *_ = step_of(distill, spec, GPU, student=student, captures=captures)
     losses = []
     with own_stream(GPU):
         for number in range(1, spec.epochs + 1):
@@ -274,8 +282,8 @@ def curve_of(distill: DistillSpec, spec: TrainSpec, *, eager: bool) -> tuple[lis
 @pytest.mark.parametrize("method", methods.names())
 def test_a_graph_gives_the_losses_of_eager_steps(method: str) -> None:
     spec = replace(SPEC, epochs=6, precision="fp32")
-    captured, mode = curve_of(DistillSpec(method=method), spec, eager=False)
-    plain, other = curve_of(DistillSpec(method=method), spec, eager=True)
+    captured, mode = curve_of(DistillSpec(method=method), spec)
+    plain, other = curve_of(DistillSpec(method=method), spec, captures=False)
     assert mode == "fp32 graph"
     assert other == "fp32 eager"
     if method in ("mgd", "vitkd", "crd"):  # their random numbers come from another place
@@ -310,6 +318,6 @@ def test_memory_is_flat_over_many_trainings() -> None:
     """1,000 in scripts/gpu.sh's own run of it; the law shows in 30."""
     held = []
     for _ in range(30):
-        curve_of(DistillSpec(method="kd"), replace(SPEC, epochs=3), eager=False)
+        curve_of(DistillSpec(method="kd"), replace(SPEC, epochs=3))
         held.append(torch.cuda.memory_reserved())
     assert max(held[10:]) <= max(held[:10])
