@@ -17,6 +17,7 @@ from torch import Tensor
 from kdsearch.cache import Disk, TeacherOutputs
 from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.data.base import Augment, ImageData, ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
@@ -80,7 +81,7 @@ def bench(
     return Bench(
         data=data,
         teachers=(taught_by,),
-        outputs=(TeacherOutputs(taught_by, data.train.images, view_seed=0, disk=disk),),
+        outputs=(TeacherOutputs(taught_by, Feed(data.train, CPU), view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
         seed=0,

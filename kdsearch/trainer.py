@@ -107,7 +107,7 @@ def _train(
     model.to(device)
     distiller.to(device)
     chosen = session.data.train if distiller.needs_teacher else session.data.labelled
-    train_set = ImageSet(chosen.images.to(device), chosen.labels.to(device))
+    train_set = chosen.to(device)
     order = torch.Generator().manual_seed(session.seed)
     batch_size = min(spec.batch_size, len(train_set))
     steps = len(train_set) // batch_size
@@ -177,7 +177,7 @@ def _losses(
 ) -> dict[str, Tensor]:
     """Return the losses on one batch; teachers and student see the same view of it."""
     data, seed, augment = session.data, session.view_seed, session.augment
-    images = augmented(train_set.images, index, view, seed=seed, augment=augment)
+    images = augmented(train_set, index, view, seed=seed, augment=augment)
     target = targets(
         train_set.labels,
         index,

@@ -179,7 +179,7 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
 
 def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
     """Return the losses and adapters between this student and the study's teachers."""
-    images = bench.data.train.images[:2]
+    images = bench.data.train.at(slice(2))
     train = candidate.train
     heard = parts_heard(candidate.distill)
     shown = images.to(bench.device)

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsearch.data import views
-from kdsearch.data.base import MIXES, POLICIES, Augment
+from kdsearch.data.base import MIXES, POLICIES, Augment, ImageSet
 from kdsearch.data.views import (
-    augmented,
     channel_statistics,
     counter_hash,
     partners,
@@ -24,6 +23,14 @@ def pixels(count: int, channels: int, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (count, channels, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def image_set(images: torch.Tensor) -> ImageSet:
+    return ImageSet(images, torch.full((len(images),), -1, device=images.device))
+
+
+def augmented(images: torch.Tensor, index: torch.Tensor, view: int, **how) -> torch.Tensor:
+    return views.augmented(image_set(images), index, view, **how)
 
 
 def crop_reference(image: torch.Tensor, pad: int, down: int, right: int, flip: bool):
@@ -143,6 +150,18 @@ def test_any_view_and_its_targets_ignore_batch_size_and_order(augment):
     shares = shares_of(labels, torch.arange(50), 4, augment)
     parts = [shares_of(labels, part, 4, augment) for part in order.split(7)]
     assert torch.equal(torch.cat(parts), shares[order])
+
+
+@pytest.mark.parametrize("size", [8, 65])  # both kinds of crop
+@pytest.mark.parametrize("augment", recipes(), ids=str)
+def test_a_view_is_of_the_sample_wherever_its_image_lies(augment, size):
+    images, index = pixels(20, 3, size), torch.tensor([3, 19, 3, 0])
+    rows = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:20]
+    among_others = 255 - torch.zeros(30, 3, size, size, dtype=torch.uint8)
+    among_others[rows] = images
+    scattered = ImageSet(among_others, torch.zeros(20).long(), rows)
+    seen = views.augmented(scattered, index, 4, seed=1, augment=augment)
+    assert torch.equal(seen, augmented(images, index, 4, seed=1, augment=augment))
 
 
 @pytest.mark.gpu
@@ -359,7 +378,7 @@ def test_colour_is_refused_by_a_grey_network():
 
 def test_statistics_equal_the_definition_over_more_than_one_chunk():
     images = pixels(1100, 3, 2)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(image_set(images))
     x = images.double().div(255).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.tensor(mean).double(), x.mean(1), atol=1e-6, rtol=0)
     torch.testing.assert_close(
@@ -368,7 +387,7 @@ def test_statistics_equal_the_definition_over_more_than_one_chunk():
 
 
 def test_constant_channel_can_be_divided_by():
-    _, std = channel_statistics(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8))
+    _, std = channel_statistics(image_set(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8)))
     assert std == (1 / 255,)
 
 
