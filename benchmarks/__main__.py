@@ -12,6 +12,8 @@ from pkgutil import iter_modules
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+import torch
+
 import benchmarks
 
 Main: TypeAlias = Callable[[Sequence[str]], int]
@@ -25,6 +27,7 @@ SPEED = (
     "reject",
     "live_teacher",
 )
+ON_GPU = ("graph_step",)
 
 
 def found() -> Iterator[tuple[str, str, Main]]:
@@ -41,16 +44,20 @@ def main(argv: Sequence[str]) -> int:
     known = list(found())
     if argv and argv[0] == "all":
         mains = {name: run for name, _, run in known}
-        return together([mains[name] for name in SPEED], argv[1:])
+        return together([mains[name] for name in (*SPEED, *_on_gpu())], argv[1:])
     for name, _, run in known:
         if argv and argv[0] == name:
             return run(argv[1:])
     for name, text, _ in known:
         print(f"{name:20} {text}")
-    print(f"{'all':20} {', '.join(SPEED)}; one JSON")
+    print(f"{'all':20} {', '.join(SPEED)}, with a GPU also {', '.join(ON_GPU)}; one JSON")
     if argv:
         print(f"there is no benchmark {argv[0]!r}", file=sys.stderr)
     return 2 if argv else 0
+
+
+def _on_gpu() -> tuple[str, ...]:
+    return ON_GPU if torch.cuda.is_available() else ()
 
 
 def together(mains: Iterable[Main], argv: Sequence[str]) -> int:

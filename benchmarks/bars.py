@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,10 +87,19 @@ def tell(
     return 0 if all(row.is_met for row in rows) else 1
 
 
+def on_gpu(run: Callable[[], int]) -> int:
+    """Return what `run` returns, or 2 and a word on a machine without a GPU."""
+    if torch.cuda.is_available():
+        return run()
+    print("this benchmark needs a CUDA device, and there is none", file=sys.stderr)
+    return 2
+
+
 def machine() -> str:
-    """Return the processor's kind, the number of cores and the version of torch."""
+    """Return the processor's kind, the number of cores, the GPU and the version of torch."""
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{kind}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return f"{gpu}{kind}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def _load() -> float:

@@ -84,6 +84,7 @@ def step(student: StudentSpec, bench: Bench, *, captures: bool) -> Step:
         view_seed=bench.seed,
         device=_GPU,
         teachers=bench.outputs,
+        train=bench.train,
         execution=bench.executions.fastest(model, bench.data, _GPU),
         captures=captures,
     )
@@ -102,7 +103,7 @@ def epoch(step: Step) -> Callable[[], None]:
 
 def inputs(student: StudentSpec, bench: Bench) -> Callable[[], None]:
     """Return what makes the inputs of an epoch, replayed as a step replays it."""
-    images = bench.data.train.images.to(_GPU)
+    images = bench.data.train.to(_GPU)
     preprocess = build_student(student, bench.data).preprocess
     index = torch.randperm(len(images), device=_GPU)[:_BATCH]
 

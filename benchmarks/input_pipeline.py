@@ -36,7 +36,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """Images as torchvision's sets hold them, [N, S, S, C] arrays, opened by PIL one by one."""
 
     def __init__(self, images: ImageSet) -> None:
-        self._arrays = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._arrays = images.at(slice(None)).permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = images.labels.tolist()
         self._transform = transforms.Compose(
             [
@@ -58,7 +58,7 @@ class Tensors(Dataset[tuple[Tensor, int]]):
     """Images as uint8 tensors [N, C, S, S], through torchvision's v2 one by one."""
 
     def __init__(self, images: ImageSet) -> None:
-        self._images = images.images
+        self._images = images.at(slice(None))
         self._labels = images.labels.tolist()
         self._transform = v2.Compose(
             [
@@ -81,7 +81,7 @@ def ours(images: ImageSet) -> Epoch:
 
     def run() -> Iterator[Pair]:
         for index in torch.split(torch.randperm(len(images)), trials.BATCH):
-            view = augmented(images.images, index, 1, seed=0, augment=_AUGMENT)
+            view = augmented(images, index, 1, seed=0, augment=_AUGMENT)
             batch = to_input(
                 view, mean=trials.MEAN, std=trials.STD, resolution=trials.SIZE, channels=3
             )

@@ -51,7 +51,7 @@ def inputs(data: ImageData) -> Callable[[], list[Tensor]]:
 
     def run() -> list[Tensor]:
         return [
-            preprocess(augmented(data.train.images, index, 1, seed=0, augment=data.augment))
+            preprocess(augmented(data.train, index, 1, seed=0, augment=data.augment))
             for index in torch.split(order, trials.BATCH)
         ]
 

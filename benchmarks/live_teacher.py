@@ -61,7 +61,7 @@ def alone(teacher: Model, bench: Bench) -> Callable[[], object]:
     """Return the teacher's passes on the batches of an epoch, their views made beforehand."""
     data = bench.data
     index = torch.arange(len(data.train))
-    views = augmented(data.train.images, index, 1, seed=0, augment=data.augment)
+    views = augmented(data.train, index, 1, seed=0, augment=data.augment)
     batches = torch.split(views, trials.BATCH)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from kdsearch import data as datasets
 from kdsearch import methods
 from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import ImageData
+from kdsearch.data.feed import Feed
 from kdsearch.errors import KDSearchError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
@@ -91,8 +92,8 @@ def _arguments() -> argparse.ArgumentParser:
 def _bench(
     data: ImageData, teacher: Model, folder: Path, device: torch.device, *, gigabytes: float
 ) -> Bench:
-    images = data.train.images.to(device)
-    outputs = TeacherOutputs(teacher, images, view_seed=0, max_bytes=int(gigabytes * 1e9))
+    feed = Feed(data.train, device)
+    outputs = TeacherOutputs(teacher, feed, view_seed=0, max_bytes=int(gigabytes * 1e9))
     return Bench(
         data=data,
         teachers=(teacher,),

@@ -17,8 +17,10 @@ from torch import Tensor
 from kdsearch.cache import Disk, TeacherOutputs
 from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.data.base import Augment, ImageData, ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
+from kdsearch.probe import Executions
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session, TeacherSource
 from kdsearch.taps import Outputs, Tapped
@@ -74,18 +76,30 @@ def teacher() -> Model:
 
 
 def bench(
-    data: ImageData, taught_by: Model, folder: Path, *, budget: Budget | None = None
+    data: ImageData,
+    taught_by: Model,
+    folder: Path,
+    *,
+    budget: Budget | None = None,
+    device: torch.device = CPU,
 ) -> Bench:
-    """Return what the trials of a study share; the teacher's outputs are kept below `folder`."""
+    """Return what the trials of a study share; the teacher's outputs are kept below `folder`.
+
+    On a CPU all steps run in float32, whatever is fastest there.
+    """
+    feed = Feed(data.train, device)
     disk = Disk(cache_dir=folder, data_key=data.key)
     return Bench(
         data=data,
         teachers=(taught_by,),
-        outputs=(TeacherOutputs(taught_by, data.train.images, view_seed=0, disk=disk),),
+        outputs=(TeacherOutputs(taught_by, feed, view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
         seed=0,
-        device=CPU,
+        device=device,
+        train=feed,
+        val=Feed(data.val, device),
+        executions=None if device.type == "cpu" else Executions(folder),
     )
 
 
@@ -108,6 +122,8 @@ def epoch(
         view_seed=on.seed,
         device=on.device,
         teachers=on.outputs if source is None else (source,),
+        train=on.train,
+        val=on.val,
     )
     return lambda: train(model, distiller, session)
 

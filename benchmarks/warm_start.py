@@ -1,8 +1,9 @@
 """Loading a data set that kdsearch has decoded before, beside loading it for the first time.
 
-Both are the same call, first with an empty store, then with the one that it left: the source is
-hashed, the store's checksums are read, the splits laid out, the statistics taken. Wall time with
-a thread a core, which decoding has anyhow; the files are in the page cache. Without --data the
+Both are the same call, first with an empty cache, then with the one that it left: the source's
+files are listed and found as they were, the store is mapped, the splits laid out. Files that are
+not two seconds old are hashed again, as those just made in the first block. Wall time with a
+thread a core, which decoding has anyhow; the files are in the page cache. Without --data the
 images are JPEGs made on the spot: a Parquet file of 32 px, and a folder of 512 px decoded to 224.
 """
 

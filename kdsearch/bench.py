@@ -16,6 +16,7 @@ from kdsearch import data as datasets
 from kdsearch.cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model, batches
@@ -125,14 +126,14 @@ def prepare(
     val = common_accuracy(teachers, data.val, device)
     seconds = time.perf_counter() - started
     latencies = LatencyCache(out / CACHE)
-    images = data.train.images.to(device)
+    feed = Feed(data.train, device)
     bench = Bench(
         data=data,
         teachers=teachers,
         outputs=tuple(
             TeacherOutputs(
                 teacher,
-                images,
+                feed,
                 view_seed=request.seed,
                 max_bytes=MAX_BYTES // len(teachers),
                 disk=Disk(cache_dir=out / CACHE, data_key=data.key),
@@ -143,6 +144,8 @@ def prepare(
         latencies=latencies,
         seed=request.seed,
         device=device,
+        train=feed,
+        val=Feed(data.val, device),
         executions=Executions(out / CACHE),
     )
     priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]

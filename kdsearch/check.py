@@ -21,6 +21,7 @@ from kdsearch.cache import TeacherOutputs
 from kdsearch.calibration import Calibration, calibration
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.distiller.blend import common_logits
 from kdsearch.errors import KDSearchError, SpecError
 from kdsearch.methods import METHODS
@@ -293,11 +294,11 @@ def _try_all(
     """Take one step with every method on every student; the teachers see the batch once."""
     few = _spaced(bench.data.labelled, plan.batch_size)
     data = replace(bench.data, train=few, val=_spaced(few, 2))
-    on_device = few.images.to(bench.device)
+    feed = Feed(few, bench.device)
     outputs = tuple(
-        TeacherOutputs(teacher, on_device, view_seed=bench.seed) for teacher in bench.teachers
+        TeacherOutputs(teacher, feed, view_seed=bench.seed) for teacher in bench.teachers
     )
-    small = replace(bench, data=data, outputs=outputs)
+    small = replace(bench, data=data, outputs=outputs, train=feed, val=None)
     tries = [(method, model) for method in plan.methods for model in models]
     found = []
     for number, (method, model) in enumerate(tries):

@@ -78,7 +78,10 @@ Data = Annotated[
     typer.Option(help="digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet."),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the stored images in pixels.")]
-Subset = Annotated[int | None, typer.Option(help="Train on that many images, stratified.")]
+Subset = Annotated[
+    int | None,
+    typer.Option(help="Train on that many images, stratified; 0: on all, whatever --config says."),
+]
 Flip = Annotated[bool | None, typer.Option(help="Whether training views are mirrored.")]
 Teacher = Annotated[
     str | None,

@@ -108,5 +108,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) of a split in order, on the device."""
     for start in range(0, len(images), EVAL_BATCH):
-        stop = start + EVAL_BATCH
-        yield images.images[start:stop].to(device), images.labels[start:stop].to(device)
+        batch = slice(start, start + EVAL_BATCH)
+        yield images.at(batch).to(device), images.labels[batch].to(device)

@@ -53,6 +53,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise SpecError(f"--epochs {self.epochs}: expected at least 1")
+        if self.subset is not None and self.subset < 0:
+            raise SpecError(f"--subset {self.subset}: expected a number of images, or 0 for all")
         if self.image_size is not None and not 8 <= self.image_size <= MAX_IMAGE_SIZE:
             raise SpecError(
                 f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
@@ -133,7 +135,9 @@ def read_request(path: Path) -> Request | None:
 
 
 def request_of(given: Mapping[str, object], start: Request | None = None) -> Request:
-    """Return `start`, or the default request, with what the user gave."""
+    """Return `start`, or the default request, with what the user gave; a subset of 0 is none."""
+    if given.get("subset") == 0:
+        given = {**given, "subset": None}
     return replace(start or Request(), **given)  # type: ignore[arg-type]
 
 

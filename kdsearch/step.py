@@ -11,13 +11,15 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
-from kdsearch.data.views import Draws, draws, shown, targets
+from kdsearch.data.feed import Also, Feed
+from kdsearch.data.views import Draws, draws, partners, shown, targets
 from kdsearch.distiller import Distiller, Pace
 from kdsearch.graph import Repeated
 from kdsearch.model import EVAL_BATCH, Model
@@ -54,8 +56,8 @@ class Session:
     """What one training needs besides the model and its losses.
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
-    Unlabelled images take part only where a teacher is heard. captures: whether a GPU may replay
-    steps as a graph; without, it is eager.
+    Unlabelled images take part only where a teacher is heard. train, val: the data's images on the
+    device, where trainings share them. captures: whether a GPU may replay steps as a graph.
     """
 
     data: ImageData
@@ -64,6 +66,8 @@ class Session:
     view_seed: int
     device: torch.device
     teachers: tuple[TeacherSource, ...] = ()
+    train: Feed | None = None
+    val: Feed | None = None
     execution: Execution = Execution()
     captures: bool = True
 
@@ -97,14 +101,16 @@ class Step:
             model.to(memory_format=torch.channels_last)
         self._distiller = distiller.to(device)
         self._session = session
+        self._feed = session.train or Feed(session.data.train, device)
         chosen = session.data.train if distiller.needs_teacher else session.data.labelled
-        self._images = ImageSet(chosen.images.to(device), chosen.labels.to(device))
-        self._batch_size = min(spec.batch_size, len(chosen))
-        self._steps = len(chosen) // self._batch_size
+        self._count = len(chosen)  # the unlabelled are the last
+        self._batch_size = min(spec.batch_size, self._count)
+        self._steps = self._count // self._batch_size
         self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs)
         self.average = Average(model, spec.ema)
         self._teachers = session.teachers if distiller.needs_teacher else ()
         self._heard: list[Outputs | None] = []
+        self._images: ImageSet | None = None
         self._generator = torch.Generator().manual_seed(session.seed)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._order = self._place.new_zeros(self._steps, self._batch_size)
@@ -138,10 +144,11 @@ class Step:
         self._model.train()
         self._distiller.train()
         self._begin(number)
-        for place, pace in enumerate(self._paces):
-            self._pace = pace
-            self._bring(place)
-            self._repeated((pace.is_open, *(outputs is None for outputs in self._heard)))
+        order = self._order if self._feed.is_resident else self._samples
+        for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
+            self._pace = self._paces[place]
+            self._bring(place, images)
+            self._repeated((self._pace.is_open, *(outputs is None for outputs in self._heard)))
 
     def means(self) -> dict[str, float]:
         """Return the means of the epoch's losses by name, once they are known."""
@@ -161,9 +168,17 @@ class Step:
             view,
             seed=session.view_seed,
             augment=session.augment,
-            count=len(self._images),
+            count=self._count,
             device=session.device,
         )
+
+    @property
+    def _also(self) -> Also | None:
+        """Return what tells the samples that are mixed into a batch."""
+        if self._drawn.partners is None:
+            return None
+        seed = self._session.view_seed
+        return partial(partners, view=self._view, seed=seed, count=self._count)
 
     def _begin(self, number: int) -> None:
         """Write what the steps of an epoch read."""
@@ -173,7 +188,7 @@ class Step:
         self._starts.copy_(torch.tensor(drawn.starts))
         if self._drawn.partners is not None and drawn.partners is not None:
             self._drawn.partners.copy_(drawn.partners)
-        samples = torch.randperm(len(self._images), generator=self._generator)
+        samples = torch.randperm(self._count, generator=self._generator)
         self._samples = samples[: self._order.numel()].view_as(self._order)
         self._order.copy_(self._samples)
         first = (number - 1) * self._steps
@@ -192,17 +207,18 @@ class Step:
         for total in self._totals.values():
             total.zero_()
 
-    def _bring(self, place: int) -> None:
-        """Get the teachers' rows of the next step; a graph finds them where the last ones were."""
+    def _bring(self, place: int, images: ImageSet) -> None:
+        """Get images and teachers' rows of a step; a graph finds them where the last ones were."""
         need, augment = self._distiller.need, self._session.augment
         index, host = self._order[place], self._samples[place]
         heard = [
             teacher.rows(index, host, self._view, need=need, augment=augment)
             for teacher in self._teachers
         ]
-        if self._session.device.type == "cuda" and self._heard:
+        if self._session.device.type == "cuda" and self._images is not None:
             heard = [_into(held, new) for held, new in zip(self._heard, heard, strict=True)]
-        self._heard = heard
+            images = _over(self._images, images)
+        self._heard, self._images = heard, images
 
     def _work(self) -> None:
         """Do the step that `place` points to, and point to the next one."""
@@ -236,7 +252,8 @@ class Step:
     ) -> dict[str, Tensor]:
         """Return the losses on one batch; teachers and student see the same view of it."""
         session, distiller = self._session, self._distiller
-        images = shown(self._images.images, index, self._drawn, session.augment)
+        assert self._images is not None
+        images = shown(self._images, index, self._drawn, session.augment)
         target = targets(
             self._images.labels,
             index,
@@ -268,6 +285,13 @@ def _into(held: Outputs | None, new: Outputs | None) -> Outputs | None:
     for old, tensor in zip(held.tensors(), new.tensors(), strict=True):
         old.copy_(tensor)
     return held
+
+
+def _over(held: ImageSet, new: ImageSet) -> ImageSet:
+    """Copy a batch's images over those of the last one, unless all images stay on the device."""
+    if held.rows is None or new.rows is None:
+        return new
+    return ImageSet(held.images.copy_(new.images), new.labels, held.rows.copy_(new.rows))
 
 
 class Average:
@@ -304,26 +328,27 @@ class Validation:
     that are never right.
     """
 
-    def __init__(self, model: Model, images: ImageSet, device: torch.device) -> None:
+    def __init__(self, model: Model, feed: Feed) -> None:
         self._model = model
-        self._images = images
-        batches = -(-len(images) // EVAL_BATCH)
-        self._size = -(-len(images) // batches)
-        shape = (self._size, *images.images.shape[1:])
-        self._batch = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self._labels = torch.zeros(self._size, dtype=torch.int64, device=device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-        self._repeated = Repeated(self._work, device)
+        self._feed = feed
+        batches = -(-len(feed) // EVAL_BATCH)
+        size = -(-len(feed) // batches)
+        place = feed.device if feed.is_resident else "cpu"
+        self._indices = torch.split(torch.arange(len(feed), device=place), size)
+        shape = (size, *feed.images.shape[1:])
+        self._batch = torch.zeros(shape, dtype=torch.uint8, device=feed.device)
+        self._labels = torch.zeros(size, dtype=torch.int64, device=feed.device)
+        self._hits = torch.zeros((), dtype=torch.int64, device=feed.device)
+        self._repeated = Repeated(self._work, feed.device)
 
     def __call__(self) -> float:
         """Return the accuracy in [0, 1] of the model as it is now."""
         self._hits.zero_()
-        for start in range(0, len(self._images), self._size):
-            stop = min(start + self._size, len(self._images))
-            self._batch[: stop - start].copy_(self._images.images[start:stop])
-            self._labels.fill_(-1)[: stop - start].copy_(self._images.labels[start:stop])
+        for index, images in self._feed.batches(self._indices):
+            self._batch[: len(index)].copy_(images.at(index))
+            self._labels.fill_(-1)[: len(index)].copy_(images.labels[index])
             self._repeated()
-        return int(self._hits) / len(self._images)
+        return int(self._hits) / len(self._feed)
 
     def close(self) -> None:
         """Give a graph's memory back."""

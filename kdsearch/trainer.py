@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from kdsearch.data.base import ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
 from kdsearch.graph import own_stream
@@ -54,7 +55,9 @@ def train(
     pixels = model.preprocess.resolution**2 * session.spec.batch_size
     with _threads_for(pixels), own_stream(session.device):
         step = Step(model, distiller, session)
-        validation = Validation(step.average.model, session.data.val, session.device)
+        validation = Validation(
+            step.average.model, session.val or Feed(session.data.val, session.device)
+        )
         try:
             epochs = list(_epochs(step, validation, session.spec.epochs, on_epoch))
         except ValueError as error:

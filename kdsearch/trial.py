@@ -22,6 +22,7 @@ from kdsearch import students
 from kdsearch.cache import TeacherOutputs
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
+from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller, Side, parts_heard
 from kdsearch.errors import KDSearchError, StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
@@ -43,7 +44,11 @@ WEIGHTS = "student.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What all trials of a study share. Without `executions` steps run in plain float32."""
+    """What all trials of a study share.
+
+    train, val: the images on the device; without, each training brings its own there. Without
+    `executions` steps run in plain float32.
+    """
 
     data: ImageData
     teachers: tuple[Model, ...]
@@ -52,6 +57,8 @@ class Bench:
     latencies: LatencyCache
     seed: int
     device: torch.device
+    train: Feed | None = None
+    val: Feed | None = None
     executions: Executions | None = None
 
 
@@ -160,6 +167,8 @@ def _train(
         view_seed=bench.seed,
         device=bench.device,
         teachers=bench.outputs,
+        train=bench.train,
+        val=bench.val,
         execution=form,
     )
     return train(student, distiller, session, on_epoch=on_epoch)
@@ -187,7 +196,7 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
 
 def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
     """Return the losses and adapters between this student and the study's teachers."""
-    images = bench.data.train.images[:2]
+    images = bench.data.train.at(slice(2))
     train = candidate.train
     heard = parts_heard(candidate.distill)
     shown = images.to(bench.device)

@@ -85,13 +85,15 @@ def test_what_a_study_shipped_teaches_with_the_logits_of_its_file(
     teacher = load(f"study:{study}", data, tmp_path)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    logits = teacher(data.val.images)
+    logits = teacher(data.val.at(slice(None)))
     session = onnxruntime.InferenceSession(study / "best" / "student.onnx")
     (shipped,) = session.run(
-        None, {session.get_inputs()[0].name: teacher.preprocess(data.val.images).numpy()}
+        None, {session.get_inputs()[0].name: teacher.preprocess(data.val.at(slice(None))).numpy()}
     )
     np.testing.assert_allclose(logits.numpy(), shipped, rtol=1e-4, atol=1e-4)
-    assert torch.equal(load(f"study:{study / 'best'}", data, tmp_path)(data.val.images), logits)
+    assert torch.equal(
+        load(f"study:{study / 'best'}", data, tmp_path)(data.val.at(slice(None))), logits
+    )
 
 
 def test_a_trial_teaches_as_well_as_it_was_judged(
@@ -104,7 +106,7 @@ def test_a_trial_teaches_as_well_as_it_was_judged(
         assert accuracy(teacher, data.val, CPU) == records[number].val
     best = load(f"study:{study}#{load_study(study).facts()['best']}", data, tmp_path)
     shipped = load(f"study:{study}", data, tmp_path)
-    assert torch.equal(best(data.val.images), shipped(data.val.images))
+    assert torch.equal(best(data.val.at(slice(None))), shipped(data.val.at(slice(None))))
 
 
 def test_other_images_are_shown_as_those_it_was_trained_on(
@@ -175,7 +177,7 @@ def test_a_student_of_other_classes_is_refused_until_it_is_fine_tuned(
 
     tuned = load(f"study:{study}", three, tmp_path, epochs=1)
 
-    assert tuned(three.val.images).shape == (60, 3)
+    assert tuned(three.val.at(slice(None))).shape == (60, 3)
     before, after = load(f"study:{study}", data, tmp_path).state_dict(), tuned.state_dict()
     moved = {name: (after[name] - before[name]).abs().max() for name in before if "stem" in name}
     weights = [moved[name] for name in moved if name.endswith("weight")]
@@ -203,8 +205,8 @@ def test_a_library_student_needs_no_download(
     config = {"student": f"timm:{name}", "resolution": 8, "set": {"student.pretrained": True}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     teacher = load(f"study:{folder}", data, tmp_path)
-    expected = network(teacher.preprocess(data.val.images[:4])).detach()
-    assert torch.equal(teacher(data.val.images[:4]), expected)
+    expected = network(teacher.preprocess(data.val.at(slice(4)))).detach()
+    assert torch.equal(teacher(data.val.at(slice(4))), expected)
     assert bare(teacher.network).state_dict().keys() == network.state_dict().keys()
 
 

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_data import tiny_model, toy_data
+from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch import students
 from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import MIXES, POLICIES, Augment
+from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.model import EVAL_BATCH, Model
 from kdsearch.spec import StudentSpec
@@ -21,7 +22,8 @@ from kdsearch.spec import StudentSpec
 LOGITS = frozenset({"logits"})
 EVERYTHING = frozenset({"logits", "embedding", "stages", "attention", "gradient"})
 DATA = toy_data()
-IMAGES = DATA.train.images
+IMAGES = DATA.train
+FEED = Feed(IMAGES, CPU)
 TEACHER = tiny_model().freeze()
 VIEW_BYTES = len(IMAGES) * (3 + 64) * 4
 STAGE_BYTES = len(IMAGES) * (8 * 8 * 8 + 16 * 4 * 4 + 16 * 2 * 2) * 4
@@ -35,13 +37,13 @@ def view_of(index: Tensor, view: int, *, augment: Augment = PLAIN) -> Tensor:
 
 
 def stored(**settings: int) -> TeacherOutputs:
-    return TeacherOutputs(TEACHER, IMAGES, view_seed=5, **settings)
+    return TeacherOutputs(TEACHER, FEED, view_seed=5, **settings)
 
 
 def is_stored(cache: TeacherOutputs, view: int, *, augment: Augment = PLAIN, need=LOGITS) -> bool:
     """Say whether the cache answers without looking at the images that it is shown."""
     index = torch.arange(4)
-    blank = torch.zeros_like(IMAGES[:4])
+    blank = torch.zeros_like(IMAGES.at(slice(4)))
     seen = cache(blank, index, view, need=need, augment=augment).logits
     if torch.allclose(seen, TEACHER(blank)):
         return False
@@ -97,13 +99,28 @@ def test_views_and_augmentations_differ() -> None:
 
 
 def test_more_images_than_a_batch_are_stored_in_order() -> None:
-    many = DATA.train.images.repeat(4, 1, 1, 1)
+    many = DATA.train.take(torch.arange(96).repeat(4))
     assert len(many) > EVAL_BATCH
-    cache = TeacherOutputs(TEACHER, many, view_seed=5)
+    cache = TeacherOutputs(TEACHER, Feed(many, CPU), view_seed=5)
     index = torch.arange(len(many))
     shown = augmented(many, index, 1, seed=5, augment=PLAIN)
     outputs = cache(shown, index, 1, need=LOGITS, augment=PLAIN)
     torch.testing.assert_close(outputs.logits, TEACHER(shown))
+
+
+@pytest.mark.parametrize("augment", [PLAIN, MIXED], ids=["plain", "mixed"])
+def test_outputs_are_the_same_over_images_that_do_not_stay_on_the_device(augment: Augment) -> None:
+    many, index = DATA.train.take(torch.arange(300) % 96), torch.arange(300)
+    shown = augmented(many, index, 1, seed=5, augment=augment)
+    resident, read_ahead = (
+        TeacherOutputs(TEACHER, Feed(many, CPU, max_bytes=size), view_seed=5)(
+            shown, index, 1, need=EVERYTHING, augment=augment
+        )
+        for size in (2**20, 0)
+    )
+    assert torch.equal(resident.logits, read_ahead.logits)
+    assert torch.equal(resident.gradient, read_ahead.gradient)
+    torch.testing.assert_close(read_ahead.logits, TEACHER(shown))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +167,7 @@ def test_attention_is_stored_when_needed() -> None:
     spec = StudentSpec(family="vit", knobs={"depth": 4})
     network = students.build(spec, in_channels=1, num_classes=3, data_size=DATA.size)
     teacher = Model("vit", network, TEACHER.preprocess).freeze()
-    cache = TeacherOutputs(teacher, IMAGES, view_seed=5)
+    cache = TeacherOutputs(teacher, FEED, view_seed=5)
     index, need = torch.tensor([3, 90]), frozenset({"attention"})
     shown = view_of(index, 1)
     live = teacher.features(shown)
@@ -179,7 +196,7 @@ def test_views_of_other_augmentations_make_room_oldest_first() -> None:
         assert is_stored(cache, view)
     assert is_stored(cache, 1, augment=MIXED)  # in the place of view 1
     assert is_stored(cache, 2, augment=MIXED)  # of view 2
-    blank, index = torch.zeros_like(IMAGES[:1]), torch.arange(1)
+    blank, index = torch.zeros_like(IMAGES.at(slice(1))), torch.arange(1)
     kept = cache(blank, index, 3, need=LOGITS, augment=PLAIN).logits
     torch.testing.assert_close(kept, TEACHER(view_of(index, 3)))
     assert is_stored(cache, 3, augment=MIXED)  # of view 3
@@ -191,6 +208,6 @@ def test_nothing_is_dropped_for_a_view_that_does_not_fit_anyway() -> None:
     cache = stored(max_bytes=VIEW_BYTES)
     assert is_stored(cache, 1)
     assert not is_stored(cache, 1, augment=MIXED, need=frozenset({"stages"}))
-    blank, index = torch.zeros_like(IMAGES[:1]), torch.arange(1)
+    blank, index = torch.zeros_like(IMAGES.at(slice(1))), torch.arange(1)
     kept = cache(blank, index, 1, need=LOGITS, augment=PLAIN).logits
     torch.testing.assert_close(kept, TEACHER(view_of(index, 1)))

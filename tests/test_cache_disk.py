@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cache import (
     EVERYTHING,
+    FEED,
     IMAGES,
     LOGITS,
     PLAIN,
@@ -33,6 +34,7 @@ from kdsearch import students
 from kdsearch.cache import Disk, TeacherOutputs
 from kdsearch.cache.key import VIEWS_VERSION
 from kdsearch.data.base import Augment
+from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
@@ -50,7 +52,7 @@ def opened(folder: Path, teacher: Model = TEACHER, **given: int) -> TeacherOutpu
     """Return what a new process would make."""
     disk_bytes = given.pop("disk_bytes", 2**24)
     disk = Disk(cache_dir=folder, data_key="toy", max_bytes=disk_bytes)
-    return TeacherOutputs(teacher, IMAGES, **{"view_seed": 5, **given}, disk=disk)
+    return TeacherOutputs(teacher, FEED, **{"view_seed": 5, **given}, disk=disk)
 
 
 def ask(
@@ -93,7 +95,7 @@ def assert_same(one: Outputs, other: Outputs) -> None:
 def test_stored_and_read_again_every_part_has_the_same_bits(
     tmp_path: Path, augment: Augment
 ) -> None:
-    live = TeacherOutputs(TEACHER, IMAGES, view_seed=5)
+    live = TeacherOutputs(TEACHER, FEED, view_seed=5)
     cold, warm = opened(tmp_path), opened(tmp_path)
     for view in (1, 2):
         wanted = ask(live, view, need=EVERYTHING, augment=augment)
@@ -141,7 +143,7 @@ def test_a_training_is_the_same_bit_for_bit_with_cold_warm_or_no_disk(
         epochs = train(student, distiller, session)
         return [epoch.losses["loss"] for epoch in epochs], student.state_dict()
 
-    plain = trained(TeacherOutputs(TEACHER, IMAGES, view_seed=5))
+    plain = trained(TeacherOutputs(TEACHER, FEED, view_seed=5))
     for outputs in (opened(tmp_path), opened(tmp_path)):
         losses, weights = trained(outputs)
         assert losses == plain[0]
@@ -200,7 +202,7 @@ def test_a_file_that_the_teacher_contradicts_is_made_again(
     monkeypatch.setattr("kdsearch.cache.outputs.key_of", lambda *_, **__: "one")
     other = tiny_model(seed=1).freeze()
     ask(opened(tmp_path, other))
-    assert_same(ask(opened(tmp_path)), ask(TeacherOutputs(TEACHER, IMAGES, view_seed=5)))
+    assert_same(ask(opened(tmp_path)), ask(TeacherOutputs(TEACHER, FEED, view_seed=5)))
     assert "the teacher says otherwise" in caplog.text
     assert len(caplog.messages) == 1
 
@@ -214,9 +216,12 @@ def test_what_decides_the_bits_decides_the_folder(tmp_path: Path) -> None:
     ask(opened(tmp_path, Model("tiny", TEACHER.network, wider).freeze()))
     ask(opened(tmp_path, view_seed=6))
     disk = Disk(cache_dir=tmp_path, data_key="others")
-    ask(TeacherOutputs(TEACHER, IMAGES, view_seed=5, disk=disk))
+    ask(TeacherOutputs(TEACHER, FEED, view_seed=5, disk=disk))
     few = TeacherOutputs(
-        TEACHER, IMAGES[:95], view_seed=5, disk=Disk(cache_dir=tmp_path, data_key="toy")
+        TEACHER,
+        Feed(IMAGES.take(slice(95)), CPU),
+        view_seed=5,
+        disk=Disk(cache_dir=tmp_path, data_key="toy"),
     )
     few(view_of(ROWS, 1), ROWS, 1, need=LOGITS, augment=PLAIN)
     assert len(list((tmp_path / "teacher").iterdir())) == 6
@@ -226,7 +231,7 @@ def test_what_decides_the_bits_decides_the_folder(tmp_path: Path) -> None:
 
 def test_the_pixels_of_a_view_are_those_of_this_version() -> None:
     """Where this fails on purpose, raise VIEWS_VERSION and put the new digest beside it."""
-    shown = images(40, channels=3, size=16).images
+    shown = images(40, channels=3, size=16)
     digest = blake2b(digest_size=8)
     for recipe in RECIPES:
         recipe = replace(recipe, pad=2, flip=True)
@@ -296,7 +301,7 @@ def test_a_disk_that_refuses_is_told_once_and_done_without(
         answers = [ask(cache, view) for view in (1, 2)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    plain = TeacherOutputs(TEACHER, IMAGES, view_seed=5)
+    plain = TeacherOutputs(TEACHER, FEED, view_seed=5)
     for view, answer in enumerate(answers, start=1):
         assert_same(answer, ask(plain, view))
     (line,) = caplog.messages
@@ -331,11 +336,11 @@ def test_the_seconds_are_those_of_asking_the_teacher(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("max_bytes", [2 * VIEW_BYTES, VIEW_BYTES], ids=["resident", "mapped"])
 def test_on_a_gpu_stored_rows_are_the_live_teachers(tmp_path: Path, max_bytes: int) -> None:
-    teacher, shown = tiny_model().freeze().cuda(), IMAGES.cuda()
+    teacher, feed = tiny_model().freeze().cuda(), Feed(IMAGES, torch.device("cuda"))
     index = ROWS.cuda()
     for _ in ("cold", "warm"):
         disk = Disk(cache_dir=tmp_path, data_key="toy")
-        cache = TeacherOutputs(teacher, shown, view_seed=5, max_bytes=max_bytes, disk=disk)
+        cache = TeacherOutputs(teacher, feed, view_seed=5, max_bytes=max_bytes, disk=disk)
         for view in (1, 2):
             seen = view_of(ROWS, view).cuda()
             told = cache(torch.zeros_like(seen), index, view, need=LOGITS, augment=PLAIN)

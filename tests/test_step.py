@@ -18,6 +18,7 @@ from toy_data import CPU, toy_data
 
 from kdsearch import methods
 from kdsearch.data.base import Augment
+from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller
 from kdsearch.graph import Repeated, attributes_of, own_stream
 from kdsearch.latency import LatencyCache
@@ -68,6 +69,7 @@ def step_of(
     *,
     student: StudentSpec = RESNET,
     captures: bool = True,
+    max_bytes: int | None = None,
 ) -> tuple[Step, Model, Distiller]:
     """Return a step on a device, its losses made on the CPU, where they may look at values."""
     torch.manual_seed(0)
@@ -91,6 +93,7 @@ def step_of(
         view_seed=0,
         device=device,
         teachers=(Live(teacher.to(device)),),
+        train=Feed(DATA.train, device, max_bytes=max_bytes),
         captures=captures,
     )
     for loss in distiller.modules():
@@ -139,11 +142,27 @@ def test_no_schedule_waits_for_the_device(nowhere: torch.device) -> None:
     step_of(distill, SPEC, nowhere)[0].epoch(1)
 
 
+@pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
+@pytest.mark.parametrize("method", ["kd", "none"])
+def test_images_read_ahead_train_as_those_that_stay(method: str, mix: str) -> None:
+    found = []
+    for max_bytes in (None, 0):
+        step, model, _ = step_of(
+            DistillSpec(method=method), replace(SPEC, mix=mix), CPU, max_bytes=max_bytes
+        )
+        step.epoch(1)
+        step.epoch(2)
+        found.append((step.means(), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][name]), name
+
+
 def test_validation_waits_once_at_the_end() -> None:
     torch.manual_seed(0)
     model = build_student(RESNET, DATA).freeze().to(NOWHERE)
     with pytest.raises(RuntimeError, match="item"):
-        Validation(model, DATA.val, NOWHERE)()
+        Validation(model, Feed(DATA.val, NOWHERE))()
 
 
 @pytest.mark.parametrize("count", [1, 60, 255, 256, 257, 700])
@@ -152,8 +171,8 @@ def test_validation_counts_every_image_once_and_no_blank(count: int) -> None:
     model = build_student(RESNET, DATA).freeze()
     some = DATA.val.take(torch.arange(count) % len(DATA.val))
     with torch.no_grad():
-        hits = model(some.images).argmax(dim=1) == some.labels
-    assert Validation(model, some, CPU)() == int(hits.sum()) / count
+        hits = model(some.at(slice(None))).argmax(dim=1) == some.labels
+    assert Validation(model, Feed(some, CPU))() == int(hits.sum()) / count
 
 
 @pytest.mark.parametrize("method", methods.names())

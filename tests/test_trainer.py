@@ -13,6 +13,7 @@ from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import Augment, ImageSet
+from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model
@@ -27,7 +28,8 @@ PLAIN = DistillSpec(method="none")
 
 
 def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = None) -> Session:
-    outputs = () if teacher is None else (TeacherOutputs(teacher, DATA.train.images, view_seed=7),)
+    feed = Feed(DATA.train, CPU)
+    outputs = () if teacher is None else (TeacherOutputs(teacher, feed, view_seed=7),)
     return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teachers=outputs)
 
 
@@ -111,7 +113,7 @@ def test_the_losses_of_an_epoch_are_means_over_its_steps() -> None:
     distiller = distiller_for(PLAIN, model)
     spec = replace(SPEC, epochs=1, batch_size=96, lr=1e-12)
     every = torch.arange(len(DATA.train))
-    view = augmented(DATA.train.images, every, 1, seed=7, augment=DATA.augment)
+    view = augmented(DATA.train, every, 1, seed=7, augment=DATA.augment)
     with torch.no_grad():
         outputs = tiny_model().train().features(view)
     (epoch,) = train(model, distiller, session(spec))
@@ -129,7 +131,7 @@ def test_an_epoch_shows_each_image_once_under_its_own_view() -> None:
     shown: dict[int, list[int]] = {}
     for (view, index), images in zip(asked.samples, asked.images, strict=True):
         shown.setdefault(view, []).extend(index.tolist())
-        expected = augmented(DATA.train.images, index, view, seed=7, augment=DATA.augment)
+        expected = augmented(DATA.train, index, view, seed=7, augment=DATA.augment)
         assert torch.equal(images, expected)
     assert list(shown) == [1, 2, 3, 4]
     assert all(sorted(rows) == list(range(96)) for rows in shown.values())

@@ -15,6 +15,7 @@ import yaml
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.cache import TeacherOutputs
+from kdsearch.data.feed import Feed
 from kdsearch.errors import ExportError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
@@ -35,7 +36,7 @@ PLAIN = Candidate(student=SMALL, distill=DistillSpec(method="none"), train=TRAIN
 
 def bench(path: Path, budget: Budget | None = None) -> Bench:
     teacher = tiny_model().freeze()
-    outputs = TeacherOutputs(teacher, DATA.train.images, view_seed=0)
+    outputs = TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=0)
     return Bench(
         data=DATA,
         teachers=(teacher,),

@@ -5,20 +5,20 @@ from __future__ import annotations
 from hashlib import blake2b
 
 import torch
-from torch import Tensor
 
+from kdsearch.data.feed import Feed
 from kdsearch.model import EVAL_BATCH, Model
 
 # To be raised with whatever changes a view's pixels: a test holds their digest beside it.
 VIEWS_VERSION = 1
 
 
-def key_of(teacher: Model, images: Tensor, *, view_seed: int, data_key: str) -> str:
+def key_of(teacher: Model, feed: Feed, *, view_seed: int, data_key: str) -> str:
     """Return a digest of the teacher, its weights and input, the images, the views, the machine.
 
-    images: uint8 [N, C, S, S] on the teacher's device, known by `data_key` and their shape.
+    feed: the images, on the teacher's device, known by `data_key` and their shape [N, C, S, S].
     """
-    device = images.device
+    device = feed.device
     if device.type == "cuda":
         hardware = (torch.cuda.get_device_name(device), torch.version.cuda)
     else:
@@ -28,7 +28,7 @@ def key_of(teacher: Model, images: Tensor, *, view_seed: int, data_key: str) -> 
         EVAL_BATCH,
         view_seed,
         data_key,
-        tuple(images.shape),
+        feed.images.shape,
         torch.__version__,
         torch.get_float32_matmul_precision(),
         hardware,

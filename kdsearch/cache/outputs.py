@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +35,8 @@ from kdsearch.cache.parts import (
     split,
 )
 from kdsearch.data.base import Augment
-from kdsearch.data.views import augmented, counter_hash
+from kdsearch.data.feed import Feed
+from kdsearch.data.views import augmented, counter_hash, partners
 from kdsearch.model import EVAL_BATCH, Model
 from kdsearch.taps import Outputs
 
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class TeacherOutputs:
-    """What the teacher says of the training images [N, C, S, S] under numbered views.
+    """What the teacher says of the N images of a feed under numbered views.
 
     Views go to `disk`, when there is one, and are read from there for as long as it has room: on
     the CPU mapped, on a GPU copied to it while `max_bytes` last. What is not on disk is kept in
@@ -59,20 +61,20 @@ class TeacherOutputs:
     def __init__(
         self,
         teacher: Model,
-        images: Tensor,
+        feed: Feed,
         *,
         view_seed: int,
         max_bytes: int = MAX_BYTES,
         disk: Disk | None = None,
     ) -> None:
         self._teacher = teacher
-        self._images = images
+        self._feed = feed
         self._view_seed = view_seed
         self._max_bytes = max_bytes
-        self._device = images.device
+        self._device = feed.device
         self._files: ViewFiles | None = None
         if disk is not None:
-            key = key_of(teacher, images, view_seed=view_seed, data_key=disk.data_key)
+            key = key_of(teacher, feed, view_seed=view_seed, data_key=disk.data_key)
             self._files = ViewFiles(disk, key)
         self._views: dict[View, Parts] = {}
         self._held: dict[
@@ -191,10 +193,10 @@ class TeacherOutputs:
 
     def _is_true(self, parts: Parts, view: View) -> bool:
         """Say whether the teacher still says so of a few samples."""
-        samples = torch.arange(_CHECKED, device=self._device)
-        index = counter_hash(samples, self._view_seed, view.number, "check") % len(self._images)
+        samples = torch.arange(_CHECKED)
+        index = counter_hash(samples, self._view_seed, view.number, "check") % len(self._feed)
         with self._timed():
-            fresh = self._forward(index, view, frozenset(parts))
+            ((index, fresh),) = self._answers([index], view, frozenset(parts))
             return all(
                 len(parts[name]) == len(told)
                 and all(self._matches(*pair, index) for pair in zip(parts[name], told, strict=True))
@@ -202,40 +204,47 @@ class TeacherOutputs:
             )
 
     def _matches(self, stored: Tensor, fresh: Tensor, index: Tensor) -> bool:
-        if stored.shape != (len(self._images), *fresh.shape[1:]) or stored.dtype != fresh.dtype:
+        if stored.shape != (len(self._feed), *fresh.shape[1:]) or stored.dtype != fresh.dtype:
             return False
         limit = _TOLERANCE[self._device.type] * float(fresh.abs().max())
         return torch.allclose(_rows(stored, index, index.cpu()), fresh, rtol=0, atol=limit)
 
     def _view_bytes(self, parts: frozenset[str]) -> int:
         if not parts <= self._row_bytes.keys():
-            one = split(self._teacher.features(self._images[:1], need=parts), parts)
+            image = self._feed.images.at(slice(1)).to(self._device)
+            one = split(self._teacher.features(image, need=parts), parts)
             self._row_bytes |= {name: size_of({name: part}) for name, part in one.items()}
-        return len(self._images) * sum(self._row_bytes[name] for name in parts)
+        return len(self._feed) * sum(self._row_bytes[name] for name in parts)
 
     def _whole_view(self, view: View, parts: frozenset[str], device: torch.device) -> Parts:
         """Ask the teacher about every sample; what it says is gathered on `device`."""
-        count = len(self._images)
+        count = len(self._feed)
         whole: Parts = {}
         with self._timed():
-            for start in range(0, count, EVAL_BATCH):
-                stop = min(start + EVAL_BATCH, count)
-                index = torch.arange(start, stop, device=self._device)
-                told = self._forward(index, view, parts)
+            in_order = torch.split(torch.arange(count), EVAL_BATCH)
+            answers = self._answers(in_order, view, parts)
+            for start, (index, told) in zip(range(0, count, EVAL_BATCH), answers, strict=True):
                 if not whole:
                     whole = {n: tuple(_like(p, count, device) for p in told[n]) for n in told}
                 for name, part in told.items():
                     for rows, piece in zip(whole[name], part, strict=True):
-                        rows[start:stop] = piece
+                        rows[start : start + len(index)] = piece
         return whole
 
-    def _forward(self, index: Tensor, view: View, parts: frozenset[str]) -> Parts:
-        augment, number = view
-        images = augmented(self._images, index, number, seed=self._view_seed, augment=augment)
-        told: Parts = {}
-        for need in passes_for(parts):
-            told |= split(self._teacher.features(images, need=need), need)
-        return told
+    def _answers(
+        self, indices: Sequence[Tensor], view: View, parts: frozenset[str]
+    ) -> Iterator[tuple[Tensor, Parts]]:
+        """Yield each index, on the device, and what the teacher says of its samples."""
+        (augment, number), seed = view, self._view_seed
+        also = None
+        if augment.mix != "none":
+            also = partial(partners, view=number, seed=seed, count=len(self._feed))
+        for index, images in self._feed.batches(indices, also=also):
+            shown = augmented(images, index, number, seed=seed, augment=augment)
+            told: Parts = {}
+            for need in passes_for(parts):
+                told |= split(self._teacher.features(shown, need=need), need)
+            yield index, told
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

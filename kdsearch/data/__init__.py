@@ -17,7 +17,7 @@ from kdsearch.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdsearch.data.base import Augment, ImageData, Source
+    from kdsearch.data.base import Augment, ImageData, ImageSet, Source
     from kdsearch.data.store import Stored
 
 
@@ -44,36 +44,54 @@ def load(
     from train, and of `subset`, the number of training images to keep besides the unlabelled.
     flip: whether views may be mirrored; None leaves it to the source. Raises DataError.
     """
+    import torch
+
     from kdsearch.data.base import Augment, ImageData
     from kdsearch.data.store import open_store
-    from kdsearch.data.views import channel_statistics
 
     found = _find(source, cache_dir)
     stored = open_store(found, cache_dir=cache_dir, size=size)
     index = _arrange(found, stored, seed=seed, subset=subset)
-    splits = dict(stored.splits)
-    for split, rows in index.items():
-        splits[split] = stored.splits["train"].take(rows)
-    labelled = splits["train"]
-    unlabeled = splits.get("unlabeled")
-    side = labelled.images.shape[2]
+    side = stored.images.shape[2]
     augment = Augment(pad=side // 8, flip=found.flip if flip is None else flip)
-    key = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
-    for split, rows in sorted(index.items()):
-        key.update(split.encode() + rows.numpy().tobytes())
-    mean, std = channel_statistics(labelled.images)
+    digest = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
+    for split, chosen in sorted(index.items()):
+        digest.update(split.encode() + chosen.numpy().tobytes())
+    key = digest.hexdigest()
+    rows = {name: torch.arange(part.start, part.stop) for name, part in stored.ranges.items()}
+    rows |= {split: rows["train"][chosen] for split, chosen in index.items()}
+    labelled = stored.images.take(rows["train"])
+    mean, std = _statistics(labelled, stored.folder / f"statistics-{key}")
+    if "unlabeled" in rows:
+        rows["train"] = torch.cat([rows["train"], rows["unlabeled"]])
     return ImageData(
         name=found.name,
-        key=key.hexdigest(),
+        key=key,
         classes=found.classes,
-        train=labelled if unlabeled is None else labelled.join(unlabeled),
-        val=splits["val"],
-        test=splits["test"],
+        train=stored.images.take(rows["train"]),
+        val=stored.images.take(rows["val"]),
+        test=stored.images.take(rows["test"]),
         mean=mean,
         std=std,
         augment=augment,
         skipped=stored.skipped,
     )
+
+
+def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, remembered in the file `kept`."""
+    import json
+
+    from kdsearch.data.seen import recall, remember
+    from kdsearch.data.views import channel_statistics
+
+    known = recall(kept)
+    if known is not None:
+        mean, std = json.loads(known)
+        return tuple(mean), tuple(std)
+    found = channel_statistics(images)
+    remember(kept, json.dumps(found))
+    return found
 
 
 def _key_text(stored: str, augment: Augment) -> str:
@@ -85,8 +103,8 @@ def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -
     """Return the rows of the stored train that make each split which is not taken as it is."""
     from kdsearch.data.splits import carve, choose
 
-    labels = stored.splits["train"].labels
-    missing = {"val", "test"} - set(stored.splits)
+    labels = stored.images.labels[stored.ranges["train"]]
+    missing = {"val", "test"} - stored.ranges.keys()
     index: dict[str, Tensor] = {}
     try:
         if missing:
@@ -162,8 +180,10 @@ def _not_data(path: Path) -> DataError:
         near.append(path.parent)
     if near:
         return DataError(f"{path}: {wanted}; did you mean {' or '.join(map(str, near[:3]))}?")
-    classes = [folder.name for folder in folders if any(map(is_image, folder.iterdir()))]
-    if classes or any(map(is_image, entries)):
+    classes = [
+        folder.name for folder in folders if any(is_image(file.name) for file in folder.iterdir())
+    ]
+    if classes or any(is_image(entry.name) for entry in entries):
         where = f"in {', '.join(classes[:3])}" if classes else "directly"
         return DataError(
             f"{path}: holds images {where} but no 'train' folder; {wanted}: "

@@ -5,7 +5,7 @@ Images are uint8 `[N, C, S, S]`, labels int64 `[N]`; no I/O happens here, and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,12 @@ from kdsearch.errors import DataError, did_you_mean
 from kdsearch.spec import MIXES, POLICIES
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
 UNLABELLED = -1
+_CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,8 @@ class Source:
 
     splits: `train` and any of `val`, `test`, and `unlabeled`, whose labels are -1; each is
     iterated from its beginning every time.
-    content: name and bytes (or file) of everything that decides pixels and labels.
+    content: name and bytes (or file) of everything that decides pixels and labels; a file whose
+    size, inode and times are as they were is not read again.
     channels: 1 or 3. flip: whether a mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks.
     """
@@ -46,7 +49,7 @@ class Source:
     name: str
     classes: tuple[str, ...]
     splits: Mapping[str, Iterable[Sample]]
-    content: Iterable[tuple[str, Path | bytes]]
+    content: Sequence[tuple[str, Path | bytes]]
     channels: int = 3
     flip: bool = True
     held_out: float = 0.1
@@ -86,25 +89,50 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Decoded images, uint8 `[N, C, S, S]`, and their labels, int64 `[N]`; -1: unlabelled."""
+    """N decoded images among those of a store, and their labels, int64 `[N]`; -1: unlabelled.
+
+    images: uint8 `[M, C, S, S]`, mapped from disk as a rule; read them through `at`.
+    rows: int64 `[N]`, where in `images` each sample lies; None: in order, and N is M.
+    """
 
     images: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> ImageSet:
-        """Return the images at `index`, copied, in its order."""
-        return ImageSet(self.images[index], self.labels[index])
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return (N, C, S, S)."""
+        channels, height, width = self.images.shape[1:]
+        return len(self), channels, height, width
 
-    def join(self, other: ImageSet) -> ImageSet:
-        """Return these images and then the others, copied."""
+    def at(self, index: Tensor | slice) -> Tensor:
+        """Return the samples at `index` [B]: uint8 `[B, C, S, S]`, for a slice perhaps a view."""
+        where = index if self.rows is None else self.rows[index]
+        if isinstance(where, slice):
+            return self.images[where]
+        return self.images.index_select(0, where)
+
+    def take(self, index: Tensor | slice) -> ImageSet:
+        """Return the samples at `index`, in its order, without copying their images."""
+        if self.rows is not None:
+            return ImageSet(self.images, self.labels[index], self.rows[index])
+        if isinstance(index, slice):
+            return ImageSet(self.images[index], self.labels[index])
+        return ImageSet(self.images, self.labels[index], index)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Return the set itself where it is on the device, else a copy there, in order."""
         import torch
 
-        return ImageSet(
-            torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
-        )
+        if self.images.device == device:
+            return self
+        images = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), _CHUNK):
+            images[start : start + _CHUNK] = self.at(slice(start, start + _CHUNK))
+        return ImageSet(images, self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,18 +159,17 @@ class ImageData:
     @property
     def labelled(self) -> ImageSet:
         """Return the images of train that have a label, without copying them."""
-        count = int((self.train.labels != UNLABELLED).sum())
-        return ImageSet(self.train.images[:count], self.train.labels[:count])
+        return self.train.take(slice(int((self.train.labels != UNLABELLED).sum())))
 
     @property
     def channels(self) -> int:
         """Return C, 1 or 3."""
-        return int(self.train.images.shape[1])
+        return self.train.shape[1]
 
     @property
     def size(self) -> int:
         """Return S, the side of the square images in pixels."""
-        return int(self.train.images.shape[2])
+        return self.train.shape[2]
 
     @property
     def num_classes(self) -> int:

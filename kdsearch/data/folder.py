@@ -6,21 +6,20 @@ depth. Hidden files, and files without an image's suffix, are not images.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kdsearch.data.base import UNLABELLED, Sample, Source
 from kdsearch.errors import DataError, did_you_mean
 
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _UNLABELED = ("unlabeled", "unlabelled")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def is_image(path: Path) -> bool:
-    """Say whether the name is that of an image, in any case of its suffix."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_image(name: str) -> bool:
+    """Say whether a file's name is that of an image, in any case of its suffix."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def read(root: Path) -> Source:
@@ -49,21 +48,18 @@ def read(root: Path) -> Source:
     unlabeled = _split_folder(root, _UNLABELED)
     if unlabeled is not None:
         files["unlabeled"] = [(path, UNLABELLED) for path in _all_images(unlabeled, root)]
+    below = len((root / "train").as_posix()) - len("train")  # where names below root begin
     return Source(
         name=root.resolve().name,
         classes=classes,
         splits={
             split: [
-                Sample(name=path.relative_to(root).as_posix(), label=label, content=path)
+                Sample(name=path.as_posix()[below:], label=label, content=path)
                 for path, label in pairs
             ]
             for split, pairs in files.items()
         },
-        content=[
-            (path.relative_to(root).as_posix(), path)
-            for pairs in files.values()
-            for path, _ in pairs
-        ],
+        content=[(path.as_posix()[below:], path) for pairs in files.values() for path, _ in pairs],
     )
 
 
@@ -83,7 +79,9 @@ def _images(folder: Path, root: Path) -> list[Path]:
         raise DataError(
             f"{folder}: is a link to {folder.resolve()}, outside of {root}; copy the images"
         )
-    return sorted(path for path in folder.iterdir() if is_image(path) and path.is_file())
+    with os.scandir(folder) as entries:  # tells files from folders without asking for each
+        names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+    return [folder / name for name in sorted(names)]
 
 
 def _all_images(folder: Path, root: Path) -> list[Path]:
@@ -99,7 +97,7 @@ def _all_images(folder: Path, root: Path) -> list[Path]:
     if not found:
         raise DataError(
             f"{folder}: no images in it or below; "
-            f"remove the folder or add files ({', '.join(sorted(SUFFIXES))})"
+            f"remove the folder or add files ({', '.join(SUFFIXES)})"
         )
     return sorted(found)
 
@@ -113,5 +111,5 @@ def _check_classes(folder: Path, by_class: dict[str, list[Path]], classes: tuple
     if empty:
         raise DataError(
             f"{folder}: no images in {', '.join(empty)}; "
-            f"remove the folder or add files ({', '.join(sorted(SUFFIXES))})"
+            f"remove the folder or add files ({', '.join(SUFFIXES)})"
         )

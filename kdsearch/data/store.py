@@ -1,7 +1,9 @@
 """Decode a source once, into `<cache>/data/<key>/`, and map it into memory ever after.
 
-The key is a digest of the source's bytes, so a changed file makes a new store. A store appears
-whole (written beside, then renamed), is checked at every opening, and built again if damaged.
+The key is a digest of the source's bytes, so a changed file makes a new store. All splits lie in
+one file, one after another, so that any of their images together are rows of one tensor. A store
+appears whole (written beside, then renamed) and is built again if damaged. Neither the source's
+bytes nor the store's checksums are read again while the files stay as they are.
 """
 
 from __future__ import annotations
@@ -9,8 +11,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import mmap
 import os
 import shutil
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO, TypeVar
@@ -27,14 +32,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from kdsearch.data.base import ImageSet, Sample, Source
 from kdsearch.data.decode import UnreadableError, decode, dimensions, strict_pillow
+from kdsearch.data.seen import recall, remember, state_of
 from kdsearch.errors import DataError
 
 VERSION = 1
 MAX_UNREADABLE = 0.01
+IMAGES, LABELS = "images.npy", "labels.npy"
 _CHUNK = 512  # images decoded between two writes
+_TICK_S = 0.02  # the clock of a local file system ticks in it: every 10 ms on older Linux
+# Else Linux refuses to map more than there is memory. Python names it since 3.13.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _THREADS = min(16, os.cpu_count() or 1)
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,11 +54,25 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A source, decoded; the images are mapped from disk, copied only where they are written."""
+    """A source, decoded; the images are mapped from disk, copied only where they are written.
 
-    key: str
-    splits: Mapping[str, ImageSet]
+    images: those of all splits; ranges: which of them each split is.
+    """
+
+    folder: Path
+    images: ImageSet
+    ranges: Mapping[str, slice]
     skipped: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Return the digest of what was decoded, and how."""
+        return self.folder.name
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """Return each split."""
+        return {name: self.images.take(part) for name, part in self.ranges.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +88,9 @@ class _Meta:
     crc32: dict[str, int]
 
 
+_META = TypeAdapter(_Meta)
+
+
 def open_store(source: Source, *, cache_dir: Path, size: int | None) -> Stored:
     """Return the source's images, decoded to size x size pixels at the first call.
 
@@ -72,7 +100,7 @@ def open_store(source: Source, *, cache_dir: Path, size: int | None) -> Stored:
     """
     if size is not None and size < 1:
         raise DataError(f"{source.name}: size {size} is not a number of pixels")
-    folder = cache_dir / "data" / _key(source, size)
+    folder = cache_dir / "data" / _key(source, size, cache_dir / "sources")
     if _damage(folder, source):
         with _locked(folder):
             damage = _damage(folder, source)  # another process may just have built it
@@ -81,15 +109,29 @@ def open_store(source: Source, *, cache_dir: Path, size: int | None) -> Stored:
             if damage:
                 _build(folder, source, size)
     meta = _read_meta(folder)
-    splits = {name: _map(folder, name, count) for name, count in meta.counts.items()}
-    return Stored(key=folder.name, splits=splits, skipped=meta.skipped)
+    ends = list(accumulate(meta.counts.values(), initial=0))
+    ranges = {name: slice(*pair) for name, pair in zip(meta.counts, pairwise(ends), strict=True)}
+    images = ImageSet(_mapped(folder / IMAGES), torch.from_numpy(np.load(folder / LABELS)))
+    assert len(images) == len(images.images) == ends[-1]
+    return Stored(folder=folder, images=images, ranges=ranges, skipped=meta.skipped)
 
 
-def _key(source: Source, size: int | None) -> str:
-    """Return a digest of the names and bytes of the source, and of how they are decoded."""
-    digest = blake2b(repr((VERSION, size, source.channels)).encode(), digest_size=16)
+def _key(source: Source, size: int | None, known: Path) -> str:
+    """Return a digest of the names and bytes of the source, and of how they are decoded.
+
+    known: the folder where keys are remembered, by the state of the files.
+    """
+    how = repr((VERSION, size, source.channels)).encode()
+    with _reading():
+        state, is_settled = state_of([("", how), *source.content])
+    key = recall(known / state)
+    if key is not None:
+        return key
+    digest = blake2b(how, digest_size=16)
     for name, part in _in_threads(_digest, source.content):
         digest.update(repr((name, part)).encode())
+    if is_settled:
+        remember(known / state, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -99,17 +141,22 @@ def _digest(part: tuple[str, Path | bytes]) -> tuple[str, str]:
     if isinstance(content, bytes):
         digest.update(content)
     else:
-        try:
-            with content.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise DataError(f"{content}: cannot be read: {error.strerror}") from error
+        with _reading(), content.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return name, digest.hexdigest()
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
 def _read_meta(folder: Path) -> _Meta:
-    return TypeAdapter(_Meta).validate_json((folder / "meta.json").read_bytes())
+    return _META.validate_json((folder / "meta.json").read_bytes())
 
 
 def _damage(folder: Path, source: Source) -> str:
@@ -118,23 +165,32 @@ def _damage(folder: Path, source: Source) -> str:
         meta = _read_meta(folder)
         if meta.version != VERSION or meta.classes != source.classes:
             return "meta.json is of another source"
-        names = {name for split in source.splits for name in _files(split)}
-        if set(meta.counts) != set(source.splits) or set(meta.crc32) != names:
-            return "meta.json does not list the splits"
-        wrong = (name for name in sorted(names) if _crc32(folder / name) != meta.crc32[name])
-        return next((f"checksum of {name}" for name in wrong), "")
+        if set(meta.counts) != set(source.splits) or set(meta.crc32) != {IMAGES, LABELS}:
+            return "meta.json does not list the splits and files"
+        state, is_settled = _state(folder)
+        if recall(folder / "checked") == state:
+            return ""
+        wrong = [name for name in meta.crc32 if _crc32(folder / name) != meta.crc32[name]]
+        if is_settled and not wrong:
+            remember(folder / "checked", state)
+        return f"checksum of {' and '.join(wrong)}" if wrong else ""
     except (OSError, ValidationError) as error:
         return str(error)
 
 
-def _map(folder: Path, split: str, count: int) -> ImageSet:
-    images, labels = (np.load(folder / name, mmap_mode="c") for name in _files(split))
-    assert len(images) == len(labels) == count
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
+def _state(folder: Path) -> tuple[str, bool]:
+    return state_of((name, folder / name) for name in (IMAGES, LABELS, "meta.json"))
 
 
-def _files(split: str) -> tuple[str, str]:
-    return f"{split}.npy", f"{split}_labels.npy"
+def _mapped(path: Path) -> Tensor:
+    """Return the array of an .npy file; what is written to it is copied first, and never kept."""
+    with path.open("rb") as file:
+        assert np.lib.format.read_magic(file) == (1, 0)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+        how = {"flags": mmap.MAP_PRIVATE | _NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+        pages = mmap.mmap(file.fileno(), 0, **how)
+    return torch.from_numpy(np.ndarray(shape, dtype, pages, start))
 
 
 def _crc32(path: Path) -> int:
@@ -154,10 +210,7 @@ def _build(folder: Path, source: Source, size: int | None) -> None:
     try:
         with strict_pillow():
             side = _natural_size(source) if size is None else size
-            counts, skipped = {}, []
-            for split, samples in source.splits.items():
-                counts[split], bad = _write_split(part, split, samples, source, side)
-                skipped += bad
+            counts, skipped = _write_images(part, source, side)
         with _writing(part):
             meta = _Meta(
                 version=VERSION,
@@ -166,9 +219,11 @@ def _build(folder: Path, source: Source, size: int | None) -> None:
                 channels=source.channels,
                 size=side,
                 counts=counts,
-                crc32={path.name: _crc32(path) for path in sorted(part.iterdir())},
+                crc32={name: _crc32(part / name) for name in (IMAGES, LABELS)},
             )
             (part / "meta.json").write_text(json.dumps(asdict(meta), indent=1), encoding="utf-8")
+            time.sleep(_TICK_S)  # from now on any change shows in the files' times
+            remember(part / "checked", _state(part)[0])
             if folder.exists():
                 shutil.rmtree(folder)
             part.rename(folder)
@@ -193,29 +248,42 @@ def _dimensions(sample: Sample) -> tuple[int, int] | None:
         return None  # decoding meets it again, and counts and names it there
 
 
-def _write_split(
-    part: Path, split: str, samples: Iterable[Sample], source: Source, size: int
-) -> tuple[int, list[str]]:
-    """Write one split's images and labels; return how many, and the names of the unreadable."""
+def _write_images(part: Path, source: Source, size: int) -> tuple[dict[str, int], list[str]]:
+    """Write images and labels; return how many each split has, and the names of the unreadable."""
     shape = (source.channels, size, size)
+    counts: dict[str, int] = {}
     labels: list[int] = []
-    unreadable: list[tuple[str, UnreadableError]] = []
-    images_path, labels_path = (part / name for name in _files(split))
-    with _writing(part), images_path.open("wb") as file:
+    skipped: list[str] = []
+    with _writing(part), (part / IMAGES).open("wb") as file:
         _write_header(file, (0, *shape))
-        decoded = _in_threads(partial(_decode, size=size, channels=source.channels), samples)
-        while chunk := list(islice(decoded, _CHUNK)):
-            for sample, pixels in chunk:
-                if isinstance(pixels, UnreadableError):
-                    unreadable.append((sample.name, pixels))
-                else:
-                    labels.append(sample.label)
-                    file.write(pixels.tobytes())
+        for split, samples in source.splits.items():
+            found, unreadable = _write_split(file, samples, source.channels, size)
+            total = len(found) + len(unreadable)
+            _check_unreadable(f"{source.name}/{split}", unreadable, total)
+            counts[split] = len(found)
+            labels += found
+            skipped += [name for name, _ in unreadable]
         file.seek(0)
         _write_header(file, (len(labels), *shape))
-        np.save(labels_path, np.array(labels, np.int64))
-    _check_unreadable(f"{source.name}/{split}", unreadable, len(labels) + len(unreadable))
-    return len(labels), [name for name, _ in unreadable]
+        np.save(part / LABELS, np.array(labels, np.int64))
+    return counts, skipped
+
+
+def _write_split(
+    file: BinaryIO, samples: Iterable[Sample], channels: int, size: int
+) -> tuple[list[int], list[tuple[str, UnreadableError]]]:
+    """Append one split's images; return their labels, and what cannot be read and why."""
+    labels: list[int] = []
+    unreadable: list[tuple[str, UnreadableError]] = []
+    decoded = _in_threads(partial(_decode, size=size, channels=channels), samples)
+    while chunk := list(islice(decoded, _CHUNK)):
+        for sample, pixels in chunk:
+            if isinstance(pixels, UnreadableError):
+                unreadable.append((sample.name, pixels))
+            else:
+                labels.append(sample.label)
+                file.write(pixels.tobytes())
+    return labels, unreadable
 
 
 def _decode(

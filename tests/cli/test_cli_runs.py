@@ -67,6 +67,33 @@ def test_config_of_the_best_trains_it_again_bit_for_bit(study: Path, shell: Shel
     assert list((shell.out / name / "tensorboard").iterdir())
 
 
+def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path: Path) -> None:
+    answer = shell.run("--name", "few", "--subset", "200", "--budget-mflops", "1", "--trials", "1")
+    assert answer.code == 0, answer
+    few = shell.out / "few" / "best"
+    config = yaml.safe_load((few / "config.yaml").read_text())
+    assert config.pop("subset") == 200
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(config))
+    weights = [(few / "student.safetensors").read_bytes()]
+    for name, file, flags in (
+        ("all", few / "config.yaml", ["--subset", "0"]),
+        ("whole", tmp_path / "whole.yaml", []),
+    ):
+        line = ["distill", "--config", str(file), "--name", name, "--out", str(shell.out)]
+        answer = shell.type(*line, *flags)
+        assert answer.code == 0, answer
+        best = shell.out / name / "best"
+        assert "subset" not in yaml.safe_load((best / "config.yaml").read_text())
+        weights.append((best / "student.safetensors").read_bytes())
+    assert weights[1] == weights[2] != weights[0]
+
+
+def test_a_study_on_all_images_may_be_resumed_with_a_subset_of_0(study: Path, shell: Shell) -> None:
+    answer = shell.run("--name", study.name, "--subset", "0")
+    assert answer.code == 0, answer
+    assert "subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
+
+
 def test_derived_files_come_back_as_they_were(study: Path, shell: Shell) -> None:
     derived = ("front.json", "trials.csv", "report.html")
     before = {name: (study / name).read_bytes() for name in derived}

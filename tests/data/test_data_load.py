@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdsearch.data import load
+from kdsearch.data import load, views
 from kdsearch.data.base import Augment
 from kdsearch.errors import DataError
+
+EVERY = slice(None)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def test_digits_are_the_published_pixels_scaled(cache):
     assert data.augment == Augment(pad=1, flip=False)
     assert (len(data.train), len(data.val), len(data.test)) == (1079, 359, 359)
     parts = (data.train, data.val, data.test)
-    found = np.concatenate([part.images.numpy().reshape(len(part), 64) for part in parts])
+    found = np.concatenate([part.at(EVERY).numpy().reshape(len(part), 64) for part in parts])
     labels = np.concatenate([part.labels.numpy() for part in parts])
     # 16 -> 255, 8 -> 127.5, rounded to even: 128
     expected = np.rint(load_digits().data * 255 / 16)
@@ -41,7 +43,7 @@ def test_digits_are_the_published_pixels_scaled(cache):
 
 def test_digits_statistics_are_those_of_train(cache):
     data = load("digits", cache_dir=cache)
-    values = data.train.images.double() / 255
+    values = data.train.at(EVERY).double() / 255
     assert data.mean == pytest.approx([values.mean().item()])
     assert data.std == pytest.approx([values.std(unbiased=False).item()])
 
@@ -49,7 +51,7 @@ def test_digits_statistics_are_those_of_train(cache):
 def test_same_request_gives_the_same_data(cache):
     first, again = (load("digits", cache_dir=cache, seed=3, subset=200) for _ in range(2))
     assert first.key == again.key
-    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.train.at(EVERY), again.train.at(EVERY))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"subset": 100}, {"size": 16}, {"flip": True}])
@@ -67,8 +69,8 @@ def test_subset_leaves_validation_and_test_alone(cache):
     whole, part = (load("digits", cache_dir=cache, subset=subset) for subset in (None, 100))
     assert len(part.train) == 100
     assert torch.bincount(part.train.labels).tolist() == [10] * 10
-    assert torch.equal(part.val.images, whole.val.images)
-    assert torch.equal(part.test.images, whole.test.images)
+    assert torch.equal(part.val.at(EVERY), whole.val.at(EVERY))
+    assert torch.equal(part.test.at(EVERY), whole.test.at(EVERY))
 
 
 def test_subset_above_train_is_refused(cache):
@@ -80,13 +82,13 @@ def test_given_splits_are_kept_and_the_missing_is_carved(tmp_path):
     root = fill(tmp_path / "set", "train", {"a": 20, "b": 40})
     fill(root, "val", {"a": 3, "b": 4})
     data = load(str(root), cache_dir=tmp_path)
-    assert data.val.images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert data.val.at(EVERY)[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert (len(data.train), len(data.test)) == (54, 6)
     assert torch.bincount(data.test.labels).tolist() == [2, 4]
     seen = {
         (int(label), int(image[0, 0, 0]))
         for part in (data.train, data.test)
-        for image, label in zip(part.images, part.labels, strict=True)
+        for image, label in zip(part.at(EVERY), part.labels, strict=True)
     }
     assert len(seen) == 60
 
@@ -120,11 +122,11 @@ def test_unlabelled_images_join_train_and_no_other_split(tmp_path):
     add_unlabelled(root, 101, 102, 103)
     for data in (load(str(root), cache_dir=tmp_path) for _ in range(2)):  # decoded, then warm
         assert data.train.labels[-4:].tolist() == [1, -1, -1, -1]
-        assert data.train.images[-3:, 0, 0, 0].tolist() == [101, 102, 103]
-        assert torch.equal(data.labelled.images, plain.train.images)
+        assert data.train.at(EVERY)[-3:, 0, 0, 0].tolist() == [101, 102, 103]
+        assert torch.equal(data.labelled.at(EVERY), plain.train.at(EVERY))
         assert torch.equal(data.labelled.labels, plain.train.labels)
         for split in ("val", "test"):
-            assert torch.equal(getattr(data, split).images, getattr(plain, split).images)
+            assert torch.equal(getattr(data, split).at(EVERY), getattr(plain, split).at(EVERY))
         assert (data.mean, data.std) == (plain.mean, plain.std)
         assert data.num_classes == 2
 
@@ -133,7 +135,7 @@ def test_subset_is_of_labelled_images_and_keeps_all_others(tmp_path):
     root = add_unlabelled(fill(tmp_path / "set", "train", {"a": 20, "b": 40}), 101, 102)
     data = load(str(root), cache_dir=tmp_path, subset=12)
     assert torch.bincount(data.labelled.labels).tolist() == [4, 8]
-    assert data.train.images[12:, 0, 0, 0].tolist() == [101, 102]
+    assert data.train.at(EVERY)[12:, 0, 0, 0].tolist() == [101, 102]
     with pytest.raises(DataError, match=r"subset: 49 images .* choose 2 to 48"):
         load(str(root), cache_dir=tmp_path, subset=49)
 
@@ -158,6 +160,41 @@ def test_keys_are_those_of_earlier_releases(cache):
     # A key names the teachers and students that were trained on the data.
     data = load("digits", cache_dir=cache)
     assert data.key == "362efe619485ae368036c3fc0398dcb4"
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({}, "e745e8d6162a46bc9c8c5161fbd6c554"),
+        ({"subset": 7, "seed": 5, "flip": False, "size": 16}, "be035dd8bd01a88322544ea63836c4c9"),
+    ],
+)
+def test_keys_of_a_folder_are_those_of_earlier_releases(tmp_path, given, key):
+    for number, place in enumerate(["train/a", "train/b", "val/a", "val/b", "unlabeled"] * 6):
+        file = tmp_path / "set" / place / f"{number}.ppm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P6 8 8 255\n" + bytes([number]) * 192)
+    for _ in range(2):
+        assert load(str(tmp_path / "set"), cache_dir=tmp_path, **given).key == key
+
+
+def test_all_splits_are_rows_of_the_store(tmp_path):
+    root = add_unlabelled(fill(tmp_path / "set", "train", {"a": 20, "b": 40}), 101, 102)
+    data = load(str(root), cache_dir=tmp_path, subset=12)
+    mapped = {part.images.data_ptr() for part in (data.train, data.labelled, data.val, data.test)}
+    assert len(mapped) == 1
+    assert data.train.images.shape[0] == 62
+
+
+def test_statistics_are_remembered(tmp_path, monkeypatch):
+    first = load("digits", cache_dir=tmp_path, subset=100)
+    assert load("digits", cache_dir=tmp_path).mean != first.mean
+    monkeypatch.setattr(views, "channel_statistics", lambda images: ((len(images),), (0.0,)))
+    again = load("digits", cache_dir=tmp_path, subset=100)
+    assert (again.mean, again.std) == (first.mean, first.std)
+    for kept in tmp_path.glob("data/*/statistics-*"):
+        kept.write_bytes(kept.read_bytes()[:-3])
+    assert load("digits", cache_dir=tmp_path, subset=100).mean == (100,)
 
 
 @pytest.mark.parametrize(

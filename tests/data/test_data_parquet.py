@@ -46,7 +46,7 @@ def test_round_trip_of_shards_in_the_order_of_their_names(tmp_path):
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.val), len(data.test)) == (80, 2, 3)
     assert data.train.labels.tolist() == labels + labels[::-1]
-    assert data.train.images[:, 0, 0, 0].tolist() == [*range(40), *range(40)]
+    assert data.train.at(slice(None))[:, 0, 0, 0].tolist() == [*range(40), *range(40)]
     assert data.test.labels.tolist() == [0, 1, 0]
 
 

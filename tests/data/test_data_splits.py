@@ -39,7 +39,10 @@ def test_carve_is_stratified_with_at_least_one_image_a_class(counts, share):
         found = torch.bincount(labels[parts[split]], minlength=len(counts)).tolist()
         for count, taken in zip(counts, found, strict=True):
             assert taken >= 1
-            assert abs(taken - share * count) <= 1
+            # what rounding gives small classes in excess is apportioned to all: 7 of 55 beside 3, 3
+            # and 15, as 6 + 1 + 1 + 2 are 10 of 76
+            fair = (share * count, len(parts[split]) * count / sum(counts))
+            assert min(fair) - 1 <= taken <= max(fair) + 1
     left = torch.bincount(labels[parts["train"]], minlength=len(counts))
     assert left.min() >= 1
 

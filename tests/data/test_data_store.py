@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdsearch.data import seen, store
 from kdsearch.data.base import Sample, Source
 from kdsearch.data.store import open_store
 from kdsearch.errors import DataError
@@ -86,13 +87,100 @@ def test_key_follows_content_name_and_size(tmp_path):
     assert len(set(keys)) == 3
 
 
+@pytest.fixture
+def _settled(monkeypatch):
+    """Take files that were just written for old ones."""
+    monkeypatch.setattr(seen, "TICK_NS", 0)
+
+
+def reads(monkeypatch, name: str) -> list[str]:
+    """List what a function of the store reads from now on."""
+    read = []
+    function = getattr(store, name)
+    monkeypatch.setattr(store, name, lambda what: [read.append(what), function(what)][1])
+    return read
+
+
+@pytest.mark.usefixtures("_settled")
+def test_files_that_stayed_as_they_were_are_not_read_again(tmp_path, monkeypatch):
+    source = source_of(files(tmp_path / "in", pictures(4)))
+    first = open_store(source, cache_dir=tmp_path, size=8)
+    hashed, summed = reads(monkeypatch, "_digest"), reads(monkeypatch, "_crc32")
+    assert open_store(source, cache_dir=tmp_path, size=8).key == first.key
+    assert (hashed, summed) == ([], [])
+
+    os.utime(source.content[2][1])
+    os.utime(store_folder(tmp_path) / store.LABELS)
+    for _ in range(2):
+        assert open_store(source, cache_dir=tmp_path, size=8).key == first.key
+    assert len(hashed) == 4
+    assert [path.name for path in summed] == [store.IMAGES, store.LABELS]
+
+
+def test_a_change_within_a_tick_of_the_file_systems_clock_is_seen(tmp_path, monkeypatch):
+    class Coarse:
+        """What FAT would say: times in steps of two seconds."""
+
+        def __init__(self, found):
+            self._found = found
+
+        def __getattr__(self, name):
+            value = getattr(self._found, name)
+            return value // 2_000_000_000 * 2_000_000_000 if name.endswith("_ns") else value
+
+    exact = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: Coarse(exact(path, **how)))
+    path = tmp_path / "0.ppm"
+    source = source_of([Sample(name="0", label=0, content=path)])
+    for value in range(4):
+        path.write_bytes(b"P6 8 8 255\n" + bytes([value]) * 192)
+        images = open_store(source, cache_dir=tmp_path, size=8).splits["train"].images
+        assert images.unique().tolist() == [value]
+
+
+@pytest.mark.usefixtures("_settled")
+@pytest.mark.parametrize("damage", [b"", b"no checksum", b"0123456789abcdef\nanother key"])
+def test_a_damaged_memory_is_none(tmp_path, damage):
+    source = source_of(files(tmp_path / "in", pictures(4)))
+    first = open_store(source, cache_dir=tmp_path, size=8)
+    (known,) = (tmp_path / "sources").iterdir()
+    known.write_bytes(damage)
+    assert open_store(source, cache_dir=tmp_path, size=8).key == first.key
+    assert known.read_bytes() != damage
+
+
+@pytest.mark.usefixtures("_settled")
+def test_a_cache_that_cannot_be_written_still_serves(tmp_path, monkeypatch):
+    source = source_of(files(tmp_path / "in", pictures(4)))
+    first = open_store(source, cache_dir=tmp_path, size=8)
+    shutil.rmtree(tmp_path / "sources")
+    (store_folder(tmp_path) / "checked").unlink()
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert open_store(source, cache_dir=tmp_path, size=8).key == first.key
+
+
+def refuse(path: Path, *_, **__):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_more_images_than_memory_can_be_mapped(tmp_path):
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    shape = (2 * memory // (3 * 224 * 224), 3, 224, 224)
+    with (tmp_path / "many.npy").open("wb") as file:
+        store._write_header(file, shape)
+        file.truncate(file.tell() + np.prod(shape))  # sparse: it takes no space on disk
+    images = store._mapped(tmp_path / "many.npy")
+    assert images.shape == shape
+    assert images[-1].count_nonzero() == 0
+
+
 def flip_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "train_labels.npy", "meta.json"])
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "meta.json"])
 @pytest.mark.parametrize(
     "damage",
     [

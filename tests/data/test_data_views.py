@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsearch.data import views
-from kdsearch.data.base import MIXES, POLICIES, Augment
+from kdsearch.data.base import MIXES, POLICIES, Augment, ImageSet
 from kdsearch.data.views import (
     Draws,
-    augmented,
     channel_statistics,
     counter_hash,
     draws,
@@ -28,6 +27,14 @@ def pixels(count: int, channels: int, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (count, channels, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def image_set(images: torch.Tensor) -> ImageSet:
+    return ImageSet(images, torch.full((len(images),), -1, device=images.device))
+
+
+def augmented(images: torch.Tensor, index: torch.Tensor, view: int, **how) -> torch.Tensor:
+    return views.augmented(image_set(images), index, view, **how)
 
 
 def crop_reference(image: torch.Tensor, pad: int, down: int, right: int, flip: bool):
@@ -148,6 +155,18 @@ def test_any_view_and_its_targets_ignore_batch_size_and_order(augment):
     assert torch.equal(torch.cat(parts), shares[order])
 
 
+@pytest.mark.parametrize("size", [8, 65])  # both kinds of crop
+@pytest.mark.parametrize("augment", recipes(), ids=str)
+def test_a_view_is_of_the_sample_wherever_its_image_lies(augment, size):
+    images, index = pixels(20, 3, size), torch.tensor([3, 19, 3, 0])
+    rows = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:20]
+    among_others = 255 - torch.zeros(30, 3, size, size, dtype=torch.uint8)
+    among_others[rows] = images
+    scattered = ImageSet(among_others, torch.zeros(20).long(), rows)
+    seen = views.augmented(scattered, index, 4, seed=1, augment=augment)
+    assert torch.equal(seen, augmented(images, index, 4, seed=1, augment=augment))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", recipes(), ids=str)
@@ -180,15 +199,16 @@ def test_view_never_waits_for_the_gpu(augment):
 @pytest.mark.parametrize("augment", recipes(), ids=str)
 def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
     images, index = pixels(40, 3, 8), torch.arange(40)
-    views = [draws(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
-    starts = torch.tensor(views[0].starts)
+    whole = image_set(images)
+    both = [draws(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
+    starts = torch.tensor(both[0].starts)
     held = Draws.of(starts.unbind(), None if augment.mix == "none" else torch.arange(40))
-    for view, drawn in zip((2, 3), views, strict=True):
+    for view, drawn in zip((2, 3), both, strict=True):
         starts.copy_(torch.tensor(drawn.starts))
         if held.partners is not None:
             held.partners.copy_(drawn.partners)
         expected = augmented(images, index, view, seed=1, augment=augment)
-        assert torch.equal(shown(images, index, held, augment), expected)
+        assert torch.equal(shown(whole, index, held, augment), expected)
         found = targets(index % 4, index, held, augment, num_classes=4, size=8)
         assert torch.equal(found, shares_of(index % 4, index, view, augment))
 
@@ -378,7 +398,7 @@ def test_colour_is_refused_by_a_grey_network():
 
 def test_statistics_equal_the_definition_over_more_than_one_chunk():
     images = pixels(1100, 3, 2)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(image_set(images))
     x = images.double().div(255).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.tensor(mean).double(), x.mean(1), atol=1e-6, rtol=0)
     torch.testing.assert_close(
@@ -387,7 +407,7 @@ def test_statistics_equal_the_definition_over_more_than_one_chunk():
 
 
 def test_constant_channel_can_be_divided_by():
-    _, std = channel_statistics(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8))
+    _, std = channel_statistics(image_set(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8)))
     assert std == (1 / 255,)
 
 

@@ -39,7 +39,7 @@ def test_downloaded_grey_set_is_read(tmp_path):
     data = load("mnist", cache_dir=tmp_path)
     assert (data.channels, data.size, data.num_classes) == (1, 28, 10)
     assert (len(data.train), len(data.val), len(data.test)) == (50, 10, 20)
-    assert np.array_equal(data.test.images[:, 0].numpy(), images[:20])
+    assert np.array_equal(data.test.at(slice(None))[:, 0].numpy(), images[:20])
     assert data.test.labels.tolist() == labels[:20].tolist()
     assert not data.augment.flip
 
@@ -53,7 +53,7 @@ def test_downloaded_colour_set_without_splits_is_read(tmp_path):
     data = load("eurosat", cache_dir=tmp_path)
     assert data.classes == ("Forest", "River")
     assert (len(data.train), len(data.val), len(data.test)) == (16, 2, 2)
-    assert data.train.images[:, 0, 0, 0].unique().tolist() == [40, 200]
+    assert data.train.at(slice(None))[:, 0, 0, 0].unique().tolist() == [40, 200]
     assert data.augment.flip
 
 
