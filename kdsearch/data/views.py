@@ -134,7 +134,7 @@ def _unmixed(images: ImageSet, index: Tensor, view: int, seed: int, augment: Aug
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
     crop = _crop_windows if images.shape[2] <= _SMALL else _crop_pixels
-    rows = index if images.rows is None else images.rows[index]
+    rows = index if images.rows is None else images.rows.index_select(0, index)
     out = crop(images.images, rows, down, right, mirrored, augment.pad)
     rounds = policies.ROUNDS[augment.policy]
     bits = [counter_hash(index, seed, view, "policy", number) for number in range(rounds)]
