@@ -59,7 +59,7 @@ def load(
         digest.update(split.encode() + chosen.numpy().tobytes())
     key = digest.hexdigest()
     rows = {name: torch.arange(part.start, part.stop) for name, part in stored.ranges.items()}
-    rows |= {split: rows["train"][chosen] for split, chosen in index.items()}
+    rows |= {split: rows["train"].index_select(0, chosen) for split, chosen in index.items()}
     labelled = stored.images.take(rows["train"])
     mean, std = _statistics(labelled, stored.folder / f"statistics-{key}")
     if "unlabeled" in rows:
@@ -111,10 +111,10 @@ def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -
             index = carve(
                 labels, missing=missing, share=source.held_out, seed=seed, classes=source.classes
             )
-            labels = labels[index["train"]]
+            labels = labels.index_select(0, index["train"])
         if subset is not None:
             kept = choose(labels, subset, seed=seed, num_classes=len(source.classes))
-            index["train"] = index["train"][kept] if missing else kept
+            index["train"] = index["train"].index_select(0, kept) if missing else kept
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from None
     return index

@@ -75,7 +75,7 @@ class Feed:
             while pending:
                 count, samples, pixels = pending.popleft().result()
                 pending.extend(pool.submit(self._read, i, also) for i in islice(upcoming, 1))
-                # Copied in the stream that waits for it: 128 images of 224 px take 1 ms.
+                # Copied in the stream that waits for it: 128 images of 224 px are but 19 MB.
                 here = samples.to(self.device, non_blocking=True)
                 rows[here] = torch.arange(len(here), device=self.device)
                 images = pixels.to(self.device, non_blocking=True)

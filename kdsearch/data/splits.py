@@ -74,7 +74,8 @@ def choose(labels: Tensor, count: int, *, seed: int, num_classes: int) -> Tensor
 def _shuffled(labels: Tensor, seed: int, num_classes: int, purpose: str) -> list[Tensor]:
     """Return each class's indices in an order that the seed decides."""
     order = counter_hash(torch.arange(len(labels)), seed, purpose).argsort(stable=True)
-    order = order[labels[order].argsort(stable=True)]
+    by_label = labels.index_select(0, order).argsort(stable=True)
+    order = order.index_select(0, by_label)  # `[]` is slow on a busy CPU: it waits for threads
     return list(torch.split(order, torch.bincount(labels, minlength=num_classes).tolist()))
 
 

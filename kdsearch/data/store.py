@@ -69,11 +69,6 @@ class Stored:
         """Return the digest of what was decoded, and how."""
         return self.folder.name
 
-    @property
-    def splits(self) -> dict[str, ImageSet]:
-        """Return each split."""
-        return {name: self.images.take(part) for name, part in self.ranges.items()}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Meta:
@@ -122,7 +117,7 @@ def _key(source: Source, size: int | None, known: Path) -> str:
     known: the folder where keys are remembered, by the state of the files.
     """
     how = repr((VERSION, size, source.channels)).encode()
-    with _reading():
+    with _reading(source.name):
         state, is_settled = state_of([("", how), *source.content])
     key = recall(known / state)
     if key is not None:
@@ -141,18 +136,18 @@ def _digest(part: tuple[str, Path | bytes]) -> tuple[str, str]:
     if isinstance(content, bytes):
         digest.update(content)
     else:
-        with _reading(), content.open("rb") as file:
+        with _reading(content), content.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return name, digest.hexdigest()
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _reading(what: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename or what}: cannot be read: {error.strerror}") from error
 
 
 def _read_meta(folder: Path) -> _Meta:

@@ -182,7 +182,7 @@ def _unmixed(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) ->
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
     crop = _crop_windows if images.shape[2] <= _SMALL else _crop_pixels
-    rows = index if images.rows is None else images.rows[index]
+    rows = index if images.rows is None else images.rows.index_select(0, index)
     out = crop(images.images, rows, down, right, mirrored, augment.pad)
     bits = [_walk(index, start) for start in drawn.policy]
     return policies.perform(out, bits, policy=augment.policy)

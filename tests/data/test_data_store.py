@@ -55,7 +55,7 @@ def store_folder(cache: Path) -> Path:
 def test_store_holds_the_pixels_and_labels_in_order(tmp_path):
     images = pictures(1030)  # more than two chunks
     stored = open_store(source_of(files(tmp_path / "in", images)), cache_dir=tmp_path, size=None)
-    train = stored.splits["train"]
+    train = stored.images
     assert train.images.dtype == torch.uint8
     assert np.array_equal(train.images.numpy(), np.stack(images).transpose(0, 3, 1, 2))
     assert train.labels.tolist() == [number % 2 for number in range(1030)]
@@ -68,13 +68,13 @@ def test_second_opening_decodes_and_writes_nothing(tmp_path):
     second = open_store(source_of(samples), cache_dir=tmp_path, size=8)
     assert state(tmp_path / "data") == before
     assert second.key == first.key
-    assert torch.equal(second.splits["train"].images, first.splits["train"].images)
+    assert torch.equal(second.images.images, first.images.images)
 
 
 def test_writing_to_the_tensor_leaves_the_store_alone(tmp_path):
     source = source_of(files(tmp_path / "in", pictures(4)))
-    open_store(source, cache_dir=tmp_path, size=8).splits["train"].images.zero_()
-    again = open_store(source, cache_dir=tmp_path, size=8).splits["train"].images
+    open_store(source, cache_dir=tmp_path, size=8).images.images.zero_()
+    again = open_store(source, cache_dir=tmp_path, size=8).images.images
     assert again.count_nonzero() > 0
 
 
@@ -134,7 +134,7 @@ def test_a_change_within_a_tick_of_the_file_systems_clock_is_seen(tmp_path, monk
     source = source_of([Sample(name="0", label=0, content=path)])
     for value in range(4):
         path.write_bytes(b"P6 8 8 255\n" + bytes([value]) * 192)
-        images = open_store(source, cache_dir=tmp_path, size=8).splits["train"].images
+        images = open_store(source, cache_dir=tmp_path, size=8).images.images
         assert images.unique().tolist() == [value]
 
 
@@ -199,7 +199,7 @@ def test_damaged_store_is_built_again(tmp_path, caplog, name, damage):
     stored = open_store(source, cache_dir=tmp_path, size=8)
     assert "is damaged and is built again" in caplog.text
     expected = np.stack(images).transpose(0, 3, 1, 2)
-    assert np.array_equal(stored.splits["train"].images.numpy(), expected)
+    assert np.array_equal(stored.images.images.numpy(), expected)
 
 
 def test_remains_of_a_killed_build_are_replaced(tmp_path):
@@ -220,7 +220,7 @@ def test_one_unreadable_image_in_a_hundred_is_named_and_skipped(tmp_path, caplog
     assert stored.skipped == ("0007.png",)
     assert "skipped 0007.png" in caplog.text
     labels = [number % 2 for number in range(100) if number != 7]
-    assert stored.splits["train"].labels.tolist() == labels
+    assert stored.images.labels.tolist() == labels
     again = open_store(source_of(samples), cache_dir=tmp_path, size=8)
     assert again.skipped == ("0007.png",)
 
@@ -256,7 +256,7 @@ def test_unreadable_images_are_counted_in_each_split_alone(tmp_path):
 def test_size_unless_told_follows_the_images(tmp_path, shapes, expected):
     images = [np.zeros((height, width, 3), np.uint8) for width, height in shapes]
     source = source_of(files(tmp_path / "in", images))
-    images = open_store(source, cache_dir=tmp_path, size=None).splits["train"].images
+    images = open_store(source, cache_dir=tmp_path, size=None).images.images
     assert images.shape == (4, 3, expected, expected)
 
 
@@ -277,7 +277,7 @@ def test_disk_that_refuses_a_write_leaves_no_half_store(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert state(tmp_path / "data") == {}
-    assert len(open_store(source, cache_dir=tmp_path, size=8).splits["train"]) == 40
+    assert len(open_store(source, cache_dir=tmp_path, size=8).images) == 40
 
 
 def test_cache_that_cannot_be_a_folder_is_named(tmp_path):
