@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +43,6 @@ class Repeated:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._kind: Hashable = None
         self._runs = 0
-        self._attributes: dict[str, object] = {}
         self.mode = "eager"
 
     def __call__(self, kind: Hashable = None) -> None:
@@ -112,15 +111,27 @@ class Repeated:
             self._give_up(f"{changed[0]} changes from step to step")
 
 
-def attributes_of(modules: Sequence[nn.Module]) -> dict[str, object]:
-    """Return the plain values that modules and their submodules hold, by `Class.attribute`."""
-    found: dict[str, object] = {}
+def attributes_of(modules: Sequence[nn.Module]) -> dict[str, bool | int | float | str]:
+    """Return the plain values that modules hold on the host, by `Class.name (module.path)`."""
+    return {
+        key: value
+        for key, part, name in _attributes(modules)
+        if isinstance(value := getattr(part, name), bool | int | float | str)
+    }
+
+
+def set_attributes(modules: Sequence[nn.Module], values: Mapping[str, object]) -> None:
+    """Give modules the values that `attributes_of` returned of equal ones."""
+    for key, part, name in _attributes(modules):
+        if key in values:
+            setattr(part, name, values[key])
+
+
+def _attributes(modules: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module, str]]:
     for i, module in enumerate(modules):
         for path, part in module.named_modules():
-            for name, value in vars(part).items():
-                if isinstance(value, bool | int | float | str):
-                    found[f"{type(part).__name__}.{name} ({i}.{path})"] = value
-    return found
+            for name in list(vars(part)):
+                yield f"{type(part).__name__}.{name} ({i}.{path})", part, name
 
 
 @contextmanager

@@ -41,13 +41,17 @@ class Optimizers:
         taken = set(map(id, matrices))
         rest = [p for p in self.weights if id(p) not in taken]
         self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec)]
-        for group in self.parts[0].param_groups:
-            group["lr"] = self.rate
+        self.share_rate()
         if matrices:
             self.parts.append(_Muon(matrices, self.rate, spec.weight_decay))
         factor = _warm_cosine(steps, spec.warmup)
         self.rate_at: Callable[[int], float] = lambda step: spec.lr * factor(step)
         self._clip = spec.clip
+
+    def share_rate(self) -> None:
+        """Make the rate's tensor that of the plain optimiser, which may have loaded another."""
+        for group in self.parts[0].param_groups:
+            group["lr"] = self.rate
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

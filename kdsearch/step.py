@@ -8,11 +8,11 @@ and a GPU can replay it as a graph. A CPU runs the same lines.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
 from kdsearch.data.views import Draws, draws, partners, shown, targets
 from kdsearch.distiller import Distiller, Pace
-from kdsearch.graph import Repeated
+from kdsearch.graph import Repeated, attributes_of, set_attributes
 from kdsearch.model import EVAL_BATCH, Model
 from kdsearch.optimizers import Optimizers
 from kdsearch.spec import TrainSpec
@@ -161,6 +161,34 @@ class Step:
     def close(self) -> None:
         """Give a graph's memory back."""
         self._repeated.close()
+
+    def state(self) -> dict[str, object]:
+        """Return all that the next epoch depends on, as tensors and plain values."""
+        modules = (self._model, self._distiller, self.average.model)
+        state: dict[str, object] = {
+            "modules": [module.state_dict() for module in modules],
+            "attributes": attributes_of(modules),
+            "optimizers": [part.state_dict() for part in self._optimizers.parts],
+            "order": self._generator.get_state(),
+            "random": torch.get_rng_state(),
+        }
+        if self._session.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self._session.device)
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state` was taken, on the same recipe and device."""
+        modules = (self._model, self._distiller, self.average.model)
+        for module, held in zip(modules, state["modules"], strict=True):
+            module.load_state_dict(held)
+        set_attributes(modules, state["attributes"])
+        for part, held in zip(self._optimizers.parts, state["optimizers"], strict=True):
+            part.load_state_dict(held)
+        self._optimizers.share_rate()
+        self._generator.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"], self._session.device)
 
     def _draw(self, view: int) -> Draws:
         session = self._session

@@ -10,10 +10,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
+from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.base import ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller
@@ -44,11 +45,17 @@ OnEpoch = Callable[[Epoch, int], None]
 
 
 def train(
-    model: Model, distiller: Distiller, session: Session, *, on_epoch: OnEpoch | None = None
+    model: Model,
+    distiller: Distiller,
+    session: Session,
+    *,
+    on_epoch: OnEpoch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with the averaged weights.
 
-    on_epoch: is told each epoch and how many there will be.
+    on_epoch: is told each epoch and how many there will be. checkpoint: where the training is kept
+    meanwhile, and goes on from.
 
     Raises TrainingError when the loss is no longer finite.
     """
@@ -59,7 +66,7 @@ def train(
             step.average.model, session.val or Feed(session.data.val, session.device)
         )
         try:
-            epochs = list(_epochs(step, validation, session.spec.epochs, on_epoch))
+            epochs = _epochs(step, validation, session.spec.epochs, on_epoch, checkpoint)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -71,14 +78,23 @@ def train(
             step.close()
             validation.close()
         model.load_state_dict(step.average.model.state_dict())
+    if checkpoint is not None:
+        checkpoint.remove()
     model.eval()
     return epochs
 
 
 def _epochs(
-    step: Step, validation: Validation, count: int, on_epoch: OnEpoch | None
-) -> Iterator[Epoch]:
-    for number in range(1, count + 1):
+    step: Step,
+    validation: Validation,
+    count: int,
+    on_epoch: OnEpoch | None,
+    checkpoint: Checkpoint | None,
+) -> list[Epoch]:
+    epochs: list[Epoch] = []
+    if checkpoint is not None:
+        epochs = [Epoch(**record) for record in checkpoint.resume(step)]
+    for number in range(len(epochs) + 1, count + 1):
         started = time.perf_counter()
         step.epoch(number)
         means = step.means()
@@ -92,9 +108,12 @@ def _epochs(
             seconds=time.perf_counter() - started,
             mode=step.mode,
         )
+        epochs.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch, count)
-        yield epoch
+        if checkpoint is not None and number < count:
+            checkpoint.keep(step, [asdict(done) for done in epochs])
+    return epochs
 
 
 def accuracy(model: Model, images: ImageSet, device: torch.device) -> float:

@@ -44,6 +44,7 @@ ROOMS = (
     "optimizers",
     "graph",
     "step",
+    "checkpoint",
     "trainer",
     "probe",
     "cifar_resnet",

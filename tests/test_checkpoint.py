@@ -1,0 +1,121 @@
+"""A training that was interrupted goes on as if it had not been, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import CPU, distiller_for, tiny_model, toy_data
+
+from kdsearch.cache import TeacherOutputs
+from kdsearch.checkpoint import Checkpoint
+from kdsearch.data.feed import Feed
+from kdsearch.errors import StudyError
+from kdsearch.model import Model
+from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.step import Session
+from kdsearch.trainer import Epoch, train
+
+DATA = toy_data()
+SPEC = TrainSpec(epochs=5, batch_size=16, lr=0.02, ema=0.9)
+
+
+class StoppedError(Exception):
+    """The power is gone."""
+
+
+def trained(
+    distill: DistillSpec,
+    spec: TrainSpec,
+    checkpoint: Checkpoint | None = None,
+    *,
+    stop_after: int | None = None,
+) -> tuple[list[Epoch], Model]:
+    """Train from the same start; stop in the middle where that is asked for."""
+    model, teacher = tiny_model(), tiny_model(1).freeze()
+    torch.manual_seed(5)
+    distiller = distiller_for(distill, model, teacher)
+    outputs = TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=7)
+    session = Session(data=DATA, spec=spec, seed=0, view_seed=7, device=CPU, teachers=(outputs,))
+
+    def on_epoch(epoch: Epoch, _: int) -> None:
+        if epoch.number == stop_after:
+            raise StoppedError
+
+    torch.manual_seed(6)
+    return train(model, distiller, session, on_epoch=on_epoch, checkpoint=checkpoint), model
+
+
+def assert_equal(one: tuple[list[Epoch], Model], other: tuple[list[Epoch], Model]) -> None:
+    for mine, theirs in zip(one[0], other[0], strict=True):
+        assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
+    state = other[1].state_dict()
+    for name, value in one[1].state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("distill", "recipe"),
+    [
+        (DistillSpec(method="none"), {}),
+        (DistillSpec(method="kd"), {"optimizer": "adamw", "mix": "mixup"}),
+        (DistillSpec(method="mgd"), {"optimizer": "muon", "policy": "trivial"}),
+        (DistillSpec(method="crd"), {"accumulate": 2, "clip": 1.0}),
+        (DistillSpec(method="fitnet", balance="gradnorm"), {"views": 2}),
+        (DistillSpec(method="at", balance="uncertainty", mapping="all"), {}),
+        (DistillSpec(method="kd+fitnet", order="progressive"), {"precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_a_resumed_training_equals_one_that_was_never_interrupted(
+    distill: DistillSpec, recipe: dict[str, object], tmp_path: Path
+) -> None:
+    spec = replace(SPEC, **recipe)
+    file = tmp_path / "unfinished" / "it.pt"
+    for stop_after in (2, 4):
+        with pytest.raises(StoppedError):
+            trained(distill, spec, Checkpoint(file, "it", every_seconds=0), stop_after=stop_after)
+    resumed = trained(distill, spec, Checkpoint(file, "it", every_seconds=0))
+    assert_equal(resumed, trained(distill, spec))
+    assert not file.exists()
+
+
+def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+    file = tmp_path / "it.pt"
+    with pytest.raises(StoppedError):
+        trained(DistillSpec(), SPEC, Checkpoint(file, "it", every_seconds=0), stop_after=4)
+    kept = torch.load(file, weights_only=True)["epochs"]
+    assert [epoch["number"] for epoch in kept] == [1, 2, 3]  # the fourth was told, not yet kept
+    epochs, _ = trained(DistillSpec(), SPEC, Checkpoint(file, "it"))
+    assert [epoch.seconds for epoch in epochs[:3]] == [epoch["seconds"] for epoch in kept]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "text"])
+def test_a_file_that_is_damaged_or_of_another_training_is_not_used(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "it.pt"
+    with pytest.raises(StoppedError):
+        trained(DistillSpec(), SPEC, Checkpoint(file, "it", every_seconds=0), stop_after=3)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif damage == "text":
+        file.write_text("no checkpoint")
+    again = trained(DistillSpec(), SPEC, Checkpoint(file, "other" if damage == "other" else "it"))
+    assert_equal(again, trained(DistillSpec(), SPEC))
+    assert "it.pt is not used" in caplog.text
+
+
+def test_short_trainings_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        trained(DistillSpec(), SPEC, Checkpoint(tmp_path / "it.pt", "it"), stop_after=4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    checkpoint = Checkpoint(tmp_path / "file" / "it.pt", "it", every_seconds=0)
+    with pytest.raises(StudyError, match="cannot write"):
+        trained(DistillSpec(), SPEC, checkpoint)
