@@ -366,7 +366,8 @@ def dashboard(
     Example: kdsearch dashboard phones
     """
     from kdsearch.request import study_path
-    from kdsearch.study import load_study, storage_url
+    from kdsearch.store import storage_url
+    from kdsearch.study import load_study
 
     path = study_path(out, name)
     load_study(path)

@@ -140,7 +140,7 @@ def _search(study: Study, bench: Bench, watch: Watch, total: int, time_limit: fl
 
     watch.search(len(searched(study.records())), total, axis=study.budget.axis())
     evaluate = _evaluator(study, bench, watch)
-    local.run(study, evaluate, n_trials=total, time_limit=time_limit, on_trial=on_trial)
+    local.run(study, [evaluate], n_trials=total, time_limit=time_limit, on_trial=on_trial)
 
 
 def _evaluator(study: Study, bench: Bench, watch: Watch) -> local.Evaluate:
@@ -148,20 +148,16 @@ def _evaluator(study: Study, bench: Bench, watch: Watch) -> local.Evaluate:
         return run_trial(
             Candidate.from_params(asked.params),
             bench,
-            _directory(study, asked.number),
+            study.directory(asked.number),
             on_epoch=partial(watch.trial_epoch, asked.number),
         )
 
     return evaluate
 
 
-def _directory(study: Study, number: int) -> Path:
-    return study.path / "trials" / f"{number:06d}"
-
-
 def _weights(study: Study, record: TrialRecord) -> Path:
     number = record.number if record.reused_from is None else record.reused_from
-    return _directory(study, number) / WEIGHTS
+    return study.directory(number) / WEIGHTS
 
 
 def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
@@ -169,7 +165,7 @@ def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
     kept = {record.number for record in front}
     for record in searched(study.records()):
         if record.number not in kept:
-            (_directory(study, record.number) / WEIGHTS).unlink(missing_ok=True)
+            (study.directory(record.number) / WEIGHTS).unlink(missing_ok=True)
 
 
 def _finish(study: Study, prepared: Prepared, watch: Watch) -> Finished:
@@ -265,9 +261,12 @@ def _controls(study: Study, bench: Bench, best: TrialRecord, watch: Watch) -> li
         if not any(record.state == "complete" for record in known):
             watch.note(f"Control for no. {best.number}: the same student with method {method}")
             asked = study.ask_control(params, best.number)
-            if asked.reuse is not None and not _weights(study, asked.reuse).is_file():
-                asked = replace(asked, reuse=None)
-            watch.trial(local.run_one(study, asked, evaluate), best)
+            earlier = study.earlier(asked)
+            if earlier is None or _weights(study, earlier).is_file():
+                record = local.run_one(study, asked, evaluate)
+            else:
+                record = study.tell(asked, evaluate(asked))
+            watch.trial(record, best)
     controls = [r for r in study.records() if r.control_of == best.number]
     return [record for record in controls if record.state == "complete"]
 

@@ -269,7 +269,8 @@ class TrialRecord:
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
     control_of: the trial whose student this one trains with another method, for comparison.
-    reused_from: the equal earlier trial.
+    reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
+    control.
     """
 
     number: int
@@ -285,6 +286,7 @@ class TrialRecord:
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None
     reused_from: int | None = None
+    draw: int | None = None
 
 
 def _fields(cls: type) -> tuple[str, ...]:

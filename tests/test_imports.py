@@ -23,6 +23,8 @@ ROOMS = (
     "summary",
     "pareto",
     "request",
+    "sampler",
+    "store",
     "study",
     "taps",
     "data",

@@ -19,7 +19,7 @@ def test_n_trials_counts_what_the_study_holds_already(fast_path: Path) -> None:
     seen: list[TrialRecord] = []
     for n_trials in (2, 5, 3):
         with opened(fast_path / "counted") as study:
-            local.run(study, look_up, n_trials=n_trials, on_trial=seen.append)
+            local.run(study, [look_up], n_trials=n_trials, on_trial=seen.append)
             records = study.records()
     assert len(records) == 5
     assert seen == records
@@ -27,9 +27,9 @@ def test_n_trials_counts_what_the_study_holds_already(fast_path: Path) -> None:
 
 def test_a_control_does_not_count_as_a_trial_of_the_search(fast_path: Path) -> None:
     with opened(fast_path / "controlled") as study:
-        local.run(study, look_up, n_trials=1)
+        local.run(study, [look_up], n_trials=1)
         local.run_one(study, study.ask_control({"student.family": "resnet"}, 0), look_up)
-        local.run(study, look_up, n_trials=2)
+        local.run(study, [look_up], n_trials=2)
         assert [record.control_of for record in study.records()] == [None, 0, None]
 
 
@@ -43,7 +43,7 @@ def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
 
     started = time.perf_counter()
     with opened(fast_path / "limited") as study:
-        local.run(study, slow, n_trials=100, time_limit=0.3)
+        local.run(study, [slow], n_trials=100, time_limit=0.3)
         assert [record.state for record in study.records()].count("running") == 0
     assert 1 <= len(ended) <= 2
     assert all(end - started >= 0.2 for end in ended)
@@ -51,7 +51,7 @@ def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
 
 def test_a_time_limit_of_zero_runs_nothing(fast_path: Path) -> None:
     with opened(fast_path / "no time") as study:
-        local.run(study, look_up, n_trials=1, time_limit=0)
+        local.run(study, [look_up], n_trials=1, time_limit=0)
         assert study.records() == []
 
 
@@ -63,9 +63,9 @@ def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) ->
 
     path = fast_path / "broken"
     with opened(path) as study, pytest.raises(ZeroDivisionError):
-        local.run(study, breaks, n_trials=1)
+        local.run(study, [breaks], n_trials=1)
     with opened(path) as study:
-        local.run(study, look_up, n_trials=1)
+        local.run(study, [look_up], n_trials=1)
         lost, again = study.records()
     assert (lost.state, lost.params) == ("interrupted", again.params)
 
