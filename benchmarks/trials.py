@@ -23,6 +23,7 @@ from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.taps import Outputs, Tapped
 from kdsearch.trainer import Epoch, Session, TeacherSource, train
 from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.turns import Turns
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -83,6 +84,7 @@ def bench(
         outputs=(TeacherOutputs(taught_by, data.train.images, view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
+        turns=Turns(folder),
         seed=0,
         device=CPU,
     )

@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime
 
 from kdsearch.errors import CostError
+from kdsearch.turns import Turns
 
 _MIN_RUNS = 10
 _BLOCKS = 10
@@ -125,6 +126,12 @@ class LatencyCache:
 
     def __init__(self, cache_dir: Path) -> None:
         self._folder = cache_dir / "latency"
+        self._turns = Turns(cache_dir)
+
+    def measure(self, onnx: Path | bytes, *, shape: tuple[int, int, int]) -> Latency:
+        """Time a file, or its bytes, as `measure` does, while nobody trains on this CPU."""
+        with self._turns.measuring():
+            return measure(onnx, shape=shape)
 
     def get_or_measure(self, key: str, make: Callable[[], Latency]) -> Latency:
         """Return what is kept under `key`, the architecture and its target, or keep `make()`."""

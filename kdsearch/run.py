@@ -235,6 +235,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
             bench.data,
             cost=record.cost,
             results={"validation": record.val, "test": test[str(record.number)]},
+            latencies=bench.latencies,
         )
         if package.is_within(study.budget):
             return record, package

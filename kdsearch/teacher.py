@@ -30,6 +30,7 @@ from kdsearch.registry import import_object
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
 from kdsearch.taps import Tapped
 from kdsearch.trainer import OnEpoch, Session, train
+from kdsearch.turns import Turns
 from kdsearch.weights import fit_weights, read_weights, save_weights
 
 KINDS = (
@@ -116,8 +117,11 @@ def load_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    session = Session(data=data, spec=recipe, seed=seed, view_seed=seed, device=device)
-    train(model, distiller, session, on_epoch=on_epoch)
+    with Turns(cache_dir, str(device)).training() as turn:
+        session = Session(
+            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
+        )
+        train(model, distiller, session, on_epoch=on_epoch)
     save_weights(model, kept)
     return model.freeze()
 

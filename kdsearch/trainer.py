@@ -10,8 +10,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -63,7 +63,8 @@ class Session:
     """What one training needs besides the model and its losses.
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
-    Unlabelled images take part only where a teacher is heard.
+    Unlabelled images take part only where a teacher is heard. turn: entered for each step and each
+    evaluation, so that others can measure between them.
     """
 
     data: ImageData
@@ -72,6 +73,7 @@ class Session:
     view_seed: int
     device: torch.device
     teachers: tuple[TeacherSource, ...] = ()
+    turn: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     @property
     def augment(self) -> Augment:
@@ -123,31 +125,34 @@ def _train(
         totals: dict[str, Tensor] = {}
         batches_of_epoch = torch.split(permutation[: steps * batch_size], batch_size)
         for step, whole in enumerate(batches_of_epoch, start=(number - 1) * steps):
-            optimizers.zero_grad()
-            for index in torch.tensor_split(whole, min(spec.accumulate, batch_size)):
-                share = len(index) / batch_size
-                losses = _losses(
-                    model,
-                    distiller,
-                    session,
-                    train_set,
-                    index,
-                    view=(number - 1) % spec.views + 1 if spec.views else number,
-                    progress=step / (steps * spec.epochs),
-                )
-                torch.autograd.backward(share * losses["loss"])
-                for name, value in losses.items():
-                    total = totals.get(name, torch.zeros((), device=device))
-                    totals[name] = total + share * value.detach()
-            optimizers.step()
-            average.update()
+            with session.turn:
+                optimizers.zero_grad()
+                for index in torch.tensor_split(whole, min(spec.accumulate, batch_size)):
+                    share = len(index) / batch_size
+                    losses = _losses(
+                        model,
+                        distiller,
+                        session,
+                        train_set,
+                        index,
+                        view=(number - 1) % spec.views + 1 if spec.views else number,
+                        progress=step / (steps * spec.epochs),
+                    )
+                    torch.autograd.backward(share * losses["loss"])
+                    for name, value in losses.items():
+                        total = totals.get(name, torch.zeros((), device=device))
+                        totals[name] = total + share * value.detach()
+                optimizers.step()
+                average.update()
         means = {name: float(total) / steps for name, total in totals.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
+        with session.turn:
+            val = accuracy(average.model, session.data.val, device)
         epoch = Epoch(
             number=number,
             losses=means,
-            val=accuracy(average.model, session.data.val, device),
+            val=val,
             lr=lr,
             seconds=time.perf_counter() - started,
         )

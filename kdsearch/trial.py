@@ -25,7 +25,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.distiller import Distiller, Side, parts_heard
 from kdsearch.errors import KDSearchError, StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
-from kdsearch.latency import Latency, LatencyCache, measure
+from kdsearch.latency import Latency, LatencyCache
 from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.request import write_text
@@ -33,6 +33,7 @@ from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, OnEpoch, Session, train
+from kdsearch.turns import Turns
 from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Bench:
     outputs: tuple[TeacherOutputs, ...]
     budget: Budget
     latencies: LatencyCache
+    turns: Turns
     seed: int
     device: torch.device
 
@@ -146,15 +148,17 @@ def _train(
 ) -> list[Epoch]:
     torch.manual_seed(seed)
     distiller = build_distiller(candidate, student, bench)
-    session = Session(
-        data=bench.data,
-        spec=candidate.train,
-        seed=seed,
-        view_seed=bench.seed,
-        device=bench.device,
-        teachers=bench.outputs,
-    )
-    return train(student, distiller, session, on_epoch=on_epoch)
+    with bench.turns.training() as turn:
+        session = Session(
+            data=bench.data,
+            spec=candidate.train,
+            seed=seed,
+            view_seed=bench.seed,
+            device=bench.device,
+            teachers=bench.outputs,
+            turn=turn,
+        )
+        return train(student, distiller, session, on_epoch=on_epoch)
 
 
 def _peak(device: torch.device) -> str:
@@ -228,7 +232,7 @@ def latency_of(model: Model, cache: LatencyCache) -> Latency:
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
     return cache.get_or_measure(
         digest_of([repr(network), weights, shape]),
-        lambda: measure(for_pricing(model.network, input_shape=shape), shape=shape),
+        lambda: cache.measure(for_pricing(model.network, input_shape=shape), shape=shape),
     )
 
 

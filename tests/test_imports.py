@@ -38,6 +38,7 @@ ROOMS = (
     "report",
     "derive",
     "cost",
+    "turns",
     "latency",
     "export",
     "cache",
