@@ -45,7 +45,7 @@ class Watch(Protocol):
         """Tell that the search begins, how many trials are done already, and the cost it trades."""
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Tell that a trial's training has got so far."""
+        """Tell that a trial's training has got so far; several threads may tell at a time."""
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Tell how a trial ended, and the most accurate one so far."""

@@ -56,6 +56,7 @@ ROOMS = (
     "check",
     "card",
     "ship",
+    "workers",
     "run",
     "single",
     "__init__",
