@@ -24,6 +24,7 @@ SPEED = (
     "cached_kd",
     "reject",
     "live_teacher",
+    "packing",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
@@ -45,6 +47,48 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
     front = json.loads((shell.out / name / "front.json").read_text())
     assert front["counts"]["complete"] == int(kept[1]) >= 1
     assert (shell.out / name / "report.html").stat().st_size > 1_000_000
+
+
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session: its fourth field, after a name in brackets, tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_no_worker_outlives_its_driver_and_the_study_goes_on(
+    shell: Shell, stop: signal.Signals
+) -> None:
+    """Ctrl-C reaches the whole group, as from a terminal; kill -9 the driver alone."""
+    name = f"workers-{stop.name}"
+    line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
+    with start([*line, "--workers", "2"], start_new_session=True) as driver:
+        _wait_for(driver, "trial 1 of 400")
+        assert len(_session(driver.pid)) >= 3
+        asked = time.perf_counter()
+        if stop is signal.SIGINT:
+            os.killpg(driver.pid, stop)
+        else:
+            driver.send_signal(stop)
+        while _session(driver.pid):
+            assert time.perf_counter() - asked < 10
+            time.sleep(0.05)
+        _, message = driver.communicate(timeout=20)
+    if stop is signal.SIGKILL:
+        assert message == ""
+    else:
+        assert driver.returncode == 130
+        assert message.startswith("kdsearch: interrupted; ")
+        assert message.count("\n") == 1
+    before = ended_trials(shell.out / name)
+    assert shell.run("--name", name, "--trials", str(len(before) + 1), space=SLOW).code == 0
+    after = ended_trials(shell.out / name)
+    assert (after[: len(before)], len(after)) == (before, len(before) + 1)
 
 
 def test_interrupted_teacher_is_told(shell: Shell) -> None:
