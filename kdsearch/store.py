@@ -18,11 +18,13 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
+
+from kdsearch.errors import StudyError
 
 NOTE = "kdsearch"  # the one user attribute of a trial, and of the study: JSON
 STORE_ERRORS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
@@ -44,9 +46,9 @@ def storage_url(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A trial that runs: as the mirror has it, and its key on disk."""
+    """The keys of a running trial in the mirror and on disk."""
 
-    trial: Trial
+    memory_id: int
     disk_id: int
 
 
@@ -74,7 +76,8 @@ class Store:
         self._study_id = self._disk.get_study_id_from_name(path.name)
         # A damaged page shows now, or in the middle of a search.
         kept = self._disk.get_all_trials(self._study_id, deepcopy=False)
-        self._mirror = optuna.create_study(directions=_DIRECTIONS)
+        self._memory = InMemoryStorage()
+        self._mirror = optuna.create_study(storage=self._memory, directions=_DIRECTIONS)
         self._mirror.add_trials(kept)
         self._running: dict[int, _Running] = {}
 
@@ -88,7 +91,10 @@ class Store:
         return self._mirror.ask()
 
     def begin(self, trial: Trial, note: str) -> None:
-        """Write a proposed trial, running, with its parameters and its note."""
+        """Write a proposed trial, running, with its parameters and its note.
+
+        Raises StudyError when the file has trials that the mirror has not.
+        """
         trial.set_user_attr(NOTE, note)
         begun = create_trial(
             state=TrialState.RUNNING,
@@ -97,7 +103,9 @@ class Store:
             user_attrs={NOTE: note},
         )
         disk_id = self._disk.create_new_trial(self._study_id, template_trial=begun)
-        self._running[trial.number] = _Running(trial, disk_id)
+        if self._disk.get_trial_number_from_id(disk_id) != trial.number:
+            raise StudyError("another program has added trials to study.db; run the study again")
+        self._running[trial.number] = _Running(trial._trial_id, disk_id)
 
     def end(
         self,
@@ -109,27 +117,29 @@ class Store:
         constraints: Mapping[str, float],
     ) -> FrozenTrial:
         """Write how a running trial ended: its state last, after all that the sampler reads."""
-        trial, disk_id = self._running[number].trial, self._running[number].disk_id
+        running = self._running[number]
+        both = ((self._disk, running.disk_id), (self._memory, running.memory_id))
         attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
         if constraints:  # optuna-dashboard 0.21 reads only the older list
             attrs["constraints"] = list(constraints.values())
-        for storage, key in ((self._disk, disk_id), (trial.storage, trial._trial_id)):
+        for storage, key in both:
             storage.set_trial_user_attr(key, NOTE, note)
             for name, value in attrs.items():
                 storage.set_trial_system_attr(key, name, value)
-        self._disk.set_trial_state_values(disk_id, state, values)
-        self._mirror.tell(trial, values, state)
+        for storage, key in both:
+            storage.set_trial_state_values(key, state, values)
         del self._running[number]
         return self.trials()[number]
 
-    def fail_running(self) -> None:
-        """End the trials that a driver left running when it died."""
-        for trial in self._mirror.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            disk_id = self._disk.get_trial_id_from_study_id_trial_number(
-                self._study_id, trial.number
-            )
-            self._disk.set_trial_state_values(disk_id, TrialState.FAIL)
-            self._mirror.tell(trial.number, state=TrialState.FAIL)
+    def fail_unfinished(self) -> None:
+        """End the trials that a driver left running when it died, or that somebody enqueued."""
+        for trial in self.trials():
+            if not trial.state.is_finished():
+                disk_id = self._disk.get_trial_id_from_study_id_trial_number(
+                    self._study_id, trial.number
+                )
+                self._disk.set_trial_state_values(disk_id, TrialState.FAIL)
+                self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def note(self) -> str | None:
         """Return the note of the study as a whole."""

@@ -285,7 +285,7 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
             refuse_changes(path.name, old, request)
         store = _open_store(path, request.budget)
         try:
-            store.fail_running()
+            store.fail_unfinished()
             yield Study(path, request, store)
         except STORE_ERRORS as error:
             raise StudyError(

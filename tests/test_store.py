@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.errors import StudyError
 from kdsearch.store import NOTE, Store, storage_url
 
 FIELDS = ("number", "state", "params", "distributions", "user_attrs", "system_attrs", "values")
@@ -77,14 +78,24 @@ def test_a_trial_is_written_whole_or_not_at_all(
     assert on_disk(path).trials == []
 
 
-def test_what_was_left_running_is_failed_on_disk_and_in_the_mirror(path: Path) -> None:
+def test_what_was_left_running_or_waiting_is_failed_on_disk_and_in_the_mirror(path: Path) -> None:
     store = opened(path)
     store.end(begun(store), TrialState.COMPLETE, [0.5, 2.0], note="told", constraints={})
     begun(store)
+    on_disk(path).enqueue_trial({"train.lr": 0.1})
     again = opened(path)
-    again.fail_running()
-    assert [trial.state for trial in again.trials()] == [TrialState.COMPLETE, TrialState.FAIL]
+    again.fail_unfinished()
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+    assert [trial.state for trial in again.trials()] == states
     assert shown(again.trials()) == shown(on_disk(path).trials)
+    assert begun(again) == 3
+
+
+def test_a_trial_that_another_program_adds_meanwhile_is_told(path: Path) -> None:
+    store = opened(path)
+    on_disk(path).add_trial(optuna.trial.create_trial(values=[0.5, 2.0]))
+    with pytest.raises(StudyError, match="another program has added trials"):
+        begun(store)
 
 
 def test_the_note_of_the_study_is_one_attribute_of_it(path: Path) -> None:
