@@ -26,6 +26,7 @@ SPEED = (
     "cached_kd",
     "reject",
     "live_teacher",
+    "packing",
 )
 ON_GPU = ("graph_step",)
 

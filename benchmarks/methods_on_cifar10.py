@@ -31,6 +31,7 @@ from kdsearch.step import Session
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import accuracy, train
 from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.turns import Turns
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
 _VAL_IMAGES = 100
@@ -100,6 +101,7 @@ def _bench(
         outputs=(outputs,),
         budget=Budget(),
         latencies=LatencyCache(folder),
+        turns=Turns(folder, str(device)),
         seed=0,
         device=device,
     )

@@ -30,7 +30,7 @@ from kdsearch.spec import Candidate, Cost
 from kdsearch.study import Asked, Outcome, Study, open_study
 from kdsearch.trial import build_student
 
-BAR = 50.0
+BAR = 30.0
 REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)
 
 

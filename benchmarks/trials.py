@@ -26,6 +26,7 @@ from kdsearch.step import Session, TeacherSource
 from kdsearch.taps import Outputs, Tapped
 from kdsearch.trainer import Epoch, train
 from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.turns import Turns
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -95,6 +96,7 @@ def bench(
         outputs=(TeacherOutputs(taught_by, feed, view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
+        turns=Turns(folder),
         seed=0,
         device=device,
         train=feed,

@@ -26,8 +26,9 @@ from kdsearch.spec import TrialRecord
 from kdsearch.summary import TeacherEntry
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import Epoch
+from kdsearch.trainer import Epoch, OnEpoch
 from kdsearch.trial import Bench, latency_of
+from kdsearch.turns import Turns
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)
@@ -46,7 +47,7 @@ class Watch(Protocol):
         """Tell that the search begins, how many trials are done already, and the cost it trades."""
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Tell that a trial's training has got so far."""
+        """Tell that a trial's training has got so far; several threads may tell at a time."""
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Tell how a trial ended, and the most accurate one so far."""
@@ -112,6 +113,31 @@ def prepare(
 ) -> Prepared:
     """Load or train the teacher, measure it on validation, and lay out what trials share."""
     started = time.perf_counter()
+    bench = lay_out(request, data, out=out, device=device, on_epoch=watch.teacher_epoch)
+    teachers, latencies = bench.teachers, bench.latencies
+    val = common_accuracy(teachers, data.val, device)
+    seconds = time.perf_counter() - started
+    priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]
+    entry = TeacherEntry(
+        name=" + ".join(teacher.name for teacher in teachers),
+        val=val,
+        test=None,
+        flops=_total([cost.flops for cost in priced]),
+        params=sum(cost.params for cost in priced),
+        latency_ms=_total([cost.latency_ms for cost in priced]),
+    )
+    return Prepared(bench=bench, teacher=entry, seconds=seconds)
+
+
+def lay_out(
+    request: Request,
+    data: ImageData,
+    *,
+    out: Path,
+    device: torch.device,
+    on_epoch: OnEpoch | None = None,
+) -> Bench:
+    """Load or train the teacher, and return what trials share."""
     teachers = tuple(
         load_teacher(
             spec,
@@ -119,15 +145,12 @@ def prepare(
             cache_dir=out / CACHE,
             seed=request.seed,
             device=device,
-            on_epoch=watch.teacher_epoch,
+            on_epoch=on_epoch,
         )
         for spec in teacher_specs(request)
     )
-    val = common_accuracy(teachers, data.val, device)
-    seconds = time.perf_counter() - started
-    latencies = LatencyCache(out / CACHE)
     feed = Feed(data.train, device)
-    bench = Bench(
+    return Bench(
         data=data,
         teachers=teachers,
         outputs=tuple(
@@ -141,23 +164,14 @@ def prepare(
             for teacher in teachers
         ),
         budget=request.budget,
-        latencies=latencies,
+        latencies=LatencyCache(out / CACHE),
+        turns=Turns(out / CACHE, str(device)),
         seed=request.seed,
         device=device,
         train=feed,
         val=Feed(data.val, device),
         executions=Executions(out / CACHE),
     )
-    priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]
-    entry = TeacherEntry(
-        name=" + ".join(teacher.name for teacher in teachers),
-        val=val,
-        test=None,
-        flops=_total([cost.flops for cost in priced]),
-        params=sum(cost.params for cost in priced),
-        latency_ms=_total([cost.latency_ms for cost in priced]),
-    )
-    return Prepared(bench=bench, teacher=entry, seconds=seconds)
 
 
 def common_accuracy(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> float:

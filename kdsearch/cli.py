@@ -29,8 +29,10 @@ from kdsearch.flags import (
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    Workers,
     only_given,
     read_settings,
+    read_workers,
     require_positive,
     shape_of,
 )
@@ -74,6 +76,7 @@ def run(
     epochs: Epochs = None,
     seed: Seed = None,
     device: Device = "auto",
+    workers: Workers = "1",
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -111,6 +114,7 @@ def run(
             trials=trials,
             time_limit=time_limit,
             device=device,
+            workers=read_workers(workers),
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
@@ -366,7 +370,8 @@ def dashboard(
     Example: kdsearch dashboard phones
     """
     from kdsearch.request import study_path
-    from kdsearch.study import load_study, storage_url
+    from kdsearch.store import storage_url
+    from kdsearch.study import load_study
 
     path = study_path(out, name)
     load_study(path)

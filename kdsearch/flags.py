@@ -16,6 +16,7 @@ from kdsearch.space import Value
 OUT = Path("results")
 MAX_CONFIG_BYTES = 1_000_000
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
+_COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
@@ -93,6 +94,10 @@ Space = Annotated[str | None, typer.Option(help="A built-in space or a YAML file
 Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
 Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[
+    str,
+    typer.Option(help="Trials at a time, each in a process of one CPU thread; auto: one a core."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
@@ -113,6 +118,15 @@ def require_positive(**flags: float | None) -> None:
         if value is not None and not value > 0:
             flag = name.replace("_", "-")
             raise SpecError(f"--{flag} {value:g}: expected a number above 0")
+
+
+def read_workers(text: str) -> int | None:
+    """Read `--workers`: a number, or None for `auto`. Raises SpecError."""
+    if text == "auto":
+        return None
+    if not _COUNT.fullmatch(text):
+        raise SpecError(f"--workers {text!r}: expected a number above 0, or auto")
+    return int(text)
 
 
 def read_settings(

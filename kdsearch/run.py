@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from kdsearch.bench import (
     Prepared,
@@ -46,9 +46,10 @@ from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, open_study, searched
 from kdsearch.summary import Summary, TeacherEntry
 from kdsearch.taps import bare
-from kdsearch.trainer import accuracy
+from kdsearch.trainer import OnEpoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights, save_weights
+from kdsearch.workers import fitting, open_workers
 
 DEFAULT_TRIALS = 20
 CONTROLS = {
@@ -79,12 +80,15 @@ def run(
     trials: int | None = None,
     time_limit: float | None = None,
     device: str = "auto",
+    workers: int | None = 1,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
-    taken from the study when there is one, else from Request's defaults. Raises BudgetError when
-    nothing fits the budget, and another KDSearchError for a request that cannot be met.
+    taken from the study when there is one, else from Request's defaults. workers: how many trials
+    run at a time; one runs in this process, several in processes of their own; None: as many as
+    fit the device. Raises BudgetError when nothing fits the budget, and another KDSearchError for
+    a request that cannot be met.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
@@ -106,8 +110,9 @@ def run(
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            _search(study, prepared.bench, watch, total, time_limit)
-            return _finish(study, prepared, watch)
+            with _evaluators(study, prepared.bench, watch, workers) as evaluators:
+                _search(study, evaluators, watch, total, time_limit)
+                return _finish(study, prepared, watch, evaluators[0])
         except KeyboardInterrupt:
             write_derived(study)
             raise StudyInterruptedError(
@@ -132,36 +137,55 @@ def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, R
     return request_of(given, old), old
 
 
-def _search(study: Study, bench: Bench, watch: Watch, total: int, time_limit: float | None) -> None:
+def _search(
+    study: Study,
+    evaluators: Sequence[local.Evaluate],
+    watch: Watch,
+    total: int,
+    time_limit: float | None,
+) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
         watch.trial(record, front[-1] if front else None)
 
     watch.search(len(searched(study.records())), total, axis=study.budget.axis())
-    evaluate = _evaluator(study, bench, watch)
-    local.run(study, evaluate, n_trials=total, time_limit=time_limit, on_trial=on_trial)
+    local.run(study, evaluators, n_trials=total, time_limit=time_limit, on_trial=on_trial)
 
 
-def _evaluator(study: Study, bench: Bench, watch: Watch) -> local.Evaluate:
-    def evaluate(asked: Asked) -> Outcome:
-        return run_trial(
-            Candidate.from_params(asked.params),
-            bench,
-            _directory(study, asked.number),
-            on_epoch=partial(watch.trial_epoch, asked.number),
-        )
+class _RunTrial(Protocol):
+    """Runs a trial on a bench, here or in a worker."""
 
-    return evaluate
+    def __call__(
+        self, candidate: Candidate, *, directory: Path, on_epoch: OnEpoch | None = None
+    ) -> Outcome: ...
 
 
-def _directory(study: Study, number: int) -> Path:
-    return study.path / "trials" / f"{number:06d}"
+@contextmanager
+def _evaluators(
+    study: Study, bench: Bench, watch: Watch, workers: int | None
+) -> Iterator[list[local.Evaluate]]:
+    """Give one evaluator that runs trials in this process, or one for each of several workers."""
+    count = fitting(bench.device) if workers is None else workers
+    if count == 1:
+        yield [partial(_evaluate, study, watch, partial(run_trial, bench=bench))]
+        return
+    out = study.path.parent
+    with open_workers(count, study.request, out=out, device=bench.device) as pool:
+        yield [partial(_evaluate, study, watch, worker.run_trial) for worker in pool]
+
+
+def _evaluate(study: Study, watch: Watch, run: _RunTrial, asked: Asked) -> Outcome:
+    return run(
+        Candidate.from_params(asked.params),
+        directory=study.directory(asked.number),
+        on_epoch=partial(watch.trial_epoch, asked.number),
+    )
 
 
 def _weights(study: Study, record: TrialRecord) -> Path:
     number = record.number if record.reused_from is None else record.reused_from
-    return _directory(study, number) / WEIGHTS
+    return study.directory(number) / WEIGHTS
 
 
 def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
@@ -169,10 +193,10 @@ def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
     kept = {record.number for record in front}
     for record in searched(study.records()):
         if record.number not in kept:
-            (_directory(study, record.number) / WEIGHTS).unlink(missing_ok=True)
+            (study.directory(record.number) / WEIGHTS).unlink(missing_ok=True)
 
 
-def _finish(study: Study, prepared: Prepared, watch: Watch) -> Finished:
+def _finish(study: Study, prepared: Prepared, watch: Watch, evaluate: local.Evaluate) -> Finished:
     """Read the test split, ship the best, train its controls, write the report."""
     bench = prepared.bench
     if not study.front():
@@ -180,7 +204,7 @@ def _finish(study: Study, prepared: Prepared, watch: Watch) -> Finished:
         raise _nothing(study)
     _read_test(study, bench, study.front())
     best, package = _ship(study, bench, watch)
-    controls = _controls(study, bench, best, watch)
+    controls = _controls(study, evaluate, best, watch)
     _read_test(study, bench, controls)
     notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
     study.note(best=best.number, notes=notes)
@@ -239,6 +263,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
             bench.data,
             cost=record.cost,
             results={"validation": record.val, "test": test[str(record.number)]},
+            latencies=bench.latencies,
         )
         if package.is_within(study.budget):
             return record, package
@@ -255,19 +280,23 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
     )
 
 
-def _controls(study: Study, bench: Bench, best: TrialRecord, watch: Watch) -> list[TrialRecord]:
+def _controls(
+    study: Study, evaluate: local.Evaluate, best: TrialRecord, watch: Watch
+) -> list[TrialRecord]:
     """Train the best student as each control is taught, with the same recipe and seed."""
     student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
-    evaluate = _evaluator(study, bench, watch)
     for method in CONTROLS:
         params: Params = {**student, "method.name": method}
         known = [r for r in study.records() if r.control_of == best.number and r.params == params]
         if not any(record.state == "complete" for record in known):
             watch.note(f"Control for no. {best.number}: the same student with method {method}")
             asked = study.ask_control(params, best.number)
-            if asked.reuse is not None and not _weights(study, asked.reuse).is_file():
-                asked = replace(asked, reuse=None)
-            watch.trial(local.run_one(study, asked, evaluate), best)
+            earlier = study.earlier(asked)
+            if earlier is None or _weights(study, earlier).is_file():
+                record = local.run_one(study, asked, evaluate)
+            else:
+                record = study.tell(asked, evaluate(asked))
+            watch.trial(record, best)
     controls = [r for r in study.records() if r.control_of == best.number]
     return [record for record in controls if record.state == "complete"]
 

@@ -20,7 +20,7 @@ from kdsearch.card import model_card
 from kdsearch.data.base import ImageData
 from kdsearch.errors import StudyError
 from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
-from kdsearch.latency import Latency, measure
+from kdsearch.latency import Latency, LatencyCache
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value
@@ -53,6 +53,7 @@ def pack(
     *,
     cost: Cost,
     results: Mapping[str, float],
+    latencies: LatencyCache,
 ) -> Package:
     """Write config.yaml, student.safetensors, student.onnx, metrics.json and README.md to `path`.
 
@@ -80,7 +81,7 @@ def pack(
         path=path,
         val=accuracy(file, inputs()),
         agreement=agreement,
-        latency=measure(file, shape=shape),
+        latency=latencies.measure(file, shape=shape),
     )
     metrics = _metrics(package, request.budget, cost, results, file.stat().st_size)
     write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")

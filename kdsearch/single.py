@@ -84,7 +84,14 @@ def distill(
         "test": accuracy(student.to(torch_device), data.test, torch_device),
     }
     package = pack(
-        path / "best", student, candidate, request, data, cost=outcome.cost, results=results
+        path / "best",
+        student,
+        candidate,
+        request,
+        data,
+        cost=outcome.cost,
+        results=results,
+        latencies=prepared.bench.latencies,
     )
     (path / WEIGHTS).unlink()
     return Distilled(

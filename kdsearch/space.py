@@ -137,8 +137,12 @@ class SearchSpace:
 
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
         """Yield every (name, dimension), those that options own included."""
-        for name, dim in self.dims.items():
-            yield from _flatten(name, dim)
+        for group in self.groups():
+            yield from group.items()
+
+    def groups(self) -> Iterator[Mapping[str, Dim]]:
+        """Yield the dimensions that come together: those at the root, those of each option."""
+        yield from _groups(self.dims)
 
     def where(self, name: str) -> str:
         """Return 'file:line' of a dimension, for messages."""
@@ -161,12 +165,11 @@ def _walk(name: str, dim: Dim, pick: Pick, params: dict[str, Value]) -> None:
             _walk(_owned_name(name, value, child), owned, pick, params)
 
 
-def _flatten(name: str, dim: Dim) -> Iterator[tuple[str, Dim]]:
-    yield name, dim
-    if isinstance(dim, Choice):
-        for option, children in dim.owned.items():
-            for child, owned in children.items():
-                yield from _flatten(_owned_name(name, option, child), owned)
+def _groups(dims: Mapping[str, Dim]) -> Iterator[Mapping[str, Dim]]:
+    yield dims
+    for name, dim in dims.items():
+        for option, owned in dim.owned.items() if isinstance(dim, Choice) else ():
+            yield from _groups({_owned_name(name, option, n): d for n, d in owned.items()})
 
 
 Check: TypeAlias = Callable[[SearchSpace], Iterable[tuple[str, str]]]

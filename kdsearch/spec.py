@@ -270,7 +270,8 @@ class TrialRecord:
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
-    reused_from: the equal earlier trial.
+    reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
+    control.
     """
 
     number: int
@@ -287,6 +288,7 @@ class TrialRecord:
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None
     reused_from: int | None = None
+    draw: int | None = None
 
 
 def _fields(cls: type) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -57,7 +57,8 @@ class Session:
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
     Unlabelled images take part only where a teacher is heard. train, val: the data's images on the
-    device, where trainings share them. captures: whether a GPU may replay steps as a graph.
+    device, where trainings share them. captures: whether a GPU may replay steps as a graph. turn:
+    entered for each step and each evaluation, so that others can measure between them.
     """
 
     data: ImageData
@@ -70,6 +71,7 @@ class Session:
     val: Feed | None = None
     execution: Execution = Execution()
     captures: bool = True
+    turn: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     @property
     def augment(self) -> Augment:
@@ -101,6 +103,7 @@ class Step:
             model.to(memory_format=torch.channels_last)
         self._distiller = distiller.to(device)
         self._session = session
+        self.turn = session.turn
         self._feed = session.train or Feed(session.data.train, device)
         chosen = session.data.train if distiller.needs_teacher else session.data.labelled
         self._count = len(chosen)  # the unlabelled are the last
@@ -147,8 +150,9 @@ class Step:
         order = self._order if self._feed.is_resident else self._samples
         for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
             self._pace = self._paces[place]
-            self._bring(place, images)
-            self._repeated((self._pace.is_open, *(outputs is None for outputs in self._heard)))
+            with self.turn:
+                self._bring(place, images)
+                self._repeated((self._pace.is_open, *(heard is None for heard in self._heard)))
 
     def means(self) -> dict[str, float]:
         """Return the means of the epoch's losses by name, once they are known."""

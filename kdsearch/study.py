@@ -1,4 +1,4 @@
-"""A study on disk: its request, its Optuna storage, and what is asked of and told to it.
+"""A study on disk: its request, its trials, and what is asked of and told to it.
 
 `study.db` is the one truth about trials and is written by the driver alone; `study.yaml` holds the
 request and is written once. Everything about a trial that Optuna has no place for is one JSON
@@ -10,22 +10,17 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import sqlite3
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import IO
 
 import optuna
 import yaml
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch import pareto
 from kdsearch.errors import StudyError
@@ -36,30 +31,25 @@ from kdsearch.request import (
     resume_command,
     write_text,
 )
-from kdsearch.space import Choice, Float, Int, Params, Value
+from kdsearch.sampler import GroupedTPE, suggest
+from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
-
-RECORD = "kdsearch"
-FACTS = "kdsearch"
+from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A trial to run: its number, its parameters and the Optuna trial to tell the outcome to.
+    """A trial to run: its number and its parameters, which `digest` names.
 
-    reuse: an earlier complete trial of the same candidate, whose outcome stands.
+    draw: its place in the order of proposals, which seeds the sampler; None for a control.
+    control_of: see TrialRecord.
     """
 
-    trial: Trial
+    number: int
     params: Params
     digest: str
-    reuse: TrialRecord | None = None
+    draw: int | None = None
     control_of: int | None = None
-
-    @property
-    def number(self) -> int:
-        """Return the trial's number in the study."""
-        return int(self.trial.number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,61 +65,69 @@ class Outcome:
     teacher_seconds: float = 0.0
     mode: str = ""
     reason: str = ""
+    reused_from: int | None = None
 
 
 class Study:
     """An open study. Use `open_study`, which holds the lock that keeps a second driver out."""
 
-    def __init__(self, path: Path, request: Request, store: optuna.Study) -> None:
+    def __init__(self, path: Path, request: Request, store: Store) -> None:
         self.path = path
         self.name = path.name
         self.request = request
         self.budget = request.budget
         self._space = request.search_space()
-        self._optuna = store
+        self._store = store
+        self._ended: dict[int, TrialRecord] = {}
 
     def ask(self) -> Asked:
-        """Return the next trial, drawn by a sampler seeded with (seed, trials so far).
+        """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
 
-        A sampler for each trial makes a resumed study propose what an uninterrupted one would.
+        A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
+        place of an interrupted trial is the next one to be drawn.
         """
         records = self.records()
-        self._optuna.sampler = _sampler(self.request.seed, len(searched(records)))
-        trial = self._optuna.ask()
-        params = self._space.walk(partial(_suggest, trial))
-        digest = Candidate.from_params(params).digest()
-        return self._note(Asked(trial=trial, params=params, digest=digest), records)
+        drawn = {r.draw for r in records if r.state != "interrupted"}
+        draw = next(place for place in count() if place not in drawn)
+        is_beside = any(record.state == "running" for record in records)
+        trial = self._store.propose(self._sampler(draw, is_beside=is_beside))
+        params = self._space.walk(partial(suggest, trial))
+        return self._begin(trial, params, draw=draw)
 
     def ask_control(self, params: Params, control_of: int) -> Asked:
         """Return a trial outside the search: the student of `control_of`, taught otherwise.
 
         It has no Optuna parameters, so that the sampler does not learn from it.
         """
-        trial = self._optuna.ask()
-        digest = Candidate.from_params(params).digest()
-        asked = Asked(trial=trial, params=params, digest=digest, control_of=control_of)
-        return self._note(asked, self.records())
+        trial = self._store.propose(self._sampler(0))
+        return self._begin(trial, params, control_of=control_of)
 
-    def _note(self, asked: Asked, records: Sequence[TrialRecord]) -> Asked:
-        equal = (r for r in records if r.digest == asked.digest and r.state == "complete")
-        reuse = next((r for r in equal if r.reused_from is None), None)
-        self._write(asked, {})
-        return Asked(
-            trial=asked.trial,
-            params=asked.params,
-            digest=asked.digest,
-            reuse=reuse,
-            control_of=asked.control_of,
+    def _sampler(self, draw: int, *, is_beside: bool = False) -> GroupedTPE:
+        seed = int(digest_of([self.request.seed, draw]), 16) % 2**32
+        return GroupedTPE(self._space, seed=seed, is_beside=is_beside)
+
+    def _begin(
+        self,
+        trial: Trial,
+        params: Params,
+        *,
+        draw: int | None = None,
+        control_of: int | None = None,
+    ) -> Asked:
+        asked = Asked(
+            number=trial.number,
+            params=params,
+            digest=Candidate.from_params(params).digest(),
+            draw=draw,
+            control_of=control_of,
         )
+        self._store.begin(trial, _note(asked))
+        return asked
 
-    def _write(self, asked: Asked, outcome: Mapping[str, object]) -> None:
-        record = {
-            "params": dict(asked.params),
-            "digest": asked.digest,
-            "control_of": asked.control_of,
-            **outcome,
-        }
-        asked.trial.set_user_attr(RECORD, json.dumps(record))
+    def earlier(self, asked: Asked) -> TrialRecord | None:
+        """Return the complete trial of an equal candidate, whose outcome stands; None without."""
+        equal = (r for r in self.records() if r.digest == asked.digest and r.state == "complete")
+        return next((record for record in equal if record.reused_from is None), None)
 
     def tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
         """Store how a trial ended; constraints go in before the values, as the sampler needs.
@@ -139,32 +137,31 @@ class Study:
         if outcome.val is not None and not math.isfinite(outcome.val):
             reason = f"the accuracy is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
-        kept = asdict(outcome)
-        if asked.reuse is not None:
-            kept["reused_from"] = asked.reuse.number
-        self._write(asked, kept)
-        for name, violation in outcome.violations.items():
-            asked.trial.set_constraint(name, violation)
-        if outcome.violations:
-            # optuna-dashboard 0.21 reads only the older list of constraints.
-            asked.trial.storage.set_trial_system_attr(
-                asked.trial._trial_id, "constraints", list(outcome.violations.values())
-            )
+        values = None
         if outcome.state == "complete":
             assert outcome.val is not None
             assert outcome.cost is not None
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
-            frozen = self._optuna.tell(asked.trial, values)
-        else:
-            failed = outcome.state == "failed"
-            frozen = self._optuna.tell(
-                asked.trial, state=TrialState.FAIL if failed else TrialState.PRUNED
-            )
+        frozen = self._store.end(
+            asked.number,
+            _TOLD[outcome.state],
+            values,
+            note=_note(asked, outcome),
+            constraints=outcome.violations,
+        )
         return _record(frozen)
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, oldest first."""
-        return [_record(frozen) for frozen in self._optuna.get_trials(deepcopy=False)]
+        trials = self._store.trials()
+        for frozen in trials:
+            if frozen.state.is_finished() and frozen.number not in self._ended:
+                self._ended[frozen.number] = _record(frozen)
+        return [self._ended.get(frozen.number) or _record(frozen) for frozen in trials]
+
+    def directory(self, number: int) -> Path:
+        """Return the folder of a trial's own files."""
+        return self.path / "trials" / f"{number:06d}"
 
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated trials of the search, cheapest first."""
@@ -181,8 +178,8 @@ class Study:
 
         Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
         """
-        done = self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        done = [trial for trial in done if trial.params]
+        trials = self._store.trials()
+        done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
         if len(done) < _MIN_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
             return {}
         plain = optuna.create_study(direction="maximize")
@@ -196,18 +193,12 @@ class Study:
 
     def facts(self) -> dict[str, object]:
         """Return what the driver noted of the study as a whole (teacher, test results, times)."""
-        text = self._optuna.user_attrs.get(FACTS, "{}")
-        facts: dict[str, object] = json.loads(text)
+        facts: dict[str, object] = json.loads(self._store.note() or "{}")
         return facts
 
     def note(self, **facts: object) -> None:
         """Add to the study's facts; an equal name replaces the old value."""
-        self._optuna.set_user_attr(FACTS, json.dumps({**self.facts(), **facts}))
-
-    def close_interrupted(self) -> None:
-        """Fail the trials that a driver left running when it died; they are drawn again."""
-        for frozen in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._optuna.tell(frozen.number, state=TrialState.FAIL)
+        self._store.set_note(json.dumps({**self.facts(), **facts}))
 
 
 _MIN_FOR_IMPORTANCE = 8
@@ -227,63 +218,37 @@ _STATES = {
     TrialState.WAITING: "running",
 }
 _TOLD = {
-    TrialState.COMPLETE: ("complete",),
-    TrialState.PRUNED: ("infeasible", "pruned"),
-    TrialState.FAIL: ("failed",),
+    "complete": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
 }
+
+
+def _note(asked: Asked, outcome: Outcome | None = None) -> str:
+    """Return what is kept of a trial beside its Optuna parameters."""
+    kept = {key: value for key, value in asdict(asked).items() if key != "number"}
+    return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:
     """Read a trial; one that Optuna calls failed and we do not was interrupted.
 
-    It may hold an outcome: the driver was killed after noting it and before telling Optuna.
+    It may hold an outcome: the driver was killed after noting it and before telling Optuna. It may
+    hold nothing: the driver was stopped while it was proposed.
     """
-    kept = json.loads(frozen.user_attrs.get(RECORD, '{"params": {}}'))
+    kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
-    told = kept.get("state")
-    if told not in _TOLD.get(frozen.state, ()):
+    if _TOLD.get(kept.get("state")) is not frozen.state:
         kept["state"] = _STATES[frozen.state]
     return TrialRecord(
         number=frozen.number, cost=Cost(**cost) if cost else None, curve=curve, **kept
     )
 
 
-def _suggest(trial: Trial, name: str, dim: Float | Int | Choice) -> Value:
-    if isinstance(dim, Float):
-        return trial.suggest_float(name, dim.low, dim.high, log=dim.log, step=dim.step)
-    if isinstance(dim, Int):
-        return trial.suggest_int(name, dim.low, dim.high, log=dim.log, step=dim.step)
-    value = trial.suggest_categorical(name, dim.options)
-    assert value is not None
-    return value
-
-
-@contextmanager
-def _experimental_is_fine() -> Iterator[None]:
-    """Silence Optuna's note on what it has called experimental for years."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
-
-
-def _sampler(seed: int, number: int) -> TPESampler:
-    """Return the sampler of one trial.
-
-    No constant liar while one trial runs at a time: it would change nothing and read the database
-    17 times a trial, 93 ms instead of 52 at 100 trials.
-    """
-    with _experimental_is_fine():
-        return TPESampler(
-            multivariate=True,
-            group=True,
-            constant_liar=False,
-            seed=int(digest_of([seed, number]), 16) % 2**32,
-        )
-
-
 def _ped_anova(study: optuna.Study) -> dict[str, float]:
-    with _experimental_is_fine():
+    with experimental_is_fine():
         names = sorted({name for trial in study.trials for name in trial.params})
         found: dict[str, float] = {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
@@ -319,11 +284,11 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, request)
-        study = Study(path, request, _open_store(path, request.budget))
+        store = _open_store(path, request.budget)
         try:
-            study.close_interrupted()
-            yield study
-        except _STORE_ERRORS as error:
+            store.fail_unfinished()
+            yield Study(path, request, store)
+        except STORE_ERRORS as error:
             raise StudyError(
                 f"cannot write {path / 'study.db'}: {_cause(error)}; once that is mended, "
                 f"`{resume_command(path)}` goes on"
@@ -349,49 +314,16 @@ def _take_lock(lock: IO[str], path: Path) -> None:
         ) from None
 
 
-def storage_url(path: Path) -> str:
-    """Return the SQLAlchemy URL of a study's store."""
-    return f"sqlite:///{path / 'study.db'}"
-
-
-def _relax(connection: sqlite3.Connection, _record: object) -> None:
-    """Log ahead: a commit need not wait for the disk, and a crash loses none of those before it.
-
-    A trial makes about 20 commits, of 9 ms each with SQLite's default.
-    """
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-
-
-_STORE_ERRORS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
-
-
 def _cause(error: Exception) -> str:
     """Return what the database said, in one line."""
     return str(error.__cause__ or error).splitlines()[0]
 
 
-def _open_store(path: Path, budget: Budget) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = path / "study.db"
+def _open_store(path: Path, budget: Budget) -> Store:
     try:
-        storage = optuna.storages.RDBStorage(
-            storage_url(path), engine_kwargs={"connect_args": {"timeout": 30}}
-        )
-        event.listen(storage.engine, "connect", _relax)
-        storage.engine.dispose()
-        study = optuna.create_study(
-            study_name=path.name,
-            storage=storage,
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
-        if study.metric_names is None:
-            with _experimental_is_fine():
-                study.set_metric_names(["accuracy", budget.axis()])
-        study.get_trials(deepcopy=False)  # a damaged page shows now, or in the middle of a search
-    except (*_STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
+        return Store(path, metrics=("accuracy", budget.axis()))
+    except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
         raise StudyError(
-            f"cannot open {file}: {_cause(error)}; move it away to start the study again"
+            f"cannot open {path / 'study.db'}: {_cause(error)}; move it away to start the study "
+            "again"
         ) from error
-    return study

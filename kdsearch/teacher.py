@@ -31,6 +31,7 @@ from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
 from kdsearch.step import Session
 from kdsearch.taps import Tapped
 from kdsearch.trainer import OnEpoch, train
+from kdsearch.turns import Turns
 from kdsearch.weights import fit_weights, read_weights, save_weights
 
 KINDS = (
@@ -117,8 +118,11 @@ def load_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    session = Session(data=data, spec=recipe, seed=seed, view_seed=seed, device=device)
-    train(model, distiller, session, on_epoch=on_epoch)
+    with Turns(cache_dir, str(device)).training() as turn:
+        session = Session(
+            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
+        )
+        train(model, distiller, session, on_epoch=on_epoch)
     save_weights(model, kept)
     return model.freeze()
 

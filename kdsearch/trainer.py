@@ -100,10 +100,12 @@ def _epochs(
         means = step.means()
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
+        with step.turn:
+            val = validation()
         epoch = Epoch(
             number=number,
             losses=means,
-            val=validation(),
+            val=val,
             lr=step.rate_of(number),
             seconds=time.perf_counter() - started,
             mode=step.mode,

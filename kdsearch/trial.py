@@ -26,7 +26,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller, Side, parts_heard
 from kdsearch.errors import KDSearchError, StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
-from kdsearch.latency import Latency, LatencyCache, measure
+from kdsearch.latency import Latency, LatencyCache
 from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.probe import Executions
@@ -36,6 +36,7 @@ from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, OnEpoch, train
+from kdsearch.turns import Turns
 from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Bench:
     outputs: tuple[TeacherOutputs, ...]
     budget: Budget
     latencies: LatencyCache
+    turns: Turns
     seed: int
     device: torch.device
     train: Feed | None = None
@@ -157,21 +159,24 @@ def _train(
 ) -> list[Epoch]:
     form = Execution()
     if bench.executions is not None:
-        form = bench.executions.fastest(student, bench.data, bench.device)
+        with bench.turns.measuring():
+            form = bench.executions.fastest(student, bench.data, bench.device)
     torch.manual_seed(seed)
     distiller = build_distiller(candidate, student, bench)
-    session = Session(
-        data=bench.data,
-        spec=candidate.train,
-        seed=seed,
-        view_seed=bench.seed,
-        device=bench.device,
-        teachers=bench.outputs,
-        train=bench.train,
-        val=bench.val,
-        execution=form,
-    )
-    return train(student, distiller, session, on_epoch=on_epoch)
+    with bench.turns.training() as turn:
+        session = Session(
+            data=bench.data,
+            spec=candidate.train,
+            seed=seed,
+            view_seed=bench.seed,
+            device=bench.device,
+            teachers=bench.outputs,
+            train=bench.train,
+            val=bench.val,
+            execution=form,
+            turn=turn,
+        )
+        return train(student, distiller, session, on_epoch=on_epoch)
 
 
 def _peak(device: torch.device) -> str:
@@ -245,7 +250,7 @@ def latency_of(model: Model, cache: LatencyCache) -> Latency:
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
     return cache.get_or_measure(
         digest_of([repr(network), weights, shape]),
-        lambda: measure(for_pricing(model.network, input_shape=shape), shape=shape),
+        lambda: cache.measure(for_pricing(model.network, input_shape=shape), shape=shape),
     )
 
 

@@ -19,7 +19,7 @@ _MEMORY = Path("/dev/shm")
 
 @pytest.fixture(scope="module")
 def fast_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder in memory where there is one: a trial is 20 commits, 9 ms each on a disk."""
+    """Return a folder in memory where there is one: a trial is 5 commits, 9 ms each on a disk."""
     if os.access(_MEMORY, os.W_OK):
         with TemporaryDirectory(dir=_MEMORY) as name:
             yield Path(name)

@@ -53,7 +53,7 @@ def look_up(asked: Asked) -> Outcome:
 
 def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
     """Go on to `n_trials` trials of the search and return every record."""
-    local.run(study, look_up, n_trials=n_trials)
+    local.run(study, [look_up], n_trials=n_trials)
     return study.records()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import optuna
@@ -19,6 +20,7 @@ from benchmarks import (
     input_share,
     live_teacher,
     method_cost,
+    packing,
     reject,
     scheduling,
     trials,
@@ -32,8 +34,8 @@ from kdsearch import methods
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
 from kdsearch.methods.base import Setting
-from kdsearch.spec import Budget, StudentSpec
-from kdsearch.study import open_study
+from kdsearch.spec import Budget, Candidate, StudentSpec
+from kdsearch.study import Outcome, open_study
 from kdsearch.taps import Outputs, gradient_of
 
 B, K = 6, 5
@@ -267,3 +269,17 @@ def test_study_and_peer_hold_as_many_trials(tmp_path):
     assert len(mine) == len(peers.trials) == 3
     assert all(record.state == "complete" for record in mine)
     assert all("student.family" in trial.params for trial in peers.trials)
+
+
+def test_packed_trials_run_side_by_side_and_none_may_fail(tmp_path: Path) -> None:
+    both = Barrier(2)
+
+    def run(_: Candidate, directory: Path) -> Outcome:
+        both.wait(20)
+        return Outcome(state="complete" if directory.name != "3" else "failed", reason="broken")
+
+    chosen = packing.candidates(1)
+    assert len({candidate.digest() for candidate in chosen}) == len(chosen) == 8
+    assert packing.seconds([run] * 2, chosen[:2], tmp_path) > 0
+    with pytest.raises(RuntimeError, match="broken"):
+        packing.seconds([run] * 2, chosen[:4], tmp_path)

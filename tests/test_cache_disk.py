@@ -6,6 +6,8 @@ import logging
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -248,6 +250,45 @@ def test_many_at_once_end_in_one_sound_file(tmp_path: Path) -> None:
         assert_same(answer, answers[0])
     assert [path.suffix for path in files(tmp_path)] == [".safetensors"]
     assert asked_of(tmp_path) == 3
+
+
+def test_processes_that_need_the_same_view_make_it_once(tmp_path: Path) -> None:
+    caches = [opened(tmp_path) for _ in range(4)]
+    with counted(TEACHER) as sizes, ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, caches))
+    assert [sum(size == 3 for size in sizes), sizes.count(1)] == [4, 1]
+    assert sum(sizes) == 1 + len(IMAGES) + 4 * 3
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from test_cache_disk import opened
+from test_cache import PLAIN
+from kdsearch.cache.parts import View
+with opened(Path(sys.argv[1]))._files.making(View(PLAIN, 1)):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_maker_of_a_view_leaves_it_to_the_next(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with (
+        subprocess.Popen(
+            line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+        ) as holder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holds\n"
+        asked = pool.submit(ask, opened(tmp_path))
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=0.3)
+        assert files(tmp_path) == []
+        holder.kill()
+        asked.result(timeout=20)
+    assert len(files(tmp_path)) == 1
 
 
 def test_threads_share_one_forward_pass(tmp_path: Path) -> None:

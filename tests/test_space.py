@@ -102,20 +102,30 @@ def test_all_dims_lists_the_owned_ones_too() -> None:
     dims = dict(parse_space(SPACE).all_dims())
     assert list(dims) == [
         "student.family",
+        "student.resolution",
+        "method.name",
+        "train.epochs",
+        "train.lr",
         "student.resnet.width",
         "student.resnet.depth",
         "student.resnet.kernel",
         "student.vit.depth",
-        "student.resolution",
-        "method.name",
         "method.kd.temperature",
-        "train.epochs",
-        "train.lr",
     ]
     assert dims["student.resnet.width"] == Float(low=0.25, high=2.0, log=True)
     assert dims["student.vit.depth"] == Int(low=4, high=12, step=4)
     assert dims["student.resnet.kernel"] == Choice(options=(3, 5))
     assert dims["train.lr"] == Constant(value=0.001)
+
+
+def test_a_group_is_what_every_walk_has_whole_or_not_at_all() -> None:
+    space = parse_space(SPACE)
+    groups = [set(group) for group in space.groups()]
+    assert len(groups) == 4
+    for pick in (pick_first, pick_last):
+        walked = set(space.walk(pick))
+        assert all(group <= walked or not group & walked for group in groups)
+        assert walked <= set.union(*groups)
 
 
 def test_fixed_replaces_or_adds_a_constant() -> None:

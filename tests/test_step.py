@@ -27,6 +27,7 @@ from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session, Step, Validation
 from kdsearch.taps import Outputs
 from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.turns import Turns
 
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")
@@ -81,6 +82,7 @@ def step_of(
         outputs=(),
         budget=Budget(),
         latencies=LatencyCache(Path("none")),
+        turns=Turns(Path("none")),
         seed=0,
         device=CPU,
     )

@@ -20,7 +20,8 @@ from kdsearch.engines import local
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Asked, Outcome, load_study, open_study, searched, storage_url
+from kdsearch.store import storage_url
+from kdsearch.study import Asked, Outcome, load_study, open_study, searched
 
 N = 14  # the sampler leaves its random start at ten
 
@@ -111,7 +112,7 @@ def test_a_driver_killed_before_telling_optuna_has_not_told(
 
     with opened(path) as study, monkeypatch.context() as patch:
         asked = study.ask()
-        patch.setattr(optuna.Study, "tell", killed)
+        patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", killed)
         with pytest.raises(KeyboardInterrupt):
             study.tell(asked, look_up(asked))
 
@@ -157,6 +158,21 @@ def test_a_seed_decides_the_trials(whole: list[TrialRecord], fast_path: Path) ->
         assert (params == [record.params for record in whole[:2]]) is is_same
 
 
+def test_trials_that_run_beside_each_other_have_draws_of_their_own(fast_path: Path) -> None:
+    path = fast_path / "beside"
+    with opened(path) as study:
+        asked = [study.ask() for _ in range(4)]
+        assert [trial.draw for trial in asked] == [0, 1, 2, 3]
+        assert len({trial.digest for trial in asked}) == 4
+        for trial in (asked[3], asked[1]):
+            study.tell(trial, look_up(trial))
+    with opened(path) as study:
+        assert [record.state for record in study.records()].count("interrupted") == 2
+        again = [study.ask() for _ in range(3)]
+    assert [trial.draw for trial in again] == [0, 2, 4]
+    assert [trial.params for trial in again[:2]] == [asked[0].params, asked[2].params]
+
+
 def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path) -> None:
     trained: list[str] = []
 
@@ -165,7 +181,7 @@ def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path
         return look_up(asked)
 
     with opened(fast_path / "small", Request(space=SMALL_SPACE)) as study:
-        local.run(study, train, n_trials=12)
+        local.run(study, [train], n_trials=12)
         records = study.records()
 
     assert len(trained) == len(set(trained)) == len({r.digest for r in records}) < 12
@@ -377,7 +393,7 @@ def test_a_control_equal_to_a_trial_is_not_trained_again(
 ) -> None:
     done = next(record for record in whole if record.state == "complete")
     with opened(copy_at(N)) as study:
-        assert study.ask_control(done.params, 0).reuse == done
+        assert study.earlier(study.ask_control(done.params, 0)) == done
 
 
 def test_importances_are_shares_and_empty_when_too_few(copy_at: CopyAt) -> None:

@@ -26,6 +26,7 @@ from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, latency_of, run_trial
+from kdsearch.turns import Turns
 from kdsearch.weights import fit_weights, read_weights
 
 DATA = toy_data()
@@ -43,6 +44,7 @@ def bench(path: Path, budget: Budget | None = None) -> Bench:
         outputs=(outputs,),
         budget=budget or Budget(),
         latencies=LatencyCache(path / "cache"),
+        turns=Turns(path / "cache"),
         seed=0,
         device=CPU,
     )
@@ -119,6 +121,7 @@ def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> 
         DATA,
         cost=outcome.cost,
         results={"validation": outcome.val or 0.0},
+        latencies=LatencyCache(folder),
     )
 
 
@@ -157,6 +160,7 @@ def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
             DATA,
             cost=Cost(flops=1, params=1),
             results={},
+            latencies=LatencyCache(tmp_path),
         )
     assert (tmp_path / "best" / "student.onnx").read_bytes() == before
 

@@ -1,12 +1,13 @@
 """Views on disk: `<cache>/teacher/KEY/AUGMENT/0001-answers.safetensors`, mapped into memory.
 
-A file appears whole (written beside, then renamed), so that two processes which fill the same
-view end in one of two sound files. It says what it is and has a checksum; a file that is
-damaged or about anything else is reported once, and is as good as none.
+A file appears whole (written beside, then renamed), and one process at a time makes a view. It
+says what it is and has a checksum; a file that is damaged or about anything else is reported once,
+and is as good as none.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -14,8 +15,8 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,6 +76,19 @@ class ViewFiles:
             _log.warning("%s is not used and made again: %s", path, error)
             return None
         return parts
+
+    @contextmanager
+    def making(self, view: View) -> Iterator[None]:
+        """Keep other processes from making the same view; first wait for the one that does.
+
+        The kernel frees the lock when its holder dies. The empty file stays, for whoever waits has
+        it open; without a dot in its name it is none of the cache's.
+        """
+        path = self._path(view, "lock").with_suffix("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def save(self, view: View, group: str, parts: Parts) -> None:
         """Write a group's parts. Raises OSError, or SafetensorError, when the disk refuses."""

@@ -167,20 +167,26 @@ class TeacherOutputs:
 
     def _on_disk(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
         """Return those parts that are in files, after writing what is not, if that fits."""
-        found = self._read(files, view, parts)
-        missing = parts - found.keys()
-        size = self._view_bytes(missing)
-        if missing and size <= self._max_bytes and files.make_room(size, missing):
-            try:
-                whole = self._whole_view(view, missing, torch.device("cpu"))
-                for group, names in GROUPS.items():
-                    if names <= missing:
-                        files.save(view, group, {name: whole[name] for name in names})
-            except (OSError, SafetensorError) as error:
-                _log.warning("the teacher's outputs are no longer written to disk: %s", error)
-                self._files = None
-            found |= self._read(files, view, missing)
+        found: Parts = {}
+        try:
+            with files.making(view):
+                found = self._read(files, view, parts)
+                found |= self._written(files, view, parts - found.keys())
+        except (OSError, SafetensorError) as error:
+            _log.warning("the teacher's outputs are no longer written to disk: %s", error)
+            self._files = None
         return found
+
+    def _written(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
+        """Make those parts, write them and return them from their files; nothing without room."""
+        size = self._view_bytes(parts)
+        if not parts or size > self._max_bytes or not files.make_room(size, parts):
+            return {}
+        whole = self._whole_view(view, parts, torch.device("cpu"))
+        for group, names in GROUPS.items():
+            if names <= parts:
+                files.save(view, group, {name: whole[name] for name in names})
+        return self._read(files, view, parts)
 
     def _read(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
         found: Parts = {}

@@ -94,13 +94,14 @@ def run_line(out: Path, folder: Path, *arguments: str, space: str = SPACE) -> li
     return [*line, "--teacher-epochs", "1", "--trials", "2", *arguments]
 
 
-def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], *, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Start `kdsearch` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "kdsearch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 

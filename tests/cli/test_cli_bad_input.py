@@ -39,6 +39,8 @@ RUN_MISTAKES = [
     (("--trials", "0"), "--trials 0"),
     (("--trials", "-3"), "--trials -3"),
     (("--trials", "abc"), "'--trials': Input should be a valid integer"),
+    (("--workers", "0"), "--workers '0': expected a number above 0, or auto"),
+    (("--workers", "many"), "--workers 'many'"),
     (("--time-limit", "nan"), "--time-limit nan"),
     (("--name", "../x"), "--name '../x'"),
     (("--name", "/abs"), "--name '/abs'"),

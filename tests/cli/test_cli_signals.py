@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
 
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
+
+
+def _wait_for_trial(study: Path, seconds: float = 60) -> None:
+    """Wait until a trial is running."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(sqlite3.OperationalError):  # there is no such table yet
+            store = sqlite3.connect(f"file:{study / 'study.db'}?mode=ro", uri=True)
+            with contextlib.closing(store):
+                if store.execute("SELECT 1 FROM trials WHERE state = 'RUNNING'").fetchone():
+                    return
+        time.sleep(0.02)
+    raise AssertionError(f"no trial of {study} began within {seconds} s")
 
 
 def _wait_for(process: subprocess.Popen[str], line: str) -> None:
@@ -47,6 +63,48 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
     assert (shell.out / name / "report.html").stat().st_size > 1_000_000
 
 
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session: its fourth field, after a name in brackets, tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_no_worker_outlives_its_driver_and_the_study_goes_on(
+    shell: Shell, stop: signal.Signals
+) -> None:
+    """Ctrl-C reaches the whole group, as from a terminal; kill -9 the driver alone."""
+    name = f"workers-{stop.name}"
+    line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
+    with start([*line, "--workers", "2"], start_new_session=True) as driver:
+        _wait_for(driver, "trial 1 of 400")
+        assert len(_session(driver.pid)) >= 3
+        asked = time.perf_counter()
+        if stop is signal.SIGINT:
+            os.killpg(driver.pid, stop)
+        else:
+            driver.send_signal(stop)
+        while _session(driver.pid):
+            assert time.perf_counter() - asked < 10
+            time.sleep(0.05)
+        _, message = driver.communicate(timeout=20)
+    if stop is signal.SIGKILL:
+        assert message == ""
+    else:
+        assert driver.returncode == 130
+        assert message.startswith("kdsearch: interrupted; ")
+        assert message.count("\n") == 1
+    before = ended_trials(shell.out / name)
+    assert shell.run("--name", name, "--trials", str(len(before) + 1), space=SLOW).code == 0
+    after = ended_trials(shell.out / name)
+    assert (after[: len(before)], len(after)) == (before, len(before) + 1)
+
+
 def test_interrupted_teacher_is_told(shell: Shell) -> None:
     line = run_line(shell.out, shell.folder, "--name", "early", "--teacher-epochs", "1000")
     with start(line) as driver:
@@ -63,10 +121,10 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
     whole = shell.run("--name", "whole", *five, space=SLOW)
     assert whole.code == 0, whole
     lost = 0
-    for seconds in (0.15, 0.6):  # after the driver said that its first trial begins
+    for seconds in (0.1, 0.5):  # into a trial
         line = run_line(shell.out, shell.folder, "--name", "killed", *five, space=SLOW)
         with start(line) as driver:
-            _wait_for(driver, "Teacher auto")
+            _wait_for_trial(shell.out / "killed")
             time.sleep(seconds)
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait(timeout=10)

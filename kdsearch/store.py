@@ -1,0 +1,160 @@
+"""The trials of a study in their Optuna storage, `study.db`, and a mirror of it in memory.
+
+The file is a normal Optuna study and the one truth: whatever stands in it stood there after one
+transaction, and optuna-dashboard may read it at any moment. One process, the driver, writes it, so
+the mirror is the same study, and sampling from it costs no query. A trial is proposed in the
+mirror and begins on disk; it ends on disk and then in the mirror. Belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdsearch.errors import StudyError
+
+NOTE = "kdsearch"  # the one user attribute of a trial, and of the study: JSON
+STORE_ERRORS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
+_DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+
+
+@contextmanager
+def experimental_is_fine() -> Iterator[None]:
+    """Silence Optuna's note on what it has called experimental for years."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def storage_url(path: Path) -> str:
+    """Return the SQLAlchemy URL of a study's store."""
+    return f"sqlite:///{path / 'study.db'}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The keys of a running trial in the mirror and on disk."""
+
+    memory_id: int
+    disk_id: int
+
+
+class Store:
+    """The open store of the study at `path`, which is made where there is none.
+
+    metrics: what is maximised and what is minimised, by name. Raises one of STORE_ERRORS, or a
+    RuntimeError where another version of Optuna wrote the file.
+    """
+
+    def __init__(self, path: Path, *, metrics: tuple[str, str]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._disk = RDBStorage(storage_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
+        event.listen(self._disk.engine, "connect", _relax)
+        self._disk.engine.dispose()
+        study = optuna.create_study(
+            study_name=path.name,
+            storage=self._disk,
+            directions=_DIRECTIONS,
+            load_if_exists=True,
+        )
+        if study.metric_names is None:
+            with experimental_is_fine():
+                study.set_metric_names(list(metrics))
+        self._study_id = self._disk.get_study_id_from_name(path.name)
+        # A damaged page shows now, or in the middle of a search.
+        kept = self._disk.get_all_trials(self._study_id, deepcopy=False)
+        self._memory = InMemoryStorage()
+        self._mirror = optuna.create_study(storage=self._memory, directions=_DIRECTIONS)
+        self._mirror.add_trials(kept)
+        self._running: dict[int, _Running] = {}
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return every trial, oldest first; they are not to be changed."""
+        return self._mirror.get_trials(deepcopy=False)
+
+    def propose(self, sampler: BaseSampler) -> Trial:
+        """Return a trial to suggest parameters in, which the sampler draws; then comes `begin`."""
+        self._mirror.sampler = sampler
+        return self._mirror.ask()
+
+    def begin(self, trial: Trial, note: str) -> None:
+        """Write a proposed trial, running, with its parameters and its note.
+
+        Raises StudyError when the file has trials that the mirror has not.
+        """
+        trial.set_user_attr(NOTE, note)
+        begun = create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={NOTE: note},
+        )
+        disk_id = self._disk.create_new_trial(self._study_id, template_trial=begun)
+        if self._disk.get_trial_number_from_id(disk_id) != trial.number:
+            raise StudyError("another program has added trials to study.db; run the study again")
+        self._running[trial.number] = _Running(trial._trial_id, disk_id)
+
+    def end(
+        self,
+        number: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        *,
+        note: str,
+        constraints: Mapping[str, float],
+    ) -> FrozenTrial:
+        """Write how a running trial ended: its state last, after all that the sampler reads."""
+        running = self._running[number]
+        both = ((self._disk, running.disk_id), (self._memory, running.memory_id))
+        attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
+        if constraints:  # optuna-dashboard 0.21 reads only the older list
+            attrs["constraints"] = list(constraints.values())
+        for storage, key in both:
+            storage.set_trial_user_attr(key, NOTE, note)
+            for name, value in attrs.items():
+                storage.set_trial_system_attr(key, name, value)
+        for storage, key in both:
+            storage.set_trial_state_values(key, state, values)
+        del self._running[number]
+        return self.trials()[number]
+
+    def fail_unfinished(self) -> None:
+        """End the trials that a driver left running when it died, or that somebody enqueued."""
+        for trial in self.trials():
+            if not trial.state.is_finished():
+                disk_id = self._disk.get_trial_id_from_study_id_trial_number(
+                    self._study_id, trial.number
+                )
+                self._disk.set_trial_state_values(disk_id, TrialState.FAIL)
+                self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def note(self) -> str | None:
+        """Return the note of the study as a whole."""
+        note: str | None = self._disk.get_study_user_attrs(self._study_id).get(NOTE)
+        return note
+
+    def set_note(self, note: str) -> None:
+        """Replace the note of the study as a whole."""
+        self._disk.set_study_user_attr(self._study_id, NOTE, note)
+
+
+def _relax(connection: sqlite3.Connection, _record: object) -> None:
+    """Log ahead: a commit need not wait for the disk, and a crash loses none of those before it.
+
+    A trial makes five commits, of 9 ms each with SQLite's default.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

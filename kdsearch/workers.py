@@ -1,0 +1,201 @@
+"""Worker processes: one trial each at a time, on one CPU thread.
+
+Two trainings of one thread finish sooner than one after the other with two threads. A worker is a
+process of its own, started afresh (torch's threads do not survive a fork), that lays out the same
+bench from the request: images and teacher's outputs are mapped from the cache, and only candidates
+and outcomes cross the pipe. One that dies fails its trial alone, and the next trial starts another;
+all of them end with the driver, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from kdsearch.bench import lay_out, load_data
+from kdsearch.errors import KDSearchError, StudyError
+from kdsearch.request import Request
+from kdsearch.spec import Candidate
+from kdsearch.study import Outcome
+from kdsearch.trainer import Epoch, OnEpoch
+from kdsearch.trial import Bench, run_trial
+
+_READY = "ready"
+# What a worker sends: that it is ready, what it logs, each epoch and how many there will be, how
+# the trial ended, or what the study cannot survive.
+_Sent: TypeAlias = str | logging.LogRecord | tuple[Epoch, int] | Outcome | KDSearchError
+_Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path]]"
+
+
+def fitting(device: torch.device) -> int:
+    """Return how many trials fit onto a device at a time: one a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+
+
+class Worker:
+    """A process that runs trials as `run_trial` does. It starts with the first one.
+
+    out: the results folder, whose cache holds the images and the teacher.
+    """
+
+    def __init__(self, request: Request, *, out: Path, device: torch.device) -> None:
+        self._given = request, out, device
+        self._process: SpawnProcess | None = None
+
+    def run_trial(
+        self, candidate: Candidate, directory: Path, *, on_epoch: OnEpoch | None = None
+    ) -> Outcome:
+        """Run one trial; a worker that dies makes of it a failed one that says how.
+
+        Raises KDSearchError for what the study as a whole cannot survive, such as a worker that
+        cannot be started.
+        """
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        started = time.perf_counter()
+        try:
+            self._pipe.send((candidate, directory))
+            return self._outcome(on_epoch)
+        except (EOFError, ConnectionError):
+            reason = f"its worker process {self._end()}"
+            return Outcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
+
+    def stop(self) -> None:
+        """End the process at once, and the trial that it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def _start(self) -> None:
+        """Start the process and wait until it has its bench."""
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        process = spawn.Process(target=_work, args=(theirs, *self._given), daemon=True)
+        with _deaf_to_ctrl_c():
+            process.start()
+        theirs.close()
+        self._process = process
+        try:
+            ready = self._told()
+        except (EOFError, ConnectionError):
+            raise StudyError(f"a worker process {self._end()} before its first trial") from None
+        assert ready == _READY
+
+    def _outcome(self, on_epoch: OnEpoch | None) -> Outcome:
+        while not isinstance(told := self._told(), Outcome):
+            assert isinstance(told, tuple)
+            if on_epoch is not None:
+                on_epoch(*told)
+        return told
+
+    def _told(self) -> str | tuple[Epoch, int] | Outcome:
+        """Return what the worker says next, after logging what it logged."""
+        while isinstance(told := self._pipe.recv(), logging.LogRecord):
+            logging.getLogger(told.name).handle(told)
+        if isinstance(told, KDSearchError):
+            raise told
+        said: str | tuple[Epoch, int] | Outcome = told
+        return said
+
+    def _end(self) -> str:
+        """Say how the process ended."""
+        assert self._process is not None
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return f"ended with status {code}"
+        told = f"was killed by {signal.Signals(-code).name}"
+        return f"{told}; was memory short?" if -code == signal.SIGKILL else told
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, which a terminal sends to the whole group.
+
+    They inherit which signals are blocked. multiprocessing's tracker, which the first of them
+    starts, would unblock it.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def open_workers(
+    count: int, request: Request, *, out: Path, device: torch.device
+) -> Iterator[list[Worker]]:
+    """Give that many workers, and stop them in the end."""
+    workers = [Worker(request, out=out, device=device) for _ in range(count)]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _work(pipe: _Pipe, request: Request, out: Path, device: torch.device) -> None:
+    """Be a worker: run what comes through the pipe until it is closed."""
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    torch.set_num_threads(1)
+    logger = logging.getLogger("kdsearch")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_ToDriver(pipe))
+    with suppress(EOFError, ConnectionError):  # the driver is gone
+        try:
+            _serve(pipe, _bench(request, out, device))
+        except KDSearchError as error:
+            pipe.send(error)
+
+
+def _serve(pipe: _Pipe, bench: Bench) -> None:
+    pipe.send(_READY)
+    while True:
+        candidate, directory = pipe.recv()
+        pipe.send(run_trial(candidate, bench, directory, on_epoch=lambda *epoch: pipe.send(epoch)))
+
+
+class _ToDriver(logging.Handler):
+    """Sends what is logged, as text with its traceback: the driver alone writes the log."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        self._pipe.send(
+            logging.LogRecord(
+                record.name, record.levelno, record.pathname, record.lineno, text, None, None
+            )
+        )
+
+
+def _bench(request: Request, out: Path, device: torch.device) -> Bench:
+    data, found = load_data(request, out)
+    if found != request:
+        raise StudyError(f"{request.data} has changed since the study began")
+    return lay_out(request, data, out=out, device=device)
+
+
+def _end_with_driver() -> None:
+    """Leave, whatever the trial is at, as soon as the driver is gone."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)

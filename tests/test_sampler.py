@@ -1,0 +1,92 @@
+"""A trial is drawn from its seed and from those before it, and only what it has is drawn."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import optuna
+import pytest
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+
+from kdsearch.sampler import GroupedTPE, suggest
+from kdsearch.space import parse_space
+
+SPACE = parse_space(
+    """
+family:
+  choice:
+    resnet: {depth: {int: [1, 20]}, width: {float: [0.25, 1.0], log: true}}
+    vit: {heads: {int: [2, 8], step: 2}, bias: {choice: [true, false]}}
+lr: {float: [0.1, 0.5], step: 0.1}
+fixed: {int: [3, 3]}
+epochs: 10
+"""
+)
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    """Return a study of 12 trials, two more than the sampler draws at random."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for seed in range(12):
+        trial = drawn(study, seed)
+        study.tell(trial, [float(trial.params["lr"]), float(seed)])
+    return study
+
+
+def drawn(study: optuna.Study, seed: int, *, is_beside: bool = False) -> optuna.Trial:
+    study.sampler = GroupedTPE(SPACE, seed=seed, is_beside=is_beside)
+    trial = study.ask()
+    SPACE.walk(partial(suggest, trial))
+    return trial
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """List what TPE is asked to draw together."""
+    asked: list[dict[str, object]] = []
+    real = TPESampler.sample_relative
+
+    def watched(self, study, trial, search_space):
+        asked.append(search_space)
+        return real(self, study, trial, search_space)
+
+    monkeypatch.setattr(TPESampler, "sample_relative", watched)
+    return asked
+
+
+def test_the_groups_of_a_trial_are_drawn_once_each_as_they_are_suggested(
+    study: optuna.Study, groups: list[dict[str, object]]
+) -> None:
+    for seed in range(100, 104):
+        groups.clear()
+        trial = drawn(study, seed)
+        owned = ["depth", "width"] if trial.params["family"] == "resnet" else ["heads", "bias"]
+        prefix = trial.params["family"]
+        together = [["family", "lr"], [f"{prefix}.{name}" for name in owned]]
+        assert [list(group) for group in groups] == together
+        for group in groups:
+            assert group == {name: trial.distributions[name] for name in group}
+        assert trial.params["fixed"] == 3
+
+
+def test_a_seed_and_the_trials_before_decide_a_trial(study: optuna.Study) -> None:
+    first = drawn(study, 7)
+    study.tell(first, state=TrialState.FAIL)
+    assert drawn(study, 7).params == first.params
+    assert any(drawn(study, seed).params != first.params for seed in range(8, 12))
+
+
+def test_what_did_well_is_drawn_more_often(study: optuna.Study) -> None:
+    """The trials of the fixture score by `lr`; the second objective says nothing about it."""
+    rates = [float(drawn(study, seed).params["lr"]) for seed in range(200, 240)]
+    assert sum(rates) / len(rates) > 0.35 > 0.3  # 0.3 is the mean of the range
+
+
+def test_beside_running_trials_a_trial_keeps_away_from_them(study: optuna.Study) -> None:
+    """With one seed, those that do not know of each other would be the same."""
+    first = drawn(study, 7, is_beside=True)
+    others = [drawn(study, 7, is_beside=True).params for _ in range(5)]
+    assert any(other != first.params for other in others)
+    assert [drawn(study, 7).params for _ in range(2)] == [first.params] * 2

@@ -1,0 +1,121 @@
+"""A worker runs a trial as this process would; one that dies fails its trial alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import CPU
+
+from kdsearch.bench import lay_out, load_data
+from kdsearch.errors import StudyError
+from kdsearch.request import Request, request_of
+from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.trainer import Epoch
+from kdsearch.trial import WEIGHTS, run_trial
+from kdsearch.workers import Worker, fitting, open_workers
+
+SMALL = StudentSpec(family="resnet", resolution=8, knobs={"width": 0.25, "depth": 3})
+PLAIN = Candidate(
+    student=SMALL,
+    distill=DistillSpec(method="kd"),
+    train=TrainSpec(epochs=2, batch_size=64, lr=0.1),
+)
+BROKEN = """
+import os, signal
+from kdsearch.students.resnet import ResNet
+
+class Dies(ResNet):
+    def __init__(self, **given):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Fails(ResNet):
+    def __init__(self, **given):
+        raise ZeroDivisionError("on purpose")
+"""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, Path]:
+    """Return a request whose teacher is in the cache of the results folder beside it."""
+    out = tmp_path_factory.mktemp("results")
+    data, request = load_data(request_of({"teacher_epochs": 1}), out)
+    lay_out(request, data, out=out, device=CPU)
+    return request, out
+
+
+@pytest.fixture(scope="module")
+def worker(given: tuple[Request, Path]) -> Iterator[Worker]:
+    request, out = given
+    with open_workers(1, request, out=out, device=CPU) as (one,):
+        yield one
+
+
+def broken(folder: Path, name: str) -> Candidate:
+    """Return a candidate whose student is a class of a user's file."""
+    (folder / "broken.py").write_text(BROKEN, encoding="utf-8")
+    family = f"{folder / 'broken.py'}:{name}"
+    return replace(PLAIN, student=replace(SMALL, family=family, knobs={}))
+
+
+def test_a_trial_in_a_worker_has_the_bits_of_one_here(
+    worker: Worker, given: tuple[Request, Path], tmp_path: Path
+) -> None:
+    request, out = given
+    told: list[tuple[Epoch, int]] = []
+    there = worker.run_trial(PLAIN, tmp_path / "there", on_epoch=lambda *e: told.append(e))
+    data, _ = load_data(request, out)
+    here = run_trial(PLAIN, lay_out(request, data, out=out, device=CPU), tmp_path / "here")
+    assert there.state == "complete"
+    assert replace(there, seconds=0, teacher_seconds=0) == replace(
+        here, seconds=0, teacher_seconds=0
+    )
+    assert [(epoch.number, epoch.val, epochs) for epoch, epochs in told] == [
+        (number, val, 2) for number, val in enumerate(here.curve, start=1)
+    ]
+    files = [tmp_path / where / WEIGHTS for where in ("there", "here")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_worker_that_is_killed_fails_its_trial_alone(worker: Worker, tmp_path: Path) -> None:
+    outcome = worker.run_trial(broken(tmp_path, "Dies"), tmp_path / "0")
+    assert outcome.state == "failed"
+    assert outcome.reason == "its worker process was killed by SIGKILL; was memory short?"
+    assert worker.run_trial(PLAIN, tmp_path / "1").state == "complete"
+
+
+def test_what_a_worker_logs_is_logged_here(
+    worker: Worker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "kdsearch"):
+        outcome = worker.run_trial(broken(tmp_path, "Fails"), tmp_path / "0")
+    assert (outcome.state, outcome.reason) == ("failed", "ZeroDivisionError: on purpose")
+    (record,) = caplog.records
+    assert record.name == "kdsearch.trial"
+    assert "Traceback" in record.message
+
+
+def test_a_study_that_cannot_write_ends_with_its_own_error(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="cannot write"):
+        worker.run_trial(PLAIN, tmp_path / "file" / "0")
+
+
+def test_a_worker_refuses_images_that_have_changed(given: tuple[Request, Path]) -> None:
+    request, out = given
+    changed = replace(request, data_key="other")
+    with (
+        open_workers(1, changed, out=out, device=CPU) as (one,),
+        pytest.raises(StudyError, match="digits has changed since the study began"),
+    ):
+        one.run_trial(PLAIN, out / "never")
+
+
+def test_on_the_cpu_one_trial_a_core_fits_and_one_on_a_gpu() -> None:
+    assert fitting(CPU) == len(os.sched_getaffinity(0))
+    assert fitting(torch.device("cuda")) == 1
