@@ -2,15 +2,14 @@
 
 A trial of `kd` from asking the study to telling it. Ours finds the teacher's outputs stored, which
 a study fills once, and no latency of such a student; the peer's teacher is live. Made pictures,
-batch 128, 32 px, a thread a core and, for the peer, two workers beside them; wall time, the two in
-turn, the median over blocks. A second counts once: losses are without the teacher that they hear,
-and a teacher's row, a validation or a latency with all that is in it.
+batch 128, 32 px, one thread and, for the peer, two workers beside it; wall time, the two in turn,
+the median over blocks. A second counts once: losses are without the teacher that they hear, while
+building, FLOPs, latency, teacher and validation are with all that happens in them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -169,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the profiles; there is no bar."""
     given = bars.parser("trial_profile", __doc__).parse_args(argv)
     usual = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
     try:
         found = profiles()
     finally:

@@ -41,6 +41,7 @@ from kdsearch.bench import load_data, teacher_specs
 from kdsearch.pareto import hypervolume
 from kdsearch.request import request_of
 from kdsearch.run import run
+from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.taps import bare
 from kdsearch.teacher import load_teacher
@@ -51,47 +52,7 @@ BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0
 CHANCE = 1 / trials.CLASSES
 BATCH = 64
-# The ranges of `classification-small`, with two optimisers that every script has.
-SPACE = """
-student:
-  family:
-    choice:
-      resnet:
-        width: {float: [0.25, 2.0], log: true}
-        depth: {int: [3, 15]}
-      mobilenet:
-        width: {float: [0.25, 2.0], log: true}
-        depth: {int: [5, 15]}
-        kernel: {choice: [3, 5]}
-        expansion: {int: [1, 6]}
-method:
-  name:
-    choice:
-      kd:
-        temperature: {float: [1.0, 16.0], log: true}
-        alpha: {float: [0.1, 1.0]}
-      dkd:
-        temperature: {float: [1.0, 16.0], log: true}
-        beta: {float: [0.5, 8.0], log: true}
-      fitnet:
-        weight: {float: [1.0, 1000.0], log: true}
-        temperature: {float: [1.0, 16.0], log: true}
-        mapping: {choice: [last, even, stride]}
-      hard_label:
-        alpha: {float: [0.1, 0.9]}
-train:
-  batch_size: 64
-  warmup: 0.0
-  ema: 0.95
-  optimizer:
-    choice:
-      sgd:
-        lr: {float: [0.02, 0.5], log: true}
-        weight_decay: {float: [0.0001, 0.001], log: true}
-      adamw:
-        lr: {float: [0.0005, 0.01], log: true}
-        weight_decay: {float: [0.001, 0.1], log: true}
-"""
+SPACE = Path(__file__).with_suffix(".yaml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +71,7 @@ QUICK = Size(train=128, held_out=50, epochs=1, trials=3, seeds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What all studies are asked for. folder: has the images, the teacher's weights, the space."""
+    """What all studies are asked for. folder: has the images and the teacher's weights."""
 
     folder: Path
     size: Size
@@ -124,7 +85,7 @@ class Task:
             "teacher_weights": str(self.folder / "teacher.safetensors"),
             "budget_mflops": BUDGET_MFLOPS,
             "epochs": self.size.epochs,
-            "space": str(self.folder / "space.yaml"),
+            "space": str(SPACE),
             "seed": seed,
         }
 
@@ -140,6 +101,10 @@ class Told:
     seconds: float
     parts: Mapping[str, float]
     after_s: float = 0.0
+
+    def __str__(self) -> str:
+        curve = ", ".join(f"{volume:.2f} at {at:.1f} s" for at, volume in self.curve())
+        return f"{self.seconds:.1f} s; hypervolume {curve}; {_parts([self])}"
 
     def curve(self) -> list[tuple[float, float]]:
         """Return (seconds, hypervolume) after each training."""
@@ -213,7 +178,7 @@ def theirs(task: Task, seed: int, out: Path, *, prices_first: bool) -> Told:
     """Run the peer's study."""
     started, clock = time.perf_counter(), Stopwatch()
     torch.manual_seed(seed)
-    request = request_of({**task.request(seed), "space": SPACE})
+    request = request_of({**task.request(seed), "space": find_space(str(SPACE)).text})
     data, _ = load_data(request, out)
     (spec,) = teacher_specs(request)
     teacher = load_teacher(spec, data, cache_dir=out, seed=seed, device=trials.CPU)
@@ -260,6 +225,7 @@ def rows(
         for seed in range(size.seeds):
             for name in reversed(SIDES) if seed % 2 else SIDES:
                 found[name].append(apart(SIDES[name], task, seed))
+                print(f"seed {seed}, {name}: {found[name][-1]}", flush=True)
     return [
         row(name, bar, found["ours"], found[name])
         for name, bar in (("trains all", BAR), ("prices first", STRONGER_BAR))
@@ -324,9 +290,7 @@ def times_to_equal(
     Raises ValueError for a study that trained nothing.
     """
     if not mine or not other:
-        raise ValueError(
-            "a study of these trained no student within the budget; ask for more trials"
-        )
+        raise ValueError("a study trained no student; ask for more trials")
     target = min(mine[-1][1], other[-1][1])
     first, second = (next(at for at, volume in c if volume >= target) for c in (mine, other))
     return first, second
@@ -344,8 +308,7 @@ def _parts(told: Sequence[Told]) -> str:
 
 
 def prepare(folder: Path, size: Size, given: str | None, weights: str | None) -> None:
-    """Write the images, the teacher's weights and the space that studies are asked for."""
-    (folder / "space.yaml").write_text(SPACE, encoding="utf-8")
+    """Write the images and the teacher's weights that studies are asked for."""
     teacher = folder / "teacher.safetensors"
     if weights is None:
         save_weights(bare(trials.teacher().network), teacher)
@@ -379,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = bars.parser("whole_study", __doc__)
     parser.add_argument("--data", help="a folder with CIFAR-10 as train*.parquet")
     parser.add_argument("--teacher-weights", help="of a cifar_resnet56, trained on it")
+    parser.add_argument("--seeds", type=int, default=Size().seeds)
     parser.add_argument("--quick", action="store_true", help="a few images, to see that it works")
     given = parser.parse_args(argv)
     if (given.data is None) != (given.teacher_weights is None):
@@ -386,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = os.cpu_count() or 1
     measure = partial(
         rows,
-        QUICK if given.quick else Size(),
+        QUICK if given.quick else Size(seeds=given.seeds),
         given.data,
         given.teacher_weights,
         threads=threads,

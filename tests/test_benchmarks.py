@@ -358,7 +358,8 @@ def test_made_study_shows_its_classes_and_shares_no_picture_between_splits(tmp_p
     assert torch.equal(bright.flatten(1).argmax(1), data.train.labels)
 
 
-def test_whole_study_compares_studies_of_processes_of_their_own(tmp_path, capfd):
+@pytest.mark.slow
+def test_whole_study_compares_studies_of_processes_of_their_own(tmp_path):
     file = tmp_path / "study.json"
     whole_study.main(["--quick", "--json", str(file)])
     rows = json.loads(file.read_text())["rows"]
