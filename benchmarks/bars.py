@@ -21,7 +21,7 @@ from benchmarks.paired import Ratio
 class Row:
     """One case. The median must be at most the bar, or at least where `is_floor`.
 
-    facts: what stands beside it, by names that end in their unit.
+    facts: what stands beside it, by names that end in their unit. series: what only the JSON has.
     """
 
     case: str
@@ -30,6 +30,7 @@ class Row:
     bar: float
     is_floor: bool = False
     facts: Mapping[str, float | str] = field(default_factory=dict)
+    series: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool:

@@ -57,7 +57,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 class Tensors(Dataset[tuple[Tensor, int]]):
     """Images as uint8 tensors [N, C, S, S], through torchvision's v2 one by one."""
 
-    def __init__(self, images: ImageSet) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        mean: tuple[float, ...] = trials.MEAN,
+        std: tuple[float, ...] = trials.STD,
+    ) -> None:
         self._images = images.at(slice(None))
         self._labels = images.labels.tolist()
         self._transform = v2.Compose(
@@ -65,7 +71,7 @@ class Tensors(Dataset[tuple[Tensor, int]]):
                 v2.RandomCrop(trials.SIZE, padding=_AUGMENT.pad),
                 v2.RandomHorizontalFlip(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(trials.MEAN, trials.STD),
+                v2.Normalize(mean, std),
             ]
         )
 

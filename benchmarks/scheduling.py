@@ -20,11 +20,10 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 
-from benchmarks import bars, trials
+from benchmarks import bars, peer, trials
 from benchmarks.paired import quartiles
 from kdsearch.engines import local
 from kdsearch.request import Request
-from kdsearch.space import Choice, Float, Int, Value
 from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study import Asked, Outcome, Study, open_study
@@ -94,20 +93,10 @@ def theirs(folder: Path) -> Callable[[], object]:
 
     def step() -> None:
         trial = study.ask()
-        space.walk(partial(_suggest, trial))
+        space.walk(partial(peer.suggest, trial))
         study.tell(trial, [chance.random(), chance.randint(10**6, 2 * 10**7)])
 
     return step
-
-
-def _suggest(trial: optuna.Trial, name: str, dim: Float | Int | Choice) -> Value:
-    if isinstance(dim, Float):
-        return trial.suggest_float(name, dim.low, dim.high, log=dim.log)
-    if isinstance(dim, Int):
-        return trial.suggest_int(name, dim.low, dim.high, log=dim.log)
-    value = trial.suggest_categorical(name, dim.options)
-    assert value is not None
-    return value
 
 
 def _ms(step: Callable[[], object]) -> float:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from torch import Tensor
 
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
@@ -58,11 +59,15 @@ def made(below: Path, *, small: int = 20_000, large: int = 600) -> Iterator[tupl
 def jpegs(count: int, *, size: int) -> Iterator[bytes]:
     """Yield encoded pictures."""
     for start in range(0, count, 100):
-        few = trials.pictures(min(100, count - start), size=size, seed=start)
-        for pixels in few.permute(0, 2, 3, 1).numpy():
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "JPEG", quality=90)
-            yield file.getvalue()
+        yield from encoded(trials.pictures(min(100, count - start), size=size, seed=start))
+
+
+def encoded(images: Tensor) -> Iterator[bytes]:
+    """Yield each of uint8 [N, 3, S, S] as a JPEG."""
+    for pixels in images.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        yield file.getvalue()
 
 
 def row(source: str, case: str) -> bars.Row:

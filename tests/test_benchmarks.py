@@ -21,22 +21,30 @@ from benchmarks import (
     live_teacher,
     method_cost,
     packing,
+    peer,
     reject,
     scheduling,
+    trial_profile,
     trials,
     warm_start,
+    whole_study,
 )
 from benchmarks.__main__ import SPEED, found, main, together
 from benchmarks.formulas.base import Known
 from benchmarks.paired import Ratio, alternate, quartiles
+from benchmarks.stopwatch import REST, Stopwatch
 from kdsearch import data as datasets
 from kdsearch import methods
+from kdsearch.cost import count
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
 from kdsearch.methods.base import Setting
-from kdsearch.spec import Budget, Candidate, StudentSpec
+from kdsearch.model import Model
+from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
+from kdsearch.step import Average
 from kdsearch.study import Outcome, open_study
 from kdsearch.taps import Outputs, gradient_of
+from kdsearch.trial import build_student
 
 B, K = 6, 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -283,3 +291,108 @@ def test_packed_trials_run_side_by_side_and_none_may_fail(tmp_path: Path) -> Non
     assert packing.seconds([run] * 2, chosen[:2], tmp_path) > 0
     with pytest.raises(RuntimeError, match="broken"):
         packing.seconds([run] * 2, chosen[:4], tmp_path)
+
+
+def test_a_stopwatch_counts_each_second_once_and_for_the_innermost_part(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def slow():
+        now[0] += 1
+
+    clock = Stopwatch(whole=["shut"])
+    slow()
+    with clock("outer"):
+        slow()
+        clock.timed("inner", slow)()
+        with clock("shut"):
+            clock.timed("inner", slow)()
+            slow()
+    for _ in clock.each("items", (slow() for _ in range(2))):
+        slow()
+    assert clock.seconds == {REST: 3, "outer": 1, "inner": 1, "shut": 2, "items": 2}
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_peer_counts_as_many_flops(family):
+    student = build_student(StudentSpec(family=family), trials.image_data(1))
+    assert peer.flops(student) == count(student.network, input_shape=(3, 32, 32))[0]
+
+
+def test_peer_averages_weights_as_the_trainer_does():
+    torch.manual_seed(0)
+    network = build_student(trials.SMALL, trials.image_data(1)).network
+    model = Model("any", network, None)
+    ours, theirs = Average(model, 0.3), peer.averaged(network, 0.3)
+    for step in range(4):
+        network(torch.randn(4, 3, 32, 32))
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.add_(torch.randn_like(weight))
+        ours.update(torch.tensor(ours.share_at(step)))
+        theirs.update_parameters(network)
+    torch.testing.assert_close(theirs.module.state_dict(), ours.model.network.state_dict())
+
+
+@pytest.mark.parametrize("prices_first", [True, False])
+def test_peer_trains_what_is_over_the_budget_unless_it_prices_first(lesson, tmp_path, prices_first):
+    clock = Stopwatch()
+    on = peer.setting(lesson, batch_size=trials.BATCH, clock=clock, workers=0)
+    recipe = TrainSpec(epochs=1, batch_size=trials.BATCH, warmup=0.0)
+    candidate = Candidate(student=trials.SMALL, train=recipe)
+    study = peer.create_study(tmp_path / "study.db", seed=0)
+    peer.search(study, lambda _: candidate, on, n_trials=1, prices_first=prices_first)
+    (trial,) = study.trials
+    assert trial.state.name == ("PRUNED" if prices_first else "COMPLETE")
+    assert ("backward" in clock.seconds) is not prices_first
+
+
+def test_hypervolume_grows_with_what_is_above_chance_and_within_the_budget():
+    told = whole_study.Told(
+        points=[(1.0, 0.6, 10.0), (2.0, 0.9, 30.0), (3.0, 0.05, 1.0), (4.0, 0.7, 15.0)],
+        seconds=5.0,
+        parts={},
+    )
+    # Above 0.1 and up to 20 MFLOPs: 0.5 * 10, and from the fourth on 0.1 * 5 more.
+    expected = [(1, 5.0), (2, 5.0), (3, 5.0), (4, 5.5)]
+    torch.testing.assert_close(torch.tensor(told.curve()), torch.tensor(expected))
+
+
+def test_time_to_equal_is_that_to_the_lower_of_two_ends():
+    high, low = [(1.0, 2.0), (3.0, 4.0), (5.0, 9.0)], [(10.0, 1.0), (20.0, 4.0), (30.0, 4.0)]
+    assert whole_study.times_to_equal(high, low) == (3.0, 20.0)
+    assert whole_study.times_to_equal(low, high) == (20.0, 3.0)
+
+
+def test_made_study_shows_its_classes_and_shares_no_picture_between_splits(tmp_path):
+    whole_study.prepare(tmp_path, whole_study.QUICK, None, None)
+    data = datasets.load(str(tmp_path / "images"), cache_dir=tmp_path / "cache")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [128, 50, 50]
+    parts = torch.cat([s.at(slice(None)).flatten(1) for s in (data.train, data.val, data.test)])
+    assert len(parts.unique(dim=0)) == 228
+    bright = data.train.at(slice(None)).float().unflatten(2, (4, 8)).mean((3, 4)).transpose(1, 2)
+    assert torch.equal(bright.flatten(1).argmax(1), data.train.labels)
+
+
+@pytest.mark.slow
+def test_whole_study_compares_studies_of_processes_of_their_own(tmp_path):
+    file = tmp_path / "study.json"
+    whole_study.main(["--quick", "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["bar"] for row in rows] == [whole_study.BAR, whole_study.STRONGER_BAR]
+    for row in rows:
+        assert row["measured"]["median"] > 0
+        assert len(row["series"]) == 2
+        for curve in row["series"].values():
+            assert curve == sorted(curve)
+            assert [volume for _, volume in curve] == sorted(volume for _, volume in curve)
+
+
+def test_every_part_of_a_trial_is_found_in_a_profile(tmp_path):
+    data = replace(trials.image_data(2), val=trials.image_set(20, seed=1))
+    bench = trials.bench(data, trials.teacher(), tmp_path, budget=Budget(flops=1e9))
+    found = trial_profile.profile(trials.SMALL, bench, tmp_path, blocks=1, workers=0)
+    assert all(ms > 0 for ms in found.ours_ms.values())
+    assert [part for part, ms in found.peer_ms.items() if ms == 0] == ["latency"]
+    assert found.peer_ms["teacher"] > 10 * found.ours_ms["teacher"]
+    assert next(found.lines()).startswith("  4 steps: the peer ")
