@@ -19,7 +19,6 @@ import torch
 from kdsearch.errors import StudyError
 from kdsearch.step import Step
 
-EVERY_SECONDS = 10.0
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 _log = logging.getLogger(__name__)
 
@@ -27,10 +26,11 @@ _log = logging.getLogger(__name__)
 class Checkpoint:
     """The file of one training. what: all that decides the training, in one line."""
 
-    def __init__(self, path: Path, what: str, *, every_seconds: float = EVERY_SECONDS) -> None:
+    every_seconds = 10.0
+
+    def __init__(self, path: Path, what: str) -> None:
         self._path = path
         self._what = f"{what} | torch {torch.__version__}"
-        self._every_seconds = every_seconds
         self._last = time.perf_counter()
 
     def resume(self, step: Step) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ class Checkpoint:
 
     def keep(self, step: Step, epochs: list[dict[str, Any]]) -> None:
         """Write the file, where enough time has passed. Raises StudyError when the disk refuses."""
-        if time.perf_counter() - self._last < self._every_seconds:
+        if time.perf_counter() - self._last < self.every_seconds:
             return
         partial = self._path.with_suffix(f".{os.getpid()}.part")
         content = {"what": self._what, "step": step.state(), "epochs": epochs}

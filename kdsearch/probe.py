@@ -64,7 +64,18 @@ def _gain(
 ) -> float:
     """Return the median over blocks of the old form's time over the new one's."""
     with threads(1), own_stream(device), torch.random.fork_rng([]):
-        steps = [_step(copy.deepcopy(student), data, device, form) for form in (old, new)]
+        batch_size = max(8, min(64, _PIXELS // student.preprocess.resolution**2))
+        steps = [
+            untaught(
+                copy.deepcopy(student),
+                data,
+                device,
+                steps=_STEPS,
+                batch_size=batch_size,
+                execution=form,
+            )
+            for form in (old, new)
+        ]
         for step in steps:
             _seconds(step, 2, device)  # kernels are chosen, graphs captured
         calls = max(1, round(_BLOCK_SECONDS / max(_seconds(step, 1, device) for step in steps)))
@@ -89,15 +100,23 @@ def _seconds(step: Step, epochs: int, device: torch.device) -> float:
     return clock() - started
 
 
-def _step(student: Model, data: ImageData, device: torch.device, execution: Execution) -> Step:
-    """Return steps of a student without a teacher, on a few of the images."""
+def untaught(
+    student: Model,
+    data: ImageData,
+    device: torch.device,
+    *,
+    steps: int,
+    batch_size: int,
+    execution: Execution,
+) -> Step:
+    """Return steps of a student without a teacher, on as many images as its epoch has steps for."""
     labelled = data.labelled
-    size = min(len(labelled), max(8, min(64, _PIXELS // student.preprocess.resolution**2)))
-    few = labelled.take(torch.arange(_STEPS * size) % len(labelled))
-    side = Side(outputs=student.example(few.images), resolution=student.preprocess.resolution)
+    batch_size = min(len(labelled), batch_size)
+    few = labelled.take(torch.arange(steps * batch_size) % len(labelled))
+    side = Side(outputs=student.example(few.at(slice(2))), resolution=student.preprocess.resolution)
     session = Session(
         data=replace(data, train=few),
-        spec=TrainSpec(epochs=1, batch_size=size),
+        spec=TrainSpec(epochs=1, batch_size=batch_size),
         seed=0,
         view_seed=0,
         device=device,

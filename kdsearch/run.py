@@ -30,6 +30,7 @@ from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.errors import BudgetError, StudyInterruptedError, TrialsFailedError
 from kdsearch.model import Model
+from kdsearch.packing import fitting
 from kdsearch.request import (
     Request,
     free_name,
@@ -49,9 +50,10 @@ from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights, save_weights
-from kdsearch.workers import fitting, open_workers
+from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20
+UNFINISHED = "unfinished"
 CONTROLS = {
     "none": "without a teacher",
     "label_smoothing": "with label smoothing alone",
@@ -112,7 +114,9 @@ def run(
         try:
             with _evaluators(study, prepared.bench, watch, workers) as evaluators:
                 _search(study, evaluators, watch, total, time_limit)
-                return _finish(study, prepared, watch, evaluators[0])
+                finished = _finish(study, prepared, watch, evaluators[0])
+            shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
+            return finished
         except KeyboardInterrupt:
             write_derived(study)
             raise StudyInterruptedError(
@@ -165,13 +169,19 @@ class _RunTrial(Protocol):
 def _evaluators(
     study: Study, bench: Bench, watch: Watch, workers: int | None
 ) -> Iterator[list[local.Evaluate]]:
-    """Give one evaluator that runs trials in this process, or one for each of several workers."""
-    count = fitting(bench.device) if workers is None else workers
-    if count == 1:
-        yield [partial(_evaluate, study, watch, partial(run_trial, bench=bench))]
+    """Give an evaluator for each trial that may run at a time.
+
+    On a GPU they are threads of this process, which share the images there, each with a stream of
+    its own: processes would take turns. On a CPU several are processes of one thread each.
+    """
+    unfinished = study.path / UNFINISHED
+    bench = replace(bench, unfinished=unfinished)
+    count = fitting(bench) if workers is None else workers
+    if count == 1 or bench.device.type == "cuda":
+        yield [partial(_evaluate, study, watch, partial(run_trial, bench=bench))] * count
         return
-    out = study.path.parent
-    with open_workers(count, study.request, out=out, device=bench.device) as pool:
+    out, device = study.path.parent, bench.device
+    with open_workers(count, study.request, out=out, device=device, unfinished=unfinished) as pool:
         yield [partial(_evaluate, study, watch, worker.run_trial) for worker in pool]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,14 +19,15 @@ from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, measure
 from kdsearch.request import Request, study_path
 from kdsearch.ship import Package, pack
-from kdsearch.spec import Candidate, StudentSpec
+from kdsearch.spec import Candidate, StudentSpec, digest_of
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, build_distiller, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights
 
-_UNFINISHED = ("curve.csv", "tensorboard", WEIGHTS)
+UNFINISHED = "unfinished"
+_LEFT = ("curve.csv", "tensorboard", WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,9 @@ def distill(
             _to_board(board, epoch, prepared.teacher.val, torch_device)
             watch.trial_epoch(0, epoch, epochs)
 
-        outcome = run_trial(candidate, prepared.bench, path, on_epoch=record)
+        kept = path / UNFINISHED / digest_of(asdict(request))
+        bench = replace(prepared.bench, unfinished=kept)
+        outcome = run_trial(candidate, bench, path, on_epoch=record)
     if outcome.state != "complete":
         raise TrainingError(outcome.reason)
     assert outcome.cost is not None
@@ -94,15 +97,19 @@ def distill(
         latencies=prepared.bench.latencies,
     )
     (path / WEIGHTS).unlink()
+    shutil.rmtree(path / UNFINISHED, ignore_errors=True)
     return Distilled(
         outcome=outcome, teacher_val=prepared.teacher.val, results=results, package=package
     )
 
 
 def _clear(path: Path) -> None:
-    """Remove what a distillation left that did not end. Raises StudyError for anything else."""
-    found = sorted(path.iterdir()) if path.is_dir() else []
-    if any(file.name not in _UNFINISHED for file in found):
+    """Remove what a distillation left that did not end, all but the training itself.
+
+    Raises StudyError for anything else.
+    """
+    found = [file for file in path.iterdir() if file.name != UNFINISHED] if path.is_dir() else []
+    if any(file.name not in _LEFT for file in found):
         raise StudyError(f"{path} is not empty; give another --name")
     for file in found:
         if file.is_dir():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isqrt
+from threading import get_ident
 
 import torch
 import torch.nn.functional as F
@@ -186,12 +187,18 @@ def _first_tensor(answer: object) -> Tensor | None:
 def _listening(
     module: nn.Module, calls: tuple[Call, ...], *, before: bool
 ) -> Iterator[dict[Call, Tensor]]:
-    """Record the input (`before`) or the output of the calls made inside the with-block."""
+    """Record the input (`before`) or the output of the calls made inside the with-block.
+
+    Only those of this thread: trials in several threads share their teacher.
+    """
+    thread = get_ident()
     heard: dict[Call, Tensor] = {}
     counts: Counter[str] = Counter()
 
     def listen(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: object, answer: object = None) -> None:
+            if get_ident() != thread:
+                return
             tensor = _first_tensor(args if before else answer)
             if tensor is not None:
                 heard[Call(name, counts[name])] = tensor

@@ -10,6 +10,7 @@ import copy
 import csv
 import io
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from kdsearch import students
 from kdsearch.cache import TeacherOutputs
+from kdsearch.checkpoint import Checkpoint
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
@@ -41,6 +43,9 @@ from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
+# Trials may be threads of one process, which has one stream of random numbers and one state of
+# torch's exporter: what draws or traces is done by one thread at a time.
+_building = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ class Bench:
     """What all trials of a study share.
 
     train, val: the images on the device; without, each training brings its own there. Without
-    `executions` steps run in plain float32.
+    `executions` steps run in plain float32. unfinished: where trainings are kept until they end.
     """
 
     data: ImageData
@@ -62,6 +67,7 @@ class Bench:
     train: Feed | None = None
     val: Feed | None = None
     executions: Executions | None = None
+    unfinished: Path | None = None
 
 
 def run_trial(
@@ -95,9 +101,10 @@ def _seconds_asking(bench: Bench) -> float:
 
 def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch | None) -> Outcome:
     seed = int(digest_of([bench.seed, candidate.digest()]), 16) % 2**31
-    torch.manual_seed(seed)
-    student = build_student(candidate.student, bench.data)
-    cost = price(student, bench)
+    with _building:
+        torch.manual_seed(seed)
+        student = build_student(candidate.student, bench.data)
+        cost = price(student, bench)
     violations = bench.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
@@ -159,10 +166,16 @@ def _train(
 ) -> list[Epoch]:
     form = Execution()
     if bench.executions is not None:
-        with bench.turns.measuring():
+        with _building, bench.turns.measuring():
             form = bench.executions.fastest(student, bench.data, bench.device)
-    torch.manual_seed(seed)
-    distiller = build_distiller(candidate, student, bench)
+    with _building:
+        torch.manual_seed(seed)
+        distiller = build_distiller(candidate, student, bench)
+    checkpoint = None
+    if bench.unfinished is not None:
+        name = candidate.digest()
+        what = f"{name} | seed {seed} | {bench.data.key} | {bench.device.type} | {form}"
+        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what)
     with bench.turns.training() as turn:
         session = Session(
             data=bench.data,
@@ -176,7 +189,7 @@ def _train(
             execution=form,
             turn=turn,
         )
-        return train(student, distiller, session, on_epoch=on_epoch)
+        return train(student, distiller, session, on_epoch=on_epoch, checkpoint=checkpoint)
 
 
 def _peak(device: torch.device) -> str:

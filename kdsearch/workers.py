@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -40,19 +41,17 @@ _Sent: TypeAlias = str | logging.LogRecord | tuple[Epoch, int] | Outcome | KDSea
 _Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path]]"
 
 
-def fitting(device: torch.device) -> int:
-    """Return how many trials fit onto a device at a time: one a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
-
-
 class Worker:
     """A process that runs trials as `run_trial` does. It starts with the first one.
 
-    out: the results folder, whose cache holds the images and the teacher.
+    out: the results folder, whose cache holds the images and the teacher. unfinished: where
+    trainings are kept until they end.
     """
 
-    def __init__(self, request: Request, *, out: Path, device: torch.device) -> None:
-        self._given = request, out, device
+    def __init__(
+        self, request: Request, *, out: Path, device: torch.device, unfinished: Path | None = None
+    ) -> None:
+        self._given = request, out, device, unfinished
         self._process: SpawnProcess | None = None
 
     def run_trial(
@@ -138,10 +137,15 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def open_workers(
-    count: int, request: Request, *, out: Path, device: torch.device
+    count: int,
+    request: Request,
+    *,
+    out: Path,
+    device: torch.device,
+    unfinished: Path | None = None,
 ) -> Iterator[list[Worker]]:
     """Give that many workers, and stop them in the end."""
-    workers = [Worker(request, out=out, device=device) for _ in range(count)]
+    workers = [Worker(request, out=out, device=device, unfinished=unfinished) for _ in range(count)]
     try:
         yield workers
     finally:
@@ -149,7 +153,9 @@ def open_workers(
             worker.stop()
 
 
-def _work(pipe: _Pipe, request: Request, out: Path, device: torch.device) -> None:
+def _work(
+    pipe: _Pipe, request: Request, out: Path, device: torch.device, unfinished: Path | None
+) -> None:
     """Be a worker: run what comes through the pipe until it is closed."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
     torch.set_num_threads(1)
@@ -158,7 +164,7 @@ def _work(pipe: _Pipe, request: Request, out: Path, device: torch.device) -> Non
     logger.addHandler(_ToDriver(pipe))
     with suppress(EOFError, ConnectionError):  # the driver is gone
         try:
-            _serve(pipe, _bench(request, out, device))
+            _serve(pipe, replace(_bench(request, out, device), unfinished=unfinished))
         except KDSearchError as error:
             pipe.send(error)
 

@@ -22,6 +22,12 @@ DATA = toy_data()
 SPEC = TrainSpec(epochs=5, batch_size=16, lr=0.02, ema=0.9)
 
 
+@pytest.fixture(autouse=True)
+def _every_epoch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "short" not in request.node.name:
+        monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
+
+
 class StoppedError(Exception):
     """The power is gone."""
 
@@ -76,8 +82,8 @@ def test_a_resumed_training_equals_one_that_was_never_interrupted(
     file = tmp_path / "unfinished" / "it.pt"
     for stop_after in (2, 4):
         with pytest.raises(StoppedError):
-            trained(distill, spec, Checkpoint(file, "it", every_seconds=0), stop_after=stop_after)
-    resumed = trained(distill, spec, Checkpoint(file, "it", every_seconds=0))
+            trained(distill, spec, Checkpoint(file, "it"), stop_after=stop_after)
+    resumed = trained(distill, spec, Checkpoint(file, "it"))
     assert_equal(resumed, trained(distill, spec))
     assert not file.exists()
 
@@ -85,7 +91,7 @@ def test_a_resumed_training_equals_one_that_was_never_interrupted(
 def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     file = tmp_path / "it.pt"
     with pytest.raises(StoppedError):
-        trained(DistillSpec(), SPEC, Checkpoint(file, "it", every_seconds=0), stop_after=4)
+        trained(DistillSpec(), SPEC, Checkpoint(file, "it"), stop_after=4)
     kept = torch.load(file, weights_only=True)["epochs"]
     assert [epoch["number"] for epoch in kept] == [1, 2, 3]  # the fourth was told, not yet kept
     epochs, _ = trained(DistillSpec(), SPEC, Checkpoint(file, "it"))
@@ -98,7 +104,7 @@ def test_a_file_that_is_damaged_or_of_another_training_is_not_used(
 ) -> None:
     file = tmp_path / "it.pt"
     with pytest.raises(StoppedError):
-        trained(DistillSpec(), SPEC, Checkpoint(file, "it", every_seconds=0), stop_after=3)
+        trained(DistillSpec(), SPEC, Checkpoint(file, "it"), stop_after=3)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-200])
     elif damage == "text":
@@ -116,6 +122,6 @@ def test_short_trainings_write_nothing(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    checkpoint = Checkpoint(tmp_path / "file" / "it.pt", "it", every_seconds=0)
+    checkpoint = Checkpoint(tmp_path / "file" / "it.pt", "it")
     with pytest.raises(StudyError, match="cannot write"):
         trained(DistillSpec(), SPEC, checkpoint)

@@ -55,6 +55,7 @@ ROOMS = (
     "born_again",
     "teacher",
     "trial",
+    "packing",
     "engines",
     "bench",
     "calibration",

@@ -82,6 +82,8 @@ def test_a_step_that_waits_is_told_from_one_that_does_not(monkeypatch: pytest.Mo
             pass
 
     rounds = {"fp32": 20, "bf16": 10}
-    monkeypatch.setattr(probe, "_step", lambda _, __, ___, form: Work(rounds[form.precision]))
+    monkeypatch.setattr(
+        probe, "untaught", lambda *_, execution, **__: Work(rounds[execution.precision])
+    )
     gain = probe._gain(student(), DATA, CPU, Execution(), Execution(precision="bf16"))
     assert 1.5 < gain < 2.6

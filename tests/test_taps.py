@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 
 import pytest
 import timm
@@ -14,7 +16,15 @@ from torch import Tensor, nn
 from kdsearch import students
 from kdsearch.errors import SpecError
 from kdsearch.spec import StudentSpec
-from kdsearch.taps import Tapped, evenly_spaced, gradient_at, gradient_of, head_of, tokens_to_map
+from kdsearch.taps import (
+    Outputs,
+    Tapped,
+    evenly_spaced,
+    gradient_at,
+    gradient_of,
+    head_of,
+    tokens_to_map,
+)
 
 SIDE = 64
 CLASSES = 10
@@ -465,3 +475,25 @@ def test_gradient_without_a_graph_or_stages_is_refused() -> None:
     flat = Tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), in_channels=1, resolution=8)
     with pytest.raises(SpecError, match="the network shows none"):
         gradient_of(flat.features(x))
+
+
+def test_threads_that_share_a_network_hear_their_own_passes() -> None:
+    """Trials packed on a GPU are threads, and ask one teacher about batches of their own."""
+    torch.manual_seed(0)
+    tapped = Tapped(timm_model("resnet18").eval(), in_channels=3, resolution=SIDE)
+    batches = [torch.randn(size, 3, SIDE, SIDE) for size in (1, 2, 3, 5)]
+    with torch.no_grad():
+        alone = [tapped.features(batch) for batch in batches]
+    together = Barrier(len(batches))
+
+    def ask(batch: Tensor) -> list[Outputs]:
+        together.wait(20)
+        with torch.no_grad():
+            return [tapped.features(batch) for _ in range(4)]
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        told = list(pool.map(ask, batches))
+    for expected, answers in zip(alone, told, strict=True):
+        for answer in answers:
+            for mine, theirs in zip(answer.tensors(), expected.tensors(), strict=True):
+                torch.testing.assert_close(mine, theirs)

@@ -15,6 +15,7 @@ import yaml
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.cache import TeacherOutputs
+from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.errors import ExportError
 from kdsearch.latency import LatencyCache
@@ -24,7 +25,7 @@ from kdsearch.ship import Package, pack
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
-from kdsearch.trainer import accuracy
+from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student, latency_of, run_trial
 from kdsearch.turns import Turns
 from kdsearch.weights import fit_weights, read_weights
@@ -239,3 +240,28 @@ def test_a_trial_says_how_long_it_asked_the_teacher(tmp_path: Path) -> None:
     assert 0 < first.teacher_seconds < first.seconds
     assert again.teacher_seconds < first.teacher_seconds
     assert alone.teacher_seconds == 0
+
+
+def test_an_interrupted_trial_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
+    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    candidate = replace(PLAIN, train=replace(TRAIN, epochs=4))
+    seen: list[int] = []
+
+    def stop(epoch: Epoch, _: int) -> None:
+        seen.append(epoch.number)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(candidate, shared, tmp_path / "0", on_epoch=stop)
+    again = run_trial(candidate, shared, tmp_path / "1", on_epoch=stop)
+    assert seen == [1, 2, 3, 3, 4]  # the third was trained, and not yet on disk
+    whole = run_trial(candidate, bench(tmp_path), tmp_path / "2")
+    assert again.curve == whole.curve
+    one, other = (read_weights(tmp_path / name / WEIGHTS) for name in ("1", "2"))
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    assert not list((tmp_path / "unfinished").iterdir())

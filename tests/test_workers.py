@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from toy_data import CPU
 
 from kdsearch.bench import lay_out, load_data
@@ -18,7 +16,7 @@ from kdsearch.request import Request, request_of
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.trainer import Epoch
 from kdsearch.trial import WEIGHTS, run_trial
-from kdsearch.workers import Worker, fitting, open_workers
+from kdsearch.workers import Worker, open_workers
 
 SMALL = StudentSpec(family="resnet", resolution=8, knobs={"width": 0.25, "depth": 3})
 PLAIN = Candidate(
@@ -114,8 +112,3 @@ def test_a_worker_refuses_images_that_have_changed(given: tuple[Request, Path]) 
         pytest.raises(StudyError, match="digits has changed since the study began"),
     ):
         one.run_trial(PLAIN, out / "never")
-
-
-def test_on_the_cpu_one_trial_a_core_fits_and_one_on_a_gpu() -> None:
-    assert fitting(CPU) == len(os.sched_getaffinity(0))
-    assert fitting(torch.device("cuda")) == 1

@@ -1,0 +1,84 @@
+"""Find out how many trials of a study run side by side: measured on a GPU, one a core on a CPU.
+
+On a GPU trials are threads with a stream and a graph each. How many of them keep it busy depends
+on the GPU, on the images and on the host that launches graphs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from kdsearch.graph import own_stream
+from kdsearch.probe import untaught
+from kdsearch.spec import StudentSpec, TrainSpec
+from kdsearch.step import Execution
+from kdsearch.trial import Bench, build_student
+
+STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})
+_COUNTS = (1, 2, 4, 8)
+_GAIN = 1.1  # what twice as many must get through, to be worth their memory
+_SECONDS = 0.4
+_STEPS = 16  # of an epoch
+
+
+def fitting(bench: Bench) -> int:
+    """Return how many trials run at a time: one a core, or the number that is fastest on a GPU.
+
+    About two seconds on a GPU, with a small student without a teacher on images of the study.
+    """
+    if bench.device.type == "cpu":
+        return len(os.sched_getaffinity(0))
+    best, found = 0.0, 1
+    for count in _COUNTS:
+        try:
+            rate = steps_per_second(count, bench)
+        except torch.OutOfMemoryError:
+            break
+        if rate < _GAIN * best:
+            break
+        best, found = rate, count
+    return found
+
+
+def steps_per_second(count: int, bench: Bench) -> float:
+    """Return how many steps so many trainings side by side take, all together."""
+    start = threading.Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        told = [pool.submit(_rate, bench, start) for _ in range(count)]
+    for error in (rate.exception() for rate in told):
+        if error is not None and not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return sum(rate.result() for rate in told)
+
+
+def _rate(bench: Bench, start: threading.Barrier) -> float:
+    """Return the steps a second of one training, begun together with the others."""
+    with own_stream(bench.device):
+        try:
+            step = untaught(
+                build_student(STUDENT, bench.data),
+                bench.data,
+                bench.device,
+                steps=_STEPS,
+                batch_size=TrainSpec().batch_size,
+                execution=Execution(),
+            )
+            step.epoch(1)  # kernels are chosen, the graph is captured
+            step.means()  # which waits
+        except BaseException:
+            start.abort()  # nobody waits for this one
+            raise
+        start.wait()
+        epochs, began = 0, time.perf_counter()
+        while time.perf_counter() < began + _SECONDS:
+            step.epoch(1)
+            step.means()
+            epochs += 1
+        seconds = time.perf_counter() - began
+        step.close()
+    return epochs * _STEPS / seconds

@@ -1,0 +1,104 @@
+"""How many trials run at a time, and that threads of one process do not disturb one another."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_trial import PLAIN, bench
+
+from kdsearch import packing
+from kdsearch.spec import DistillSpec
+from kdsearch.trial import WEIGHTS, run_trial
+from kdsearch.weights import read_weights
+
+
+@pytest.mark.parametrize(
+    ("rates", "found"),
+    [
+        ({1: 100, 2: 190, 4: 200, 8: 900}, 2),
+        ({1: 100, 2: 105}, 1),
+        ({1: 100, 2: 200, 4: 400, 8: 800}, 8),
+        ({1: 100, 2: 200, 4: None}, 2),
+        ({1: None}, 1),
+    ],
+)
+def test_more_run_side_by_side_while_that_pays(
+    rates: dict[int, float | None],
+    found: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice as many must get a tenth more done; memory that runs out ends the search for more."""
+
+    def rate(count: int, _: object) -> float:
+        told = rates[count]
+        if told is None:
+            raise torch.OutOfMemoryError("no room")
+        return told
+
+    monkeypatch.setattr(packing, "steps_per_second", rate)
+    on_gpu = replace(bench(tmp_path), device=torch.device("cuda"))
+    assert packing.fitting(on_gpu) == found
+
+
+def test_a_cpu_has_one_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 5})
+    assert packing.fitting(bench(tmp_path)) == 3
+
+
+def test_steps_of_several_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_SECONDS", 0.05)
+    assert packing.steps_per_second(2, bench(tmp_path)) > 0
+    monkeypatch.setattr(packing, "_rate", lambda *_: 7.0)
+    assert packing.steps_per_second(3, bench(tmp_path)) == 21
+
+
+def test_a_training_that_fails_stops_the_others_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(2))
+    plain = packing.untaught
+
+    def second_fails(*given: object, **named: object) -> object:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return plain(*given, **named)
+
+    monkeypatch.setattr(packing, "untaught", second_fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        packing.steps_per_second(2, bench(tmp_path))
+
+
+def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_path: Path) -> None:
+    """On a GPU trials are threads; each starts from its own seed whatever the others draw."""
+    candidates = [
+        replace(PLAIN, distill=DistillSpec(method=method, knobs=knobs))
+        for method, knobs in (("kd", {}), ("kd", {"temperature": 2.0}), ("fitnet", {}), ("at", {}))
+    ]
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        shared, both = bench(tmp_path), threading.Barrier(2)
+
+        def run(place: int) -> None:
+            both.wait(20)
+            told = run_trial(candidates[place], shared, tmp_path / f"together{place}")
+            assert told.state == "complete", told.reason
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(run, range(len(candidates))))
+        for place, candidate in enumerate(candidates):
+            run_trial(candidate, bench(tmp_path), tmp_path / f"alone{place}")
+    finally:
+        torch.set_num_threads(usual)
+    for place in range(len(candidates)):
+        one, other = (
+            read_weights(tmp_path / f"{how}{place}" / WEIGHTS) for how in ("together", "alone")
+        )
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), (place, name)
