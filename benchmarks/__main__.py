@@ -28,7 +28,7 @@ SPEED = (
     "live_teacher",
     "packing",
 )
-ON_GPU = ("graph_step",)
+ON_GPU = ("graph_step", "packed_on_gpu")
 
 
 def found() -> Iterator[tuple[str, str, Main]]:

@@ -26,7 +26,7 @@ _SECONDS = 0.4
 _STEPS = 16  # of an epoch
 
 
-def fitting(bench: Bench) -> int:
+def fitting(bench: Bench, *, batch_size: int = TrainSpec().batch_size) -> int:
     """Return how many trials run at a time: one a core, or the number that is fastest on a GPU.
 
     About two seconds on a GPU, with a small student without a teacher on images of the study.
@@ -36,7 +36,7 @@ def fitting(bench: Bench) -> int:
     best, found = 0.0, 1
     for count in _COUNTS:
         try:
-            rate = steps_per_second(count, bench)
+            rate = steps_per_second(count, bench, batch_size=batch_size)
         except torch.OutOfMemoryError:
             break
         if rate < _GAIN * best:
@@ -45,18 +45,18 @@ def fitting(bench: Bench) -> int:
     return found
 
 
-def steps_per_second(count: int, bench: Bench) -> float:
+def steps_per_second(count: int, bench: Bench, *, batch_size: int) -> float:
     """Return how many steps so many trainings side by side take, all together."""
     start = threading.Barrier(count)
     with ThreadPoolExecutor(count) as pool:
-        told = [pool.submit(_rate, bench, start) for _ in range(count)]
+        told = [pool.submit(_rate, bench, start, batch_size) for _ in range(count)]
     for error in (rate.exception() for rate in told):
         if error is not None and not isinstance(error, threading.BrokenBarrierError):
             raise error
     return sum(rate.result() for rate in told)
 
 
-def _rate(bench: Bench, start: threading.Barrier) -> float:
+def _rate(bench: Bench, start: threading.Barrier, batch_size: int) -> float:
     """Return the steps a second of one training, begun together with the others."""
     with own_stream(bench.device):
         try:
@@ -65,7 +65,7 @@ def _rate(bench: Bench, start: threading.Barrier) -> float:
                 bench.data,
                 bench.device,
                 steps=_STEPS,
-                batch_size=TrainSpec().batch_size,
+                batch_size=batch_size,
                 execution=Execution(),
             )
             step.epoch(1)  # kernels are chosen, the graph is captured

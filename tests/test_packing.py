@@ -35,7 +35,7 @@ def test_more_run_side_by_side_while_that_pays(
 ) -> None:
     """Twice as many must get a tenth more done; memory that runs out ends the search for more."""
 
-    def rate(count: int, _: object) -> float:
+    def rate(count: int, _: object, *, batch_size: int) -> float:
         told = rates[count]
         if told is None:
             raise torch.OutOfMemoryError("no room")
@@ -53,9 +53,9 @@ def test_a_cpu_has_one_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_steps_of_several_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_SECONDS", 0.05)
-    assert packing.steps_per_second(2, bench(tmp_path)) > 0
+    assert packing.steps_per_second(2, bench(tmp_path), batch_size=16) > 0
     monkeypatch.setattr(packing, "_rate", lambda *_: 7.0)
-    assert packing.steps_per_second(3, bench(tmp_path)) == 21
+    assert packing.steps_per_second(3, bench(tmp_path), batch_size=16) == 21
 
 
 def test_a_training_that_fails_stops_the_others_and_is_told(
@@ -71,7 +71,7 @@ def test_a_training_that_fails_stops_the_others_and_is_told(
 
     monkeypatch.setattr(packing, "untaught", second_fails)
     with pytest.raises(torch.OutOfMemoryError):
-        packing.steps_per_second(2, bench(tmp_path))
+        packing.steps_per_second(2, bench(tmp_path), batch_size=16)
 
 
 def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_path: Path) -> None:
