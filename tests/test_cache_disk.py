@@ -30,7 +30,7 @@ from test_cache import (
     VIEW_BYTES,
     view_of,
 )
-from toy_data import CPU, distiller_for, images, tiny_model, toy_data
+from toy_data import CPU, distiller_for, images, tiny_model, told_by, toy_data
 
 from kdsearch import students
 from kdsearch.cache import Disk, TeacherOutputs
@@ -60,7 +60,9 @@ def opened(folder: Path, teacher: Model = TEACHER, **given: int) -> TeacherOutpu
 def ask(
     cache: TeacherOutputs, view: int = 1, *, need: frozenset[str] = LOGITS, augment: Augment = PLAIN
 ) -> Outputs:
-    return cache(view_of(ROWS, view, augment=augment), ROWS, view, need=need, augment=augment)
+    return told_by(
+        cache, view_of(ROWS, view, augment=augment), ROWS, view, need=need, augment=augment
+    )
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def test_what_decides_the_bits_decides_the_folder(tmp_path: Path) -> None:
         view_seed=5,
         disk=Disk(cache_dir=tmp_path, data_key="toy"),
     )
-    few(view_of(ROWS, 1), ROWS, 1, need=LOGITS, augment=PLAIN)
+    told_by(few, view_of(ROWS, 1), ROWS, 1, need=LOGITS, augment=PLAIN)
     assert len(list((tmp_path / "teacher").iterdir())) == 6
     renamed = Model("another name", tiny_model().freeze().network, TEACHER.preprocess)
     assert asked_of(tmp_path, renamed) == 3
@@ -384,7 +386,7 @@ def test_on_a_gpu_stored_rows_are_the_live_teachers(tmp_path: Path, max_bytes: i
         cache = TeacherOutputs(teacher, feed, view_seed=5, max_bytes=max_bytes, disk=disk)
         for view in (1, 2):
             seen = view_of(ROWS, view).cuda()
-            told = cache(torch.zeros_like(seen), index, view, need=LOGITS, augment=PLAIN)
+            told = told_by(cache, torch.zeros_like(seen), index, view, need=LOGITS, augment=PLAIN)
             assert told.logits.is_cuda
             torch.testing.assert_close(told.logits, teacher(seen), rtol=1e-2, atol=1e-2)
     assert len(files(tmp_path)) == 2

@@ -216,6 +216,23 @@ def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
         assert torch.equal(value, alone.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("method", ["kd", "fitnet", "at+kd"])
+def test_stored_and_live_outputs_train_alike(method: str) -> None:
+    """float32's rounding apart: a batch's outputs may depend on its size by 1e-7 of the largest."""
+    curves = []
+    for is_live in (False, True):
+        student, teacher = tiny_model(), tiny_model(1).freeze()
+        torch.manual_seed(2)
+        distiller = distiller_for(DistillSpec(method=method), student, teacher)
+        on = session(teacher=teacher)
+        curves.append(
+            train(student, distiller, replace(on, teachers=(Asked(teacher),)) if is_live else on)
+        )
+    for stored, live in zip(*curves, strict=True):
+        assert stored.losses == pytest.approx(live.losses, rel=1e-5)
+        assert stored.val == live.val
+
+
 def test_a_pool_of_views_is_seen_in_turn() -> None:
     teacher = tiny_model(1).freeze()
     asked = Asked(teacher)

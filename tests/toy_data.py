@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.distiller import Distiller, parts_heard
 from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
-from kdsearch.taps import Tapped
+from kdsearch.step import TeacherSource
+from kdsearch.taps import Outputs, Tapped
 from kdsearch.trial import side_of
 
 SIZE = 8
@@ -71,3 +74,17 @@ def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = Non
         teachers=[] if teacher is None else [side_of(teacher, some, parts_heard(spec))],
         setting=Setting(samples=96),
     )
+
+
+def told_by(
+    source: TeacherSource,
+    images: Tensor,
+    index: Tensor,
+    view: int,
+    *,
+    need: frozenset[str],
+    augment: Augment,
+) -> Outputs:
+    """Return what a source says of a batch, as a step asks it: its rows, else live."""
+    rows = source.rows(index, index.cpu(), view, need=need, augment=augment)
+    return replace(source.live(images, need=need), index=index) if rows is None else rows

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -89,16 +88,6 @@ class TeacherOutputs:
     def seconds(self) -> float:
         """How long the teacher was at work; on a GPU, live answers count until they are queued."""
         return self._seconds
-
-    def __call__(
-        self, images: Tensor, index: Tensor, view: int, *, need: frozenset[str], augment: Augment
-    ) -> Outputs:
-        """Return the outputs for `images` = the samples `index` [B] under `view`.
-
-        Logits and embedding are always among them; other parts need not be, unless needed.
-        """
-        rows = self.rows(index, index.cpu(), view, need=need, augment=augment)
-        return replace(self.live(images, need=need), index=index) if rows is None else rows
 
     @torch.no_grad()
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
