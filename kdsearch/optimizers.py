@@ -106,7 +106,8 @@ def _plain(weights: Sequence[nn.Parameter], spec: TrainSpec) -> torch.optim.Opti
     ]
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
+    # A fused step is always capturable; torch captures none that is not said to be.
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True, capturable=True)
 
 
 def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.optimizers import Optimizers, _matrices, _warm_cosine
-from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.spec import OPTIMIZERS, DistillSpec, TrainSpec
 from kdsearch.step import Session
 from kdsearch.trainer import accuracy, train
 
@@ -46,6 +47,24 @@ def test_muon_takes_the_matrices_between_first_and_last_layer_and_adamw_the_rest
     depthwise = torch.nn.Parameter(torch.ones(4, 1, 3, 3))
     pointwise = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
     assert _matrices([pointwise, depthwise, pointwise, pointwise]) == [pointwise]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_a_step_may_be_captured_and_warns_of_nothing_where_it_is_not(
+    name: str, is_capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here: torch is told of one, and what its stream does."""
+    stream = SimpleNamespace(is_capturing=lambda: is_capturing)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
+    model = tiny_model()
+    optimizers = Optimizers(model, torch.nn.Identity(), replace(SPEC, optimizer=name), 10)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizers.step()
+    assert not any(map(torch.equal, before, model.parameters()))
 
 
 def test_a_step_of_muon_is_an_orthogonal_matrix_of_the_length_of_adamws() -> None:
