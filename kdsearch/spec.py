@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -259,6 +259,7 @@ _SECTIONS: Mapping[type, str] = {
     DistillSpec: "method",
     TrainSpec: "train",
 }
+_READERS: dict[type, TypeAdapter[Any]] = {spec: TypeAdapter(spec) for spec in _SECTIONS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +299,7 @@ def _fields(cls: type) -> tuple[str, ...]:
 def make(cls: type[T], **values: object) -> T:
     """Build one of the three specs from a file's values. Raises SpecError for a wrong type."""
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        made: T = _READERS[cls].validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         section = _SECTIONS[cls]
         raise SpecError(
@@ -307,6 +308,7 @@ def make(cls: type[T], **values: object) -> T:
                 for item in error.errors()
             )
         ) from None
+    return made
 
 
 def unusual(spec: object) -> dict[str, object]:

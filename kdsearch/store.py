@@ -103,7 +103,7 @@ class Store:
             user_attrs={NOTE: note},
         )
         disk_id = self._disk.create_new_trial(self._study_id, template_trial=begun)
-        if self._disk.get_trial_number_from_id(disk_id) != trial.number:
+        if disk_id != self._disk_id(trial.number):
             raise StudyError("another program has added trials to study.db; run the study again")
         self._running[trial.number] = _Running(trial._trial_id, disk_id)
 
@@ -135,11 +135,11 @@ class Store:
         """End the trials that a driver left running when it died, or that somebody enqueued."""
         for trial in self.trials():
             if not trial.state.is_finished():
-                disk_id = self._disk.get_trial_id_from_study_id_trial_number(
-                    self._study_id, trial.number
-                )
-                self._disk.set_trial_state_values(disk_id, TrialState.FAIL)
+                self._disk.set_trial_state_values(self._disk_id(trial.number), TrialState.FAIL)
                 self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _disk_id(self, number: int) -> int:
+        return self._disk.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def note(self) -> str | None:
         """Return the note of the study as a whole."""
