@@ -25,7 +25,7 @@ from kdsearch.trial import Bench, build_distiller, build_student
 
 FLOOR, INPUT_BAR = 2.0, 5.0
 _BATCH, _BATCHES = 512, 16
-_GPU = torch.device("cuda")
+_GPU = torch.device("cuda", 0)
 _STUDENTS = {
     "resnet w.25 d3 (d8)": StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3}),
     "resnet w.5 d5": StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 5}),

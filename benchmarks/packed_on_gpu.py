@@ -20,7 +20,7 @@ from kdsearch.packing import fitting, steps_per_second
 
 BAR = 1.5
 _BLOCKS = 7
-_GPU = torch.device("cuda")
+_GPU = torch.device("cuda", 0)
 
 
 def rows() -> bars.Rows:

@@ -211,7 +211,7 @@ def _total(costs: Sequence[_Number | None]) -> _Number | None:
 def pick_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises SpecError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -221,4 +221,9 @@ def pick_device(name: str) -> torch.device:
     available = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= available:
         raise SpecError(f"--device {name}: this machine has {available} CUDA devices")
-    return device
+    return _numbered(device)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return a GPU by its number, as tensors name it, else they would be copied to where they are."""
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -144,9 +144,13 @@ class Step:
 
     def epoch(self, number: int) -> None:
         """Train for epoch `number`, from 1; on a GPU the work is then queued, not done."""
+        self._begin(number)
+        self._take()
+
+    def _take(self) -> None:
+        """Take the steps of the epoch that has begun."""
         self._model.train()
         self._distiller.train()
-        self._begin(number)
         order = self._order if self._feed.is_resident else self._samples
         for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
             self._pace = self._paces[place]

@@ -230,7 +230,7 @@ class Recorder:
         self.told.append("work")
 
 
-GPU = torch.device("cuda")
+GPU = torch.device("cuda", 0)
 
 
 def test_three_runs_warm_up_then_one_is_captured_and_replayed(
@@ -323,10 +323,7 @@ def test_a_graph_never_waits_for_the_host() -> None:
         step._begin(5)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for place, pace in enumerate(step._paces):
-                step._pace = pace
-                step._bring(place)
-                step._repeated(step._repeated._kind)
+            step._take()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert step.mode.endswith("graph")
