@@ -136,9 +136,8 @@ class SearchSpace:
         return replace(self, dims={**self.dims, name: Constant(value=value)})
 
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
-        """Yield every (name, dimension), those that options own included."""
-        for group in self.groups():
-            yield from group.items()
+        """Return every (name, dimension), those that options own included."""
+        return (item for group in self.groups() for item in group.items())
 
     def groups(self) -> Iterator[Mapping[str, Dim]]:
         """Yield the dimensions that come together: those at the root, those of each option."""
@@ -146,13 +145,11 @@ class SearchSpace:
 
     def where(self, name: str) -> str:
         """Return 'file:line' of a dimension, for messages."""
-        line = self.lines.get(name)
-        return f"{self.source}:{line}" if line else self.source
+        return f"{self.source}:{self.lines[name]}" if name in self.lines else self.source
 
 
 def _owned_name(name: str, option: Value, child: str) -> str:
-    prefix = name.rpartition(".")[0]
-    return ".".join(part for part in (prefix, str(option), child) if part)
+    return ".".join(filter(None, (name.rpartition(".")[0], str(option), child)))
 
 
 def _walk(name: str, dim: Dim, pick: Pick, params: dict[str, Value]) -> None:
