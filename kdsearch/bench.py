@@ -225,5 +225,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """Return a GPU by its number, as its tensors name it: else they are copied to where they are."""
+    """Return a GPU by its number, as its tensors name it, or they would be copied for nothing."""
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -224,6 +224,8 @@ class Step:
         self._starts.copy_(torch.tensor(drawn.starts))
         if self._drawn.partners is not None and drawn.partners is not None:
             self._drawn.partners.copy_(drawn.partners)
+            if drawn.partners.is_cuda:  # it may be dropped while this stream has yet to read it
+                drawn.partners.record_stream(torch.cuda.current_stream(drawn.partners.device))
         samples = torch.randperm(self._count, generator=self._generator)
         self._samples = samples[: self._order.numel()].view_as(self._order)
         self._order.copy_(self._samples)

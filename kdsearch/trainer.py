@@ -77,6 +77,7 @@ def train(
             step.close()
             validation.close()
         model.load_state_dict(step.average.model.state_dict())
+        model.to(memory_format=torch.contiguous_format)  # as weights are written
     if checkpoint is not None:
         checkpoint.remove()
     model.eval()

@@ -18,9 +18,10 @@ from kdsearch.data.views import augmented
 from kdsearch.errors import TrainingError
 from kdsearch.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Average, Session
+from kdsearch.step import Average, Execution, Session
 from kdsearch.taps import Outputs
 from kdsearch.trainer import Epoch, accuracy, train
+from kdsearch.weights import save_weights
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
@@ -319,3 +320,17 @@ def test_the_average_moves_by_its_decay_which_grows_from_two_elevenths() -> None
     torch.testing.assert_close(held[7].bias, start + 1 - 1 / 22)
     assert held[1].num_batches_tracked == 5
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
+
+
+def test_weights_end_in_the_layout_in_which_they_are_written(tmp_path: Path) -> None:
+    """Nobody offers channels_last on a CPU; a few steps of a tiny network it survives."""
+    model = tiny_model()
+    form = Execution(is_channels_last=True)
+    (epoch,) = train(
+        model,
+        distiller_for(PLAIN, model),
+        replace(session(replace(SPEC, epochs=1)), execution=form),
+    )
+    assert epoch.mode == "fp32 channels_last eager"
+    save_weights(model, tmp_path / "it.safetensors")
+    assert all(value.is_contiguous() for value in model.state_dict().values())
