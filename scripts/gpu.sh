@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU: its tests, its benchmarks and a study on CIFAR-10, with what they print in $1.
 #
-#   scripts/gpu.sh results/2026-12-01-h100 [CIFAR10_FOLDER [SPEED_RUN_SCRIPT]]
+#   scripts/gpu.sh results/2026-12-01-gpu [CIFAR10_FOLDER [SPEED_RUN_SCRIPT]]
 #
 # CIFAR10_FOLDER has train*.parquet, test*.parquet and teachers/resnet56.safetensors; without it the
 # study is of the digits. The machine may have torch already; wheels that it lacks are installed, from
@@ -57,8 +57,8 @@ for part in ${PARTS:-tests benchmarks study}; do
       fi
       for workers in 1 auto; do
         run "study-workers-$workers" "$python" -m kdsearch run "${request[@]}" --device cuda \
-          --workers "$workers" --out "$out/studies" --name "workers-$workers"
-        cp "$out/studies/workers-$workers/front.json" "$out/workers-$workers.front.json"
+          --workers "$workers" --out results/.gpu --name "workers-$workers"
+        cp "results/.gpu/workers-$workers/front.json" "$out/workers-$workers.front.json"
       done
       ;;
     *) echo "there is no part $part" >&2 && exit 2 ;;

@@ -332,10 +332,9 @@ def test_a_graph_never_waits_for_the_host() -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_memory_is_flat_over_many_trainings() -> None:
-    """1,000 in scripts/gpu.sh's own run of it; the law shows in 30."""
+def test_memory_is_flat_over_a_thousand_trainings() -> None:
     held = []
-    for _ in range(30):
-        curve_of(DistillSpec(method="kd"), replace(SPEC, epochs=3))
+    for _ in range(1000):
+        curve_of(DistillSpec(method="kd"), replace(SPEC, epochs=2))  # three steps, then a graph
         held.append(torch.cuda.memory_reserved())
-    assert max(held[10:]) <= max(held[:10])
+    assert max(held[100:]) <= max(held[:100])
