@@ -96,7 +96,7 @@ Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     str,
-    typer.Option(help="Trials at a time, each in a process of one CPU thread; auto: one a core."),
+    typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
