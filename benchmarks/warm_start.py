@@ -1,10 +1,11 @@
 """Loading a data set that kdsearch has decoded before, beside loading it for the first time.
 
 Both are the same call, first with an empty cache, then with the one that it left: the source's
-files are listed and found as they were, the store is mapped, the splits laid out. Files younger than
-two seconds are hashed again, so both loads wait until theirs are older, as a user's are. Wall time
-with a thread a core, which decoding has anyhow; the files are in the page cache. Without --data the
-images are JPEGs made on the spot: a Parquet file of 32 px, and a folder of 512 px decoded to 224.
+files are listed and found as they were, the store is mapped, the splits laid out. Files younger
+than two seconds are hashed again, so both loads wait until theirs are older, as a user's are. Wall
+time with a thread a core, which decoding has anyhow; the files are in the page cache. Without
+--data the images are JPEGs made on the spot: a Parquet file of 32 px, and a folder of 512 px
+decoded to 224.
 """
 
 from __future__ import annotations
