@@ -167,7 +167,9 @@ def _least_chance(epoch: int, epochs: int) -> float:
 
 
 def _variance(accuracy: float, images: int) -> float:
-    return accuracy * (1 - accuracy) / images
+    """Return what the choice of images adds, above 0 at 0 and 1 too (Laplace's rule)."""
+    share = (accuracy * images + 1) / (images + 2)
+    return share * (1 - share) / images
 
 
 def _recipe(curve: Curve) -> tuple[int, str]:

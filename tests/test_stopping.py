@@ -191,3 +191,14 @@ def test_the_order_in_which_trials_ended_decides_nothing(
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
     trial = curve(0.45, 11.0, upto=4)
     assert judged(trial, others, mode) == judged(trial, shuffled, mode)
+
+
+def test_where_every_trial_ends_perfect_none_is_stopped() -> None:
+    """No residual, and no noise by the binomial variance: that of one more error is taken."""
+    perfect = [
+        replace(curve(end, cost), values=(*curve(end).values[:-1], 1.0))
+        for cost, end in enumerate(ENDS, start=1)
+    ]
+    assert not judged(curve(0.3, 12.0, upto=4), perfect).is_stop
+    alike = [replace(perfect[0], cost=5.0)] * 9
+    assert not judged(curve(0.29, 5.0, upto=4), alike).is_stop
