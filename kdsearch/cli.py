@@ -25,6 +25,7 @@ from kdsearch.flags import (
     Seed,
     Settings,
     Space,
+    Stopping,
     Subset,
     Teacher,
     TeacherEpochs,
@@ -75,6 +76,7 @@ def run(
     ] = None,
     epochs: Epochs = None,
     seed: Seed = None,
+    stopping: Stopping = None,
     device: Device = "auto",
     workers: Workers = "1",
     quiet: Quiet = False,
@@ -100,6 +102,7 @@ def run(
         budget_mparams=budget_mparams,
         epochs=epochs,
         seed=seed,
+        stopping=stopping,
     )
     require_positive(trials=trials, time_limit=time_limit)
     from kdsearch.console import StudyConsole, front_table, show

@@ -93,6 +93,10 @@ TeacherEpochs = Annotated[int | None, typer.Option(help="Fine-tune the teacher o
 Space = Annotated[str | None, typer.Option(help="A built-in space or a YAML file.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
 Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
+Stopping = Annotated[
+    str | None,
+    typer.Option(help="End trials that cannot reach the front: safe (the default), tight or off."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     str,

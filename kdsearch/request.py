@@ -15,9 +15,10 @@ from typing import ClassVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 
-from kdsearch.errors import SpecError, StudyError
+from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.space import SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
+from kdsearch.stopping import MODES
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
@@ -48,6 +49,7 @@ class Request:
     budget_mparams: float | None = None
     epochs: int | None = None
     seed: int = 0
+    stopping: str = "safe"
     space: str = ""
 
     def __post_init__(self) -> None:
@@ -61,6 +63,9 @@ class Request:
             )
         if not 0 <= self.seed <= MAX_SEED:
             raise SpecError(f"--seed {self.seed}: expected 0 to {MAX_SEED}")
+        if self.stopping not in MODES:
+            hint = did_you_mean(self.stopping, MODES)
+            raise SpecError(f"--stopping {self.stopping!r}{hint}: expected {', '.join(MODES)}")
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):

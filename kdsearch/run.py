@@ -40,6 +40,7 @@ from kdsearch.request import (
     resume_command,
     study_path,
 )
+from kdsearch.rungs import Judge, OnRung
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spaces import default_space, find_space
@@ -161,7 +162,12 @@ class _RunTrial(Protocol):
     """Runs a trial on a bench, here or in a worker."""
 
     def __call__(
-        self, candidate: Candidate, *, directory: Path, on_epoch: OnEpoch | None = None
+        self,
+        candidate: Candidate,
+        *,
+        directory: Path,
+        on_epoch: OnEpoch | None = None,
+        on_rung: OnRung | None = None,
     ) -> Outcome: ...
 
 
@@ -177,19 +183,21 @@ def _evaluators(
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
     count = fitting(bench) if workers is None else workers
+    judged = Judge(study, images=len(bench.data.val))
     if count == 1 or bench.device.type == "cuda":
-        yield [partial(_evaluate, study, watch, partial(run_trial, bench=bench))] * count
+        yield [partial(_evaluate, study, watch, judged, partial(run_trial, bench=bench))] * count
         return
     out, device = study.path.parent, bench.device
     with open_workers(count, study.request, out=out, device=device, unfinished=unfinished) as pool:
-        yield [partial(_evaluate, study, watch, worker.run_trial) for worker in pool]
+        yield [partial(_evaluate, study, watch, judged, worker.run_trial) for worker in pool]
 
 
-def _evaluate(study: Study, watch: Watch, run: _RunTrial, asked: Asked) -> Outcome:
+def _evaluate(study: Study, watch: Watch, on_rung: OnRung, run: _RunTrial, asked: Asked) -> Outcome:
     return run(
         Candidate.from_params(asked.params),
         directory=study.directory(asked.number),
         on_epoch=partial(watch.trial_epoch, asked.number),
+        on_rung=on_rung if asked.control_of is None else None,
     )
 
 

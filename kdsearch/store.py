@@ -3,7 +3,8 @@
 The file is a normal Optuna study and the one truth: whatever stands in it stood there after one
 transaction, and optuna-dashboard may read it at any moment. One process, the driver, writes it, so
 the mirror is the same study, and sampling from it costs no query. A trial is proposed in the
-mirror and begins on disk; it ends on disk and then in the mirror. Belongs to one thread.
+mirror and begins on disk; it ends on disk and then in the mirror. Belongs to one thread, but that
+any may read the trials.
 """
 
 from __future__ import annotations

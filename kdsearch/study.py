@@ -125,8 +125,12 @@ class Study:
         return asked
 
     def earlier(self, asked: Asked) -> TrialRecord | None:
-        """Return the complete trial of an equal candidate, whose outcome stands; None without."""
-        equal = (r for r in self.records() if r.digest == asked.digest and r.state == "complete")
+        """Return the trial of an equal candidate, whose outcome stands; None without.
+
+        One that was stopped stands too, but for a control, which is never stopped.
+        """
+        states = ("complete", "pruned") if asked.control_of is None else ("complete",)
+        equal = (r for r in self.records() if r.digest == asked.digest and r.state in states)
         return next((record for record in equal if record.reused_from is None), None)
 
     def tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from kdsearch.errors import TrainingError
 from kdsearch.graph import own_stream
 from kdsearch.model import Model, batches, evaluating
 from kdsearch.step import Session, Step, Validation
+from kdsearch.stopping import is_rung
 from kdsearch.tasks.classification import evaluate
 
 
@@ -30,6 +31,7 @@ class Epoch:
     """One epoch's record: mean losses by name, validation accuracy of the average, seconds.
 
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
+    stopped: why the training ended with it, though more epochs were planned.
     """
 
     number: int
@@ -38,10 +40,12 @@ class Epoch:
     lr: float
     seconds: float
     mode: str = ""
+    stopped: str = ""
 
 
 _FEW_PIXELS = 2**15
 OnEpoch = Callable[[Epoch, int], None]
+Judge = Callable[[tuple[float, ...], int], str | None]
 
 
 def train(
@@ -50,12 +54,14 @@ def train(
     session: Session,
     *,
     on_epoch: OnEpoch | None = None,
+    judge: Judge | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with the averaged weights.
 
-    on_epoch: is told each epoch and how many there will be. checkpoint: where the training is kept
-    meanwhile, and goes on from.
+    on_epoch: is told each epoch and how many there will be. judge: is asked at each rung, with the
+    accuracies so far and the number of epochs, why to stop there; None goes on. checkpoint: where
+    the training is kept meanwhile, and goes on from; its rungs have been passed.
 
     Raises TrainingError when the loss is no longer finite.
     """
@@ -65,7 +71,7 @@ def train(
             step.average.model, session.val or Feed(session.data.val, session.device)
         )
         try:
-            epochs = _epochs(step, validation, session.spec.epochs, on_epoch, checkpoint)
+            epochs = _epochs(step, validation, session.spec.epochs, on_epoch, judge, checkpoint)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -89,6 +95,7 @@ def _epochs(
     validation: Validation,
     count: int,
     on_epoch: OnEpoch | None,
+    judge: Judge | None,
     checkpoint: Checkpoint | None,
 ) -> list[Epoch]:
     epochs: list[Epoch] = []
@@ -113,6 +120,11 @@ def _epochs(
         epochs.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch, count)
+        if judge is not None and is_rung(number, count):
+            reason = judge(tuple(done.val for done in epochs), count)
+            if reason is not None:
+                epochs[-1] = replace(epoch, stopped=reason)
+                break
         if checkpoint is not None and number < count:
             checkpoint.keep(step, [asdict(done) for done in epochs])
     return epochs

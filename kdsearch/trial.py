@@ -33,11 +33,12 @@ from kdsearch.methods.base import Setting
 from kdsearch.model import Model, Preprocess
 from kdsearch.probe import Executions
 from kdsearch.request import write_text
+from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of
 from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
-from kdsearch.trainer import Epoch, OnEpoch, train
+from kdsearch.trainer import Epoch, Judge, OnEpoch, train
 from kdsearch.turns import Turns
 from kdsearch.weights import save_weights
 
@@ -71,16 +72,22 @@ class Bench:
 
 
 def run_trial(
-    candidate: Candidate, bench: Bench, directory: Path, *, on_epoch: OnEpoch | None = None
+    candidate: Candidate,
+    bench: Bench,
+    directory: Path,
+    *,
+    on_epoch: OnEpoch | None = None,
+    on_rung: OnRung | None = None,
 ) -> Outcome:
     """Price a candidate, distil it when it fits, and leave its weights and curve in `directory`.
 
+    on_rung: answers why the trial is to stop there, or None; one that stops leaves no weights.
     Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
     """
     started = time.perf_counter()
     asked = _seconds_asking(bench)
     try:
-        outcome = _run(candidate, bench, directory, on_epoch)
+        outcome = _run(candidate, bench, directory, on_epoch, on_rung)
     except StudyError:
         raise
     except KDSearchError as error:
@@ -99,7 +106,13 @@ def _seconds_asking(bench: Bench) -> float:
     return sum(outputs.seconds for outputs in bench.outputs)
 
 
-def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch | None) -> Outcome:
+def _run(
+    candidate: Candidate,
+    bench: Bench,
+    directory: Path,
+    on_epoch: OnEpoch | None,
+    on_rung: OnRung | None,
+) -> Outcome:
     seed = int(digest_of([bench.seed, candidate.digest()]), 16) % 2**31
     with _building:
         torch.manual_seed(seed)
@@ -113,21 +126,34 @@ def _run(candidate: Candidate, bench: Bench, directory: Path, on_epoch: OnEpoch 
             violations=violations,
             reason=bench.budget.explain(cost),
         )
-    student, epochs = _trained(candidate, student, bench, seed, on_epoch)
-    save_weights(bare(student.network), directory / WEIGHTS)
-    write_text(directory / "curve.csv", _curve_csv(epochs))
+    judge = None if on_rung is None else _judge(on_rung, cost)
+    student, epochs = _trained(candidate, student, bench, seed, on_epoch, judge)
+    last = epochs[-1]
+    if not last.stopped:
+        save_weights(bare(student.network), directory / WEIGHTS)
+        write_text(directory / "curve.csv", _curve_csv(epochs))
     return Outcome(
-        state="complete",
+        state="pruned" if last.stopped else "complete",
         cost=cost,
         violations=violations,
-        val=epochs[-1].val,
+        val=None if last.stopped else last.val,
         curve=tuple(epoch.val for epoch in epochs),
-        mode=epochs[-1].mode,
+        mode=last.mode,
+        reason=last.stopped,
     )
 
 
+def _judge(on_rung: OnRung, cost: Cost) -> Judge:
+    return lambda curve, epochs: on_rung(Rung(curve=curve, epochs=epochs, cost=cost))
+
+
 def _trained(
-    candidate: Candidate, student: Model, bench: Bench, seed: int, on_epoch: OnEpoch | None
+    candidate: Candidate,
+    student: Model,
+    bench: Bench,
+    seed: int,
+    on_epoch: OnEpoch | None,
+    judge: Judge | None,
 ) -> tuple[Model, list[Epoch]]:
     """Train a student; where memory runs out, once again from its start in twice the parts.
 
@@ -136,7 +162,7 @@ def _trained(
     start = copy.deepcopy(student)
     accumulate = 2 * candidate.train.accumulate
     try:
-        return student, _train(candidate, student, bench, seed, on_epoch)
+        return student, _train(candidate, student, bench, seed, on_epoch, judge)
     except RuntimeError as error:
         if not _is_out_of_memory(error) or accumulate > candidate.train.batch_size:
             raise
@@ -146,7 +172,7 @@ def _trained(
     logger.warning("out of memory: once again with train.accumulate %d", accumulate)
     smaller = replace(candidate, train=replace(candidate.train, accumulate=accumulate))
     try:
-        return start, _train(smaller, start, bench, seed, on_epoch)
+        return start, _train(smaller, start, bench, seed, on_epoch, judge)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
@@ -162,7 +188,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _train(
-    candidate: Candidate, student: Model, bench: Bench, seed: int, on_epoch: OnEpoch | None
+    candidate: Candidate,
+    student: Model,
+    bench: Bench,
+    seed: int,
+    on_epoch: OnEpoch | None,
+    judge: Judge | None,
 ) -> list[Epoch]:
     form = Execution()
     if bench.executions is not None:
@@ -189,7 +220,9 @@ def _train(
             execution=form,
             turn=turn,
         )
-        return train(student, distiller, session, on_epoch=on_epoch, checkpoint=checkpoint)
+        return train(
+            student, distiller, session, on_epoch=on_epoch, judge=judge, checkpoint=checkpoint
+        )
 
 
 def _peak(device: torch.device) -> str:

@@ -2,9 +2,9 @@
 
 Two trainings of one thread finish sooner than one after the other with two threads. A worker is a
 process of its own, started afresh (torch's threads do not survive a fork), that lays out the same
-bench from the request: images and teacher's outputs are mapped from the cache, and only candidates
-and outcomes cross the pipe. One that dies fails its trial alone, and the next trial starts another;
-all of them end with the driver, however that ends.
+bench from the request: images and teacher's outputs are mapped from the cache. Candidates and
+outcomes cross the pipe, and at each rung whether to go on. A worker that dies fails its trial
+alone, and the next trial starts another; all of them end with the driver, however that ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -29,16 +30,19 @@ import torch
 from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.request import Request
+from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Candidate
 from kdsearch.study import Outcome
 from kdsearch.trainer import Epoch, OnEpoch
 from kdsearch.trial import Bench, run_trial
 
 _READY = "ready"
-# What a worker sends: that it is ready, what it logs, each epoch and how many there will be, how
-# the trial ended, or what the study cannot survive.
-_Sent: TypeAlias = str | logging.LogRecord | tuple[Epoch, int] | Outcome | KDSearchError
-_Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path]]"
+# What a worker tells: that it is ready, each epoch and how many there will be, a rung, at which it
+# waits for the answer, and how the trial ended. It also sends what it logs, and what the study
+# cannot survive.
+_Told: TypeAlias = str | tuple[Epoch, int] | Rung | Outcome
+_Sent: TypeAlias = _Told | logging.LogRecord | KDSearchError
+_Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path] | str | None]"
 
 
 class Worker:
@@ -55,7 +59,12 @@ class Worker:
         self._process: SpawnProcess | None = None
 
     def run_trial(
-        self, candidate: Candidate, directory: Path, *, on_epoch: OnEpoch | None = None
+        self,
+        candidate: Candidate,
+        directory: Path,
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_rung: OnRung | None = None,
     ) -> Outcome:
         """Run one trial; a worker that dies makes of it a failed one that says how.
 
@@ -67,7 +76,7 @@ class Worker:
         started = time.perf_counter()
         try:
             self._pipe.send((candidate, directory))
-            return self._outcome(on_epoch)
+            return self._outcome(on_epoch, on_rung)
         except (EOFError, ConnectionError):
             reason = f"its worker process {self._end()}"
             return Outcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
@@ -93,20 +102,23 @@ class Worker:
             raise StudyError(f"a worker process {self._end()} before its first trial") from None
         assert ready == _READY
 
-    def _outcome(self, on_epoch: OnEpoch | None) -> Outcome:
+    def _outcome(self, on_epoch: OnEpoch | None, on_rung: OnRung | None) -> Outcome:
         while not isinstance(told := self._told(), Outcome):
+            if isinstance(told, Rung):
+                self._pipe.send(None if on_rung is None else on_rung(told))
+                continue
             assert isinstance(told, tuple)
             if on_epoch is not None:
                 on_epoch(*told)
         return told
 
-    def _told(self) -> str | tuple[Epoch, int] | Outcome:
+    def _told(self) -> _Told:
         """Return what the worker says next, after logging what it logged."""
         while isinstance(told := self._pipe.recv(), logging.LogRecord):
             logging.getLogger(told.name).handle(told)
         if isinstance(told, KDSearchError):
             raise told
-        said: str | tuple[Epoch, int] | Outcome = told
+        said: _Told = told
         return said
 
     def _end(self) -> str:
@@ -170,10 +182,18 @@ def _work(
 
 
 def _serve(pipe: _Pipe, bench: Bench) -> None:
+    def on_rung(rung: Rung) -> str | None:
+        pipe.send(rung)
+        answer = pipe.recv()
+        assert not isinstance(answer, tuple)
+        return answer
+
     pipe.send(_READY)
     while True:
-        candidate, directory = pipe.recv()
-        pipe.send(run_trial(candidate, bench, directory, on_epoch=lambda *epoch: pipe.send(epoch)))
+        given = pipe.recv()
+        assert isinstance(given, tuple)
+        told = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
+        pipe.send(told(given[0], bench, given[1]))
 
 
 class _ToDriver(logging.Handler):

@@ -22,10 +22,12 @@ ROOMS = (
     "spec",
     "summary",
     "pareto",
+    "stopping",
     "request",
     "sampler",
     "store",
     "study",
+    "rungs",
     "taps",
     "data",
     "model",
@@ -174,10 +176,10 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
     [
         ("import kdsearch", {"torch", "optuna", "numpy", "yaml", "pydantic"}),
         (
-            "import kdsearch.space, kdsearch.spec, kdsearch.pareto, kdsearch.summary",
-            {"torch", "ray", "optuna", "plotly"},
+            "import kdsearch.space, kdsearch.spec, kdsearch.stopping, kdsearch.summary",
+            {"torch", "ray", "optuna", "plotly", "scipy"},
         ),
-        ("import kdsearch.study, kdsearch.report, kdsearch.derive", {"torch", "ray"}),
+        ("import kdsearch.rungs, kdsearch.report, kdsearch.derive", {"torch", "ray"}),
         ("import kdsearch.methods as m, kdsearch.students as s; m.names()", {"torch", "timm"}),
         (
             "from kdsearch.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",

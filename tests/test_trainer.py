@@ -334,3 +334,20 @@ def test_weights_end_in_the_layout_in_which_they_are_written(tmp_path: Path) -> 
     assert epoch.mode == "fp32 channels_last eager"
     save_weights(model, tmp_path / "it.safetensors")
     assert all(value.is_contiguous() for value in model.state_dict().values())
+
+
+def test_a_judge_is_asked_at_rungs_alone_and_ends_the_training_there() -> None:
+    asked: list[tuple[tuple[float, ...], int]] = []
+
+    def judge(curve: tuple[float, ...], epochs: int) -> str | None:
+        asked.append((curve, epochs))
+        return "enough" if len(curve) == 4 else None
+
+    model, whole = tiny_model(), tiny_model()
+    spec = replace(SPEC, epochs=6)
+    epochs = train(model, distiller_for(PLAIN, model), session(spec), judge=judge)
+    all_of_them = train(whole, distiller_for(PLAIN, whole), session(spec))
+    curve = tuple(epoch.val for epoch in all_of_them)
+    assert asked == [(curve[:n], 6) for n in (1, 2, 4)]
+    assert [epoch.stopped for epoch in epochs] == ["", "", "", "enough"]
+    assert [epoch.val for epoch in epochs] == list(curve[:4])

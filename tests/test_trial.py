@@ -21,6 +21,7 @@ from kdsearch.errors import ExportError
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
 from kdsearch.request import Request
+from kdsearch.rungs import Rung
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
@@ -265,3 +266,47 @@ def test_an_interrupted_trial_goes_on_where_it_was(
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
     assert not list((tmp_path / "unfinished").iterdir())
+
+
+def test_a_trial_that_is_stopped_leaves_its_curve_cost_and_reason_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
+    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    candidate = replace(PLAIN, train=replace(TRAIN, epochs=5))
+    rungs: list[Rung] = []
+
+    def on_rung(rung: Rung) -> str | None:
+        rungs.append(rung)
+        return "hopeless" if len(rung.curve) == 2 else None
+
+    outcome = run_trial(candidate, shared, tmp_path / "0", on_rung=on_rung)
+    assert (outcome.state, outcome.reason, outcome.val) == ("pruned", "hopeless", None)
+    whole = run_trial(candidate, bench(tmp_path), tmp_path / "1")
+    assert outcome.curve == whole.curve[:2]
+    assert outcome.cost is not None
+    assert [(rung.curve, rung.epochs, rung.cost) for rung in rungs] == [
+        (whole.curve[:n], 5, outcome.cost) for n in (1, 2)
+    ]
+    assert not (tmp_path / "0").exists()
+    assert not list((tmp_path / "unfinished").iterdir())
+
+
+def test_the_rungs_of_a_trial_that_goes_on_are_those_it_had_not_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the judge is shown the accuracies of before the interruption."""
+    monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
+    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    candidate = replace(PLAIN, train=replace(TRAIN, epochs=5))
+    seen: list[tuple[float, ...]] = []
+
+    def interrupt(epoch: Epoch, _: int) -> None:
+        if epoch.number == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(candidate, shared, tmp_path / "0", on_epoch=interrupt)
+    run_trial(candidate, shared, tmp_path / "0", on_rung=lambda rung: seen.append(rung.curve))
+    whole = run_trial(candidate, bench(tmp_path), tmp_path / "1")
+    assert seen == [whole.curve[:4]]

@@ -13,6 +13,7 @@ from toy_data import CPU
 from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, request_of
+from kdsearch.rungs import Rung
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.trainer import Epoch
 from kdsearch.trial import WEIGHTS, run_trial
@@ -78,6 +79,24 @@ def test_a_trial_in_a_worker_has_the_bits_of_one_here(
     ]
     files = [tmp_path / where / WEIGHTS for where in ("there", "here")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_driver_stops_a_trial_in_a_worker_which_then_runs_the_next(
+    worker: Worker, tmp_path: Path
+) -> None:
+    asked: list[Rung] = []
+
+    def on_rung(rung: Rung) -> str | None:
+        asked.append(rung)
+        return "hopeless" if len(rung.curve) == 2 else None
+
+    longer = replace(PLAIN, train=replace(PLAIN.train, epochs=4))
+    outcome = worker.run_trial(longer, tmp_path / "0", on_rung=on_rung)
+    assert (outcome.state, outcome.reason) == ("pruned", "hopeless")
+    assert [(rung.curve, rung.epochs, rung.cost) for rung in asked] == [
+        (outcome.curve[:n], 4, outcome.cost) for n in (1, 2)
+    ]
+    assert worker.run_trial(longer, tmp_path / "1").state == "complete"
 
 
 def test_a_worker_that_is_killed_fails_its_trial_alone(worker: Worker, tmp_path: Path) -> None:

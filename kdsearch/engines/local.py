@@ -66,7 +66,7 @@ def _known(study: Study, asked: Asked) -> Outcome | None:
     if earlier is None:
         return None
     return Outcome(
-        state="complete",
+        state=earlier.state,
         cost=earlier.cost,
         violations=earlier.violations,
         val=earlier.val,

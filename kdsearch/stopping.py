@@ -1,0 +1,185 @@
+"""Whether a running trial is to be stopped at a rung: a pure rule over learning curves. numpy only.
+
+Rungs are the epochs 1, 2, 4, 8, ... below the last. A trial goes on while it leads all that cost no
+more, so where curves keep their order none of the true front is ever stopped. Otherwise it stops
+when the chance is small that it ends above the best completed trial that costs no more. The order
+of the records decides nothing.
+
+Curves are those of averaged weights. Cosine learning rates serve rungs best: accuracies at epochs
+1, 2, 4 and 8 of 16 rank 82 students as their ends do by .58, .82, .92 and .98 (Spearman), against
+.48, .77, .86 and .94 for 83 under a flat rate, whose decay in the last quarter is yet to come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdsearch import pareto
+
+MODES = ("safe", "tight", "off")
+MIN_COMPLETE = 8
+_CHANCE = 0.12  # at the last rung; half of that at each earlier one
+_KEPT = 1 / 3  # what the fronts hold that a tight study keeps, at the epochs 1, 4, 16, ...
+_MARGIN = 2.0  # standard errors of a difference, where too few of a schedule are complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What the rule knows of a trial.
+
+    values: the accuracy after each epoch so far. epochs: how many were planned. cost: on the axis
+    of the front, above 0. schedule: the learning rate's; what another one did foretells nothing.
+    is_complete: whether the last value is its result. is_rival: False where that is not to be
+    beaten: it breaks a constraint, or is of an earlier study and only foretells.
+    """
+
+    values: tuple[float, ...]
+    epochs: int
+    cost: float
+    schedule: str = ""
+    is_complete: bool = False
+    is_rival: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether to stop, and why in one line."""
+
+    is_stop: bool
+    reason: str
+
+
+def is_rung(epoch: int, epochs: int) -> bool:
+    """Return whether a training of so many epochs is judged after this one."""
+    return epoch < epochs and epoch & (epoch - 1) == 0
+
+
+def judge(trial: Curve, others: Sequence[Curve], *, mode: str, images: int) -> Verdict:
+    """Judge a trial after its last epoch so far. images: how many the accuracies stand on.
+
+    An `others` that holds a value which is no number is left out; a trial whose own last value is
+    none stops.
+    """
+    epoch, value = len(trial.values), trial.values[-1]
+    if mode == "off" or not is_rung(epoch, trial.epochs):
+        return Verdict(is_stop=False, reason="no rung")
+    if not math.isfinite(value):
+        return _verdict(True, trial, f"the accuracy is {value}")
+    known = sorted((o for o in others if np.isfinite(o.values).all()), key=_content)
+    complete = [other for other in known if other.is_complete]
+    if len(complete) < MIN_COMPLETE:
+        return _verdict(False, trial, f"{len(complete)} of {MIN_COMPLETE} trials are complete")
+    peers = [o for o in known if _recipe(o) == _recipe(trial) and len(o.values) >= epoch]
+    beside = [peer for peer in peers if peer.is_rival]
+    if all(peer.cost > trial.cost or peer.values[epoch - 1] <= value for peer in beside):
+        return _verdict(False, trial, "nothing that costs no more is ahead")
+    if mode == "tight" and epoch.bit_length() % 2 and not _is_kept(trial, beside):
+        return _verdict(True, trial, f"outside the fronts that hold {_KEPT:.0%} of {len(beside)}")
+    ends = [o.values[-1] for o in complete if o.is_rival and o.cost <= trial.cost]
+    if not ends:
+        return _verdict(False, trial, "nothing that costs no more is complete")
+    teachers = [peer for peer in peers if peer.is_complete]
+    if len(teachers) < MIN_COMPLETE:
+        return _by_margin(trial, [t for t in teachers if t.is_rival], images)
+    return _by_forecast(trial, teachers, max(ends), images)
+
+
+def _by_forecast(trial: Curve, peers: Sequence[Curve], best: float, images: int) -> Verdict:
+    """Stop where Student's t gives too small a chance to end above `best`.
+
+    One linear fit: final accuracy on the accuracies at this rung and the one before, and log cost.
+    Its residuals are taken for no smaller than the noise of the images.
+    """
+    epoch = len(trial.values)
+    seen = sorted({epoch, max(1, epoch // 2)})
+    rows = np.array(
+        [
+            [*(p.values[n - 1] for n in seen), math.log(p.cost), p.values[-1]]
+            for p in (*peers, trial)
+        ]
+    )
+    centre = rows[:-1].mean(axis=0)
+    told = rows[:-1] - centre
+    used = np.flatnonzero(np.ptp(told[:, :-1], axis=0) > 0)  # one cost, say: no slope over it
+    inputs, asked = told[:, used], (rows[-1] - centre)[used]
+    inverse = np.linalg.pinv(inputs)
+    slopes = inverse @ told[:, -1]
+    freedom = len(peers) - 1 - len(used)
+    spread = float(np.square(told[:, -1] - inputs @ slopes).sum()) / freedom
+    noise = max(spread, _variance(best, images))
+    mean = float(centre[-1] + asked @ slopes)
+    sd = math.sqrt(noise * (1 + 1 / len(peers) + float(np.square(asked @ inverse).sum())))
+    chance = student_tail((best - mean) / sd, freedom)
+    least = _least_chance(epoch, trial.epochs)
+    words = (
+        f"{trial.values[-1]:.2%} foretells {mean:.2%} +- {sd:.2%}; the chance to beat {best:.2%} "
+        f"at no higher cost is {chance:.2%}, of {least:.2%} needed"
+    )
+    return _verdict(chance < least, trial, words)
+
+
+def _by_margin(trial: Curve, rivals: Sequence[Curve], images: int) -> Verdict:
+    """Stop where a completed one that costs no more was far ahead here, a fourth of the way on."""
+    epoch, value = len(trial.values), trial.values[-1]
+    ahead = max((r.values[epoch - 1] for r in rivals if r.cost <= trial.cost), default=value)
+    margin = _MARGIN * math.sqrt(_variance(value, images) + _variance(ahead, images))
+    is_stop = ahead - value > margin and 4 * epoch >= trial.epochs
+    words = f"{value:.2%} beside {ahead:.2%} at no higher cost, margin {margin:.2%}"
+    return _verdict(is_stop, trial, words)
+
+
+def _is_kept(trial: Curve, peers: Sequence[Curve]) -> bool:
+    """Return whether a trial is on the first fronts at its rung, which hold enough of all."""
+    epoch = len(trial.values)
+    points = [(curve.values[epoch - 1], curve.cost) for curve in (*peers, trial)]
+    left, kept = list(range(len(points))), 0
+    while kept < _KEPT * len(points):
+        front = {left[i] for i in pareto.front([points[i] for i in left])}
+        if len(points) - 1 in front:
+            return True
+        kept += len(front)
+        left = [i for i in left if i not in front]
+    return False
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """Return the chance that Student's t exceeds `t` (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    inside = math.sin(angle) * total
+    return 0.5 - (0.5 * inside if not odd else (angle + inside) / math.pi)
+
+
+def _least_chance(epoch: int, epochs: int) -> float:
+    """Return which chance lets a trial go on: the earlier the rung, the smaller."""
+    later = (epochs - 1).bit_length() - epoch.bit_length()
+    return _CHANCE / 2.0**later
+
+
+def _variance(accuracy: float, images: int) -> float:
+    """Return what the choice of images adds, above 0 at 0 and 1 too (Laplace's rule)."""
+    share = (accuracy * images + 1) / (images + 2)
+    return share * (1 - share) / images
+
+
+def _recipe(curve: Curve) -> tuple[int, str]:
+    return curve.epochs, curve.schedule
+
+
+def _content(curve: Curve) -> tuple[float, str, tuple[float, ...], bool, bool]:
+    """Order curves by what they hold, so that sums are the same whatever order they came in."""
+    return curve.cost, curve.schedule, curve.values, curve.is_complete, curve.is_rival
+
+
+def _verdict(is_stop: bool, trial: Curve, words: str) -> Verdict:
+    return Verdict(is_stop=is_stop, reason=f"epoch {len(trial.values)} of {trial.epochs}: {words}")
