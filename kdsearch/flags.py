@@ -95,7 +95,7 @@ Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
 Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
 Stopping = Annotated[
     str | None,
-    typer.Option(help="End trials that cannot reach the front: safe (the default), tight or off."),
+    typer.Option(help="End trials that cannot reach the front: off (the default), safe or tight."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[

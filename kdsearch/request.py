@@ -49,7 +49,7 @@ class Request:
     budget_mparams: float | None = None
     epochs: int | None = None
     seed: int = 0
-    stopping: str = "safe"
+    stopping: str = "off"
     space: str = ""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from kdsearch.study import Asked, Outcome, Study, searched
 
 TEACHER = ("val", "test", "flops", "params", "latency_ms")
 EPOCHS = 10  # the default of TrainSpec
+SAFE = replace(REQUEST, stopping="safe")
 
 
 def train(study: Study, asked: Asked) -> Outcome:
@@ -43,7 +44,7 @@ def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
-    with opened(tmp_path_factory.mktemp("rungs") / "whole") as study:
+    with opened(tmp_path_factory.mktemp("rungs") / "whole", SAFE) as study:
         return run_to(study, 40)
 
 
@@ -67,10 +68,10 @@ def test_an_unstopped_study_stops_nothing(fast_path: Path) -> None:
 def test_a_resumed_study_stops_the_same_trials_at_the_same_rungs(
     n_trials: int, fast_path: Path, whole: list[TrialRecord]
 ) -> None:
-    with opened(fast_path / "cut") as study:
+    with opened(fast_path / "cut", SAFE) as study:
         run_to(study, n_trials)
         study.ask()  # the driver dies in the middle of a trial
-    with opened(fast_path / "cut") as study:
+    with opened(fast_path / "cut", SAFE) as study:
         again = searched(run_to(study, 40))
     assert [unnumbered(record) for record in again] == [unnumbered(r) for r in searched(whole)]
 
@@ -84,7 +85,7 @@ def unnumbered(record: TrialRecord) -> TrialRecord:
 def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_control(
     fast_path: Path,
 ) -> None:
-    with opened(fast_path / "equal", Request(space=SMALL_SPACE)) as study:
+    with opened(fast_path / "equal", Request(space=SMALL_SPACE, stopping="safe")) as study:
         asked = study.ask()
         outcome = replace(look_up(asked), state="pruned", val=None, curve=(0.1,), reason="hopeless")
         stopped = study.tell(asked, outcome)
@@ -102,7 +103,7 @@ def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_contr
 def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
     whole: list[TrialRecord], fast_path: Path
 ) -> None:
-    with opened(fast_path / "front") as study:
+    with opened(fast_path / "front", SAFE) as study:
         run_to(study, 40)
         assert {record.state for record in study.front()} == {"complete"}
         assert sum(study.importances().values()) == pytest.approx(1.0)
@@ -110,7 +111,7 @@ def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
 
 def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
     """Eight trials of 10 epochs; the ninth, of 20, is judged by the margin."""
-    with opened(fast_path / "epochs") as study:
+    with opened(fast_path / "epochs", SAFE) as study:
         run_to(study, 30)
         done = [record for record in study.records() if record.state == "complete"]
         assert {Candidate.from_params(r.params).train.epochs for r in done} == {EPOCHS}
