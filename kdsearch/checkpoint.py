@@ -7,10 +7,12 @@ running code from it; one that is damaged, or of anything else, is as good as no
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import pickle
 import time
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +21,42 @@ import torch
 from kdsearch.errors import StudyError
 from kdsearch.step import Step
 
-_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 _log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The file of one training. what: all that decides the training, in one line."""
+    """The file of one training, under its checksum.
+
+    what: all that decides the training, in one line. alone: entered to restore it, which sets the
+    process's random numbers.
+    """
 
     every_seconds = 10.0
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(
+        self, path: Path, what: str, *, alone: AbstractContextManager[object] | None = None
+    ) -> None:
         self._path = path
         self._what = f"{what} | torch {torch.__version__}"
+        self._alone = alone or nullcontext()
         self._last = time.perf_counter()
 
     def resume(self, step: Step) -> list[dict[str, Any]]:
         """Bring a step to where it was when the file was written; return the epochs until then."""
         try:
-            found = torch.load(self._path, map_location="cpu", weights_only=True)
+            digest, _, content = self._path.read_bytes().partition(b"\n")
+            if digest != _digest(content):
+                raise ValueError("its checksum is wrong")
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if found["what"] != self._what:
                 raise ValueError(f"it is of {found['what']!r}")
         except FileNotFoundError:
             return []
-        except _DAMAGED as error:
-            _log.warning("%s is not used: %s", self._path, str(error).partition("\n")[0])
+        except (OSError, ValueError) as error:
+            _log.warning("%s is not used: %s", self._path, error)
             return []
-        step.restore(found["step"])
+        with self._alone:
+            step.restore(found["step"])
         records: list[dict[str, Any]] = found["epochs"]
         return records
 
@@ -53,15 +65,20 @@ class Checkpoint:
         if time.perf_counter() - self._last < self.every_seconds:
             return
         partial = self._path.with_suffix(f".{os.getpid()}.part")
-        content = {"what": self._what, "step": step.state(), "epochs": epochs}
+        content = io.BytesIO()
+        torch.save({"what": self._what, "step": step.state(), "epochs": epochs}, content)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, partial)
+            partial.write_bytes(_digest(content.getvalue()) + b"\n" + content.getvalue())
             partial.replace(self._path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise StudyError(f"cannot write {self._path}: {error}") from error
         self._last = time.perf_counter()
 
     def remove(self) -> None:
         """Remove the file of a training that ended."""
         self._path.unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).hexdigest().encode()

@@ -90,7 +90,7 @@ class Repeated:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # an operation that waits for the host, or cannot be captured
-            self._give_up(str(error).partition("\n")[0])
+            self._give_up(str(_first(error)).partition("\n")[0])
             return
         self._graph = graph
         self.mode = "graph"
@@ -134,18 +134,37 @@ def _attributes(modules: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module, 
                 yield f"{type(part).__name__}.{name} ({i}.{path})", part, name
 
 
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a chain: ending a capture that failed raises one more."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+_free: dict[torch.device, list[torch.cuda.Stream]] = {}
+
+
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
     """Queue what follows on a stream of its own, after what is queued now; wait for it at the end.
 
-    Work on the default stream cannot be captured, and keeps that of other threads waiting.
+    Work on the default stream cannot be captured, and keeps that of other threads waiting. Streams
+    are used again: torch has 32, and hands out the first of them once more after that, while
+    somebody may be capturing on it.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.cuda.current_stream(device)
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    free = _free.setdefault(device, [])
+    try:
+        stream = free.pop()
+    except IndexError:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        yield
-    before.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
+        free.append(stream)

@@ -73,12 +73,14 @@ def _rate(bench: Bench, start: threading.Barrier, batch_size: int) -> float:
         except BaseException:
             start.abort()  # nobody waits for this one
             raise
-        start.wait()
-        epochs, began = 0, time.perf_counter()
-        while time.perf_counter() < began + _SECONDS:
-            step.epoch(1)
-            step.means()
-            epochs += 1
-        seconds = time.perf_counter() - began
-        step.close()
+        try:
+            start.wait()
+            epochs, began = 0, time.perf_counter()
+            while time.perf_counter() < began + _SECONDS:
+                step.epoch(1)
+                step.means()
+                epochs += 1
+            seconds = time.perf_counter() - began
+        finally:
+            step.close()
     return epochs * _STEPS / seconds

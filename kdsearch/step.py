@@ -21,6 +21,7 @@ from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
 from kdsearch.data.views import Draws, draws, partners, shown, targets
 from kdsearch.distiller import Distiller, Pace
+from kdsearch.errors import SpecError
 from kdsearch.graph import Repeated, attributes_of, set_attributes
 from kdsearch.model import EVAL_BATCH, Model
 from kdsearch.optimizers import Optimizers
@@ -49,6 +50,10 @@ class Execution:
 
     precision: str = "fp32"
     is_channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise SpecError(f"execution.precision: {self.precision!r} is not fp32 or bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +371,7 @@ class Validation:
     that are never right.
     """
 
-    def __init__(self, model: Model, feed: Feed) -> None:
+    def __init__(self, model: Model, feed: Feed, *, captures: bool = True) -> None:
         self._model = model
         self._feed = feed
         batches = -(-len(feed) // EVAL_BATCH)
@@ -377,7 +382,7 @@ class Validation:
         self._batch = torch.zeros(shape, dtype=torch.uint8, device=feed.device)
         self._labels = torch.zeros(size, dtype=torch.int64, device=feed.device)
         self._hits = torch.zeros((), dtype=torch.int64, device=feed.device)
-        self._repeated = Repeated(self._work, feed.device)
+        self._repeated = Repeated(self._work, feed.device, captures=captures)
 
     def __call__(self) -> float:
         """Return the accuracy in [0, 1] of the model as it is now."""

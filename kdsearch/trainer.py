@@ -68,7 +68,9 @@ def train(
     with _threads_for(model, session), own_stream(session.device):
         step = Step(model, distiller, session)
         validation = Validation(
-            step.average.model, session.val or Feed(session.data.val, session.device)
+            step.average.model,
+            session.val or Feed(session.data.val, session.device),
+            captures=session.captures,
         )
         try:
             epochs = _epochs(step, validation, session.spec.epochs, on_epoch, judge, checkpoint)
@@ -101,6 +103,9 @@ def _epochs(
     epochs: list[Epoch] = []
     if checkpoint is not None:
         epochs = [Epoch(**record) for record in checkpoint.resume(step)]
+    if on_epoch is not None:
+        for epoch in epochs:
+            on_epoch(epoch, count)
     for number in range(len(epochs) + 1, count + 1):
         started = time.perf_counter()
         step.epoch(number)

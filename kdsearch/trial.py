@@ -198,6 +198,8 @@ def _train(
     form = Execution()
     if bench.executions is not None:
         with _building, bench.turns.measuring():
+            if bench.device.type == "cuda":  # others have queued steps before they gave way
+                torch.cuda.synchronize(bench.device)
             form = bench.executions.fastest(student, bench.data, bench.device)
     with _building:
         torch.manual_seed(seed)
@@ -206,7 +208,7 @@ def _train(
     if bench.unfinished is not None:
         name = candidate.digest()
         what = f"{name} | seed {seed} | {bench.data.key} | {bench.device.type} | {form}"
-        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what)
+        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what, alone=_building)
     with bench.turns.training() as turn:
         session = Session(
             data=bench.data,

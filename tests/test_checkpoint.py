@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,13 +93,14 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     file = tmp_path / "it.pt"
     with pytest.raises(StoppedError):
         trained(DistillSpec(), SPEC, Checkpoint(file, "it"), stop_after=4)
-    kept = torch.load(file, weights_only=True)["epochs"]
+    content = file.read_bytes().partition(b"\n")[2]
+    kept = torch.load(io.BytesIO(content), weights_only=True)["epochs"]
     assert [epoch["number"] for epoch in kept] == [1, 2, 3]  # the fourth was told, not yet kept
     epochs, _ = trained(DistillSpec(), SPEC, Checkpoint(file, "it"))
     assert [epoch.seconds for epoch in epochs[:3]] == [epoch["seconds"] for epoch in kept]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "text"])
 def test_a_file_that_is_damaged_or_of_another_training_is_not_used(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +109,10 @@ def test_a_file_that_is_damaged_or_of_another_training_is_not_used(
         trained(DistillSpec(), SPEC, Checkpoint(file, "it"), stop_after=3)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-200])
+    elif damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 64
+        file.write_bytes(content)
     elif damage == "text":
         file.write_text("no checkpoint")
     again = trained(DistillSpec(), SPEC, Checkpoint(file, "other" if damage == "other" else "it"))

@@ -268,6 +268,41 @@ def test_memory_that_runs_out_in_a_capture_is_not_hidden(monkeypatch: pytest.Mon
         repeated()
 
 
+def test_the_first_error_of_a_failed_capture_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending such a capture raises once more, in the handling of what went wrong."""
+    last = RuntimeError("operation failed due to a previous error during capture")
+    last.__context__ = RuntimeError("a value was read")
+    cuda = Recorder(monkeypatch, error=last)
+    repeated = Repeated(cuda.work, GPU)
+    for _ in range(4):
+        repeated()
+    assert repeated.mode == "eager: a value was read"
+
+
+def test_streams_are_used_again_but_never_by_two_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stream:
+        def __init__(self, _: torch.device | None = None) -> None:
+            pass
+
+        def wait_stream(self, other: Stream) -> None:
+            assert other is not self
+
+    used: list[Stream] = []
+    default = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(used.append(stream)))
+    monkeypatch.setattr("kdsearch.graph._free", {})
+    for _ in range(40):
+        with own_stream(GPU):
+            pass
+    assert len(set(used)) == 1
+    with own_stream(GPU), own_stream(GPU):
+        assert used[-1] is not used[-2]
+
+
 def test_what_counts_on_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, module = Recorder(monkeypatch), nn.Identity()
     module.count = 0

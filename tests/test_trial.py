@@ -259,7 +259,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run_trial(candidate, shared, tmp_path / "0", on_epoch=stop)
     again = run_trial(candidate, shared, tmp_path / "1", on_epoch=stop)
-    assert seen == [1, 2, 3, 3, 4]  # the third was trained, and not yet on disk
+    assert seen == [1, 2, 3, 1, 2, 3, 4]  # what was on disk is told again, the rest trained
     whole = run_trial(candidate, bench(tmp_path), tmp_path / "2")
     assert again.curve == whole.curve
     one, other = (read_weights(tmp_path / name / WEIGHTS) for name in ("1", "2"))
