@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from benchmarks.input_pipeline import WORKERS, Pair, Tensors
 from benchmarks.stopwatch import Stopwatch
 from kdsearch.model import EVAL_BATCH, Model
-from kdsearch.space import Choice, Float, Int, Value
 from kdsearch.spec import Candidate, TrainSpec
 from kdsearch.taps import Tapped
 from kdsearch.trial import Bench, build_distiller, build_student
@@ -103,17 +102,6 @@ def search(
 
     with on.clock("scheduling"):
         study.optimize(objective, n_trials=n_trials, callbacks=callbacks)
-
-
-def suggest(trial: optuna.Trial, name: str, dim: Float | Int | Choice) -> Value:
-    """Return Optuna's value for a dimension of our spaces."""
-    if isinstance(dim, Float):
-        return trial.suggest_float(name, dim.low, dim.high, log=dim.log, step=dim.step)
-    if isinstance(dim, Int):
-        return trial.suggest_int(name, dim.low, dim.high, log=dim.log, step=dim.step)
-    value = trial.suggest_categorical(name, dim.options)
-    assert value is not None
-    return value
 
 
 def flops(student: Model) -> int:

@@ -20,10 +20,11 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 
-from benchmarks import bars, peer, trials
+from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch.engines import local
 from kdsearch.request import Request
+from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study import Asked, Outcome, Study, open_study
@@ -93,7 +94,7 @@ def theirs(folder: Path) -> Callable[[], object]:
 
     def step() -> None:
         trial = study.ask()
-        space.walk(partial(peer.suggest, trial))
+        space.walk(partial(suggest, trial))
         study.tell(trial, [chance.random(), chance.randint(10**6, 2 * 10**7)])
 
     return step

@@ -31,6 +31,7 @@ from kdsearch.distiller import Distiller
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model, Preprocess
 from kdsearch.optimizers import Optimizers
+from kdsearch.sampler import suggest
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study import Study, open_study
 from kdsearch.trial import Bench
@@ -127,7 +128,7 @@ def theirs(candidate: Candidate, on: peer.Setting, database: Path) -> Mapping[st
     clock = Stopwatch()
 
     def propose(asked: optuna.Trial) -> Candidate:
-        space.walk(partial(peer.suggest, asked))
+        space.walk(partial(suggest, asked))
         return candidate
 
     peer.search(study, propose, replace(on, clock=clock), n_trials=1, prices_first=False)

@@ -42,6 +42,7 @@ from kdsearch.bench import load_data, teacher_specs
 from kdsearch.pareto import hypervolume
 from kdsearch.request import request_of
 from kdsearch.run import run
+from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.taps import bare
@@ -195,7 +196,7 @@ def theirs(task: Task, seed: int, out: Path, *, prices_first: bool) -> Told:
     points: list[tuple[float, float, float]] = []
 
     def propose(trial: optuna.Trial) -> Candidate:
-        return Candidate.from_params(space.walk(partial(peer.suggest, trial)))
+        return Candidate.from_params(space.walk(partial(suggest, trial)))
 
     def on_trial(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if trial.values is not None:
