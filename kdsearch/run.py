@@ -49,12 +49,11 @@ from kdsearch.study import Asked, Outcome, Study, open_study, searched
 from kdsearch.summary import Summary, TeacherEntry
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch, accuracy
-from kdsearch.trial import WEIGHTS, Bench, build_student, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights, save_weights
 from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20
-UNFINISHED = "unfinished"
 CONTROLS = {
     "none": "without a teacher",
     "label_smoothing": "with label smoothing alone",
@@ -89,9 +88,9 @@ def run(
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
     taken from the study when there is one, else from Request's defaults. workers: how many trials
-    run at a time; one runs in this process, several in processes of their own; None: as many as
-    fit the device. Raises BudgetError when nothing fits the budget, and another KDSearchError for
-    a request that cannot be met.
+    run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
+    many as fit the device. Raises BudgetError when nothing fits the budget, and another
+    KDSearchError for a request that cannot be met.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)

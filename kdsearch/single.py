@@ -23,10 +23,9 @@ from kdsearch.spec import Candidate, StudentSpec, digest_of
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
-from kdsearch.trial import WEIGHTS, build_distiller, build_student, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights
 
-UNFINISHED = "unfinished"
 _LEFT = ("curve.csv", "tensorboard", WEIGHTS)
 
 

@@ -12,8 +12,9 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
+UNFINISHED = "unfinished"  # the folder of trainings that have not ended
 # Trials may be threads of one process, which has one stream of random numbers and one state of
 # torch's exporter: what draws or traces is done by one thread at a time.
 _building = threading.Lock()
@@ -127,7 +129,8 @@ def _run(
             reason=bench.budget.explain(cost),
         )
     judge = None if on_rung is None else _judge(on_rung, cost)
-    student, epochs = _trained(candidate, student, bench, seed, on_epoch, judge)
+    train = partial(_train, bench=bench, seed=seed, on_epoch=on_epoch, judge=judge)
+    student, epochs = _trained(candidate, student, train, bench.device)
     last = epochs[-1]
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
@@ -150,10 +153,8 @@ def _judge(on_rung: OnRung, cost: Cost) -> Judge:
 def _trained(
     candidate: Candidate,
     student: Model,
-    bench: Bench,
-    seed: int,
-    on_epoch: OnEpoch | None,
-    judge: Judge | None,
+    train: Callable[[Candidate, Model], list[Epoch]],
+    device: torch.device,
 ) -> tuple[Model, list[Epoch]]:
     """Train a student; where memory runs out, once again from its start in twice the parts.
 
@@ -162,22 +163,22 @@ def _trained(
     start = copy.deepcopy(student)
     accumulate = 2 * candidate.train.accumulate
     try:
-        return student, _train(candidate, student, bench, seed, on_epoch, judge)
+        return student, train(candidate, student)
     except RuntimeError as error:
         if not _is_out_of_memory(error) or accumulate > candidate.train.batch_size:
             raise
     del student
-    if bench.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     logger.warning("out of memory: once again with train.accumulate %d", accumulate)
     smaller = replace(candidate, train=replace(candidate.train, accumulate=accumulate))
     try:
-        return start, _train(smaller, start, bench, seed, on_epoch, judge)
+        return start, train(smaller, start)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory, also in {accumulate} parts of a batch{_peak(bench.device)}; "
+            f"out of memory, also in {accumulate} parts of a batch{_peak(device)}; "
             "lower train.batch_size"
         ) from error
 
@@ -190,6 +191,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _train(
     candidate: Candidate,
     student: Model,
+    *,
     bench: Bench,
     seed: int,
     on_epoch: OnEpoch | None,
