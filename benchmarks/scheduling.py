@@ -23,6 +23,7 @@ from optuna.samplers import TPESampler
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch.engines import local
+from kdsearch.engines.proposals import Proposals, search
 from kdsearch.request import Request
 from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
@@ -73,7 +74,7 @@ def ours(study: Study, built: list[float]) -> Callable[[], object]:
         return Outcome(state="complete", cost=cost, violations=violations, val=chance.random())
 
     def step() -> None:
-        local.run_one(study, study.ask(), evaluate)
+        local.run(Proposals(study, search(study, n_trials=len(study.records()) + 1)), [evaluate])
         study.front()
 
     return step

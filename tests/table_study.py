@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdsearch.engines import local
+from kdsearch.engines.proposals import OnTrial, Proposals, search
 from kdsearch.request import Request
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, open_study
@@ -53,8 +55,26 @@ def look_up(asked: Asked) -> Outcome:
 
 def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
     """Go on to `n_trials` trials of the search and return every record."""
-    local.run(study, [look_up], n_trials=n_trials)
+    run_search(study, [look_up], n_trials=n_trials)
     return study.records()
+
+
+def run_search(
+    study: Study,
+    evaluators: Sequence[local.Evaluate],
+    *,
+    n_trials: int,
+    time_limit: float | None = None,
+    on_trial: OnTrial | None = None,
+) -> None:
+    source = search(study, n_trials=n_trials, time_limit=time_limit)
+    local.run(Proposals(study, source, on_trial=on_trial), evaluators)
+
+
+def run_asked(study: Study, asked: Asked, evaluate: local.Evaluate) -> TrialRecord:
+    """Run one trial that the study was asked for, and return its record."""
+    local.run(Proposals(study, iter([asked])), [evaluate])
+    return study.records()[asked.number]
 
 
 def tell_next(study: Study) -> TrialRecord:

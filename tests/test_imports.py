@@ -65,6 +65,7 @@ ROOMS = (
     "card",
     "ship",
     "workers",
+    "finish",
     "run",
     "single",
     "__init__",
@@ -93,6 +94,8 @@ FLOORS = {
         "vision",
     ),
     "cache": ("parts", "key", "disk", "outputs"),
+    "engines": ("proposals", "local"),
+    "cli": ("app", "study", "single"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
 PLUGINS = ("students", "methods")

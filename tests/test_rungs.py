@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from table_study import REQUEST, SMALL_SPACE, look_up, opened
+from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_search
 
 from kdsearch.derive import summarise
-from kdsearch.engines import local
 from kdsearch.errors import SpecError
 from kdsearch.request import Request
 from kdsearch.rungs import Judge, Rung
@@ -38,7 +37,7 @@ def train(study: Study, asked: Asked) -> Outcome:
 
 
 def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
-    local.run(study, [lambda asked: train(study, asked)], n_trials=n_trials)
+    run_search(study, [lambda asked: train(study, asked)], n_trials=n_trials)
     return study.records()
 
 
@@ -91,11 +90,11 @@ def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_contr
         stopped = study.tell(asked, outcome)
         while (twin := study.ask()).digest != asked.digest:
             study.tell(twin, look_up(twin))
-        record = local.run_one(study, twin, lambda _: pytest.fail("trained"))
+        record = run_asked(study, twin, lambda _: pytest.fail("trained"))
         assert (record.state, record.reused_from) == ("pruned", stopped.number)
         assert record.curve == (0.1,)
         control = study.ask_control(asked.params, 0)
-        assert local.run_one(study, control, look_up).state == "complete"
+        assert run_asked(study, control, look_up).state == "complete"
         study.note(teacher={"name": "t", **dict.fromkeys(TEACHER, 0.9)})
         assert summarise(study).counts.pruned == 2
 

@@ -14,9 +14,17 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from table_study import MAX_DEPTH, REQUEST, SMALL_SPACE, look_up, opened, run_to, tell_next
+from table_study import (
+    MAX_DEPTH,
+    REQUEST,
+    SMALL_SPACE,
+    look_up,
+    opened,
+    run_search,
+    run_to,
+    tell_next,
+)
 
-from kdsearch.engines import local
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
 from kdsearch.spec import TrialRecord
@@ -181,7 +189,7 @@ def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path
         return look_up(asked)
 
     with opened(fast_path / "small", Request(space=SMALL_SPACE)) as study:
-        local.run(study, [train], n_trials=12)
+        run_search(study, [train], n_trials=12)
         records = study.records()
 
     assert len(trained) == len(set(trained)) == len({r.digest for r in records}) < 12

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from table_study import SMALL_SPACE, look_up, opened, run_to
+from table_study import SMALL_SPACE, look_up, opened, run_asked, run_search, run_to
 
 from kdsearch.engines import local
 from kdsearch.request import Request
@@ -24,7 +24,7 @@ def test_n_trials_counts_what_the_study_holds_already(fast_path: Path) -> None:
     seen: list[TrialRecord] = []
     for n_trials in (2, 5, 3):
         with opened(fast_path / "counted") as study:
-            local.run(study, [look_up], n_trials=n_trials, on_trial=seen.append)
+            run_search(study, [look_up], n_trials=n_trials, on_trial=seen.append)
             records = study.records()
     assert len(records) == 5
     assert seen == records
@@ -32,9 +32,9 @@ def test_n_trials_counts_what_the_study_holds_already(fast_path: Path) -> None:
 
 def test_a_control_does_not_count_as_a_trial_of_the_search(fast_path: Path) -> None:
     with opened(fast_path / "controlled") as study:
-        local.run(study, [look_up], n_trials=1)
-        local.run_one(study, study.ask_control({"student.family": "resnet"}, 0), look_up)
-        local.run(study, [look_up], n_trials=2)
+        run_search(study, [look_up], n_trials=1)
+        run_asked(study, study.ask_control({"student.family": "resnet"}, 0), look_up)
+        run_search(study, [look_up], n_trials=2)
         assert [record.control_of for record in study.records()] == [None, 0, None]
 
 
@@ -48,7 +48,7 @@ def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
 
     started = time.perf_counter()
     with opened(fast_path / "limited") as study:
-        local.run(study, [slow], n_trials=100, time_limit=0.3)
+        run_search(study, [slow], n_trials=100, time_limit=0.3)
         assert [record.state for record in study.records()].count("running") == 0
     assert 1 <= len(ended) <= 2
     assert all(end - started >= 0.2 for end in ended)
@@ -56,7 +56,7 @@ def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
 
 def test_a_time_limit_of_zero_runs_nothing(fast_path: Path) -> None:
     with opened(fast_path / "no time") as study:
-        local.run(study, [look_up], n_trials=1, time_limit=0)
+        run_search(study, [look_up], n_trials=1, time_limit=0)
         assert study.records() == []
 
 
@@ -68,9 +68,9 @@ def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) ->
 
     path = fast_path / "broken"
     with opened(path) as study, pytest.raises(ZeroDivisionError):
-        local.run(study, [breaks], n_trials=1)
+        run_search(study, [breaks], n_trials=1)
     with opened(path) as study:
-        local.run(study, [look_up], n_trials=1)
+        run_search(study, [look_up], n_trials=1)
         lost, again = study.records()
     assert (lost.state, lost.params) == ("interrupted", again.params)
 
@@ -83,7 +83,7 @@ def test_one_evaluator_is_called_in_the_drivers_thread(fast_path: Path) -> None:
         return look_up(asked)
 
     with opened(fast_path / "alone") as study:
-        local.run(study, [evaluate], n_trials=2)
+        run_search(study, [evaluate], n_trials=2)
     assert seen == [threading.current_thread()] * 2
 
 
@@ -102,7 +102,7 @@ def test_several_evaluators_run_at_the_same_time_each_one_trial(fast_path: Path)
         return evaluate
 
     with opened(fast_path / "two") as study:
-        local.run(study, [slot(0), slot(1)], n_trials=14)
+        run_search(study, [slot(0), slot(1)], n_trials=14)
         assert [record.draw for record in study.records()] == list(range(14))
         assert len(searched(study.records())) == 14
 
@@ -121,7 +121,7 @@ def test_trials_are_told_in_the_order_in_which_they_end(fast_path: Path) -> None
         second_ended.set()
 
     with opened(fast_path / "order") as study:
-        local.run(study, [evaluate] * 2, n_trials=2, on_trial=on_trial)
+        run_search(study, [evaluate] * 2, n_trials=2, on_trial=on_trial)
     assert ended == [1, 0]
 
 
@@ -140,7 +140,7 @@ def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -
         return look_up(asked)
 
     with opened(fast_path / "equal", Request(space=SMALL_SPACE)) as study:
-        local.run(study, [evaluate] * 4, n_trials=20)
+        run_search(study, [evaluate] * 4, n_trials=20)
         records = study.records()
     assert overlaps == []
     assert len(records) == 20
@@ -159,7 +159,7 @@ def test_one_that_waited_for_an_equal_one_that_failed_is_trained(fast_path: Path
         return look_up(asked)
 
     with opened(fast_path / "again", Request(space=SMALL_SPACE)) as study:
-        local.run(study, [evaluate] * 4, n_trials=20)
+        run_search(study, [evaluate] * 4, n_trials=20)
         records = study.records()
     assert [record.state for record in records].count("failed") == len(failed)
     assert {record.state for record in records} == {"failed", "complete"}
@@ -171,7 +171,7 @@ def test_beside_others_too_the_limit_is_looked_at_between_trials(fast_path: Path
         return look_up(asked)
 
     with opened(fast_path / "limited beside") as study:
-        local.run(study, [slow] * 2, n_trials=100, time_limit=0.1)
+        run_search(study, [slow] * 2, n_trials=100, time_limit=0.1)
         assert [record.state == "running" for record in study.records()] == [False, False]
 
 
@@ -192,7 +192,7 @@ def test_a_run_that_stops_abandons_its_trials_and_goes_on_later(fast_path: Path,
 
     started = time.perf_counter()
     with opened(path) as study, pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
-        local.run(study, [evaluate] * 3, n_trials=8)
+        run_search(study, [evaluate] * 3, n_trials=8)
     assert time.perf_counter() - started < TIMEOUT / 2
     forever.set()
     with opened(path) as study:

@@ -1,0 +1,14 @@
+"""The application that commands register with. Torch is imported late, by those that need it."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    help="AutoML for knowledge distillation in computer vision, under a budget that holds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)

@@ -1,0 +1,206 @@
+"""What follows the search: the test split, the file to ship, its controls, what they tell."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from kdsearch.bench import Watch, common_accuracy
+from kdsearch.derive import write_derived
+from kdsearch.engines.proposals import Engine, Proposals
+from kdsearch.errors import BudgetError, TrialsFailedError
+from kdsearch.model import Model
+from kdsearch.request import resume_command
+from kdsearch.ship import Package, pack
+from kdsearch.space import Params
+from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.study import Asked, Study, searched
+from kdsearch.summary import Summary, TeacherEntry
+from kdsearch.taps import bare
+from kdsearch.trainer import accuracy
+from kdsearch.trial import WEIGHTS, Bench, build_student
+from kdsearch.weights import fit_weights, read_weights
+
+CONTROLS = {
+    "none": "without a teacher",
+    "label_smoothing": "with label smoothing alone",
+    "kd": "with plain KD at its defaults",
+}
+_KNOWN_BY_HEART = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a study found, and the folder to ship."""
+
+    path: Path
+    summary: Summary
+    package: Package
+    notes: tuple[str, ...]
+
+
+def _weights(study: Study, record: TrialRecord) -> Path:
+    number = record.number if record.reused_from is None else record.reused_from
+    return study.directory(number) / WEIGHTS
+
+
+def finish(study: Study, bench: Bench, watch: Watch, engine: Engine) -> Finished:
+    """Read the test split, ship the best, train its controls, write the report.
+
+    Raises BudgetError when nothing fits, also when the files are measured again, and
+    TrialsFailedError when no trial completed.
+    """
+    if not study.front():
+        write_derived(study)
+        raise _nothing(study)
+    _read_test(study, bench, study.front())
+    best, package = _ship(study, bench, watch)
+    controls = _controls(study, engine, best, watch)
+    _read_test(study, bench, controls)
+    notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
+    study.note(best=best.number, notes=notes)
+    return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
+
+
+def _nothing(study: Study) -> BudgetError | TrialsFailedError:
+    """Say why the front is empty: nothing fits the budget, or everything failed."""
+    records = searched(study.records())
+    priced = [r for r in records if r.state == "infeasible" and r.cost is not None]
+    if not priced:
+        reasons = Counter(record.reason for record in records).most_common(3)
+        told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
+        return TrialsFailedError(
+            f"no trial of {len(records)} completed:\n{told}\nDetails: {study.path / 'kdsearch.log'}"
+        )
+    cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
+    return BudgetError(
+        f"nothing fits the budget: all {len(priced)} students broke it. The cheapest seen, "
+        f"no. {cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
+        "Raise the budget, or give a --space with smaller students."
+    )
+
+
+def _load_student(study: Study, record: TrialRecord, bench: Bench) -> Model:
+    student = build_student(Candidate.from_params(record.params).student, bench.data)
+    file = _weights(study, record)
+    fit_weights(bare(student.network), read_weights(file), where=f"trial {record.number}")
+    return student.freeze()
+
+
+def _read_test(study: Study, bench: Bench, records: Sequence[TrialRecord]) -> None:
+    """Measure on the test split whatever has not been yet, the teacher included."""
+    facts = study.facts()
+    teacher = cast("dict[str, object]", facts["teacher"])
+    teacher["test"] = common_accuracy(bench.teachers, bench.data.test, bench.device)
+    test = dict(cast("dict[str, float]", facts.get("test", {})))
+    for record in records:
+        if str(record.number) not in test:
+            student = _load_student(study, record, bench).to(bench.device)
+            test[str(record.number)] = accuracy(student, bench.data.test, bench.device)
+    study.note(test=test, teacher=teacher)
+
+
+def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Package]:
+    """Export the most accurate of the front whose file, measured again, keeps the budget."""
+    test = cast("dict[str, float]", study.facts()["test"])
+    for record in reversed(study.front()):
+        assert record.cost is not None
+        assert record.val is not None
+        package = pack(
+            study.path / "best",
+            _load_student(study, record, bench),
+            Candidate.from_params(record.params),
+            study.request,
+            bench.data,
+            cost=record.cost,
+            results={"validation": record.val, "test": test[str(record.number)]},
+            latencies=bench.latencies,
+        )
+        if package.is_within(study.budget):
+            return record, package
+        watch.note(
+            f"Trial {record.number} is not shipped: its file took {package.latency.ms:.3f} ms, "
+            f"over the budget of {study.budget.latency_ms} ms"
+        )
+    shutil.rmtree(study.path / "best")
+    write_derived(study)
+    raise BudgetError(
+        f"none of the {len(study.front())} exported students on the front kept the budget of "
+        f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
+        f"`{resume_command(study.path)}` measures them again."
+    )
+
+
+def _controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> list[TrialRecord]:
+    """Train the best student as each control is taught, with the same recipe and seed."""
+    student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
+
+    def is_known(params: Params) -> bool:
+        known = (r for r in study.records() if r.control_of == best.number and r.params == params)
+        return any(record.state == "complete" for record in known)
+
+    def source() -> Iterator[Asked]:
+        for method in CONTROLS:
+            params: Params = {**student, "method.name": method}
+            if not is_known(params):
+                watch.note(f"Control for no. {best.number}: the same student with method {method}")
+                yield study.ask_control(params, best.number)
+
+    def earlier(asked: Asked) -> TrialRecord | None:
+        found = study.earlier(asked)
+        return found if found is not None and _weights(study, found).is_file() else None
+
+    on_trial = partial(watch.trial, best=best)
+    engine(Proposals(study, source(), on_trial=on_trial, earlier=earlier))
+    controls = [r for r in study.records() if r.control_of == best.number]
+    return [record for record in controls if record.state == "complete"]
+
+
+def _judgement(
+    study: Study, best: TrialRecord, controls: Sequence[TrialRecord], n_val: int
+) -> Iterator[str]:
+    """Yield what distillation gained, what may be noise, and whether the teacher is any good."""
+    assert best.val is not None
+    teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
+    by_method = {str(record.params["method.name"]): record for record in controls}
+    noise = math.sqrt(2 * best.val * (1 - best.val) / n_val)
+    for method, what in CONTROLS.items():
+        control = by_method.get(method)
+        if control is not None and control.val is not None:
+            yield (
+                f"Gain: {_signed(best.val - control.val)} points of validation accuracy over the "
+                f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
+            )
+    yield (
+        f"One training each, judged on {n_val} validation images: the standard error of such a "
+        f"difference is about {100 * noise:.2f} points"
+    )
+    if teacher.test is not None and teacher.val - teacher.test > _KNOWN_BY_HEART:
+        yield (
+            f"The teacher scores {100 * teacher.val:.2f} % on validation and "
+            f"{100 * teacher.test:.2f} % on test: it has probably been trained on these validation "
+            "images, so trust the students' test accuracy more than their validation accuracy"
+        )
+    plain = by_method.get("none")
+    if plain is not None and plain.val is not None and teacher.val <= plain.val:
+        yield (
+            f"The teacher ({100 * teacher.val:.2f} %) is no better than this student without one "
+            f"({100 * plain.val:.2f} %): a better teacher is the first thing to look for"
+        )
+
+
+def _signed(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def _skipped(bench: Bench) -> Iterator[str]:
+    skipped = bench.data.skipped
+    if skipped:
+        shown = ", ".join(skipped[:3]) + (", …" if skipped[3:] else "")
+        yield f"{len(skipped)} unreadable images were left out: {shown}"
