@@ -134,14 +134,13 @@ def _csv(records: Sequence[TrialRecord]) -> str:
         ]
     )
     for record in records:
-        cost = record.cost or Cost(flops=0, params=0)
-        known = record.cost is not None
+        cost = record.cost or Cost()
         writer.writerow(
             [
                 record.number,
                 record.state,
                 record.val,
-                *(getattr(cost, name) if known else None for name in costs),
+                *(getattr(cost, name) for name in costs),
                 round(record.seconds, 3),
                 record.mode,
                 record.control_of,

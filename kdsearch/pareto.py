@@ -21,7 +21,7 @@ def front(points: Points) -> list[int]:
     points the first stays. A point that holds a NaN is never on the front.
     """
     order = sorted(
-        (i for i, point in enumerate(points) if not np.isnan(point).any()),
+        (i for i, (quality, cost) in enumerate(points) if quality == quality and cost == cost),
         key=lambda i: (points[i][1], -points[i][0], i),
     )
     kept: list[int] = []

@@ -209,10 +209,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one student asks of the device: multiply-adds, parameters, milliseconds."""
+    """What one student asks of the device: multiply-adds, parameters, milliseconds.
 
-    flops: int
-    params: int
+    None is not known: a latency that was not measured, or what an objective of one's own has not.
+    """
+
+    flops: int | None = None
+    params: int | None = None
     latency_ms: float | None = None
     latency_spread_ms: float | None = None
 

@@ -43,8 +43,8 @@ class Entry:
     trial: int
     val: float
     test: float | None
-    flops: int
-    params: int
+    flops: int | None
+    params: int | None
     latency_ms: float | None
     latency_spread_ms: float | None
     config: Params

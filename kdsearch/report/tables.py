@@ -53,7 +53,7 @@ def against_teacher(summary: Summary, best: Entry) -> str:
             (
                 words.AXES[axis].title,
                 words.scaled(value),
-                words.UNKNOWN if reference is None else words.scaled(reference),
+                words.scaled(reference),
                 words.compared(value, reference),
             )
             for axis, value, reference in (
@@ -154,8 +154,8 @@ def _trial(record: TrialRecord, best: int | None) -> str:
         words.method(record.params),
         "" if record.val is None else f"{100 * record.val:.2f}",
         "" if cost is None or cost.latency_ms is None else f"{cost.latency_ms:.3f}",
-        "" if cost is None else f"{cost.flops / 1e6:.3f}",
-        "" if cost is None else f"{cost.params:,}",
+        "" if cost is None or cost.flops is None else f"{cost.flops / 1e6:.3f}",
+        "" if cost is None or cost.params is None else f"{cost.params:,}",
         f"{record.seconds:.1f}",
         _remark(record, best),
     )

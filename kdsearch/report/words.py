@@ -52,8 +52,10 @@ def digits(value: float, count: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def scaled(value: float) -> str:
-    """Return 3210000 as '3.21 M'."""
+def scaled(value: float | None) -> str:
+    """Return 3210000 as '3.21 M', or that nobody knows it."""
+    if value is None:
+        return UNKNOWN
     value = float(f"{value:.3g}")
     for letter, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
