@@ -212,12 +212,15 @@ class Cost:
     """What one student asks of the device: multiply-adds, parameters, milliseconds.
 
     None is not known: a latency that was not measured, or what an objective of one's own has not.
+    latency_low_ms, latency_high_ms: where the next process will find it, 95 times of 100.
     """
 
     flops: int | None = None
     params: int | None = None
     latency_ms: float | None = None
     latency_spread_ms: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +238,13 @@ class Budget:
                 raise SpecError(f"budget.{name}: {limit} is not a number above 0")
 
     def violations(self, cost: Cost) -> dict[str, float]:
-        """Return (cost - limit) / limit for every limit whose cost is known; > 0 breaks it."""
+        """Return (cost - limit) / limit for every limit whose cost is known; > 0 breaks it.
+
+        A latency counts with the upper end of its interval: the next process may find that.
+        """
         found = {}
         for name in _fields(Budget):
-            limit, value = getattr(self, name), getattr(cost, name)
+            limit, value = getattr(self, name), _at_most(name, cost)
             if limit is not None and value is not None:
                 found[name] = (value - limit) / limit
         return found
@@ -246,7 +252,8 @@ class Budget:
     def explain(self, cost: Cost) -> str:
         """Return which limits a cost breaks, in words, such as '29.7 MFLOPs over 20'."""
         return "; ".join(
-            f"{getattr(cost, name) * scale:.4g} {unit} over {getattr(self, name) * scale:.4g}"
+            f"{getattr(cost, name) * scale:.4g} {unit}{_up_to(name, cost)} over "
+            f"{getattr(self, name) * scale:.4g}"
             for name, (scale, unit) in UNITS.items()
             if self.violations(cost).get(name, 0) > 0
         )
@@ -255,6 +262,17 @@ class Budget:
         """Return the cost that the front trades accuracy against: the first limited one."""
         limited = [name for name in _fields(Budget) if getattr(self, name) is not None]
         return limited[0] if limited else "flops"
+
+
+def _at_most(name: str, cost: Cost) -> float | None:
+    value: float | None = getattr(cost, name)
+    return cost.latency_high_ms or value if name == "latency_ms" else value
+
+
+def _up_to(name: str, cost: Cost) -> str:
+    if name != "latency_ms" or cost.latency_high_ms is None:
+        return ""
+    return f", up to {cost.latency_high_ms:.4g} with its spread,"
 
 
 _SECTIONS: Mapping[type, str] = {

@@ -187,6 +187,15 @@ def test_explain_names_the_broken_limits_only_in_their_units() -> None:
     assert Budget(latency_ms=12.5).explain(COST) == ""
 
 
+def test_a_latency_counts_with_the_upper_end_of_its_interval() -> None:
+    """(10.4 - 10) / 10 = 0.04: the median keeps the limit, the next process may not."""
+    cost = Cost(latency_ms=9.8, latency_low_ms=9.2, latency_high_ms=10.4)
+
+    assert Budget(latency_ms=10).violations(cost) == {"latency_ms": pytest.approx(0.04)}
+    assert Budget(latency_ms=10).explain(cost) == ("9.8 ms, up to 10.4 with its spread, over 10")
+    assert Budget(latency_ms=10.4).violations(cost) == {"latency_ms": 0.0}
+
+
 def test_the_axis_is_the_first_limit_of_latency_flops_params() -> None:
     assert Budget().axis() == "flops"
     assert Budget(params=1).axis() == "params"
