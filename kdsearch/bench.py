@@ -24,6 +24,7 @@ from kdsearch.probe import Executions
 from kdsearch.request import Request
 from kdsearch.spec import TrialRecord
 from kdsearch.summary import TeacherEntry
+from kdsearch.targets import target_in
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import Epoch, OnEpoch
@@ -63,7 +64,11 @@ class Prepared:
 
 
 def load_data(request: Request, out: Path) -> tuple[ImageData, Request]:
-    """Return the images, and the request with their digest and that of the teacher's weights."""
+    """Return the images, and the request with their digest and that of the teacher's weights.
+
+    Raises SpecError at once where the target cannot be used here.
+    """
+    target_in(request)
     data = datasets.load(
         request.data,
         cache_dir=out / CACHE,
@@ -164,7 +169,7 @@ def lay_out(
             for teacher in teachers
         ),
         budget=request.budget,
-        latencies=LatencyCache(out / CACHE),
+        latencies=LatencyCache(out / CACHE, target_in(request)),
         turns=Turns(out / CACHE, str(device)),
         seed=request.seed,
         device=device,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from kdsearch.model import Model
+from kdsearch.summary import Target
 
 _HEAD = {
     "library_name": "onnx",
@@ -26,7 +27,8 @@ Distilled and chosen by kdsearch. `config.yaml` holds the recipe:
 {rows}
 
 - {flops:,} multiply-adds (each counted once), {params:,} parameters.
-- `student.onnx`: {ms:.4g} ms, spread {spread:.2g} ms; ONNX Runtime, CPU, one thread, batch 1.
+- `student.onnx`: {ms:.4g} ms, spread {spread:.2g} ms, 95 % of processes {low:.4g} to
+  {high:.4g}; {target}.
 - Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean, over std.
   mean {mean}, std {std}.
 - Output `logits`: [batch, {n_classes}], in the order of: {classes}.
@@ -46,9 +48,10 @@ def model_card(
     student: Model, data: str, classes: Sequence[str], metrics: Mapping[str, object]
 ) -> str:
     """Return the card; `metrics` is what `metrics.json` holds."""
-    results, onnx = metrics["accuracy"], metrics["onnx"]
+    results, onnx, target = metrics["accuracy"], metrics["onnx"], metrics["target"]
     assert isinstance(results, Mapping)
     assert isinstance(onnx, Mapping)
+    assert isinstance(target, Mapping)
     accuracies = {**results, "validation, by student.onnx": onnx["val"]}
     shown = student.preprocess
     return _CARD.format(
@@ -60,6 +63,9 @@ def model_card(
         params=metrics["params"],
         ms=onnx["latency_ms"],
         spread=onnx["latency_spread_ms"],
+        low=onnx["latency_low_ms"],
+        high=onnx["latency_high_ms"],
+        target=Target(**target),
         channels=shown.channels,
         side=shown.resolution,
         mean=[round(value, 4) for value in shown.mean],

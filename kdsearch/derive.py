@@ -10,6 +10,7 @@ import io
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import cast
 
 from kdsearch import report
@@ -18,7 +19,8 @@ from kdsearch.request import Request, write_text
 from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import Study, searched
-from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
+from kdsearch.summary import Counts, Entry, Seconds, Summary, TeacherEntry
+from kdsearch.targets import described
 
 Test = dict[str, float]
 
@@ -37,7 +39,7 @@ def summarise(study: Study) -> Summary:
     return Summary(
         study=study.name,
         budget=study.budget,
-        target=Target(),
+        target=described(study.request),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
         counts=_counts(searched(records)),
         front=tuple(_entry(record, test) for record in front),
@@ -110,6 +112,8 @@ def _entry(record: TrialRecord, test: Test) -> Entry:
         params=record.cost.params,
         latency_ms=record.cost.latency_ms,
         latency_spread_ms=record.cost.latency_spread_ms,
+        latency_low_ms=record.cost.latency_low_ms,
+        latency_high_ms=record.cost.latency_high_ms,
         config=record.params,
     )
 
@@ -118,7 +122,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
     names = sorted({name for record in records for name in record.params})
     text = io.StringIO()
     writer = csv.writer(text)
-    costs = ("latency_ms", "latency_spread_ms", "flops", "params")
+    costs = tuple(item.name for item in fields(Cost))
     writer.writerow(
         [
             "trial",

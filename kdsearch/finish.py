@@ -125,7 +125,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
         if package.is_within(study.budget):
             return record, package
         watch.note(
-            f"Trial {record.number} is not shipped: its file took {package.latency.ms:.3f} ms, "
+            f"Trial {record.number} is not shipped: its file took {package.latency}, "
             f"over the budget of {study.budget.latency_ms} ms"
         )
     shutil.rmtree(study.path / "best")

@@ -98,6 +98,16 @@ Stopping = Annotated[
     typer.Option(help="End trials that cannot reach the front: off (the default), safe or tight."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="What latency is measured on: cpu (the default), torch, openvino, cuda, tensorrt, or "
+        "cmd:COMMAND, which gets the ONNX file and prints milliseconds.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of the target (1).")]
+Batch = Annotated[int | None, typer.Option(help="Images in a batch on the target (1).")]
 Workers = Annotated[
     str,
     typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),

@@ -22,6 +22,7 @@ from kdsearch.stopping import MODES
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
+MAX_COUNT = 1024  # of threads, and of images in a measured batch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -47,6 +48,9 @@ class Request:
     budget_ms: float | None = None
     budget_mflops: float | None = None
     budget_mparams: float | None = None
+    target: str = "cpu"
+    threads: int = 1
+    batch: int = 1
     epochs: int | None = None
     seed: int = 0
     stopping: str = "off"
@@ -61,6 +65,9 @@ class Request:
             raise SpecError(
                 f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
             )
+        for flag in ("threads", "batch"):
+            if not 1 <= getattr(self, flag) <= MAX_COUNT:
+                raise SpecError(f"--{flag} {getattr(self, flag)}: expected 1 to {MAX_COUNT}")
         if not 0 <= self.seed <= MAX_SEED:
             raise SpecError(f"--seed {self.seed}: expected 0 to {MAX_SEED}")
         if self.stopping not in MODES:

@@ -25,8 +25,8 @@ from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
-from kdsearch.summary import Target
 from kdsearch.taps import bare
+from kdsearch.targets import described
 from kdsearch.weights import save_weights
 
 
@@ -40,8 +40,8 @@ class Package:
     latency: Latency
 
     def is_within(self, budget: Budget) -> bool:
-        """Whether the file, as measured, keeps the latency budget."""
-        return budget.latency_ms is None or self.latency.ms <= budget.latency_ms
+        """Whether the file, as measured, keeps the latency budget with its whole interval."""
+        return budget.latency_ms is None or self.latency.high_ms <= budget.latency_ms
 
 
 def pack(
@@ -81,9 +81,11 @@ def pack(
         path=path,
         val=accuracy(file, inputs()),
         agreement=agreement,
-        latency=latencies.measure(file, shape=shape),
+        latency=latencies.measure(
+            latencies.target.own_file(student.network, shape) or file, shape=shape
+        ),
     )
-    metrics = _metrics(package, request.budget, cost, results, file.stat().st_size)
+    metrics = _metrics(package, request, cost, results, file.stat().st_size)
     write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_text(fresh / "config.yaml", config_text(candidate, request))
     write_text(fresh / "README.md", model_card(student, data.name, data.classes, metrics))
@@ -137,7 +139,7 @@ def _metadata(student: Model, data: ImageData) -> dict[str, str]:
 
 
 def _metrics(
-    package: Package, budget: Budget, cost: Cost, results: Mapping[str, float], size: int
+    package: Package, request: Request, cost: Cost, results: Mapping[str, float], size: int
 ) -> dict[str, object]:
     agreement, latency = package.agreement, package.latency
     return {
@@ -152,11 +154,13 @@ def _metrics(
             "max_relative_logit_difference": agreement.max_rel,
             "latency_ms": latency.ms,
             "latency_spread_ms": latency.spread_ms,
+            "latency_low_ms": latency.low_ms,
+            "latency_high_ms": latency.high_ms,
             "contention": latency.contention,
         },
-        "within_budget": package.is_within(budget),
-        "budget": asdict(budget),
-        "target": asdict(Target()),
+        "within_budget": package.is_within(request.budget),
+        "budget": asdict(request.budget),
+        "target": asdict(described(request)),
         "flops": cost.flops,
         "params": cost.params,
     }

@@ -21,7 +21,9 @@ from kdsearch.request import Request, study_path
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Candidate, StudentSpec, digest_of
 from kdsearch.study import Outcome
+from kdsearch.summary import Target
 from kdsearch.taps import bare
+from kdsearch.targets import described, target_in
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, run_trial
 from kdsearch.weights import fit_weights, read_weights
@@ -144,32 +146,41 @@ class Measured:
     flops: int | None
     params: int | None
     latency: Latency
+    target: Target
 
 
 def measure_model(
-    spec: StudentSpec, *, input_shape: tuple[int, int, int], classes: int = 1000
+    spec: StudentSpec,
+    request: Request,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: int = 1000,
 ) -> Measured:
-    """Return the FLOPs, parameters and latency of a model at batch 1.
+    """Return the FLOPs and parameters of a model, and its latency on the request's target.
 
-    spec.family may be a path to an `.onnx` file, whose latency alone is measured. Raises SpecError
-    for an unknown name and CostError when the model cannot be priced.
+    spec.family may be a path to a file that the target takes, `.onnx` or `.pt2`, whose latency
+    alone is measured. Raises SpecError for an unknown name and CostError when the model cannot be
+    priced.
     """
-    name = spec.family
-    if name.endswith(".onnx"):
+    name, target = spec.family, target_in(request)
+    if name.endswith((".onnx", ".pt2")):
         return Measured(
             name=name,
             input_shape=input_shape,
             flops=None,
             params=None,
-            latency=measure(Path(name), shape=input_shape),
+            latency=measure(Path(name), shape=input_shape, target=target),
+            target=described(request),
         )
     channels, side, _ = input_shape
     network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
     flops, params = count(network, input_shape=input_shape)
+    file = target.own_file(network, input_shape) or for_pricing(network, input_shape=input_shape)
     return Measured(
         name=name,
         input_shape=input_shape,
         flops=flops,
         params=params,
-        latency=measure(for_pricing(network, input_shape=input_shape), shape=input_shape),
+        latency=measure(file, shape=input_shape, target=target),
+        target=described(request),
     )

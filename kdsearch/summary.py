@@ -23,6 +23,11 @@ class Target:
     threads: int = 1
     batch: int = 1
 
+    def __str__(self) -> str:
+        """Return them in one line."""
+        plural = "" if self.threads == 1 else "s"
+        return f"{self.device}, {self.runtime}, {self.threads} thread{plural}, batch {self.batch}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherEntry:
@@ -48,6 +53,8 @@ class Entry:
     latency_ms: float | None
     latency_spread_ms: float | None
     config: Params
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -284,13 +284,17 @@ def price(student: Model, bench: Bench) -> Cost:
     if any(violation > 0 for violation in bench.budget.violations(cost).values()):
         return cost
     latency = latency_of(student, bench.latencies)
-    return Cost(
-        flops=flops, params=params, latency_ms=latency.ms, latency_spread_ms=latency.spread_ms
+    return replace(
+        cost,
+        latency_ms=latency.ms,
+        latency_spread_ms=latency.spread_ms,
+        latency_low_ms=latency.low_ms,
+        latency_high_ms=latency.high_ms,
     )
 
 
 def latency_of(model: Model, cache: LatencyCache) -> Latency:
-    """Return the latency of a model's ONNX file, measured once per architecture and input.
+    """Return the latency of a model's file on the target, measured once per architecture and input.
 
     The architecture is the network as it prints and its shapes, not its name: a user's file may
     change under the same name.
@@ -298,10 +302,13 @@ def latency_of(model: Model, cache: LatencyCache) -> Latency:
     shape = model.preprocess.input_shape
     network = bare(model.network)
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
-    return cache.get_or_measure(
-        digest_of([repr(network), weights, shape]),
-        lambda: cache.measure(for_pricing(model.network, input_shape=shape), shape=shape),
-    )
+
+    def measure() -> Latency:
+        file = cache.target.own_file(model.network, shape)
+        file = file or for_pricing(model.network, input_shape=shape)
+        return cache.measure(file, shape=shape)
+
+    return cache.get_or_measure(digest_of([repr(network), weights, shape]), measure)
 
 
 def _curve_csv(epochs: Sequence[Epoch]) -> str:

@@ -37,6 +37,8 @@ ROOMS = (
     "tasks",
     "distiller",
     "spaces",
+    "timing",
+    "targets",
     "report",
     "derive",
     "cost",
@@ -98,7 +100,7 @@ FLOORS = {
     "cli": ("app", "study", "single"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
-PLUGINS = ("students", "methods")
+PLUGINS = ("students", "methods", "targets")
 
 
 def modules() -> dict[str, Path]:

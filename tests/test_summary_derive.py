@@ -31,6 +31,8 @@ ENTRY = {
     "params",
     "latency_ms",
     "latency_spread_ms",
+    "latency_low_ms",
+    "latency_high_ms",
     "config",
 }
 # The layout of front.json that DESIGN.md promises to its readers.
@@ -110,6 +112,8 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         "params": best.cost.params,
         "latency_ms": best.cost.latency_ms,
         "latency_spread_ms": None,
+        "latency_low_ms": None,
+        "latency_high_ms": None,
         "config": best.params,
     }
     assert [(c["val"], c["config"]["method.name"]) for c in content["controls"]] == [

@@ -148,9 +148,9 @@ def test_a_student_is_not_measured_during_anothers_step(
 
     def measure(*_: object, **__: object) -> Latency:
         measured.set()
-        return Latency(ms=1.0, spread_ms=0.1, contention=1.0)
+        return Latency(ms=1.0, low_ms=0.9, high_ms=1.1, spread_ms=0.1, contention=1.0)
 
-    monkeypatch.setattr("kdsearch.latency.measure", measure)
+    monkeypatch.setattr("kdsearch.latency.settle", measure)
     hold.enter_context(hold.enter_context(Turns(tmp_path / "cache").training()))
     with threads(lambda: price(build_student(PLAIN.student, DATA), shared)):
         assert not measured.wait(1)

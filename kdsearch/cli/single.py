@@ -12,6 +12,7 @@ from kdsearch.cli.app import app
 from kdsearch.errors import SpecError
 from kdsearch.flags import (
     OUT,
+    Batch,
     Config,
     Data,
     Debug,
@@ -26,9 +27,11 @@ from kdsearch.flags import (
     Settings,
     Space,
     Subset,
+    TargetName,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    Threads,
     only_given,
     read_settings,
     require_positive,
@@ -64,6 +67,9 @@ def distill(
         str | None, typer.Option(help="last, even, stride, all or pairs such as 0:1,2:3.")
     ] = None,
     set: Settings = None,
+    target: TargetName = None,
+    threads: Threads = None,
+    batch: Batch = None,
     epochs: Epochs = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -83,6 +89,9 @@ def distill(
         teacher=teacher,
         teacher_weights=teacher_weights,
         teacher_epochs=teacher_epochs,
+        target=target,
+        threads=threads,
+        batch=batch,
         seed=seed,
     )
     require_positive(resolution=resolution)
@@ -116,7 +125,7 @@ def distill(
     show(
         f"Teacher: validation {100 * found.teacher_val:.2f} %",
         "Student: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in found.results.items()),
-        f"File: {found.package.path}/student.onnx, {found.package.latency.ms:.3f} ms, "
+        f"File: {found.package.path}/student.onnx, {found.package.latency}, "
         f"{100 * found.package.agreement.argmax:.2f} % same predictions as PyTorch",
         f"Curves: tensorboard --logdir {found.package.path.parent}/tensorboard",
     )
@@ -192,6 +201,9 @@ def measure(
     input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
     classes: Annotated[int, typer.Option(help="Classes of the head.")] = 1000,
     set: Settings = None,
+    target: TargetName = None,
+    threads: Threads = None,
+    batch: Batch = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -203,11 +215,13 @@ def measure(
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
     from kdsearch.console import show
+    from kdsearch.request import request_of
     from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
 
     spec = Candidate.from_params(params).student
-    found = measure_model(spec, input_shape=shape, classes=classes)
+    request = request_of(only_given(target=target, threads=threads, batch=batch))
+    found = measure_model(spec, request, input_shape=shape, classes=classes)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
@@ -215,12 +229,10 @@ def measure(
         f"{found.flops / 1e6:.2f} MFLOPs (one multiply-add counts once)" if found.flops else "",
         f"{found.params:,} parameters" if found.params else "",
     ]
-    latency = found.latency
     show(
         f"{model} at {input}",
         *filter(None, counted),
-        f"{latency.ms:.3f} ms, spread {latency.spread_ms:.3f} ms "
-        f"(ONNX Runtime, CPU, 1 thread, batch 1; wall/CPU time {latency.contention:.2f})",
+        f"{found.latency} ({found.target})",
     )
 
 

@@ -11,6 +11,7 @@ from kdsearch.cli.app import app
 from kdsearch.errors import StudyError
 from kdsearch.flags import (
     OUT,
+    Batch,
     Config,
     Data,
     Debug,
@@ -26,9 +27,11 @@ from kdsearch.flags import (
     Space,
     Stopping,
     Subset,
+    TargetName,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    Threads,
     Workers,
     only_given,
     read_workers,
@@ -51,12 +54,15 @@ def run(
     teacher_epochs: TeacherEpochs = None,
     space: Space = None,
     budget_ms: Annotated[
-        float | None, typer.Option(help="Latency of the ONNX file: CPU, 1 thread, batch 1.")
+        float | None, typer.Option(help="Latency of the exported file on the --target.")
     ] = None,
     budget_mflops: Annotated[
         float | None, typer.Option(help="Millions of multiply-adds at batch 1.")
     ] = None,
     budget_mparams: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
+    target: TargetName = None,
+    threads: Threads = None,
+    batch: Batch = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all (20).")] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds after which no further trial begins.")
@@ -87,6 +93,9 @@ def run(
         budget_ms=budget_ms,
         budget_mflops=budget_mflops,
         budget_mparams=budget_mparams,
+        target=target,
+        threads=threads,
+        batch=batch,
         epochs=epochs,
         seed=seed,
         stopping=stopping,
@@ -114,8 +123,7 @@ def run(
         front_table(finished.summary),
         *finished.notes,
         f"Best: no. {finished.summary.best}, {package.path}/student.onnx: "
-        f"{package.latency.ms:.3f} ms, spread {package.latency.spread_ms:.3f} ms "
-        "(measured on the file; ONNX Runtime, CPU, 1 thread, batch 1)",
+        f"{package.latency} (measured on the file; {finished.summary.target})",
         f"Report: {finished.path}/report.html",
         f"Retrain: kdsearch distill --config {package.path}/config.yaml",
     )

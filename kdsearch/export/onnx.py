@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kdsearch.cost import unfused_attention
 from kdsearch.errors import CostError, ExportError
-from kdsearch.latency import open_session
+from kdsearch.targets._session import open_session
 
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
 MIN_ARGMAX_AGREEMENT = 0.999

@@ -1,0 +1,50 @@
+"""Targets by name: the device and runtime that latency is measured on, one file each.
+
+`cmd:COMMAND` is a command of the user's own. Listing the names, and making a target, imports none
+of their runtimes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import SpecError
+from kdsearch.registry import Registry
+from kdsearch.request import Request
+from kdsearch.summary import Target as Described
+
+if TYPE_CHECKING:
+    from kdsearch.targets.base import Target
+
+TARGETS: Registry[Target] = Registry(
+    "kdsearch.targets", "kdsearch.targets.base:Target", what="--target"
+)
+
+
+def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
+    """Return the target that `cpu`, `cmd:COMMAND` and so on name. Raises SpecError."""
+    name, _, command = text.partition(":")
+    if name not in TARGETS.names() and command:
+        raise SpecError(
+            f"--target {text!r}: expected one of {', '.join(TARGETS.names())}, and after cmd: the "
+            "command that gets the ONNX file"
+        )
+    return TARGETS.get(name)(threads=threads, batch=batch, command=command)
+
+
+def target_in(request: Request) -> Target:
+    """Return the target that a request names. Raises SpecError where it cannot be used here."""
+    target = target_of(request.target, threads=request.threads, batch=request.batch)
+    target.require()
+    return target
+
+
+def described(request: Request) -> Described:
+    """Return a request's target as `front.json` names it."""
+    target = target_of(request.target, threads=request.threads, batch=request.batch)
+    return Described(
+        device=target.device,
+        runtime=target.command or target.runtime,
+        threads=request.threads,
+        batch=request.batch,
+    )

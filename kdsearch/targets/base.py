@@ -1,0 +1,93 @@
+"""What a target is: a device and a runtime that say how long a student's file takes there.
+
+A target is asked for *rounds*, each in a process of its own (`kdsearch.timing` says why). Making
+one costs no import of its runtime; `require` tells what is missing before a study begins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from kdsearch.errors import CostError, SpecError
+from kdsearch.timing import Patience, Round
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Milliseconds a run of a reference network takes on this host when it is undisturbed."""
+
+    ms: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ms < float("inf"):
+            raise CostError(f"{self} is not a duration")
+
+
+# Returns what is kept on this host under a name, or keeps what the callable measures.
+Kept: TypeAlias = Callable[[str, Callable[[], Reference]], Reference]
+
+
+class Target(ABC):
+    """A device, its runtime and its settings: threads, images in a batch, a command.
+
+    device, runtime: their names in `front.json`. extra: what `pip install kdsearch[...]` brings
+    the runtime.
+    """
+
+    device: ClassVar[str]
+    runtime: ClassVar[str]
+    extra: ClassVar[str] = ""
+    patience: ClassVar[Patience] = Patience()
+
+    def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:
+        self.threads = threads
+        self.batch = batch
+        self.command = command
+
+    def require(self) -> None:
+        """Raise SpecError where the target cannot be used here; the message says what to type."""
+        if self.command:
+            raise SpecError(
+                f"--target {self.name}:{self.command}: only cmd takes what stands after a colon"
+            )
+        try:
+            self.version()
+        except ImportError as error:
+            raise SpecError(
+                f"--target {self.name}: {error}; `pip install kdsearch[{self.extra}]`"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """The target's name, which is its file's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the runtime with its version, and a device beside the CPU. Raises ImportError."""
+
+    def key(self) -> str:
+        """Return what a latency depends on beside the network and the processor."""
+        command = f" | {self.command}" if self.command else ""
+        return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
+
+    def own_file(self, network: nn.Module, shape: Shape) -> bytes | None:
+        """Return the file that this runtime takes where that is not an ONNX file."""
+        del network, shape
+        return None
+
+    @abstractmethod
+    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
+        """Return what one fresh process finds on images [batch, *shape].
+
+        Raises CostError where the runtime refuses the file or the images.
+        """

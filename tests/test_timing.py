@@ -1,0 +1,179 @@
+"""An interval of rounds is Student's for one more, and settling ends when it should."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kdsearch.errors import CostError
+from kdsearch.timing import (
+    FLOOR,
+    Latency,
+    Patience,
+    Round,
+    latency_of_rounds,
+    settle,
+    time_block,
+    time_pairs,
+    warm_up,
+)
+
+GOOD = Latency(ms=1.0, low_ms=0.9, high_ms=1.2, spread_ms=0.1, contention=1.0)
+
+
+def rounds(*times: float) -> list[Round]:
+    return [Round(ms=ms, contention=1.0) for ms in times]
+
+
+def ticking(*durations: float) -> tuple[Callable[[], float], Callable[[], object]]:
+    """A clock that a run moves on by the next duration, the last one for ever."""
+    now, left = [0.0], list(durations)
+
+    def run() -> None:
+        now[0] += left.pop(0) if len(left) > 1 else left[0]
+
+    return lambda: now[0], run
+
+
+def test_an_interval_is_students_for_one_more_round() -> None:
+    """Logs -.1, 0, .1: sd .1; t at 97.5 % with 2 degrees of freedom 4.303; sqrt(1 + 1/3)."""
+    found = latency_of_rounds(rounds(math.exp(-0.1), 1.0, math.exp(0.1)))
+    half = 4.303 * 0.1 * math.sqrt(4 / 3)
+
+    assert found.ms == pytest.approx(1.0)
+    assert found.low_ms == pytest.approx(math.exp(-half))
+    assert found.high_ms == pytest.approx(math.exp(half))
+    assert found.spread_ms == pytest.approx(math.exp(0.05) - math.exp(-0.05))
+    assert not found.is_narrow
+
+
+def test_rounds_that_agree_leave_the_floor() -> None:
+    found = latency_of_rounds(rounds(2.0, 2.0, 2.0))
+
+    assert found.high_ms == pytest.approx(2 * (1 + FLOOR))
+    assert found.low_ms == pytest.approx(2 / (1 + FLOOR))
+    assert found.is_narrow
+
+
+def test_an_interval_holds_19_of_20_next_rounds() -> None:
+    """Log-normal rounds, sd 5 %, 2000 times: the share's own standard error is .5 %."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(2000):
+        *known, after = np.exp(0.05 * rng.standard_normal(6))
+        found = latency_of_rounds(rounds(*known))
+        inside += found.low_ms <= after <= found.high_ms
+    assert 0.93 < inside / 2000 < 0.97
+
+
+def test_settling_ends_when_the_interval_is_narrow() -> None:
+    source = iter(rounds(1.0, 1.2, 1.0, 1.0, *[1.0] * 100))
+    found = settle(lambda: next(source), Patience(at_least=3, at_most=12, seconds=60))
+    taken = 104 - len(list(source))
+
+    assert found.ms == 1.0
+    assert 3 < taken <= 12
+
+
+def test_settling_takes_at_least_so_many_rounds() -> None:
+    source = iter(rounds(*[1.0] * 10))
+    settle(lambda: next(source), Patience(at_least=5, at_most=12, seconds=60))
+
+    assert len(list(source)) == 5
+
+
+def test_settling_gives_up_and_says_so() -> None:
+    def noise() -> Iterator[Round]:
+        while True:
+            yield from rounds(1.0, 2.0)
+
+    source = noise()
+    found = settle(lambda: next(source), Patience(at_least=3, at_most=6, seconds=60))
+
+    assert not found.is_narrow
+    assert "not within 3 %" in str(found)
+
+
+def test_settling_ends_with_its_time() -> None:
+    source = iter(rounds(1.0, 2.0, 3.0, 4.0))
+    settle(lambda: next(source), Patience(at_least=3, at_most=12, seconds=0))
+
+    assert len(list(source)) == 1
+
+
+def test_a_busy_machine_is_told() -> None:
+    busy = replace(GOOD, contention=1.3)
+
+    assert str(busy).endswith("; the machine was busy")
+    assert "busy" not in str(GOOD)
+    assert "busy" not in str(replace(GOOD, contention=None))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ms": 0.0},
+        {"ms": -1.0},
+        {"ms": math.nan},
+        {"high_ms": math.inf},
+        {"low_ms": 0.0},
+        {"low_ms": 1.1},
+        {"high_ms": 0.95},
+        {"spread_ms": -0.1},
+        {"contention": 0.0},
+        {"contention": math.nan},
+    ],
+)
+def test_latency_is_a_positive_number_in_its_interval(wrong: dict[str, float]) -> None:
+    with pytest.raises(CostError, match="is not a latency"):
+        replace(GOOD, **wrong)
+
+
+def test_a_block_is_its_lower_quartile_and_runs_at_least_once() -> None:
+    clock, run = ticking(1.0, 9.0)
+    assert time_block(run, clock, seconds=0).seconds == 1.0
+
+    clock, run = ticking(9.0, 1.0)  # the first run alone is slow
+    assert time_block(run, clock, seconds=0.01).seconds == 1.0
+
+
+def test_a_ratio_is_of_blocks_side_by_side() -> None:
+    """From the third pair on both take three times as long, and the ratio stays."""
+    now, pairs, of_reference = [0.0], [1], [False]
+
+    def candidate() -> None:
+        pairs[0] += of_reference[0]
+        of_reference[0] = False
+        now[0] += 4.0 * (3 if pairs[0] > 2 else 1)
+
+    def reference() -> None:
+        of_reference[0] = True
+        now[0] += 2.0 * (3 if pairs[0] > 2 else 1)
+
+    found = time_pairs(candidate, reference, lambda: now[0])
+
+    assert pairs[0] > 2
+    assert found.ratio == pytest.approx(2.0)
+    assert found.quickest_seconds == pytest.approx(4.0)
+
+
+def test_warming_up_ends_when_two_blocks_agree() -> None:
+    clock, run = ticking(*[64.0, 32.0, 16.0, 8.0], 5.0)
+
+    assert warm_up(run, clock) == 5.0
+
+
+def test_measuring_leaves_the_callers_cores_as_they_are() -> None:
+    from test_latency import SHAPE, network
+
+    from kdsearch.latency import measure
+
+    before = os.sched_getaffinity(0)
+    measure(network(1), shape=SHAPE)
+
+    assert os.sched_getaffinity(0) == before
