@@ -25,7 +25,7 @@ class LatencyCache(Measured[Latency]):
     def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
         super().__init__(cache_dir / "latency", Latency)
         self.target = target_of("cpu") if target is None else target
-        self._references = Measured(cache_dir / "latency", Reference)
+        self._references = Measured(cache_dir / "references", Reference)
         self._turns = Turns(cache_dir)
 
     def measure(self, file: Path | bytes, *, shape: Shape) -> Latency:

@@ -120,6 +120,9 @@ def config_text(candidate: Candidate, request: Request) -> str:
         "mapping": distill.mapping,
         "epochs": train.epochs,
         "seed": request.seed,
+        "target": request.target,
+        "threads": request.threads,
+        "batch": request.batch,
     }
     config = {name: value for name, value in config.items() if value is not None}
     text = yaml.safe_dump({**config, "set": settings}, sort_keys=False)

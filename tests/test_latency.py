@@ -148,7 +148,7 @@ def test_a_reference_is_kept_and_scales_what_is_measured_beside_it(tmp_path):
     """A kept time of the double makes the same file twice as slow: the clock is a ratio."""
     cache = LatencyCache(tmp_path)
     before = cache.measure(network(10), shape=SHAPE)
-    for entry in (tmp_path / "latency").iterdir():
+    for entry in (tmp_path / "references").iterdir():
         kept = json.loads(entry.read_text())
         kept["reference"]["ms"] *= 2
         entry.write_text(json.dumps(kept))

@@ -15,7 +15,9 @@ from torchvision.models import VisionTransformer
 from kdsearch.errors import CostError, ExportError
 from kdsearch.export import accuracy, for_pricing, to_onnx, verify
 from kdsearch.export.onnx import OPSET
-from kdsearch.latency import measure, open_session
+from kdsearch.latency import measure
+from kdsearch.targets import target_of
+from kdsearch.targets._session import open_session
 
 SHAPE = (3, 16, 16)
 
@@ -96,7 +98,7 @@ def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
     assert verify(net, tmp_path / "vit.onnx", [images()]).max_rel < 1e-5
-    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE, seconds=0.02).ms > 0
+    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
     assert torch.backends.mha.get_fastpath_enabled()
     assert capfd.readouterr() == ("", "")
 
@@ -299,13 +301,13 @@ def test_pricing_wakes_what_initialisation_put_to_sleep():
 def test_pricing_file_runs_at_the_wanted_shape(make):
     first = for_pricing(make(), input_shape=SHAPE)
 
-    assert measure(first, shape=SHAPE, batch=3, seconds=0.02).ms > 0
+    assert measure(first, shape=SHAPE, target=target_of("cpu", batch=3)).ms > 0
 
 
 def test_pricing_works_on_maps_of_one_pixel():
     net = nn.Sequential(nn.Conv2d(3, 4, 16), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
-    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE, seconds=0.02).ms > 0
+    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
 
 
 def test_pricing_is_the_same_file_each_time():
