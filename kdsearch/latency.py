@@ -26,10 +26,10 @@ class LatencyCache(Measured[Latency]):
         super().__init__(cache_dir / "latency", Latency)
         self.target = target_of("cpu") if target is None else target
         self._references = Measured(cache_dir / "references", Reference)
-        self._turns = Turns(cache_dir)
+        self._turns = Turns(cache_dir, self.target.shared)
 
     def measure(self, file: Path | bytes, *, shape: Shape) -> Latency:
-        """Time a file, or its bytes, on images [batch, *shape], while nobody trains on this CPU.
+        """Time a file, or its bytes, on images [batch, *shape], while nobody trains beside it.
 
         Raises CostError when the target refuses the file or the images.
         """

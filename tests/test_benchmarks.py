@@ -18,6 +18,7 @@ from benchmarks import (
     formulas,
     input_pipeline,
     input_share,
+    latency_holds,
     live_teacher,
     method_cost,
     packing,
@@ -44,6 +45,7 @@ from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.step import Average
 from kdsearch.study import Outcome, open_study
 from kdsearch.taps import Outputs, gradient_of
+from kdsearch.timing import Latency
 from kdsearch.trial import build_student
 
 B, K = 6, 5
@@ -396,3 +398,13 @@ def test_every_part_of_a_trial_is_found_in_a_profile(tmp_path):
     assert [part for part, ms in found.peer_ms.items() if ms == 0] == ["latency"]
     assert found.peer_ms["teacher"] > 10 * found.ours_ms["teacher"]
     assert next(found.lines()).startswith("  4 steps: the peer ")
+
+
+def test_what_was_timed_again_counts_when_it_lies_in_the_stated_interval():
+    stated = Latency(ms=1.0, low_ms=0.9, high_ms=1.1, spread_ms=0.0, contention=1.0)
+    rows = [
+        latency_holds.Tried(student="a", stated=stated, again=(0.9, 1.1), plain=(0.89, 1.0)),
+        latency_holds.Tried(student="b", stated=stated, again=(1.0, 1.2), plain=(1.11, 2.0)),
+    ]
+    assert latency_holds.share(rows, lambda row: row.again) == 0.75
+    assert latency_holds.share(rows, lambda row: row.plain) == 0.25

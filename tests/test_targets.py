@@ -244,6 +244,27 @@ def test_a_process_that_dies_costs_its_student_alone(name: str, tmp_path: Path) 
     assert cache.measure(file, shape=SHAPE).ms > 0
 
 
+def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    long, short = tmp_path / "long", tmp_path / "short"
+    long.write_bytes(network(400))
+    short.write_bytes(network(1))
+    cache = LatencyCache(tmp_path)
+    expected = cache.measure(short, shape=SHAPE).ms
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            cache.target.take(long, SHAPE, nothing_kept)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert cache.target.take(short, SHAPE, cache._reference).ms < 3 * expected
+
+
 def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
     target = target_of("cpu")
     measure(network(1), shape=SHAPE, target=target)

@@ -79,7 +79,11 @@ class Fresh:
     def _told(self) -> Plain:
         assert self._parent is not None
         assert self._parent.stdout is not None
-        line = self._parent.stdout.readline()
+        try:
+            line = self._parent.stdout.readline()
+        except BaseException:  # else the next question would get this one's answer
+            self._parent.kill()
+            raise
         if not line:
             raise CostError(f"the process that measures ended with {self._parent.wait()}")
         told = json.loads(line)

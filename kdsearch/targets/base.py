@@ -40,12 +40,13 @@ class Target(ABC):
     """A device, its runtime and its settings: threads, images in a batch, a command.
 
     device, runtime: their names in `front.json`. extra: what `pip install kdsearch[...]` brings
-    the runtime.
+    the runtime. shared: the device of trainings, as PyTorch names it, that would disturb it.
     """
 
     device: ClassVar[str]
     runtime: ClassVar[str]
     extra: ClassVar[str] = ""
+    shared: ClassVar[str] = "cpu"
     patience: ClassVar[Patience] = Patience()
 
     def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:

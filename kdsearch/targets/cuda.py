@@ -25,6 +25,7 @@ class Cuda(Hosted):
     """A GPU by PyTorch: a replayed CUDA graph, without what launching costs the host."""
 
     device = "cuda"
+    shared = "cuda:0"
     runtime = "torch, CUDA graph"
 
     def require(self) -> None:

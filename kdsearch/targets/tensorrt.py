@@ -23,6 +23,7 @@ class TensorRt(Hosted):
     """TensorRT through ONNX Runtime, images already on the GPU, by the wall clock."""
 
     device = "cuda"
+    shared = "cuda:0"
     runtime = "TensorRT in onnxruntime"
 
     def require(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,24 @@ def test_models_are_measured_by_name_and_as_files(study: Path, shell: Shell) -> 
         answer = shell.type("measure", *model, "--input", "1x8x8", "--json")
         assert answer.code == 0, answer
         found = json.loads(answer.stdout)
-        assert found["latency"]["ms"] > 0
+        assert 0 < found["latency"]["low_ms"] < found["latency"]["ms"] < found["latency"]["high_ms"]
+        assert found["target"]["runtime"] == "onnxruntime"
     assert found["flops"] is None
+
+
+def test_a_model_is_measured_by_a_command_of_the_users(shell: Shell, tmp_path: Path) -> None:
+    script = tmp_path / "board.py"
+    script.write_text("import os; print(float(os.environ['KDSEARCH_BATCH']) / 2)")
+    command = f"cmd:{sys.executable} {script}"
+    line = ("measure", "resnet", "--input", "1x8x8", "--classes", "10", "--target", command)
+    answer = shell.type(*line, "--batch", "8")
+    assert answer.code == 0, answer
+    assert "4 ms, 95 % of processes" in answer.stdout
+    script.write_text("import sys; sys.exit('no device attached')")
+    answer = shell.type(*line)
+    assert answer.code == 2
+    assert "ended with 1" in answer.stderr
+    assert "no device attached" in answer.stderr
 
 
 @pytest.mark.parametrize(
