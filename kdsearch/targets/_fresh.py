@@ -82,7 +82,8 @@ class Fresh:
         try:
             line = self._parent.stdout.readline()
         except BaseException:  # else the next question would get this one's answer
-            self._parent.kill()
+            os.killpg(self._parent.pid, signal.SIGKILL)
+            self._parent = None
             raise
         if not line:
             raise CostError(f"the process that measures ended with {self._parent.wait()}")
