@@ -16,6 +16,7 @@ from kdsearch.summary import Entry, Summary
 
 if TYPE_CHECKING:
     from kdsearch.check import Checked, MethodCheck
+    from kdsearch.compare import Comparison
     from kdsearch.trainer import Epoch
 
 
@@ -250,3 +251,30 @@ def _methods_table(checked: Checked) -> Table:
             ),
         )
     return table
+
+
+def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
+    """Return two studies side by side, and in words what the figures stand on."""
+    scale, unit = UNITS[found.axis]
+    one, other = found.sides
+    table = Table(caption=f"front: validation accuracy at {unit}; *: dominated by the other study")
+    for heading in ("", one.study, other.study):
+        table.add_column(heading, justify="right")
+    table.add_row("hypervolume", *(f"{side.hypervolume:.3f}" for side in found.sides))
+    for name in ("trials", "trained", "epochs"):
+        table.add_row(name, *(f"{getattr(side, name):,}" for side in found.sides))
+    table.add_row("seconds of trials", *(f"{side.seconds:,.0f}" for side in found.sides))
+    fronts = []
+    for side, rival in ((one, other), (other, one)):
+        marked = ((val, c, " *" if rival.dominates(val, c) else "") for _, val, c in side.front)
+        rows = [f"{100 * val:.2f} % at {c * scale:.3g}{mark}" for val, c, mark in marked]
+        fronts.append("\n".join(rows))
+    table.add_row("front", *fronts)
+    accuracy, cost = found.reference
+    notes = [
+        f"Hypervolume: of the area above {100 * accuracy:.2f} % and below {cost * scale:.3g} "
+        f"{unit}, up to the best and the cheapest of both"
+    ]
+    if found.differs:
+        notes.append(f"The requests differ in {', '.join(found.differs)}")
+    return table, *notes

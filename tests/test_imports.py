@@ -39,6 +39,7 @@ ROOMS = (
     "spaces",
     "report",
     "derive",
+    "compare",
     "cost",
     "measured",
     "turns",
@@ -95,7 +96,7 @@ FLOORS = {
     ),
     "cache": ("parts", "key", "disk", "outputs"),
     "engines": ("proposals", "local"),
-    "cli": ("app", "study", "single"),
+    "cli": ("app", "study", "single", "compare"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
 PLUGINS = ("students", "methods")
