@@ -102,6 +102,13 @@ Workers = Annotated[
     str,
     typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where trials are kept: an SQLAlchemy URL, as postgresql://user@host/database; by "
+        "default study.db (SQLite) in the study's folder. A password belongs into PGPASSWORD."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
