@@ -16,11 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, cast
 
+import torch
+
 from kdsearch.bench import Watch, load_data, pick_device, prepare, teacher_specs
 from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
-from kdsearch.errors import StudyInterruptedError
+from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
 from kdsearch.model import Model
 from kdsearch.packing import fitting
@@ -59,6 +61,7 @@ def run(
     device: str = "auto",
     workers: int | None = 1,
     storage: str | None = None,
+    trial_timeout: float | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
@@ -66,7 +69,8 @@ def run(
     taken from the study when there is one, else from Request's defaults. workers: how many trials
     run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
     many as fit the device. storage: the URL of the database, where trials are not kept in the
-    study's folder. Raises BudgetError when nothing fits the budget, and another
+    study's folder. trial_timeout: the seconds after which a trial fails, alone; all then run in
+    processes. Raises BudgetError when nothing fits the budget, and another
     KDSearchError for a request that cannot be met.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
@@ -92,11 +96,14 @@ def run(
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            with _engine(study, prepared.bench, watch, workers) as engine:
+            with _engine(study, prepared.bench, watch, workers, trial_timeout) as engine:
                 _search(study, engine, watch, total, time_limit)
                 finished = finish(study, prepared.bench, watch, engine)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
+        except TrialsFailedError:
+            write_derived(study)
+            raise
         except KeyboardInterrupt:
             write_derived(study)
             raise StudyInterruptedError(
@@ -160,23 +167,34 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(study: Study, bench: Bench, watch: Watch, workers: int | None) -> Iterator[Engine]:
+def _engine(
+    study: Study, bench: Bench, watch: Watch, workers: int | None, trial_timeout: float | None
+) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
-    its own: processes would take turns. On a CPU several are processes of one thread each.
+    its own: processes would take turns. On a CPU several are processes of one thread each. With a
+    timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
     count = fitting(bench) if workers is None else workers
     evaluate = partial(_evaluate, study, watch, Judge(study, images=len(bench.data.val)))
-    if count == 1 or bench.device.type == "cuda":
+    if trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
         )
         return
-    out, device = study.path.parent, bench.device
-    with open_workers(count, study.request, out=out, device=device, unfinished=unfinished) as pool:
+    opened = open_workers(
+        count,
+        study.request,
+        out=study.path.parent,
+        device=bench.device,
+        unfinished=unfinished,
+        threads=torch.get_num_threads() if count == 1 else 1,
+        timeout=trial_timeout,
+    )
+    with opened as pool:
         yield partial(
             local.run, evaluators=[partial(evaluate, worker.run_trial) for worker in pool]
         )

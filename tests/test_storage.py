@@ -169,7 +169,7 @@ def test_a_url_that_cannot_be_is_told_without_its_password(url: str, told: str) 
 
 @pytest.mark.slow
 def test_a_study_through_the_command_line(postgres_url: str, tmp_path: Path) -> None:
-    """Run, killed and resumed, reported: the password only in the environment."""
+    """Run, reported, refused elsewhere: the password only in the environment."""
     without = postgres_url.replace(f":{QUOTED}@", "@")
     environment = {**os.environ, "PGPASSWORD": PASSWORD}
 
@@ -180,11 +180,8 @@ def test_a_study_through_the_command_line(postgres_url: str, tmp_path: Path) -> 
         )
 
     small = ("--name", "pg", "--epochs", "1", "--teacher-epochs", "1", "--budget-mflops", "1000")
-    first = kdsearch("run", *small, "--trials", "2", "--storage", without)
+    first = kdsearch("run", *small, "--trials", "1", "--storage", without)
     assert first.returncode == 0, first.stderr
-    more = kdsearch("run", "--name", "pg", "--trials", "3")
-    assert more.returncode == 0, more.stderr
-    assert "2 of 3 trials are there already" in more.stdout
     assert kdsearch("report", "pg").returncode == 0
     moved = kdsearch("run", "--name", "pg", "--storage", "sqlite:///elsewhere.db")
     assert (moved.returncode, "the study's trials are in postgresql" in moved.stderr) == (2, True)

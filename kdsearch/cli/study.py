@@ -30,8 +30,10 @@ from kdsearch.flags import (
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    TrialTimeout,
     Workers,
     only_given,
+    read_duration,
     read_workers,
     require_positive,
 )
@@ -67,6 +69,7 @@ def run(
     stopping: Stopping = None,
     device: Device = "auto",
     workers: Workers = "1",
+    trial_timeout: TrialTimeout = None,
     storage: Storage = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -94,6 +97,7 @@ def run(
         stopping=stopping,
     )
     require_positive(trials=trials, time_limit=time_limit)
+    timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     from kdsearch.console import StudyConsole, front_table, show
     from kdsearch.run import run as run_study
 
@@ -108,6 +112,7 @@ def run(
             device=device,
             workers=read_workers(workers),
             storage=storage,
+            trial_timeout=timeout,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
