@@ -21,6 +21,7 @@ from kdsearch.study import Study, searched
 from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
 
 Test = dict[str, float]
+_NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
 
 
 def summarise(study: Study) -> Summary:
@@ -75,8 +76,10 @@ def _command(study: Study) -> str:
     flags = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, (value, default) in asked.items()
-        if name not in ("data_key", "weights_key", "space", "flip") and value != default
+        if name not in _NO_FLAGS and value != default
     ]
+    if study.request.storage is not None:  # the password is in PGPASSWORD
+        flags.append(f"--storage {shlex.quote(study.request.storage.replace(':***@', '@'))}")
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
     space = next((n for n, text in texts.items() if text == study.request.space), str(study.path))
     if space != study.request.data:

@@ -48,7 +48,7 @@ class BudgetError(KDSearchError):
 
 
 class TrialsFailedError(KDSearchError):
-    """Every trial failed; the message names the commonest reasons."""
+    """Every trial failed, or three in a row alike; the message names the reasons and the log."""
 
     exit_code = 1
 

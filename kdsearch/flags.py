@@ -17,6 +17,8 @@ OUT = Path("results")
 MAX_CONFIG_BYTES = 1_000_000
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
@@ -102,6 +104,20 @@ Workers = Annotated[
     str,
     typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
 ]
+TrialTimeout = Annotated[
+    str | None,
+    typer.Option(
+        help="Seconds, or 30m or 2h, after which a trial fails, alone. Trials then run in "
+        "processes that can be ended, on a GPU too, where they take turns, which is slower."
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where trials are kept: an SQLAlchemy URL, as postgresql://user@host/database; by "
+        "default study.db (SQLite) in the study's folder. A password belongs into PGPASSWORD."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
@@ -175,3 +191,12 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if height != width:
         raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width
+
+
+def read_duration(text: str, flag: str) -> float:
+    """Read seconds, or a number with a unit: `90`, `90s`, `30m`, `2h`, `1.5d`. Raises SpecError."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    if not seconds > 0:
+        raise SpecError(f"{flag} {text!r}: expected seconds above 0, or a time as 90s, 30m, 2h, 1d")
+    return seconds

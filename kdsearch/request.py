@@ -30,7 +30,9 @@ class Request:
     """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
 
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
-    weights file. How many trials to run is no part of it: a study can go on.
+    weights file. storage: the URL of the database without its password, None for the study's own
+    folder; storage_study: the study's name there, which no other has. How many trials to run is no
+    part of it: a study can go on.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -51,6 +53,8 @@ class Request:
     seed: int = 0
     stopping: str = "off"
     space: str = ""
+    storage: str | None = None
+    storage_study: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:

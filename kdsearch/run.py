@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,11 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, cast
 
+import torch
+
 from kdsearch.bench import Watch, load_data, pick_device, prepare, teacher_specs
 from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
-from kdsearch.errors import StudyInterruptedError
+from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
 from kdsearch.model import Model
 from kdsearch.packing import fitting
@@ -35,7 +38,8 @@ from kdsearch.request import (
 from kdsearch.rungs import Judge, OnRung
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study import Asked, Outcome, Study, open_study, searched
+from kdsearch.storage import kept_url
+from kdsearch.study import Asked, Outcome, Study, open_study, reach, searched
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, run_trial
@@ -56,13 +60,17 @@ def run(
     time_limit: float | None = None,
     device: str = "auto",
     workers: int | None = 1,
+    storage: str | None = None,
+    trial_timeout: float | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
     taken from the study when there is one, else from Request's defaults. workers: how many trials
     run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
-    many as fit the device. Raises BudgetError when nothing fits the budget, and another
+    many as fit the device. storage: the URL of the database, where trials are not kept in the
+    study's folder. trial_timeout: the seconds after which a trial fails, alone; all then run in
+    processes. Raises BudgetError when nothing fits the budget, and another
     KDSearchError for a request that cannot be met.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
@@ -73,29 +81,43 @@ def run(
         request = replace(request, space=find_space(default_space(request.data, data.size)).text)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
+    request = _with_storage(request, storage, name, is_new=old is None)
     if old is not None:
         refuse_changes(name, old, request)
+    reach(path, request, storage)
     watch.note(f"Results go to {path}")
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
-    with open_study(path, request, versions=versions) as study, _log_to(path / "kdsearch.log"):
+    opened = open_study(path, request, versions=versions, storage=storage)
+    with opened as study, _log_to(path / "kdsearch.log"):
         total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            with _engine(study, prepared.bench, watch, workers) as engine:
+            with _engine(study, prepared.bench, watch, workers, trial_timeout) as engine:
                 _search(study, engine, watch, total, time_limit)
                 finished = finish(study, prepared.bench, watch, engine)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
+        except TrialsFailedError:
+            write_derived(study)
+            raise
         except KeyboardInterrupt:
             write_derived(study)
             raise StudyInterruptedError(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _with_storage(request: Request, given: str | None, name: str, *, is_new: bool) -> Request:
+    """Return the request with where trials are kept: a new study has a name of its own there."""
+    url = kept_url(given, request.storage, is_new=is_new)
+    if url is None or not is_new:
+        return request
+    return replace(request, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
 
 
 def _keep_teachers(teachers: Sequence[Model], request: Request, directory: Path) -> None:
@@ -145,23 +167,34 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(study: Study, bench: Bench, watch: Watch, workers: int | None) -> Iterator[Engine]:
+def _engine(
+    study: Study, bench: Bench, watch: Watch, workers: int | None, trial_timeout: float | None
+) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
-    its own: processes would take turns. On a CPU several are processes of one thread each.
+    its own: processes would take turns. On a CPU several are processes of one thread each. With a
+    timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
     count = fitting(bench) if workers is None else workers
     evaluate = partial(_evaluate, study, watch, Judge(study, images=len(bench.data.val)))
-    if count == 1 or bench.device.type == "cuda":
+    if trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
         )
         return
-    out, device = study.path.parent, bench.device
-    with open_workers(count, study.request, out=out, device=device, unfinished=unfinished) as pool:
+    opened = open_workers(
+        count,
+        study.request,
+        out=study.path.parent,
+        device=bench.device,
+        unfinished=unfinished,
+        threads=torch.get_num_threads() if count == 1 else 1,
+        timeout=trial_timeout,
+    )
+    with opened as pool:
         yield partial(
             local.run, evaluators=[partial(evaluate, worker.run_trial) for worker in pool]
         )

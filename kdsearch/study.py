@@ -1,6 +1,6 @@
 """A study on disk: its request, its trials, and what is asked of and told to it.
 
-`study.db` is the one truth about trials and is written by the driver alone; `study.yaml` holds the
+The store is the one truth about trials and is written by the driver alone; `study.yaml` holds the
 request and is written once. Everything about a trial that Optuna has no place for is one JSON
 user attribute. No torch here.
 """
@@ -34,6 +34,7 @@ from kdsearch.request import (
 from kdsearch.sampler import GroupedTPE, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
+from kdsearch.storage import Storage, kept_url, storage_of
 from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
 
 
@@ -264,11 +265,14 @@ def _ped_anova(study: optuna.Study) -> dict[str, float]:
 
 
 @contextmanager
-def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> Iterator[Study]:
+def open_study(
+    path: Path, request: Request, *, versions: Mapping[str, str], storage: str | None = None
+) -> Iterator[Study]:
     """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
 
-    Raises StudyError when the request differs from the one the study was started with (the
-    differences are shown), when another driver holds it, or when its store is damaged.
+    storage: the request's storage with its password, where there is one to give. Raises StudyError
+    when the request differs from the one the study was started with (the differences are shown),
+    when another driver holds it, or when its store is damaged.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -288,25 +292,55 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, request)
-        store = _open_store(path, request.budget)
-        try:
-            store.fail_unfinished()
+        kept = storage_of(path, request.storage, request.storage_study, storage)
+        with _driven(path, kept, request.budget) as store:
             yield Study(path, request, store)
-        except STORE_ERRORS as error:
-            raise StudyError(
-                f"cannot write {path / 'study.db'}: {_cause(error)}; once that is mended, "
-                f"`{resume_command(path)}` goes on"
-            ) from error
 
 
-def load_study(path: Path) -> Study:
-    """Open a study to read it; another process may be running it."""
+@contextmanager
+def _driven(path: Path, storage: Storage, budget: Budget) -> Iterator[Store]:
+    """Open the store as the study's driver; trials of a dead one have failed."""
+    with _telling_to_open(storage):
+        store = Store(storage, metrics=("accuracy", budget.axis()))
+    try:
+        with store.held(str(path), is_locked=storage.is_inside):
+            with _telling_to_open(storage):
+                store.load()
+            store.fail_unfinished()
+            yield store
+    except STORE_ERRORS as error:
+        raise StudyError(
+            f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
+            f"`{resume_command(path)}` goes on"
+        ) from error
+
+
+def load_study(path: Path, storage: str | None = None) -> Study:
+    """Open a study to read it; another process may be running it. storage: see `open_study`."""
+    request, kept = find_storage(path, storage)
+    with _telling_to_open(kept):
+        store = Store(kept, metrics=("accuracy", request.budget.axis()))
+        store.load()
+    return Study(path, request, store)
+
+
+def reach(path: Path, request: Request, storage: str | None) -> None:
+    """Raise StudyError where the study's storage is out of reach, before anything is trained."""
+    kept = storage_of(path, request.storage, request.storage_study, storage)
+    if not kept.is_inside:
+        with _telling_to_open(kept):
+            Store(kept, metrics=("accuracy", request.budget.axis()))
+
+
+def find_storage(path: Path, storage: str | None = None) -> tuple[Request, Storage]:
+    """Return the request of the study at `path` and where its trials are."""
     request = read_request(path)
-    if request is None or not (path / "study.db").is_file():
+    if request is None or (request.storage is None and not (path / "study.db").is_file()):
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
-    return Study(path, request, _open_store(path, request.budget))
+    kept_url(storage, request.storage, is_new=False)
+    return request, storage_of(path, request.storage, request.storage_study, storage)
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:
@@ -318,16 +352,20 @@ def _take_lock(lock: IO[str], path: Path) -> None:
         ) from None
 
 
-def _cause(error: Exception) -> str:
-    """Return what the database said, in one line."""
-    return str(error.__cause__ or error).splitlines()[0]
+def _cause(error: Exception, storage: Storage) -> str:
+    """Return what the database said, in one line and without a password."""
+    return storage.without_password(str(error.__cause__ or error).splitlines()[0])
 
 
-def _open_store(path: Path, budget: Budget) -> Store:
+@contextmanager
+def _telling_to_open(storage: Storage) -> Iterator[None]:
+    """Tell what a database says when it is opened."""
     try:
-        return Store(path, metrics=("accuracy", budget.axis()))
+        yield
     except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
-        raise StudyError(
-            f"cannot open {path / 'study.db'}: {_cause(error)}; move it away to start the study "
-            "again"
-        ) from error
+        advice = (
+            "move it away to start the study again"
+            if storage.is_inside
+            else "mend that, or give --storage with the right password, or PGPASSWORD or ~/.pgpass"
+        )
+        raise StudyError(f"cannot open {storage}: {_cause(error, storage)}; {advice}") from error

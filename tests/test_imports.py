@@ -24,6 +24,8 @@ ROOMS = (
     "pareto",
     "stopping",
     "request",
+    "storage",
+    "lease",
     "sampler",
     "store",
     "study",

@@ -25,12 +25,15 @@ from kdsearch.flags import (
     Seed,
     Space,
     Stopping,
+    Storage,
     Subset,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    TrialTimeout,
     Workers,
     only_given,
+    read_duration,
     read_workers,
     require_positive,
 )
@@ -66,6 +69,8 @@ def run(
     stopping: Stopping = None,
     device: Device = "auto",
     workers: Workers = "1",
+    trial_timeout: TrialTimeout = None,
+    storage: Storage = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -92,6 +97,7 @@ def run(
         stopping=stopping,
     )
     require_positive(trials=trials, time_limit=time_limit)
+    timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     from kdsearch.console import StudyConsole, front_table, show
     from kdsearch.run import run as run_study
 
@@ -105,6 +111,8 @@ def run(
             time_limit=time_limit,
             device=device,
             workers=read_workers(workers),
+            storage=storage,
+            trial_timeout=timeout,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
@@ -125,6 +133,7 @@ def run(
 def report(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
+    storage: Storage = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -138,7 +147,7 @@ def report(
     from kdsearch.study import load_study
 
     path = study_path(out, name)
-    summary = write_derived(load_study(path))
+    summary = write_derived(load_study(path, storage))
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
@@ -150,6 +159,7 @@ def dashboard(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+    storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Serve optuna-dashboard on this machine only, on one study.
@@ -157,15 +167,15 @@ def dashboard(
     Example: kdsearch dashboard phones
     """
     from kdsearch.request import study_path
-    from kdsearch.store import storage_url
-    from kdsearch.study import load_study
+    from kdsearch.study import find_storage, load_study
 
     path = study_path(out, name)
-    load_study(path)
+    load_study(path, storage)
+    _, kept = find_storage(path, storage)
     import optuna_dashboard
 
     typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
     try:
-        optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+        optuna_dashboard.run_server(kept.full_url(), host="127.0.0.1", port=port)
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error

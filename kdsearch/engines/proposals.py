@@ -2,20 +2,27 @@
 
 An engine takes trials from here, runs them wherever it likes, and brings back their outcomes. One
 thread, the driver's, calls this; it alone asks and tells the study. An equal earlier trial stands
-for a new one, and one that is equal to a running trial waits until that has ended.
+for a new one, and one that is equal to a running trial waits until that has ended. Three trials in
+a row that fail alike end the study: the next hundred would too.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from kdsearch.errors import TrialsFailedError
+from kdsearch.request import resume_command
 from kdsearch.spec import TrialRecord
 from kdsearch.study import Asked, Outcome, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
+MAX_FAILURES = 3  # in a row and alike
+_TRAINED = ("complete", "pruned")
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class Proposals:
@@ -38,6 +45,7 @@ class Proposals:
         self._earlier = earlier or study.earlier
         self._running: set[str] = set()
         self._waiting: Asked | None = None
+        self._failures: list[str] = []
 
     def next(self) -> Asked | None:
         """Return a trial to run; None when nothing is left, or only what waits for a running one.
@@ -60,9 +68,30 @@ class Proposals:
         return self._waiting is not None
 
     def end(self, asked: Asked, outcome: Outcome) -> None:
-        """Take how a trial ended that `next` gave."""
+        """Take how a trial ended that `next` gave.
+
+        Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
+        could be trained between them breaks the row, one over the budget or that was reused does
+        not. Controls do not count: they are three, and the search is over.
+        """
         self._running.remove(asked.digest)
         self._tell(asked, outcome)
+        if outcome.state in _TRAINED:
+            self._failures.clear()
+        elif outcome.state == "failed" and asked.control_of is None:
+            self._fail(outcome.reason)
+
+    def _fail(self, reason: str) -> None:
+        cause = _NUMBER.sub("#", reason)
+        if cause not in self._failures:
+            self._failures.clear()
+        self._failures.append(cause)
+        if len(self._failures) == MAX_FAILURES:
+            raise TrialsFailedError(
+                f"stopped: {MAX_FAILURES} trials in a row failed of one cause:\n  {reason}\n"
+                f"Details: {self._study.path / 'kdsearch.log'}. Once that is mended, "
+                f"`{resume_command(self._study.path)}` goes on"
+            )
 
     def _tell(self, asked: Asked, outcome: Outcome) -> None:
         record = self._study.tell(asked, outcome)
