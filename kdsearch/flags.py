@@ -16,6 +16,8 @@ from kdsearch.space import Value
 OUT = Path("results")
 MAX_CONFIG_BYTES = 1_000_000
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h|d)?")
+_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
@@ -102,6 +104,26 @@ Workers = Annotated[
     str,
     typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Time after which no further trial begins: 2h, 30m, 90s or seconds."),
+]
+StopWhenFlat = Annotated[
+    bool,
+    typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
+]
+FlatAfter = Annotated[
+    int | None, typer.Option(help="The same with so many complete trials instead of 20.")
+]
+Callback = Annotated[
+    str | None,
+    typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(help="tensorboard, mlflow, wandb or FILE.py:CLASS; repeatable."),
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
@@ -175,3 +197,12 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if height != width:
         raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width
+
+
+def read_duration(text: str, flag: str) -> float:
+    """Read `2h`, `30m`, `90s`, `1.5h` or seconds, in seconds. Raises SpecError."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = 0.0 if found is None else float(found[1]) * _SECONDS[found[2]]
+    if not seconds > 0:
+        raise SpecError(f"{flag} {text!r}: expected a time above 0, such as 2h, 30m, 90s or 1.5h")
+    return seconds

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -45,6 +46,14 @@ def storage_url(path: Path) -> str:
     return f"sqlite:///{path / 'study.db'}"
 
 
+def open_storage(path: Path) -> RDBStorage:
+    """Return the storage of a study, which is made where there is none."""
+    storage = RDBStorage(storage_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
+    event.listen(storage.engine, "connect", _relax)
+    storage.engine.dispose()
+    return storage
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     """The keys of a running trial in the mirror and on disk."""
@@ -62,9 +71,7 @@ class Store:
 
     def __init__(self, path: Path, *, metrics: tuple[str, str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._disk = RDBStorage(storage_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
-        event.listen(self._disk.engine, "connect", _relax)
-        self._disk.engine.dispose()
+        self._disk = open_storage(path)
         study = optuna.create_study(
             study_name=path.name,
             storage=self._disk,
@@ -150,6 +157,23 @@ class Store:
     def set_note(self, note: str) -> None:
         """Replace the note of the study as a whole."""
         self._disk.set_study_user_attr(self._study_id, NOTE, note)
+
+
+class ReadOnlyStore(Store):
+    """A store as it is at this moment; whatever would write it raises one of STORE_ERRORS."""
+
+    def __init__(self, path: Path) -> None:
+        self._disk = RDBStorage(
+            f"sqlite:///file:{quote(str(path.resolve() / 'study.db'))}?mode=ro&uri=true",
+            skip_compatibility_check=True,
+            skip_table_creation=True,
+        )
+        self._study_id = self._disk.get_study_id_from_name(path.name)
+        self._trials = self._disk.get_all_trials(self._study_id, deepcopy=False)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return every trial, oldest first; they are not to be changed."""
+        return self._trials
 
 
 def _relax(connection: sqlite3.Connection, _record: object) -> None:

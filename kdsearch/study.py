@@ -34,7 +34,7 @@ from kdsearch.request import (
 from kdsearch.sampler import GroupedTPE, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
-from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
+from kdsearch.store import NOTE, STORE_ERRORS, ReadOnlyStore, Store, experimental_is_fine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,12 +301,26 @@ def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> 
 
 def load_study(path: Path) -> Study:
     """Open a study to read it; another process may be running it."""
+    request = _known_request(path)
+    return Study(path, request, _open_store(path, request.budget))
+
+
+def read_study(path: Path) -> Study:
+    """Open a study without writing anything, to look at while another process runs it."""
+    request = _known_request(path)
+    try:
+        return Study(path, request, ReadOnlyStore(path))
+    except (*STORE_ERRORS, KeyError) as error:  # KeyError: a study not yet in its file
+        raise StudyError(f"cannot read {path / 'study.db'}: {_cause(error)}") from error
+
+
+def _known_request(path: Path) -> Request:
     request = read_request(path)
     if request is None or not (path / "study.db").is_file():
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
-    return Study(path, request, _open_store(path, request.budget))
+    return request
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:

@@ -22,8 +22,10 @@ ROOMS = (
     "spec",
     "summary",
     "pareto",
+    "trend",
     "stopping",
     "request",
+    "progress",
     "sampler",
     "store",
     "study",
@@ -38,6 +40,7 @@ ROOMS = (
     "distiller",
     "spaces",
     "report",
+    "spend",
     "derive",
     "cost",
     "measured",
@@ -51,6 +54,10 @@ ROOMS = (
     "step",
     "checkpoint",
     "trainer",
+    "loggers",
+    "ledger",
+    "ending",
+    "status",
     "probe",
     "cifar_resnet",
     "clip",
@@ -70,6 +77,7 @@ ROOMS = (
     "single",
     "__init__",
     "console",
+    "terminal",
     "listing",
     "flags",
     "cli",
@@ -98,7 +106,7 @@ FLOORS = {
     "cli": ("app", "study", "single"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
-PLUGINS = ("students", "methods")
+PLUGINS = ("students", "methods", "loggers")
 
 
 def modules() -> dict[str, Path]:

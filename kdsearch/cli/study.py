@@ -11,26 +11,33 @@ from kdsearch.cli.app import app
 from kdsearch.errors import StudyError
 from kdsearch.flags import (
     OUT,
+    Callback,
     Config,
     Data,
     Debug,
     Device,
     Epochs,
+    FlatAfter,
     Flip,
     ImageSize,
     Json,
+    Log,
     Name,
     Out,
     Quiet,
     Seed,
     Space,
     Stopping,
+    StopWhenFlat,
     Subset,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    TensorBoard,
+    TimeLimit,
     Workers,
     only_given,
+    read_duration,
     read_workers,
     require_positive,
 )
@@ -58,14 +65,17 @@ def run(
     ] = None,
     budget_mparams: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all (20).")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial begins.")
-    ] = None,
+    time_limit: TimeLimit = None,
+    stop_when_flat: StopWhenFlat = False,
+    flat_after: FlatAfter = None,
     epochs: Epochs = None,
     seed: Seed = None,
     stopping: Stopping = None,
     device: Device = "auto",
     workers: Workers = "1",
+    callback: Callback = None,
+    log: Log = None,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -91,9 +101,15 @@ def run(
         seed=seed,
         stopping=stopping,
     )
-    require_positive(trials=trials, time_limit=time_limit)
-    from kdsearch.console import StudyConsole, front_table, show
+    require_positive(trials=trials, flat_after=flat_after)
+    seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
+    from kdsearch.console import front_table, show
+    from kdsearch.loggers import Loggers
+    from kdsearch.trend import FLAT_AFTER
+
+    loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
     from kdsearch.run import run as run_study
+    from kdsearch.terminal import StudyConsole
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
@@ -102,9 +118,11 @@ def run(
             out=out,
             name=name,
             trials=trials,
-            time_limit=time_limit,
+            time_limit=seconds,
+            flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
             device=device,
             workers=read_workers(workers),
+            loggers=loggers,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
@@ -143,6 +161,29 @@ def report(
         typer.echo(json.dumps(summary.to_json()))
         return
     show(front_table(summary), f"Report: {path}/report.html")
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Out = OUT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say how a study stands, from another shell while it runs: nothing is written.
+
+    Example: kdsearch status phones
+    """
+    from kdsearch.console import show
+    from kdsearch.request import study_path
+    from kdsearch.status import status as status_of
+    from kdsearch.status import to_json
+
+    found = status_of(study_path(out, name))
+    if as_json:
+        typer.echo(json.dumps(to_json(found)))
+        return
+    show(*found.lines())
 
 
 @app.command()

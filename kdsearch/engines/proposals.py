@@ -7,8 +7,6 @@ for a new one, and one that is equal to a running trial waits until that has end
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -73,14 +71,18 @@ class Proposals:
 Engine: TypeAlias = Callable[[Proposals], None]
 
 
-def search(study: Study, *, n_trials: int, time_limit: float | None = None) -> Iterator[Asked]:
-    """Yield new trials until the study holds `n_trials` of the search, or the seconds are up.
+def search(
+    study: Study,
+    *,
+    n_trials: int,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> Iterator[Asked]:
+    """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
-    The limit is looked at between trials: a running one is finished.
+    That is looked at between trials: a running one is finished.
     """
-    until = math.inf if time_limit is None else time.perf_counter() + time_limit
     for _ in range(n_trials - len(searched(study.records()))):
-        if time.perf_counter() >= until:
+        if is_enough():
             return
         yield study.ask()
 
