@@ -2,7 +2,9 @@
 
 import logging
 
-__all__ = ["__version__"]
+from kdsearch.errors import StopStudy
+
+__all__ = ["StopStudy", "__version__"]
 __version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

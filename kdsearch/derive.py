@@ -17,6 +17,7 @@ from kdsearch.errors import StudyError
 from kdsearch.request import Request, write_text
 from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
+from kdsearch.spend import runs_of
 from kdsearch.study import Study, searched
 from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
 
@@ -40,7 +41,7 @@ def summarise(study: Study) -> Summary:
         budget=study.budget,
         target=Target(),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
-        counts=_counts(searched(records)),
+        counts=count_states(searched(records)),
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
@@ -49,6 +50,7 @@ def summarise(study: Study) -> Summary:
             search=sum(record.seconds for record in searched(records)),
             refit=sum(r.seconds for r in records if r.control_of is not None),
             outputs=sum(record.teacher_seconds for record in records),
+            wall=sum(run.seconds for run in runs_of(study)),
         ),
     )
 
@@ -91,7 +93,8 @@ def _command(study: Study) -> str:
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
 
 
-def _counts(records: Sequence[TrialRecord]) -> Counts:
+def count_states(records: Sequence[TrialRecord]) -> Counts:
+    """Return how many trials ended in which state."""
     states = [record.state for record in records]
     return Counts(
         complete=states.count("complete"),

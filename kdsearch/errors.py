@@ -59,6 +59,10 @@ class StudyInterruptedError(KDSearchError):
     exit_code = 130
 
 
+class StopStudy(Exception):  # noqa: N818 - like StopIteration, it is no error
+    """Raised by a callback: no further trial begins, and the study ends with those it has."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean 'x'?)' for the nearest known name, or an empty string."""
     near = get_close_matches(name, list(known), n=1)

@@ -11,15 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kdsearch.bench import Watch, common_accuracy
+from kdsearch.bench import common_accuracy
 from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
+from kdsearch.ledger import Ledger
+from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.request import resume_command
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spend import ENDED, spent
 from kdsearch.study import Asked, Study, searched
 from kdsearch.summary import Summary, TeacherEntry
 from kdsearch.taps import bare
@@ -50,20 +53,26 @@ def _weights(study: Study, record: TrialRecord) -> Path:
     return study.directory(number) / WEIGHTS
 
 
-def finish(study: Study, bench: Bench, watch: Watch, engine: Engine) -> Finished:
+def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: Ledger) -> Finished:
     """Read the test split, ship the best, train its controls, write the report.
 
-    Raises BudgetError when nothing fits, also when the files are measured again, and
-    TrialsFailedError when no trial completed.
+    ledger: is closed before the report tells what was spent. Raises BudgetError when nothing fits,
+    also when the files are measured again, and TrialsFailedError when no trial completed.
     """
-    if not study.front():
+    try:
+        if not study.front():
+            raise _nothing(study)
+        _read_test(study, bench, study.front())
+        best, package = _ship(study, bench, watch)
+        controls = _controls(study, engine, best, watch)
+    except (BudgetError, TrialsFailedError):
+        ledger.end(ENDED)
         write_derived(study)
-        raise _nothing(study)
-    _read_test(study, bench, study.front())
-    best, package = _ship(study, bench, watch)
-    controls = _controls(study, engine, best, watch)
+        raise
     _read_test(study, bench, controls)
-    notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
+    ledger.end(ENDED)
+    judged = _judgement(study, best, controls, len(bench.data.val))
+    notes = (*_skipped(bench), *judged, str(spent(study)))
     study.note(best=best.number, notes=notes)
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
@@ -129,7 +138,6 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
             f"over the budget of {study.budget.latency_ms} ms"
         )
     shutil.rmtree(study.path / "best")
-    write_derived(study)
     raise BudgetError(
         f"none of the {len(study.front())} exported students on the front kept the budget of "
         f"{study.budget.latency_ms} ms when measured again; is the machine busy? "

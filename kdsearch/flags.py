@@ -118,6 +118,26 @@ Storage = Annotated[
         "default study.db (SQLite) in the study's folder. A password belongs into PGPASSWORD."
     ),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Time after which no further trial begins: 2h, 30m, 90s or seconds."),
+]
+StopWhenFlat = Annotated[
+    bool,
+    typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
+]
+FlatAfter = Annotated[
+    int | None, typer.Option(help="The same with so many complete trials instead of 20.")
+]
+Callback = Annotated[
+    str | None,
+    typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(help="tensorboard, mlflow, wandb or FILE.py:CLASS; repeatable."),
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,15 @@ from typing import Protocol, cast
 
 import torch
 
-from kdsearch.bench import Watch, load_data, pick_device, prepare, teacher_specs
+from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.derive import write_derived
+from kdsearch.ending import Ending
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
+from kdsearch.ledger import Ledger
+from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
 from kdsearch.packing import fitting
 from kdsearch.request import (
@@ -58,21 +62,25 @@ def run(
     name: str | None = None,
     trials: int | None = None,
     time_limit: float | None = None,
+    flat_after: int | None = None,
     device: str = "auto",
     workers: int | None = 1,
     storage: str | None = None,
     trial_timeout: float | None = None,
+    loggers: Loggers | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
     taken from the study when there is one, else from Request's defaults. workers: how many trials
     run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
-    many as fit the device. storage: the URL of the database, where trials are not kept in the
-    study's folder. trial_timeout: the seconds after which a trial fails, alone; all then run in
-    processes. Raises BudgetError when nothing fits the budget, and another
+    many as fit the device. time_limit: seconds of this run's search. flat_after: how many complete
+    trials that leave the front as it is end the search. storage: the URL of the database, where
+    trials are not kept in the study's folder. trial_timeout: the seconds after which a trial fails,
+    alone; all then run in processes. Raises BudgetError when nothing fits the budget, and another
     KDSearchError for a request that cannot be met.
     """
+    started = time.perf_counter()
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
     teacher_specs(request)
@@ -96,9 +104,14 @@ def run(
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            with _engine(study, prepared.bench, watch, workers, trial_timeout) as engine:
-                _search(study, engine, watch, total, time_limit)
-                finished = finish(study, prepared.bench, watch, engine)
+            with (
+                Ledger(study, device=str(torch_device), started=started) as ledger,
+                _watchers(study, watch, ledger, loggers) as watchers,
+                _engine(study, prepared.bench, watchers, workers, trial_timeout) as engine,
+            ):
+                ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
+                _search(study, engine, watchers, total, ending)
+                finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
         except TrialsFailedError:
@@ -136,20 +149,26 @@ def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, R
     return request_of(given, old), old
 
 
-def _search(
-    study: Study,
-    engine: Engine,
-    watch: Watch,
-    total: int,
-    time_limit: float | None,
-) -> None:
+@contextmanager
+def _watchers(
+    study: Study, watch: Watch, ledger: Ledger, loggers: Loggers | None
+) -> Iterator[Watchers]:
+    """Give what tells all of them, and close the loggers in the end."""
+    watchers = Watchers([ledger, watch, *(() if loggers is None else loggers.open(study))])
+    try:
+        yield watchers
+    finally:
+        watchers.close()
+
+
+def _search(study: Study, engine: Engine, watch: Watch, total: int, ending: Ending) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
         watch.trial(record, front[-1] if front else None)
 
-    watch.search(len(searched(study.records())), total, axis=study.budget.axis())
-    source = search(study, n_trials=total, time_limit=time_limit)
+    watch.search(searched(study.records()), total, budget=study.budget)
+    source = search(study, n_trials=total, is_enough=ending)
     engine(Proposals(study, source, on_trial=on_trial))
 
 
@@ -201,6 +220,7 @@ def _engine(
 
 
 def _evaluate(study: Study, watch: Watch, on_rung: OnRung, run: _RunTrial, asked: Asked) -> Outcome:
+    watch.begun(asked)
     return run(
         Candidate.from_params(asked.params),
         directory=study.directory(asked.number),

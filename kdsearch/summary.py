@@ -65,13 +65,15 @@ class Counts:
 class Seconds:
     """Wall time of the parts; `refit` is what was trained after the search, controls included.
 
-    outputs: what of search and refit went into asking the teacher.
+    outputs: what of search and refit went into asking the teacher. wall: of all runs together,
+    whatever ran side by side or failed.
     """
 
     teacher: float = 0.0
     search: float = 0.0
     refit: float = 0.0
     outputs: float = 0.0
+    wall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -67,7 +69,8 @@ def run_search(
     time_limit: float | None = None,
     on_trial: OnTrial | None = None,
 ) -> None:
-    source = search(study, n_trials=n_trials, time_limit=time_limit)
+    until = math.inf if time_limit is None else time.perf_counter() + time_limit
+    source = search(study, n_trials=n_trials, is_enough=lambda: time.perf_counter() >= until)
     local.run(Proposals(study, source, on_trial=on_trial), evaluators)
 
 

@@ -15,10 +15,11 @@ import torch
 import yaml
 from toy_data import CPU, toy_data
 
-from kdsearch.bench import Watch, load_data
+from kdsearch.bench import load_data
 from kdsearch.born_again import find_student
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.run import run
 from kdsearch.study import load_study

@@ -22,10 +22,12 @@ ROOMS = (
     "spec",
     "summary",
     "pareto",
+    "trend",
     "stopping",
     "request",
     "storage",
     "lease",
+    "progress",
     "sampler",
     "store",
     "study",
@@ -40,6 +42,7 @@ ROOMS = (
     "distiller",
     "spaces",
     "report",
+    "spend",
     "derive",
     "compare",
     "cost",
@@ -54,6 +57,10 @@ ROOMS = (
     "step",
     "checkpoint",
     "trainer",
+    "loggers",
+    "ledger",
+    "ending",
+    "status",
     "probe",
     "cifar_resnet",
     "clip",
@@ -73,6 +80,7 @@ ROOMS = (
     "single",
     "__init__",
     "console",
+    "terminal",
     "listing",
     "flags",
     "cli",
@@ -101,7 +109,7 @@ FLOORS = {
     "cli": ("app", "study", "single", "compare"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
-PLUGINS = ("students", "methods")
+PLUGINS = ("students", "methods", "loggers")
 
 
 def modules() -> dict[str, Path]:

@@ -39,7 +39,7 @@ LAYOUT: dict[str, set[str]] = {
     "target": {"device", "runtime", "threads", "batch"},
     "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
     "counts": {"complete", "pruned", "infeasible", "failed", "reused"},
-    "seconds": {"teacher", "search", "refit", "outputs"},
+    "seconds": {"teacher", "search", "refit", "outputs", "wall"},
 }
 TOP = {"schema", "study", "task", "metric", "front", "controls", "best", *LAYOUT}
 

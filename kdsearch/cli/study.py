@@ -11,25 +11,31 @@ from kdsearch.cli.app import app
 from kdsearch.errors import StudyError
 from kdsearch.flags import (
     OUT,
+    Callback,
     Config,
     Data,
     Debug,
     Device,
     Epochs,
+    FlatAfter,
     Flip,
     ImageSize,
     Json,
+    Log,
     Name,
     Out,
     Quiet,
     Seed,
     Space,
     Stopping,
+    StopWhenFlat,
     Storage,
     Subset,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    TensorBoard,
+    TimeLimit,
     TrialTimeout,
     Workers,
     only_given,
@@ -61,9 +67,9 @@ def run(
     ] = None,
     budget_mparams: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all (20).")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial begins.")
-    ] = None,
+    time_limit: TimeLimit = None,
+    stop_when_flat: StopWhenFlat = False,
+    flat_after: FlatAfter = None,
     epochs: Epochs = None,
     seed: Seed = None,
     stopping: Stopping = None,
@@ -71,6 +77,9 @@ def run(
     workers: Workers = "1",
     trial_timeout: TrialTimeout = None,
     storage: Storage = None,
+    callback: Callback = None,
+    log: Log = None,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -96,10 +105,16 @@ def run(
         seed=seed,
         stopping=stopping,
     )
-    require_positive(trials=trials, time_limit=time_limit)
+    require_positive(trials=trials, flat_after=flat_after)
+    seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
-    from kdsearch.console import StudyConsole, front_table, show
+    from kdsearch.console import front_table, show
+    from kdsearch.loggers import Loggers
+    from kdsearch.trend import FLAT_AFTER
+
+    loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
     from kdsearch.run import run as run_study
+    from kdsearch.terminal import StudyConsole
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
@@ -108,11 +123,13 @@ def run(
             out=out,
             name=name,
             trials=trials,
-            time_limit=time_limit,
+            time_limit=seconds,
+            flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
             device=device,
             workers=read_workers(workers),
             storage=storage,
             trial_timeout=timeout,
+            loggers=loggers,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
@@ -152,6 +169,30 @@ def report(
         typer.echo(json.dumps(summary.to_json()))
         return
     show(front_table(summary), f"Report: {path}/report.html")
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Out = OUT,
+    storage: Storage = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say how a study stands, from another shell while it runs: nothing is written.
+
+    Example: kdsearch status phones
+    """
+    from kdsearch.console import show
+    from kdsearch.request import study_path
+    from kdsearch.status import status as status_of
+    from kdsearch.status import to_json
+
+    found = status_of(study_path(out, name), storage)
+    if as_json:
+        typer.echo(json.dumps(to_json(found)))
+        return
+    show(*found.lines())
 
 
 @app.command()

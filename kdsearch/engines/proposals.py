@@ -8,9 +8,7 @@ a row that fail alike end the study: the next hundred would too.
 
 from __future__ import annotations
 
-import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -102,14 +100,18 @@ class Proposals:
 Engine: TypeAlias = Callable[[Proposals], None]
 
 
-def search(study: Study, *, n_trials: int, time_limit: float | None = None) -> Iterator[Asked]:
-    """Yield new trials until the study holds `n_trials` of the search, or the seconds are up.
+def search(
+    study: Study,
+    *,
+    n_trials: int,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> Iterator[Asked]:
+    """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
-    The limit is looked at between trials: a running one is finished.
+    That is looked at between trials: a running one is finished.
     """
-    until = math.inf if time_limit is None else time.perf_counter() + time_limit
     for _ in range(n_trials - len(searched(study.records()))):
-        if time.perf_counter() >= until:
+        if is_enough():
             return
         yield study.ask()
 

@@ -193,6 +193,8 @@ def _reproduce(summary: Summary, command: str) -> str:
         "of these two, asking the teacher": summary.seconds.outputs,
     }
     took = ", ".join(f"{name} {words.duration(value)}" for name, value in spent.items() if value)
+    wall = summary.seconds.wall
+    whole = f"; {words.duration(wall)} in all" if wall else ""
     listed = "".join(
         f"<dt><code>{name}</code></dt><dd>{text}</dd>"
         for name, text in _FILES.items()
@@ -201,8 +203,8 @@ def _reproduce(summary: Summary, command: str) -> str:
     return (
         f'<pre tabindex="0"><code>{_escape(command)}</code></pre>'
         f"<p>Study <strong>{_escape(summary.study)}</strong>"
-        f"{f'; wall time: {took}' if took else ''}. The same command goes on where a study was "
-        f"stopped. Its files lie beside this page:</p><dl>{listed}</dl>"
+        f"{whole}{f'; summed over trials: {took}' if took else ''}. The same command goes on "
+        f"where a study was stopped. Its files lie beside this page:</p><dl>{listed}</dl>"
     )
 
 
