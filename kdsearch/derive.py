@@ -39,7 +39,7 @@ def summarise(study: Study) -> Summary:
         budget=study.budget,
         target=Target(),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
-        counts=_counts(searched(records)),
+        counts=_counts(records),
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
@@ -89,13 +89,15 @@ def _command(study: Study) -> str:
 
 
 def _counts(records: Sequence[TrialRecord]) -> Counts:
-    states = [record.state for record in records]
+    ran = searched(records)
+    states = [record.state for record in ran]
     return Counts(
         complete=states.count("complete"),
         pruned=states.count("pruned"),
         infeasible=states.count("infeasible"),
         failed=states.count("failed"),
-        reused=sum(record.reused_from is not None for record in records),
+        reused=sum(record.reused_from is not None for record in ran),
+        turned_away=sum(record.turned_away for record in records),
     )
 
 

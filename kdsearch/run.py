@@ -21,6 +21,7 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError
 from kdsearch.finish import Finished, finish
+from kdsearch.guesses import recipes_of
 from kdsearch.model import Model
 from kdsearch.packing import fitting
 from kdsearch.request import (
@@ -33,12 +34,13 @@ from kdsearch.request import (
     study_path,
 )
 from kdsearch.rungs import Judge, OnRung
+from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
-from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study import Asked, Outcome, Study, open_study, searched
+from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.study import Asked, Outcome, Price, Study, open_study, searched
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch
-from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.weights import save_weights
 from kdsearch.workers import open_workers
 
@@ -71,10 +73,13 @@ def run(
     data, request = load_data(request, out)
     if not request.space:
         request = replace(request, space=find_space(default_space(request.data, data.size)).text)
+    refuse_sampler(request)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
     if old is not None:
         refuse_changes(name, old, request)
+    else:
+        recipes_of(request, out)  # a study that is not there shows before the teacher is trained
     watch.note(f"Results go to {path}")
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
@@ -83,10 +88,12 @@ def run(
         total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
+        _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
             with _engine(study, prepared.bench, watch, workers) as engine:
-                _search(study, engine, watch, total, time_limit)
+                price = _price(study.budget, prepared.bench)
+                _search(study, engine, watch, total, time_limit, price)
                 finished = finish(study, prepared.bench, watch, engine)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -114,12 +121,26 @@ def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, R
     return request_of(given, old), old
 
 
+def _start_from(study: Study, out: Path, watch: Watch) -> None:
+    """Let a new study try the recipes of the one it starts from."""
+    recipes = [] if study.records() or study.guesses() else recipes_of(study.request, out)
+    if recipes:
+        study.guess(recipes)
+        watch.note(f"Tried first: {len(recipes)} recipes of {study.request.from_study}")
+
+
+def _price(budget: Budget, bench: Bench) -> Price | None:
+    """Return what prices a draw, None where a price would turn nothing away."""
+    return None if budget.flops is None and budget.params is None else Prices(bench.data)
+
+
 def _search(
     study: Study,
     engine: Engine,
     watch: Watch,
     total: int,
     time_limit: float | None,
+    price: Price | None,
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
@@ -127,7 +148,7 @@ def _search(
         watch.trial(record, front[-1] if front else None)
 
     watch.search(len(searched(study.records())), total, axis=study.budget.axis())
-    source = search(study, n_trials=total, time_limit=time_limit)
+    source = search(study, n_trials=total, time_limit=time_limit, price=price)
     engine(Proposals(study, source, on_trial=on_trial))
 
 

@@ -27,6 +27,7 @@ ROOMS = (
     "sampler",
     "store",
     "study",
+    "guesses",
     "rungs",
     "taps",
     "data",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Asked, Outcome, Study, searched
+from kdsearch.study import Asked, Outcome, Price, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 
@@ -73,16 +73,22 @@ class Proposals:
 Engine: TypeAlias = Callable[[Proposals], None]
 
 
-def search(study: Study, *, n_trials: int, time_limit: float | None = None) -> Iterator[Asked]:
+def search(
+    study: Study,
+    *,
+    n_trials: int,
+    time_limit: float | None = None,
+    price: Price | None = None,
+) -> Iterator[Asked]:
     """Yield new trials until the study holds `n_trials` of the search, or the seconds are up.
 
-    The limit is looked at between trials: a running one is finished.
+    The limit is looked at between trials: a running one is finished. price: see `Study.ask`.
     """
     until = math.inf if time_limit is None else time.perf_counter() + time_limit
     for _ in range(n_trials - len(searched(study.records()))):
         if time.perf_counter() >= until:
             return
-        yield study.ask()
+        yield study.ask(price)
 
 
 def _reused(earlier: TrialRecord) -> Outcome:
