@@ -41,7 +41,7 @@ def summarise(study: Study) -> Summary:
         budget=study.budget,
         target=Target(),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
-        counts=count_states(searched(records)),
+        counts=count_states(records),
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
@@ -94,14 +94,16 @@ def _command(study: Study) -> str:
 
 
 def count_states(records: Sequence[TrialRecord]) -> Counts:
-    """Return how many trials ended in which state."""
-    states = [record.state for record in records]
+    """Return how many trials of the search ended in which state."""
+    ran = searched(records)
+    states = [record.state for record in ran]
     return Counts(
         complete=states.count("complete"),
         pruned=states.count("pruned"),
         infeasible=states.count("infeasible"),
         failed=states.count("failed"),
-        reused=sum(record.reused_from is not None for record in records),
+        reused=sum(record.reused_from is not None for record in ran),
+        turned_away=sum(record.turned_away for record in records),
     )
 
 

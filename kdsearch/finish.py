@@ -78,9 +78,18 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
 
 
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:
-    """Say why the front is empty: nothing fits the budget, or everything failed."""
+    """Say why the front is empty: nothing is accurate enough or in the budget, or all failed."""
+    if complete := study.complete():
+        best = max(complete, key=lambda record: record.val or 0.0)
+        return BudgetError(
+            f"no student reaches --min-accuracy {study.request.min_accuracy}: the most accurate of "
+            f"{len(complete)}, no. {best.number}, has {100 * (best.val or 0.0):.2f} % on "
+            "validation. Train longer (--epochs), raise the budget, or ask for less, with another "
+            "--name."
+        )
     records = searched(study.records())
-    priced = [r for r in records if r.state == "infeasible" and r.cost is not None]
+    tried = [*records, *(r for r in study.records() if r.turned_away)]
+    priced = [r for r in tried if r.state == "infeasible" and r.cost is not None]
     if not priced:
         reasons = Counter(record.reason for record in records).most_common(3)
         told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)

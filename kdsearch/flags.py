@@ -99,6 +99,18 @@ Stopping = Annotated[
     str | None,
     typer.Option(help="End trials that cannot reach the front: off (the default), safe or tight."),
 ]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="What draws trials: tpe (the default), random, nsga2 or gp."),
+]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(help="Validation accuracy, as 0.9, below which no student is shipped."),
+]
+FromStudy = Annotated[
+    str | None,
+    typer.Option(help="A study, by name or folder, whose best recipes are tried first."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     str,
@@ -188,6 +200,17 @@ def read_settings(
             hint = "" if student else "; a student's knobs need --student"
             raise SpecError(f"--set {text!r}: expected {known}{hint}")
         params[owners[section] + knob] = _value(text, value)
+    return params
+
+
+def read_names(settings: list[str]) -> dict[str, Value]:
+    """Read `student.width=0.5` as it stands. Raises SpecError."""
+    params: dict[str, Value] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise SpecError(f"--set {text!r}: expected NAME=VALUE, as student.family=resnet")
+        params[name] = _value(text, value)
     return params
 
 

@@ -22,6 +22,7 @@ from kdsearch.stopping import MODES
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
+SAMPLERS = ("tpe", "random", "nsga2", "gp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -30,9 +31,10 @@ class Request:
     """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
 
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
-    weights file. storage: the URL of the database without its password, None for the study's own
-    folder; storage_study: the study's name there, which no other has. How many trials to run is no
-    part of it: a study can go on.
+    weights file. min_accuracy: what a student must reach on validation to be shipped. from_study:
+    where the first trials come from. storage: the URL of the database without its password, None
+    for the study's own folder; storage_study: the study's name there, which no other has. How many
+    trials to run is no part of it: a study can go on.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -52,6 +54,9 @@ class Request:
     epochs: int | None = None
     seed: int = 0
     stopping: str = "off"
+    sampler: str = "tpe"
+    min_accuracy: float | None = None
+    from_study: str | None = None
     space: str = ""
     storage: str | None = None
     storage_study: str | None = None
@@ -70,6 +75,13 @@ class Request:
         if self.stopping not in MODES:
             hint = did_you_mean(self.stopping, MODES)
             raise SpecError(f"--stopping {self.stopping!r}{hint}: expected {', '.join(MODES)}")
+        if self.sampler not in SAMPLERS:
+            hint = did_you_mean(self.sampler, SAMPLERS)
+            raise SpecError(f"--sampler {self.sampler!r}{hint}: expected {', '.join(SAMPLERS)}")
+        if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
+            raise SpecError(
+                f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
+            )
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):

@@ -26,6 +26,7 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
+from kdsearch.guesses import recipes_of
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
@@ -40,13 +41,14 @@ from kdsearch.request import (
     study_path,
 )
 from kdsearch.rungs import Judge, OnRung
+from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
-from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.storage import kept_url
-from kdsearch.study import Asked, Outcome, Study, open_study, reach, searched
+from kdsearch.study import Asked, Outcome, Price, Study, open_study, reach, searched
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch
-from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.weights import save_weights
 from kdsearch.workers import open_workers
 
@@ -87,11 +89,14 @@ def run(
     data, request = load_data(request, out)
     if not request.space:
         request = replace(request, space=find_space(default_space(request.data, data.size)).text)
+    refuse_sampler(request)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
     request = _with_storage(request, storage, name, is_new=old is None)
     if old is not None:
         refuse_changes(name, old, request)
+    else:
+        recipes_of(request, out)  # a study that is not there shows before the teacher is trained
     reach(path, request, storage)
     watch.note(f"Results go to {path}")
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
@@ -102,6 +107,7 @@ def run(
         total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
+        _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
             with (
@@ -110,7 +116,9 @@ def run(
                 _engine(study, prepared.bench, watchers, workers, trial_timeout) as engine,
             ):
                 ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
-                _search(study, engine, watchers, total, ending)
+                price = _price(study.budget, prepared.bench)
+                source = search(study, n_trials=total, is_enough=ending, price=price)
+                _search(study, engine, watchers, source, total)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -161,14 +169,28 @@ def _watchers(
         watchers.close()
 
 
-def _search(study: Study, engine: Engine, watch: Watch, total: int, ending: Ending) -> None:
+def _start_from(study: Study, out: Path, watch: Watch) -> None:
+    """Let a new study try the recipes of the one it starts from."""
+    recipes = [] if study.records() or study.guesses() else recipes_of(study.request, out)
+    if recipes:
+        study.guess(recipes)
+        watch.note(f"Tried first: {len(recipes)} recipes of {study.request.from_study}")
+
+
+def _price(budget: Budget, bench: Bench) -> Price | None:
+    """Return what prices a draw, None where a price would turn nothing away."""
+    return None if budget.flops is None and budget.params is None else Prices(bench.data)
+
+
+def _search(
+    study: Study, engine: Engine, watch: Watch, source: Iterator[Asked], total: int
+) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
         watch.trial(record, front[-1] if front else None)
 
     watch.search(searched(study.records()), total, budget=study.budget)
-    source = search(study, n_trials=total, is_enough=ending)
     engine(Proposals(study, source, on_trial=on_trial))
 
 

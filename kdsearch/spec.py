@@ -275,7 +275,7 @@ class TrialRecord:
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
-    control.
+    control. turned_away: infeasible by FLOPs or parameters as it was drawn; no trial was run.
     """
 
     number: int
@@ -293,6 +293,7 @@ class TrialRecord:
     control_of: int | None = None
     reused_from: int | None = None
     draw: int | None = None
+    turned_away: bool = False
 
 
 def _fields(cls: type) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import optuna
+from optuna.distributions import CategoricalChoiceType
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -103,9 +104,18 @@ class Store:
         """Return every trial, oldest first; they are not to be changed."""
         return self._mirror.get_trials(deepcopy=False)
 
-    def propose(self, sampler: BaseSampler) -> Trial:
-        """Return a trial to suggest parameters in, which the sampler draws; then comes `begin`."""
+    def propose(
+        self,
+        sampler: BaseSampler,
+        fixed: Mapping[str, CategoricalChoiceType] | None = None,
+    ) -> Trial:
+        """Return a trial to suggest parameters in, which the sampler draws; then comes `begin`.
+
+        fixed: parameters that are not drawn.
+        """
         self._mirror.sampler = sampler
+        if fixed:
+            self._mirror.enqueue_trial(dict(fixed))
         return self._mirror.ask()
 
     def begin(self, trial: Trial, note: str) -> None:
@@ -120,6 +130,8 @@ class Store:
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={NOTE: note},
+            # NSGA-II keeps its generation there.
+            system_attrs=self.trials()[trial.number].system_attrs,
         )
         disk_id = self._disk.create_new_trial(self._study_id, template_trial=begun)
         if disk_id != self._disk_id(trial.number):

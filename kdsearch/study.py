@@ -10,16 +10,17 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias, cast
 
 import optuna
 import yaml
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch import pareto
@@ -31,11 +32,15 @@ from kdsearch.request import (
     resume_command,
     write_text,
 )
-from kdsearch.sampler import GroupedTPE, suggest
+from kdsearch.sampler import FLOOR, make_sampler, refuse_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
 from kdsearch.storage import Storage, kept_url, storage_of
 from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
+
+REDRAWS = 20  # draws in a row that are turned away before one is run as it is
+# FLOPs and parameters of a student; None where they are not known before its trial.
+Price: TypeAlias = Callable[[Params], "Cost | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,7 @@ class Outcome:
     mode: str = ""
     reason: str = ""
     reused_from: int | None = None
+    turned_away: bool = False
 
 
 class Study:
@@ -80,18 +86,40 @@ class Study:
         self._space = request.search_space()
         self._store = store
         self._ended: dict[int, TrialRecord] = {}
+        self._guesses: dict[int, Params] | None = None
 
-    def ask(self) -> Asked:
+    def ask(self, price: Price | None = None) -> Asked:
         """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
         place of an interrupted trial is the next one to be drawn.
+
+        price: what a draw costs in FLOPs and parameters. One over the budget ends there and then,
+        infeasible, and the next is drawn; after REDRAWS in a row one is returned as it is.
         """
-        records = self.records()
+        while True:
+            records = self.records()
+            asked = self._draw(records)
+            cost = None if price is None else price(asked.params)
+            reason = "" if cost is None else self.budget.explain(cost)
+            if cost is None or not reason or _turned_away_before(records, asked) >= REDRAWS:
+                return asked
+            violations = self.budget.violations(cost)
+            over = Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+            self.tell(asked, replace(over, turned_away=True))
+
+    def _draw(self, records: Sequence[TrialRecord]) -> Asked:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
-        is_beside = any(record.state == "running" for record in records)
-        trial = self._store.propose(self._sampler(draw, is_beside=is_beside))
+        trial = self._store.propose(
+            make_sampler(
+                self.request,
+                self._space,
+                seed=int(digest_of([self.request.seed, draw]), 16) % 2**32,
+                is_beside=any(record.state == "running" for record in records),
+            ),
+            self.guesses().get(draw),
+        )
         params = self._space.walk(partial(suggest, trial))
         return self._begin(trial, params, draw=draw)
 
@@ -100,12 +128,26 @@ class Study:
 
         It has no Optuna parameters, so that the sampler does not learn from it.
         """
-        trial = self._store.propose(self._sampler(0))
+        trial = self._store.propose(RandomSampler(seed=0))
         return self._begin(trial, params, control_of=control_of)
 
-    def _sampler(self, draw: int, *, is_beside: bool = False) -> GroupedTPE:
-        seed = int(digest_of([self.request.seed, draw]), 16) % 2**32
-        return GroupedTPE(self._space, seed=seed, is_beside=is_beside)
+    def guesses(self) -> dict[int, Params]:
+        """Return the parameters that were asked for, by their places in the order of draws."""
+        if self._guesses is None:
+            kept = cast("dict[str, Params]", self.facts().get("guesses", {}))
+            self._guesses = {int(draw): params for draw, params in kept.items()}
+        return self._guesses
+
+    def guess(self, guesses: Sequence[Params]) -> None:
+        """Ask for parameters, of a trial each; what a guess leaves open is drawn.
+
+        They come before what is drawn freely, and after those that wait already.
+        """
+        known = self.guesses()
+        taken = {r.draw for r in self.records() if r.state != "interrupted"} | known.keys()
+        free = (place for place in count() if place not in taken)
+        self._guesses = known | dict(zip(free, guesses, strict=False))
+        self.note(guesses=self._guesses)
 
     def _begin(
         self,
@@ -142,17 +184,19 @@ class Study:
         if outcome.val is not None and not math.isfinite(outcome.val):
             reason = f"the accuracy is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
-        values = None
+        values, constraints = None, dict(outcome.violations)
         if outcome.state == "complete":
             assert outcome.val is not None
             assert outcome.cost is not None
+            if self.request.min_accuracy is not None:
+                constraints[FLOOR] = self.request.min_accuracy - outcome.val
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self._store.end(
             asked.number,
             _TOLD[outcome.state],
             values,
             note=_note(asked, outcome),
-            constraints=outcome.violations,
+            constraints=constraints,
         )
         return _record(frozen)
 
@@ -169,9 +213,14 @@ class Study:
         return self.path / "trials" / f"{number:06d}"
 
     def front(self) -> list[TrialRecord]:
-        """Return the non-dominated trials of the search, cheapest first."""
-        done = [r for r in searched(self.records()) if r.state == "complete"]
+        """Return the non-dominated trials that are accurate enough, cheapest first."""
+        least = self.request.min_accuracy or 0.0
+        done = [r for r in self.complete() if r.val is not None and r.val >= least]
         return [done[i] for i in pareto.front([self.point(record) for record in done])]
+
+    def complete(self) -> list[TrialRecord]:
+        """Return the complete trials of the search, accurate enough or not."""
+        return [r for r in searched(self.records()) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
         """Return (accuracy, cost) of a complete trial on the axes of the front."""
@@ -210,8 +259,19 @@ _MIN_FOR_IMPORTANCE = 8
 
 
 def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of the search that ended: no controls, nothing interrupted."""
-    return [r for r in records if r.control_of is None and r.state not in _UNFINISHED]
+    """Return the trials of the search that ran to an end: no controls, no draws turned away."""
+    return [
+        r
+        for r in records
+        if r.control_of is None and not r.turned_away and r.state not in _UNFINISHED
+    ]
+
+
+def _turned_away_before(records: Sequence[TrialRecord], asked: Asked) -> int:
+    """Return how many draws in a row just before one were turned away."""
+    assert asked.draw is not None
+    turned_away = {record.draw for record in records if record.turned_away}
+    return next(n for n in count() if asked.draw - 1 - n not in turned_away)
 
 
 _UNFINISHED = ("running", "interrupted")
@@ -283,6 +343,7 @@ def open_study(
         _take_lock(lock, path)
         old = read_request(path)
         if old is None:
+            refuse_sampler(request)
             if (path / "study.db").exists():
                 raise StudyError(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "

@@ -52,13 +52,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many trials ended in which state; `reused` are complete ones that cost no training."""
+    """How many trials ended in which state; `reused` are complete ones that cost no training.
+
+    turned_away: draws over the budget that are no trials and stand in none of the other counts.
+    """
 
     complete: int = 0
     pruned: int = 0
     infeasible: int = 0
     failed: int = 0
     reused: int = 0
+    turned_away: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ ROOMS = (
     "sampler",
     "store",
     "study",
+    "guesses",
     "rungs",
     "taps",
     "data",

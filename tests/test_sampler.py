@@ -35,8 +35,10 @@ def study() -> optuna.Study:
     return study
 
 
-def drawn(study: optuna.Study, seed: int, *, is_beside: bool = False) -> optuna.Trial:
-    study.sampler = GroupedTPE(SPACE, seed=seed, is_beside=is_beside)
+def drawn(
+    study: optuna.Study, seed: int, *, is_beside: bool = False, learns_floor: bool = True
+) -> optuna.Trial:
+    study.sampler = GroupedTPE(SPACE, seed=seed, is_beside=is_beside, learns_floor=learns_floor)
     trial = study.ask()
     SPACE.walk(partial(suggest, trial))
     return trial
@@ -90,3 +92,31 @@ def test_beside_running_trials_a_trial_keeps_away_from_them(study: optuna.Study)
     others = [drawn(study, 7, is_beside=True).params for _ in range(5)]
     assert any(other != first.params for other in others)
     assert [drawn(study, 7).params for _ in range(2)] == [first.params] * 2
+
+
+@pytest.mark.parametrize("learns_floor", [True, False])
+def test_tpe_is_shown_the_lower_quartile_as_infeasible_and_no_control(
+    learns_floor: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of accuracies .1 to .5 the quartile is .2, which .1 misses by .1; the control is the .9."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trial(optuna.trial.create_trial(values=[0.9, 1.0]))
+    for number in range(5):
+        trial = drawn(study, number)
+        study.tell(trial, [0.1 * (number + 1), 1.0])
+    shown: list[dict[str, float]] = []
+
+    def watched(self, study, trial, search_space):
+        shown.extend(t.constraints for t in study._get_trials(states=(TrialState.COMPLETE,)))
+        return {}
+
+    monkeypatch.setattr(TPESampler, "sample_relative", watched)
+    study.sampler = GroupedTPE(SPACE, seed=0, is_beside=False, learns_floor=learns_floor)
+    study.ask().suggest_float("lr", 0.1, 0.5, step=0.1)
+    low = {"accuracy": pytest.approx(0.1)} if learns_floor else {}
+    assert shown == [low, {}, {}, {}, {}]
+
+
+def test_a_learnt_floor_is_written_nowhere(study: optuna.Study) -> None:
+    drawn(study, 7)
+    assert not any(trial.constraints for trial in study.trials)

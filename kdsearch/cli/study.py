@@ -19,12 +19,15 @@ from kdsearch.flags import (
     Epochs,
     FlatAfter,
     Flip,
+    FromStudy,
     ImageSize,
     Json,
     Log,
+    MinAccuracy,
     Name,
     Out,
     Quiet,
+    Sampler,
     Seed,
     Space,
     Stopping,
@@ -40,6 +43,7 @@ from kdsearch.flags import (
     Workers,
     only_given,
     read_duration,
+    read_names,
     read_workers,
     require_positive,
 )
@@ -73,6 +77,9 @@ def run(
     epochs: Epochs = None,
     seed: Seed = None,
     stopping: Stopping = None,
+    sampler: Sampler = None,
+    min_accuracy: MinAccuracy = None,
+    from_study: FromStudy = None,
     device: Device = "auto",
     workers: Workers = "1",
     trial_timeout: TrialTimeout = None,
@@ -104,6 +111,9 @@ def run(
         epochs=epochs,
         seed=seed,
         stopping=stopping,
+        sampler=sampler,
+        min_accuracy=min_accuracy,
+        from_study=from_study,
     )
     require_positive(trials=trials, flat_after=flat_after)
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
@@ -144,6 +154,29 @@ def run(
         f"Report: {finished.path}/report.html",
         f"Retrain: kdsearch distill --config {package.path}/config.yaml",
     )
+
+
+@app.command()
+def enqueue(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", help="A value to try, as student.family=resnet; repeatable."),
+    ],
+    out: Out = OUT,
+    debug: Debug = False,
+) -> None:
+    """Let a study, while it is not being run, try a guess next; the rest of it is drawn.
+
+    Example: kdsearch enqueue phones --set student.family=resnet --set student.width=0.5
+    """
+    from kdsearch.guesses import enqueue as put
+    from kdsearch.request import resume_command, study_path
+
+    path = study_path(out, name)
+    guess = put(path, read_names(settings))
+    told = ", ".join(f"{key} = {value}" for key, value in guess.items())
+    typer.echo(f"To be tried: {told}. `{resume_command(path)}` goes on")
 
 
 @app.command()

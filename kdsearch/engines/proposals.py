@@ -15,7 +15,7 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.request import resume_command
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Asked, Outcome, Study, searched
+from kdsearch.study import Asked, Outcome, Price, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike
@@ -105,15 +105,16 @@ def search(
     *,
     n_trials: int,
     is_enough: Callable[[], bool] = lambda: False,
+    price: Price | None = None,
 ) -> Iterator[Asked]:
     """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
-    That is looked at between trials: a running one is finished.
+    That is looked at between trials: a running one is finished. price: see `Study.ask`.
     """
     for _ in range(n_trials - len(searched(study.records()))):
         if is_enough():
             return
-        yield study.ask()
+        yield study.ask(price)
 
 
 def _reused(earlier: TrialRecord) -> Outcome:

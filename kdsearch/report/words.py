@@ -181,6 +181,8 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     )
     if counts.reused:
         text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
+    if counts.turned_away:
+        text += f" {counts.turned_away:,} more draws were over the budget and turned away untried."
     return text
 
 

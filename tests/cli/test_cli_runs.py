@@ -10,6 +10,8 @@ import pytest
 import yaml
 from shell import SPACE, Shell, ended_trials
 
+from kdsearch.study import load_study, searched
+
 FILES = {
     "study.yaml",
     "study.db",
@@ -175,3 +177,22 @@ def test_everything_is_listed_by_name(shell: Shell, what: str, name: str) -> Non
     answer = shell.type("list", what)
     assert answer.code == 0
     assert any(line.split()[0] == name for line in answer.stdout.splitlines())
+
+
+def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(shell: Shell) -> None:
+    flags = ("--budget-mflops", "1", "--trials", "1")
+    assert shell.run("--name", "guessed", *flags).code == 0
+    width = ("--set", "student.family=resnet", "--set", "student.width=0.2")
+    answer = shell.type("enqueue", "guessed", *width, "--out", str(shell.out))
+    assert "student.resnet.width = 0.2. `kdsearch run --name guessed" in answer.stdout
+    assert shell.run("--name", "guessed", "--trials", "2", *flags[:2]).code == 0
+    asked = searched(load_study(shell.out / "guessed").records())[1]
+    assert asked.params["student.resnet.width"] == 0.2
+
+    answer = shell.run("--name", "later", "--from-study", "guessed", *flags)
+    front = load_study(shell.out / "guessed").front()
+    assert f"Tried first: {len(front)} recipes of guessed" in answer.stdout
+    assert load_study(shell.out / "later").records()[0].params == front[0].params
+    again = shell.run("--name", "later", "--from-study", "guessed", *flags)
+    assert again.code == 0, again
+    assert "Tried first" not in again.stdout
