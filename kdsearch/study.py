@@ -41,6 +41,7 @@ from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
 REDRAWS = 20  # draws in a row that are turned away before one is run as it is
 # FLOPs and parameters of a student; None where they are not known before its trial.
 Price: TypeAlias = Callable[[Params], "Cost | None"]
+Digest: TypeAlias = Callable[[Params], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +76,27 @@ class Outcome:
     turned_away: bool = False
 
 
-class Study:
-    """An open study. Use `open_study`, which holds the lock that keeps a second driver out."""
+def candidate_digest(params: Params) -> str:
+    """Return what names the candidate that a walked space describes."""
+    return Candidate.from_params(params).digest()
 
-    def __init__(self, path: Path, request: Request, store: Store) -> None:
+
+class Study:
+    """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
+
+    digest: names parameters, equal ones alike: of what has one digest only one is trained.
+    """
+
+    def __init__(
+        self, path: Path, request: Request, store: Store, *, digest: Digest = candidate_digest
+    ) -> None:
         self.path = path
         self.name = path.name
         self.request = request
         self.budget = request.budget
         self._space = request.search_space()
         self._store = store
+        self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
         self._guesses: dict[int, Params] | None = None
 
@@ -160,7 +172,7 @@ class Study:
         asked = Asked(
             number=trial.number,
             params=params,
-            digest=Candidate.from_params(params).digest(),
+            digest=self._digest(params),
             draw=draw,
             control_of=control_of,
         )
@@ -326,11 +338,17 @@ def _ped_anova(study: optuna.Study) -> dict[str, float]:
 
 @contextmanager
 def open_study(
-    path: Path, request: Request, *, versions: Mapping[str, str], storage: str | None = None
+    path: Path,
+    request: Request,
+    *,
+    versions: Mapping[str, str],
+    storage: str | None = None,
+    digest: Digest = candidate_digest,
 ) -> Iterator[Study]:
     """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
 
-    storage: the request's storage with its password, where there is one to give. Raises StudyError
+    storage: the request's storage with its password, where there is one to give. digest: see Study.
+    Raises StudyError
     when the request differs from the one the study was started with (the differences are shown),
     when another driver holds it, or when its store is damaged.
     """
@@ -355,7 +373,7 @@ def open_study(
             refuse_changes(path.name, old, request)
         kept = storage_of(path, request.storage, request.storage_study, storage)
         with _driven(path, kept, request.budget) as store:
-            yield Study(path, request, store)
+            yield Study(path, request, store, digest=digest)
 
 
 @contextmanager
