@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chains = read_statistics()
     tables = {
         "made": [made_table(chains, students=STUDENTS, seed=seed) for seed in range(MADE)],
-        "stress": [stress_table(students=2 * STUDENTS, seed=0)],
+        "stress": [stress_table(students=200, seed=0)],
     }
     if given.curves:
         tables["measured"] = [measured_table(given.curves)]
