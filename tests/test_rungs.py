@@ -11,7 +11,7 @@ from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_se
 from kdsearch.derive import summarise
 from kdsearch.errors import SpecError
 from kdsearch.request import Request
-from kdsearch.rungs import Judge, Rung
+from kdsearch.rungs import Judge, Rung, curves_of
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, searched
 
@@ -127,3 +127,28 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
 def test_a_word_that_is_no_mode_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--stopping 'thight'.*did you mean.*safe, tight, off"):
         Request(stopping="thight")
+
+
+def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete(
+    whole: list[TrialRecord], fast_path: Path
+) -> None:
+    """With three complete of its own, one that is dearer and far behind stops."""
+    with opened(fast_path / "earlier", SAFE) as study:
+        run_to(study, 40)
+        earlier = curves_of(study)
+        own = [r for r in searched(study.records()) if r.curve and r.reused_from is None]
+        assert [curve.values for curve in earlier] == [record.curve for record in own]
+        assert sum(curve.is_complete for curve in earlier) >= 8
+    with opened(fast_path / "later", SAFE) as study:
+        alone, told = Judge(study, images=2000), Judge(study, images=2000, earlier=earlier)
+        dear = max((record.cost for record in own if record.cost), key=lambda cost: cost.flops)
+        hopeless = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)
+        assert told(hopeless) is None  # none of this study is to be beaten yet
+        done: list[TrialRecord] = []
+        while len(done) < 3:
+            run_to(study, len(study.records()) + 1)
+            done = [record for record in study.records() if record.state == "complete"]
+        assert alone(hopeless) is None
+        reason = told(hopeless)
+        assert reason is not None
+        assert "foretells" in reason
