@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kdsearch.spec import Candidate, Cost, TrialRecord
+from kdsearch.spec import Cost, TrialRecord
 from kdsearch.stopping import Curve, judge
 from kdsearch.study import Study, searched
 
@@ -61,7 +61,7 @@ def _curve_of(record: TrialRecord, axis: str) -> Curve | None:
         return None
     return Curve(
         values=record.curve,
-        epochs=Candidate.from_params(record.params).train.epochs,
+        epochs=record.epochs or len(record.curve),  # 0: a trial of before they were kept
         cost=_on(axis, record.cost),
         is_complete=record.state == "complete",
     )

@@ -267,7 +267,7 @@ _READERS: dict[type, TypeAdapter[Any]] = {spec: TypeAdapter(spec) for spec in _S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What is known of one trial. `curve` holds the validation metric after each epoch.
+    """What is known of one trial. `curve` holds the validation metric after each of its `epochs`.
 
     state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
@@ -285,6 +285,7 @@ class TrialRecord:
     cost: Cost | None = None
     val: float | None = None
     curve: tuple[float, ...] = ()
+    epochs: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     mode: str = ""

@@ -68,6 +68,7 @@ class Outcome:
     violations: Mapping[str, float] = field(default_factory=dict)
     val: float | None = None
     curve: tuple[float, ...] = ()
+    epochs: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     mode: str = ""

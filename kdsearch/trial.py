@@ -142,6 +142,7 @@ def _run(
         violations=violations,
         val=None if last.stopped else last.val,
         curve=tuple(epoch.val for epoch in epochs),
+        epochs=candidate.train.epochs,
         mode=last.mode,
         reason=last.stopped,
     )

@@ -79,6 +79,7 @@ ROOMS = (
     "finish",
     "run",
     "single",
+    "objective",
     "__init__",
     "console",
     "terminal",

@@ -125,6 +125,7 @@ def _reused(earlier: TrialRecord) -> Outcome:
         violations=earlier.violations,
         val=earlier.val,
         curve=earlier.curve,
+        epochs=earlier.epochs,
         reason=f"equal to trial {earlier.number}",
         reused_from=earlier.number,
     )
