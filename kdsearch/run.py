@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
+from kdsearch.board import write_board
 from kdsearch.derive import write_derived
 from kdsearch.ending import Ending
 from kdsearch.engines import local
@@ -101,6 +102,7 @@ def run(
                 ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
                 _search(study, engine, watchers, total, ending)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
+            write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
         except KeyboardInterrupt:

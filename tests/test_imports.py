@@ -42,6 +42,7 @@ ROOMS = (
     "report",
     "spend",
     "derive",
+    "board",
     "cost",
     "measured",
     "turns",

@@ -205,8 +205,14 @@ def dashboard(
     load_study(path)
     import optuna_dashboard
 
+    from kdsearch.board import artifact_store, refresh
+
+    if not refresh(path):
+        typer.echo("The study is running: its front, notes and curves come when it has ended")
     typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
     try:
-        optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+        optuna_dashboard.run_server(
+            storage_url(path), host="127.0.0.1", port=port, artifact_store=artifact_store(path)
+        )
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
