@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import torch
 
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
+from kdsearch.board import write_board
 from kdsearch.derive import write_derived
 from kdsearch.ending import Ending
 from kdsearch.engines import local
@@ -120,6 +121,7 @@ def run(
                 source = search(study, n_trials=total, is_enough=ending, price=price)
                 _search(study, engine, watchers, source, total)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
+            write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
         except TrialsFailedError:

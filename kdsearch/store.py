@@ -59,27 +59,27 @@ class _Running:
 class Store:
     """The open store of a study, which is made where there is none. Then comes `load`.
 
-    metrics: what is maximised and what is minimised, by name. Raises one of STORE_ERRORS, or a
+    disk, study_id: Optuna's storage and the study's key there. metrics: what is maximised and what is minimised, by name. Raises one of STORE_ERRORS, or a
     RuntimeError where another version of Optuna wrote it.
     """
 
     def __init__(self, storage: Storage, *, metrics: tuple[str, str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._disk = RDBStorage(storage.full_url(), engine_kwargs=storage.engine_options())
-        weakref.finalize(self, self._disk.engine.dispose)
-        if self._disk.engine.dialect.name == "sqlite":
-            event.listen(self._disk.engine, "connect", _relax)
-            self._disk.engine.dispose()
+        self.disk = RDBStorage(storage.full_url(), engine_kwargs=storage.engine_options())
+        weakref.finalize(self, self.disk.engine.dispose)
+        if self.disk.engine.dialect.name == "sqlite":
+            event.listen(self.disk.engine, "connect", _relax)
+            self.disk.engine.dispose()
         study = optuna.create_study(
             study_name=storage.study,
-            storage=self._disk,
+            storage=self.disk,
             directions=_DIRECTIONS,
             load_if_exists=True,
         )
         if study.metric_names is None:
             with experimental_is_fine():
                 study.set_metric_names(list(metrics))
-        self._study_id = self._disk.get_study_id_from_name(storage.study)
+        self.study_id = self.disk.get_study_id_from_name(storage.study)
         self._lease: Lease | None = None
         self._running: dict[int, _Running] = {}
 
@@ -88,7 +88,7 @@ class Store:
 
         A damaged page shows now, or in the middle of a search.
         """
-        kept = self._disk.get_all_trials(self._study_id, deepcopy=False)
+        kept = self.disk.get_all_trials(self.study_id, deepcopy=False)
         self._memory = InMemoryStorage()
         self._mirror = optuna.create_study(storage=self._memory, directions=_DIRECTIONS)
         self._mirror.add_trials(kept)
@@ -96,8 +96,8 @@ class Store:
     @contextmanager
     def held(self, where: str, *, is_locked: bool) -> Iterator[None]:
         """Hold the study's lease, as its driver. See Lease."""
-        engine = self._disk.engine
-        with Lease(engine, self._study_id, where=where, is_locked=is_locked) as self._lease:
+        engine = self.disk.engine
+        with Lease(engine, self.study_id, where=where, is_locked=is_locked) as self._lease:
             yield
 
     def trials(self) -> list[FrozenTrial]:
@@ -133,8 +133,8 @@ class Store:
             # NSGA-II keeps its generation there.
             system_attrs=self.trials()[trial.number].system_attrs,
         )
-        disk_id = self._disk.create_new_trial(self._study_id, template_trial=begun)
-        if disk_id != self._disk_id(trial.number):
+        disk_id = self.disk.create_new_trial(self.study_id, template_trial=begun)
+        if disk_id != self.disk_id(trial.number):
             raise StudyError("another program has added trials to the study; run it again")
         self._running[trial.number] = _Running(trial._trial_id, disk_id)
 
@@ -150,7 +150,7 @@ class Store:
         """Write how a running trial ended: its state last, after all that the sampler reads."""
         self._require_lease()
         running = self._running[number]
-        both = ((self._disk, running.disk_id), (self._memory, running.memory_id))
+        both = ((self.disk, running.disk_id), (self._memory, running.memory_id))
         attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
         if constraints:  # optuna-dashboard 0.21 reads only the older list
             attrs["constraints"] = list(constraints.values())
@@ -167,7 +167,7 @@ class Store:
         """End the trials that a driver left running when it died, or that somebody enqueued."""
         for trial in self.trials():
             if not trial.state.is_finished():
-                self._disk.set_trial_state_values(self._disk_id(trial.number), TrialState.FAIL)
+                self.disk.set_trial_state_values(self.disk_id(trial.number), TrialState.FAIL)
                 self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _require_lease(self) -> None:
@@ -175,16 +175,16 @@ class Store:
             self._lease.require()
 
     def _disk_id(self, number: int) -> int:
-        return self._disk.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self.disk.get_trial_id_from_study_id_trial_number(self.study_id, number)
 
     def note(self) -> str | None:
         """Return the note of the study as a whole."""
-        note: str | None = self._disk.get_study_user_attrs(self._study_id).get(NOTE)
+        note: str | None = self.disk.get_study_user_attrs(self.study_id).get(NOTE)
         return note
 
     def set_note(self, note: str) -> None:
         """Replace the note of the study as a whole."""
-        self._disk.set_study_user_attr(self._study_id, NOTE, note)
+        self.disk.set_study_user_attr(self.study_id, NOTE, note)
 
 
 def _relax(connection: sqlite3.Connection, _record: object) -> None:

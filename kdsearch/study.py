@@ -96,7 +96,7 @@ class Study:
         self.request = request
         self.budget = request.budget
         self._space = request.search_space()
-        self._store = store
+        self.store = store
         self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
         self._guesses: dict[int, Params] | None = None
@@ -124,7 +124,7 @@ class Study:
     def _draw(self, records: Sequence[TrialRecord]) -> Asked:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
-        trial = self._store.propose(
+        trial = self.store.propose(
             make_sampler(
                 self.request,
                 self._space,
@@ -141,7 +141,7 @@ class Study:
 
         It has no Optuna parameters, so that the sampler does not learn from it.
         """
-        trial = self._store.propose(RandomSampler(seed=0))
+        trial = self.store.propose(RandomSampler(seed=0))
         return self._begin(trial, params, control_of=control_of)
 
     def guesses(self) -> dict[int, Params]:
@@ -177,7 +177,7 @@ class Study:
             draw=draw,
             control_of=control_of,
         )
-        self._store.begin(trial, _note(asked))
+        self.store.begin(trial, _note(asked))
         return asked
 
     def earlier(self, asked: Asked) -> TrialRecord | None:
@@ -204,7 +204,7 @@ class Study:
             if self.request.min_accuracy is not None:
                 constraints[FLOOR] = self.request.min_accuracy - outcome.val
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
-        frozen = self._store.end(
+        frozen = self.store.end(
             asked.number,
             _TOLD[outcome.state],
             values,
@@ -215,7 +215,7 @@ class Study:
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, oldest first."""
-        trials = self._store.trials()
+        trials = self.store.trials()
         for frozen in trials:
             if frozen.state.is_finished() and frozen.number not in self._ended:
                 self._ended[frozen.number] = _record(frozen)
@@ -245,7 +245,7 @@ class Study:
 
         Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
         """
-        trials = self._store.trials()
+        trials = self.store.trials()
         done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
         if len(done) < _MIN_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
             return {}
@@ -260,12 +260,12 @@ class Study:
 
     def facts(self) -> dict[str, object]:
         """Return what the driver noted of the study as a whole (teacher, test results, times)."""
-        facts: dict[str, object] = json.loads(self._store.note() or "{}")
+        facts: dict[str, object] = json.loads(self.store.note() or "{}")
         return facts
 
     def note(self, **facts: object) -> None:
         """Add to the study's facts; an equal name replaces the old value."""
-        self._store.set_note(json.dumps({**self.facts(), **facts}))
+        self.store.set_note(json.dumps({**self.facts(), **facts}))
 
 
 _MIN_FOR_IMPORTANCE = 8

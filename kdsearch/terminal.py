@@ -19,7 +19,7 @@ from kdsearch.console import cost_text, show
 from kdsearch.ledger import name_trial
 from kdsearch.loggers.base import Watch
 from kdsearch.report import words
-from kdsearch.spec import Budget, TrialRecord
+from kdsearch.spec import UNITS, Budget, TrialRecord
 from kdsearch.spend import forecast, planned_epochs
 from kdsearch.study import Asked
 
@@ -223,7 +223,11 @@ class StudyConsole(Watch):
 
     def _foot(self) -> Iterator[Text]:
         """Yield the best, the counts and the time, each a line that is cut at the margin."""
-        limits = words.limits(self._budget)
+        limits = " and ".join(
+            f"{limit * scale:.4g} {unit}"
+            for axis, (scale, unit) in UNITS.items()
+            if (limit := getattr(self._budget, axis)) is not None
+        )
         best = "Best: none yet"
         if self._best is not None:
             what = name_trial(self._best.params)
@@ -238,8 +242,9 @@ class StudyConsole(Watch):
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text.replace(words.SPACE, " "), style=style, no_wrap=True, overflow="ellipsis")
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _time(seconds: float) -> str:
-    return words.duration(round(seconds) if seconds >= 1 else seconds).replace(words.SPACE, " ")
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else words.duration(whole).replace(words.SPACE, " ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -68,9 +68,12 @@ def run_search(
     n_trials: int,
     time_limit: float | None = None,
     on_trial: OnTrial | None = None,
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> None:
     until = math.inf if time_limit is None else time.perf_counter() + time_limit
-    source = search(study, n_trials=n_trials, is_enough=lambda: time.perf_counter() >= until)
+    source = search(
+        study, n_trials=n_trials, is_enough=lambda: time.perf_counter() >= until or is_enough()
+    )
     local.run(Proposals(study, source, on_trial=on_trial), evaluators)
 
 

@@ -71,7 +71,7 @@ def test_what_is_over_the_budget_is_turned_away_and_is_no_trial(fast_path: Path)
 def test_the_sampler_learns_from_what_was_turned_away(fast_path: Path) -> None:
     with opened(fast_path / "learns") as study:
         records = run_priced(study, 12)
-        trials = study._store.trials()
+        trials = study.store.trials()
     for record in records:
         trial = trials[record.number]
         assert trial.params
@@ -156,9 +156,9 @@ def test_what_is_not_accurate_enough_is_not_on_the_front(floored: Study) -> None
     """The accuracies are .525, .55, .575, .6 and .625, dearer each."""
     assert [record.number for record in floored.front()] == [3, 4]
     assert len(floored.complete()) == 5
-    found = [trial.constraints["accuracy"] for trial in floored._store.trials()]
+    found = [trial.constraints["accuracy"] for trial in floored.store.trials()]
     assert found == pytest.approx([0.065, 0.04, 0.015, -0.01, -0.035])
-    assert {trial.state for trial in floored._store.trials()} == {TrialState.COMPLETE}
+    assert {trial.state for trial in floored.store.trials()} == {TrialState.COMPLETE}
 
 
 def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:

@@ -46,6 +46,7 @@ ROOMS = (
     "spend",
     "derive",
     "compare",
+    "board",
     "cost",
     "measured",
     "turns",

@@ -57,8 +57,8 @@ def take(kept: Storage) -> Iterator[Take]:
     def lease(at: float, *, is_locked: bool = False, me: Holder = ME) -> Lease:
         made.append(
             Lease(
-                store._disk.engine,
-                store._study_id,
+                store.disk.engine,
+                store.study_id,
                 where="table",
                 is_locked=is_locked,
                 clock=lambda _: at,
@@ -132,14 +132,14 @@ def test_the_holder_goes_on_saying_that_it_is_alive(
         said.release()
         return database_time(connection)
 
-    given = store._disk.engine, store._study_id
+    given = store.disk.engine, store.study_id
     with Lease(*given, where="table", is_locked=False, clock=clock):
         assert all(said.acquire(timeout=20) for _ in range(4))
 
 
 def test_the_clock_is_the_databases_and_goes_with_ours(kept: Storage) -> None:
     store = Store(kept, metrics=("accuracy", "flops"))
-    with store._disk.engine.connect() as connection:
+    with store.disk.engine.connect() as connection:
         assert database_time(connection) == pytest.approx(time.time(), abs=30)
 
 

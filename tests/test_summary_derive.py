@@ -98,7 +98,8 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         "teacher": 2.5,
         "search": 0.0,
         "refit": 9.0,
-        "outputs": 0.0,
+        "outputs": 0,
+        "wall": 0.0,
     }
     front = content["front"]
     assert [entry["trial"] for entry in front] == [record.number for record in study.front()]

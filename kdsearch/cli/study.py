@@ -241,15 +241,20 @@ def dashboard(
     Example: kdsearch dashboard phones
     """
     from kdsearch.request import study_path
-    from kdsearch.study import find_storage, load_study
+    from kdsearch.study import find_storage
 
     path = study_path(out, name)
-    load_study(path, storage)
     _, kept = find_storage(path, storage)
     import optuna_dashboard
 
+    from kdsearch.board import artifact_store, refresh
+
+    if not refresh(path, storage):
+        typer.echo("The study is running: its front, notes and curves come when it has ended")
     typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
     try:
-        optuna_dashboard.run_server(kept.full_url(), host="127.0.0.1", port=port)
+        optuna_dashboard.run_server(
+            kept.full_url(), host="127.0.0.1", port=port, artifact_store=artifact_store(path)
+        )
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error

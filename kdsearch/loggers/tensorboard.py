@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.tensorboard import SummaryWriter
 
+from kdsearch.loggers._numbers import final_numbers
 from kdsearch.loggers.base import Logger
 from kdsearch.spec import TrialRecord
 from kdsearch.study import Asked, Study
@@ -36,17 +37,9 @@ class TensorBoard(Logger):
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write the knobs beside what they gave, where there is something, and end the run."""
         writer = self._writer(record.number)
-        if record.val is not None and record.cost is not None:
-            cost = {
-                "final/latency_ms": record.cost.latency_ms,
-                "final/flops": record.cost.flops,
-                "final/params": record.cost.params,
-            }
-            known = {name: float(value) for name, value in cost.items() if value is not None}
-            # A run of its own would stand beside each trial's without a name.
-            writer.add_hparams(
-                dict(record.params), {"final/accuracy": record.val, **known}, run_name="."
-            )
+        if record.val is not None:
+            # Without a name they would be a run of their own beside each trial's.
+            writer.add_hparams(dict(record.params), final_numbers(record), run_name=".")
         else:
             writer.add_text("ended", f"{record.state}: {record.reason}")
         writer.close()

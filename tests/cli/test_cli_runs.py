@@ -196,3 +196,46 @@ def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(shell: Shell)
     again = shell.run("--name", "later", "--from-study", "guessed", *flags)
     assert again.code == 0, again
     assert "Tried first" not in again.stdout
+
+
+def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> None:
+    callback = shell.folder / "mine.py"
+    callback.write_text("def after(study, record):\n    print('after', record.number)\n")
+    answer = shell.run(
+        *("--name", "watched", "--budget-mflops", "1", "--trials", "50", "--time-limit", "0.001s"),
+        *("--tensorboard", "--callback", f"{callback}:after"),
+    )
+    assert answer.code == 1  # no trial has begun, so nothing can be shipped
+    assert "No further trial: the time limit of" in answer.stdout
+    answer = shell.run(
+        *("--name", "watched", "--budget-mflops", "1", "--trials", "2", "--time-limit", "1h"),
+        *("--tensorboard", "--callback", f"{callback}:after"),
+    )
+    assert answer.code == 0, answer
+    assert "after 0\n" in answer.stdout
+    assert "in 2 runs" in answer.stdout
+    path = shell.out / "watched"
+    assert {run.name for run in (path / "tensorboard").iterdir()} >= {"000000", "000001"}
+    front = json.loads((path / "front.json").read_text())
+    assert front["seconds"]["wall"] > front["seconds"]["search"]
+    status = shell.type("status", "watched", "--out", str(shell.out), "--json")
+    found = json.loads(status.stdout)
+    assert (found["state"], found["trials"], found["counts"]["complete"]) == ("ended", 2, 2)
+    assert found["seconds_spent"] == front["seconds"]["wall"]
+    assert "2 of 2 trials" in shell.type("status", "watched", "--out", str(shell.out)).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--time-limit", "soon"), "such as 2h"),
+        (("--flat-after", "0"), "--flat-after 0"),
+        (("--callback", "kdsearch.nowhere:after"), "--callback"),
+        (("--log", "tensorbord"), "did you mean 'tensorboard'"),
+    ],
+)
+def test_what_cannot_watch_is_refused_before_anything_runs(
+    shell: Shell, flags: tuple[str, str], said: str
+) -> None:
+    assert said in shell.refused_run("--name", "unwatched", *flags)
+    assert not (shell.out / "unwatched").exists()
