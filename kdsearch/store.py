@@ -59,8 +59,9 @@ class _Running:
 class Store:
     """The open store of a study, which is made where there is none. Then comes `load`.
 
-    disk, study_id: Optuna's storage and the study's key there. metrics: what is maximised and what is minimised, by name. Raises one of STORE_ERRORS, or a
-    RuntimeError where another version of Optuna wrote it.
+    disk, study_id: Optuna's storage and the study's key there. metrics: what is maximised and what
+    is minimised, by name. Raises one of STORE_ERRORS, or a RuntimeError where another version of
+    Optuna wrote it.
     """
 
     def __init__(self, storage: Storage, *, metrics: tuple[str, str]) -> None:
@@ -134,7 +135,7 @@ class Store:
             system_attrs=self.trials()[trial.number].system_attrs,
         )
         disk_id = self.disk.create_new_trial(self.study_id, template_trial=begun)
-        if disk_id != self.disk_id(trial.number):
+        if disk_id != self._disk_id(trial.number):
             raise StudyError("another program has added trials to the study; run it again")
         self._running[trial.number] = _Running(trial._trial_id, disk_id)
 
@@ -167,7 +168,7 @@ class Store:
         """End the trials that a driver left running when it died, or that somebody enqueued."""
         for trial in self.trials():
             if not trial.state.is_finished():
-                self.disk.set_trial_state_values(self.disk_id(trial.number), TrialState.FAIL)
+                self.disk.set_trial_state_values(self._disk_id(trial.number), TrialState.FAIL)
                 self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _require_lease(self) -> None:
