@@ -15,6 +15,7 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
+from kdsearch.ledger import Ledger
 from kdsearch.request import SAMPLERS, Request
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
@@ -169,7 +170,8 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
             study.tell(asked, look_up(asked))
         record = study.complete()[0]
         with pytest.raises(BudgetError) as caught:
-            finish(study, None, None, None)  # type: ignore[arg-type]
+            with Ledger(study, device="cpu", started=0.0) as ledger:
+                finish(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
     assert str(caught.value).startswith(
         f"no student reaches --min-accuracy 0.99: the most accurate of 1, no. {record.number}, has "
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from table_study import look_up, opened, run_to
 
 from kdsearch.errors import StudyError
 from kdsearch.ledger import Ledger
-from kdsearch.progress import read_progress, write_progress
+from kdsearch.progress import Progress, read_progress, write_progress
 from kdsearch.spec import TrialRecord
 from kdsearch.spend import forecast, runs_of, spent
 from kdsearch.status import status
@@ -124,6 +123,11 @@ def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> 
     assert status(path).state == "ended"
 
 
+def held(progress: Progress, **changes: object) -> Progress:
+    """Return the progress as that of another process."""
+    return replace(progress, holder=replace(progress.holder, **changes))  # type: ignore[arg-type]
+
+
 def test_status_knows_a_killed_run_from_a_running_one(fast_path: Path) -> None:
     path = fast_path / "dead"
     with opened(path) as study:
@@ -131,15 +135,15 @@ def test_status_knows_a_killed_run_from_a_running_one(fast_path: Path) -> None:
     progress = read_progress(path)
     assert progress is not None
     assert status(path).state == "running"
-    write_progress(path, replace(progress, process=f"{os.getpid()}:1"))  # a number used again
+    write_progress(path, held(progress, began="1"))  # a number used again
     assert status(path).state == "killed"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    write_progress(path, replace(progress, pid=gone.pid))
+    write_progress(path, held(progress, pid=gone.pid))
     found = status(path)
     assert found.state == "killed"
     assert f"kdsearch run --name {path.name}" in found.resume
-    write_progress(path, replace(progress, host="elsewhere"))
+    write_progress(path, held(progress, boot="another", host="elsewhere"))
     assert status(path).state.startswith("running on another machine")
 
 
