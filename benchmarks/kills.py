@@ -9,6 +9,7 @@ are does not depend on the order in which they end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -34,9 +35,10 @@ Found: TypeAlias = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """What an uninterrupted study found, how long it took, and where what it measured lies."""
+    """What an uninterrupted study found and printed, and where what it measured lies."""
 
     found: Found
+    lines: int
     seconds: float
     cache: Path
 
@@ -94,16 +96,30 @@ def _tortured(folder: Path, plan: list[str], chance: random.Random, epochs: int)
 def command(out: Path, workers: int, epochs: int) -> list[str]:
     """Return how the study is begun, and gone on with."""
     flags = ["--name", "it", "--out", str(out), "--trials", str(TRIALS[workers])]
-    flags += ["--epochs", str(epochs), "--workers", str(workers), "--budget-ms", "10"]
+    flags += [
+        "--teacher-epochs",
+        "4",
+        "--epochs",
+        str(epochs),
+        "--workers",
+        str(workers),
+        "--budget-ms",
+        "10",
+    ]
     return [sys.executable, "-m", "kdsearch", "run", *flags]
 
 
 def _uninterrupted(folder: Path, workers: int, epochs: int) -> Whole:
     out = folder / f"whole-{workers}"
     started = time.perf_counter()
-    subprocess.run(command(out, workers, epochs), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    return Whole(found=found_in(out / "it"), seconds=seconds, cache=out / ".cache")
+    asked = command(out, workers, epochs)
+    told = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    return Whole(
+        found=found_in(out / "it"),
+        lines=told.count("\n"),
+        seconds=time.perf_counter() - started,
+        cache=out / ".cache",
+    )
 
 
 def _until_done(
@@ -120,31 +136,43 @@ def _until_done(
     before: dict[str, object] = {}
     while True:
         started = time.perf_counter()
-        with subprocess.Popen(
-            command(out, workers, epochs),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as driver:
-            if plan:
-                wait = chance.uniform(0, whole.seconds * 0.6)
-                try:
-                    driver.wait(timeout=wait)
-                except subprocess.TimeoutExpired:
-                    driver.send_signal(SIGNALS[plan[-1]])
-            said = driver.communicate(timeout=600)[1]
+        how = plan[-1] if plan else None
+        code, said = _stopped(command(out, workers, epochs), how, whole.lines, chance)
         seconds = time.perf_counter() - started
-        if driver.returncode == 0:
+        if code == 0 or how is None:
+            wrong += [] if code == 0 else [f"status {code}: {said[-300:]}"]
             return wrong
-        how = plan.pop()
-        if (how == "kill") != (driver.returncode == -signal.SIGKILL) or (
-            how != "kill" and (driver.returncode != 130 or "Traceback" in said)
-        ):
-            wrong.append(f"{how} after {seconds:.1f} s: status {driver.returncode}: {said[-300:]}")
+        plan.pop()
+        # A signal ends a process by itself until `main` has begun to listen.
+        if code != -SIGNALS[how] and (how == "kill" or code != 130 or "Traceback" in said):
+            wrong.append(f"{how} after {seconds:.1f} s: status {code}: {said[-300:]}")
         when, after = _look(out / "it", TRIALS[workers])
         moments[f"{how}, {when}"] += 1
+        print(f"{seconds:5.1f} s: {how}, {when}; {len(plan)} to come", file=sys.stderr, flush=True)
         wrong += [f"lost or changed after {how}: {d}" for d in before if after.get(d) != before[d]]
         before = after
+
+
+def _stopped(
+    asked: list[str], how: str | None, lines: int, chance: random.Random
+) -> tuple[int, str]:
+    """Run a study and stop it up to a second after one of its lines; return its status and errors.
+
+    A line is a moment that does not depend on how busy the machine is.
+    """
+    with subprocess.Popen(
+        asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as driver:
+        assert driver.stdout is not None
+        line, later = chance.randint(0, lines), chance.uniform(0, 1)
+        if how is not None:
+            while line and driver.stdout.readline():
+                line -= 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(timeout=later if line == 0 else 600)
+            driver.send_signal(SIGNALS[how])
+        said = driver.communicate(timeout=600)[1]
+    return driver.returncode, said
 
 
 def _look(path: Path, n_trials: int) -> tuple[str, dict[str, object]]:
@@ -181,7 +209,7 @@ def found_in(path: Path) -> Found:
     for entry in front.get("front", ()):
         found[f"test of {numbers[entry['trial']]}"] = entry["test"]
     found["front"] = sorted(numbers[record.number] for record in study.front())
-    found["best"] = numbers.get(front.get("best"))
+    found["best"] = numbers.get(front["best"]) if front else None
     return found
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from types import FrameType
 
-_NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}
 EXIT_INTERNAL, EXIT_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -33,7 +31,7 @@ def _run(arguments: list[str]) -> int:
     import typer
 
     from kdsearch.cli import app
-    from kdsearch.errors import KDSearchError
+    from kdsearch.errors import NO_WRITE, KDSearchError
 
     try:
         code = app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
@@ -44,7 +42,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno in _NO_WRITE:
+        if error.errno in NO_WRITE:
             return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_REQUEST)
         return _internal(error, arguments)
     except Exception as error:

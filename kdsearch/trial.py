@@ -27,7 +27,7 @@ from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller, Side, parts_heard
-from kdsearch.errors import KDSearchError, StudyError, TrainingError
+from kdsearch.errors import NO_WRITE, KDSearchError, StudyError, TrainingError
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache
 from kdsearch.methods.base import Setting
@@ -96,6 +96,9 @@ def run_trial(
     except KDSearchError as error:
         outcome = Outcome(state="failed", reason=str(error))
     except Exception as error:  # a candidate must not end the study, whatever it does
+        if isinstance(error, OSError) and error.errno in NO_WRITE:  # no fault of the candidate
+            file = error.filename or directory
+            raise StudyError(f"cannot write {file}: {error.strerror}") from error
         logger.exception("%s failed", candidate)
         outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
     return replace(

@@ -169,9 +169,11 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
             asked = study.ask()
             study.tell(asked, look_up(asked))
         record = study.complete()[0]
-        with pytest.raises(BudgetError) as caught:
-            with Ledger(study, device="cpu", started=0.0) as ledger:
-                finish(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
+        with (
+            pytest.raises(BudgetError) as caught,
+            Ledger(study, device="cpu", started=0.0) as ledger,
+        ):
+            finish(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
     assert str(caught.value).startswith(
         f"no student reaches --min-accuracy 0.99: the most accurate of 1, no. {record.number}, has "
     )
