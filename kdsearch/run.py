@@ -93,7 +93,8 @@ def run(
         try:
             with _engine(study, prepared.bench, watch, workers) as engine:
                 price = _price(study.budget, prepared.bench)
-                _search(study, engine, watch, total, time_limit, price)
+                source = search(study, n_trials=total, time_limit=time_limit, price=price)
+                _search(study, engine, watch, source, total=total)
                 finished = finish(study, prepared.bench, watch, engine)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -135,12 +136,7 @@ def _price(budget: Budget, bench: Bench) -> Price | None:
 
 
 def _search(
-    study: Study,
-    engine: Engine,
-    watch: Watch,
-    total: int,
-    time_limit: float | None,
-    price: Price | None,
+    study: Study, engine: Engine, watch: Watch, source: Iterator[Asked], *, total: int
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
@@ -148,7 +144,6 @@ def _search(
         watch.trial(record, front[-1] if front else None)
 
     watch.search(len(searched(study.records())), total, axis=study.budget.axis())
-    source = search(study, n_trials=total, time_limit=time_limit, price=price)
     engine(Proposals(study, source, on_trial=on_trial))
 
 

@@ -38,7 +38,7 @@ LAYOUT: dict[str, set[str]] = {
     "budget": {"latency_ms", "flops", "params"},
     "target": {"device", "runtime", "threads", "batch"},
     "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
-    "counts": {"complete", "pruned", "infeasible", "failed", "reused"},
+    "counts": {"complete", "pruned", "infeasible", "failed", "reused", "turned_away"},
     "seconds": {"teacher", "search", "refit", "outputs"},
 }
 TOP = {"schema", "study", "task", "metric", "front", "controls", "best", *LAYOUT}
@@ -91,6 +91,7 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         "failed": states.count("failed"),
         "pruned": 0,
         "reused": 0,
+        "turned_away": 0,
     }
     assert len(states) == 10
     assert content["best"] == best.number
