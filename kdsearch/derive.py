@@ -137,6 +137,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
             "mode",
             "control_of",
             "reused_from",
+            "turned_away",
             "reason",
             *names,
         ]
@@ -153,6 +154,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
                 record.mode,
                 record.control_of,
                 record.reused_from,
+                record.turned_away,
                 record.reason,
                 *(record.params.get(name) for name in names),
             ]

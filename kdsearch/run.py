@@ -119,7 +119,7 @@ def run(
                 ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
                 price = _price(study.budget, prepared.bench)
                 source = search(study, n_trials=total, is_enough=ending, price=price)
-                _search(study, engine, watchers, source, total)
+                _search(study, engine, watchers, source, total=total)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -185,7 +185,7 @@ def _price(budget: Budget, bench: Bench) -> Price | None:
 
 
 def _search(
-    study: Study, engine: Engine, watch: Watch, source: Iterator[Asked], total: int
+    study: Study, engine: Engine, watch: Watch, source: Iterator[Asked], *, total: int
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
