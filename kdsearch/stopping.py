@@ -23,7 +23,7 @@ from kdsearch import pareto
 
 MODES = ("safe", "tight", "off")
 MIN_COMPLETE = 8
-_CHANCE = 0.45  # times the share of the epochs that lie between this rung and the next
+_CHANCE = 0.43  # times the share of the epochs that lie between this rung and the next
 _RIDGE = 2.0  # as if so many trials more had said that an input of unit spread tells nothing
 _KEPT = 1 / 3  # what the fronts hold that a tight study keeps, after an epoch of _WEEDED
 _WEEDED = frozenset(4**n for n in range(10))

@@ -32,7 +32,7 @@ from kdsearch.request import (
     resume_command,
     write_text,
 )
-from kdsearch.sampler import FLOOR, make_sampler, refuse_sampler, suggest
+from kdsearch.sampler import FAILURE, FLOOR, make_sampler, refuse_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
 from kdsearch.storage import Storage, kept_url, storage_of
@@ -198,6 +198,8 @@ class Study:
             reason = f"the accuracy is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
         values, constraints = None, dict(outcome.violations)
+        if outcome.state == "failed":
+            constraints[FAILURE] = 1.0
         if outcome.state == "complete":
             assert outcome.val is not None
             assert outcome.cost is not None
