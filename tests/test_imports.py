@@ -94,7 +94,7 @@ FLOORS = {
         "vision",
     ),
     "cache": ("parts", "key", "disk", "outputs"),
-    "engines": ("proposals", "local"),
+    "engines": ("proposals", "local", "cluster", "tune"),
     "cli": ("app", "study", "single"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
