@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, cast
 
+from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import Watch, load_data, pick_device, prepare, teacher_specs
 from kdsearch.derive import write_derived
 from kdsearch.engines import local
@@ -56,17 +57,20 @@ def run(
     time_limit: float | None = None,
     device: str = "auto",
     workers: int | None = 1,
+    on_ray: OnRay | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
     taken from the study when there is one, else from Request's defaults. workers: how many trials
     run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
-    many as fit the device. Raises BudgetError when nothing fits the budget, and another
-    KDSearchError for a request that cannot be met.
+    many as fit the device. on_ray: where trials run on Ray. Raises BudgetError when nothing fits
+    the budget, and another KDSearchError for a request that cannot be met.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
+    if on_ray is not None:
+        on_ray.share(torch_device)
     teacher_specs(request)
     data, request = load_data(request, out)
     if not request.space:
@@ -85,7 +89,7 @@ def run(
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            with _engine(study, prepared.bench, watch, workers) as engine:
+            with _engine(study, prepared.bench, watch, workers, on_ray) as engine:
                 _search(study, engine, watch, total, time_limit)
                 finished = finish(study, prepared.bench, watch, engine)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -145,16 +149,26 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(study: Study, bench: Bench, watch: Watch, workers: int | None) -> Iterator[Engine]:
+def _engine(
+    study: Study, bench: Bench, watch: Watch, workers: int | None, on_ray: OnRay | None
+) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
     its own: processes would take turns. On a CPU several are processes of one thread each.
     """
+    judge = Judge(study, images=len(bench.data.val))
+    if on_ray is not None:
+        on_epoch, device = watch.trial_epoch, bench.device
+        with open_actors(
+            workers, study, on_ray, device=device, on_epoch=on_epoch, on_rung=judge
+        ) as engine:
+            yield engine
+        return
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
     count = fitting(bench) if workers is None else workers
-    evaluate = partial(_evaluate, study, watch, Judge(study, images=len(bench.data.val)))
+    evaluate = partial(_evaluate, study, watch, judge)
     if count == 1 or bench.device.type == "cuda":
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count

@@ -65,6 +65,7 @@ ROOMS = (
     "card",
     "ship",
     "workers",
+    "actors",
     "finish",
     "run",
     "single",

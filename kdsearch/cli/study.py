@@ -15,13 +15,16 @@ from kdsearch.flags import (
     Data,
     Debug,
     Device,
+    Engine,
     Epochs,
     Flip,
+    GpusPerTrial,
     ImageSize,
     Json,
     Name,
     Out,
     Quiet,
+    RayAddress,
     Seed,
     Space,
     Stopping,
@@ -31,6 +34,7 @@ from kdsearch.flags import (
     TeacherWeights,
     Workers,
     only_given,
+    read_engine,
     read_workers,
     require_positive,
 )
@@ -66,6 +70,9 @@ def run(
     stopping: Stopping = None,
     device: Device = "auto",
     workers: Workers = "1",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    gpus_per_trial: GpusPerTrial = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -92,8 +99,12 @@ def run(
         stopping=stopping,
     )
     require_positive(trials=trials, time_limit=time_limit)
+    is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
+    from kdsearch.actors import OnRay
     from kdsearch.console import StudyConsole, front_table, show
     from kdsearch.run import run as run_study
+
+    on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
@@ -105,6 +116,7 @@ def run(
             time_limit=time_limit,
             device=device,
             workers=read_workers(workers),
+            on_ray=on_ray,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
