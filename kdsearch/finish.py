@@ -174,7 +174,7 @@ def _controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> 
         return found if found is not None and _weights(study, found).is_file() else None
 
     on_trial = partial(watch.trial, best=best)
-    engine(Proposals(study, source(), on_trial=on_trial, earlier=earlier))
+    engine(Proposals(study, source(), on_begin=watch.begun, on_trial=on_trial, earlier=earlier))
     controls = [r for r in study.records() if r.control_of == best.number]
     return [record for record in controls if record.state == "complete"]
 

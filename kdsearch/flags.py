@@ -14,6 +14,7 @@ from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
 
 OUT = Path("results")
+ENGINES = ("local", "ray")
 MAX_CONFIG_BYTES = 1_000_000
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
@@ -150,6 +151,16 @@ Log = Annotated[
     typer.Option(help="tensorboard, mlflow, wandb or FILE.py:CLASS; repeatable."),
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
+Engine = Annotated[
+    str, typer.Option(help="Where trials run: local, or ray (pip install kdsearch[ray]).")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="none: a Ray of our own here (the default); auto or HOST:PORT: a cluster."),
+]
+GpusPerTrial = Annotated[
+    float | None, typer.Option(help="Share of a GPU that each trial on Ray has (1).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
@@ -179,6 +190,18 @@ def read_workers(text: str) -> int | None:
     if not _COUNT.fullmatch(text):
         raise SpecError(f"--workers {text!r}: expected a number above 0, or auto")
     return int(text)
+
+
+def read_engine(name: str, **for_ray: object) -> bool:
+    """Read `--engine`: whether it is Ray, whose flags are refused without it. Raises SpecError."""
+    if name not in ENGINES:
+        hint = did_you_mean(name, ENGINES)
+        raise SpecError(f"--engine {name!r}{hint}: expected {' or '.join(ENGINES)}")
+    given = only_given(**for_ray)
+    if name != "ray" and given:
+        flag = min(given).replace("_", "-")
+        raise SpecError(f"--{flag} is for trials on Ray: give --engine ray too, or leave it out")
+    return name == "ray"
 
 
 def read_settings(

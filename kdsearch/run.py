@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 import torch
 
+from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.board import write_board
 from kdsearch.derive import write_derived
@@ -71,6 +72,7 @@ def run(
     storage: str | None = None,
     trial_timeout: float | None = None,
     loggers: Loggers | None = None,
+    on_ray: OnRay | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
@@ -86,6 +88,8 @@ def run(
     started = time.perf_counter()
     request, old = _resolve(given, None if name is None else study_path(out, name))
     torch_device = pick_device(device)
+    if on_ray is not None:
+        on_ray.share(torch_device)
     teacher_specs(request)
     data, request = load_data(request, out)
     if not request.space:
@@ -114,7 +118,7 @@ def run(
             with (
                 Ledger(study, device=str(torch_device), started=started) as ledger,
                 _watchers(study, watch, ledger, loggers) as watchers,
-                _engine(study, prepared.bench, watchers, workers, trial_timeout) as engine,
+                _engine(study, prepared.bench, watchers, workers, trial_timeout, on_ray) as engine,
             ):
                 ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
                 price = _price(study.budget, prepared.bench)
@@ -193,7 +197,7 @@ def _search(
         watch.trial(record, front[-1] if front else None)
 
     watch.search(searched(study.records()), total, budget=study.budget)
-    engine(Proposals(study, source, on_trial=on_trial))
+    engine(Proposals(study, source, on_begin=watch.begun, on_trial=on_trial))
 
 
 class _RunTrial(Protocol):
@@ -211,7 +215,12 @@ class _RunTrial(Protocol):
 
 @contextmanager
 def _engine(
-    study: Study, bench: Bench, watch: Watch, workers: int | None, trial_timeout: float | None
+    study: Study,
+    bench: Bench,
+    watch: Watch,
+    workers: int | None,
+    trial_timeout: float | None,
+    on_ray: OnRay | None,
 ) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
@@ -219,16 +228,30 @@ def _engine(
     its own: processes would take turns. On a CPU several are processes of one thread each. With a
     timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
+    judge = Judge(study, images=len(bench.data.val))
+    if on_ray is not None:
+        actors = open_actors(
+            workers,
+            study,
+            on_ray,
+            device=bench.device,
+            timeout=trial_timeout,
+            on_epoch=watch.trial_epoch,
+            on_rung=judge,
+        )
+        with actors as engine:
+            yield engine
+        return
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
     count = fitting(bench) if workers is None else workers
-    evaluate = partial(_evaluate, study, watch, Judge(study, images=len(bench.data.val)))
+    evaluate = partial(_evaluate, study, watch, judge)
     if trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
         )
         return
-    opened = open_workers(
+    processes = open_workers(
         count,
         study.request,
         out=study.path.parent,
@@ -237,14 +260,13 @@ def _engine(
         threads=torch.get_num_threads() if count == 1 else 1,
         timeout=trial_timeout,
     )
-    with opened as pool:
+    with processes as pool:
         yield partial(
             local.run, evaluators=[partial(evaluate, worker.run_trial) for worker in pool]
         )
 
 
 def _evaluate(study: Study, watch: Watch, on_rung: OnRung, run: _RunTrial, asked: Asked) -> Outcome:
-    watch.begun(asked)
     return run(
         Candidate.from_params(asked.params),
         directory=study.directory(asked.number),

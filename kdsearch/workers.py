@@ -219,7 +219,7 @@ def _work(
     logger.addHandler(_ToDriver(pipe))
     with suppress(EOFError, ConnectionError):  # the driver is gone
         try:
-            _serve(pipe, replace(_bench(request, out, device), unfinished=unfinished))
+            _serve(pipe, replace(bench_of(request, out, device), unfinished=unfinished))
         except KDSearchError as error:
             pipe.send(error)
 
@@ -255,7 +255,8 @@ class _ToDriver(logging.Handler):
         )
 
 
-def _bench(request: Request, out: Path, device: torch.device) -> Bench:
+def bench_of(request: Request, out: Path, device: torch.device) -> Bench:
+    """Lay out the bench of a study that has begun. Raises StudyError where its images changed."""
     data, found = load_data(request, out)
     if found != request:
         raise StudyError(f"{request.data} has changed since the study began")

@@ -77,6 +77,7 @@ ROOMS = (
     "card",
     "ship",
     "workers",
+    "actors",
     "finish",
     "run",
     "single",
@@ -108,7 +109,7 @@ FLOORS = {
         "vision",
     ),
     "cache": ("parts", "key", "disk", "outputs"),
-    "engines": ("proposals", "local"),
+    "engines": ("proposals", "local", "cluster", "tune"),
     "cli": ("app", "study", "single", "compare"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }

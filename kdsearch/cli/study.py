@@ -16,10 +16,12 @@ from kdsearch.flags import (
     Data,
     Debug,
     Device,
+    Engine,
     Epochs,
     FlatAfter,
     Flip,
     FromStudy,
+    GpusPerTrial,
     ImageSize,
     Json,
     Log,
@@ -27,6 +29,7 @@ from kdsearch.flags import (
     Name,
     Out,
     Quiet,
+    RayAddress,
     Sampler,
     Seed,
     Space,
@@ -43,6 +46,7 @@ from kdsearch.flags import (
     Workers,
     only_given,
     read_duration,
+    read_engine,
     read_names,
     read_workers,
     require_positive,
@@ -82,6 +86,9 @@ def run(
     from_study: FromStudy = None,
     device: Device = "auto",
     workers: Workers = "1",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    gpus_per_trial: GpusPerTrial = None,
     trial_timeout: TrialTimeout = None,
     storage: Storage = None,
     callback: Callback = None,
@@ -118,6 +125,8 @@ def run(
     require_positive(trials=trials, flat_after=flat_after)
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
+    is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
+    from kdsearch.actors import OnRay
     from kdsearch.console import front_table, show
     from kdsearch.loggers import Loggers
     from kdsearch.trend import FLAT_AFTER
@@ -125,6 +134,8 @@ def run(
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
     from kdsearch.run import run as run_study
     from kdsearch.terminal import StudyConsole
+
+    on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
@@ -140,6 +151,7 @@ def run(
             storage=storage,
             trial_timeout=timeout,
             loggers=loggers,
+            on_ray=on_ray,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))

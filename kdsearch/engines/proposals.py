@@ -34,11 +34,13 @@ class Proposals:
         study: Study,
         source: Iterator[Asked],
         *,
+        on_begin: Callable[[Asked], None] | None = None,
         on_trial: OnTrial | None = None,
         earlier: Callable[[Asked], TrialRecord | None] | None = None,
     ) -> None:
         self._study = study
         self._source = source
+        self._on_begin = on_begin
         self._on_trial = on_trial
         self._earlier = earlier or study.earlier
         self._running: set[str] = set()
@@ -56,6 +58,8 @@ class Proposals:
                 return None
             if (earlier := self._earlier(asked)) is None:
                 self._running.add(asked.digest)
+                if self._on_begin is not None:
+                    self._on_begin(asked)
                 return asked
             self._tell(asked, _reused(earlier))
         return None
