@@ -24,8 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from kdsearch.opening import load_study
 from kdsearch.spec import TrialRecord
-from kdsearch.study import load_study
 
 KEPT_OF_CACHE = ("latency", "execution")
 TRIALS = {1: 12, 2: 10}

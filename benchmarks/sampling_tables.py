@@ -33,11 +33,12 @@ from optuna.trial import TrialState
 from kdsearch import pareto
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
+from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.sampler import suggest
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study import Asked, Outcome, open_study
+from kdsearch.study import Asked, Outcome
 
 COUNTS = (25, 50, 100)
 MORE = 4  # how many times as many trainings random may have

@@ -25,12 +25,13 @@ from optuna_dashboard._note import (
 from optuna_dashboard.artifact._backend import DASHBOARD_ARTIFACTS_ATTR_PREFIX
 
 from kdsearch.derive import summarise
+from kdsearch.opening import load_study
 from kdsearch.report import figures, words
 from kdsearch.report.marks import escape, sort_out
 from kdsearch.report.verdict import verdict
 from kdsearch.request import resume_command
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Study, load_study
+from kdsearch.study import Study
 from kdsearch.summary import Summary
 
 FRONT = "front"

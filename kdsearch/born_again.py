@@ -18,10 +18,10 @@ from kdsearch import students
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.model import Preprocess
+from kdsearch.opening import load_study
 from kdsearch.space import Value
 from kdsearch.spec import Candidate, StudentSpec, make
 from kdsearch.students.base import Student
-from kdsearch.study import load_study
 from kdsearch.taps import Tapped, bare
 from kdsearch.weights import fit_weights, read_weights
 

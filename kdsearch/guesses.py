@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, read_request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
-from kdsearch.study import load_study, open_study
 
 MOST = 8  # recipes that are taken from an earlier study
 # The choice whose option stands in the names of what it owns.

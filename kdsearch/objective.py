@@ -25,12 +25,13 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import OnTrial, Proposals
 from kdsearch.engines.proposals import search as proposed
 from kdsearch.errors import SpaceError, SpecError, did_you_mean
+from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.rungs import Judge, Rung
 from kdsearch.sampler import refuse_sampler
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study import Asked, Outcome, Study, open_study
+from kdsearch.study import Asked, Outcome, Study
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]

@@ -32,6 +32,7 @@ from kdsearch.guesses import recipes_of
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
+from kdsearch.opening import open_study, reach
 from kdsearch.packing import fitting
 from kdsearch.request import (
     Request,
@@ -47,7 +48,7 @@ from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.storage import kept_url
-from kdsearch.study import Asked, Outcome, Price, Study, open_study, reach, searched
+from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial

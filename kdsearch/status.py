@@ -9,12 +9,13 @@ from typing import cast
 
 from kdsearch.derive import count_states
 from kdsearch.ledger import name_trial
+from kdsearch.opening import load_study
 from kdsearch.progress import Progress, Running, read_progress
 from kdsearch.report import words
 from kdsearch.request import resume_command
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.spend import KILLED, forecast, planned_epochs, runs_of
-from kdsearch.study import Study, load_study, searched
+from kdsearch.study import Study, searched
 from kdsearch.summary import Counts
 from kdsearch.trend import hypervolumes
 

@@ -21,8 +21,8 @@ from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
+from kdsearch.opening import load_study
 from kdsearch.run import run
-from kdsearch.study import load_study
 from kdsearch.taps import bare
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import accuracy

@@ -12,9 +12,10 @@ from table_study import REQUEST, opened, run_to
 
 from kdsearch.compare import compare
 from kdsearch.errors import SpecError
+from kdsearch.opening import load_study
 from kdsearch.request import Request
 from kdsearch.spec import Cost
-from kdsearch.study import Outcome, Study, load_study
+from kdsearch.study import Outcome, Study
 
 
 def study_of(path: Path, points: list[tuple[float, int]], request: Request = REQUEST) -> Study:

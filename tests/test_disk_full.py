@@ -23,9 +23,10 @@ from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.derive import write_derived
 from kdsearch.errors import StudyError
+from kdsearch.opening import load_study
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Session
-from kdsearch.study import Study, load_study
+from kdsearch.study import Study
 from kdsearch.trainer import train
 from kdsearch.trial import run_trial
 from kdsearch.weights import save_weights

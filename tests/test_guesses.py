@@ -10,10 +10,11 @@ from table_study import REQUEST, SPACE, look_up, opened, run_asked, run_to
 
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.guesses import MOST, enqueue, read_guess, recipes_of
+from kdsearch.opening import load_study
 from kdsearch.request import Request
 from kdsearch.space import Params, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study import Outcome, load_study, searched
+from kdsearch.study import Outcome, searched
 
 TABLE = parse_space(SPACE)
 STEPS = parse_space("student: {family: resnet, resnet: {width: {float: [0.25, 1.0], step: 0.25}}}")

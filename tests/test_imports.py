@@ -31,6 +31,7 @@ ROOMS = (
     "sampler",
     "store",
     "study",
+    "opening",
     "guesses",
     "rungs",
     "taps",

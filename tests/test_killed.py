@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from table_study import REQUEST, opened, run_to
 
+from kdsearch.opening import load_study, open_study
 from kdsearch.spec import TrialRecord
 from kdsearch.storage import read_url, shown
-from kdsearch.study import load_study, open_study
 
 N = 14
 KILLS = 4
@@ -29,7 +29,7 @@ import json, sys, time
 from pathlib import Path
 from table_study import REQUEST, look_up, run_search
 from kdsearch.request import Request
-from kdsearch.study import open_study
+from kdsearch.opening import open_study
 path, n, url, request = json.loads(sys.argv[1])
 def slow(asked):
     time.sleep(0.02)

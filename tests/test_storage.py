@@ -17,9 +17,10 @@ from postgres import PASSWORD, QUOTED
 from table_study import REQUEST, run_to, tell_next
 
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, read_request
 from kdsearch.storage import inside, kept_url, read_url, shown, storage_of
-from kdsearch.study import Study, load_study, open_study
+from kdsearch.study import Study
 
 WHERE = "postgresql://me:s3cret@db.example:5432/studies"
 KEPT = "postgresql+psycopg://me:***@db.example:5432/studies"

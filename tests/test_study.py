@@ -26,10 +26,11 @@ from table_study import (
 )
 
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
 from kdsearch.spec import TrialRecord
 from kdsearch.storage import inside
-from kdsearch.study import Asked, Outcome, load_study, open_study, searched
+from kdsearch.study import Asked, Outcome, searched
 
 N = 14  # the sampler leaves its random start at ten
 

@@ -12,7 +12,8 @@ from table_study import REQUEST, look_up, opened, run_to
 
 from kdsearch.derive import summarise, write_derived
 from kdsearch.errors import StudyError
-from kdsearch.study import Study, load_study
+from kdsearch.opening import load_study
+from kdsearch.study import Study
 from kdsearch.summary import SCHEMA
 
 TEACHER = {

@@ -28,8 +28,8 @@ def compare(
     """
     from kdsearch.compare import compare as compare_studies
     from kdsearch.console import comparison_table, show
+    from kdsearch.opening import load_study
     from kdsearch.request import study_path
-    from kdsearch.study import load_study
 
     studies = [load_study(study_path(out, name)) for name in (one, other)]
     found = compare_studies(*studies, axis=axis)

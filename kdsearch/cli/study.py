@@ -205,8 +205,8 @@ def report(
     """
     from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
+    from kdsearch.opening import load_study
     from kdsearch.request import study_path
-    from kdsearch.study import load_study
 
     path = study_path(out, name)
     summary = write_derived(load_study(path, storage))
@@ -252,8 +252,8 @@ def dashboard(
 
     Example: kdsearch dashboard phones
     """
+    from kdsearch.opening import find_storage
     from kdsearch.request import study_path
-    from kdsearch.study import find_storage
 
     path = study_path(out, name)
     _, kept = find_storage(path, storage)

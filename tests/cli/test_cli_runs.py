@@ -10,7 +10,8 @@ import pytest
 import yaml
 from shell import SPACE, Shell, ended_trials
 
-from kdsearch.study import load_study, searched
+from kdsearch.opening import load_study
+from kdsearch.study import searched
 
 FILES = {
     "study.yaml",
