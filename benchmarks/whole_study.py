@@ -42,7 +42,7 @@ from kdsearch.bench import load_data, teacher_specs
 from kdsearch.loggers.base import Watch
 from kdsearch.pareto import hypervolume
 from kdsearch.request import request_of
-from kdsearch.run import run
+from kdsearch.run import Plan, run
 from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
@@ -124,9 +124,7 @@ def ours(task: Task, seed: int, out: Path) -> Told:
         task.request(seed),
         watch,
         out=out,
-        trials=task.size.trials,
-        device="cpu",
-        workers=task.threads,
+        plan=Plan(trials=task.size.trials, device="cpu", workers=task.threads),
     )
     ended = watch.seconds()
     trained = [(at, record) for at, record in watch.told if record.state == "complete"]

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.board import write_board
+from kdsearch.data.base import ImageData
 from kdsearch.derive import write_derived
 from kdsearch.ending import Ending
 from kdsearch.engines import local
@@ -59,72 +60,67 @@ DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a study is run, which decides none of its candidates: it may go on in another way.
+
+    trials: in all; None: as before, else DEFAULT_TRIALS. time_limit: seconds of this run's search.
+    flat_after: how many complete trials that leave the front as it is end the search. workers: how
+    many trials run at a time; one runs in this process, several in processes, on a GPU in threads;
+    None: as many as fit the device. storage: the URL of the database with its password, where
+    trials are not kept in the study's folder. trial_timeout: the seconds after which a trial fails,
+    alone; all then run in processes.
+    """
+
+    trials: int | None = None
+    time_limit: float | None = None
+    flat_after: int | None = None
+    device: str = "auto"
+    workers: int | None = 1
+    storage: str | None = None
+    trial_timeout: float | None = None
+    on_ray: OnRay | None = None
+
+
 def run(
     given: Mapping[str, object],
     watch: Watch,
     *,
     out: Path,
     name: str | None = None,
-    trials: int | None = None,
-    time_limit: float | None = None,
-    flat_after: int | None = None,
-    device: str = "auto",
-    workers: int | None = 1,
-    storage: str | None = None,
-    trial_timeout: float | None = None,
+    plan: Plan | None = None,
     loggers: Loggers | None = None,
-    on_ray: OnRay | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
-    taken from the study when there is one, else from Request's defaults. workers: how many trials
-    run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
-    many as fit the device. time_limit: seconds of this run's search. flat_after: how many complete
-    trials that leave the front as it is end the search. storage: the URL of the database, where
-    trials are not kept in the study's folder. trial_timeout: the seconds after which a trial fails,
-    alone; all then run in processes. Raises BudgetError when nothing fits the budget, and another
-    KDSearchError for a request that cannot be met.
+    taken from the study when there is one, else from Request's defaults. Raises BudgetError when
+    nothing fits the budget, and another KDSearchError for a request that cannot be met.
     """
     started = time.perf_counter()
-    request, old = _resolve(given, None if name is None else study_path(out, name))
-    torch_device = pick_device(device)
-    if on_ray is not None:
-        on_ray.share(torch_device)
-    teacher_specs(request)
-    data, request = load_data(request, out)
-    if not request.space:
-        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
-    refuse_sampler(request)
-    name = free_name(out, data.name) if name is None else name
-    path = study_path(out, name)
-    request = _with_storage(request, storage, name, is_new=old is None)
-    if old is not None:
-        refuse_changes(name, old, request)
-    else:
-        recipes_of(request, out)  # a study that is not there shows before the teacher is trained
-    reach(path, request, storage)
+    plan = plan or Plan()
+    device = pick_device(plan.device)
+    if plan.on_ray is not None:
+        plan.on_ray.share(device)
+    request, data, path = _settle(given, out, name, plan.storage)
     watch.note(f"Results go to {path}")
-    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    prepared = prepare(request, data, out=out, device=device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
-    opened = open_study(path, request, versions=versions, storage=storage)
+    opened = open_study(path, request, versions=versions, storage=plan.storage)
     with opened as study, _log_to(path / "kdsearch.log"):
-        total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
+        total = plan.trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
         _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
             with (
-                Ledger(study, device=str(torch_device), started=started) as ledger,
+                Ledger(study, device=str(device), started=started) as ledger,
                 _watchers(study, watch, ledger, loggers) as watchers,
-                _engine(study, prepared.bench, watchers, workers, trial_timeout, on_ray) as engine,
+                _engine(study, prepared.bench, watchers, plan) as engine,
             ):
-                ending = Ending(study, watchers, time_limit=time_limit, flat_after=flat_after)
-                price = _price(study.budget, prepared.bench)
-                source = search(study, n_trials=total, is_enough=ending, price=price)
-                _search(study, engine, watchers, source, total=total)
+                _search(study, prepared.bench, engine, watchers, plan, total=total)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -138,6 +134,30 @@ def run(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _settle(
+    given: Mapping[str, object], out: Path, name: str | None, storage: str | None
+) -> tuple[Request, ImageData, Path]:
+    """Return the full request, its images and the study's path; what cannot be is told here.
+
+    Nothing has been trained yet.
+    """
+    request, old = _resolve(given, None if name is None else study_path(out, name))
+    teacher_specs(request)
+    data, request = load_data(request, out)
+    if not request.space:
+        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
+    refuse_sampler(request)
+    name = free_name(out, data.name) if name is None else name
+    path = study_path(out, name)
+    request = _with_storage(request, storage, name, is_new=old is None)
+    if old is not None:
+        refuse_changes(name, old, request)
+    else:
+        recipes_of(request, out)
+    reach(path, request, storage)
+    return request, data, path
 
 
 def _with_storage(request: Request, given: str | None, name: str, *, is_new: bool) -> Request:
@@ -190,15 +210,18 @@ def _price(budget: Budget, bench: Bench) -> Price | None:
 
 
 def _search(
-    study: Study, engine: Engine, watch: Watch, source: Iterator[Asked], *, total: int
+    study: Study, bench: Bench, engine: Engine, watchers: Watchers, plan: Plan, *, total: int
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
-        watch.trial(record, front[-1] if front else None)
+        watchers.trial(record, front[-1] if front else None)
 
-    watch.search(searched(study.records()), total, budget=study.budget)
-    engine(Proposals(study, source, on_begin=watch.begun, on_trial=on_trial))
+    watchers.search(searched(study.records()), total, budget=study.budget)
+    enough = Ending(study, watchers, time_limit=plan.time_limit, flat_after=plan.flat_after)
+    price = _price(study.budget, bench)
+    source = search(study, n_trials=total, is_enough=enough, price=price)
+    engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
 
 
 class _RunTrial(Protocol):
@@ -215,14 +238,7 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(
-    study: Study,
-    bench: Bench,
-    watch: Watch,
-    workers: int | None,
-    trial_timeout: float | None,
-    on_ray: OnRay | None,
-) -> Iterator[Engine]:
+def _engine(study: Study, bench: Bench, watch: Watch, plan: Plan) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
@@ -230,13 +246,13 @@ def _engine(
     timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
     judge = Judge(study, images=len(bench.data.val))
-    if on_ray is not None:
+    if plan.on_ray is not None:
         actors = open_actors(
-            workers,
+            plan.workers,
             study,
-            on_ray,
+            plan.on_ray,
             device=bench.device,
-            timeout=trial_timeout,
+            timeout=plan.trial_timeout,
             on_epoch=watch.trial_epoch,
             on_rung=judge,
         )
@@ -245,9 +261,9 @@ def _engine(
         return
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
-    count = fitting(bench) if workers is None else workers
+    count = fitting(bench) if plan.workers is None else plan.workers
     evaluate = partial(_evaluate, study, watch, judge)
-    if trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
+    if plan.trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
         )
@@ -259,7 +275,7 @@ def _engine(
         device=bench.device,
         unfinished=unfinished,
         threads=torch.get_num_threads() if count == 1 else 1,
-        timeout=trial_timeout,
+        timeout=plan.trial_timeout,
     )
     with processes as pool:
         yield partial(

@@ -132,26 +132,29 @@ def run(
     from kdsearch.trend import FLAT_AFTER
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
+    from kdsearch.run import Plan
     from kdsearch.run import run as run_study
     from kdsearch.terminal import StudyConsole
 
     on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
-
+    plan = Plan(
+        trials=trials,
+        time_limit=seconds,
+        flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
+        device=device,
+        workers=read_workers(workers),
+        storage=storage,
+        trial_timeout=timeout,
+        on_ray=on_ray,
+    )
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
             given,
             watch,
             out=out,
             name=name,
-            trials=trials,
-            time_limit=seconds,
-            flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
-            device=device,
-            workers=read_workers(workers),
-            storage=storage,
-            trial_timeout=timeout,
+            plan=plan,
             loggers=loggers,
-            on_ray=on_ray,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
