@@ -13,6 +13,7 @@ from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, read_request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
+from kdsearch.study import Study
 
 MOST = 8  # recipes that are taken from an earlier study
 # The choice whose option stands in the names of what it owns.
@@ -107,14 +108,10 @@ def _unreached(space: SearchSpace, guess: Params) -> list[str]:
     return [name for name in guess if name not in walked]
 
 
-def recipes_of(request: Request, out: Path) -> list[Params]:
-    """Return the front of the study that a request starts from, as far as it fits; cheapest first.
-
-    What is out of range, or not on offer, is left to the sampler. Raises StudyError where nothing
-    of it fits.
-    """
+def start_of(request: Request, out: Path) -> Study | None:
+    """Return the study that a request starts from. Raises StudyError where it is not there."""
     if request.from_study is None:
-        return []
+        return None
     path = Path(request.from_study)
     if read_request(path) is None:
         path = out / request.from_study
@@ -123,7 +120,19 @@ def recipes_of(request: Request, out: Path) -> list[Params]:
             f"--from-study {request.from_study}: there is no such study, nor one under {out}; give "
             "its name or its folder"
         )
-    front = load_study(path).front()
+    return load_study(path)
+
+
+def recipes_of(request: Request, out: Path) -> list[Params]:
+    """Return the front of the study that a request starts from, as far as it fits; cheapest first.
+
+    What is out of range, or not on offer, is left to the sampler. Raises StudyError where nothing
+    of it fits.
+    """
+    start = start_of(request, out)
+    if start is None:
+        return []
+    front = start.front()
     space = request.search_space()
     fitting = [_fitting(space, record.params) for record in front]
     recipes = [recipe for i, recipe in enumerate(fitting) if recipe and recipe not in fitting[:i]]

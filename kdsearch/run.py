@@ -29,7 +29,7 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
-from kdsearch.guesses import recipes_of
+from kdsearch.guesses import recipes_of, start_of
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
@@ -44,10 +44,11 @@ from kdsearch.request import (
     resume_command,
     study_path,
 )
-from kdsearch.rungs import Judge, OnRung
+from kdsearch.rungs import Judge, OnRung, foretelling
 from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.stopping import Curve
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare
@@ -118,7 +119,7 @@ def run(
             with (
                 Ledger(study, device=str(device), started=started) as ledger,
                 _watchers(study, watch, ledger, loggers) as watchers,
-                _engine(study, prepared.bench, watchers, plan) as engine,
+                _engine(study, prepared.bench, watchers, plan, _told_before(study, out)) as engine,
             ):
                 _search(study, prepared.bench, engine, watchers, plan, total=total)
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
@@ -224,6 +225,12 @@ def _search(
     engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
 
 
+def _told_before(study: Study, out: Path) -> Sequence[Curve]:
+    """Return what the study that this one starts from foretells, where anything is stopped."""
+    start = None if study.request.stopping == "off" else start_of(study.request, out)
+    return () if start is None else foretelling(study, start)
+
+
 class _RunTrial(Protocol):
     """Runs a trial on a bench, here or in a worker."""
 
@@ -238,14 +245,16 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(study: Study, bench: Bench, watch: Watch, plan: Plan) -> Iterator[Engine]:
+def _engine(
+    study: Study, bench: Bench, watch: Watch, plan: Plan, earlier: Sequence[Curve]
+) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
     its own: processes would take turns. On a CPU several are processes of one thread each. With a
     timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
-    judge = Judge(study, images=len(bench.data.val))
+    judge = Judge(study, images=len(bench.data.val), earlier=earlier)
     if plan.on_ray is not None:
         actors = open_actors(
             plan.workers,

@@ -55,6 +55,16 @@ def curves_of(study: Study) -> list[Curve]:
     return [curve for r in searched(study.records()) if (curve := _curve_of(r, axis))]
 
 
+def foretelling(study: Study, earlier: Study) -> list[Curve]:
+    """Return the curves of an earlier study as far as they foretell those of this one.
+
+    None where it saw other images, or traded another cost.
+    """
+    one, other = study.request, earlier.request
+    is_alike = (one.data_key, one.image_size) == (other.data_key, other.image_size)
+    return curves_of(earlier) if is_alike and one.budget.axis() == other.budget.axis() else []
+
+
 def _curve_of(record: TrialRecord, axis: str) -> Curve | None:
     """Return what a trial teaches, None where it trained not at all or another stands for it."""
     if record.reused_from is not None or not record.curve or record.cost is None:

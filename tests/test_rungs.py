@@ -11,7 +11,7 @@ from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_se
 from kdsearch.derive import summarise
 from kdsearch.errors import SpecError
 from kdsearch.request import Request
-from kdsearch.rungs import Judge, Rung, curves_of
+from kdsearch.rungs import Judge, Rung, curves_of, foretelling
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, searched
 
@@ -136,10 +136,12 @@ def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete
     with opened(fast_path / "earlier", SAFE) as study:
         run_to(study, 40)
         earlier = curves_of(study)
+        before = study
         own = [r for r in searched(study.records()) if r.curve and r.reused_from is None]
         assert [curve.values for curve in earlier] == [record.curve for record in own]
         assert sum(curve.is_complete for curve in earlier) >= 8
     with opened(fast_path / "later", SAFE) as study:
+        assert foretelling(study, before) == earlier
         alone, told = Judge(study, images=2000), Judge(study, images=2000, earlier=earlier)
         dear = max((record.cost for record in own if record.cost), key=lambda cost: cost.flops)
         hopeless = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)
@@ -152,3 +154,17 @@ def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete
         reason = told(hopeless)
         assert reason is not None
         assert "foretells" in reason
+
+
+@pytest.mark.parametrize(
+    "other", [{"data_key": "others"}, {"image_size": 64}, {"budget_mflops": None, "budget_ms": 2.0}]
+)
+def test_a_study_of_other_images_or_another_cost_foretells_nothing(
+    fast_path: Path, other: dict[str, object]
+) -> None:
+    name = "-".join(other)
+    with opened(fast_path / name, replace(SAFE, **other)) as before:  # type: ignore[arg-type]
+        run_to(before, 12)
+        assert curves_of(before)
+    with opened(fast_path / f"{name} after", SAFE) as study:
+        assert foretelling(study, before) == []
