@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.model import Model
 from kdsearch.request import resume_command
+from kdsearch.shelf import off_the_shelf
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
@@ -56,6 +58,8 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine) -> Finished
     Raises BudgetError when nothing fits, also when the files are measured again, and
     TrialsFailedError when no trial completed.
     """
+    started = time.perf_counter()
+    _note_surroundings(study, bench, watch)
     if not study.front():
         write_derived(study)
         raise _nothing(study)
@@ -64,8 +68,16 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine) -> Finished
     controls = _controls(study, engine, best, watch)
     _read_test(study, bench, controls)
     notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
-    study.note(best=best.number, notes=notes)
+    spent = time.perf_counter() - started - sum(record.seconds for record in controls)
+    study.note(best=best.number, notes=notes, finish_seconds=spent)
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
+
+
+def _note_surroundings(study: Study, bench: Bench, watch: Watch) -> None:
+    """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
+    if "shelf" not in study.facts():
+        study.note(shelf=[asdict(entry) for entry in off_the_shelf(bench, watch.note)])
+    study.note(images={"val": len(bench.data.val), "test": len(bench.data.test)})
 
 
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:
