@@ -1,4 +1,4 @@
-"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.html.
+"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.*.
 
 No torch here: a report needs no GPU and no model.
 """
@@ -10,7 +10,7 @@ import io
 import json
 import shlex
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from kdsearch import report
 from kdsearch.errors import StudyError
@@ -19,10 +19,20 @@ from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.spend import runs_of
 from kdsearch.study import Study, searched
-from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
+from kdsearch.summary import (
+    Counts,
+    Entry,
+    Images,
+    Seconds,
+    ShelfEntry,
+    Summary,
+    Target,
+    TeacherEntry,
+)
 
 Test = dict[str, float]
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
+_Entries = Sequence[dict[str, Any]]
 
 
 def summarise(study: Study) -> Summary:
@@ -51,24 +61,36 @@ def summarise(study: Study) -> Summary:
             refit=sum(r.seconds for r in records if r.control_of is not None),
             outputs=sum(record.teacher_seconds for record in records),
             wall=sum(run.seconds for run in runs_of(study)),
+            finish=cast("float", facts.get("finish_seconds", 0.0)),
         ),
+        shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
+        images=Images(**cast("dict[str, int]", facts.get("images", {}))),
+        stopping=study.request.stopping,
     )
 
 
 def write_derived(study: Study) -> Summary:
-    """Write front.json, trials.csv and report.html anew and return the summary."""
+    """Write all that is derived anew (`report.*`, `figures/` too) and return the summary."""
     summary, records = summarise(study), study.records()
     facts = study.facts()
     write_text(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
     write_text(study.path / "trials.csv", _csv(records))
-    html = report.render(
+    importances, command = study.importances(), _command(study)
+    notes = cast("Sequence[str]", facts.get("notes", ()))
+    html = report.render(summary, records, importances=importances, notes=notes, command=command)
+    report.write(study.path / "report.html", html)
+    figures = report.drawings(summary, records)
+    text = report.markdown(
         summary,
         records,
-        importances=study.importances(),
-        notes=cast("Sequence[str]", facts.get("notes", ())),
-        command=_command(study),
+        importances=importances,
+        notes=notes,
+        command=command,
+        figures=figures,
     )
-    report.write(study.path / "report.html", html)
+    report.write(study.path / "report.md", text)
+    for name, svg in figures.items():
+        report.write(study.path / "figures" / name, svg)
     return summary
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kdsearch.bench import common_accuracy
+from kdsearch.bench import CACHE, common_accuracy
 from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
@@ -19,6 +20,7 @@ from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.request import resume_command
+from kdsearch.shelf import off_the_shelf
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
@@ -59,6 +61,8 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     ledger: is closed before the report tells what was spent. Raises BudgetError when nothing fits,
     also when the files are measured again, and TrialsFailedError when no trial completed.
     """
+    started = time.perf_counter()
+    _note_surroundings(study, bench, watch)
     try:
         if not study.front():
             raise _nothing(study)
@@ -73,8 +77,17 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     ledger.end(ENDED)
     judged = _judgement(study, best, controls, len(bench.data.val))
     notes = (*_skipped(bench), *judged, str(spent(study)))
-    study.note(best=best.number, notes=notes)
+    seconds = time.perf_counter() - started - sum(record.seconds for record in controls)
+    study.note(best=best.number, notes=notes, finish_seconds=max(0.0, seconds))
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
+
+
+def _note_surroundings(study: Study, bench: Bench, watch: Watch) -> None:
+    """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
+    if "shelf" not in study.facts():
+        shelf = off_the_shelf(bench, study.path.parent / CACHE, watch.note)
+        study.note(shelf=[asdict(entry) for entry in shelf])
+    study.note(images={"val": len(bench.data.val), "test": len(bench.data.test)})
 
 
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:

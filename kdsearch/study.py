@@ -319,11 +319,12 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
 
 
 def _ped_anova(study: optuna.Study) -> dict[str, float]:
+    trials = study.get_trials(deepcopy=False)  # a copy of 1,000 takes 0.3 s
     with experimental_is_fine():
-        names = sorted({name for trial in study.trials for name in trial.params})
+        names = sorted({name for trial in trials for name in trial.params})
         found: dict[str, float] = {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shared = [n for n in names if all(n in trial.params for trial in study.trials)]
+        shared = [n for n in names if all(n in trial.params for trial in trials)]
         if shared:
             found = evaluator.evaluate(study, params=shared)
     total = sum(found.values())

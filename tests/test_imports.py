@@ -73,6 +73,7 @@ ROOMS = (
     "packing",
     "engines",
     "bench",
+    "shelf",
     "calibration",
     "check",
     "card",
@@ -112,7 +113,21 @@ FLOORS = {
     "cache": ("parts", "key", "disk", "outputs"),
     "engines": ("proposals", "local", "cluster", "tune"),
     "cli": ("app", "study", "single", "compare"),
-    "report": ("words", "marks", "tables", "figures", "verdict", "page"),
+    "report": (
+        "words",
+        "marks",
+        "tables",
+        "trials",
+        "markup",
+        "axes",
+        "figures",
+        "curves",
+        "slices",
+        "verdict",
+        "drawings",
+        "markdown",
+        "page",
+    ),
 }
 PLUGINS = ("students", "methods", "loggers")
 

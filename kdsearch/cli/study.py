@@ -202,7 +202,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a study's report.html, front.json and trials.csv anew; no GPU, no torch.
+    """Write a study's report.html, report.md, figures and tables anew; no GPU, no torch.
 
     Example: kdsearch report phones
     """

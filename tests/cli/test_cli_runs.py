@@ -11,6 +11,7 @@ import yaml
 from shell import SPACE, Shell, ended_trials
 
 from kdsearch.opening import load_study
+from kdsearch.shelf import NETWORKS
 from kdsearch.study import searched
 
 FILES = {
@@ -19,6 +20,9 @@ FILES = {
     "front.json",
     "trials.csv",
     "report.html",
+    "report.md",
+    "figures/front.svg",
+    "figures/curves.svg",
     "teacher/teacher.safetensors",
     *(
         f"best/{name}"
@@ -50,6 +54,8 @@ def test_study_leaves_what_readme_lists(study: Path) -> None:
     front = json.loads((study / "front.json").read_text())
     assert front["study"] == "phones"
     assert front["counts"]["complete"] == 2
+    assert [entry["name"] for entry in front["shelf"]] == list(NETWORKS)
+    assert front["images"]["val"] > 0 < front["seconds"]["finish"]
     weights = {p.parent.name for p in study.glob("trials/*/student.safetensors")}
     shown = [*front["front"], *front["controls"]]
     assert weights == {f"{entry['trial']:06d}" for entry in shown}
