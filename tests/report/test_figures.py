@@ -105,7 +105,7 @@ def test_many_marks_are_thinned_evenly() -> None:
 def test_rungs_and_stops_are_marked() -> None:
     summary, records = make_study(pruned=3, epochs=16)
     drawn = curves(records, best=summary.best, metric="accuracy", rungs=True)
-    assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8]
+    assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8, 12]
     stops = next(trace for trace in drawn.data if trace.name == "stopped here")
     stopped = [record for record in records if record.state == "pruned"]
     assert list(stops.x) == [4, 4, 4]
