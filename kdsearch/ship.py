@@ -19,7 +19,8 @@ from torch import Tensor
 from kdsearch.card import model_card
 from kdsearch.data.base import ImageData
 from kdsearch.errors import StudyError
-from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
+from kdsearch.export.base import Agreement
+from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.latency import Latency, LatencyCache
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text

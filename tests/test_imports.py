@@ -42,6 +42,7 @@ ROOMS = (
     "cost",
     "measured",
     "turns",
+    "runtimes",
     "latency",
     "export",
     "cache",
@@ -98,7 +99,7 @@ FLOORS = {
     "cli": ("app", "study", "single"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
-PLUGINS = ("students", "methods")
+PLUGINS = ("students", "methods", "runtimes", "export")
 
 
 def modules() -> dict[str, Path]:
