@@ -77,7 +77,7 @@ def find_student(name: str, data: ImageData) -> Earlier:
     spec, weights = _trial(folder, int(trial["number"]))
     if load_study(folder).request.data_key != data.key:
         raise SpecError(
-            f"--teacher study:{name}: a trial teaches on its own study's images alone, the same "
+            f"study:{name}: a trial teaches on its own study's images alone, the same "
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
             f"study:{folder}, what the study shipped, teaches on any"
         )
@@ -95,7 +95,7 @@ def _shipped(folder: Path) -> Path:
     for found in (folder / "best", folder):
         if (found / "config.yaml").is_file():
             return found
-    message = f"--teacher study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
+    message = f"study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
     kept = _kept(folder)
     if kept:
         message += f"; the trials whose weights are kept: {_listed(folder, kept)}"
@@ -106,12 +106,12 @@ def _trial(folder: Path, number: int) -> tuple[StudentSpec, Path]:
     """Return the student of a trial, and its weights file."""
     record = next((r for r in load_study(folder).records() if r.number == number), None)
     if record is None:
-        raise SpecError(f"--teacher study:{folder}#{number}: the study has no such trial")
+        raise SpecError(f"study:{folder}#{number}: the study has no such trial")
     holder = number if record.reused_from is None else record.reused_from
     weights = folder / "trials" / f"{holder:06d}" / _WEIGHTS
     if not weights.is_file():
         raise SpecError(
-            f"--teacher study:{folder}#{number}: its weights were not kept (trials on the front "
+            f"study:{folder}#{number}: its weights were not kept (trials on the front "
             f"keep theirs); those that have them: {_listed(folder, _kept(folder)) or 'none'}"
         )
     return _offline(Candidate.from_params(record.params).student), weights

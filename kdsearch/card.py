@@ -31,13 +31,16 @@ Distilled and chosen by kdsearch. `config.yaml` holds the recipe:
   mean {mean}, std {std}.
 - Output `logits`: [batch, {n_classes}], in the order of: {classes}.
 
+`python predict.py IMAGE ...` prints what it sees; it needs onnxruntime, numpy and pillow alone.
+From Python:
+
 ```python
-import numpy as np
 import onnxruntime
+from predict import network_input
 
 session = onnxruntime.InferenceSession("student.onnx")
-images = np.zeros((1, {channels}, {side}, {side}), np.float32)
-(logits,) = session.run(["logits"], {{"input": images}})
+said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolution
+(logits,) = session.run(["logits"], {{"input": network_input("image.png", said)}})
 ```
 """
 

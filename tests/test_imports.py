@@ -64,7 +64,10 @@ ROOMS = (
     "calibration",
     "check",
     "card",
+    "predict",
     "ship",
+    "files",
+    "exports",
     "workers",
     "finish",
     "run",
@@ -96,7 +99,7 @@ FLOORS = {
     ),
     "cache": ("parts", "key", "disk", "outputs"),
     "engines": ("proposals", "local"),
-    "cli": ("app", "study", "single"),
+    "cli": ("app", "study", "single", "export"),
     "report": ("words", "marks", "tables", "figures", "verdict", "page"),
 }
 PLUGINS = ("students", "methods", "runtimes", "export")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,12 +81,13 @@ class Format(ABC):
 
 
 def compare(model: nn.Module, run: Run, images: Iterable[Tensor]) -> Agreement:
-    """Compare a loaded file with `model` on batches [N, C, H, W], the first image also singly."""
+    """Compare a loaded file with `model` on batches [N, C, H, W]; the first in several sizes."""
     expected, found = [], []
     with torch.no_grad():
-        for batch in first_singly(images):
-            expected.append(model(batch))
-            found.append(answer(run, batch))
+        for number, batch in enumerate(images):
+            for part in (batch,) if number else of_several_sizes(batch):
+                expected.append(model(part))
+                found.append(answer(run, part))
     return agreement_of(torch.cat(expected), torch.cat(found))
 
 
@@ -106,7 +107,6 @@ def answer(run: Run, images: Tensor) -> Tensor:
     return torch.from_numpy(run(np.ascontiguousarray(images.cpu().numpy())))
 
 
-def first_singly(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the batches, the first image apart: both a batch of one and of many are tried."""
-    for number, batch in enumerate(images):
-        yield from ((batch[:1], batch[1:]) if number == 0 and len(batch) > 1 else (batch,))
+def of_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
+    """Return a batch as one image, seven, and the rest, so that a file is tried on each."""
+    return tuple(part for part in (batch[:1], batch[1:8], batch[8:]) if len(part))

@@ -12,7 +12,7 @@ from kdsearch.export.base import Format, Source
 
 
 class ExecuTorch(Format):
-    """ExecuTorch, float32; batches of 1 to 64 images."""
+    """ExecuTorch, float32; batches of 1 up to what the file holds memory for, 64 at most."""
 
     suffix = ".pte"
     runtime = "executorch"

@@ -30,6 +30,7 @@ from kdsearch import runtimes
 run = runtimes.load(sys.argv[1], Path(sys.argv[2]))
 images = np.load(sys.argv[3])
 seven = np.concatenate([run(np.ascontiguousarray(images[i : i + 7])) for i in range(0, 70, 7)])
+assert run(images).shape[0] == 70
 one = np.concatenate([run(images[i : i + 1]) for i in range(70)])
 np.save(sys.argv[4], np.stack([one, seven]))
 print("torch" in sys.modules)
