@@ -26,6 +26,7 @@ from kdsearch.taps import Tapped, bare
 from kdsearch.weights import fit_weights, read_weights
 
 _WEIGHTS = "student.safetensors"
+_SAID = ("classes", "mean", "std", "resolution", "channels")
 _TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
 
 
@@ -128,7 +129,7 @@ def _listed(folder: Path, numbers: list[int]) -> str:
 
 def _of_folder(folder: Path) -> Earlier:
     """Read what was shipped: config.yaml says what to build, student.onnx for which images."""
-    said = _metadata(folder / "student.onnx")
+    said = metadata_of(folder / "student.onnx")
     file = folder / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -154,14 +155,14 @@ def _of_folder(folder: Path) -> Earlier:
     )
 
 
-def _metadata(file: Path) -> dict[str, str]:
+def metadata_of(file: Path) -> dict[str, str]:
     """Return what the shipped ONNX file says of its classes and its input."""
     import onnx
 
     try:
         model = onnx.load(str(file), load_external_data=False)
         said = {entry.key: entry.value for entry in model.metadata_props}
-        return {key: said[key] for key in ("classes", "mean", "std", "resolution", "channels")}
+        return said | {key: said[key] for key in _SAID}
     except Exception as error:  # what a damaged file raises depends on the byte
         raise SpecError(
             f"{file} does not say which images its student was trained on ({error!r}); "

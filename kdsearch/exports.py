@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 import yaml
 
 from kdsearch import born_again, export, runtimes
-from kdsearch.bench import CACHE, Watch, load_data
+from kdsearch.bench import CACHE, Watch, lay_out, load_data
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.export.base import Source
+from kdsearch.export.onnx import to_onnx
 from kdsearch.files import Demands, File, best, calibration, write_file
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model
 from kdsearch.request import Request, read_request, request_of, write_text
-from kdsearch.ship import pack
+from kdsearch.rounding import fine_tune
+from kdsearch.ship import candidate_of, pack
 from kdsearch.spec import Candidate
 from kdsearch.study import load_study
 from kdsearch.turns import Turns
 
+_CPU = torch.device("cpu")
 _ASKED = ("data", "image_size", "subset", "flip", "teacher", "teacher_weights", "teacher_epochs")
 
 
@@ -43,16 +48,21 @@ def export_study(
     out: Path,
     trial: int | None = None,
     max_drop: float = 0.01,
+    is_folded: bool = False,
 ) -> Exported:
     """Write the student at `path` in each format and measure every file by its own runtime.
 
     path: a study, or what `kdsearch distill` left. trial: one of the study's whose weights are
-    kept, instead of the best; its folder is exported/NUMBER. The results are added to
-    metrics.json. Raises SpecError and ExportError before anything is written when a format is not
-    known or a package is missing.
+    kept, instead of the best; its folder is exported/NUMBER. A student that loses more than
+    `max_drop` in 8 bits is trained for them, and the file that loses less stays. is_folded: ONNX
+    files take raw pixels. The results are added to metrics.json. Raises SpecError for a format
+    that is not known and ExportError for a package that is missing before anything is written.
     """
     for name in formats:
-        runtimes.require(export.get(name).runtime)
+        runtime = export.get(name).runtime
+        runtimes.require(runtime)
+        if is_folded and runtime != "onnxruntime":
+            raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
     request = _request(path)
     data, found = load_data(request, out)
     if request.data_key and found.data_key != request.data_key:
@@ -72,14 +82,52 @@ def export_study(
         onnx=folder / "student.onnx",
         calibration=lambda: calibration(student, data),
     )
-    demands, turns = Demands(budget=request.budget, max_drop=max_drop), Turns(out / CACHE)
+    demands = Demands(budget=request.budget, max_drop=max_drop, is_folded=is_folded)
+    turns = Turns(out / CACHE)
     files = []
     for name in formats:
         watch.note(f"Writing {name}")
         file = write_file(name, student, source, folder, data, demands=demands, turns=turns)
+        if export.get(name).is_8_bit and file.drop > max_drop:
+            watch.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
+            bench = lay_out(request, data, out=out, device=_CPU, on_epoch=watch.teacher_epoch)
+            candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
+            tuned = fine_tune(student, candidate, bench, source.calibration())
+            file = _better(file, tuned, source, folder, data, demands=demands, turns=turns)
         files.append(file)
     _keep(folder / "metrics.json", files)
     return Exported(path=folder, files=tuple(files), best=best(files))
+
+
+def _better(
+    file: File,
+    tuned: Model,
+    source: Source,
+    folder: Path,
+    data: ImageData,
+    *,
+    demands: Demands,
+    turns: Turns,
+) -> File:
+    """Put the file of the tuned student in place of the first where it loses less."""
+    with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
+        onnx = Path(fresh) / "tuned.onnx"
+        metadata = born_again.metadata_of(source.onnx)
+        to_onnx(tuned.network, input_shape=source.input_shape, path=onnx, metadata=metadata)
+        again = write_file(
+            file.format,
+            tuned,
+            replace(source, network=tuned.network, onnx=onnx),
+            Path(fresh),
+            data,
+            demands=demands,
+            turns=turns,
+            whole=file.val + file.drop,
+        )
+        if again.drop >= file.drop:
+            return file
+        (Path(fresh) / again.name).replace(folder / again.name)
+        return again
 
 
 def _request(path: Path) -> Request:

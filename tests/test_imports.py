@@ -67,6 +67,7 @@ ROOMS = (
     "predict",
     "ship",
     "files",
+    "rounding",
     "exports",
     "workers",
     "finish",

@@ -31,6 +31,13 @@ def export(
     max_drop: Annotated[
         float, typer.Option(help="Accuracy that a file may lose, as a fraction.")
     ] = 0.01,
+    fold_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocess",
+            help="ONNX files that take resized pixels, uint8 [B, H, W, C]; named -uint8.",
+        ),
+    ] = False,
     out: Out = OUT,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -51,7 +58,13 @@ def export(
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         found = export_study(
-            study_path(out, name), formats, watch, out=out, trial=trial, max_drop=max_drop
+            study_path(out, name),
+            formats,
+            watch,
+            out=out,
+            trial=trial,
+            max_drop=max_drop,
+            is_folded=fold_preprocess,
         )
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))

@@ -66,11 +66,15 @@ class Agreement:
 
 
 class Format(ABC):
-    """One kind of file. suffix: what follows `student` in its name. runtime: who runs it."""
+    """One kind of file. suffix: what follows `student` in its name. runtime: who runs it.
+
+    is_8_bit: whether a student that loses too much may be trained for it.
+    """
 
     suffix: ClassVar[str]
     runtime: ClassVar[str]
     tolerance: ClassVar[Tolerance] = EXACT
+    is_8_bit: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, source: Source, path: Path) -> None:

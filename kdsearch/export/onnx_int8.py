@@ -34,6 +34,7 @@ class OnnxInt8(Format):
     suffix = "-int8.onnx"
     runtime = "onnxruntime"
     tolerance = ROUNDED
+    is_8_bit = True
 
     def write(self, source: Source, path: Path) -> None:
         """Quantise the float32 file, calibrated on training images."""

@@ -49,6 +49,26 @@ def test_each_format_leaves_its_file_and_what_it_measured(study: Path, shell: Sh
     assert not list((study / "best").glob(".new-*"))
 
 
+def test_a_folded_file_takes_pixels_and_says_the_same(study: Path, shell: Shell) -> None:
+    import numpy as np
+    import onnxruntime
+
+    answer = shell.type(
+        *("export", "exporting", "--out", str(shell.out), "--fold-preprocess", "--json"),
+        *("--format", "onnx,onnx-fp16,onnx-int8", "--max-drop", "0.05"),
+    )
+
+    found = {file["name"]: file for file in json.loads(answer.stdout)}
+    assert list(found) == [f"student{kind}-uint8.onnx" for kind in ("", "-fp16", "-int8")]
+    assert found["student-uint8.onnx"]["agreement"]["max_rel"] < 1e-4
+    assert not any(file["misses"] for file in found.values())
+    for name in found:
+        session = onnxruntime.InferenceSession(study / "best" / name)
+        assert session.get_inputs()[0].type == "tensor(uint8)"
+        (logits,) = session.run(None, {"images": np.zeros((3, 8, 8, 1), np.uint8)})
+        assert logits.shape == (3, 10)
+
+
 def test_a_second_export_keeps_what_the_first_measured(study: Path, shell: Shell) -> None:
     for name in ("onnx", "onnx-fp16"):
         shell.type("export", "exporting", "--out", str(shell.out), "--format", name)
@@ -136,6 +156,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
         (["exporting", "--format", "onnx,,"], "a name is missing beside a comma"),
         (["exporting", "--max-drop", "2"], "expected a fraction from 0 to 1"),
         (["exporting", "--trial", "999"], "the study has no such trial"),
+        (["exporting", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
         (["nothing-here"], "there is nothing to export at"),
         (["../x"], "a study's name starts with"),
     ],
