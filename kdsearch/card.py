@@ -42,7 +42,7 @@ session = onnxruntime.InferenceSession("student.onnx")
 said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolution
 (logits,) = session.run(["logits"], {{"input": network_input("image.png", said)}})
 ```
-"""
+{timm}"""
 
 
 def model_card(
@@ -68,5 +68,30 @@ def model_card(
         mean=[round(value, 4) for value in shown.mean],
         std=[round(value, 4) for value in shown.std],
         n_classes=len(classes),
+        timm=timm_snippet(student, len(classes)),
         classes=", ".join(classes),
     )
+
+
+def timm_snippet(student: Model, n_classes: int) -> str:
+    """Return how timm alone loads the weights, where the network is one of its own."""
+    library, _, name = student.name.partition(":")
+    if library != "timm":
+        return ""
+    shown = student.preprocess
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    side = f", img_size={shown.resolution}" if config and config.fixed_input_size else ""
+    return f"""
+The same network in timm:
+
+```python
+import timm
+
+network = timm.create_model(
+    "{name}", checkpoint_path="student.safetensors",
+    num_classes={n_classes}, in_chans={shown.channels}{side},
+).eval()
+```
+"""

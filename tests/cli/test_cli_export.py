@@ -9,6 +9,7 @@ import pytest
 from shell import Shell
 
 from kdsearch.export import accuracy
+from kdsearch.files import File
 from kdsearch.ship import candidate_of
 from kdsearch.study import load_study
 
@@ -90,6 +91,25 @@ def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) ->
     (file,) = json.loads(answer.stdout)
     assert "over the budget of 1e-06" in file["misses"][0]
     assert (study / "best" / "student.onnx").is_file()
+
+
+def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
+    from kdsearch.console import StudyConsole
+    from kdsearch.exports import export_study
+
+    def exported(max_drop: float) -> File:
+        with StudyConsole(quiet=True) as watch:
+            found = export_study(study, ["onnx-int8"], watch, out=shell.out, max_drop=max_drop)
+        return found.files[0]
+
+    plain, better = exported(1.0), exported(-1.0)  # -1: whatever it loses is too much
+
+    assert not plain.tuned
+    assert better.tuned == (better.drop < plain.drop)
+    assert better.drop <= plain.drop
+    assert better.val + better.drop == pytest.approx(plain.val + plain.drop)
+    assert (study / "best" / better.name).stat().st_size == better.bytes
+    assert not list((study / "best").glob(".*"))
 
 
 def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -> None:
