@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -252,3 +253,108 @@ def test_a_damaged_file_is_an_export_error(name, tmp_path):
         runtimes.load(name, tmp_path / "torn")
     with pytest.raises(ExportError, match="there is no file"):
         runtimes.load(name, tmp_path / "absent")
+
+
+ALONE = {
+    "onnxruntime": (
+        ["onnxruntime", "numpy"],
+        """
+import onnxruntime
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+run = lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+""",
+    ),
+    "openvino": (
+        ["openvino", "numpy"],
+        """
+import openvino
+hint = {"INFERENCE_PRECISION_HINT": "f32"}
+compiled = openvino.Core().compile_model(path, "CPU", hint)
+run = lambda x: compiled(x)[0]
+""",
+    ),
+    "torch_export": (
+        ["torch==2.15.0", "numpy"],
+        """
+import torch
+program = torch.export.load(path).module()
+run = lambda x: program(torch.from_numpy(x)).detach().numpy()
+""",
+    ),
+    "executorch": (
+        ["torch==2.15.0", "executorch", "numpy"],
+        """
+import torch
+from executorch.runtime import Runtime
+program = Runtime.get().load_program(path)
+forward = program.load_method("forward")
+run = lambda x: forward.execute([torch.from_numpy(x)])[0].numpy()
+""",
+    ),
+    "litert": (
+        ["ai-edge-litert", "numpy"],
+        """
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(path)
+interpreter.allocate_tensors()
+place = interpreter.get_input_details()[0]["index"]
+out = interpreter.get_output_details()[0]["index"]
+def run(x):
+    answers = []
+    for image in x:
+        interpreter.set_tensor(place, image[None])
+        interpreter.invoke()
+        answers.append(interpreter.get_tensor(out))
+    return numpy.concatenate(answers)
+""",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", runtimes.names())
+def test_every_file_runs_where_its_runtime_is_installed_alone(runtime, tmp_path):
+    net = trained(cnn())
+    whole = tmp_path / "student.onnx"
+    to_onnx(net, input_shape=SHAPE, path=whole, metadata={})
+    source = Source(
+        network=net,
+        input_shape=SHAPE,
+        onnx=whole,
+        calibration=lambda: pictures(96, seed=3)[0].split(16),
+    )
+    packages, code = ALONE[runtime]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    names = [name for name in FORMATS.names() if get(name).runtime == runtime]
+    paths = {name: written(name, source, folder) for name in names}
+    python = environment(tmp_path / "venv", packages)
+    images = pictures(7, seed=1)[0]
+    np.save(tmp_path / "x.npy", images.numpy())
+
+    for name, path in paths.items():
+        script = (
+            f"import numpy\npath = {str(path)!r}\n{code}\n"
+            "for module in ('kdsearch', 'timm'):\n"
+            "    import importlib.util; assert importlib.util.find_spec(module) is None\n"
+            f"numpy.save('y.npy', run(numpy.load('x.npy')))"
+        )
+        line = [str(python), "-I", "-c", script]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = agreement_of(net(images), torch.from_numpy(np.load(tmp_path / "y.npy")))
+        assert get(name).tolerance.accepts(found), (name, found)
+
+
+def environment(folder: Path, packages: list[str]) -> Path:
+    """Return the interpreter of a fresh environment with these packages, or skip without them."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    if not Path(uv).is_file():
+        pytest.skip("uv is not installed")
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    line = [uv, "pip", "install", "-q", "--python", str(python), *packages]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no registry: {done.stderr.strip().splitlines()[-1]}")
+    return python
