@@ -12,14 +12,18 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
+from numpy.typing import NDArray
 
 from kdsearch.errors import CostError
 from kdsearch.measured import Measured, processor
+from kdsearch.runtimes.base import Runtime
+from kdsearch.runtimes.onnxruntime import open_session
 from kdsearch.turns import Turns
 
 _MIN_RUNS = 10
@@ -43,24 +47,6 @@ class Latency:
             raise CostError(f"{self} is not a latency")
 
 
-def open_session(onnx: Path | bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Load a file, or its bytes, on the CPU, its operators one after another.
-
-    Raises CostError when ONNX Runtime refuses it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what goes wrong is raised; nothing else is worth a line
-    source = onnx if isinstance(onnx, bytes) else str(onnx)
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions have no common base
-        what = f"a model of {len(onnx)} bytes" if isinstance(onnx, bytes) else str(onnx)
-        raise CostError(f"ONNX Runtime refuses {what}: {error}") from error
-
-
 def measure(
     onnx: Path | bytes,
     *,
@@ -78,10 +64,15 @@ def measure(
     feed = {session.get_inputs()[0].name: images}
     try:
         session.run(None, feed)
-    except Exception as error:  # as above
+    except Exception as error:  # the runtime's exceptions have no common base
         raise CostError(f"ONNX Runtime cannot run images {images.shape}: {error}") from error
-    _time_runs(session, feed, seconds=seconds / 10, at_least=2)
-    wall, cpu = _time_runs(session, feed, seconds=seconds, at_least=_MIN_RUNS)
+    run = partial(session.run, None, feed)
+    _time_runs(run, clock=time.thread_time, seconds=seconds / 10, at_least=2)
+    wall, cpu = _time_runs(run, clock=time.thread_time, seconds=seconds, at_least=_MIN_RUNS)
+    return _latency(wall, cpu, threads=threads)
+
+
+def _latency(wall: np.ndarray, cpu: np.ndarray, *, threads: int) -> Latency:
     times = cpu if threads == 1 else wall
     medians = [float(np.median(block)) for block in np.array_split(times, _BLOCKS)]
     low, middle, high = np.quantile(medians, (0.25, 0.5, 0.75))
@@ -93,20 +84,20 @@ def measure(
 
 
 def _time_runs(
-    session: onnxruntime.InferenceSession,
-    feed: dict[str, np.ndarray],
+    run: Callable[[], object],
     *,
+    clock: Callable[[], float],
     seconds: float,
     at_least: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the wall seconds and the calling thread's CPU seconds of each run."""
+    """Return the wall seconds and the CPU seconds, by `clock`, of each run."""
     wall: list[float] = []
     cpu: list[float] = []
     end = time.perf_counter() + seconds
     while len(wall) < at_least or time.perf_counter() < end:
-        wall_start, cpu_start = time.perf_counter(), time.thread_time()
-        session.run(None, feed)
-        cpu.append(time.thread_time() - cpu_start)
+        wall_start, cpu_start = time.perf_counter(), clock()
+        run()
+        cpu.append(clock() - cpu_start)
         wall.append(time.perf_counter() - wall_start)
     return np.array(wall), np.array(cpu)
 
@@ -127,3 +118,17 @@ class LatencyCache(Measured[Latency]):
         """Return what is kept under `key`, the architecture and its target, or keep `make()`."""
         here = f"{processor()} | onnxruntime {version('onnxruntime')}"
         return super().get_or_measure(f"{key} | {here}", make)
+
+
+def measure_run(
+    run: Runtime, images: NDArray[Any], *, threads: int = 1, seconds: float = 0.2
+) -> Latency:
+    """Time a loaded file of any runtime on `images` for about `seconds`, at least 10 runs.
+
+    The CPU clock is the process's: a runtime may compute in a thread of its own. Nothing else may
+    compute in this process meanwhile. Raises ExportError when the file cannot run the images.
+    """
+    once = partial(run, images)
+    _time_runs(once, clock=time.process_time, seconds=seconds / 10, at_least=3)
+    wall, cpu = _time_runs(once, clock=time.process_time, seconds=seconds, at_least=_MIN_RUNS)
+    return _latency(wall, cpu, threads=threads)

@@ -51,6 +51,7 @@ ROOMS = (
     "cost",
     "measured",
     "turns",
+    "runtimes",
     "latency",
     "export",
     "cache",
@@ -77,7 +78,11 @@ ROOMS = (
     "calibration",
     "check",
     "card",
+    "predict",
     "ship",
+    "files",
+    "rounding",
+    "exports",
     "workers",
     "actors",
     "finish",
@@ -112,7 +117,7 @@ FLOORS = {
     ),
     "cache": ("parts", "key", "disk", "outputs"),
     "engines": ("proposals", "local", "cluster", "tune"),
-    "cli": ("app", "study", "single", "compare"),
+    "cli": ("app", "study", "single", "export", "compare"),
     "report": (
         "words",
         "marks",
@@ -129,7 +134,7 @@ FLOORS = {
         "page",
     ),
 }
-PLUGINS = ("students", "methods", "loggers")
+PLUGINS = ("students", "methods", "loggers", "runtimes", "export")
 
 
 def modules() -> dict[str, Path]:

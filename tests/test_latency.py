@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdsearch.errors import CostError
-from kdsearch.latency import Latency, LatencyCache, measure
+from kdsearch.latency import Latency, LatencyCache, measure, measure_run
+from kdsearch.runtimes import load
 
 SHAPE = (8, 16, 16)
 MEASURED = Latency(ms=1.25, spread_ms=0.1, contention=1.0)
@@ -158,3 +159,13 @@ def test_measuring_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_a_loaded_file_takes_as_long_as_the_same_file_by_its_path(tmp_path):
+    path = tmp_path / "chain.onnx"
+    path.write_bytes(network(40))
+    images = np.zeros((1, *SHAPE), np.float32)
+
+    by_run = measure_run(load("onnxruntime", path), images, seconds=0.1)
+
+    assert 0.5 < by_run.ms / measure(path, shape=SHAPE, seconds=0.1).ms < 2

@@ -4,7 +4,7 @@ Commands are listed in the order in which they register.
 """
 
 # isort: off
-from kdsearch.cli import study, single, compare  # noqa: F401
+from kdsearch.cli import study, export, single, compare  # noqa: F401
 # isort: on
 
 from kdsearch.cli.app import app

@@ -168,7 +168,7 @@ def test_verify_finds_a_small_error_that_keeps_every_prediction(exported):
     net, path = exported
     scaled = nn.Sequential(net, Scale(1.01))
 
-    with pytest.raises(ExportError, match=r"argmax=1\.0.*max_rel <= 0\.001"):
+    with pytest.raises(ExportError, match=r"argmax=1\.0.*max_rel <= 0\.0001"):
         verify(scaled, path, [images()])
 
 
