@@ -103,7 +103,7 @@ class _Seen:
         trials = [
             trial
             for trial in study.get_trials(deepcopy=False)
-            if trial.params and (trial.state is not TrialState.FAIL or trial.constraints)
+            if trial.params and (trial.state is not TrialState.FAIL or FAILURE in trial.constraints)
         ]
         ended = _most_telling([t for t in trials if t.state.is_finished()])
         done = [trial for trial in ended if trial.values]

@@ -55,7 +55,9 @@ def on_ray(
     def on_rung(rung: Rung) -> str | None:
         return "hopeless" if len(rung.curve) == 2 else None
 
-    opened = open_actors(1, study, OnRay(), device=CPU, on_epoch=on_epoch, on_rung=on_rung)
+    opened = open_actors(
+        1, study, OnRay(), device=CPU, timeout=None, on_epoch=on_epoch, on_rung=on_rung
+    )
     with opened as engine:
         assert isinstance(engine, partial)
         yield (

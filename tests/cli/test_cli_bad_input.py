@@ -44,7 +44,7 @@ RUN_MISTAKES = [
     (("--trial-timeout", "soon"), "--trial-timeout 'soon': expected seconds above 0, or a time"),
     (("--trial-timeout", "0"), "--trial-timeout '0'"),
     (("--storage", "nothing"), "--storage: expected an SQLAlchemy URL"),
-    (("--time-limit", "nan"), "--time-limit nan"),
+    (("--time-limit", "nan"), "--time-limit 'nan'"),
     (("--name", "../x"), "--name '../x'"),
     (("--name", "/abs"), "--name '/abs'"),
     (("--name", "a/b"), "--name 'a/b'"),

@@ -10,8 +10,8 @@ from shell import Shell
 
 from kdsearch.export import accuracy
 from kdsearch.files import File
+from kdsearch.opening import load_study
 from kdsearch.ship import candidate_of
-from kdsearch.study import load_study
 
 
 @pytest.fixture(scope="module")

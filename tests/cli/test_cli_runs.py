@@ -208,16 +208,12 @@ def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(shell: Shell)
 def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> None:
     callback = shell.folder / "mine.py"
     callback.write_text("def after(study, record):\n    print('after', record.number)\n")
-    answer = shell.run(
-        *("--name", "watched", "--budget-mflops", "1", "--trials", "50", "--time-limit", "0.001s"),
-        *("--tensorboard", "--callback", f"{callback}:after"),
-    )
+    budget = ("--name", "watched", "--budget-mflops", "1")
+    told = ("--tensorboard", "--callback", f"{callback}:after")
+    answer = shell.run(*budget, *told, "--trials", "50", "--time-limit", "0.000001s")
     assert answer.code == 1  # no trial has begun, so nothing can be shipped
     assert "No further trial: the time limit of" in answer.stdout
-    answer = shell.run(
-        *("--name", "watched", "--budget-mflops", "1", "--trials", "2", "--time-limit", "1h"),
-        *("--tensorboard", "--callback", f"{callback}:after"),
-    )
+    answer = shell.run(*budget, *told, "--trials", "2", "--time-limit", "1h")
     assert answer.code == 0, answer
     assert "after 0\n" in answer.stdout
     assert "in 2 runs" in answer.stdout
@@ -235,7 +231,7 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--time-limit", "soon"), "such as 2h"),
+        (("--time-limit", "soon"), "or a time as 90s"),
         (("--flat-after", "0"), "--flat-after 0"),
         (("--callback", "kdsearch.nowhere:after"), "--callback"),
         (("--log", "tensorbord"), "did you mean 'tensorboard'"),
