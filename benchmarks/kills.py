@@ -27,7 +27,7 @@ from typing import TypeAlias
 from kdsearch.opening import load_study
 from kdsearch.spec import TrialRecord
 
-KEPT_OF_CACHE = ("latency", "execution")
+KEPT_OF_CACHE = ("latency", "execution", "shelf")
 TRIALS = {1: 12, 2: 10}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 Found: TypeAlias = dict[str, object]
