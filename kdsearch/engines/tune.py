@@ -74,7 +74,7 @@ def run(
     workers, gpus: how many trials run at a time, and the share of a GPU that each has. timeout: the
     seconds after which a trial fails. A trial whose actor dies is run again, RETRIES times, and
     then fails alone; what `start` or an evaluator raises ends the run, as does what the callbacks
-    raise.
+    raise. After a KeyboardInterrupt actors may yet run until the connection ends.
     """
     search = _Search(proposals, on_rung=on_rung, on_progress=on_progress)
     actor = tune.with_parameters(_Actor, start=start, timeout=timeout)
@@ -347,6 +347,13 @@ class _Schedule(FIFOScheduler):
     def __init__(self, search: _Search) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._search = search
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        """Leave it to Tune, which then starts trials in their order.
+
+        A trial chosen here would move to the first actor that is free and end the one that is being
+        started for it: where trials are shorter than that, there would only ever be one actor.
+        """
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         rung = self._search.heard(trial.trial_id, result["said"])

@@ -186,6 +186,23 @@ class TestOnThisMachine:
             run_search(study, table, n_trials=12, start=start)
         assert len((fast_path / "starts").read_text().split()) == 1
 
+    def test_a_second_actor_starts_though_trials_end_before_it_has(self, fast_path: Path) -> None:
+        pids: set[int] = set()
+
+        def on_trial(_: TrialRecord) -> None:
+            if len(pids) == 2:
+                raise ZeroDivisionError
+
+        with opened(fast_path / "second") as study, pytest.raises(ZeroDivisionError):
+            run_search(
+                study,
+                with_pid,
+                n_trials=10_000,
+                workers=2,
+                on_trial=on_trial,
+                on_progress=lambda _, pid: pids.add(pid),
+            )
+
     def test_a_trial_whose_actor_dies_goes_on_and_is_told_once(self, fast_path: Path) -> None:
         seen: list[TrialRecord] = []
         with opened(fast_path / "lost") as study:
