@@ -94,7 +94,7 @@ def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) ->
 
 
 def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
-    from kdsearch.console import StudyConsole
+    from kdsearch.terminal import StudyConsole
     from kdsearch.exports import export_study
 
     def exported(max_drop: float) -> File:
