@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import openvino
 from numpy.typing import NDArray
 
 from kdsearch.runtimes.base import Runtime
@@ -19,6 +18,8 @@ class OpenVino(Runtime):
     label = "OpenVINO"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
+        import openvino
+
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
