@@ -94,8 +94,8 @@ def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) ->
 
 
 def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
-    from kdsearch.terminal import StudyConsole
     from kdsearch.exports import export_study
+    from kdsearch.terminal import StudyConsole
 
     def exported(max_drop: float) -> File:
         with StudyConsole(quiet=True) as watch:
