@@ -152,7 +152,7 @@ Log = Annotated[
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
 Engine = Annotated[
-    str, typer.Option(help="Where trials run: local, or ray (pip install kdsearch[ray]).")
+    str, typer.Option(help="Where trials run: local, or ray (pip install kdsearch\\[ray]).")
 ]
 RayAddress = Annotated[
     str | None,

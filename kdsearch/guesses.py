@@ -13,15 +13,18 @@ from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, read_request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
-from kdsearch.study import Study
+from kdsearch.study import Study, searched
 
 MOST = 8  # recipes that are taken from an earlier study
 # The choice whose option stands in the names of what it owns.
 _OWNERS = {"student": "student.family", "method": "method.name", "train": "train.optimizer"}
 
 
-def enqueue(path: Path, settings: Params) -> Params:
-    """Let a study that is not being run try a guess next; return it by the names of the space.
+def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[Params, int]:
+    """Let a study that is not being run try a guess next.
+
+    Return the guess by the names of the space, and how many trials the study needs for all that
+    wait. storage: see `open_study`.
 
     Raises SpecError for what the study's space does not have, StudyError while it is being run.
     """
@@ -31,9 +34,12 @@ def enqueue(path: Path, settings: Params) -> Params:
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
     guess = read_guess(request.search_space(), settings)
-    with open_study(path, request, versions={}) as study:
+    with open_study(path, request, versions={}, storage=storage) as study:
         study.guess([guess])
-    return guess
+        records = study.records()
+        begun = {record.draw for record in records if record.state != "interrupted"}
+        waiting = study.guesses().keys() - begun
+        return guess, len(searched(records)) + len(waiting)
 
 
 def read_guess(space: SearchSpace, settings: Params) -> Params:

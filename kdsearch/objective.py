@@ -24,7 +24,7 @@ import yaml
 from kdsearch.engines import local
 from kdsearch.engines.proposals import OnTrial, Proposals
 from kdsearch.engines.proposals import search as proposed
-from kdsearch.errors import SpaceError, SpecError, did_you_mean
+from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.rungs import Judge, Rung
@@ -41,7 +41,7 @@ _COSTS = tuple(item.name for item in fields(Budget))
 
 def search(
     *,
-    space: Mapping[str, object] | Path,
+    space: Mapping[str, object] | Path | str,
     evaluate: Evaluate,
     cost: Callable[[Params], Mapping[str, float]],
     n_trials: int,
@@ -53,7 +53,7 @@ def search(
     images: int = 10_000,
     time_limit: float | None = None,
     workers: int = 1,
-    path: Path | None = None,
+    path: Path | str | None = None,
     on_trial: OnTrial | None = None,
 ) -> Study:
     """Return a study of `n_trials` trials, whose `front()` trades a metric against a cost.
@@ -66,16 +66,20 @@ def search(
     candidate over one of them is not evaluated. The front's cost is the first limited of
     `latency_ms`, `flops`, `params`, and `flops` without a budget. stopping: `safe` or `tight`; the
     metric is then a fraction in [0, 1] that stands on so many `images`. workers: how many are
-    evaluated at a time, in threads. path: a folder for the study, which a later call goes on with;
-    without one it lasts as long as the Study.
+    evaluated at a time, in threads. time_limit: seconds after which no further one begins. path: a
+    folder for the study, which a later call goes on with; without one it lasts as long as the
+    Study. on_trial: gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`,
+    which ends the search.
 
     Raises SpaceError or SpecError for what cannot be searched, StudyError where `path` holds
     another study.
     """
     if stopping != "off" and epochs is None:
         raise SpecError(f"stopping={stopping!r}: say epochs=N, how many `evaluate` reports")
-    if n_trials < 1 or workers < 1 or (epochs is not None and epochs < 1):
-        raise SpecError(f"{n_trials=}, {workers=}, {epochs=}: expected numbers above 0")
+    numbers = {"n_trials": n_trials, "workers": workers, "epochs": epochs, "images": images}
+    for name, value in (numbers | {"time_limit": time_limit}).items():
+        if value is not None and not 0 < _number(f"{name}:", value) < math.inf:
+            raise SpecError(f"{name}={value!r}: expected a number above 0")
     limits = _named("budget", budget or {})
     request = Request(
         data="objective",
@@ -88,7 +92,7 @@ def search(
         stopping=stopping,
     )
     refuse_sampler(request)
-    folder = Path(tempfile.mkdtemp(prefix="kdsearch-")) / "study" if path is None else path
+    folder = Path(path or Path(tempfile.mkdtemp(prefix="kdsearch-")) / "study")
     with open_study(
         folder, request, versions={"kdsearch": version("kdsearch")}, digest=digest_of
     ) as study:
@@ -103,7 +107,11 @@ def search(
 
         run = partial(_run, study, evaluate, price, judge, epochs)
         source = proposed(study, n_trials=n_trials, is_enough=is_enough, price=price)
-        local.run(Proposals(study, source, on_trial=on_trial), [run] * workers)
+        try:
+            local.run(Proposals(study, source, on_trial=on_trial), [run] * workers)
+        except StopStudy as stop:
+            logger.info("the search was stopped: %s", stop)
+            study.store.fail_unfinished()
     return study
 
 
@@ -125,6 +133,8 @@ def _run(
     reports = _Reports(judge, cost, epochs)
     try:
         val, reason = _number("evaluate returned", evaluate(asked.params, reports)), ""
+    except StopStudy:
+        raise
     except Exception as error:  # a candidate must not end the search, whatever it does
         logger.exception("trial %d failed", asked.number)
         val, reason = None, f"{type(error).__name__}: {error}"
@@ -159,6 +169,8 @@ class _Reports:
                 f"report({epoch}, ...) after epoch {len(self.curve)}{of}: expected the next"
             )
         self.curve.append(_number(f"report({epoch}, ...):", metric))
+        if self._judge.mode != "off" and not 0 <= self.curve[-1] <= 1:
+            raise SpecError(f"report({epoch}, {metric}): stopping needs a fraction in [0, 1]")
         if not self.stopped and self._epochs is not None:
             rung = Rung(curve=tuple(self.curve), epochs=self._epochs, cost=self._cost)
             self.stopped = self._judge(rung) or ""
@@ -170,12 +182,7 @@ def _price(cost: Callable[[Params], Mapping[str, float]], axis: str, params: Par
     found = _named("cost", cost(params))
     if axis not in found:
         raise SpecError(f"cost: {sorted(found)} lacks {axis!r}, which the front trades")
-    flops, params_ = found.get("flops"), found.get("params")
-    return Cost(
-        flops=None if flops is None else round(flops),
-        params=None if params_ is None else round(params_),
-        latency_ms=found.get("latency_ms"),
-    )
+    return Cost(**found)
 
 
 def _named(what: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -200,10 +207,10 @@ def _mega(limit: float | None) -> float | None:
     return math.nextafter(limit / 1e6, math.inf)
 
 
-def _text(space: Mapping[str, object] | Path) -> str:
+def _text(space: Mapping[str, object] | Path | str) -> str:
     """Return a space as YAML, read once so that its mistakes are told."""
-    if isinstance(space, Path):
-        return load_space(space).text
+    if isinstance(space, Path | str):
+        return load_space(Path(space)).text
     try:
         text = yaml.safe_dump(dict(space), sort_keys=False)
     except yaml.YAMLError as error:

@@ -125,9 +125,9 @@ def _telling_to_open(storage: Storage) -> Iterator[None]:
     try:
         yield
     except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
-        advice = (
-            "move it away to start the study again"
-            if storage.is_inside
-            else "mend that, or give --storage with the right password, or PGPASSWORD or ~/.pgpass"
-        )
+        advice = "give --storage with the right password, or PGPASSWORD or ~/.pgpass"
+        if storage.is_inside:
+            advice = "move it away to start the study again"
+        elif storage.url.get_backend_name() == "sqlite":
+            advice = "is its folder there, and may you write in it?"
         raise StudyError(f"cannot open {storage}: {_cause(error, storage)}; {advice}") from error

@@ -35,6 +35,7 @@ class Judge:
         self._images = images
         self._earlier = [replace(curve, is_rival=False) for curve in earlier]
         self._ended: dict[int, Curve] = {}
+        self.mode = study.request.stopping
 
     def __call__(self, rung: Rung) -> str | None:
         """Return why the trial is to stop there, or None."""
@@ -44,8 +45,7 @@ class Judge:
                 self._ended[record.number] = curve
         trial = Curve(values=rung.curve, epochs=rung.epochs, cost=_on(axis, rung.cost))
         others = [*self._earlier, *self._ended.values()]
-        mode = self._study.request.stopping
-        verdict = judge(trial, others, mode=mode, images=self._images)
+        verdict = judge(trial, others, mode=self.mode, images=self._images)
         return verdict.reason if verdict.is_stop else None
 
 

@@ -214,8 +214,8 @@ class Cost:
     None is not known: a latency that was not measured, or what an objective of one's own has not.
     """
 
-    flops: int | None = None
-    params: int | None = None
+    flops: float | None = None
+    params: float | None = None
     latency_ms: float | None = None
     latency_spread_ms: float | None = None
 

@@ -43,8 +43,8 @@ class Entry:
     trial: int
     val: float
     test: float | None
-    flops: int | None
-    params: int | None
+    flops: float | None
+    params: float | None
     latency_ms: float | None
     latency_spread_ms: float | None
     config: Params

@@ -60,8 +60,9 @@ def test_enqueued_guesses_are_drawn_next_in_their_order(fast_path: Path) -> None
     path = fast_path / "queue"
     with opened(path) as study:
         run_to(study, 2)
-    first = enqueue(path, {"student.family": "vit", "student.depth": 7, "train.lr": 0.5})
-    enqueue(path, {"student.family": "resnet"})
+    first, trials = enqueue(path, {"student.family": "vit", "student.depth": 7, "train.lr": 0.5})
+    assert trials == 3
+    assert enqueue(path, {"student.family": "resnet"})[1] == 4
     with opened(path) as study:
         told = [run_asked(study, study.ask(), look_up) for _ in range(3)]
     assert told[0].params == {**first, "method.name": "kd"}

@@ -143,12 +143,57 @@ def test_what_evaluate_raises_fails_its_trial_and_the_third_alike_the_search() -
     assert ended == {("wide", "failed"), ("plain", "complete")}
 
 
+def test_a_cost_keeps_its_fractions() -> None:
+    study = kdsearch.search(
+        space={"width": {"float": [0.1, 0.9]}},
+        evaluate=lambda params, report: float(params["width"]),
+        cost=lambda params: {"flops": float(params["width"])},
+        budget={"flops": 0.5},
+        n_trials=8,
+    )
+    front = [study.point(record) for record in study.front()]
+    assert all(accuracy == cost <= 0.5 for accuracy, cost in front)
+    assert len(front) == sum(not record.turned_away for record in study.records()) == 8
+
+
+@pytest.mark.parametrize("where", ["evaluate", "on_trial"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_stops_the_study_gets_what_there_is(where: str, workers: int) -> None:
+    calls = []
+
+    def stop(at: str) -> None:
+        calls.append(at)
+        if calls.count(where) == 3:
+            raise kdsearch.StopStudy("enough")
+
+    def evaluate(params: Params, report: Report) -> float:
+        stop("evaluate")
+        return accuracy(params)
+
+    study = kdsearch.search(
+        space=SPACE,
+        evaluate=evaluate,
+        cost=cost,
+        n_trials=50,
+        workers=workers,
+        on_trial=lambda record: stop("on_trial"),
+    )
+    states = Counter(record.state for record in study.records())
+    assert states.keys() <= {"complete", "interrupted"}
+    assert 1 <= states["complete"] <= 5
+    assert study.front()
+
+
 @pytest.mark.parametrize("returned", [None, "0.5", True, float("nan")])
 def test_what_is_no_number_is_no_result(returned: float) -> None:
     study = kdsearch.search(
         space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=2
     )
     assert [record.state for record in study.records()] == ["failed", "failed"]
+    with pytest.raises(TrialsFailedError, match="stopped: 3 trials in a row"):
+        kdsearch.search(
+            space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=3
+        )
 
 
 @pytest.mark.parametrize("epochs", [(2,), (1, 1), (0,), (1, 2, 3)])
@@ -175,6 +220,10 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
         ({"stopping": "safe"}, SpecError, "say epochs=N"),
         ({"stopping": "often", "epochs": 3}, SpecError, "'often'"),
         ({"n_trials": 0}, SpecError, "n_trials=0"),
+        ({"images": 0}, SpecError, "images=0"),
+        ({"time_limit": -1.0}, SpecError, "time_limit=-1.0"),
+        ({"time_limit": "1s"}, SpecError, "time_limit: '1s'"),
+        ({"space": "missing.yaml"}, SpaceError, "missing.yaml"),
         ({"sampler": "gp", "budget": {"flops": 1e6}}, SpecError, "--sampler gp does not fit"),
         ({"space": {"width": {"int": [1]}}}, SpaceError, "width"),
         ({"space": {"width": {"int": math}}}, SpaceError, "plain"),

@@ -179,6 +179,7 @@ def enqueue(
         typer.Option("--set", help="A value to try, as student.family=resnet; repeatable."),
     ],
     out: Out = OUT,
+    storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Let a study, while it is not being run, try a guess next; the rest of it is drawn.
@@ -189,9 +190,11 @@ def enqueue(
     from kdsearch.request import resume_command, study_path
 
     path = study_path(out, name)
-    guess = put(path, read_names(settings))
+    guess, trials = put(path, read_names(settings), storage)
     told = ", ".join(f"{key} = {value}" for key, value in guess.items())
-    typer.echo(f"To be tried: {told}. `{resume_command(path)}` goes on")
+    typer.echo(
+        f"To be tried: {told}. `{resume_command(path)}` goes on, with --trials {trials} or more"
+    )
 
 
 @app.command()

@@ -77,11 +77,11 @@ class Proposals:
         not. Controls do not count: they are three, and the search is over.
         """
         self._running.remove(asked.digest)
-        self._tell(asked, outcome)
-        if outcome.state in _TRAINED:
+        record = self._tell(asked, outcome)
+        if record.state in _TRAINED:
             self._failures.clear()
-        elif outcome.state == "failed" and asked.control_of is None:
-            self._fail(outcome.reason)
+        elif record.state == "failed" and asked.control_of is None:
+            self._fail(record.reason)
 
     def _fail(self, reason: str) -> None:
         cause = _NUMBER.sub("#", reason)
@@ -95,10 +95,11 @@ class Proposals:
                 f"`{resume_command(self._study.path)}` goes on"
             )
 
-    def _tell(self, asked: Asked, outcome: Outcome) -> None:
+    def _tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
         record = self._study.tell(asked, outcome)
         if self._on_trial is not None:
             self._on_trial(record)
+        return record
 
 
 Engine: TypeAlias = Callable[[Proposals], None]
