@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import worker
+from ray._private import services, worker
 
 from kdsearch.errors import StudyError
 
 PRIVATE = "none"
+_RUNNING = "auto"
 _REACH_SECONDS = 10.0
 _STORE_BYTES = 100 * 2**20  # of objects that Ray keeps in memory: ours are a few kB
 _ENVIRONMENT = {
@@ -75,7 +76,9 @@ def connected(address: str = PRIVATE, *, cpus: int | None = None) -> Iterator[No
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing answers at HOST:PORT; Ray would try for minutes."""
+    """Raise OSError where nothing answers; Ray would try for minutes, at a dead cluster's too."""
+    if address == _RUNNING:
+        address = services.canonicalize_bootstrap_address_or_die(address)
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
