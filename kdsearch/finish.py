@@ -62,10 +62,10 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     also when the files are measured again, and TrialsFailedError when no trial completed.
     """
     started = time.perf_counter()
-    _note_surroundings(study, bench, watch)
     try:
         if not study.front():
             raise _nothing(study)
+        _note_surroundings(study, bench, watch)
         _read_test(study, bench, study.front())
         best, package = _ship(study, bench, watch)
         controls = _controls(study, engine, best, watch)
