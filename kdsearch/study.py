@@ -220,7 +220,7 @@ class Study:
 
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated trials that are accurate enough, cheapest first."""
-        least = self.request.min_accuracy or 0.0
+        least = -math.inf if self.request.min_accuracy is None else self.request.min_accuracy
         done = [r for r in self.complete() if r.val is not None and r.val >= least]
         return [done[i] for i in pareto.front([self.point(record) for record in done])]
 

@@ -156,6 +156,13 @@ def test_a_cost_keeps_its_fractions() -> None:
     assert len(front) == sum(not record.turned_away for record in study.records()) == 8
 
 
+def test_a_metric_may_be_negative() -> None:
+    study = kdsearch.search(
+        space=SPACE, evaluate=lambda params, report: accuracy(params) - 9, cost=cost, n_trials=8
+    )
+    assert max(r.val for r in study.records() if r.val is not None) == study.front()[-1].val < 0
+
+
 @pytest.mark.parametrize("where", ["evaluate", "on_trial"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_who_stops_the_study_gets_what_there_is(where: str, workers: int) -> None:

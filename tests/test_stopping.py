@@ -56,7 +56,7 @@ def test_a_hopeless_trial_is_stopped_and_the_reason_has_the_numbers() -> None:
     assert verdict.is_stop
     assert verdict.reason.startswith("epoch 4 of 16: 18.00% foretells ")
     assert "the chance to end above 60.00% is 0." in verdict.reason
-    assert verdict.reason.endswith("%, of 10.75% needed")  # .45 of 4 epochs to the next, of 16
+    assert verdict.reason.endswith("%, of 10.75% needed")  # .43 of 4 epochs to the next, of 16
 
 
 def test_a_trial_between_rungs_or_of_an_unstopped_study_goes_on() -> None:
