@@ -30,10 +30,11 @@ from kdsearch.cache import TeacherOutputs
 from kdsearch.distiller import Distiller
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model, Preprocess
+from kdsearch.opening import open_study
 from kdsearch.optimizers import Optimizers
 from kdsearch.sampler import suggest
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
-from kdsearch.study import Study, open_study
+from kdsearch.study import Study
 from kdsearch.trial import Bench
 
 _BATCHES, _VAL_IMAGES, _EPOCHS, _BLOCKS = 8, 256, 2, 3

@@ -39,15 +39,15 @@ from benchmarks import bars, peer, trials, warm_start
 from benchmarks.paired import quartiles
 from benchmarks.stopwatch import Stopwatch
 from kdsearch.bench import load_data, teacher_specs
+from kdsearch.loggers.base import Watch
 from kdsearch.pareto import hypervolume
 from kdsearch.request import request_of
-from kdsearch.run import run
+from kdsearch.run import Plan, run
 from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
-from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.taps import bare
 from kdsearch.teacher import load_teacher
-from kdsearch.trainer import Epoch
 from kdsearch.weights import save_weights
 
 BAR, STRONGER_BAR = 5.0, 1.0
@@ -119,14 +119,12 @@ class Told:
 
 def ours(task: Task, seed: int, out: Path) -> Told:
     """Run `kdsearch run`; the teacher's seconds, and those of others, are summed over trials."""
-    watch = Watch()
+    watch = Trials()
     run(
         task.request(seed),
         watch,
         out=out,
-        trials=task.size.trials,
-        device="cpu",
-        workers=task.threads,
+        plan=Plan(trials=task.size.trials, device="cpu", workers=task.threads),
     )
     ended = watch.seconds()
     trained = [(at, record) for at, record in watch.told if record.state == "complete"]
@@ -152,7 +150,7 @@ def _values(record: TrialRecord) -> tuple[float, float]:
     return record.val, record.cost.flops / 1e6
 
 
-class Watch:
+class Trials(Watch):
     """Keeps the trials of a search, each with the seconds from the start to its end."""
 
     def __init__(self) -> None:
@@ -164,18 +162,9 @@ class Watch:
         """Return those since the start."""
         return time.perf_counter() - self._started
 
-    def note(self, text: str) -> None:
-        """Leave it."""
-
-    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Leave it."""
-
-    def search(self, n_done: int, n_trials: int, *, axis: str) -> None:
+    def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
         """Note how long it took until the search begins."""
         self.began = self.seconds()
-
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Leave it."""
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Keep a trial of the search."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
-_NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}
+_SOON = 0.01  # seconds, by which the callback has returned
 EXIT_INTERNAL, EXIT_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -22,18 +23,38 @@ def main(arguments: list[str] | None = None) -> None:
     # of a small network took 136 s, and 9 s with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_run(arguments))
+    signal.signal(signal.SIGALRM, _interrupt)
+    before = sys.unraisablehook
+    sys.unraisablehook = partial(_raise_again, before)
+    try:
+        sys.exit(_run(arguments))
+    finally:
+        sys.unraisablehook = before
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _raise_again(
+    before: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
+) -> None:
+    """Let an interrupt come once more that came where nothing can be raised, and so was lost.
+
+    Callbacks of weak references are such a place, of which a training makes many: of some fifty
+    stops by SIGTERM two were lost.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+    else:
+        before(unraisable)
+
+
 def _run(arguments: list[str]) -> int:
     import typer
 
     from kdsearch.cli import app
-    from kdsearch.errors import KDSearchError
+    from kdsearch.errors import NO_WRITE, KDSearchError
 
     try:
         code = app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
@@ -44,7 +65,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno in _NO_WRITE:
+        if error.errno in NO_WRITE:
             return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_REQUEST)
         return _internal(error, arguments)
     except Exception as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,39 +19,20 @@ from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
+from kdsearch.loggers.base import Watch
 from kdsearch.model import Model, batches
 from kdsearch.probe import Executions
 from kdsearch.request import Request
-from kdsearch.spec import TrialRecord
 from kdsearch.summary import TeacherEntry
 from kdsearch.targets import target_in
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import Epoch, OnEpoch
+from kdsearch.trainer import OnEpoch
 from kdsearch.trial import Bench, latency_of
 from kdsearch.turns import Turns
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)
-
-
-class Watch(Protocol):
-    """Who is told how a study gets on."""
-
-    def note(self, text: str) -> None:
-        """Tell one line."""
-
-    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Tell that the teacher's training has got so far."""
-
-    def search(self, n_done: int, n_trials: int, *, axis: str) -> None:
-        """Tell that the search begins, how many trials are done already, and the cost it trades."""
-
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Tell that a trial's training has got so far; several threads may tell at a time."""
-
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Tell how a trial ended, and the most accurate one so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

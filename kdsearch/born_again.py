@@ -18,14 +18,15 @@ from kdsearch import students
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.model import Preprocess
+from kdsearch.opening import load_study
 from kdsearch.space import Value
 from kdsearch.spec import Candidate, StudentSpec, make
 from kdsearch.students.base import Student
-from kdsearch.study import load_study
 from kdsearch.taps import Tapped, bare
 from kdsearch.weights import fit_weights, read_weights
 
 _WEIGHTS = "student.safetensors"
+_SAID = ("classes", "mean", "std", "resolution", "channels")
 _TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
 
 
@@ -77,7 +78,7 @@ def find_student(name: str, data: ImageData) -> Earlier:
     spec, weights = _trial(folder, int(trial["number"]))
     if load_study(folder).request.data_key != data.key:
         raise SpecError(
-            f"--teacher study:{name}: a trial teaches on its own study's images alone, the same "
+            f"study:{name}: a trial teaches on its own study's images alone, the same "
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
             f"study:{folder}, what the study shipped, teaches on any"
         )
@@ -95,7 +96,7 @@ def _shipped(folder: Path) -> Path:
     for found in (folder / "best", folder):
         if (found / "config.yaml").is_file():
             return found
-    message = f"--teacher study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
+    message = f"study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
     kept = _kept(folder)
     if kept:
         message += f"; the trials whose weights are kept: {_listed(folder, kept)}"
@@ -106,12 +107,12 @@ def _trial(folder: Path, number: int) -> tuple[StudentSpec, Path]:
     """Return the student of a trial, and its weights file."""
     record = next((r for r in load_study(folder).records() if r.number == number), None)
     if record is None:
-        raise SpecError(f"--teacher study:{folder}#{number}: the study has no such trial")
+        raise SpecError(f"study:{folder}#{number}: the study has no such trial")
     holder = number if record.reused_from is None else record.reused_from
     weights = folder / "trials" / f"{holder:06d}" / _WEIGHTS
     if not weights.is_file():
         raise SpecError(
-            f"--teacher study:{folder}#{number}: its weights were not kept (trials on the front "
+            f"study:{folder}#{number}: its weights were not kept (trials on the front "
             f"keep theirs); those that have them: {_listed(folder, _kept(folder)) or 'none'}"
         )
     return _offline(Candidate.from_params(record.params).student), weights
@@ -128,7 +129,7 @@ def _listed(folder: Path, numbers: list[int]) -> str:
 
 def _of_folder(folder: Path) -> Earlier:
     """Read what was shipped: config.yaml says what to build, student.onnx for which images."""
-    said = _metadata(folder / "student.onnx")
+    said = metadata_of(folder / "student.onnx")
     file = folder / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -154,14 +155,14 @@ def _of_folder(folder: Path) -> Earlier:
     )
 
 
-def _metadata(file: Path) -> dict[str, str]:
+def metadata_of(file: Path) -> dict[str, str]:
     """Return what the shipped ONNX file says of its classes and its input."""
     import onnx
 
     try:
         model = onnx.load(str(file), load_external_data=False)
         said = {entry.key: entry.value for entry in model.metadata_props}
-        return {key: said[key] for key in ("classes", "mean", "std", "resolution", "channels")}
+        return said | {key: said[key] for key in _SAID}
     except Exception as error:  # what a damaged file raises depends on the byte
         raise SpecError(
             f"{file} does not say which images its student was trained on ({error!r}); "

@@ -33,15 +33,18 @@ Distilled and chosen by kdsearch. `config.yaml` holds the recipe:
   mean {mean}, std {std}.
 - Output `logits`: [batch, {n_classes}], in the order of: {classes}.
 
+`python predict.py IMAGE ...` prints what it sees; it needs onnxruntime, numpy and pillow alone.
+From Python:
+
 ```python
-import numpy as np
 import onnxruntime
+from predict import network_input
 
 session = onnxruntime.InferenceSession("student.onnx")
-images = np.zeros((1, {channels}, {side}, {side}), np.float32)
-(logits,) = session.run(["logits"], {{"input": images}})
+said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolution
+(logits,) = session.run(["logits"], {{"input": network_input("image.png", said)}})
 ```
-"""
+{timm}"""
 
 
 def model_card(
@@ -71,5 +74,30 @@ def model_card(
         mean=[round(value, 4) for value in shown.mean],
         std=[round(value, 4) for value in shown.std],
         n_classes=len(classes),
+        timm=timm_snippet(student, len(classes)),
         classes=", ".join(classes),
     )
+
+
+def timm_snippet(student: Model, n_classes: int) -> str:
+    """Return how timm alone loads the weights, where the network is one of its own."""
+    library, _, name = student.name.partition(":")
+    if library != "timm":
+        return ""
+    shown = student.preprocess
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    side = f", img_size={shown.resolution}" if config and config.fixed_input_size else ""
+    return f"""
+The same network in timm:
+
+```python
+import timm
+
+network = timm.create_model(
+    "{name}", checkpoint_path="student.safetensors",
+    num_classes={n_classes}, in_chans={shown.channels}{side},
+).eval()
+```
+"""

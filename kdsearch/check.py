@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch.bench import Prepared, Watch, load_data, pick_device, prepare, teacher_specs
+from kdsearch.bench import Prepared, load_data, pick_device, prepare, teacher_specs
 from kdsearch.cache import TeacherOutputs
 from kdsearch.calibration import Calibration, calibration
 from kdsearch.cost import count
@@ -24,6 +24,7 @@ from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.distiller.blend import common_logits
 from kdsearch.errors import KDSearchError, SpecError
+from kdsearch.loggers.base import Watch
 from kdsearch.methods import METHODS
 from kdsearch.model import Model, batches
 from kdsearch.request import Request

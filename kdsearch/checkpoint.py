@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class Checkpoint:
             partial.write_bytes(_digest(content.getvalue()) + b"\n" + content.getvalue())
             partial.replace(self._path)
         except OSError as error:
-            raise StudyError(f"cannot write {self._path}: {error}") from error
+            with suppress(OSError):
+                partial.unlink()
+            raise StudyError(f"cannot write {self._path}: {error.strerror}") from error
         self._last = time.perf_counter()
 
     def remove(self) -> None:

@@ -1,22 +1,19 @@
-"""What the terminal shows: a live line while a study runs, plain lines when it is no terminal."""
+"""What commands print: lines and tables."""
 
 from __future__ import annotations
 
-import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kdsearch.spec import UNITS, Cost, TrialRecord
+from kdsearch.spec import UNITS, Cost
 from kdsearch.summary import Entry, Summary
 
 if TYPE_CHECKING:
     from kdsearch.check import Checked, MethodCheck
-    from kdsearch.trainer import Epoch
+    from kdsearch.compare import Comparison
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:
@@ -36,110 +33,6 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
             console.print(escape(part), highlight=False, soft_wrap=True)
         else:
             console.print(part)
-
-
-class StudyConsole:
-    """Shows a study's progress; a context, so that the live line is taken down in the end."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console()
-        self._axis = "flops"
-        self._quiet = quiet
-        self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._live.add_task("teacher", total=None, detail="", visible=False)
-        self._done = self._total = self._began = 0
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> StudyConsole:
-        """Start the live line."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take the live line down."""
-        self._live.stop()
-
-    def note(self, text: str) -> None:
-        """Print one line."""
-        if not self._quiet:
-            show(text, console=self._console)
-
-    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
-        """Show how far the teacher's training is; plain output gets its first and last."""
-        detail = f"validation {100 * epoch.val:.2f} %"
-        if epoch.number == 1:
-            self.note(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
-        self._live.update(
-            self._task, completed=epoch.number, total=epochs, detail=detail, visible=True
-        )
-        if epoch.number == epochs:
-            self.note(f"Teacher trained: {detail}")
-
-    def search(self, n_done: int, n_trials: int, *, axis: str) -> None:
-        """Begin to count trials; `axis` is the cost to show."""
-        self._axis = axis
-        self._began = self._done = n_done
-        self._total = n_trials
-        self._started = time.perf_counter()
-        if n_done:
-            self.note(f"{n_done} of {n_trials} trials are there already")
-        self._live.reset(self._task, description="trials", total=n_trials, completed=n_done)
-        self._live.update(self._task, visible=True, detail="")
-
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Show how far the running trial is."""
-        detail = f"trial {number}: epoch {epoch.number}/{epochs}, {100 * epoch.val:.2f} %"
-        self._live.update(self._task, detail=detail)
-
-    def attempt(self, number: int, total: int, what: str) -> None:
-        """Show which of the methods is being tried."""
-        self._live.update(self._task, description="methods", total=total, completed=number)
-        self._live.update(self._task, visible=True, detail=what)
-
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Print how a trial ended, the best so far and the time left."""
-        shown = self._outcome(record)
-        if record.control_of is not None:
-            self.note(f"control (no. {record.number}): {shown}")
-            return
-        self._done += 1
-        self._live.update(self._task, completed=self._done)
-        standing = "" if best is None else f"; best {self._point(best)}"
-        place = f"trial {self._done} of {self._total} (no. {record.number})"
-        self.note(f"{place}: {shown}{standing}{self._left()}")
-
-    def _left(self) -> str:
-        each = (time.perf_counter() - self._started) / max(1, self._done - self._began)
-        seconds = each * (self._total - self._done)
-        return f"; {int(seconds // 60)}:{int(seconds % 60):02d} left" if seconds > 0 else ""
-
-    def _outcome(self, record: TrialRecord) -> str:
-        what = f"{record.params['student.family']} + {record.params.get('method.name', 'kd')}"
-        if record.state == "complete":
-            shown = f"{what} {self._point(record)}"
-            equal = record.reused_from
-            return shown if equal is None else f"{shown} (equal to trial {equal})"
-        return f"{what} {record.state}: {record.reason}"
-
-    def _point(self, record: TrialRecord) -> str:
-        assert record.val is not None
-        assert record.cost is not None
-        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._axis)}"
 
 
 def front_table(summary: Summary) -> Table:
@@ -250,3 +143,30 @@ def _methods_table(checked: Checked) -> Table:
             ),
         )
     return table
+
+
+def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
+    """Return two studies side by side, and in words what the figures stand on."""
+    scale, unit = UNITS[found.axis]
+    one, other = found.sides
+    table = Table(caption=f"front: validation accuracy at {unit}; *: dominated by the other study")
+    for heading in ("", one.study, other.study):
+        table.add_column(heading, justify="right")
+    table.add_row("hypervolume", *(f"{side.hypervolume:.3f}" for side in found.sides))
+    for name in ("trials", "trained", "epochs"):
+        table.add_row(name, *(f"{getattr(side, name):,}" for side in found.sides))
+    table.add_row("seconds of trials", *(f"{side.seconds:,.0f}" for side in found.sides))
+    fronts = []
+    for side, rival in ((one, other), (other, one)):
+        marked = ((val, c, " *" if rival.dominates(val, c) else "") for _, val, c in side.front)
+        rows = [f"{100 * val:.2f} % at {c * scale:.3g}{mark}" for val, c, mark in marked]
+        fronts.append("\n".join(rows))
+    table.add_row("front", *fronts)
+    accuracy, cost = found.reference
+    notes = [
+        f"Hypervolume: of the area above {100 * accuracy:.2f} % and below {cost * scale:.3g} "
+        f"{unit}, up to the best and the cheapest of both"
+    ]
+    if found.differs:
+        notes.append(f"The requests differ in {', '.join(found.differs)}")
+    return table, *notes

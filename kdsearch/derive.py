@@ -1,4 +1,4 @@
-"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.html.
+"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.*.
 
 No torch here: a report needs no GPU and no model.
 """
@@ -11,18 +11,29 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import cast
+from typing import Any, cast
 
 from kdsearch import report
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, write_text
 from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
+from kdsearch.spend import runs_of
 from kdsearch.study import Study, searched
-from kdsearch.summary import Counts, Entry, Seconds, Summary, TeacherEntry
+from kdsearch.summary import (
+    Counts,
+    Entry,
+    Images,
+    Seconds,
+    ShelfEntry,
+    Summary,
+    TeacherEntry,
+)
 from kdsearch.targets import described
 
 Test = dict[str, float]
+_NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
+_Entries = Sequence[dict[str, Any]]
 
 
 def summarise(study: Study) -> Summary:
@@ -41,7 +52,7 @@ def summarise(study: Study) -> Summary:
         budget=study.budget,
         target=described(study.request),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
-        counts=_counts(searched(records)),
+        counts=count_states(records),
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
@@ -50,24 +61,37 @@ def summarise(study: Study) -> Summary:
             search=sum(record.seconds for record in searched(records)),
             refit=sum(r.seconds for r in records if r.control_of is not None),
             outputs=sum(record.teacher_seconds for record in records),
+            wall=sum(run.seconds for run in runs_of(study)),
+            finish=cast("float", facts.get("finish_seconds", 0.0)),
         ),
+        shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
+        images=Images(**cast("dict[str, int]", facts.get("images", {}))),
+        stopping=study.request.stopping,
     )
 
 
 def write_derived(study: Study) -> Summary:
-    """Write front.json, trials.csv and report.html anew and return the summary."""
+    """Write all that is derived anew (`report.*`, `figures/` too) and return the summary."""
     summary, records = summarise(study), study.records()
     facts = study.facts()
     write_text(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
     write_text(study.path / "trials.csv", _csv(records))
-    html = report.render(
+    importances, command = study.importances(), _command(study)
+    notes = cast("Sequence[str]", facts.get("notes", ()))
+    html = report.render(summary, records, importances=importances, notes=notes, command=command)
+    report.write(study.path / "report.html", html)
+    figures = report.drawings(summary, records)
+    text = report.markdown(
         summary,
         records,
-        importances=study.importances(),
-        notes=cast("Sequence[str]", facts.get("notes", ())),
-        command=_command(study),
+        importances=importances,
+        notes=notes,
+        command=command,
+        figures=figures,
     )
-    report.write(study.path / "report.html", html)
+    report.write(study.path / "report.md", text)
+    for name, svg in figures.items():
+        report.write(study.path / "figures" / name, svg)
     return summary
 
 
@@ -77,8 +101,10 @@ def _command(study: Study) -> str:
     flags = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, (value, default) in asked.items()
-        if name not in ("data_key", "weights_key", "space", "flip") and value != default
+        if name not in _NO_FLAGS and value != default
     ]
+    if study.request.storage is not None:  # the password is in PGPASSWORD
+        flags.append(f"--storage {shlex.quote(study.request.storage.replace(':***@', '@'))}")
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
     space = next((n for n, text in texts.items() if text == study.request.space), str(study.path))
     if space != study.request.data:
@@ -90,14 +116,17 @@ def _command(study: Study) -> str:
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
 
 
-def _counts(records: Sequence[TrialRecord]) -> Counts:
-    states = [record.state for record in records]
+def count_states(records: Sequence[TrialRecord]) -> Counts:
+    """Return how many trials of the search ended in which state."""
+    ran = searched(records)
+    states = [record.state for record in ran]
     return Counts(
         complete=states.count("complete"),
         pruned=states.count("pruned"),
         infeasible=states.count("infeasible"),
         failed=states.count("failed"),
-        reused=sum(record.reused_from is not None for record in records),
+        reused=sum(record.reused_from is not None for record in ran),
+        turned_away=sum(record.turned_away for record in records),
     )
 
 
@@ -133,6 +162,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
             "mode",
             "control_of",
             "reused_from",
+            "turned_away",
             "reason",
             *names,
         ]
@@ -149,6 +179,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
                 record.mode,
                 record.control_of,
                 record.reused_from,
+                record.turned_away,
                 record.reason,
                 *(record.params.get(name) for name in names),
             ]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
+
+# A disk that is full, over its quota or not ours, or a file larger than is allowed.
+NO_WRITE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+)
 
 
 class KDSearchError(Exception):
@@ -48,7 +54,7 @@ class BudgetError(KDSearchError):
 
 
 class TrialsFailedError(KDSearchError):
-    """Every trial failed; the message names the commonest reasons."""
+    """Every trial failed, or three in a row alike; the message names the reasons and the log."""
 
     exit_code = 1
 
@@ -57,6 +63,10 @@ class StudyInterruptedError(KDSearchError):
     """The user stopped a study; the message says how to go on."""
 
     exit_code = 130
+
+
+class StopStudy(Exception):  # noqa: N818 - like StopIteration, it is no error
+    """Raised by a callback: no further trial begins, and the study ends with those it has."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kdsearch.bench import Watch, common_accuracy
+from kdsearch.bench import CACHE, common_accuracy
 from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
+from kdsearch.ledger import Ledger
+from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.request import resume_command
+from kdsearch.shelf import off_the_shelf
 from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spend import ENDED, spent
 from kdsearch.study import Asked, Study, searched
 from kdsearch.summary import Summary, TeacherEntry
 from kdsearch.taps import bare
@@ -50,28 +55,54 @@ def _weights(study: Study, record: TrialRecord) -> Path:
     return study.directory(number) / WEIGHTS
 
 
-def finish(study: Study, bench: Bench, watch: Watch, engine: Engine) -> Finished:
+def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: Ledger) -> Finished:
     """Read the test split, ship the best, train its controls, write the report.
 
-    Raises BudgetError when nothing fits, also when the files are measured again, and
-    TrialsFailedError when no trial completed.
+    ledger: is closed before the report tells what was spent. Raises BudgetError when nothing fits,
+    also when the files are measured again, and TrialsFailedError when no trial completed.
     """
-    if not study.front():
+    started = time.perf_counter()
+    try:
+        if not study.front():
+            raise _nothing(study)
+        _note_surroundings(study, bench, watch)
+        _read_test(study, bench, study.front())
+        best, package = _ship(study, bench, watch)
+        controls = _controls(study, engine, best, watch)
+    except (BudgetError, TrialsFailedError):
+        ledger.end(ENDED)
         write_derived(study)
-        raise _nothing(study)
-    _read_test(study, bench, study.front())
-    best, package = _ship(study, bench, watch)
-    controls = _controls(study, engine, best, watch)
+        raise
     _read_test(study, bench, controls)
-    notes = (*_skipped(bench), *_judgement(study, best, controls, len(bench.data.val)))
-    study.note(best=best.number, notes=notes)
+    ledger.end(ENDED)
+    judged = _judgement(study, best, controls, len(bench.data.val))
+    notes = (*_skipped(bench), *judged, str(spent(study)))
+    seconds = time.perf_counter() - started - sum(record.seconds for record in controls)
+    study.note(best=best.number, notes=notes, finish_seconds=max(0.0, seconds))
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
+def _note_surroundings(study: Study, bench: Bench, watch: Watch) -> None:
+    """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
+    if "shelf" not in study.facts():
+        shelf = off_the_shelf(bench, study.path.parent / CACHE, watch.note)
+        study.note(shelf=[asdict(entry) for entry in shelf])
+    study.note(images={"val": len(bench.data.val), "test": len(bench.data.test)})
+
+
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:
-    """Say why the front is empty: nothing fits the budget, or everything failed."""
+    """Say why the front is empty: nothing is accurate enough or in the budget, or all failed."""
+    if complete := study.complete():
+        best = max(complete, key=lambda record: record.val or 0.0)
+        return BudgetError(
+            f"no student reaches --min-accuracy {study.request.min_accuracy}: the most accurate of "
+            f"{len(complete)}, no. {best.number}, has {100 * (best.val or 0.0):.2f} % on "
+            "validation. Train longer (--epochs), raise the budget, or ask for less, with another "
+            "--name."
+        )
     records = searched(study.records())
-    priced = [r for r in records if r.state == "infeasible" and r.cost is not None]
+    tried = [*records, *(r for r in study.records() if r.turned_away)]
+    priced = [r for r in tried if r.state == "infeasible" and r.cost is not None]
     if not priced:
         reasons = Counter(record.reason for record in records).most_common(3)
         told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
@@ -129,7 +160,6 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
             f"over the budget of {study.budget.latency_ms} ms"
         )
     shutil.rmtree(study.path / "best")
-    write_derived(study)
     raise BudgetError(
         f"none of the {len(study.front())} exported students on the front kept the budget of "
         f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
@@ -157,7 +187,7 @@ def _controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> 
         return found if found is not None and _weights(study, found).is_file() else None
 
     on_trial = partial(watch.trial, best=best)
-    engine(Proposals(study, source(), on_trial=on_trial, earlier=earlier))
+    engine(Proposals(study, source(), on_begin=watch.begun, on_trial=on_trial, earlier=earlier))
     controls = [r for r in study.records() if r.control_of == best.number]
     return [record for record in controls if record.state == "complete"]
 

@@ -14,9 +14,12 @@ from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
 
 OUT = Path("results")
+ENGINES = ("local", "ray")
 MAX_CONFIG_BYTES = 1_000_000
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
@@ -97,6 +100,18 @@ Stopping = Annotated[
     str | None,
     typer.Option(help="End trials that cannot reach the front: off (the default), safe or tight."),
 ]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="What draws trials: tpe (the default), random, nsga2 or gp."),
+]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(help="Validation accuracy, as 0.9, below which no student is shipped."),
+]
+FromStudy = Annotated[
+    str | None,
+    typer.Option(help="A study, by name or folder, whose best recipes are tried first."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 TargetName = Annotated[
     str | None,
@@ -111,6 +126,50 @@ Batch = Annotated[int | None, typer.Option(help="Images in a batch on the target
 Workers = Annotated[
     str,
     typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
+]
+TrialTimeout = Annotated[
+    str | None,
+    typer.Option(
+        help="Seconds, or 30m or 2h, after which a trial fails, alone. Trials then run in "
+        "processes that can be ended, on a GPU too, where they take turns, which is slower."
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where trials are kept: an SQLAlchemy URL, as postgresql://user@host/database; by "
+        "default study.db (SQLite) in the study's folder. A password belongs into PGPASSWORD."
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Time after which no further trial begins: 2h, 30m, 90s or seconds."),
+]
+StopWhenFlat = Annotated[
+    bool,
+    typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
+]
+FlatAfter = Annotated[
+    int | None, typer.Option(help="The same with so many complete trials instead of 20.")
+]
+Callback = Annotated[
+    str | None,
+    typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(help="tensorboard, mlflow, wandb or FILE.py:CLASS; repeatable."),
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
+Engine = Annotated[
+    str, typer.Option(help="Where trials run: local, or ray (pip install kdsearch\\[ray]).")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="none: a Ray of our own here (the default); auto or HOST:PORT: a cluster."),
+]
+GpusPerTrial = Annotated[
+    float | None, typer.Option(help="Share of a GPU that each trial on Ray has (1).")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
@@ -143,6 +202,18 @@ def read_workers(text: str) -> int | None:
     return int(text)
 
 
+def read_engine(name: str, **for_ray: object) -> bool:
+    """Read `--engine`: whether it is Ray, whose flags are refused without it. Raises SpecError."""
+    if name not in ENGINES:
+        hint = did_you_mean(name, ENGINES)
+        raise SpecError(f"--engine {name!r}{hint}: expected {' or '.join(ENGINES)}")
+    given = only_given(**for_ray)
+    if name != "ray" and given:
+        flag = min(given).replace("_", "-")
+        raise SpecError(f"--{flag} is for trials on Ray: give --engine ray too, or leave it out")
+    return name == "ray"
+
+
 def read_settings(
     settings: list[str] | None, *, student: str | None, method: str | None
 ) -> dict[str, Value]:
@@ -162,6 +233,17 @@ def read_settings(
             hint = "" if student else "; a student's knobs need --student"
             raise SpecError(f"--set {text!r}: expected {known}{hint}")
         params[owners[section] + knob] = _value(text, value)
+    return params
+
+
+def read_names(settings: list[str]) -> dict[str, Value]:
+    """Read `student.width=0.5` as it stands. Raises SpecError."""
+    params: dict[str, Value] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise SpecError(f"--set {text!r}: expected NAME=VALUE, as student.family=resnet")
+        params[name] = _value(text, value)
     return params
 
 
@@ -185,3 +267,12 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if height != width:
         raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width
+
+
+def read_duration(text: str, flag: str) -> float:
+    """Read seconds, or a number with a unit: `90`, `90s`, `30m`, `2h`, `1.5d`. Raises SpecError."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    if not seconds > 0:
+        raise SpecError(f"{flag} {text!r}: expected seconds above 0, or a time as 90s, 30m, 2h, 1d")
+    return seconds

@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdsearch.measured import Measured, processor
-from kdsearch.targets import target_of
-from kdsearch.targets.base import Reference, Shape, Target
+from kdsearch.targets import target_for, target_of
+from kdsearch.targets.base import Asked, Reference, Shape, Target
 from kdsearch.timing import Latency, settle
 from kdsearch.turns import Turns
 
@@ -24,37 +24,45 @@ class LatencyCache(Measured[Latency]):
 
     def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
         super().__init__(cache_dir / "latency", Latency)
+        self._cache_dir = cache_dir
         self.target = target_of("cpu") if target is None else target
         self._references = Measured(cache_dir / "references", Reference)
         self._turns = Turns(cache_dir, self.target.shared)
 
-    def measure(self, file: Path | bytes, *, shape: Shape) -> Latency:
+    def for_runtime(self, name: str) -> LatencyCache:
+        """Return that of the same host for files of a runtime: by the target if it takes them."""
+        target = target_for(name, self.target)
+        return self if target is self.target else LatencyCache(self._cache_dir, target)
+
+    def measure(self, file: Path | bytes, *, shape: Shape, dtype: str = "float32") -> Latency:
         """Time a file, or its bytes, on images [batch, *shape], while nobody trains beside it.
 
-        Raises CostError when the target refuses the file or the images.
+        dtype: `uint8` for a file with the preprocessing inside. Raises CostError when the target
+        refuses the file or the images.
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "student.onnx"
                 path.write_bytes(file)
-                return self.measure(path, shape=shape)
+                return self.measure(path, shape=shape, dtype=dtype)
+        asked = Asked(file=file, shape=shape, dtype=dtype)
         with self._turns.measuring():
-            return settle(
-                lambda: self.target.take(file, shape, self._reference), self.target.patience
-            )
+            return settle(lambda: self.target.take(asked, self._reference), self.target.patience)
 
     def get_or_measure(self, key: str, make: Callable[[], Latency]) -> Latency:
         """Return what is kept under `key`, the architecture, for this target, or keep `make()`."""
         return super().get_or_measure(f"{key} | {_FORM} | {self._here()}", make)
 
     def _reference(self, name: str, make: Callable[[], Reference]) -> Reference:
-        return self._references.get_or_measure(f"reference {name} | {self._here()}", make)
+        return self._references.get_or_measure(f"reference {name} | {processor()}", make)
 
     def _here(self) -> str:
         return f"{self.target.key()} | {processor()} | {self.target.version()}"
 
 
-def measure(file: Path | bytes, *, shape: Shape, target: Target | None = None) -> Latency:
+def measure(
+    file: Path | bytes, *, shape: Shape, dtype: str = "float32", target: Target | None = None
+) -> Latency:
     """Time a file, or its bytes, once, keeping nothing. Raises CostError."""
     with TemporaryDirectory() as folder:
-        return LatencyCache(Path(folder), target).measure(file, shape=shape)
+        return LatencyCache(Path(folder), target).measure(file, shape=shape, dtype=dtype)

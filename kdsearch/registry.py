@@ -20,6 +20,7 @@ from kdsearch.errors import SpecError, did_you_mean
 
 T = TypeVar("T")
 _NOT_PLUGINS = frozenset({"base"})
+_SHOWN = 10
 
 
 def import_object(path: str, *, what: str) -> object:
@@ -38,7 +39,15 @@ def import_object(path: str, *, what: str) -> object:
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         hint = did_you_mean(attribute, public)
-        raise SpecError(f"{what} {path!r}: {source} defines no {attribute!r}{hint}") from None
+        own = [
+            name
+            for name in public
+            if getattr(vars(module)[name], "__module__", "") == module.__name__
+        ]
+        found = f"; it defines {', '.join(own[:_SHOWN])}" if own else ""
+        raise SpecError(
+            f"{what} {path!r}: {source} defines no {attribute!r}{hint}{found}"
+        ) from None
     return found
 
 

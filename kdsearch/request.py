@@ -23,6 +23,7 @@ from kdsearch.stopping import MODES
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
+SAMPLERS = ("tpe", "random", "nsga2", "gp")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -31,7 +32,10 @@ class Request:
     """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
 
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
-    weights file. How many trials to run is no part of it: a study can go on.
+    weights file. min_accuracy: what a student must reach on validation to be shipped. from_study:
+    where the first trials come from. storage: the URL of the database without its password, None
+    for the study's own folder; storage_study: the study's name there, which no other has. How many
+    trials to run is no part of it: a study can go on.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -54,7 +58,12 @@ class Request:
     epochs: int | None = None
     seed: int = 0
     stopping: str = "off"
+    sampler: str = "tpe"
+    min_accuracy: float | None = None
+    from_study: str | None = None
     space: str = ""
+    storage: str | None = None
+    storage_study: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -65,14 +74,19 @@ class Request:
             raise SpecError(
                 f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
             )
-        for flag in ("threads", "batch"):
-            if not 1 <= getattr(self, flag) <= MAX_COUNT:
-                raise SpecError(f"--{flag} {getattr(self, flag)}: expected 1 to {MAX_COUNT}")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise SpecError(f"--seed {self.seed}: expected 0 to {MAX_SEED}")
-        if self.stopping not in MODES:
-            hint = did_you_mean(self.stopping, MODES)
-            raise SpecError(f"--stopping {self.stopping!r}{hint}: expected {', '.join(MODES)}")
+        for flag, least, most in (
+            ("threads", 1, MAX_COUNT),
+            ("batch", 1, MAX_COUNT),
+            ("seed", 0, MAX_SEED),
+        ):
+            if not least <= getattr(self, flag) <= most:
+                raise SpecError(f"--{flag} {getattr(self, flag)}: expected {least} to {most}")
+        _require_one_of("stopping", self.stopping, MODES)
+        _require_one_of("sampler", self.sampler, SAMPLERS)
+        if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
+            raise SpecError(
+                f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
+            )
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):
@@ -177,6 +191,12 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _require_one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise SpecError(f"--{flag} {value!r}{hint}: expected {', '.join(known)}")
 
 
 def _short(value: object) -> str:

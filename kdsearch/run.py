@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, cast
 
-from kdsearch.bench import Watch, load_data, pick_device, prepare, teacher_specs
+import torch
+
+from kdsearch.actors import OnRay, open_actors
+from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
+from kdsearch.board import write_board
+from kdsearch.data.base import ImageData
 from kdsearch.derive import write_derived
+from kdsearch.ending import Ending
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
-from kdsearch.errors import StudyInterruptedError
+from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
+from kdsearch.guesses import recipes_of, start_of
+from kdsearch.ledger import Ledger
+from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
+from kdsearch.opening import open_study, reach
 from kdsearch.packing import fitting
 from kdsearch.request import (
     Request,
@@ -32,18 +44,43 @@ from kdsearch.request import (
     resume_command,
     study_path,
 )
-from kdsearch.rungs import Judge, OnRung
+from kdsearch.rungs import Judge, OnRung, foretelling
+from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
-from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study import Asked, Outcome, Study, open_study, searched
+from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.stopping import Curve
+from kdsearch.storage import kept_url
+from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare
 from kdsearch.trainer import OnEpoch
-from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.weights import save_weights
 from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a study is run, which decides none of its candidates: it may go on in another way.
+
+    trials: in all; None: as before, else DEFAULT_TRIALS. time_limit: seconds of this run's search.
+    flat_after: how many complete trials that leave the front as it is end the search. workers: how
+    many trials run at a time; one runs in this process, several in processes, on a GPU in threads;
+    None: as many as fit the device. storage: the URL of the database with its password, where
+    trials are not kept in the study's folder. trial_timeout: the seconds after which a trial fails,
+    alone; all then run in processes.
+    """
+
+    trials: int | None = None
+    time_limit: float | None = None
+    flat_after: int | None = None
+    device: str = "auto"
+    workers: int | None = 1
+    storage: str | None = None
+    trial_timeout: float | None = None
+    on_ray: OnRay | None = None
 
 
 def run(
@@ -52,50 +89,84 @@ def run(
     *,
     out: Path,
     name: str | None = None,
-    trials: int | None = None,
-    time_limit: float | None = None,
-    device: str = "auto",
-    workers: int | None = 1,
+    plan: Plan | None = None,
+    loggers: Loggers | None = None,
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of Request that the user set; `space` is a name or a file. What is not given is
-    taken from the study when there is one, else from Request's defaults. workers: how many trials
-    run at a time; one runs in this process, several in processes, on a GPU in threads; None: as
-    many as fit the device. Raises BudgetError when nothing fits the budget, and another
-    KDSearchError for a request that cannot be met.
+    taken from the study when there is one, else from Request's defaults. Raises BudgetError when
+    nothing fits the budget, and another KDSearchError for a request that cannot be met.
     """
-    request, old = _resolve(given, None if name is None else study_path(out, name))
-    torch_device = pick_device(device)
-    teacher_specs(request)
-    data, request = load_data(request, out)
-    if not request.space:
-        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
-    name = free_name(out, data.name) if name is None else name
-    path = study_path(out, name)
-    if old is not None:
-        refuse_changes(name, old, request)
+    started = time.perf_counter()
+    plan = plan or Plan()
+    device = pick_device(plan.device)
+    if plan.on_ray is not None:
+        plan.on_ray.share(device)
+    request, data, path = _settle(given, out, name, plan.storage)
     watch.note(f"Results go to {path}")
-    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
+    prepared = prepare(request, data, out=out, device=device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
-    with open_study(path, request, versions=versions) as study, _log_to(path / "kdsearch.log"):
-        total = trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
+    opened = open_study(path, request, versions=versions, storage=plan.storage)
+    with opened as study, _log_to(path / "kdsearch.log"):
+        total = plan.trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
+        _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
-            with _engine(study, prepared.bench, watch, workers) as engine:
-                _search(study, engine, watch, total, time_limit)
-                finished = finish(study, prepared.bench, watch, engine)
+            with (
+                Ledger(study, device=str(device), started=started) as ledger,
+                _watchers(study, watch, ledger, loggers) as watchers,
+                _engine(study, prepared.bench, watchers, plan, _told_before(study, out)) as engine,
+            ):
+                _search(study, prepared.bench, engine, watchers, plan, total=total)
+                finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
+            write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
+        except TrialsFailedError:
+            write_derived(study)
+            raise
         except KeyboardInterrupt:
             write_derived(study)
             raise StudyInterruptedError(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _settle(
+    given: Mapping[str, object], out: Path, name: str | None, storage: str | None
+) -> tuple[Request, ImageData, Path]:
+    """Return the full request, its images and the study's path; what cannot be is told here.
+
+    Nothing has been trained yet.
+    """
+    request, old = _resolve(given, None if name is None else study_path(out, name))
+    teacher_specs(request)
+    data, request = load_data(request, out)
+    if not request.space:
+        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
+    refuse_sampler(request)
+    name = free_name(out, data.name) if name is None else name
+    path = study_path(out, name)
+    request = _with_storage(request, storage, name, is_new=old is None)
+    if old is not None:
+        refuse_changes(name, old, request)
+    else:
+        recipes_of(request, out)
+    reach(path, request, storage)
+    return request, data, path
+
+
+def _with_storage(request: Request, given: str | None, name: str, *, is_new: bool) -> Request:
+    """Return the request with where trials are kept: a new study has a name of its own there."""
+    url = kept_url(given, request.storage, is_new=is_new)
+    if url is None or not is_new:
+        return request
+    return replace(request, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
 
 
 def _keep_teachers(teachers: Sequence[Model], request: Request, directory: Path) -> None:
@@ -114,21 +185,50 @@ def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, R
     return request_of(given, old), old
 
 
+@contextmanager
+def _watchers(
+    study: Study, watch: Watch, ledger: Ledger, loggers: Loggers | None
+) -> Iterator[Watchers]:
+    """Give what tells all of them, and close the loggers in the end."""
+    watchers = Watchers([ledger, watch, *(() if loggers is None else loggers.open(study))])
+    try:
+        yield watchers
+    finally:
+        watchers.close()
+
+
+def _start_from(study: Study, out: Path, watch: Watch) -> None:
+    """Let a new study try the recipes of the one it starts from."""
+    recipes = [] if study.records() or study.guesses() else recipes_of(study.request, out)
+    if recipes:
+        study.guess(recipes)
+        watch.note(f"Tried first: {len(recipes)} recipes of {study.request.from_study}")
+
+
+def _price(budget: Budget, bench: Bench) -> Price | None:
+    """Return what prices a draw, None where a price would turn nothing away."""
+    return None if budget.flops is None and budget.params is None else Prices(bench.data)
+
+
 def _search(
-    study: Study,
-    engine: Engine,
-    watch: Watch,
-    total: int,
-    time_limit: float | None,
+    study: Study, bench: Bench, engine: Engine, watchers: Watchers, plan: Plan, *, total: int
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
-        watch.trial(record, front[-1] if front else None)
+        watchers.trial(record, front[-1] if front else None)
 
-    watch.search(len(searched(study.records())), total, axis=study.budget.axis())
-    source = search(study, n_trials=total, time_limit=time_limit)
-    engine(Proposals(study, source, on_trial=on_trial))
+    watchers.search(searched(study.records()), total, budget=study.budget)
+    enough = Ending(study, watchers, time_limit=plan.time_limit, flat_after=plan.flat_after)
+    price = _price(study.budget, bench)
+    source = search(study, n_trials=total, is_enough=enough, price=price)
+    engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
+
+
+def _told_before(study: Study, out: Path) -> Sequence[Curve]:
+    """Return what the study that this one starts from foretells, where anything is stopped."""
+    start = None if study.request.stopping == "off" else start_of(study.request, out)
+    return () if start is None else foretelling(study, start)
 
 
 class _RunTrial(Protocol):
@@ -145,23 +245,48 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(study: Study, bench: Bench, watch: Watch, workers: int | None) -> Iterator[Engine]:
+def _engine(
+    study: Study, bench: Bench, watch: Watch, plan: Plan, earlier: Sequence[Curve]
+) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
-    its own: processes would take turns. On a CPU several are processes of one thread each.
+    its own: processes would take turns. On a CPU several are processes of one thread each. With a
+    timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
+    judge = Judge(study, images=len(bench.data.val), earlier=earlier)
+    if plan.on_ray is not None:
+        actors = open_actors(
+            plan.workers,
+            study,
+            plan.on_ray,
+            device=bench.device,
+            timeout=plan.trial_timeout,
+            on_epoch=watch.trial_epoch,
+            on_rung=judge,
+        )
+        with actors as engine:
+            yield engine
+        return
     unfinished = study.path / UNFINISHED
     bench = replace(bench, unfinished=unfinished)
-    count = fitting(bench) if workers is None else workers
-    evaluate = partial(_evaluate, study, watch, Judge(study, images=len(bench.data.val)))
-    if count == 1 or bench.device.type == "cuda":
+    count = fitting(bench) if plan.workers is None else plan.workers
+    evaluate = partial(_evaluate, study, watch, judge)
+    if plan.trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
         )
         return
-    out, device = study.path.parent, bench.device
-    with open_workers(count, study.request, out=out, device=device, unfinished=unfinished) as pool:
+    processes = open_workers(
+        count,
+        study.request,
+        out=study.path.parent,
+        device=bench.device,
+        unfinished=unfinished,
+        threads=torch.get_num_threads() if count == 1 else 1,
+        timeout=plan.trial_timeout,
+    )
+    with processes as pool:
         yield partial(
             local.run, evaluators=[partial(evaluate, worker.run_trial) for worker in pool]
         )
@@ -196,4 +321,5 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk has been told
+            handler.close()

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kdsearch.card import model_card
 from kdsearch.data.base import ImageData
-from kdsearch.errors import StudyError
-from kdsearch.export.onnx import OPSET, Agreement, accuracy, to_onnx, verify
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.export.base import Agreement
+from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.latency import Latency, LatencyCache
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
@@ -27,7 +28,10 @@ from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.taps import bare
 from kdsearch.targets import described
+from kdsearch.trial import file_for
 from kdsearch.weights import save_weights
+
+PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ def pack(
     results: Mapping[str, float],
     latencies: LatencyCache,
 ) -> Package:
-    """Write config.yaml, student.safetensors, student.onnx, metrics.json and README.md to `path`.
+    """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
     results: accuracies by name, for the card. The folder appears whole or not at all. Raises
     ExportError when the file does not agree with the student.
@@ -77,17 +81,18 @@ def pack(
             yield student.preprocess(images), labels
 
     agreement = verify(student.network, file, (images for images, _ in inputs()))
+    target = latencies.target
+    timed = file if "onnxruntime" in target.takes else file_for(student.network, target, shape)
     package = Package(
         path=path,
         val=accuracy(file, inputs()),
         agreement=agreement,
-        latency=latencies.measure(
-            latencies.target.own_file(student.network, shape) or file, shape=shape
-        ),
+        latency=latencies.measure(timed, shape=shape),
     )
     metrics = _metrics(package, request, cost, results, file.stat().st_size)
     write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_text(fresh / "config.yaml", config_text(candidate, request))
+    shutil.copyfile(PREDICT, fresh / "predict.py")
     write_text(fresh / "README.md", model_card(student, data.name, data.classes, metrics))
     shutil.rmtree(path, ignore_errors=True)
     fresh.rename(path)
@@ -129,12 +134,31 @@ def config_text(candidate: Candidate, request: Request) -> str:
     return f"# kdsearch distill --config config.yaml\n{text}"
 
 
+def candidate_of(text: str) -> Candidate:
+    """Return the candidate that a config.yaml tells of. Raises SpecError when it tells of none."""
+    try:
+        config = yaml.safe_load(text)
+        family, method = config["student"], config["method"]
+        owners = {"student": f"student.{family}.", "method": f"method.{method}.", "train": "train."}
+        params: dict[str, Value] = {"student.family": family, "method.name": method}
+        for name, value in config["set"].items():
+            section, _, knob = name.partition(".")
+            params[owners[section] + knob] = value
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise SpecError(f"config.yaml names no candidate ({error!r}); ship it again") from error
+    flags = ("alpha", "weight", "temperature", "mapping")
+    params |= {f"method.{method}.{flag}": config[flag] for flag in flags if flag in config}
+    params |= {"student.resolution": config.get("resolution", 0), "train.epochs": config["epochs"]}
+    return Candidate.from_params(params)
+
+
 def _metadata(student: Model, data: ImageData) -> dict[str, str]:
     shown = student.preprocess
     return {
         "classes": json.dumps(data.classes),
         "mean": json.dumps(shown.mean),
         "std": json.dumps(shown.std),
+        "image_size": str(data.size),
         "resolution": str(shown.resolution),
         "channels": str(shown.channels),
         "input": "pixels / 255, minus mean, over std; [batch, channels, height, width]",

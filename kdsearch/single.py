@@ -12,11 +12,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from kdsearch import distiller, students
-from kdsearch.bench import Watch, load_data, pick_device, prepare
+from kdsearch.bench import load_data, pick_device, prepare
 from kdsearch.cost import count
 from kdsearch.errors import StudyError, TrainingError
-from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, measure
+from kdsearch.loggers.base import Watch
+from kdsearch.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.request import Request, study_path
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Candidate, StudentSpec, digest_of
@@ -25,10 +26,10 @@ from kdsearch.summary import Target
 from kdsearch.taps import bare
 from kdsearch.targets import described, target_in
 from kdsearch.trainer import Epoch, accuracy
-from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, run_trial
+from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial
 from kdsearch.weights import fit_weights, read_weights
 
-_LEFT = ("curve.csv", "tensorboard", WEIGHTS)
+_LEFT = ("curve.csv", FOLDER, WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +67,13 @@ def distill(
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
     build_distiller(candidate, student, prepared.bench)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
-    watch.search(0, 1, axis="latency_ms")
-    with SummaryWriter(str(path / "tensorboard")) as board:
+    watch.search((), 1, budget=request.budget)
+    with SummaryWriter(str(path / FOLDER)) as board:
 
         def record(epoch: Epoch, epochs: int) -> None:
-            _to_board(board, epoch, prepared.teacher.val, torch_device)
+            write_epoch(board, epoch)
+            board.add_scalar("accuracy/teacher", prepared.teacher.val, epoch.number)
+            board.add_scalar("memory/MB", _memory_bytes(torch_device) / 1e6, epoch.number)
             watch.trial_epoch(0, epoch, epochs)
 
         kept = path / UNFINISHED / digest_of(asdict(request))
@@ -119,16 +122,6 @@ def _clear(path: Path) -> None:
             file.unlink()
 
 
-def _to_board(board: SummaryWriter, epoch: Epoch, teacher_val: float, device: torch.device) -> None:
-    step = epoch.number
-    board.add_scalar("accuracy/teacher", teacher_val, step)
-    board.add_scalar("accuracy/student", epoch.val, step)
-    for name, value in epoch.losses.items():
-        board.add_scalar(f"loss/{name}", value, step)
-    board.add_scalar("lr", epoch.lr, step)
-    board.add_scalar("memory/MB", _memory_bytes(device) / 1e6, step)
-
-
 def _memory_bytes(device: torch.device) -> int:
     """Return the peak memory in use: the tensors' on a GPU, the process's on the CPU."""
     if device.type == "cuda":
@@ -175,7 +168,7 @@ def measure_model(
     channels, side, _ = input_shape
     network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
     flops, params = count(network, input_shape=input_shape)
-    file = target.own_file(network, input_shape) or for_pricing(network, input_shape=input_shape)
+    file = file_for(network, target, input_shape)
     return Measured(
         name=name,
         input_shape=input_shape,

@@ -215,8 +215,8 @@ class Cost:
     latency_low_ms, latency_high_ms: where the next process will find it, 95 times of 100.
     """
 
-    flops: int | None = None
-    params: int | None = None
+    flops: float | None = None
+    params: float | None = None
     latency_ms: float | None = None
     latency_spread_ms: float | None = None
     latency_low_ms: float | None = None
@@ -285,7 +285,7 @@ _READERS: dict[type, TypeAdapter[Any]] = {spec: TypeAdapter(spec) for spec in _S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What is known of one trial. `curve` holds the validation metric after each epoch.
+    """What is known of one trial. `curve` holds the validation metric after each of its `epochs`.
 
     state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
@@ -293,7 +293,7 @@ class TrialRecord:
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
-    control.
+    control. turned_away: infeasible by FLOPs or parameters as it was drawn; no trial was run.
     """
 
     number: int
@@ -303,6 +303,7 @@ class TrialRecord:
     cost: Cost | None = None
     val: float | None = None
     curve: tuple[float, ...] = ()
+    epochs: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     mode: str = ""
@@ -311,6 +312,7 @@ class TrialRecord:
     control_of: int | None = None
     reused_from: int | None = None
     draw: int | None = None
+    turned_away: bool = False
 
 
 def _fields(cls: type) -> tuple[str, ...]:

@@ -1,40 +1,38 @@
 """A study on disk: its request, its trials, and what is asked of and told to it.
 
-`study.db` is the one truth about trials and is written by the driver alone; `study.yaml` holds the
+The store is the one truth about trials and is written by the driver alone; `study.yaml` holds the
 request and is written once. Everything about a trial that Optuna has no place for is one JSON
 user attribute. No torch here.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import TypeAlias, cast
 
 import optuna
-import yaml
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch import pareto
-from kdsearch.errors import StudyError
 from kdsearch.request import (
     Request,
-    read_request,
-    refuse_changes,
-    resume_command,
-    write_text,
 )
-from kdsearch.sampler import GroupedTPE, suggest
+from kdsearch.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, TrialRecord, digest_of
-from kdsearch.store import NOTE, STORE_ERRORS, Store, experimental_is_fine
+from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of
+from kdsearch.store import NOTE, Store, experimental_is_fine
+
+REDRAWS = 20  # draws in a row that are turned away before one is run as it is
+# FLOPs and parameters of a student; None where they are not known before its trial.
+Price: TypeAlias = Callable[[Params], "Cost | None"]
+Digest: TypeAlias = Callable[[Params], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,36 +59,71 @@ class Outcome:
     violations: Mapping[str, float] = field(default_factory=dict)
     val: float | None = None
     curve: tuple[float, ...] = ()
+    epochs: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     mode: str = ""
     reason: str = ""
     reused_from: int | None = None
+    turned_away: bool = False
+
+
+def candidate_digest(params: Params) -> str:
+    """Return what names the candidate that a walked space describes."""
+    return Candidate.from_params(params).digest()
 
 
 class Study:
-    """An open study. Use `open_study`, which holds the lock that keeps a second driver out."""
+    """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
 
-    def __init__(self, path: Path, request: Request, store: Store) -> None:
+    digest: names parameters, equal ones alike: of what has one digest only one is trained.
+    """
+
+    def __init__(
+        self, path: Path, request: Request, store: Store, *, digest: Digest = candidate_digest
+    ) -> None:
         self.path = path
         self.name = path.name
         self.request = request
         self.budget = request.budget
         self._space = request.search_space()
-        self._store = store
+        self.store = store
+        self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
+        self._guesses: dict[int, Params] | None = None
 
-    def ask(self) -> Asked:
+    def ask(self, price: Price | None = None) -> Asked:
         """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
         place of an interrupted trial is the next one to be drawn.
+
+        price: what a draw costs in FLOPs and parameters. One over the budget ends there and then,
+        infeasible, and the next is drawn; after REDRAWS in a row one is returned as it is.
         """
-        records = self.records()
+        while True:
+            records = self.records()
+            asked = self._draw(records)
+            cost = None if price is None else price(asked.params)
+            reason = "" if cost is None else self.budget.explain(cost)
+            if cost is None or not reason or _turned_away_before(records, asked) >= REDRAWS:
+                return asked
+            violations = self.budget.violations(cost)
+            over = Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+            self.tell(asked, replace(over, turned_away=True))
+
+    def _draw(self, records: Sequence[TrialRecord]) -> Asked:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
-        is_beside = any(record.state == "running" for record in records)
-        trial = self._store.propose(self._sampler(draw, is_beside=is_beside))
+        trial = self.store.propose(
+            make_sampler(
+                self.request,
+                self._space,
+                seed=int(digest_of([self.request.seed, draw]), 16) % 2**32,
+                is_beside=any(record.state == "running" for record in records),
+            ),
+            self.guesses().get(draw),
+        )
         params = self._space.walk(partial(suggest, trial))
         return self._begin(trial, params, draw=draw)
 
@@ -99,12 +132,26 @@ class Study:
 
         It has no Optuna parameters, so that the sampler does not learn from it.
         """
-        trial = self._store.propose(self._sampler(0))
+        trial = self.store.propose(RandomSampler(seed=0))
         return self._begin(trial, params, control_of=control_of)
 
-    def _sampler(self, draw: int, *, is_beside: bool = False) -> GroupedTPE:
-        seed = int(digest_of([self.request.seed, draw]), 16) % 2**32
-        return GroupedTPE(self._space, seed=seed, is_beside=is_beside)
+    def guesses(self) -> dict[int, Params]:
+        """Return the parameters that were asked for, by their places in the order of draws."""
+        if self._guesses is None:
+            kept = cast("dict[str, Params]", self.facts().get("guesses", {}))
+            self._guesses = {int(draw): params for draw, params in kept.items()}
+        return self._guesses
+
+    def guess(self, guesses: Sequence[Params]) -> None:
+        """Ask for parameters, of a trial each; what a guess leaves open is drawn.
+
+        They come before what is drawn freely, and after those that wait already.
+        """
+        known = self.guesses()
+        taken = {r.draw for r in self.records() if r.state != "interrupted"} | known.keys()
+        free = (place for place in count() if place not in taken)
+        self._guesses = known | dict(zip(free, guesses, strict=False))
+        self.note(guesses=self._guesses)
 
     def _begin(
         self,
@@ -117,11 +164,11 @@ class Study:
         asked = Asked(
             number=trial.number,
             params=params,
-            digest=Candidate.from_params(params).digest(),
+            digest=self._digest(params),
             draw=draw,
             control_of=control_of,
         )
-        self._store.begin(trial, _note(asked))
+        self.store.begin(trial, _note(asked))
         return asked
 
     def earlier(self, asked: Asked) -> TrialRecord | None:
@@ -141,23 +188,27 @@ class Study:
         if outcome.val is not None and not math.isfinite(outcome.val):
             reason = f"the accuracy is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
-        values = None
+        values, constraints = None, dict(outcome.violations)
+        if outcome.state == "failed":
+            constraints[FAILURE] = 1.0
         if outcome.state == "complete":
             assert outcome.val is not None
             assert outcome.cost is not None
+            if self.request.min_accuracy is not None:
+                constraints[FLOOR] = self.request.min_accuracy - outcome.val
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
-        frozen = self._store.end(
+        frozen = self.store.end(
             asked.number,
             _TOLD[outcome.state],
             values,
             note=_note(asked, outcome),
-            constraints=outcome.violations,
+            constraints=constraints,
         )
         return _record(frozen)
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, oldest first."""
-        trials = self._store.trials()
+        trials = self.store.trials()
         for frozen in trials:
             if frozen.state.is_finished() and frozen.number not in self._ended:
                 self._ended[frozen.number] = _record(frozen)
@@ -168,9 +219,14 @@ class Study:
         return self.path / "trials" / f"{number:06d}"
 
     def front(self) -> list[TrialRecord]:
-        """Return the non-dominated trials of the search, cheapest first."""
-        done = [r for r in searched(self.records()) if r.state == "complete"]
+        """Return the non-dominated trials that are accurate enough, cheapest first."""
+        least = -math.inf if self.request.min_accuracy is None else self.request.min_accuracy
+        done = [r for r in self.complete() if r.val is not None and r.val >= least]
         return [done[i] for i in pareto.front([self.point(record) for record in done])]
+
+    def complete(self) -> list[TrialRecord]:
+        """Return the complete trials of the search, accurate enough or not."""
+        return [r for r in searched(self.records()) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
         """Return (accuracy, cost) of a complete trial on the axes of the front."""
@@ -182,7 +238,7 @@ class Study:
 
         Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
         """
-        trials = self._store.trials()
+        trials = self.store.trials()
         done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
         if len(done) < _MIN_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
             return {}
@@ -197,20 +253,31 @@ class Study:
 
     def facts(self) -> dict[str, object]:
         """Return what the driver noted of the study as a whole (teacher, test results, times)."""
-        facts: dict[str, object] = json.loads(self._store.note() or "{}")
+        facts: dict[str, object] = json.loads(self.store.note() or "{}")
         return facts
 
     def note(self, **facts: object) -> None:
         """Add to the study's facts; an equal name replaces the old value."""
-        self._store.set_note(json.dumps({**self.facts(), **facts}))
+        self.store.set_note(json.dumps({**self.facts(), **facts}))
 
 
 _MIN_FOR_IMPORTANCE = 8
 
 
 def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of the search that ended: no controls, nothing interrupted."""
-    return [r for r in records if r.control_of is None and r.state not in _UNFINISHED]
+    """Return the trials of the search that ran to an end: no controls, no draws turned away."""
+    return [
+        r
+        for r in records
+        if r.control_of is None and not r.turned_away and r.state not in _UNFINISHED
+    ]
+
+
+def _turned_away_before(records: Sequence[TrialRecord], asked: Asked) -> int:
+    """Return how many draws in a row just before one were turned away."""
+    assert asked.draw is not None
+    turned_away = {record.draw for record in records if record.turned_away}
+    return next(n for n in count() if asked.draw - 1 - n not in turned_away)
 
 
 _UNFINISHED = ("running", "interrupted")
@@ -252,82 +319,13 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
 
 
 def _ped_anova(study: optuna.Study) -> dict[str, float]:
+    trials = study.get_trials(deepcopy=False)  # a copy of 1,000 takes 0.3 s
     with experimental_is_fine():
-        names = sorted({name for trial in study.trials for name in trial.params})
+        names = sorted({name for trial in trials for name in trial.params})
         found: dict[str, float] = {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shared = [n for n in names if all(n in trial.params for trial in study.trials)]
+        shared = [n for n in names if all(n in trial.params for trial in trials)]
         if shared:
             found = evaluator.evaluate(study, params=shared)
     total = sum(found.values())
     return {name: value / total for name, value in found.items()} if total > 0 else {}
-
-
-@contextmanager
-def open_study(path: Path, request: Request, *, versions: Mapping[str, str]) -> Iterator[Study]:
-    """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
-
-    Raises StudyError when the request differs from the one the study was started with (the
-    differences are shown), when another driver holds it, or when its store is damaged.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
-    with lock:
-        _take_lock(lock, path)
-        old = read_request(path)
-        if old is None:
-            if (path / "study.db").exists():
-                raise StudyError(
-                    f"{path} holds a study.db and no study.yaml, which says what its trials were; "
-                    "restore it, or start again with another --name"
-                )
-            content = {**asdict(request), "versions": dict(versions)}
-            write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
-        else:
-            refuse_changes(path.name, old, request)
-        store = _open_store(path, request.budget)
-        try:
-            store.fail_unfinished()
-            yield Study(path, request, store)
-        except STORE_ERRORS as error:
-            raise StudyError(
-                f"cannot write {path / 'study.db'}: {_cause(error)}; once that is mended, "
-                f"`{resume_command(path)}` goes on"
-            ) from error
-
-
-def load_study(path: Path) -> Study:
-    """Open a study to read it; another process may be running it."""
-    request = read_request(path)
-    if request is None or not (path / "study.db").is_file():
-        raise StudyError(
-            f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
-        )
-    return Study(path, request, _open_store(path, request.budget))
-
-
-def _take_lock(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StudyError(
-            f"{path} is being run by another process; wait for it, or give another --name"
-        ) from None
-
-
-def _cause(error: Exception) -> str:
-    """Return what the database said, in one line."""
-    return str(error.__cause__ or error).splitlines()[0]
-
-
-def _open_store(path: Path, budget: Budget) -> Store:
-    try:
-        return Store(path, metrics=("accuracy", budget.axis()))
-    except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
-        raise StudyError(
-            f"cannot open {path / 'study.db'}: {_cause(error)}; move it away to start the study "
-            "again"
-        ) from error

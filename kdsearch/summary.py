@@ -48,8 +48,8 @@ class Entry:
     trial: int
     val: float
     test: float | None
-    flops: int | None
-    params: int | None
+    flops: float | None
+    params: float | None
     latency_ms: float | None
     latency_spread_ms: float | None
     config: Params
@@ -58,32 +58,63 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShelfEntry:
+    """What a common network costs on the data and the target of the study; it was not trained."""
+
+    name: str
+    flops: int | None
+    params: int | None
+    latency_ms: float | None
+    latency_spread_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """How many images the accuracies stand on, None where that was not noted."""
+
+    val: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many trials ended in which state; `reused` are complete ones that cost no training."""
+    """How many trials ended in which state; `reused` are complete ones that cost no training.
+
+    turned_away: draws over the budget that are no trials and stand in none of the other counts.
+    """
 
     complete: int = 0
     pruned: int = 0
     infeasible: int = 0
     failed: int = 0
     reused: int = 0
+    turned_away: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
     """Wall time of the parts; `refit` is what was trained after the search, controls included.
 
-    outputs: what of search and refit went into asking the teacher.
+    outputs: what of search and refit went into asking the teacher. finish: what followed the
+    search beside refit: the test split, the exported file, the networks off the shelf. wall: of all
+    runs together, whatever ran side by side or failed.
     """
 
     teacher: float = 0.0
     search: float = 0.0
     refit: float = 0.0
     outputs: float = 0.0
+    wall: float = 0.0
+    finish: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The content of `front.json`. `best` is the number of the trial to ship, None without one."""
+    """The content of `front.json`. `best` is the number of the trial to ship, None without one.
+
+    shelf: common networks at the study's size and number of classes. stopping: the rule that
+    stopped trials early, `off` without one.
+    """
 
     study: str
     budget: Budget
@@ -96,6 +127,9 @@ class Summary:
     seconds: Seconds = field(default_factory=Seconds)
     task: str = "classification"
     metric: str = "accuracy"
+    shelf: tuple[ShelfEntry, ...] = ()
+    images: Images = field(default_factory=Images)
+    stopping: str = "off"
     schema: int = SCHEMA
 
     def best_entry(self) -> Entry | None:

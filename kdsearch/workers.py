@@ -1,15 +1,17 @@
-"""Worker processes: one trial each at a time, on one CPU thread.
+"""Worker processes: one trial each at a time, on one CPU thread by default.
 
 Two trainings of one thread finish sooner than one after the other with two threads. A worker is a
 process of its own, started afresh (torch's threads do not survive a fork), that lays out the same
 bench from the request: images and teacher's outputs are mapped from the cache. Candidates and
-outcomes cross the pipe, and at each rung whether to go on. A worker that dies fails its trial
-alone, and the next trial starts another; all of them end with the driver, however that ends.
+outcomes cross the pipe, and at each rung whether to go on. A worker that dies, or is killed since
+its trial took too long, fails that trial alone, and the next one starts another; all of them end
+with the driver, however that ends.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -49,13 +51,23 @@ class Worker:
     """A process that runs trials as `run_trial` does. It starts with the first one.
 
     out: the results folder, whose cache holds the images and the teacher. unfinished: where
-    trainings are kept until they end.
+    trainings are kept until they end. threads: of the CPU. timeout: the seconds that a trial may
+    take, whatever it is at, waiting for its turn included; starting the process is not counted.
     """
 
     def __init__(
-        self, request: Request, *, out: Path, device: torch.device, unfinished: Path | None = None
+        self,
+        request: Request,
+        *,
+        out: Path,
+        device: torch.device,
+        unfinished: Path | None = None,
+        threads: int = 1,
+        timeout: float | None = None,
     ) -> None:
-        self._given = request, out, device, unfinished
+        self._given = request, out, device, unfinished, threads
+        self._timeout = math.inf if timeout is None else timeout
+        self._until = math.inf
         self._process: SpawnProcess | None = None
 
     def run_trial(
@@ -74,12 +86,16 @@ class Worker:
         if self._process is None or not self._process.is_alive():
             self._start()
         started = time.perf_counter()
+        self._until = started + self._timeout
         try:
             self._pipe.send((candidate, directory))
             return self._outcome(on_epoch, on_rung)
+        except TimeoutError:
+            self.stop()
+            reason = f"no end after {self._timeout:g} s (--trial-timeout)"
         except (EOFError, ConnectionError):
             reason = f"its worker process {self._end()}"
-            return Outcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
+        return Outcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
 
     def stop(self) -> None:
         """End the process at once, and the trial that it is at."""
@@ -96,6 +112,7 @@ class Worker:
             process.start()
         theirs.close()
         self._process = process
+        self._until = math.inf
         try:
             ready = self._told()
         except (EOFError, ConnectionError):
@@ -113,13 +130,23 @@ class Worker:
         return told
 
     def _told(self) -> _Told:
-        """Return what the worker says next, after logging what it logged."""
-        while isinstance(told := self._pipe.recv(), logging.LogRecord):
+        """Return what the worker says next, after logging what it logged.
+
+        Raises TimeoutError where it says nothing in time.
+        """
+        while isinstance(told := self._received(), logging.LogRecord):
             logging.getLogger(told.name).handle(told)
         if isinstance(told, KDSearchError):
             raise told
         said: _Told = told
         return said
+
+    def _received(self) -> _Sent:
+        left = None if self._until == math.inf else max(0.0, self._until - time.perf_counter())
+        if not self._pipe.poll(left):
+            raise TimeoutError
+        received: _Sent = self._pipe.recv()
+        return received
 
     def _end(self) -> str:
         """Say how the process ended."""
@@ -155,9 +182,20 @@ def open_workers(
     out: Path,
     device: torch.device,
     unfinished: Path | None = None,
+    threads: int = 1,
+    timeout: float | None = None,
 ) -> Iterator[list[Worker]]:
     """Give that many workers, and stop them in the end."""
-    workers = [Worker(request, out=out, device=device, unfinished=unfinished) for _ in range(count)]
+    one = partial(
+        Worker,
+        request,
+        out=out,
+        device=device,
+        unfinished=unfinished,
+        threads=threads,
+        timeout=timeout,
+    )
+    workers = [one() for _ in range(count)]
     try:
         yield workers
     finally:
@@ -166,17 +204,22 @@ def open_workers(
 
 
 def _work(
-    pipe: _Pipe, request: Request, out: Path, device: torch.device, unfinished: Path | None
+    pipe: _Pipe,
+    request: Request,
+    out: Path,
+    device: torch.device,
+    unfinished: Path | None,
+    threads: int,
 ) -> None:
     """Be a worker: run what comes through the pipe until it is closed."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     logger = logging.getLogger("kdsearch")
     logger.setLevel(logging.INFO)
     logger.addHandler(_ToDriver(pipe))
     with suppress(EOFError, ConnectionError):  # the driver is gone
         try:
-            _serve(pipe, replace(_bench(request, out, device), unfinished=unfinished))
+            _serve(pipe, replace(bench_of(request, out, device), unfinished=unfinished))
         except KDSearchError as error:
             pipe.send(error)
 
@@ -212,7 +255,8 @@ class _ToDriver(logging.Handler):
         )
 
 
-def _bench(request: Request, out: Path, device: torch.device) -> Bench:
+def bench_of(request: Request, out: Path, device: torch.device) -> Bench:
+    """Lay out the bench of a study that has begun. Raises StudyError where its images changed."""
     data, found = load_data(request, out)
     if found != request:
         raise StudyError(f"{request.data} has changed since the study began")

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import hypothesis
 import pytest
 import torch
+from postgres import NoServerError, served
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
@@ -25,3 +26,13 @@ def fast_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield Path(name)
     else:
         yield tmp_path_factory.mktemp("fast")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Return the URL of a PostgreSQL server that was started for these tests."""
+    try:
+        with served() as url:
+            yield url
+    except NoServerError as why:
+        pytest.skip(str(why))

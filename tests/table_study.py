@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdsearch.engines import local
 from kdsearch.engines.proposals import OnTrial, Proposals, search
+from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.study import Asked, Outcome, Study, open_study
+from kdsearch.study import Asked, Outcome, Study
 
 SPACE = """
 student:
@@ -66,8 +69,12 @@ def run_search(
     n_trials: int,
     time_limit: float | None = None,
     on_trial: OnTrial | None = None,
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    source = search(study, n_trials=n_trials, time_limit=time_limit)
+    until = math.inf if time_limit is None else time.perf_counter() + time_limit
+    source = search(
+        study, n_trials=n_trials, is_enough=lambda: time.perf_counter() >= until or is_enough()
+    )
     local.run(Proposals(study, source, on_trial=on_trial), evaluators)
 
 

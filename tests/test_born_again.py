@@ -15,13 +15,14 @@ import torch
 import yaml
 from toy_data import CPU, toy_data
 
-from kdsearch.bench import Watch, load_data
+from kdsearch.bench import load_data
 from kdsearch.born_again import find_student
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
-from kdsearch.run import run
-from kdsearch.study import load_study
+from kdsearch.opening import load_study
+from kdsearch.run import Plan, run
 from kdsearch.taps import bare
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import accuracy
@@ -49,7 +50,9 @@ def study(fast_path: Path) -> Path:
     space = fast_path / "space.yaml"
     space.write_text(SPACE)
     given = {"space": str(space), "subset": 200, "teacher_epochs": 1}
-    return run(given, Silent(), out=fast_path, name="phones", trials=2, device="cpu").path
+    return run(
+        given, Silent(), out=fast_path, name="phones", plan=Plan(trials=2, device="cpu")
+    ).path
 
 
 @pytest.fixture(scope="module")

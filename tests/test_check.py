@@ -12,11 +12,11 @@ from PIL import Image
 
 from kdsearch.calibration import best_temperature, calibration
 from kdsearch.check import Checked, MethodCheck, check
-from kdsearch.console import StudyConsole
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.request import Request
 from kdsearch.space import Value
+from kdsearch.terminal import StudyConsole
 
 SPACE = """\
 student:

@@ -82,12 +82,12 @@ def test_damaged_file_is_refused_by_name(tmp_path):
     path = tmp_path / "torn.onnx"
     path.write_bytes(network(3)[:200])
 
-    with pytest.raises(CostError, match=r"ONNX Runtime refuses .*torn\.onnx"):
+    with pytest.raises(CostError, match=r"onnxruntime refuses .*torn\.onnx"):
         measure(path, shape=SHAPE)
 
 
 def test_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(CostError, match=r"refuses .*absent\.onnx"):
+    with pytest.raises(CostError, match=r"there is no file .*absent\.onnx"):
         measure(tmp_path / "absent.onnx", shape=SHAPE)
 
 
@@ -194,3 +194,28 @@ def test_measuring_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_files_of_a_runtime_that_the_target_takes_are_timed_on_it(tmp_path):
+    cache = LatencyCache(tmp_path, target_of("cpu", threads=2, batch=4))
+
+    assert cache.for_runtime("onnxruntime") is cache
+    other = cache.for_runtime("torch_export").target
+    assert (other.name, other.threads, other.batch) == ("torch_export", 2, 4)
+    assert other.device == "cpu"
+
+
+def test_a_file_of_pixels_is_fed_pixels():
+    """A cast of [4, 4, 3] bytes to float: it refuses anything else."""
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)],
+        "cast",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 4, 4, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 4, 3])],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    cast = helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+    assert measure(cast, shape=(4, 4, 3), dtype="uint8").ms > 0
+    with pytest.raises(CostError, match=r"cannot run images \(1, 4, 4, 3\)"):
+        measure(cast, shape=(4, 4, 3))

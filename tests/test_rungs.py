@@ -11,13 +11,17 @@ from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_se
 from kdsearch.derive import summarise
 from kdsearch.errors import SpecError
 from kdsearch.request import Request
-from kdsearch.rungs import Judge, Rung
+from kdsearch.rungs import Judge, Rung, curves_of, foretelling
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study import Asked, Outcome, Study, searched
 
 TEACHER = ("val", "test", "flops", "params", "latency_ms")
 EPOCHS = 10  # the default of TrainSpec
-SAFE = replace(REQUEST, stopping="safe")
+# No vit of one layer, which fails: three in a row would end the study.
+OFF = replace(
+    REQUEST, space=REQUEST.space.replace("vit: {depth: {int: [1,", "vit: {depth: {int: [2,")
+)
+SAFE = replace(OFF, stopping="safe")
 
 
 def train(study: Study, asked: Asked) -> Outcome:
@@ -59,7 +63,7 @@ def test_what_cannot_reach_the_front_is_stopped_and_what_can_is_not(
 
 
 def test_an_unstopped_study_stops_nothing(fast_path: Path) -> None:
-    with opened(fast_path / "off", replace(REQUEST, stopping="off")) as study:
+    with opened(fast_path / "off", OFF) as study:
         assert "pruned" not in {record.state for record in run_to(study, 40)}
 
 
@@ -123,3 +127,44 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
 def test_a_word_that_is_no_mode_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--stopping 'thight'.*did you mean.*safe, tight, off"):
         Request(stopping="thight")
+
+
+def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete(
+    whole: list[TrialRecord], fast_path: Path
+) -> None:
+    """With three complete of its own, one that is dearer and far behind stops."""
+    with opened(fast_path / "earlier", SAFE) as study:
+        run_to(study, 40)
+        earlier = curves_of(study)
+        before = study
+        own = [r for r in searched(study.records()) if r.curve and r.reused_from is None]
+        assert [curve.values for curve in earlier] == [record.curve for record in own]
+        assert sum(curve.is_complete for curve in earlier) >= 8
+    with opened(fast_path / "later", SAFE) as study:
+        assert foretelling(study, before) == earlier
+        alone, told = Judge(study, images=2000), Judge(study, images=2000, earlier=earlier)
+        dear = max((record.cost for record in own if record.cost), key=lambda cost: cost.flops)
+        hopeless = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)
+        assert told(hopeless) is None  # none of this study is to be beaten yet
+        done: list[TrialRecord] = []
+        while len(done) < 3:
+            run_to(study, len(study.records()) + 1)
+            done = [record for record in study.records() if record.state == "complete"]
+        assert alone(hopeless) is None
+        reason = told(hopeless)
+        assert reason is not None
+        assert "foretells" in reason
+
+
+@pytest.mark.parametrize(
+    "other", [{"data_key": "others"}, {"image_size": 64}, {"budget_mflops": None, "budget_ms": 2.0}]
+)
+def test_a_study_of_other_images_or_another_cost_foretells_nothing(
+    fast_path: Path, other: dict[str, object]
+) -> None:
+    name = "-".join(other)
+    with opened(fast_path / name, replace(SAFE, **other)) as before:  # type: ignore[arg-type]
+        run_to(before, 12)
+        assert curves_of(before)
+    with opened(fast_path / f"{name} after", SAFE) as study:
+        assert foretelling(study, before) == []

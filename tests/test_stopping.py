@@ -28,17 +28,19 @@ def curve(end: float, cost: float = 1.0, *, upto: int = EPOCHS, schedule: str = 
     )
 
 
-def judged(trial: Curve, others: list[Curve], mode: str = "safe") -> Verdict:
-    return judge(trial, others, mode=mode, images=2000)
+def judged(
+    trial: Curve, others: list[Curve], mode: str = "safe", *, floor: float | None = None
+) -> Verdict:
+    return judge(trial, others, mode=mode, images=2000, floor=floor)
 
 
 COMPLETE = [curve(end, cost) for cost, end in enumerate(ENDS, start=1)]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 16, 30])
-def test_rungs_are_the_powers_of_two_below_the_last_epoch(epochs: int) -> None:
+@pytest.mark.parametrize("epochs", [1, 2, 7, 12, 16, 30, 49])
+def test_rungs_are_powers_of_two_and_from_twelve_on_half_way_between_them(epochs: int) -> None:
     rungs = [epoch for epoch in range(1, epochs + 1) if is_rung(epoch, epochs)]
-    assert rungs == [epoch for epoch in (1, 2, 4, 8, 16) if epoch < epochs]
+    assert rungs == [epoch for epoch in (1, 2, 4, 8, 12, 16, 24, 32, 48) if epoch < epochs]
 
 
 def test_students_tail_has_the_values_of_the_printed_tables() -> None:
@@ -52,8 +54,9 @@ def test_students_tail_has_the_values_of_the_printed_tables() -> None:
 def test_a_hopeless_trial_is_stopped_and_the_reason_has_the_numbers() -> None:
     verdict = judged(curve(0.3, 12.0, upto=4), COMPLETE)
     assert verdict.is_stop
-    assert verdict.reason.startswith("epoch 4 of 16: 18.00% foretells 30.00% +- ")
-    assert "the chance to beat 60.00% at no higher cost is 0.00%, of 6.00% needed" in verdict.reason
+    assert verdict.reason.startswith("epoch 4 of 16: 18.00% foretells ")
+    assert "the chance to end above 60.00% is 0." in verdict.reason
+    assert verdict.reason.endswith("%, of 10.75% needed")  # .43 of 4 epochs to the next, of 16
 
 
 def test_a_trial_between_rungs_or_of_an_unstopped_study_goes_on() -> None:
@@ -102,11 +105,13 @@ def test_another_schedule_foretells_nothing_but_its_ends_count() -> None:
     """Here the others rise late: by their curves the trial would be far ahead."""
     other = [replace(o, schedule="flat", values=(*[0.01] * 15, o.values[-1])) for o in COMPLETE]
     trial = curve(0.3, 12.0, upto=8)
-    assert judged(trial, other).reason.endswith("nothing that costs no more is ahead")
+    assert judged(trial, other).reason.endswith(
+        "nothing complete that costs no more is to be beaten"
+    )
     known = [curve(0.2 + end / 10, cost) for cost, end in enumerate(ENDS, start=1)]
     assert judged(trial, [*other, *known]) == judged(trial, known)
     ahead = curve(0.31, 11.0)
-    assert "to beat 60.00%" in judged(trial, [*other, *known, ahead]).reason
+    assert "to end above 60.00%" in judged(trial, [*other, *known, ahead]).reason
 
 
 def test_a_schedule_with_few_complete_goes_by_a_margin_from_a_fourth_of_the_epochs_on() -> None:
@@ -161,21 +166,25 @@ def ordered_tables(draw: st.DrawFn) -> list[Curve]:
     ]
 
 
-@given(ordered_tables(), st.sampled_from(["safe", "tight"]))
-def test_the_true_front_of_ordered_curves_is_never_stopped(table: list[Curve], mode: str) -> None:
+@given(ordered_tables(), st.sampled_from(["safe", "tight"]), st.none() | rates)
+def test_the_true_front_of_ordered_curves_is_never_stopped(
+    table: list[Curve], mode: str, floor: float | None
+) -> None:
+    """With a floor: the front of those that end above it."""
     ended: list[Curve] = []
     stopped: list[int] = []
     for i, whole in enumerate(table):
-        for epoch in (1, 2, 4, 8):
+        for epoch in (1, 2, 4, 8, 12):
             trial = replace(whole, values=whole.values[:epoch])
-            if judged(trial, ended, mode).is_stop:
+            if judged(trial, ended, mode, floor=floor).is_stop:
                 ended.append(trial)
                 stopped.append(i)
                 break
         else:
             ended.append(replace(whole, is_complete=True))
-    front = pareto.front([(whole.values[-1], whole.cost) for whole in table])
-    assert set(front).isdisjoint(stopped)
+    able = [i for i, whole in enumerate(table) if floor is None or whole.values[-1] >= floor]
+    front = pareto.front([(table[i].values[-1], table[i].cost) for i in able])
+    assert {able[i] for i in front}.isdisjoint(stopped)
 
 
 @given(
@@ -202,3 +211,26 @@ def test_where_every_trial_ends_perfect_none_is_stopped() -> None:
     assert not judged(curve(0.3, 12.0, upto=4), perfect).is_stop
     alike = [replace(perfect[0], cost=5.0)] * 9
     assert not judged(curve(0.29, 5.0, upto=4), alike).is_stop
+
+
+def test_what_can_hardly_reach_the_floor_stops_though_it_is_the_cheapest() -> None:
+    """The trial stands where the second did, which ended at .33; those above .55 are dear."""
+    trial = curve(ENDS[1], 0.5, upto=8)
+    assert not judged(trial, COMPLETE).is_stop
+    assert not judged(trial, COMPLETE, floor=0.31).is_stop
+    verdict = judged(trial, COMPLETE, floor=0.55)
+    assert verdict.is_stop
+    assert "end above 55.00%" in verdict.reason
+
+
+def test_below_the_floor_nothing_stops_where_none_as_good_was_seen_to_fail() -> None:
+    trial = curve(0.5, 0.5, upto=8)
+    assert not judged(trial, [o for o in COMPLETE if o.values[-1] >= 0.3], floor=0.2).is_stop
+
+
+def test_what_ended_below_the_floor_is_no_rival() -> None:
+    trial = curve(0.40, 5.0, upto=8)
+    cheap = [curve(end, 1.0) for end in (0.42, 0.44, 0.46)]
+    dear = [curve(0.5 + n / 100, 9.0) for n in range(8)]
+    assert "end above 46.00%" in judged(trial, [*cheap, *dear]).reason
+    assert "end above 48.00%" in judged(trial, [*cheap, *dear], floor=0.48).reason

@@ -26,10 +26,11 @@ from table_study import (
 )
 
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
 from kdsearch.spec import TrialRecord
-from kdsearch.store import storage_url
-from kdsearch.study import Asked, Outcome, load_study, open_study, searched
+from kdsearch.storage import inside
+from kdsearch.study import Asked, Outcome, searched
 
 N = 14  # the sampler leaves its random start at ten
 
@@ -133,7 +134,7 @@ def test_infeasible_trials_are_pruned_and_carry_their_violations(
     whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
     path = copy_at(N)
-    store = optuna.load_study(study_name="table", storage=storage_url(path))
+    store = optuna.load_study(study_name="table", storage=inside(path).full_url())
     infeasible = [record for record in whole if record.state == "infeasible"]
     for record in infeasible:
         assert record.cost is not None
@@ -150,7 +151,7 @@ def test_infeasible_trials_are_pruned_and_carry_their_violations(
 def test_complete_trials_tell_optuna_accuracy_and_cost(
     whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
-    store = optuna.load_study(study_name="table", storage=storage_url(copy_at(N)))
+    store = optuna.load_study(study_name="table", storage=inside(copy_at(N)).full_url())
     assert store.metric_names == ["accuracy", "flops"]
     assert [direction.name for direction in store.directions] == ["MAXIMIZE", "MINIMIZE"]
     for record in whole:

@@ -12,7 +12,8 @@ from table_study import REQUEST, look_up, opened, run_to
 
 from kdsearch.derive import summarise, write_derived
 from kdsearch.errors import StudyError
-from kdsearch.study import Study, load_study
+from kdsearch.opening import load_study
+from kdsearch.study import Study
 from kdsearch.summary import SCHEMA
 
 TEACHER = {
@@ -40,10 +41,14 @@ LAYOUT: dict[str, set[str]] = {
     "budget": {"latency_ms", "flops", "params"},
     "target": {"device", "runtime", "threads", "batch"},
     "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
-    "counts": {"complete", "pruned", "infeasible", "failed", "reused"},
-    "seconds": {"teacher", "search", "refit", "outputs"},
+    "counts": {"complete", "pruned", "infeasible", "failed", "reused", "turned_away"},
+    "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
+    "images": {"val", "test"},
 }
-TOP = {"schema", "study", "task", "metric", "front", "controls", "best", *LAYOUT}
+TOP = {
+    *("schema", "study", "task", "metric", "front", "controls", "best", "shelf", "stopping"),
+    *LAYOUT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,7 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         "failed": states.count("failed"),
         "pruned": 0,
         "reused": 0,
+        "turned_away": 0,
     }
     assert len(states) == 10
     assert content["best"] == best.number
@@ -101,6 +107,8 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         "search": 0.0,
         "refit": 9.0,
         "outputs": 0.0,
+        "finish": 0.0,
+        "wall": 0.0,
     }
     front = content["front"]
     assert [entry["trial"] for entry in front] == [record.number for record in study.front()]
@@ -120,6 +128,23 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
         (0.6, "none"),
         (0.7, "at"),
     ]
+
+
+def test_what_the_driver_noted_beside_the_trials_is_in_the_summary(study: Study) -> None:
+    entry = {
+        "name": "timm:resnet18",
+        "flops": 7,
+        "params": 5,
+        "latency_ms": 0.5,
+        "latency_spread_ms": 0.1,
+    }
+    assert summarise(study).shelf == ()
+    study.note(shelf=[entry], images={"val": 40, "test": 30}, finish_seconds=1.5)
+    content = summarise(study).to_json()
+    assert content["shelf"] == (entry,)
+    assert content["images"] == {"val": 40, "test": 30}
+    assert content["seconds"]["finish"] == 1.5  # type: ignore[index]
+    study.note(shelf=[], images={}, finish_seconds=0.0)
 
 
 def test_trials_csv_has_one_row_a_trial(study: Study) -> None:
@@ -145,7 +170,8 @@ def test_the_report_is_written_whole_and_names_the_study(study: Study) -> None:
 
 
 def test_derived_files_deleted_and_written_again_are_the_same(study: Study) -> None:
-    files = [study.path / name for name in ("front.json", "trials.csv", "report.html")]
+    names = ("front.json", "trials.csv", "report.html", "report.md", "figures/front.svg")
+    files = [study.path / name for name in names]
     before = [file.read_bytes() for file in files]
     for file in files:
         file.unlink()

@@ -21,8 +21,9 @@ from kdsearch.latency import LatencyCache, measure
 from kdsearch.request import Request
 from kdsearch.summary import Target as Described
 from kdsearch.targets import TARGETS, described, target_in, target_of
-from kdsearch.targets.base import Kept, Reference, Target
+from kdsearch.targets.base import Asked, Kept, Reference, Target
 from kdsearch.targets.cmd import Cmd
+from kdsearch.trial import file_for
 
 TIMING = """
 import os, sys, time
@@ -60,8 +61,12 @@ def usable(name: str) -> Target:
     return target
 
 
-def convolutions(count: int) -> nn.Module:
-    return nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(count))).eval()
+def file_of(target: Target, count: int) -> bytes:
+    """That many convolutions in a file that the target takes."""
+    if "onnxruntime" in target.takes:
+        return network(count)
+    chain = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(count)))
+    return file_for(chain, target, SHAPE)
 
 
 def test_the_targets_are_these() -> None:
@@ -88,7 +93,7 @@ def test_a_target_tells_a_longer_network_from_a_shorter(name: str) -> None:
     target = usable(name)
     times = []
     for count in (2, 40):
-        file = target.own_file(convolutions(count), SHAPE) or network(count)
+        file = file_of(target, count)
         found = measure(file, shape=SHAPE, target=target)
         assert found.contention is not None
         times.append(found.ms)
@@ -107,7 +112,7 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is installed here")
 def test_a_missing_runtime_is_told_with_its_extra() -> None:
-    with pytest.raises(SpecError, match=r"--target openvino: .*`pip install kdsearch\[openvino\]`"):
+    with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
         target_in(Request(target="openvino"))
 
 
@@ -131,7 +136,7 @@ def test_a_gpu_tells_a_longer_network_from_a_shorter(name: str) -> None:
     target = usable(name)
     times = []
     for count in (2, 40):
-        file = target.own_file(convolutions(count), SHAPE) or network(count)
+        file = file_of(target, count)
         times.append(measure(file, shape=SHAPE, target=target).ms)
 
     assert times[1] > 3 * times[0]
@@ -162,7 +167,7 @@ def test_a_command_gets_the_file_the_batch_and_the_threads(tmp_path: Path) -> No
 def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
     target = target_of(command(tmp_path, "print('1 2'); print(30.0)"))
 
-    assert target.take(tmp_path, SHAPE, nothing_kept).ms == 2
+    assert target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told: str) -> None:
     target = target_of(command(tmp_path, script))
     with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
-        target.take(tmp_path, SHAPE, nothing_kept)
+        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert ("no device" in str(error.value)) == ("no device" in script)
 
@@ -199,7 +204,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
     target.timeout_seconds = 2.0
     begun = time.monotonic()
     with pytest.raises(CostError, match="took more than 2 s"):
-        target.take(tmp_path, SHAPE, nothing_kept)
+        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert time.monotonic() - begun < 20
     assert gone(int(started.read_text()))
@@ -234,7 +239,7 @@ def test_a_process_that_dies_costs_its_student_alone(name: str, tmp_path: Path) 
     """The parent outlives its fork, and a killed parent is started again."""
     target = usable(name)
     file = tmp_path / "file"
-    file.write_bytes(target.own_file(convolutions(2), SHAPE) or network(2))
+    file.write_bytes(file_of(target, 2))
     cache = LatencyCache(tmp_path, target)
     assert cache.measure(file, shape=SHAPE).ms > 0
     parent = target._fresh._parent  # type: ignore[attr-defined]
@@ -257,12 +262,12 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) ->
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            cache.target.take(long, SHAPE, nothing_kept)
+            cache.target.take(Asked(file=long, shape=SHAPE), nothing_kept)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    assert cache.target.take(short, SHAPE, cache._reference).ms < 3 * expected
+    assert cache.target.take(Asked(file=short, shape=SHAPE), cache._reference).ms < 3 * expected
 
 
 def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, Tra
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
-from kdsearch.trial import WEIGHTS, Bench, build_student, latency_of, run_trial
+from kdsearch.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
 from kdsearch.turns import Turns
 from kdsearch.weights import fit_weights, read_weights
 
@@ -311,3 +311,41 @@ def test_the_rungs_of_a_trial_that_goes_on_are_those_it_had_not_passed(
     run_trial(candidate, shared, tmp_path / "0", on_rung=lambda rung: seen.append(rung.curve))
     whole = run_trial(candidate, bench(tmp_path), tmp_path / "1")
     assert seen == [whole.curve[:4]]
+
+
+def test_a_price_before_the_trial_is_the_trials_own(tmp_path: Path) -> None:
+    params = {
+        "student.family": "resnet",
+        "student.resnet.width": 0.25,
+        "student.resnet.depth": 3,
+        "method.name": "none",
+        "train.epochs": 1,
+    }
+    outcome = run_trial(Candidate.from_params(params), bench(tmp_path), tmp_path / "trial")
+    price = Prices(DATA)(params)
+    assert price is not None
+    assert outcome.cost is not None
+    assert (price.flops, price.params) == (outcome.cost.flops, outcome.cost.params)
+    assert price.latency_ms is None
+
+
+def test_an_architecture_is_priced_once_whatever_its_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prices, built = Prices(DATA), []
+
+    def counted(*args: object, **kwargs: object) -> Model:
+        built.append(args)
+        return build_student(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("kdsearch.trial.build_student", counted)
+    family = {"student.family": "resnet"}
+    found = [prices({**family, "method.name": name}) for name in ("none", "kd")]
+    assert found[0] == found[1]
+    assert len(built) == 1
+    prices({**family, "student.resnet.width": 0.25})
+    assert len(built) == 2
+
+
+def test_what_cannot_be_built_has_no_price() -> None:
+    assert Prices(DATA)({"student.family": "resnet", "student.resnet.depth": -1}) is None

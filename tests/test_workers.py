@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,10 @@ from kdsearch.students.resnet import ResNet
 class Dies(ResNet):
     def __init__(self, **given):
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Hangs(ResNet):
+    def __init__(self, **given):
+        signal.pause()
 
 class Fails(ResNet):
     def __init__(self, **given):
@@ -104,6 +109,19 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(worker: Worker, tmp_path:
     assert outcome.state == "failed"
     assert outcome.reason == "its worker process was killed by SIGKILL; was memory short?"
     assert worker.run_trial(PLAIN, tmp_path / "1").state == "complete"
+
+
+def test_a_trial_that_hangs_fails_alone(given: tuple[Request, Path], tmp_path: Path) -> None:
+    request, out = given
+    with open_workers(1, request, out=out, device=CPU, timeout=1.5, threads=2) as (one,):
+        outcome = one.run_trial(broken(tmp_path, "Hangs"), tmp_path / "0")
+        assert (outcome.state, outcome.reason) == ("failed", "no end after 1.5 s (--trial-timeout)")
+        assert 1.5 <= outcome.seconds < 10
+        hung = one._process
+        one._timeout = 60.0  # starting anew does not count, but this machine may be slow
+        assert one.run_trial(PLAIN, tmp_path / "1").state == "complete"
+        assert hung is not None
+        assert hung.exitcode == -signal.SIGKILL
 
 
 def test_what_a_worker_logs_is_logged_here(

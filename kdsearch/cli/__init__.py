@@ -1,6 +1,12 @@
-"""The command line: flags to function calls, results to the terminal. Torch is imported late."""
+"""The command line: flags to function calls, results to the terminal. Torch is imported late.
 
-from kdsearch.cli import single, study  # noqa: F401 - they register their commands
+Commands are listed in the order in which they register.
+"""
+
+# isort: off
+from kdsearch.cli import study, export, single, compare  # noqa: F401
+# isort: on
+
 from kdsearch.cli.app import app
 
 __all__ = ["app"]

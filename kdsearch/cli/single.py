@@ -104,10 +104,11 @@ def distill(
     if twice := params.keys() & typed.keys():
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
-    from kdsearch.console import StudyConsole, show
+    from kdsearch.console import show
     from kdsearch.request import free_name, request_of
     from kdsearch.single import distill as distill_one
     from kdsearch.spec import Candidate
+    from kdsearch.terminal import StudyConsole
 
     candidate = Candidate.from_params(params)
     with StudyConsole(quiet=quiet or as_json) as watch:
@@ -176,8 +177,9 @@ def check(
     params |= {} if student is None else {"student.family": student}
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
     from kdsearch.check import check as check_request
-    from kdsearch.console import StudyConsole, check_tables, show
+    from kdsearch.console import check_tables, show
     from kdsearch.request import request_of
+    from kdsearch.terminal import StudyConsole
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         checked = check_request(

@@ -12,28 +12,45 @@ from kdsearch.errors import StudyError
 from kdsearch.flags import (
     OUT,
     Batch,
+    Callback,
     Config,
     Data,
     Debug,
     Device,
+    Engine,
     Epochs,
+    FlatAfter,
     Flip,
+    FromStudy,
+    GpusPerTrial,
     ImageSize,
     Json,
+    Log,
+    MinAccuracy,
     Name,
     Out,
     Quiet,
+    RayAddress,
+    Sampler,
     Seed,
     Space,
     Stopping,
+    StopWhenFlat,
+    Storage,
     Subset,
     TargetName,
     Teacher,
     TeacherEpochs,
     TeacherWeights,
+    TensorBoard,
     Threads,
+    TimeLimit,
+    TrialTimeout,
     Workers,
     only_given,
+    read_duration,
+    read_engine,
+    read_names,
     read_workers,
     require_positive,
 )
@@ -64,14 +81,25 @@ def run(
     threads: Threads = None,
     batch: Batch = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all (20).")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which no further trial begins.")
-    ] = None,
+    time_limit: TimeLimit = None,
+    stop_when_flat: StopWhenFlat = False,
+    flat_after: FlatAfter = None,
     epochs: Epochs = None,
     seed: Seed = None,
     stopping: Stopping = None,
+    sampler: Sampler = None,
+    min_accuracy: MinAccuracy = None,
+    from_study: FromStudy = None,
     device: Device = "auto",
     workers: Workers = "1",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    gpus_per_trial: GpusPerTrial = None,
+    trial_timeout: TrialTimeout = None,
+    storage: Storage = None,
+    callback: Callback = None,
+    log: Log = None,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -99,21 +127,43 @@ def run(
         epochs=epochs,
         seed=seed,
         stopping=stopping,
+        sampler=sampler,
+        min_accuracy=min_accuracy,
+        from_study=from_study,
     )
-    require_positive(trials=trials, time_limit=time_limit)
-    from kdsearch.console import StudyConsole, front_table, show
-    from kdsearch.run import run as run_study
+    require_positive(trials=trials, flat_after=flat_after)
+    seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
+    timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
+    is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
+    from kdsearch.actors import OnRay
+    from kdsearch.console import front_table, show
+    from kdsearch.loggers import Loggers
+    from kdsearch.trend import FLAT_AFTER
 
+    loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
+    from kdsearch.run import Plan
+    from kdsearch.run import run as run_study
+    from kdsearch.terminal import StudyConsole
+
+    on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
+    plan = Plan(
+        trials=trials,
+        time_limit=seconds,
+        flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
+        device=device,
+        workers=read_workers(workers),
+        storage=storage,
+        trial_timeout=timeout,
+        on_ray=on_ray,
+    )
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
             given,
             watch,
             out=out,
             name=name,
-            trials=trials,
-            time_limit=time_limit,
-            device=device,
-            workers=read_workers(workers),
+            plan=plan,
+            loggers=loggers,
         )
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
@@ -130,23 +180,50 @@ def run(
 
 
 @app.command()
+def enqueue(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", help="A value to try, as student.family=resnet; repeatable."),
+    ],
+    out: Out = OUT,
+    storage: Storage = None,
+    debug: Debug = False,
+) -> None:
+    """Let a study, while it is not being run, try a guess next; the rest of it is drawn.
+
+    Example: kdsearch enqueue phones --set student.family=resnet --set student.width=0.5
+    """
+    from kdsearch.guesses import enqueue as put
+    from kdsearch.request import resume_command, study_path
+
+    path = study_path(out, name)
+    guess, trials = put(path, read_names(settings), storage)
+    told = ", ".join(f"{key} = {value}" for key, value in guess.items())
+    typer.echo(
+        f"To be tried: {told}. `{resume_command(path)}` goes on, with --trials {trials} or more"
+    )
+
+
+@app.command()
 def report(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
+    storage: Storage = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a study's report.html, front.json and trials.csv anew; no GPU, no torch.
+    """Write a study's report.html, report.md, figures and tables anew; no GPU, no torch.
 
     Example: kdsearch report phones
     """
     from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
+    from kdsearch.opening import load_study
     from kdsearch.request import study_path
-    from kdsearch.study import load_study
 
     path = study_path(out, name)
-    summary = write_derived(load_study(path))
+    summary = write_derived(load_study(path, storage))
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
@@ -154,26 +231,56 @@ def report(
 
 
 @app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    out: Out = OUT,
+    storage: Storage = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say how a study stands, from another shell while it runs: nothing is written.
+
+    Example: kdsearch status phones
+    """
+    from kdsearch.console import show
+    from kdsearch.request import study_path
+    from kdsearch.status import status as status_of
+    from kdsearch.status import to_json
+
+    found = status_of(study_path(out, name), storage)
+    if as_json:
+        typer.echo(json.dumps(to_json(found)))
+        return
+    show(*found.lines())
+
+
+@app.command()
 def dashboard(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+    storage: Storage = None,
     debug: Debug = False,
 ) -> None:
     """Serve optuna-dashboard on this machine only, on one study.
 
     Example: kdsearch dashboard phones
     """
+    from kdsearch.opening import find_storage
     from kdsearch.request import study_path
-    from kdsearch.store import storage_url
-    from kdsearch.study import load_study
 
     path = study_path(out, name)
-    load_study(path)
+    _, kept = find_storage(path, storage)
     import optuna_dashboard
 
+    from kdsearch.board import artifact_store, refresh
+
+    if not refresh(path, storage):
+        typer.echo("The study is running: its front, notes and curves come when it has ended")
     typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
     try:
-        optuna_dashboard.run_server(storage_url(path), host="127.0.0.1", port=port)
+        optuna_dashboard.run_server(
+            kept.full_url(), host="127.0.0.1", port=port, artifact_store=artifact_store(path)
+        )
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error

@@ -2,20 +2,25 @@
 
 An engine takes trials from here, runs them wherever it likes, and brings back their outcomes. One
 thread, the driver's, calls this; it alone asks and tells the study. An equal earlier trial stands
-for a new one, and one that is equal to a running trial waits until that has ended.
+for a new one, and one that is equal to a running trial waits until that has ended. Three trials in
+a row that fail alike end the study: the next hundred would too.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from kdsearch.errors import TrialsFailedError
+from kdsearch.request import resume_command
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Asked, Outcome, Study, searched
+from kdsearch.study import Asked, Outcome, Price, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
+MAX_FAILURES = 3  # in a row and alike
+_TRAINED = ("complete", "pruned")
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class Proposals:
@@ -29,15 +34,18 @@ class Proposals:
         study: Study,
         source: Iterator[Asked],
         *,
+        on_begin: Callable[[Asked], None] | None = None,
         on_trial: OnTrial | None = None,
         earlier: Callable[[Asked], TrialRecord | None] | None = None,
     ) -> None:
         self._study = study
         self._source = source
+        self._on_begin = on_begin
         self._on_trial = on_trial
         self._earlier = earlier or study.earlier
         self._running: set[str] = set()
         self._waiting: Asked | None = None
+        self._failures: list[str] = []
 
     def next(self) -> Asked | None:
         """Return a trial to run; None when nothing is left, or only what waits for a running one.
@@ -50,6 +58,8 @@ class Proposals:
                 return None
             if (earlier := self._earlier(asked)) is None:
                 self._running.add(asked.digest)
+                if self._on_begin is not None:
+                    self._on_begin(asked)
                 return asked
             self._tell(asked, _reused(earlier))
         return None
@@ -60,29 +70,56 @@ class Proposals:
         return self._waiting is not None
 
     def end(self, asked: Asked, outcome: Outcome) -> None:
-        """Take how a trial ended that `next` gave."""
-        self._running.remove(asked.digest)
-        self._tell(asked, outcome)
+        """Take how a trial ended that `next` gave.
 
-    def _tell(self, asked: Asked, outcome: Outcome) -> None:
+        Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
+        could be trained between them breaks the row, one over the budget or that was reused does
+        not. Controls do not count: they are three, and the search is over.
+        """
+        self._running.remove(asked.digest)
+        record = self._tell(asked, outcome)
+        if record.state in _TRAINED:
+            self._failures.clear()
+        elif record.state == "failed" and asked.control_of is None:
+            self._fail(record.reason)
+
+    def _fail(self, reason: str) -> None:
+        cause = _NUMBER.sub("#", reason)
+        if cause not in self._failures:
+            self._failures.clear()
+        self._failures.append(cause)
+        if len(self._failures) == MAX_FAILURES:
+            raise TrialsFailedError(
+                f"stopped: {MAX_FAILURES} trials in a row failed of one cause:\n  {reason}\n"
+                f"Details: {self._study.path / 'kdsearch.log'}. Once that is mended, "
+                f"`{resume_command(self._study.path)}` goes on"
+            )
+
+    def _tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
         record = self._study.tell(asked, outcome)
         if self._on_trial is not None:
             self._on_trial(record)
+        return record
 
 
 Engine: TypeAlias = Callable[[Proposals], None]
 
 
-def search(study: Study, *, n_trials: int, time_limit: float | None = None) -> Iterator[Asked]:
-    """Yield new trials until the study holds `n_trials` of the search, or the seconds are up.
+def search(
+    study: Study,
+    *,
+    n_trials: int,
+    is_enough: Callable[[], bool] = lambda: False,
+    price: Price | None = None,
+) -> Iterator[Asked]:
+    """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
-    The limit is looked at between trials: a running one is finished.
+    That is looked at between trials: a running one is finished. price: see `Study.ask`.
     """
-    until = math.inf if time_limit is None else time.perf_counter() + time_limit
     for _ in range(n_trials - len(searched(study.records()))):
-        if time.perf_counter() >= until:
+        if is_enough():
             return
-        yield study.ask()
+        yield study.ask(price)
 
 
 def _reused(earlier: TrialRecord) -> Outcome:
@@ -93,6 +130,7 @@ def _reused(earlier: TrialRecord) -> Outcome:
         violations=earlier.violations,
         val=earlier.val,
         curve=earlier.curve,
+        epochs=earlier.epochs,
         reason=f"equal to trial {earlier.number}",
         reused_from=earlier.number,
     )

@@ -1,6 +1,7 @@
-"""Turn a student into files that run without torch, each verified against its model.
+"""Turn a student into files that run without kdsearch, each verified against its model.
 
-Importing this package is cheap: torch is loaded when one of its names is first used.
+One file a format; the file name is the name, in print with hyphens. Importing this package is
+cheap: torch is loaded when one of its names is first used.
 """
 
 from __future__ import annotations
@@ -8,13 +9,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kdsearch.export.onnx import Agreement, accuracy, for_pricing, to_onnx, verify
+from kdsearch.registry import Registry
 
-__all__ = ["Agreement", "accuracy", "for_pricing", "to_onnx", "verify"]
+if TYPE_CHECKING:
+    from kdsearch.export.base import Agreement, Format
+    from kdsearch.export.onnx import accuracy, for_pricing, to_onnx, verify
+
+__all__ = ["FORMATS", "Agreement", "accuracy", "for_pricing", "get", "to_onnx", "verify"]
+_IN_BASE = ("Agreement",)
+
+FORMATS: Registry[Format] = Registry(
+    "kdsearch.export", "kdsearch.export.base:Format", what="format"
+)
+
+
+def get(name: str) -> type[Format]:
+    """Return the class of a format, by name, with hyphens or underscores. Raises SpecError."""
+    return FORMATS.get(name.replace("-", "_"))
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("kdsearch.export.onnx"), name)
+    room = "base" if name in _IN_BASE else "onnx"
+    return getattr(import_module(f"kdsearch.export.{room}"), name)

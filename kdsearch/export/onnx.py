@@ -7,44 +7,39 @@ one, 15 times quicker, whose file is thrown away once it is timed.
 
 from __future__ import annotations
 
-import copy
 import os
+import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from kdsearch import runtimes
 from kdsearch.cost import unfused_attention
 from kdsearch.errors import CostError, ExportError
-from kdsearch.targets._session import open_session
+from kdsearch.export._program import cpu_copy
+from kdsearch.export.base import EXACT, Agreement, Format, Source, answer, compare
+from kdsearch.runtimes import Runtime
 
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
-MIN_ARGMAX_AGREEMENT = 0.999
-MAX_RELATIVE_ERROR = 1e-3
 _INPUT, _OUTPUT, _BATCH = "input", "logits", "batch"
 _EXAMPLES = 2  # a batch of one would be taken for a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How a file's logits compare with the model's on `n` images.
+class Onnx(Format):
+    """ONNX, float32; any batch size, the classes and the preprocessing in its metadata."""
 
-    argmax: fraction of equal predictions. max_rel: max_abs over the standard deviation of the
-    model's logits.
-    """
+    suffix = ".onnx"
+    runtime = "onnxruntime"
 
-    argmax: float
-    max_abs: float
-    max_rel: float
-    n: int
+    def write(self, source: Source, path: Path) -> None:
+        """Write a copy of what every other ONNX file starts from."""
+        shutil.copyfile(source.onnx, path)
 
 
 def to_onnx(
@@ -59,7 +54,7 @@ def to_onnx(
     try:
         with unfused_attention():
             program = torch.onnx.export(
-                _cpu_copy(model),
+                cpu_copy(model),
                 (torch.zeros(_EXAMPLES, *input_shape),),
                 dynamo=True,
                 opset_version=OPSET,
@@ -124,31 +119,15 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
 
 
 def verify(model: nn.Module, path: Path, images: Iterable[Tensor]) -> Agreement:
-    """Compare the file with `model` on batches [N, C, H, W] of any sizes, the first also singly.
+    """Compare the file with `model` on batches [N, C, H, W], the first in parts of 1, 7, the rest.
 
-    Raises ExportError when they disagree: argmax below 0.999 or max_rel above 1e-3.
+    Raises ExportError when they disagree: argmax below 0.999 or max_rel above 1e-4.
     """
-    reference = _cpu_copy(model)
-    session = _open(path)
-    expected, found = [], []
-    with torch.no_grad():
-        for batch in _first_singly(images):
-            expected.append(reference(batch))
-            found.append(_run(session, batch))
-    ours, theirs = torch.cat(expected), torch.cat(found)
-    max_abs = float((ours - theirs).abs().max())
-    agreement = Agreement(
-        argmax=float((ours.argmax(1) == theirs.argmax(1)).float().mean()),
-        max_abs=max_abs,
-        max_rel=max_abs / max(float(ours.std()), torch.finfo(torch.float32).tiny),
-        n=len(ours),
-    )
-    if not (
-        agreement.argmax >= MIN_ARGMAX_AGREEMENT and agreement.max_rel <= MAX_RELATIVE_ERROR
-    ):  # NaN fails too
+    agreement = compare(cpu_copy(model), _load(path), images)
+    if not EXACT.accepts(agreement):
         raise ExportError(
-            f"{path} disagrees with its {type(model).__name__}: {agreement}; accepted are argmax "
-            f">= {MIN_ARGMAX_AGREEMENT} and max_rel <= {MAX_RELATIVE_ERROR}. Export it again"
+            f"{path} disagrees with its {type(model).__name__}: {agreement}; accepted are {EXACT}. "
+            "Export it again"
         )
     return agreement
 
@@ -158,18 +137,18 @@ def accuracy(path: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
     Raises ExportError when the file does not load or run.
     """
-    session = _open(path)
-    right = [(_run(session, images).argmax(1) == labels.cpu()) for images, labels in batches]
+    run = _load(path)
+    right = [(answer(run, images).argmax(1) == labels.cpu()) for images, labels in batches]
     return float(torch.cat(right).float().mean())
 
 
-def _cpu_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+def _load(path: Path) -> Runtime:
+    return runtimes.load("onnxruntime", path, threads=torch.get_num_threads())
 
 
 def _perturbed_copy(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     """Give a copy the gains, biases and BatchNorm statistics that training would give it."""
-    awake = _cpu_copy(model)
+    awake = cpu_copy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for weight in awake.parameters():
@@ -202,25 +181,3 @@ def _forget_origin(proto: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
     for initializer in graph.initializer:
         initializer.ClearField("doc_string")
-
-
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    try:
-        return open_session(path, threads=torch.get_num_threads())
-    except CostError as error:
-        raise ExportError(f"{error}; export it again") from error
-
-
-def _run(session: onnxruntime.InferenceSession, images: Tensor) -> Tensor:
-    feed = {session.get_inputs()[0].name: np.ascontiguousarray(images.cpu().numpy())}
-    try:
-        (logits,) = session.run(None, feed)
-    except Exception as error:  # the runtime's exceptions have no common base
-        raise ExportError(f"the file cannot run images {tuple(images.shape)}: {error}") from error
-    return torch.from_numpy(logits)
-
-
-def _first_singly(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the batches, the first image apart: both a batch of one and of many are tried."""
-    for number, batch in enumerate(images):
-        yield from ((batch[:1], batch[1:]) if number == 0 and len(batch) > 1 else (batch,))

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page that works offline, from records and their summary.
+"""The report of a study, from records and their summary: an HTML page, Markdown, SVG figures.
 
 It draws and words what it is given and measures nothing. No torch and no optuna here.
 """
@@ -11,11 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdsearch.errors import StudyError
+from kdsearch.report.drawings import drawings
+from kdsearch.report.markdown import markdown
 from kdsearch.report.page import page
 from kdsearch.spec import TrialRecord
 from kdsearch.summary import Summary
 
-__all__ = ["render", "write"]
+__all__ = ["drawings", "markdown", "render", "write"]
 
 
 def render(
@@ -34,11 +36,12 @@ def render(
     return page(summary, records, importances=importances, notes=notes, command=command)
 
 
-def write(path: Path, html: str) -> None:
-    """Write the page under a temporary name, then rename it: no reader sees half. StudyError."""
+def write(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: no reader sees half. StudyError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -1,22 +1,35 @@
-"""The plotly figures of the report, readable on light and dark paper and by the colour-blind.
+"""The figure of the front: accuracy against each cost, with all that it is held against.
 
-Text, grid and paper are coloured by the page, which knows the theme; marks differ in shape as
-well as in colour (palette: Okabe and Ito, 2008). Every string from the study is escaped.
+Text, grid and paper are coloured by the page, which knows the theme. Every string from the study is
+escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from kdsearch.report import words
+from kdsearch.report.axes import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    cost_axis,
+    layout,
+    metric_axis,
+    shown_limit,
+    span,
+    without_strays,
+)
 from kdsearch.report.marks import Mark, Marks, escape, finite
-from kdsearch.spec import Budget, TrialRecord
+from kdsearch.spec import Budget
+from kdsearch.summary import ShelfEntry
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
-GREY = "#7F8890"
-MAX_CURVE_POINTS = 20_000  # 15 bytes each: 0.3 MB
+MAX_MARKS = 1_000  # of a kind off the front: each is an SVG node, and 1,000 of them overlap anyway
 _STRIP = 0.07  # height of the band of infeasible students
 
 
@@ -26,42 +39,72 @@ def known_axes(marks: Marks) -> list[str]:
     return [axis for axis in words.AXES if any(mark.costs[axis] is not None for mark in students)]
 
 
-def scatter(marks: Marks, *, axis: str, front_axis: str, budget: Budget, metric: str) -> go.Figure:
+def scatter(
+    marks: Marks,
+    *,
+    axis: str,
+    front_axis: str,
+    budget: Budget,
+    metric: str,
+    shelf: Sequence[ShelfEntry] = (),
+) -> go.Figure:
     """Return accuracy against one cost; the same traces in the same order on every axis.
 
-    `front_axis` is the cost that the front is about: only there are its points joined.
+    `front_axis` is the cost that the front is about: only there are its points joined. Low strays
+    lie outside the first view; `whole` is the range that shows them.
     """
     strip = bool(marks.infeasible)
     front = sorted(marks.front, key=lambda mark: (mark.costs[front_axis] or 0.0, mark.val or 0.0))
     traces = [
         _links(marks.links, axis),
-        _marks(marks.dominated, axis, "dominated", _shape("circle", GREY, 7, opacity=0.65)),
-        _marks(marks.stopped, axis, "stopped early", _shape("triangle-down-open", ORANGE, 8)),
-        _marks(marks.infeasible, axis, "over budget", _shape("x-thin", GREY, 7, 1.5), strip=strip),
+        _marks(thinned(marks.dominated), axis, "dominated", _shape("circle", GREY, 7, opacity=0.8)),
+        _marks(
+            thinned(marks.stopped), axis, "stopped early", _shape("triangle-down-open", ORANGE, 8)
+        ),
+        _marks(
+            thinned(marks.infeasible),
+            axis,
+            "over budget",
+            _shape("x-thin", GREY, 7, 1.5),
+            strip=strip,
+        ),
         _marks(front, axis, "front", _shape("circle", BLUE, 9), joined=axis == front_axis),
         _marks(marks.controls, axis, "control", _shape("diamond-open", GREEN, 12, line=2)),
         _marks([marks.teacher], axis, "teacher", _shape("star", PURPLE, 15)),
         _marks(marks.best, axis, "to ship", _shape("circle-open", VERMILLION, 19, 3)),
     ]
     figure = go.Figure(data=traces)
-    limit = getattr(budget, axis)
-    everything = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
+    costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
+    costs += [getattr(entry, axis) for entry in shelf]
+    limit = shown_limit(budget, axis, costs)
+    base = _STRIP + 0.03 if strip else 0
     figure.update_layout(
-        template=None,
-        margin={"l": 60, "r": 16, "t": 16, "b": 56},
-        hovermode="closest",
-        hoverlabel={"align": "left"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={**_cost_axis(axis, [*everything, limit]), "anchor": "y2" if strip else "y"},
-        yaxis={
-            **_metric_axis(metric, [mark.val for mark in (*marks.students(), marks.teacher)]),
-            "domain": [_STRIP + 0.03 if strip else 0, 1],
-        },
-        shapes=[] if limit is None else [_budget_line(axis, limit)],
+        layout(
+            xaxis={**cost_axis(axis, [*costs, limit]), "anchor": "y2" if strip else "y"},
+            yaxis={**metric_axis(metric, close_up(marks)), "domain": [base, 1]},
+            shapes=_uprights(axis, shelf, limit, base),
+        )
     )
     if strip:
         figure.update_layout(yaxis2=_strip_axis())
     return figure
+
+
+def close_up(marks: Marks) -> list[float]:
+    """Return the accuracies drawn around at first: no strays, nothing that was stopped."""
+    beside = (*marks.front, *marks.controls, marks.teacher)
+    trained = [mark.val for mark in (*marks.dominated, *beside)]
+    return without_strays(trained, [mark.val for mark in beside])
+
+
+def whole(marks: Marks) -> tuple[float, float]:
+    """Return the range that shows every accuracy."""
+    return span(mark.val for mark in (*marks.students(), marks.teacher))
+
+
+def thinned(marks: Sequence[Mark]) -> Sequence[Mark]:
+    """Return at most MAX_MARKS of them, evenly chosen."""
+    return marks[:: max(1, -(-len(marks) // MAX_MARKS))]
 
 
 def views(figures: Mapping[str, go.Figure]) -> dict[str, dict[str, object]]:
@@ -80,54 +123,6 @@ def views(figures: Mapping[str, go.Figure]) -> dict[str, dict[str, object]]:
         }
         for axis, figure in figures.items()
     }
-
-
-def curves(records: Iterable[TrialRecord], *, best: int | None, metric: str) -> go.Figure:
-    """Return one line a trial, of validation accuracy after each epoch; the best is thick.
-
-    At least one record must hold a curve.
-    """
-    told = [record for record in records if record.curve]
-    step = _step(told)
-    longest = max(len(record.curve) for record in told)
-    groups = {
-        "completed": [record for record in told if record.state == "complete"],
-        "not completed": [record for record in told if record.state != "complete"],
-    }
-    alpha = max(0.08, min(0.7, 8 / len(told)))  # in the colour, so that crossing lines add up
-    traces = []
-    for (name, group), colour in zip(groups.items(), ("0,114,178", "230,159,0"), strict=True):
-        if group:
-            traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1))
-            traces.append(_legend_line(name, f"rgb({colour})"))
-    for record in told:
-        if record.number == best:
-            name = f"trial {best}, to ship"
-            traces += [_lines([record], step, name, VERMILLION, 3), _legend_line(name, VERMILLION)]
-    figure = go.Figure(data=traces)
-    figure.update_layout(
-        template=None,
-        margin={"l": 60, "r": 16, "t": 16, "b": 56},
-        hovermode="closest",
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={
-            "title": {"text": "epoch"},
-            "range": [0.5, longest + 0.5],
-            **({"dtick": 1} if longest <= 10 else {}),
-        },
-        yaxis=_metric_axis(metric, (value for record in told for value in record.curve)),
-    )
-    return figure
-
-
-def thinning(records: Iterable[TrialRecord]) -> int:
-    """Return n where the curves show every n-th epoch, 1 where they show all."""
-    return _step([record for record in records if record.curve])
-
-
-def _step(records: Sequence[TrialRecord]) -> int:
-    return max(1, -(-sum(len(record.curve) for record in records) // MAX_CURVE_POINTS))
 
 
 def _shape(
@@ -152,10 +147,14 @@ def _marks(
     strip: bool = False,
 ) -> go.Scatter:
     x = [finite(mark.costs[axis]) for mark in marks]
+    errors = [mark.error for mark in marks]
+    bars = {"array": errors, "thickness": 1, "width": 3, "color": shape["color"]}
     return go.Scatter(
         name=name,
         x=x,
         y=[0.0 if strip else mark.val for mark in marks],
+        error_y=bars if any(errors) and name != "to ship" else None,
+        customdata=[mark.trial for mark in marks],
         hovertext=[mark.hover for mark in marks],
         hoverinfo="text",
         mode="lines+markers" if joined else "markers",
@@ -183,35 +182,6 @@ def _links(links: Sequence[tuple[Mark, Mark]], axis: str) -> go.Scatter:
     )
 
 
-def _cost_axis(axis: str, costs: Iterable[float | None]) -> dict[str, object]:
-    known = [cost for cost in costs if cost is not None]
-    log = bool(known) and min(known) > 0 and max(known) > 10 * min(known)
-    return {
-        "title": {"text": words.AXES[axis].title + (" (log scale)" if log else "")},
-        "type": "log" if log else "linear",
-        "tickformat": "~g" if axis == "latency_ms" else "~s",
-        "autorange": True,
-        # 1, 2, 5 in every decade; powers of ten alone where those would crowd
-        **(
-            {"dtick": "D2" if max(known) < 300 * min(known) else 1}
-            if log
-            else {"rangemode": "tozero"}
-        ),
-    }
-
-
-def _metric_axis(metric: str, values: Iterable[float | None]) -> dict[str, object]:
-    """Return an axis around the values, never closer than a point around a single one."""
-    known = [value for value in map(finite, values) if value is not None]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    margin = max(0.01, 0.06 * (high - low))
-    return {
-        "title": {"text": f"validation {escape(words.clipped(metric, 30))}", "standoff": 10},
-        "tickformat": ".2~%",
-        "range": [low - margin, high + margin],
-    }
-
-
 def _strip_axis() -> dict[str, object]:
     return {
         "domain": [0, _STRIP],
@@ -224,63 +194,43 @@ def _strip_axis() -> dict[str, object]:
     }
 
 
+def _uprights(
+    axis: str, shelf: Sequence[ShelfEntry], limit: float | None, base: float
+) -> list[dict[str, object]]:
+    priced = [entry for entry in shelf if getattr(entry, axis) is not None]
+    priced.sort(key=lambda entry: getattr(entry, axis))
+    lines = [_shelf_line(axis, entry, base, at_top=i % 2 == 1) for i, entry in enumerate(priced)]
+    return lines + ([] if limit is None else [_budget_line(axis, limit)])
+
+
 def _budget_line(axis: str, limit: float) -> dict[str, object]:
+    label = {"text": f"budget {words.amount(axis, limit)}", "textposition": "middle"}
+    return _line(limit, 0, {"dash": "dash", "width": 1.5}, {**label, "yanchor": "bottom"})
+
+
+def _shelf_line(axis: str, entry: ShelfEntry, base: float, *, at_top: bool) -> dict[str, object]:
+    """Return a line whose name stands at its foot, or at its top, away from its neighbours'."""
+    place = {"xanchor": "right" if at_top else "left", "yanchor": "bottom"}
+    label = {
+        "text": escape(words.network(entry.name)),
+        "textposition": "end" if at_top else "start",
+    }
+    line = {"dash": "dot", "width": 1}
+    return _line(getattr(entry, axis), base, line, {**label, **place})
+
+
+def _line(
+    x: float, base: float, line: Mapping[str, object], label: Mapping[str, object]
+) -> dict[str, object]:
     return {
         "type": "line",
         "xref": "x",
         "yref": "paper",
-        "x0": limit,
-        "x1": limit,
-        "y0": 0,
+        "layer": "below",
+        "x0": x,
+        "x1": x,
+        "y0": base,
         "y1": 1,
-        "line": {"dash": "dash", "width": 1.5},
-        "label": {
-            "text": f"budget {words.amount(axis, limit)}",
-            "textposition": "middle",
-            "yanchor": "bottom",
-        },
+        "line": line,
+        "label": label,
     }
-
-
-def _lines(
-    records: Sequence[TrialRecord],
-    step: int,
-    name: str,
-    colour: str,
-    width: float,
-) -> go.Scatter:
-    """Return one trace of many lines: they part where a value is None."""
-    x: list[int | None] = []
-    y: list[float | None] = []
-    trials: list[int | None] = []
-    for record in records:
-        last = len(record.curve) - 1
-        epochs = [i for i in range(last + 1) if i % step == 0 or i == last]
-        x += [*(i + 1 for i in epochs), None]
-        values = [finite(record.curve[i]) for i in epochs]
-        y += [*(None if value is None else round(value, 4) for value in values), None]
-        trials += [*(record.number for _ in epochs), None]
-    single = all(len(record.curve) == 1 for record in records)
-    return go.Scatter(
-        legendgroup=name,
-        showlegend=False,
-        x=x,
-        y=y,
-        customdata=trials,
-        hovertemplate="trial %{customdata}, epoch %{x}: %{y:.2%}<extra></extra>",
-        mode="markers" if single else "lines",
-        line={"color": colour, "width": width},
-        marker={"color": colour, "size": 6},
-    )
-
-
-def _legend_line(name: str, colour: str) -> go.Scatter:
-    """Return an empty trace that stands in the legend for lines too faint to be seen there."""
-    return go.Scatter(
-        name=name,
-        legendgroup=name,
-        x=[None],
-        y=[None],
-        mode="lines",
-        line={"color": colour, "width": 2},
-    )

@@ -1,7 +1,8 @@
 """Which record is drawn as what: front, dominated, stopped, infeasible, control, teacher.
 
-Every mark carries all its costs, so that one list serves every cost axis. Hover text holds the
-few tags that plotly renders; whatever comes from the study is escaped.
+Every mark carries all its costs, so that one list serves every cost axis. Hover text is short, for
+phones; a click tells a trial's every choice. It holds the few tags that plotly renders; whatever
+comes from the study is escaped.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from kdsearch.summary import Entry, Summary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One point: `val` is None where nothing was trained."""
+    """One point: `val` is None where nothing was trained; `error` is its standard error."""
 
     trial: int | None
     val: float | None
     costs: Mapping[str, float | None]
     hover: str
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +95,11 @@ def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
         trial=entry.trial,
         val=finite(entry.val),
         costs=words.costs(entry),
+        error=words.standard_error(entry.val, summary.images.val),
         hover=_hover(
             f"trial {entry.trial}, {role}",
             [
-                f"validation {summary.metric} {words.percent(entry.val)}",
+                f"validation {summary.metric} {words.estimate(entry.val, summary.images.val)}",
                 *lines,
                 *_cost_lines(words.costs(entry), words.latency(entry)),
             ],
@@ -144,10 +147,11 @@ def _teacher(summary: Summary) -> Mark:
         trial=None,
         val=finite(teacher.val),
         costs=words.costs(teacher),
+        error=words.standard_error(teacher.val, summary.images.val),
         hover=_hover(
             f"teacher {teacher.name}",
             [
-                f"validation {summary.metric} {words.percent(teacher.val)}",
+                f"validation {summary.metric} {words.estimate(teacher.val, summary.images.val)}",
                 *_cost_lines(words.costs(teacher), latency),
             ],
             {},
@@ -164,6 +168,6 @@ def _cost_lines(costs: Mapping[str, float | None], latency: str) -> list[str]:
 
 
 def _hover(title: str, lines: Sequence[str], params: Params) -> str:
-    knobs = [words.clipped(f"{name} = {value}", 60) for name, value in params.items()]
-    text = "<br>".join(escape(line) for line in (*lines, *knobs))
+    kind = " + ".join(part for part in (words.family(params), words.method(params)) if part)
+    text = "<br>".join(escape(line) for line in (*lines, words.clipped(kind, 60)) if line)
     return f"<b>{escape(title)}</b><br>{text}"

@@ -31,7 +31,9 @@ function template() {
 
 function paint() {
   themeButton.textContent = isDark() ? "Light theme" : "Dark theme";
-  for (const figure of figures) Plotly.relayout(figure, { template: template() });
+  for (const figure of figures) {
+    if (figure.layout) Plotly.relayout(figure, { template: template() });
+  }
 }
 
 function show(figure, view) {
@@ -39,21 +41,42 @@ function show(figure, view) {
   document.getElementById(`${figure.id}-note`).textContent = view.note;
 }
 
-for (const figure of figures) {
-  const { data, layout, views } = JSON.parse(document.getElementById(`${figure.id}-data`).textContent);
+function read(name) {
+  return JSON.parse(document.getElementById(`${name}-data`).textContent);
+}
+
+function draw(figure) {
+  const { data, layout, views, ranges } = read(figure.id);
   Plotly.newPlot(figure, data, { ...layout, template: template() }, {
     responsive: true, displaylogo: false,
     showSendToCloud: false, plotlyServerURL: "", // on by default since plotly.js 4
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   });
-  const buttons = views ? [...document.querySelectorAll(".choice button")] : [];
+  figure.on("plotly_click", ({ points }) => detail(points[0].customdata));
+  const buttons = views ? [...document.querySelectorAll("[data-axis]")] : [];
   for (const button of buttons) {
     button.addEventListener("click", () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
       show(figure, views[button.dataset.axis]);
     });
   }
+  const whole = views && document.getElementById("whole");
+  whole?.addEventListener("click", () => {
+    const isOn = whole.getAttribute("aria-pressed") !== "true";
+    whole.setAttribute("aria-pressed", String(isOn));
+    Plotly.relayout(figure, { "yaxis.range": isOn ? ranges.whole : ranges.close });
+  });
 }
+
+// A figure is drawn when it comes near the screen: the first is there sooner.
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    near.unobserve(target);
+    if (!target.layout) draw(target);
+  }
+}, { rootMargin: "600px" });
+for (const figure of figures) near.observe(figure);
 
 themeButton.addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
@@ -66,6 +89,7 @@ let screenTheme;
 addEventListener("beforeprint", () => {
   screenTheme = root.dataset.theme;
   root.dataset.theme = "light";
+  for (const figure of figures) if (!figure.layout) draw(figure);
   paint();
 });
 addEventListener("afterprint", () => {
@@ -79,20 +103,98 @@ function compare(a, b, isNumber) {
   return isNumber ? Number(a.replaceAll(",", "")) - Number(b.replaceAll(",", "")) : a.localeCompare(b);
 }
 
-for (const table of document.querySelectorAll(".sortable")) {
+const STEP = 200; // rows made at a time: the rest as they are scrolled to
+const table = document.querySelector(".sortable");
+const dialog = document.getElementById("detail");
+const trials = table ? read("trials") : { columns: [], trials: [] };
+const heads = table ? [...table.tHead.rows[0].cells] : [];
+const choices = trials.columns.length; // the cell behind the columns holds the trial's choices
+let order = trials.trials;
+
+function detail(number) {
+  const trial = trials.trials.find((cells) => cells[0] === String(number));
+  if (!trial) return;
+  dialog.querySelector("h2").textContent = `Trial ${number}`;
+  const told = trials.columns.map((title, i) => [title, trial[i]]).slice(1);
+  const items = [...told, ...Object.entries(trial[choices])].filter(([, value]) => value !== "");
+  dialog.querySelector("dl").replaceChildren(...items.flatMap(([name, value]) => {
+    const pair = [document.createElement("dt"), document.createElement("dd")];
+    pair.forEach((element, i) => { element.textContent = [name, value][i]; });
+    return pair;
+  }));
+  if (!dialog.open) dialog.showModal();
+}
+
+function row(cells) {
+  const made = document.createElement("tr");
+  if (cells[0] === String(trials.best)) made.className = "best";
+  heads.forEach((head, i) => {
+    const cell = made.insertCell();
+    if (head.classList.contains("n")) cell.className = "n";
+    if (i > 0) { cell.textContent = cells[i]; return; }
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = cells[i];
+    button.setAttribute("aria-label", `choices of trial ${cells[i]}`);
+    cell.append(button);
+  });
+  return made;
+}
+
+function more(count) {
+  const body = table.tBodies[0];
+  body.append(...order.slice(body.rows.length, body.rows.length + count).map(row));
+}
+
+function restart() {
+  table.tBodies[0].replaceChildren();
+  more(STEP);
+  table.parentElement.scrollTop = 0;
+  const all = trials.trials.length;
+  document.getElementById("shown").textContent =
+    order.length === all ? `${all} trials` : `${order.length} of ${all} trials`;
+}
+
+function sort(index, direction) {
+  const sign = direction === "ascending" ? 1 : -1;
+  const isNumber = heads[index].classList.contains("n");
+  order = [...order].sort((a, b) => {
+    const [left, right] = [a[index], b[index]];
+    const swapped = left !== "" && right !== "" ? sign : 1; // what is missing stays last
+    return swapped * compare(left, right, isNumber);
+  });
+}
+
+function filter() {
+  const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/);
+  order = trials.trials.filter((cells) => {
+    const chosen = Object.entries(cells[choices]).map((pair) => pair.join("="));
+    const said = [...cells.slice(0, choices), ...chosen].join(" ").toLowerCase();
+    return wanted.every((word) => said.includes(word));
+  });
+  const sorted = heads.findIndex((head) => head.ariaSort);
+  if (sorted >= 0) sort(sorted, heads[sorted].ariaSort);
+  restart();
+}
+
+if (table) {
   table.tHead.addEventListener("click", (event) => {
     const header = event.target.closest("button")?.parentElement;
     if (!header) return;
-    const order = header.ariaSort === "ascending" ? "descending" : "ascending";
-    const sign = order === "ascending" ? 1 : -1;
-    const text = (row) => row.cells[header.cellIndex].textContent;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [left, right] = [text(a), text(b)];
-      const swapped = left !== "" && right !== "" ? sign : 1; // what is missing stays last
-      return swapped * compare(left, right, header.classList.contains("n"));
-    });
-    table.tBodies[0].append(...rows);
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    header.setAttribute("aria-sort", order);
+    const direction = header.ariaSort === "ascending" ? "descending" : "ascending";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    header.setAttribute("aria-sort", direction);
+    sort(header.cellIndex, direction);
+    restart();
   });
+  table.tBodies[0].addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) detail(button.textContent);
+  });
+  table.parentElement.addEventListener("scroll", ({ target }) => {
+    if (target.scrollTop + 2 * target.clientHeight > target.scrollHeight) more(STEP);
+  });
+  document.getElementById("filter").addEventListener("input", filter);
+  dialog.querySelector("button").addEventListener("click", () => dialog.close());
+  restart();
 }

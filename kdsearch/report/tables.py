@@ -1,44 +1,41 @@
-"""The report's tables, as HTML. Every value is escaped here, whatever it is."""
+"""The report's tables as plain cells, for page and Markdown alike; nothing is escaped here."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Entry, Summary
+from kdsearch.summary import Entry, Summary, TeacherEntry
 
-MAX_REASON = 160  # characters; trials.csv holds the whole
-_TRIAL_COLUMNS = (  # title, whether it is a number
-    ("trial", True),
-    ("state", False),
-    ("family", False),
-    ("method", False),
-    ("validation, %", True),
-    ("latency, ms", True),
-    ("MFLOPs", True),
-    ("parameters", True),
-    ("seconds", True),
-    ("remark", False),
-)
+_Row = tuple[str, ...]
 
 
-def against_teacher(summary: Summary, best: Entry) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    caption: str
+    head: _Row
+    rows: tuple[_Row, ...]
+
+
+def against_teacher(summary: Summary, best: Entry) -> Table:
     """Return student and teacher side by side."""
-    teacher = summary.teacher
+    teacher, images = summary.teacher, summary.images
     rows = [
         (
             f"validation {summary.metric}",
-            words.percent(best.val),
-            words.percent(teacher.val),
+            words.estimate(best.val, images.val),
+            words.estimate(teacher.val, images.val),
             f"{words.points(best.val - teacher.val)} points",
         ),
         (
             f"test {summary.metric}",
-            words.percent(best.test),
-            words.percent(teacher.test),
+            words.estimate(best.test, images.test),
+            words.estimate(teacher.test, images.test),
             ""
             if best.test is None or teacher.test is None
             else f"{words.points(best.test - teacher.test)} points",
@@ -62,12 +59,54 @@ def against_teacher(summary: Summary, best: Entry) -> str:
             )
         ),
     ]
-    head = ("", f"student, trial {best.trial}", f"teacher, {teacher.name}", "student to teacher")
-    return _table("The student to ship against its teacher", head, rows)
+    return Table(
+        caption=f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}",
+        head=("", "student", "teacher", "student to teacher"),
+        rows=tuple(rows),
+    )
 
 
-def gains(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    """Return every control beside the trial it controls, the best's first; '' without a pair."""
+def front(summary: Summary) -> Table:
+    """Return the front, cheapest first, then the teacher and what stands on the shelf."""
+    head = (
+        "",
+        "method",
+        f"validation {summary.metric}",
+        f"test {summary.metric}",
+        "latency",
+        "FLOPs",
+        "parameters",
+    )
+    rows = [
+        (
+            words.trial(entry.trial, entry.config)
+            + (", to ship" if entry.trial == summary.best else ""),
+            words.method(entry.config),
+            *_measured(summary, entry),
+        )
+        for entry in summary.front
+    ]
+    rows.append((f"teacher {summary.teacher.name}", "", *_measured(summary, summary.teacher)))
+    rows += [
+        (
+            words.network(entry.name),
+            "off the shelf",
+            "untrained",
+            "untrained",
+            words.amount("latency_ms", entry.latency_ms),
+            words.scaled(entry.flops),
+            words.scaled(entry.params),
+        )
+        for entry in summary.shelf
+    ]
+    caption = "The front, cheapest first, and what it is held against"
+    if summary.images.val:
+        caption += "; \u00b1 one binomial standard error"
+    return Table(caption=caption, head=head, rows=tuple(rows))
+
+
+def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
+    """Return every control beside the trial it controls, the best's first; None without a pair."""
     entries = {entry.trial: entry for entry in (*summary.controls, *summary.front)}
     subjects = {record.number: record.control_of for record in records}
     controls: dict[int, list[Entry]] = {}
@@ -76,28 +115,67 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> str:
         if number is not None and number in entries:
             controls.setdefault(number, []).append(control)
     if not controls:
-        return ""
+        return None
     rows = []
     for number in sorted(controls, key=lambda number: (number != summary.best, number)):
         subject = entries[number]
-        rows.append(_row(words.trial(number, subject.config), subject))
+        rows.append(_gain(summary, words.trial(number, subject.config), subject))
         rows += [
-            _row(f"against control{words.SPACE}{control.trial}", control, subject)
+            _gain(summary, f"against control{words.SPACE}{control.trial}", control, subject)
             for control in controls[number]
         ]
     head = (
         "",
         "method",
-        "FLOPs",
         f"validation {summary.metric}",
         "gain, points",
         f"test {summary.metric}",
         "gain, points",
     )
-    return _table("A control trains the student of another trial by another method", head, rows)
+    caption = "A control trains the student of another trial by another method, at equal cost"
+    return Table(caption=caption, head=head, rows=tuple(rows))
 
 
-def _row(title: str, entry: Entry, subject: Entry | None = None) -> tuple[str, ...]:
+def config(params: Params) -> Table:
+    """Return the choices of one trial."""
+    rows = tuple((name, str(value)) for name, value in params.items())
+    return Table(caption="", head=("choice", "value"), rows=rows)
+
+
+def spent(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return where the seconds of trials went, parts of no time left out."""
+    searched = [record for record in records if record.control_of is None]
+    controls = [record for record in records if record.control_of is not None]
+    trained = [record for record in searched if record.state in ("complete", "pruned")]
+    parts = {
+        "teacher: loading or training it": summary.seconds.teacher,
+        "teacher: its outputs for the students": sum(r.teacher_seconds for r in records),
+        "training students, their pricing included": _own_seconds(trained),
+        "pricing students that broke the budget": _own_seconds(
+            [record for record in searched if record.state == "infeasible"]
+        ),
+        "trials that failed": _own_seconds([r for r in searched if r.state == "failed"]),
+        "controls": _own_seconds(controls),
+        "test split, export, networks off the shelf": summary.seconds.finish,
+    }
+    return {name: seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def _own_seconds(records: Sequence[TrialRecord]) -> float:
+    return sum(record.seconds - record.teacher_seconds for record in records)
+
+
+def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
+    return (
+        words.estimate(entry.val, summary.images.val),
+        words.estimate(entry.test, summary.images.test),
+        words.amount("latency_ms", entry.latency_ms),
+        words.scaled(entry.flops),
+        words.scaled(entry.params),
+    )
+
+
+def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = None) -> _Row:
     """Return one trial's numbers, and what `subject` gained over it."""
     val_gain = test_gain = ""
     if subject is not None:
@@ -107,94 +185,8 @@ def _row(title: str, entry: Entry, subject: Entry | None = None) -> tuple[str, .
     return (
         title,
         words.method(entry.config),
-        words.scaled(entry.flops),
-        words.percent(entry.val),
+        words.estimate(entry.val, summary.images.val),
         val_gain,
-        words.percent(entry.test),
+        words.estimate(entry.test, summary.images.test),
         test_gain,
     )
-
-
-def importances(values: Mapping[str, float]) -> str:
-    """Return horizontal bars, the longest first."""
-    longest = max(values.values()) or 1.0
-    rows = "".join(
-        f'<tr><th scope="row">{_escape(name).replace(".", ".<wbr>")}</th><td class="bar">'
-        f'<span style="width:{100 * max(0.0, value) / longest:.1f}%"></span></td>'
-        f'<td class="n">{value:.3f}</td></tr>'
-        for name, value in sorted(values.items(), key=lambda item: -item[1])
-    )
-    return f'<table class="bars" aria-label="importance of each knob">{rows}</table>'
-
-
-def config(params: Params) -> str:
-    """Return the knobs of one trial."""
-    return _table("", ("knob", "value"), [(name, str(value)) for name, value in params.items()])
-
-
-def trials(records: Iterable[TrialRecord], best: int | None) -> str:
-    """Return all trials in a table whose header cells hold the buttons that sort it."""
-    head = "".join(
-        f'<th scope="col"{_class(is_number)}><button type="button">{title}</button></th>'
-        for title, is_number in _TRIAL_COLUMNS
-    )
-    body = "\n".join(_trial(record, best) for record in records)
-    return (
-        '<table class="sortable" aria-label="every trial; the buttons in the header sort">'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-    )
-
-
-def _trial(record: TrialRecord, best: int | None) -> str:
-    cost = record.cost
-    values = (
-        str(record.number),
-        record.state,
-        words.family(record.params),
-        words.method(record.params),
-        "" if record.val is None else f"{100 * record.val:.2f}",
-        "" if cost is None or cost.latency_ms is None else f"{cost.latency_ms:.3f}",
-        "" if cost is None or cost.flops is None else f"{cost.flops / 1e6:.3f}",
-        "" if cost is None or cost.params is None else f"{cost.params:,}",
-        f"{record.seconds:.1f}",
-        _remark(record, best),
-    )
-    cells = "".join(
-        f"<td{_class(is_number)}>{_escape(value)}</td>"
-        for value, (_, is_number) in zip(values, _TRIAL_COLUMNS, strict=True)
-    )
-    return f"<tr{' class=best' if record.number == best else ''}>{cells}</tr>"
-
-
-def _remark(record: TrialRecord, best: int | None) -> str:
-    parts = ["to ship"] if record.number == best else []
-    if record.control_of is not None:
-        parts.append(f"control of trial {record.control_of}")
-    if record.reused_from is not None:
-        parts.append(f"equals trial {record.reused_from}, not trained again")
-    if reason := words.reason(record):
-        parts.append(words.clipped(reason, MAX_REASON))
-    return "; ".join(parts)
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    title = f"<caption>{_escape(caption)}</caption>" if caption else ""
-    top = "".join(f'<th scope="col">{_escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{_escape(first)}</th>'
-        + "".join(f"<td>{_escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="wide" tabindex="0"><table>{title}<thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _class(is_number: bool) -> str:
-    return " class=n" if is_number else ""
-
-
-def _escape(text: str) -> str:
-    return html.escape(text)

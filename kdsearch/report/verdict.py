@@ -36,7 +36,6 @@ def _ship(summary: Summary, best: Entry) -> str:
     teacher = summary.teacher
     kind = words.family(best.config)
     test = "" if best.test is None else f" ({words.percent(best.test)} on the test set)"
-    limits = words.limits(summary.budget)
     against = [
         f"{text} {words.AXES[axis].name} ({words.scaled(value)} against {words.scaled(reference)})"
         for axis, value, reference in (
@@ -46,13 +45,21 @@ def _ship(summary: Summary, best: Entry) -> str:
         if reference and (text := words.compared(value, reference))
     ]
     return (
-        f"Ship trial{words.SPACE}{best.trial}{f', a {kind} student' if kind else ''}: "
-        f"{words.percent(best.val)} validation {summary.metric}{test}, "
-        f"{_speed(summary, best)}, "
-        f"{f'within the budget of {limits}' if limits else 'with no budget set'}; "
+        f"Ship trial{words.SPACE}{best.trial}{f', a {kind} student' if kind else ''}, "
+        f"{_why(summary, best)}: "
+        f"{words.estimate(best.val, summary.images.val)} validation {summary.metric}{test}, "
+        f"{_speed(summary, best)}; "
         f"it has {' and '.join(against)} than the teacher {teacher.name}, "
         f"{_distance(best.val - teacher.val)} its {words.percent(teacher.val)}."
     )
+
+
+def _why(summary: Summary, best: Entry) -> str:
+    limits = words.limits(summary.budget)
+    among = f"within the budget of {limits}" if limits else "with no budget set"
+    if best.val < max(entry.val for entry in summary.front):
+        return f"the most accurate whose exported file was {among}"
+    return f"the most accurate {among}"
 
 
 def _speed(summary: Summary, best: Entry) -> str:

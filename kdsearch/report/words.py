@@ -86,6 +86,22 @@ def percent(fraction: float | None) -> str:
     return UNKNOWN if fraction is None else f"{100 * fraction:.2f}{SPACE}%"
 
 
+def standard_error(fraction: float, images: int | None) -> float | None:
+    """Return the binomial standard error of an accuracy; Laplace's rule keeps it above 0 at 1."""
+    if not images:
+        return None
+    share = (fraction * images + 1) / (images + 2)
+    return math.sqrt(share * (1 - share) / images)
+
+
+def estimate(fraction: float | None, images: int | None) -> str:
+    """Return 0.9731 of 2,000 images as '97.31 ± 0.36 %'."""
+    error = None if fraction is None else standard_error(fraction, images)
+    if fraction is None or error is None:
+        return percent(fraction)
+    return f"{100 * fraction:.2f} \u00b1 {100 * error:.2f}{SPACE}%"
+
+
 def points(difference: float) -> str:
     """Return the difference of two fractions as '+1.20', in points."""
     text = f"{100 * difference:+.2f}"
@@ -148,6 +164,11 @@ def trial(number: int, params: Params) -> str:
     return f"trial{SPACE}{number}" + (f" ({kind})" if kind else "")
 
 
+def network(name: str) -> str:
+    """Return the name of a library's network without the library's."""
+    return name.rpartition(":")[2]
+
+
 def limits(budget: Budget) -> str:
     """Return the limits of a budget in words, '' without one."""
     found = {axis: getattr(budget, axis) for axis in AXES}
@@ -181,6 +202,8 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     )
     if counts.reused:
         text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
+    if counts.turned_away:
+        text += f" {counts.turned_away:,} more draws were over the budget and turned away untried."
     return text
 
 

@@ -39,12 +39,22 @@ def target_in(request: Request) -> Target:
     return target
 
 
-def described(request: Request) -> Described:
-    """Return a request's target as `front.json` names it."""
-    target = target_of(request.target, threads=request.threads, batch=request.batch)
+def described(what: Request | Target) -> Described:
+    """Return a target, or a request's, as `front.json` names it."""
+    if isinstance(what, Request):
+        what = target_of(what.target, threads=what.threads, batch=what.batch)
     return Described(
-        device=target.device,
-        runtime=target.command or target.runtime,
-        threads=request.threads,
-        batch=request.batch,
+        device=what.device,
+        runtime=what.command or what.runtime,
+        threads=what.threads,
+        batch=what.batch,
     )
+
+
+def target_for(runtime: str, asked: Target) -> Target:
+    """Return `asked` where it takes the files of a runtime, else the CPU by that runtime."""
+    if runtime in asked.takes:
+        return asked
+    from kdsearch.targets._hosted import ByRuntime
+
+    return ByRuntime(runtime=runtime, threads=asked.threads, batch=asked.batch)

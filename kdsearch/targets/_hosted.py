@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
+from kdsearch import runtimes
+from kdsearch.errors import CostError, ExportError
+from kdsearch.targets._chain import chain
 from kdsearch.targets._fresh import Fresh, Plain
-from kdsearch.targets.base import Kept, Reference, Shape, Target
-from kdsearch.timing import (
-    Round,
-    Run,
-    clock_of,
-    pin,
-    time_pairs,
-    warm_up,
-)
+from kdsearch.targets.base import Asked, Kept, Reference, Target
+from kdsearch.timing import Round, Run, clock_of, pin, time_pairs, warm_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # A reference is a chain of that many 3x3 convolutions of 32 channels at 16x16: 0.02 to 12 ms here.
 CHANNELS, SIDE = 32, 16
@@ -30,39 +31,76 @@ class Hosted(Target):
     def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:
         super().__init__(threads=threads, batch=batch, command=command)
         cls = type(self)
-        settings = {"threads": threads, "batch": batch}
-        self._fresh = Fresh(f"{cls.__module__}:{cls.__name__}", settings)
+        self._fresh = Fresh(f"{cls.__module__}:{cls.__name__}", self._settings())
+
+    def _settings(self) -> Mapping[str, object]:
+        """Return what makes the same target in the process that answers."""
+        return {"threads": self.threads, "batch": self.batch}
+
+    def ask(self, asked: Asked) -> Plain:
+        """Return what a fork finds of a file."""
+        question = {"file": str(asked.file), "shape": asked.shape, "dtype": asked.dtype}
+        return self._fresh.ask(question)
 
     @abstractmethod
     def prepare(self) -> None:
         """Import what timing needs; open no network and no device."""
 
-    @abstractmethod
     def answer(self, question: Plain) -> Plain:
         """Time what is asked for, in the process that asks."""
+        channels, height, width = cast("list[int]", question["shape"])
+        asked = Asked(
+            file=Path(cast("str", question["file"])),
+            shape=(channels, height, width),
+            dtype=cast("str", question["dtype"]),
+        )
+        return self.time(asked)
+
+    @abstractmethod
+    def time(self, asked: Asked) -> Plain:
+        """Time a file, in the process that asks. Raises CostError where it does not run."""
+
+    def images(self, asked: Asked) -> NDArray[Any]:
+        """Return made images, a batch, of the type that the file takes."""
+        import numpy as np
+
+        made = np.random.default_rng(0)
+        shape = (self.batch, *asked.shape)
+        if asked.dtype == "uint8":
+            return made.integers(0, 256, shape, dtype=np.uint8)
+        return made.standard_normal(shape, dtype=np.float32)
 
 
 class InTurns(Hosted):
-    """Times a file on the CPU in turns with a reference network of like duration."""
+    """Times a file on the CPU by the runtime that `takes` names first, in turns with a reference.
 
-    @abstractmethod
-    def load(self, file: Path, shape: Shape) -> Run:
-        """Return a run of a file on images. Raises CostError where the runtime refuses it."""
+    The reference is a network in ONNX Runtime of like duration, whatever runtime the file has.
+    """
 
-    @abstractmethod
-    def reference(self, length: int) -> Run:
-        """Return a run of a chain of convolutions on one image."""
+    device = "cpu"
 
-    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
+    def version(self) -> str:
+        """Return the version of the runtime."""
+        return runtimes.require(self.takes[0]).version()
+
+    def prepare(self) -> None:
+        """Import the runtimes of the file and of the reference, and make the references' files."""
+        for name in (self.takes[0], "onnxruntime"):
+            runtimes.require(name).prepare()
+        for length in LENGTHS:
+            chain(length, channels=CHANNELS, side=SIDE)
+
+    def take(self, asked: Asked, kept: Kept) -> Round:
         """Return what one fork finds: a ratio to a reference, times the time that is kept of it."""
-        found = self._fresh.ask({"file": str(file), "shape": shape})
+        found = self.ask(asked)
         length = found["length"]
 
         def measure() -> Reference:
             told = [self._fresh.ask({"length": length}) for _ in range(_ASKED)]
             return Reference(ms=min(cast("float", one["ms"]) for one in told))
 
-        reference = kept(f"a chain of {length}", measure)
+        by = runtimes.require("onnxruntime").version()
+        reference = kept(f"a chain of {length} | {by} | {self.threads} threads", measure)
         return Round(
             ms=cast("float", found["ratio"]) * reference.ms,
             contention=cast("float", found["contention"]),
@@ -71,17 +109,58 @@ class InTurns(Hosted):
     def answer(self, question: Plain) -> Plain:
         """Time a file, or a reference alone."""
         pin(self.threads)
+        if "file" in question:
+            return super().answer(question)
         clock = clock_of(self.threads)
-        if "file" not in question:
-            alone = self.reference(cast("int", question["length"]))
-            warm_up(alone, clock)
-            return {"ms": 1e3 * time_pairs(alone, alone, clock).quickest_seconds}
-        channels, height, width = cast("list[int]", question["shape"])
-        run = self.load(Path(str(question["file"])), (channels, height, width))
+        alone = self._reference(cast("int", question["length"]))
+        warm_up(alone, clock)
+        return {"ms": 1e3 * time_pairs(alone, alone, clock).quickest_seconds}
+
+    def time(self, asked: Asked) -> Plain:
+        """Return the ratio of a file to a reference of like duration, and its length."""
+        clock = clock_of(self.threads)
+        run = self._load(asked)
         seconds = warm_up(run, clock)
-        one = warm_up(self.reference(1), clock)
+        one = warm_up(self._reference(1), clock)
         length = min(LENGTHS, key=lambda length: abs(math.log(seconds / (length * one))))
-        reference = self.reference(length)
+        reference = self._reference(length)
         warm_up(reference, clock)
         pairs = time_pairs(run, reference, clock)
         return {"ratio": pairs.ratio, "length": length, "contention": pairs.contention}
+
+    def _load(self, asked: Asked) -> Run:
+        """Return a run of a file, which has run once."""
+        images = self.images(asked)
+        try:
+            run = runtimes.load(self.takes[0], asked.file, threads=self.threads)
+            run(images)
+        except ExportError as error:
+            raise CostError(str(error)) from error
+        return partial(run.run, images)
+
+    def _reference(self, length: int) -> Run:
+        """Return a run of a chain of convolutions on one image."""
+        import numpy as np
+
+        from kdsearch.runtimes.onnxruntime import OnnxRuntime
+
+        run = OnnxRuntime(chain(length, channels=CHANNELS, side=SIDE), threads=self.threads)
+        shape = (1, CHANNELS, SIDE, SIDE)
+        return partial(run.run, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+
+
+class ByRuntime(InTurns):
+    """The CPU by any runtime, for files of formats that no study's target takes."""
+
+    def __init__(self, *, runtime: str, threads: int = 1, batch: int = 1) -> None:
+        self.runtime = runtime
+        self.takes = (runtime,)
+        super().__init__(threads=threads, batch=batch)
+
+    @property
+    def name(self) -> str:
+        """The name of the runtime."""
+        return self.runtime
+
+    def _settings(self) -> Mapping[str, object]:
+        return {**super()._settings(), "runtime": self.runtime}

@@ -10,15 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
+from kdsearch import runtimes
 from kdsearch.errors import CostError, SpecError
 from kdsearch.timing import Patience, Round
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Shape: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A file to time, and what it takes: images [batch, *shape] of a numpy type."""
+
+    file: Path
+    shape: Shape
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +46,14 @@ Kept: TypeAlias = Callable[[str, Callable[[], Reference]], Reference]
 class Target(ABC):
     """A device, its runtime and its settings: threads, images in a batch, a command.
 
-    device, runtime: their names in `front.json`. extra: what `pip install kdsearch[...]` brings
-    the runtime. shared: the device of trainings, as PyTorch names it, that would disturb it.
+    device, runtime: their names in `front.json`. takes: names of `kdsearch.runtimes` whose files it
+    runs, by the first; students are priced as ONNX files where it takes those. shared: the device
+    of trainings, as PyTorch names it, that would disturb it.
     """
 
     device: ClassVar[str]
-    runtime: ClassVar[str]
-    extra: ClassVar[str] = ""
+    runtime: str
+    takes: tuple[str, ...] = ("onnxruntime",)
     shared: ClassVar[str] = "cpu"
     patience: ClassVar[Patience] = Patience()
 
@@ -61,11 +69,9 @@ class Target(ABC):
                 f"--target {self.name}:{self.command}: only cmd takes what stands after a colon"
             )
         try:
-            self.version()
-        except ImportError as error:
-            raise SpecError(
-                f"--target {self.name}: {error}; `pip install kdsearch[{self.extra}]`"
-            ) from error
+            runtimes.require(self.takes[0])
+        except runtimes.Unavailable as error:
+            raise SpecError(f"--target {self.name}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -74,21 +80,16 @@ class Target(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Return the runtime with its version, and a device beside the CPU. Raises ImportError."""
+        """Return the runtime with its version, and a device beside the CPU."""
 
     def key(self) -> str:
         """Return what a latency depends on beside the network and the processor."""
         command = f" | {self.command}" if self.command else ""
         return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
 
-    def own_file(self, network: nn.Module, shape: Shape) -> bytes | None:
-        """Return the file that this runtime takes where that is not an ONNX file."""
-        del network, shape
-        return None
-
     @abstractmethod
-    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
-        """Return what one fresh process finds on images [batch, *shape].
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        """Return what one fresh process finds.
 
         Raises CostError where the runtime refuses the file or the images.
         """

@@ -1,8 +1,8 @@
 """Any device that a command of the user's reaches: a phone by adb, a board by ssh.
 
 The command gets the path of the ONNX file as its last argument, and in its environment
-KDSEARCH_INPUT (`3x224x224`), KDSEARCH_BATCH and KDSEARCH_THREADS. It prints milliseconds, one
-number or many, and nothing else. No shell reads it.
+KDSEARCH_INPUT (`3x224x224`), KDSEARCH_DTYPE, KDSEARCH_BATCH and KDSEARCH_THREADS. It prints
+milliseconds, one number or many, and nothing else. No shell reads it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import signal
 import statistics
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 from kdsearch.errors import CostError, SpecError
-from kdsearch.targets.base import Kept, Shape, Target
+from kdsearch.targets.base import Asked, Kept, Target
 from kdsearch.timing import Patience, Round
 
 _TIMEOUT_SECONDS = 600.0
@@ -50,15 +49,16 @@ class Cmd(Target):
         """Return nothing: what the command runs is its own."""
         return ""
 
-    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
+    def take(self, asked: Asked, kept: Kept) -> Round:
         """Return the median of what the command prints."""
         del kept
         settings = {
-            "KDSEARCH_INPUT": "x".join(map(str, shape)),
+            "KDSEARCH_INPUT": "x".join(map(str, asked.shape)),
+            "KDSEARCH_DTYPE": asked.dtype,
             "KDSEARCH_BATCH": str(self.batch),
             "KDSEARCH_THREADS": str(self.threads),
         }
-        out, err, status = self._run([*shlex.split(self.command), str(file)], settings)
+        out, err, status = self._run([*shlex.split(self.command), str(asked.file)], settings)
         if status:
             raise self._error(f"ended with {status}", err)
         try:

@@ -5,18 +5,14 @@ Not yet run on a GPU.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from kdsearch.errors import SpecError
+from kdsearch import runtimes
+from kdsearch.errors import CostError, SpecError
 from kdsearch.targets._fresh import Plain
 from kdsearch.targets._hosted import Hosted
-from kdsearch.targets._program import load_program, program_of
-from kdsearch.targets.base import Kept, Shape
+from kdsearch.targets.base import Asked, Kept
 from kdsearch.timing import Round, Run
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
 
@@ -27,6 +23,7 @@ class Cuda(Hosted):
     device = "cuda"
     shared = "cuda:0"
     runtime = "torch, CUDA graph"
+    takes = ("torch_export",)
 
     def require(self) -> None:
         """Raise SpecError without a GPU."""
@@ -43,20 +40,26 @@ class Cuda(Hosted):
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
         return f"torch {torch.__version__} | CUDA {torch.version.cuda} | {gpu}"
 
-    def own_file(self, network: nn.Module, shape: Shape) -> bytes:
-        """Return the program."""
-        return program_of(network, (self.batch, *shape))
-
     def prepare(self) -> None:
         """Import PyTorch; a child opens the device, which a fork cannot share."""
-        import torch.export  # noqa: F401
+        runtimes.require("torch_export").prepare()
 
-    def _replay(self, file: Path, shape: Shape) -> Run:
-        """Return a replay of the program on images of the batch that it was exported for."""
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        """Return what one fork finds; events tell the GPU's own time, so without a reference."""
+        del kept
+        return Round(ms=cast("float", self.ask(asked)["ms"]))
+
+    def _replay(self, asked: Asked) -> Run:
+        """Return a replay of the program on a batch of images."""
         import torch
 
-        module = load_program(file).to("cuda")
-        images = torch.randn(self.batch, *shape, device="cuda")
+        try:
+            module = torch.export.load(asked.file).module().to("cuda")
+        except Exception as error:  # a damaged archive may raise anything
+            raise CostError(
+                f"PyTorch refuses {asked.file}; expected a .pt2 program: {error}"
+            ) from error
+        images = torch.from_numpy(self.images(asked)).to("cuda")
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
             side.wait_stream(torch.cuda.current_stream())
@@ -68,17 +71,11 @@ class Cuda(Hosted):
                 module(images)
         return graph.replay
 
-    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
-        """Return what one fork finds; events tell the GPU's own time, so without a reference."""
-        del kept
-        return Round(ms=cast("float", self._fresh.ask({"file": str(file), "shape": shape})["ms"]))
-
-    def answer(self, question: Plain) -> Plain:
+    def time(self, asked: Asked) -> Plain:
         """Return the milliseconds of a replay, by the GPU's own clock."""
         import torch
 
-        channels, height, width = cast("list[int]", question["shape"])
-        replay = self._replay(Path(str(question["file"])), (channels, height, width))
+        replay = self._replay(asked)
 
         def block() -> float:
             start, end = (

@@ -6,13 +6,13 @@ Not yet run on a GPU.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import cast
 
-from kdsearch.errors import SpecError
+from kdsearch import runtimes
+from kdsearch.errors import CostError, SpecError
 from kdsearch.targets._fresh import Plain
 from kdsearch.targets._hosted import Hosted
-from kdsearch.targets.base import Kept, Shape
+from kdsearch.targets.base import Asked, Kept
 from kdsearch.timing import Round, time_block, warm_up
 
 _PROVIDER = "TensorrtExecutionProvider"
@@ -40,35 +40,34 @@ class TensorRt(Hosted):
 
     def version(self) -> str:
         """Return the version of ONNX Runtime, and the GPU."""
-        import onnxruntime
         import torch
 
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        return f"onnxruntime {onnxruntime.__version__} | {gpu}"
+        return f"{runtimes.require('onnxruntime').version()} | {gpu}"
 
     def prepare(self) -> None:
         """Import ONNX Runtime; a child opens the device, which a fork cannot share."""
-        from kdsearch.targets import _session  # noqa: F401
+        runtimes.require("onnxruntime").prepare()
 
-    def take(self, file: Path, shape: Shape, kept: Kept) -> Round:
+    def take(self, asked: Asked, kept: Kept) -> Round:
         """Return what one fork finds."""
         del kept
-        return Round(ms=cast("float", self._fresh.ask({"file": str(file), "shape": shape})["ms"]))
+        return Round(ms=cast("float", self.ask(asked)["ms"]))
 
-    def answer(self, question: Plain) -> Plain:
+    def time(self, asked: Asked) -> Plain:
         """Return the milliseconds of a run that begins and ends with its images on the GPU."""
-        import numpy as np
         import onnxruntime
 
-        from kdsearch.targets._session import open_session
+        from kdsearch.runtimes.onnxruntime import open_session
 
-        session = open_session(Path(str(question["file"])), provider=_PROVIDER)
-        shape = (self.batch, *cast("list[int]", question["shape"]))
-        images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        try:
+            session = open_session(asked.file, provider=_PROVIDER)
+        except Exception as error:  # the runtime's exceptions have no common base
+            raise CostError(f"TensorRT refuses {asked.file}: {error}") from error
         binding = session.io_binding()
         binding.bind_ortvalue_input(
             session.get_inputs()[0].name,
-            onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0),
+            onnxruntime.OrtValue.ortvalue_from_numpy(self.images(asked), "cuda", 0),
         )
         binding.bind_output(session.get_outputs()[0].name, "cuda")
 

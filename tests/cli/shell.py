@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from kdsearch.__main__ import main
-from kdsearch.study import load_study, searched
+from kdsearch.opening import load_study
+from kdsearch.study import searched
 
 SPACE = """\
 student:

@@ -45,7 +45,10 @@ RUN_MISTAKES = [
     (("--trials", "abc"), "'--trials': Input should be a valid integer"),
     (("--workers", "0"), "--workers '0': expected a number above 0, or auto"),
     (("--workers", "many"), "--workers 'many'"),
-    (("--time-limit", "nan"), "--time-limit nan"),
+    (("--trial-timeout", "soon"), "--trial-timeout 'soon': expected seconds above 0, or a time"),
+    (("--trial-timeout", "0"), "--trial-timeout '0'"),
+    (("--storage", "nothing"), "--storage: expected an SQLAlchemy URL"),
+    (("--time-limit", "nan"), "--time-limit 'nan'"),
     (("--name", "../x"), "--name '../x'"),
     (("--name", "/abs"), "--name '/abs'"),
     (("--name", "a/b"), "--name 'a/b'"),
@@ -64,6 +67,11 @@ RUN_MISTAKES = [
     (("--seed", "abc"), "'--seed': Input should be a valid integer"),
     (("--seed", "-1"), "--seed -1: expected 0 to 4294967295"),
     (("--seed", "9" * 30), "--seed 999"),
+    (("--sampler", "tpee"), "did you mean 'tpe'"),
+    (("--sampler", "gp"), "it draws what the options of student.family, method.name own at random"),
+    (("--sampler", "nsga2", "--stopping", "safe"), "trials that --stopping safe ends"),
+    (("--min-accuracy", "90"), "--min-accuracy 90: expected a fraction"),
+    (("--from-study", "nope"), "--from-study nope: there is no such study"),
     (("--device", "gpu"), "--device 'gpu': expected auto, cpu, cuda or cuda:N"),
     (("--device", "cuda:99"), "--device cuda:99: this machine has"),
     (("--space", "digts"), "did you mean 'digits'"),
@@ -128,6 +136,11 @@ def test_measure_refuses(shell: Shell, arguments: tuple[str, ...], told: str) ->
     answer = shell.type("measure", *arguments)
     assert answer.code == 2
     assert told in answer.stderr
+
+
+def test_enqueue_refuses_what_is_no_setting(shell: Shell) -> None:
+    assert "--set 'x': expected NAME=VALUE" in shell.refused("enqueue", "nope", "--set", "x")
+    assert "there is no study at" in shell.refused("enqueue", "nope", "--set", "train.lr=1")
 
 
 @pytest.mark.parametrize("command", ["report", "dashboard"])
@@ -272,7 +285,7 @@ def test_nothing_within_the_budget_trains_no_student(shell: Shell) -> None:
     answer = shell.run("--name", "tight", "--budget-mflops", "0.001")
     assert answer.code == 3
     assert "Traceback" not in answer.stderr
-    assert re.search(r"cheapest seen, no. \d \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr)
+    assert re.search(r"cheapest seen, no. \d+ \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr)
     assert not (shell.out / "tight" / "trials").exists()
     assert (shell.out / "tight" / "report.html").is_file()
 

@@ -15,7 +15,7 @@ def test_every_command_has_help_and_stands_in_the_readme(
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     names = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
-    assert len(names) == 7
+    assert {"run", "distill", "report"} <= set(names)
     for name in names:
         assert f"kdsearch {name}" in readme
         with pytest.raises(SystemExit) as caught:

@@ -11,12 +11,19 @@ import pytest
 import yaml
 from shell import SPACE, Shell, ended_trials
 
+from kdsearch.opening import load_study
+from kdsearch.shelf import NETWORKS
+from kdsearch.study import searched
+
 FILES = {
     "study.yaml",
     "study.db",
     "front.json",
     "trials.csv",
     "report.html",
+    "report.md",
+    "figures/front.svg",
+    "figures/curves.svg",
     "teacher/teacher.safetensors",
     *(
         f"best/{name}"
@@ -48,6 +55,8 @@ def test_study_leaves_what_readme_lists(study: Path) -> None:
     front = json.loads((study / "front.json").read_text())
     assert front["study"] == "phones"
     assert front["counts"]["complete"] == 2
+    assert [entry["name"] for entry in front["shelf"]] == list(NETWORKS)
+    assert front["images"]["val"] > 0 < front["seconds"]["finish"]
     weights = {p.parent.name for p in study.glob("trials/*/student.safetensors")}
     shown = [*front["front"], *front["controls"]]
     assert weights == {f"{entry['trial']:06d}" for entry in shown}
@@ -192,3 +201,61 @@ def test_everything_is_listed_by_name(shell: Shell, what: str, name: str) -> Non
     answer = shell.type("list", what)
     assert answer.code == 0
     assert any(line.split()[0] == name for line in answer.stdout.splitlines())
+
+
+def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(shell: Shell) -> None:
+    flags = ("--budget-mflops", "1", "--trials", "1")
+    assert shell.run("--name", "guessed", *flags).code == 0
+    width = ("--set", "student.family=resnet", "--set", "student.width=0.2")
+    answer = shell.type("enqueue", "guessed", *width, "--out", str(shell.out))
+    assert "student.resnet.width = 0.2. `kdsearch run --name guessed" in answer.stdout
+    assert shell.run("--name", "guessed", "--trials", "2", *flags[:2]).code == 0
+    asked = searched(load_study(shell.out / "guessed").records())[1]
+    assert asked.params["student.resnet.width"] == 0.2
+
+    answer = shell.run("--name", "later", "--from-study", "guessed", *flags)
+    front = load_study(shell.out / "guessed").front()
+    assert f"Tried first: {len(front)} recipes of guessed" in answer.stdout
+    assert load_study(shell.out / "later").records()[0].params == front[0].params
+    again = shell.run("--name", "later", "--from-study", "guessed", *flags)
+    assert again.code == 0, again
+    assert "Tried first" not in again.stdout
+
+
+def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> None:
+    callback = shell.folder / "mine.py"
+    callback.write_text("def after(study, record):\n    print('after', record.number)\n")
+    budget = ("--name", "watched", "--budget-mflops", "1")
+    told = ("--tensorboard", "--callback", f"{callback}:after")
+    answer = shell.run(*budget, *told, "--trials", "50", "--time-limit", "0.000001s")
+    assert answer.code == 1  # no trial has begun, so nothing can be shipped
+    assert "No further trial: the time limit of" in answer.stdout
+    answer = shell.run(*budget, *told, "--trials", "2", "--time-limit", "1h")
+    assert answer.code == 0, answer
+    assert "after 0\n" in answer.stdout
+    assert "in 2 runs" in answer.stdout
+    path = shell.out / "watched"
+    assert {run.name for run in (path / "tensorboard").iterdir()} >= {"000000", "000001"}
+    front = json.loads((path / "front.json").read_text())
+    assert front["seconds"]["wall"] > front["seconds"]["search"]
+    status = shell.type("status", "watched", "--out", str(shell.out), "--json")
+    found = json.loads(status.stdout)
+    assert (found["state"], found["trials"], found["counts"]["complete"]) == ("ended", 2, 2)
+    assert found["seconds_spent"] == front["seconds"]["wall"]
+    assert "2 of 2 trials" in shell.type("status", "watched", "--out", str(shell.out)).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--time-limit", "soon"), "or a time as 90s"),
+        (("--flat-after", "0"), "--flat-after 0"),
+        (("--callback", "kdsearch.nowhere:after"), "--callback"),
+        (("--log", "tensorbord"), "did you mean 'tensorboard'"),
+    ],
+)
+def test_what_cannot_watch_is_refused_before_anything_runs(
+    shell: Shell, flags: tuple[str, str], said: str
+) -> None:
+    assert said in shell.refused_run("--name", "unwatched", *flags)
+    assert not (shell.out / "unwatched").exists()

@@ -10,12 +10,15 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
+
+from kdsearch.opening import load_study
 
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
 
@@ -61,6 +64,38 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
     front = json.loads((shell.out / name / "front.json").read_text())
     assert front["counts"]["complete"] == int(kept[1]) >= 1
     assert (shell.out / name / "report.html").stat().st_size > 1_000_000
+
+
+LOST = """
+import os, signal, sys, time, weakref
+from kdsearch import __main__ as door
+class Thing: pass
+def stopped(_):
+    os.kill(os.getpid(), signal.%s)
+    time.sleep(0.1)
+    print("went on")
+def run(_):
+    thing = Thing()
+    kept = weakref.ref(thing, stopped)
+    del thing
+    time.sleep(20)
+    print("lost")
+door._run = run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    door.main([])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str) -> None:
+    """Python prints and forgets what is raised in the callback of a weak reference."""
+    line = [sys.executable, "-c", LOST % name]
+    found = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == "interrupted\n"
+    assert found.stderr == ""
 
 
 def _session(leader: int) -> list[int]:
@@ -141,8 +176,8 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
 
 def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
     assert shell.run("--name", "board", "--budget-mflops", "0.045", "--trials", "6").code == 0
-    told = ended_trials(shell.out / "board")
-    assert {state for state, *_ in told} == {"complete", "infeasible"}
+    told = [r for r in load_study(shell.out / "board").records() if r.control_of is None]
+    assert {record.state for record in told} == {"complete", "infeasible"}
     port = "18089"
     with start(["dashboard", "board", "--out", str(shell.out), "--port", port]) as server:
         try:
@@ -160,7 +195,7 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
             server.communicate(timeout=20)
     assert server.returncode == 0
     feasible = [all(violation <= 0 for violation in trial["constraints"]) for trial in shown]
-    assert feasible == [state == "complete" for state, *_ in told]
+    assert feasible == [record.state == "complete" for record in told]
 
 
 def _get(url: str) -> bytes:

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from table_study import SMALL_SPACE, look_up, opened, run_asked, run_search, run_to
 
 from kdsearch.engines import local
+from kdsearch.engines.proposals import Proposals
+from kdsearch.errors import TrialsFailedError
 from kdsearch.request import Request
-from kdsearch.spec import TrialRecord
+from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import Asked, Outcome, searched
 
 TIMEOUT = 20.0
@@ -220,3 +223,63 @@ def test_a_table_needs_no_torch(fast_path: Path) -> None:
         check=True,
     )
     assert found.stdout.strip() == "2 []"
+
+
+def _failing(reasons: Iterator[str]) -> local.Evaluate:
+    """Return what fails for each reason in turn; an empty one is a trial that ends well."""
+
+    def evaluate(asked: Asked) -> Outcome:
+        reason = next(reasons)
+        if reason == "infeasible":
+            return Outcome(state="infeasible", violations={"flops": 1.0})
+        if reason:
+            return Outcome(state="failed", reason=reason)
+        return Outcome(state="complete", val=0.5, cost=Cost(flops=1, params=1, latency_ms=1.0))
+
+    return evaluate
+
+
+ALIKE = ["no end after 3 s", "no end after 3.5 s", "no end after 1e+03 s"]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "ran"),
+    [
+        (ALIKE, 3),
+        ([*ALIKE[:2], "infeasible", "infeasible", ALIKE[2]], 5),
+        ([*ALIKE[:2], "", *ALIKE[:2], "", *ALIKE[:2], "another", *ALIKE], 12),
+    ],
+    ids=["in a row", "over the budget between", "row broken"],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_three_failures_of_one_cause_in_a_row_end_the_study(
+    reasons: list[str], ran: int, workers: int, fast_path: Path
+) -> None:
+    path = fast_path / f"alike-{ran}-{workers}"
+    told = iter([*reasons, *["", ""] * 9])
+    one = threading.Lock()
+
+    def evaluate(asked: Asked) -> Outcome:
+        with one:
+            return _failing(told)(asked)
+
+    with opened(path) as study:
+        with pytest.raises(TrialsFailedError, match=r"(?s)3 trials .+\n  no end .+kdsearch\.log"):
+            run_search(study, [evaluate] * workers, n_trials=30)
+        ended = searched(study.records())
+        if workers == 1:
+            assert len(ended) == ran
+    with opened(path) as study:  # it goes on
+        run_search(study, [look_up], n_trials=len(ended) + 1)
+        assert len(searched(study.records())) == len(ended) + 1
+
+
+def test_failing_controls_do_not_end_a_study_whose_search_is_over(fast_path: Path) -> None:
+    with opened(fast_path / "failing controls") as study:
+        run_search(study, [look_up], n_trials=1)
+        controls = (
+            study.ask_control({"student.family": "resnet", "train.epochs": i}, 0)
+            for i in range(1, 5)
+        )
+        local.run(Proposals(study, controls), [_failing(iter(["no"] * 4))])
+        assert [record.state for record in study.records()[1:]] == ["failed"] * 4

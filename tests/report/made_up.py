@@ -5,14 +5,48 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from kdsearch.pareto import front
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.summary import Counts, Entry, Seconds, Summary, Target, TeacherEntry
+from kdsearch.summary import (
+    Counts,
+    Entry,
+    Images,
+    Seconds,
+    ShelfEntry,
+    Summary,
+    Target,
+    TeacherEntry,
+)
 
 Study: TypeAlias = tuple[Summary, list[TrialRecord]]
 LIMIT_MS = 2.0
+SHELF = (
+    ShelfEntry(
+        name="timm:small", flops=2_000_000, params=600_000, latency_ms=0.3, latency_spread_ms=0.01
+    ),
+    ShelfEntry(
+        name="timm:large",
+        flops=90_000_000,
+        params=11_000_000,
+        latency_ms=None,
+        latency_spread_ms=None,
+    ),
+)
+
+
+def surrounded(study: Study) -> Study:
+    """Return the study with all that a finished one notes beside its trials."""
+    summary, records = study
+    return replace(
+        summary,
+        shelf=SHELF,
+        images=Images(val=2_000, test=1_000),
+        stopping="safe",
+        seconds=replace(summary.seconds, finish=12.5),
+    ), records
 
 
 def make_study(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import importances, make_study
+from made_up import Study, importances, make_study, surrounded
 
 from kdsearch.report import render, write
 
@@ -16,6 +16,12 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+POINTS = "#front .scatterlayer .points path"
+BOTTOM = """() => {  // of the plot of the front, in pixels of the screen
+    const figure = document.getElementById("front");
+    const axis = figure._fullLayout.yaxis;
+    return figure.getBoundingClientRect().y + axis._offset + axis._length;
+}"""
 
 
 @pytest.fixture
@@ -35,33 +41,134 @@ def browser_context(tmp_path: Path) -> Iterator[Any]:
         context.close()
 
 
+class Opened:
+    """A report that is open, and all that it said or asked for."""
+
+    def __init__(self, context: Any, path: Path, study: Study, **size: int) -> None:
+        summary, records = study
+        html = render(
+            summary, records, importances=importances(records), notes=[], command="kdsearch"
+        )
+        write(path, html)
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page = page = context.new_page()
+        if size:
+            page.set_viewport_size(size)
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        page.on("request", lambda request: self.asked.append(request.url))
+        self._devtools = context.new_cdp_session(page)
+        self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(path.as_uri())
+
+    def busy(self) -> float:
+        """Return the seconds of CPU that the page's main thread has taken."""
+        metrics = self._devtools.send("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
+    def settle(self) -> None:
+        """Scroll through the page, so that every figure is drawn."""
+        for figure in self.page.locator(".figure").all():
+            figure.scroll_into_view_if_needed()
+            figure.locator(".main-svg").first.wait_for()
+
+
 def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Path) -> None:
-    summary, records = make_study(name="<script>alert(1)</script>")
-    write(
-        tmp_path / "report.html",
-        render(summary, records, importances=importances(records), notes=[], command="kdsearch"),
-    )
-    page = browser_context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto((tmp_path / "report.html").as_uri())
+    study = surrounded(make_study(pruned=3, name="<script>alert(1)</script>"))
+    path = tmp_path / "report.html"
+    opened = Opened(browser_context, path, study)
+    page = opened.page
     page.wait_for_selector("#front .points path")
 
-    # 20 complete, 6 infeasible, 2 controls, the teacher, the ring around the best
-    assert page.locator("#front .points path").count() == 30
+    # 20 complete, 3 stopped, 6 infeasible, 2 controls, the teacher, the ring around the best
+    assert page.locator(POINTS).count() == 33
+    assert page.locator("#front .errorbar").count() == len(study[0].front) + 2 + 1
     assert page.locator("h1").inner_text() == "<script>alert(1)</script>"
-    _check_modebar(page)
+    opened.settle()
+    assert page.locator(".figure").count() == page.locator(".js-plotly-plot").count() == 6
     _check_hover(page)
     _check_axis(page)
-    _check_sorting(page, len(records))
+    _check_range(page)
+    _check_sorting(page, len(study[1]))
+    _check_filter(page, study)
+    _check_details(page, study)
     _check_theme(page)
-    assert said == []
-    outside = [url for url in asked if not url.startswith("blob:null/")]  # the image it drew
-    assert outside == [(tmp_path / "report.html").as_uri()]
+    _check_modebar(page)  # last: the notice of its download lies over the marks
+    page.screenshot(path=tmp_path / "dark.png", full_page=True)
+    assert opened.said == []
+    outside = [url for url in opened.asked if not url.startswith("blob:null/")]  # the image it drew
+    assert outside == [path.as_uri()]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"complete": 0, "infeasible": 0, "failed": 0},
+        {"complete": 1, "infeasible": 0, "failed": 0, "controls": 0, "epochs": 1},
+        {"complete": 0, "infeasible": 3, "failed": 0},
+        {"pruned": 4},
+    ],
+    ids=["none", "one", "infeasible", "many"],
+)
+def test_nothing_is_wider_than_the_screen(
+    browser_context: Any, tmp_path: Path, width: int, kinds: dict[str, int]
+) -> None:
+    study = surrounded(make_study(**kinds))
+    opened = Opened(browser_context, tmp_path / "report.html", study, width=width, height=844)
+    opened.settle()
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for figure in page.locator(".figure").all():
+        box = figure.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width
+        for text in figure.locator(".shape-label text, .xtitle, .ytitle").all():
+            inner = text.bounding_box()
+            assert box["y"] - 1 <= inner["y"], text.text_content()
+            assert inner["y"] + inner["height"] <= box["y"] + box["height"] + 1
+    for label in page.locator("#front .shape-label text").all():  # none reaches into the ticks
+        bottom, inner = page.evaluate(BOTTOM), label.bounding_box()
+        assert inner["y"] + inner["height"] <= bottom + 2, label.text_content()
+    assert opened.said == []
+
+
+def test_all_can_be_reached_by_the_keyboard(browser_context: Any, tmp_path: Path) -> None:
+    opened = Opened(browser_context, tmp_path / "report.html", surrounded(make_study()))
+    opened.settle()
+    page = opened.page
+    wanted = page.evaluate(
+        "[...document.querySelectorAll('button, summary, input, [tabindex=\"0\"]')]"
+        ".filter(one => one.checkVisibility() && !one.closest('tbody, .figure'))"
+        ".map((one, i) => one.dataset.seen = String(i))"
+    )
+    assert len(wanted) > 15
+    page.evaluate("scrollTo(0, 0)")
+    reached = set()
+    for _ in range(2 * len(wanted) + 60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.seen"))
+    assert set(wanted) - reached == set()
+
+
+@pytest.mark.parametrize(("trials", "seconds", "megabytes"), [(1_000, 3, 8), (5_000, 6, 10)])
+def test_a_large_study_opens_quickly(
+    browser_context: Any, tmp_path: Path, trials: int, seconds: float, megabytes: float
+) -> None:
+    kinds = {"complete": 0.6, "infeasible": 0.2, "pruned": 0.18, "failed": 0.02}
+    study = surrounded(make_study(**{kind: int(share * trials) for kind, share in kinds.items()}))
+    path, took = tmp_path / "report.html", []
+    for _ in range(3):
+        opened = Opened(browser_context, path, study)
+        opened.page.wait_for_selector("#front .points path")
+        took.append((opened.busy(), opened.page.evaluate("performance.now()") / 1_000))
+        opened.page.close()
+    busy, wall = (min(values) for values in zip(*took, strict=True))
+    size = path.stat().st_size / 1e6
+    print(f"{trials} trials: {size:.1f} MB, first plot: {busy:.2f} s of CPU, {wall:.2f} s by clock")
+    assert size < megabytes
+    assert busy < seconds  # the clock also counts what else the machine does
 
 
 def _check_modebar(page: Any) -> None:
@@ -80,13 +187,23 @@ def _check_modebar(page: Any) -> None:
     assert download.value.suggested_filename.endswith(".png")
 
 
-def _check_hover(page: Any) -> None:
+def _middle(page: Any, name: str) -> tuple[float, float]:
+    """Return the middle of the first mark of a kind."""
     page.locator("#front").scroll_into_view_if_needed()
-    point = page.locator("#front .points path").first.bounding_box()
-    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    place = page.evaluate(
+        f"document.getElementById('front')._fullData.find(t => t.name === '{name}').uid"
+    )
+    box = page.locator(f"#front .trace{place} .points path").first.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def _check_hover(page: Any) -> None:
+    x, y = _middle(page, "teacher")
+    page.mouse.move(x - 30, y)
+    page.mouse.move(x, y, steps=5)
     page.wait_for_selector("#front .hoverlayer text")
     said = page.locator("#front .hoverlayer").text_content()
-    assert "method.name = " in said
+    assert "teacher resnet34" in said
     assert "validation accuracy" in said
 
 
@@ -94,7 +211,19 @@ def _check_axis(page: Any) -> None:
     page.locator(".choice button", has_text="FLOPs").press("Enter")
     axis = page.evaluate("document.getElementById('front').layout.xaxis")
     assert "multiply-adds" in axis["title"]["text"]
-    assert page.locator("#front .points path").count() == 30
+    assert page.locator(POINTS).count() == 33
+    labels = page.locator("#front .shape-label").all_text_contents()
+    assert labels == ["small", "large"]
+    page.locator(".choice button", has_text="latency").press("Enter")
+
+
+def _check_range(page: Any) -> None:
+    low = "document.getElementById('front').layout.yaxis.range[0]"
+    close = page.evaluate(low)
+    page.locator("#whole").press("Enter")
+    assert page.evaluate(low) < close
+    page.locator("#whole").press("Enter")
+    assert page.evaluate(low) == close
 
 
 def _check_sorting(page: Any, rows: int) -> None:
@@ -108,6 +237,34 @@ def _check_sorting(page: Any, rows: int) -> None:
         assert known == sorted(known, reverse=order == "descending")
         assert len(cells) == rows
         assert cells[len(known) :] == [""] * (rows - len(known))  # what is missing stays last
+
+
+def _check_filter(page: Any, study: Study) -> None:
+    page.locator("#filter").fill("Infeasible  student.resolution=16")
+    wanted = {
+        str(record.number)
+        for record in study[1]
+        if record.state == "infeasible" and record.params["student.resolution"] == 16
+    }
+    assert 0 < len(wanted) < 6
+    numbers = page.locator(".sortable tbody td:first-child").all_text_contents()
+    assert set(numbers) == wanted
+    assert page.locator("#shown").inner_text() == f"{len(wanted)} of {len(study[1])} trials"
+    page.locator("#filter").fill("")
+
+
+def _check_details(page: Any, study: Study) -> None:
+    """A click on a point and the trial's number in the table tell the same: its every choice."""
+    page.mouse.click(*_middle(page, "over budget"))
+    page.wait_for_selector("dialog[open]")
+    told = page.locator("#detail dl").inner_text()
+    number = page.locator("#detail h2").inner_text().removeprefix("Trial ")
+    assert [name for name in study[1][int(number)].params if name not in told] == []
+    page.keyboard.press("Escape")
+    page.locator(f"[aria-label='choices of trial {number}']").press("Enter")
+    assert page.locator("#detail dl").inner_text() == told
+    page.locator("#detail button").press("Enter")
+    assert page.locator("dialog[open]").count() == 0
 
 
 def _check_theme(page: Any) -> None:

@@ -1,0 +1,167 @@
+"""Trials on Ray: each actor lays out the study's bench once and runs one trial after another on it.
+
+The nodes share the results folder: images and teacher's outputs are mapped from its cache, once a
+node however many actors it has, and an unfinished training goes on from there on any node. An actor
+on a node that does not see that folder ends the run. On a CPU an actor computes with one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdsearch.engines.proposals import Engine
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.request import Request, write_text
+from kdsearch.rungs import OnRung, Rung
+from kdsearch.spec import Candidate
+from kdsearch.study import Asked, Outcome, Study
+from kdsearch.trainer import Epoch
+from kdsearch.trial import UNFINISHED, Bench, run_trial
+from kdsearch.workers import bench_of
+
+if TYPE_CHECKING:
+    from kdsearch.engines.tune import Evaluate, Report
+
+_ADDRESS = re.compile(r"none|auto|[^:/\s]+:[0-9]{1,5}")
+_SIGN = "driver"  # a file in the folder of unfinished trainings, by which nodes know the folder
+OnTrialEpoch = Callable[[int, Epoch, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnRay:
+    """That trials run on Ray: where, and which share of a GPU each has; None: a whole one.
+
+    address: `none` for a Ray of our own on this machine, `auto`, or HOST:PORT of a cluster.
+    """
+
+    address: str = "none"
+    gpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        if find_spec("ray") is None:
+            raise SpecError("--engine ray needs Ray: `pip install kdsearch[ray]`")
+        if not _ADDRESS.fullmatch(self.address):
+            raise SpecError(
+                f"--ray-address {self.address!r}: expected none, auto or HOST:PORT of a cluster "
+                "that this machine is a node of"
+            )
+        if self.gpus_per_trial is not None and not 0 < self.gpus_per_trial <= 1:
+            raise SpecError(
+                f"--gpus-per-trial {self.gpus_per_trial:g}: expected above 0 and up to 1, such as "
+                "0.25 for four trials on a GPU"
+            )
+
+    def share(self, device: torch.device) -> float:
+        """Return the share of a GPU that a trial has. Raises SpecError for one without a GPU."""
+        if device.type == "cuda":
+            return self.gpus_per_trial or 1.0
+        if self.gpus_per_trial is not None:
+            raise SpecError(
+                f"--gpus-per-trial {self.gpus_per_trial:g}: trials run on the {device.type}; "
+                "leave it out, or give --device cuda"
+            )
+        return 0.0
+
+
+@contextmanager
+def open_actors(
+    count: int | None,
+    study: Study,
+    on_ray: OnRay,
+    *,
+    device: torch.device,
+    timeout: float | None,
+    on_epoch: OnTrialEpoch,
+    on_rung: OnRung,
+) -> Iterator[Engine]:
+    """Give what runs that many trials at a time on Ray, or as many as it has room for."""
+    from kdsearch.engines import cluster, tune
+
+    def told(asked: Asked, epoch: Epoch, epochs: int) -> None:
+        on_epoch(asked.number, epoch, epochs)
+
+    def judged(_: Asked, rung: Rung) -> str | None:
+        return on_rung(rung)
+
+    sign = uuid.uuid4().hex
+    (study.path / UNFINISHED).mkdir(exist_ok=True)
+    write_text(study.path / UNFINISHED / _SIGN, sign)
+    start = partial(
+        _start,
+        study.request,
+        study.path.absolute(),
+        folder=Path.cwd(),
+        device=device if device.type == "cpu" else torch.device(device.type, 0),
+        sign=sign,
+    )
+    share = on_ray.share(device)
+    with cluster.connected(on_ray.address, cpus=count):
+        room = cluster.room(share)
+        if room == 0:
+            raise StudyError(
+                f"--ray-address {on_ray.address}: Ray has no node with a CPU"
+                + (f" and {share:g} of a GPU" if share else "")
+            )
+        yield partial(
+            tune.run,
+            start=start,
+            workers=count or room,
+            gpus=share,
+            timeout=timeout,
+            on_progress=told,
+            on_rung=judged,
+        )
+
+
+def _start(
+    request: Request, study: Path, *, folder: Path, device: torch.device, sign: str
+) -> Evaluate:
+    """Return what runs trials in an actor: lay out the bench, as every node can from the cache."""
+    _go_to(folder)
+    _require_shared(study, sign)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    bench = bench_of(request, study.parent, device)
+    return partial(_evaluate, replace(bench, unfinished=study / UNFINISHED), study)
+
+
+def _go_to(folder: Path) -> None:
+    """Work where the driver does: the request may name files from there."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise StudyError(
+            f"node {platform.node()} has no {folder}, where kdsearch was started; start it in a "
+            "folder that all nodes see"
+        ) from error
+
+
+def _require_shared(study: Path, sign: str) -> None:
+    file = study / UNFINISHED / _SIGN
+    if not file.is_file() or file.read_text(encoding="utf-8") != sign:
+        raise StudyError(
+            f"node {platform.node()} does not see this study's {study}; put --out on a folder that "
+            "all nodes see"
+        )
+
+
+def _evaluate(bench: Bench, study: Path, asked: Asked, report: Report) -> Outcome:
+    return run_trial(
+        Candidate.from_params(asked.params),
+        bench,
+        study / "trials" / f"{asked.number:06d}",
+        on_epoch=report.progress,
+        on_rung=report.rung if asked.control_of is None else None,
+    )

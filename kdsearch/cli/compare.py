@@ -1,0 +1,40 @@
+"""The command that holds two studies beside each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from kdsearch.cli.app import app
+from kdsearch.flags import OUT, Debug, Json, Out
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="Name of a study.")],
+    other: Annotated[str, typer.Argument(help="Name of another one.")],
+    axis: Annotated[
+        str | None, typer.Option(help="latency_ms, flops or params; else what both trade.")
+    ] = None,
+    out: Out = OUT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two studies: fronts, hypervolumes from one reference, what they cost.
+
+    Example: kdsearch compare phones phones-safe
+    """
+    from kdsearch.compare import compare as compare_studies
+    from kdsearch.console import comparison_table, show
+    from kdsearch.opening import load_study
+    from kdsearch.request import study_path
+
+    studies = [load_study(study_path(out, name)) for name in (one, other)]
+    found = compare_studies(*studies, axis=axis)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    table, *notes = comparison_table(found)
+    show(table, *notes)

@@ -1,0 +1,102 @@
+"""The command that writes a finished student in other formats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdsearch.cli.app import app
+from kdsearch.errors import SpecError
+from kdsearch.flags import OUT, Debug, Json, Out, Quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kdsearch.exports import Exported
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Name of the study, or of a distillation.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="onnx, onnx-fp16, onnx-int8, torch-export, openvino, executorch, litert."
+        ),
+    ] = "onnx-int8,torch-export",
+    trial: Annotated[int | None, typer.Option(help="A trial's number; else the best.")] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Accuracy that a file may lose, as a fraction.")
+    ] = 0.01,
+    fold_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocess",
+            help="ONNX files that take resized pixels, uint8 [B, H, W, C]; named -uint8.",
+        ),
+    ] = False,
+    out: Out = OUT,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the student in other formats; each file is loaded again by its runtime and measured.
+
+    Example: kdsearch export phones --format onnx-int8,openvino
+    """
+    formats = list(dict.fromkeys(part.strip() for part in format.split(",")))
+    if not all(formats):
+        raise SpecError(f"--format {format!r}: a name is missing beside a comma")
+    if not 0 <= max_drop <= 1:
+        raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
+    from kdsearch.console import show
+    from kdsearch.exports import export_study
+    from kdsearch.request import study_path
+    from kdsearch.terminal import StudyConsole
+
+    with StudyConsole(quiet=quiet or as_json) as watch:
+        found = export_study(
+            study_path(out, name),
+            formats,
+            watch,
+            out=out,
+            trial=trial,
+            max_drop=max_drop,
+            is_folded=fold_preprocess,
+        )
+    if as_json:
+        typer.echo(json.dumps([asdict(file) for file in found.files]))
+        return
+    misses = [f"{file.name}: {reason}" for file in found.files for reason in file.misses]
+    show(_table(found), *misses, f"Files: {found.path}")
+
+
+def _table(found: Exported) -> Table:
+    """Return one row a file."""
+    from rich.table import Table
+
+    table = Table(
+        title="Files, each measured as itself",
+        caption="drop: points of validation accuracy; same: equal predictions; ms: where 95 % of "
+        "processes find it; * fastest that fits",
+    )
+    table.add_column("file", no_wrap=True)
+    for heading in ("MB", "val", "drop", "same", "ms", "on", "fits"):
+        table.add_column(heading, justify="right")
+    for file in found.files:
+        is_best = file == found.best
+        table.add_row(
+            f"{file.name}{' *' if is_best else ''}",
+            f"{file.bytes / 1e6:.3g}",
+            f"{100 * file.val:.2f} %",
+            f"{100 * file.drop:.2f}",
+            f"{100 * file.agreement.argmax:.2f} %",
+            f"{file.latency.low_ms:.3g} to {file.latency.high_ms:.3g}",
+            str(file.target),
+            "no" if file.misses else "yes",
+            style="bold" if is_best else None,
+        )
+    return table

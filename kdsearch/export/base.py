@@ -1,0 +1,116 @@
+"""What a format is: how a file is written, who runs it, and how near its logits must come."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Run = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What files are written from.
+
+    network: in evaluation mode on the CPU, normalised images in, logits out. onnx: its float32
+    ONNX file. calibration: gives batches of normalised training images [N, C, H, W].
+    """
+
+    network: nn.Module
+    input_shape: tuple[int, int, int]
+    onnx: Path
+    calibration: Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """How near a file must come to its network; max_rel None: its logits may differ."""
+
+    argmax: float
+    max_rel: float | None = None
+
+    def accepts(self, agreement: Agreement) -> bool:
+        """Whether a file that agrees so far may be called the same network; NaN never may."""
+        is_near = self.max_rel is None or agreement.max_rel <= self.max_rel
+        return agreement.argmax >= self.argmax and is_near
+
+    def __str__(self) -> str:
+        near = "" if self.max_rel is None else f" and max_rel <= {self.max_rel}"
+        return f"argmax >= {self.argmax}{near}"
+
+
+EXACT = Tolerance(argmax=0.999, max_rel=1e-4)
+ROUNDED = Tolerance(argmax=0.97)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How a file's logits compare with the model's on `n` images.
+
+    argmax: fraction of equal predictions. max_rel: max_abs over the standard deviation of the
+    model's logits.
+    """
+
+    argmax: float
+    max_abs: float
+    max_rel: float
+    n: int
+
+
+class Format(ABC):
+    """One kind of file. suffix: what follows `student` in its name. runtime: who runs it.
+
+    is_8_bit: whether a student that loses too much may be trained for it.
+    """
+
+    suffix: ClassVar[str]
+    runtime: ClassVar[str]
+    tolerance: ClassVar[Tolerance] = EXACT
+    is_8_bit: ClassVar[bool] = False
+
+    @abstractmethod
+    def write(self, source: Source, path: Path) -> None:
+        """Write the file to `path`, and what belongs to it beside, under the same stem.
+
+        Raises ExportError when the network cannot be written so, or a package is missing.
+        """
+
+
+def compare(model: nn.Module, run: Run, images: Iterable[Tensor]) -> Agreement:
+    """Compare a loaded file with `model` on batches [N, C, H, W]; the first in several sizes."""
+    expected, found = [], []
+    with torch.no_grad():
+        for number, batch in enumerate(images):
+            for part in (batch,) if number else of_several_sizes(batch):
+                expected.append(model(part))
+                found.append(answer(run, part))
+    return agreement_of(torch.cat(expected), torch.cat(found))
+
+
+def agreement_of(ours: Tensor, theirs: Tensor) -> Agreement:
+    """Compare logits [N, K] of the model with those of its file."""
+    max_abs = float((ours - theirs).abs().max())
+    return Agreement(
+        argmax=float((ours.argmax(1) == theirs.argmax(1)).float().mean()),
+        max_abs=max_abs,
+        max_rel=max_abs / max(float(ours.std()), torch.finfo(torch.float32).tiny),
+        n=len(ours),
+    )
+
+
+def answer(run: Run, images: Tensor) -> Tensor:
+    """Return the logits of a loaded file as a tensor."""
+    return torch.from_numpy(run(np.ascontiguousarray(images.cpu().numpy())))
+
+
+def of_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
+    """Return a batch as one image, seven, and the rest, so that a file is tried on each."""
+    return tuple(part for part in (batch[:1], batch[1:8], batch[8:]) if len(part))

@@ -1,0 +1,199 @@
+"""Export what a study shipped, or one of its trials, in other formats, beside its student.onnx."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import yaml
+
+from kdsearch import born_again, export, runtimes
+from kdsearch.bench import CACHE, lay_out, load_data
+from kdsearch.data.base import ImageData
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.export.base import Source
+from kdsearch.export.onnx import to_onnx
+from kdsearch.files import Demands, File, best, calibration, write_file
+from kdsearch.latency import LatencyCache
+from kdsearch.loggers.base import Watch
+from kdsearch.model import Model
+from kdsearch.opening import load_study
+from kdsearch.request import Request, read_request, request_of, write_text
+from kdsearch.rounding import fine_tune
+from kdsearch.ship import candidate_of, pack
+from kdsearch.spec import Candidate
+from kdsearch.targets import target_in
+
+_CPU = torch.device("cpu")
+_ASKED = (
+    "data",
+    "image_size",
+    "subset",
+    "flip",
+    "teacher",
+    "teacher_weights",
+    "teacher_epochs",
+    "target",
+    "threads",
+    "batch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """The folder, the files that were written there, and the fastest that misses nothing."""
+
+    path: Path
+    files: tuple[File, ...]
+    best: File | None
+
+
+def export_study(
+    path: Path,
+    formats: Sequence[str],
+    watch: Watch,
+    *,
+    out: Path,
+    trial: int | None = None,
+    max_drop: float = 0.01,
+    is_folded: bool = False,
+) -> Exported:
+    """Write the student at `path` in each format and measure every file by its own runtime.
+
+    path: a study, or what `kdsearch distill` left. trial: one of the study's whose weights are
+    kept, instead of the best; its folder is exported/NUMBER. A student that loses more than
+    `max_drop` in 8 bits is trained for them, and the file that loses less stays. is_folded: ONNX
+    files take raw pixels. The results are added to metrics.json. Raises SpecError for a format
+    that is not known and ExportError for a package that is missing before anything is written.
+    """
+    for name in formats:
+        runtime = export.get(name).runtime
+        runtimes.require(runtime)
+        if is_folded and runtime != "onnxruntime":
+            raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
+    request = _request(path)
+    data, found = load_data(request, out)
+    if request.data_key and found.data_key != request.data_key:
+        raise StudyError(
+            f"the images of {request.data!r} are no longer those of the study {path}; a file can "
+            "only be judged on the same ones"
+        )
+    latencies = LatencyCache(out / CACHE, target_in(request))
+    folder = path / "best"
+    if trial is not None:
+        folder = path / "exported" / f"{trial:06d}"
+        if not folder.is_dir():
+            _pack_trial(path, trial, folder, request, data, latencies)
+    student = _student(born_again.find_student(str(path if trial is None else folder), data), data)
+    source = Source(
+        network=student.network,
+        input_shape=student.preprocess.input_shape,
+        onnx=folder / "student.onnx",
+        calibration=lambda: calibration(student, data),
+    )
+    demands = Demands(budget=request.budget, max_drop=max_drop, is_folded=is_folded)
+    files = []
+    for name in formats:
+        watch.note(f"Writing {name}")
+        file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
+        if export.get(name).is_8_bit and file.drop > max_drop:
+            watch.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
+            bench = lay_out(request, data, out=out, device=_CPU, on_epoch=watch.teacher_epoch)
+            candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
+            tuned = fine_tune(student, candidate, bench, source.calibration())
+            file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)
+        files.append(file)
+    _keep(folder / "metrics.json", files)
+    return Exported(path=folder, files=tuple(files), best=best(files))
+
+
+def _better(
+    file: File,
+    tuned: Model,
+    source: Source,
+    folder: Path,
+    data: ImageData,
+    *,
+    demands: Demands,
+    latencies: LatencyCache,
+) -> File:
+    """Put the file of the tuned student in place of the first where it loses less."""
+    with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
+        onnx = Path(fresh) / "tuned.onnx"
+        metadata = born_again.metadata_of(source.onnx)
+        to_onnx(tuned.network, input_shape=source.input_shape, path=onnx, metadata=metadata)
+        again = write_file(
+            file.format,
+            tuned,
+            replace(source, network=tuned.network, onnx=onnx),
+            Path(fresh),
+            data,
+            demands=demands,
+            latencies=latencies,
+            whole=file.val + file.drop,
+        )
+        if again.drop >= file.drop:
+            return file
+        (Path(fresh) / again.name).replace(folder / again.name)
+        return again
+
+
+def _request(path: Path) -> Request:
+    """Return what the study asked for, or what a distillation without a study says it did."""
+    request = read_request(path)
+    if request is not None:
+        return request
+    file = path / "best" / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return request_of({key: config[key] for key in (*_ASKED, "seed") if key in config})
+    except FileNotFoundError:
+        raise StudyError(
+            f"there is nothing to export at {path}: no study.yaml, no {file}"
+        ) from None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise SpecError(f"{file} says no request ({error!r}); distil it again") from error
+
+
+def _student(earlier: born_again.Earlier, data: ImageData) -> Model:
+    if earlier.classes != data.classes:
+        raise StudyError(f"the student's classes are not those of {data.name!r}")
+    network = earlier.build(len(earlier.classes))
+    return Model(earlier.spec.family, network, earlier.preprocess).freeze()
+
+
+def _pack_trial(
+    path: Path,
+    number: int,
+    folder: Path,
+    request: Request,
+    data: ImageData,
+    latencies: LatencyCache,
+) -> None:
+    """Pack one trial as the best is packed."""
+    earlier = born_again.find_student(f"{path}#{number}", data)
+    record = next(r for r in load_study(path).records() if r.number == number)
+    assert record.cost is not None
+    assert record.val is not None
+    folder.parent.mkdir(exist_ok=True)
+    pack(
+        folder,
+        _student(earlier, data),
+        Candidate.from_params(record.params),
+        request,
+        data,
+        cost=record.cost,
+        results={"validation": record.val},
+        latencies=latencies,
+    )
+
+
+def _keep(metrics: Path, files: Sequence[File]) -> None:
+    """Add the files to metrics.json, each under its name."""
+    content = json.loads(metrics.read_text(encoding="utf-8"))
+    content["files"] = {**content.get("files", {}), **{f.name: asdict(f) for f in files}}
+    write_text(metrics, json.dumps(content, indent=1) + "\n")

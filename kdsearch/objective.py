@@ -1,0 +1,218 @@
+"""A search over anything that can be scored: `kdsearch.search`. No torch here.
+
+The space, the sampler, the stopping rule, the store and the engine are those of `kdsearch run`; a
+function stands in for the training, and another one for the price.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from kdsearch.engines import local
+from kdsearch.engines.proposals import OnTrial, Proposals
+from kdsearch.engines.proposals import search as proposed
+from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
+from kdsearch.opening import open_study
+from kdsearch.request import Request
+from kdsearch.rungs import Judge, Rung
+from kdsearch.sampler import refuse_sampler
+from kdsearch.space import Params, load_space, parse_space
+from kdsearch.spec import Budget, Cost, digest_of
+from kdsearch.study import Asked, Outcome, Study
+
+logger = logging.getLogger(__name__)
+Report: TypeAlias = Callable[[int, float], bool]
+Evaluate: TypeAlias = Callable[[Params, Report], float]
+_COSTS = tuple(item.name for item in fields(Budget))
+
+
+def search(
+    *,
+    space: Mapping[str, object] | Path | str,
+    evaluate: Evaluate,
+    cost: Callable[[Params], Mapping[str, float]],
+    n_trials: int,
+    budget: Mapping[str, float] | None = None,
+    seed: int = 0,
+    sampler: str = "tpe",
+    epochs: int | None = None,
+    stopping: str = "off",
+    images: int = 10_000,
+    time_limit: float | None = None,
+    workers: int = 1,
+    path: Path | str | None = None,
+    on_trial: OnTrial | None = None,
+) -> Study:
+    """Return a study of `n_trials` trials, whose `front()` trades a metric against a cost.
+
+    space: a mapping as in a space file, or such a file. evaluate: gets the parameters by their
+    dotted names and `report`, and returns the metric, which is maximised; what it raises fails that
+    trial alone. It may call `report(epoch, metric)` after each of its `epochs`, 1, 2, ...; False
+    means that the trial is to stop there. cost: returns what a candidate costs, in any of `flops`,
+    `params` and `latency_ms`, before anything is evaluated. budget: limits by the same names; a
+    candidate over one of them is not evaluated. The front's cost is the first limited of
+    `latency_ms`, `flops`, `params`, and `flops` without a budget. stopping: `safe` or `tight`; the
+    metric is then a fraction in [0, 1] that stands on so many `images`. workers: how many are
+    evaluated at a time, in threads. time_limit: seconds after which no further one begins. path: a
+    folder for the study, which a later call goes on with; without one it lasts as long as the
+    Study. on_trial: gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`,
+    which ends the search.
+
+    Raises SpaceError or SpecError for what cannot be searched, StudyError where `path` holds
+    another study.
+    """
+    if stopping != "off" and epochs is None:
+        raise SpecError(f"stopping={stopping!r}: say epochs=N, how many `evaluate` reports")
+    numbers = {"n_trials": n_trials, "workers": workers, "epochs": epochs, "images": images}
+    for name, value in (numbers | {"time_limit": time_limit}).items():
+        if value is not None and not 0 < _number(f"{name}:", value) < math.inf:
+            raise SpecError(f"{name}={value!r}: expected a number above 0")
+    limits = _named("budget", budget or {})
+    request = Request(
+        data="objective",
+        space=_text(space),
+        budget_ms=limits.get("latency_ms"),
+        budget_mflops=_mega(limits.get("flops")),
+        budget_mparams=_mega(limits.get("params")),
+        seed=seed,
+        sampler=sampler,
+        stopping=stopping,
+    )
+    refuse_sampler(request)
+    folder = Path(path or Path(tempfile.mkdtemp(prefix="kdsearch-")) / "study")
+    with open_study(
+        folder, request, versions={"kdsearch": version("kdsearch")}, digest=digest_of
+    ) as study:
+        if path is None:
+            weakref.finalize(study, shutil.rmtree, folder.parent, ignore_errors=True)
+        price = partial(_price, cost, study.budget.axis())
+        judge = Judge(study, images=images)
+        until = math.inf if time_limit is None else time.perf_counter() + time_limit
+
+        def is_enough() -> bool:
+            return time.perf_counter() >= until
+
+        run = partial(_run, study, evaluate, price, judge, epochs)
+        source = proposed(study, n_trials=n_trials, is_enough=is_enough, price=price)
+        try:
+            local.run(Proposals(study, source, on_trial=on_trial), [run] * workers)
+        except StopStudy as stop:
+            logger.info("the search was stopped: %s", stop)
+            study.store.fail_unfinished()
+    return study
+
+
+def _run(
+    study: Study,
+    evaluate: Evaluate,
+    price: Callable[[Params], Cost],
+    judge: Judge,
+    epochs: int | None,
+    asked: Asked,
+) -> Outcome:
+    """Evaluate one candidate that keeps the budget."""
+    started = time.perf_counter()
+    cost = price(asked.params)
+    violations = study.budget.violations(cost)
+    if any(violation > 0 for violation in violations.values()):
+        reason = study.budget.explain(cost)
+        return Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+    reports = _Reports(judge, cost, epochs)
+    try:
+        val, reason = _number("evaluate returned", evaluate(asked.params, reports)), ""
+    except StopStudy:
+        raise
+    except Exception as error:  # a candidate must not end the search, whatever it does
+        logger.exception("trial %d failed", asked.number)
+        val, reason = None, f"{type(error).__name__}: {error}"
+    state = "failed" if val is None else "complete"
+    if reports.stopped:
+        state, val, reason = "pruned", None, reports.stopped
+    return Outcome(
+        state=state,
+        cost=cost,
+        violations=violations,
+        val=val,
+        curve=tuple(reports.curve),
+        epochs=epochs or len(reports.curve),
+        seconds=time.perf_counter() - started,
+        reason=reason,
+    )
+
+
+class _Reports:
+    """What `evaluate` calls after each epoch. stopped: why the trial is to stop, once it is."""
+
+    def __init__(self, judge: Judge, cost: Cost, epochs: int | None) -> None:
+        self.curve: list[float] = []
+        self.stopped = ""
+        self._judge, self._cost, self._epochs = judge, cost, epochs
+
+    def __call__(self, epoch: int, metric: float) -> bool:
+        """Return whether the trial is to go on. Raises SpecError for epochs out of order."""
+        if epoch != len(self.curve) + 1 or epoch > (self._epochs or math.inf):
+            of = "" if self._epochs is None else f" of {self._epochs}"
+            raise SpecError(
+                f"report({epoch}, ...) after epoch {len(self.curve)}{of}: expected the next"
+            )
+        self.curve.append(_number(f"report({epoch}, ...):", metric))
+        if self._judge.mode != "off" and not 0 <= self.curve[-1] <= 1:
+            raise SpecError(f"report({epoch}, {metric}): stopping needs a fraction in [0, 1]")
+        if not self.stopped and self._epochs is not None:
+            rung = Rung(curve=tuple(self.curve), epochs=self._epochs, cost=self._cost)
+            self.stopped = self._judge(rung) or ""
+        return not self.stopped
+
+
+def _price(cost: Callable[[Params], Mapping[str, float]], axis: str, params: Params) -> Cost:
+    """Return what a candidate costs. Raises SpecError where the front's axis is missing."""
+    found = _named("cost", cost(params))
+    if axis not in found:
+        raise SpecError(f"cost: {sorted(found)} lacks {axis!r}, which the front trades")
+    return Cost(**found)
+
+
+def _named(what: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the costs as floats. Raises SpecError for a name or a value that is none."""
+    for name in values:
+        if name not in _COSTS:
+            hint = did_you_mean(name, _COSTS)
+            raise SpecError(f"{what}: unknown {name!r}{hint}; known: {', '.join(_COSTS)}")
+    return {name: _number(f"{what}: {name}", value) for name, value in values.items()}
+
+
+def _number(what: str, value: object) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise SpecError(f"{what} {value!r}: expected a number")
+    return float(value)
+
+
+def _mega(limit: float | None) -> float | None:
+    """Return a limit in millions that is no lower when it is multiplied again."""
+    if limit is None or limit / 1e6 * 1e6 >= limit:
+        return None if limit is None else limit / 1e6
+    return math.nextafter(limit / 1e6, math.inf)
+
+
+def _text(space: Mapping[str, object] | Path | str) -> str:
+    """Return a space as YAML, read once so that its mistakes are told."""
+    if isinstance(space, Path | str):
+        return load_space(Path(space)).text
+    try:
+        text = yaml.safe_dump(dict(space), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise SpaceError(f"space: {error}; use plain dicts, lists, numbers and strings") from error
+    return parse_space(text, source="space").text

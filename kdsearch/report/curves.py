@@ -1,0 +1,148 @@
+"""The learning curves: one line a trial, the rungs, and where trials were stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import plotly.graph_objects as go
+
+from kdsearch.report import words
+from kdsearch.report.axes import GREY, ORANGE, VERMILLION, layout, metric_axis
+from kdsearch.report.marks import escape, finite
+from kdsearch.spec import TrialRecord
+from kdsearch.stopping import is_rung
+
+MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB
+
+
+def curves(
+    records: Iterable[TrialRecord], *, best: int | None, metric: str, rungs: bool = False
+) -> go.Figure:
+    """Return validation accuracy after each epoch; the best is thick, a cross ends a stopped one.
+
+    At least one record must hold a curve. rungs: whether to mark where trials are judged.
+    """
+    told = [record for record in records if record.curve]
+    step = _step(told)
+    longest = max(len(record.curve) for record in told)
+    groups = {
+        "completed": [record for record in told if record.state == "complete"],
+        "not completed": [record for record in told if record.state != "complete"],
+    }
+    alpha = max(0.1, min(0.7, 12 / len(told)))  # in the colour, so that crossing lines add up
+    traces = []
+    for (name, group), colour in zip(groups.items(), ("31,131,196", "184,127,0"), strict=True):
+        if group:
+            traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1))
+            traces.append(_legend_line(name, f"rgb({colour})"))
+    stopped = [record for record in told if record.state == "pruned"]
+    if stopped:
+        traces.append(_stops(stopped))
+    for record in told:
+        if record.number == best:
+            name = f"trial {best}, to ship"
+            traces += [_lines([record], step, name, VERMILLION, 3), _legend_line(name, VERMILLION)]
+    values = (value for record in told for value in record.curve)
+    marked = [epoch for epoch in range(1, longest) if rungs and is_rung(epoch, longest)]
+    figure = go.Figure(data=traces)
+    figure.update_layout(
+        layout(
+            showlegend=True,
+            xaxis={
+                "title": {"text": "epoch"},
+                "range": [0.5, longest + 0.5],
+                **({"dtick": 1} if longest <= 10 else {}),
+            },
+            yaxis=metric_axis(metric, values),
+            shapes=[_rung(epoch) for epoch in marked],
+        )
+    )
+    return figure
+
+
+def thinning(records: Iterable[TrialRecord]) -> int:
+    """Return n where the curves show every n-th epoch, 1 where they show all."""
+    return _step([record for record in records if record.curve])
+
+
+def _step(records: Sequence[TrialRecord]) -> int:
+    return max(1, -(-sum(len(record.curve) for record in records) // MAX_POINTS))
+
+
+def _lines(
+    records: Sequence[TrialRecord],
+    step: int,
+    name: str,
+    colour: str,
+    width: float,
+) -> go.Scatter:
+    """Return one trace of many lines: they part where a value is None."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    trials: list[int | None] = []
+    for record in records:
+        last = len(record.curve) - 1
+        epochs = [i for i in range(last + 1) if i % step == 0 or i == last]
+        x += [*(i + 1 for i in epochs), None]
+        values = [finite(record.curve[i]) for i in epochs]
+        y += [*(None if value is None else round(value, 4) for value in values), None]
+        trials += [*(record.number for _ in epochs), None]
+    single = all(len(record.curve) == 1 for record in records)
+    return go.Scatter(
+        legendgroup=name,
+        showlegend=False,
+        x=x,
+        y=y,
+        customdata=trials,
+        hovertemplate="trial %{customdata}, epoch %{x}: %{y:.2%}<extra></extra>",
+        mode="markers" if single else "lines",
+        line={"color": colour, "width": width},
+        marker={"color": colour, "size": 6},
+    )
+
+
+def _stops(records: Sequence[TrialRecord]) -> go.Scatter:
+    return go.Scatter(
+        name="stopped here",
+        x=[len(record.curve) for record in records],
+        y=[finite(record.curve[-1]) for record in records],
+        customdata=[record.number for record in records],
+        hovertext=[
+            f"trial {record.number}, stopped<br>{escape(words.clipped(words.reason(record), 120))}"
+            for record in records
+        ],
+        hoverinfo="text",
+        mode="markers",
+        marker={"symbol": "x", "size": 6, "color": ORANGE},
+    )
+
+
+def _legend_line(name: str, colour: str) -> go.Scatter:
+    """Return an empty trace that stands in the legend for lines too faint to be seen there."""
+    return go.Scatter(
+        name=name,
+        legendgroup=name,
+        x=[None],
+        y=[None],
+        mode="lines",
+        line={"color": colour, "width": 2},
+    )
+
+
+def _rung(epoch: int) -> dict[str, object]:
+    return {
+        "type": "line",
+        "layer": "below",
+        "yref": "paper",
+        "x0": epoch,
+        "x1": epoch,
+        "y0": 0,
+        "y1": 1,
+        "line": {"dash": "dot", "width": 1, "color": GREY},
+        "label": {
+            "text": "rung",
+            "textposition": "start",
+            "xanchor": "left",
+            "yanchor": "bottom",
+        },
+    }

@@ -1,0 +1,88 @@
+"""The report in GitHub-flavoured Markdown, for pull requests: the same words and tables."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from kdsearch.report import tables, words
+from kdsearch.report.tables import Table
+from kdsearch.report.verdict import verdict
+from kdsearch.spec import TrialRecord
+from kdsearch.summary import Summary
+
+
+def markdown(
+    summary: Summary,
+    records: Sequence[TrialRecord],
+    *,
+    importances: Mapping[str, float],
+    notes: Sequence[str],
+    command: str,
+    figures: Iterable[str] = (),
+) -> str:
+    """Return the report. figures: names of the files in `figures/` to show."""
+    shown = {"front.svg": "The front", "curves.svg": "Learning curves"}
+    images = {
+        name: f"![{title}](figures/{name})" for name, title in shown.items() if name in figures
+    }
+    best = summary.best_entry()
+    gains = tables.gains(summary, records)
+    parts = [
+        f"# {_text(summary.study)}: distillation study",
+        _text(verdict(summary, records)),
+        "" if best is None else _table(tables.against_teacher(summary, best)),
+        _text(words.conventions(summary)),
+        _text(words.tally(summary, records)),
+        "## The front",
+        images.get("front.svg", ""),
+        _table(tables.front(summary)),
+        "## What distillation gained at equal cost",
+        "No trial on the front has a control." if gains is None else _table(gains),
+        "\n".join(f"- {_text(note)}" for note in notes),
+        "## What mattered",
+        _listed({n: f"{v:.3f}" for n, v in _ranked(importances)})
+        or "Too few trials completed to tell.",
+        "## Learning curves" if "curves.svg" in images else "",
+        images.get("curves.svg", ""),
+        "## Where the time went",
+        _listed({n: words.duration(v) for n, v in tables.spent(summary, records).items()})
+        or "Nothing has been timed yet.",
+        "## How to reproduce",
+        _fenced(command),
+        "Every trial: `trials.csv`; the page with all figures: `report.html`.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _ranked(importances: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(importances.items(), key=lambda item: -item[1])
+
+
+def _listed(values: Mapping[str, str]) -> str:
+    return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in values.items())
+
+
+def _table(content: Table) -> str:
+    lines = [content.head, ("---",) * len(content.head), *content.rows]
+    rows = [f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines]
+    return "\n".join([*([_text(content.caption), ""] if content.caption else []), *rows])
+
+
+def _cell(text: str) -> str:
+    return text if text == "---" else _text(text)
+
+
+def _text(text: str) -> str:
+    """Return text that GitHub shows as it is: on one line, nothing of it markup."""
+    plain = html.escape(
+        " ".join(text.split(" ")).replace("\n", " ").replace("\r", " "), quote=False
+    )
+    return re.sub(r"([\\`*_\[\]|~#!@])", r"\\\1", plain)
+
+
+def _fenced(command: str) -> str:
+    """Return the command in a fence longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
+    return f"{fence}sh\n{command}\n{fence}"

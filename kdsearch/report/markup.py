@@ -1,0 +1,110 @@
+"""Pieces of HTML. Every value is escaped here, whatever it is."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from kdsearch.report import trials
+from kdsearch.report.tables import Table
+from kdsearch.spec import TrialRecord
+
+
+def escape(text: str) -> str:
+    """Escape text for HTML."""
+    return html.escape(text)
+
+
+def section(title: str, body: str) -> str:
+    """Return one part of the page."""
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of small print, '' without a text."""
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Return a list of small print, '' without any."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="note">{items}</ul>' if items else ""
+
+
+def table(content: Table) -> str:
+    """Return a table in a region that scrolls sideways."""
+    title = f"<caption>{escape(content.caption)}</caption>" if content.caption else ""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in content.head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in content.rows
+    )
+    label = escape(content.caption or "table")
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{title}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def bars(values: Mapping[str, float], label: str, write: Callable[[float], str]) -> str:
+    """Return horizontal bars in the order given, each with its name and its value."""
+    longest = max(values.values()) or 1.0
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name).replace(".", ".<wbr>")}</th><td class="bar">'
+        f'<span style="width:{100 * max(0.0, value) / longest:.1f}%"></span></td>'
+        f'<td class="n">{escape(write(value))}</td></tr>'
+        for name, value in values.items()
+    )
+    return f'<table class="bars" aria-label="{escape(label)}">{rows}</table>'
+
+
+def figure(name: str, payload: Mapping[str, object], label: str) -> str:
+    """Return the place of a figure and its data."""
+    small = " small" if name.startswith("slice") else ""
+    return (
+        f'<div class="figure{small}" id="{name}" role="figure" aria-label="{escape(label)}"></div>'
+        + data(name, payload)
+    )
+
+
+def data(name: str, payload: Mapping[str, object]) -> str:
+    """Return data for the page's script, which no `<` can end: all but `<br>` go."""
+    text = json.dumps(payload, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = re.sub("<(?!br>)", r"\\u003c", text)
+    return f'<script type="application/json" id="{name}-data">{text}</script>'
+
+
+def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
+    """Return the first trials in a table whose header cells hold the buttons that sort it."""
+    head = "".join(
+        f'<th scope="col"{_class(is_number)}><button type="button">{title}</button></th>'
+        for title, is_number in trials.COLUMNS
+    )
+    body = "\n".join(_trial(record, best) for record in records[: trials.STATIC_ROWS])
+    return (
+        '<div class="choice"><label for="filter">Filter</label><input type="search" id="filter" '
+        'placeholder="such as: resnet complete" autocomplete="off" spellcheck="false">'
+        '<span id="shown" aria-live="polite"></span></div>'
+        '<div class="wide tall" tabindex="0" role="region" aria-label="every trial">'
+        '<table class="sortable" aria-label="every trial; the buttons in the header sort">'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        '<dialog id="detail" aria-labelledby="detail-title"><h2 id="detail-title"></h2><dl></dl>'
+        '<button type="button">Close</button></dialog>'
+        + data("trials", trials.payload(records, best))
+    )
+
+
+def _trial(record: TrialRecord, best: int | None) -> str:
+    cells = "".join(
+        f"<td{_class(is_number)}>{escape(value)}</td>"
+        for value, (_, is_number) in zip(trials.cells(record, best), trials.COLUMNS, strict=True)
+    )
+    return f"<tr{' class=best' if record.number == best else ''}>{cells}</tr>"
+
+
+def _class(is_number: bool) -> str:
+    return " class=n" if is_number else ""

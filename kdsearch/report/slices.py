@@ -1,0 +1,109 @@
+"""Slices: the accuracy of completed trials against one choice at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from kdsearch.report.axes import BLUE, VERMILLION, is_log, layout, metric_axis, without_strays
+from kdsearch.report.marks import escape, finite
+from kdsearch.space import Value
+from kdsearch.spec import TrialRecord
+
+MOST = 4
+MAX_POINTS = 1_000
+_ALWAYS = ("student.family", "method.name")  # where importances are unknown
+
+
+def chosen(importances: Mapping[str, float], records: Sequence[TrialRecord]) -> list[str]:
+    """Return the most important choices that differ between completed trials, at most MOST."""
+    ranked = sorted(importances, key=lambda name: -importances[name]) or list(_ALWAYS)
+    done = completed(records)
+    return [name for name in ranked if len({_value(r, name) for r in done} - {None}) > 1][:MOST]
+
+
+def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials of the search that have an accuracy."""
+    return [
+        record
+        for record in records
+        if record.state == "complete" and record.control_of is None and finite(record.val)
+    ]
+
+
+def slice_of(
+    records: Sequence[TrialRecord], name: str, *, best: int | None, metric: str
+) -> go.Figure:
+    """Return accuracy against one choice: points over a number, boxes over the options."""
+    done = [record for record in completed(records) if _value(record, name) is not None]
+    values = [_value(record, name) for record in done]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    is_number = len(numbers) == len(values) and len(set(numbers)) > 4
+    accuracies = [record.val for record in done]
+    many = max(1, -(-len(done) // MAX_POINTS))
+    xaxis: dict[str, object] = {"title": {"text": escape(name)}}
+    if is_number:
+        xaxis |= {"type": "log", "dtick": "D2"} if is_log(numbers) else {"type": "linear"}
+        traces = [_points(done[::many], values[::many])]
+    else:
+        order = sorted(set(numbers)) if len(numbers) == len(values) else None
+        xaxis |= {"type": "category", "automargin": True}
+        xaxis |= {"categoryarray": [str(v) for v in order]} if order else {}
+        values = [escape(str(value)) for value in values]
+        traces = [_boxes(values, accuracies, all_points=len(done) <= 200)]
+    traces += [_best(r, v) for r, v in zip(done, values, strict=True) if r.number == best]
+    figure = go.Figure(data=traces)
+    figure.update_layout(
+        layout(
+            xaxis=xaxis,
+            yaxis=metric_axis(metric, without_strays(accuracies, ())),
+            showlegend=False,
+        )
+    )
+    return figure
+
+
+def _value(record: TrialRecord, name: str) -> Value | None:
+    return record.params.get(name)
+
+
+def _points(records: Sequence[TrialRecord], values: Sequence[object]) -> go.Scatter:
+    return go.Scatter(
+        x=values,
+        y=[record.val for record in records],
+        customdata=[record.number for record in records],
+        hovertemplate="trial %{customdata}<br>%{x}: %{y:.2%}<extra></extra>",
+        mode="markers",
+        marker={"color": BLUE, "size": 6, "opacity": 0.7},
+    )
+
+
+def _boxes(values: Sequence[object], accuracies: Sequence[object], *, all_points: bool) -> go.Box:
+    return go.Box(
+        x=values,
+        y=accuracies,
+        boxpoints="all" if all_points else "outliers",
+        pointpos=0,
+        jitter=0.5,
+        line={"color": BLUE, "width": 1},
+        fillcolor="rgba(0,0,0,0)",
+        marker={"color": BLUE, "size": 4, "opacity": 0.7},
+        hoverinfo="y",
+    )
+
+
+def _best(record: TrialRecord, value: object) -> go.Scatter:
+    return go.Scatter(
+        x=[value],
+        y=[record.val],
+        customdata=[record.number],
+        hovertemplate="trial %{customdata}, to ship: %{y:.2%}<extra></extra>",
+        mode="markers",
+        marker={
+            "symbol": "circle-open",
+            "size": 14,
+            "color": VERMILLION,
+            "line": {"width": 3, "color": VERMILLION},
+        },
+    )

@@ -1,0 +1,69 @@
+"""Every trial as a row of the sortable table; the page's script makes rows of cells on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdsearch.report import words
+from kdsearch.spec import TrialRecord
+
+MAX_REASON = 160  # characters; trials.csv holds the whole
+STATIC_ROWS = 100  # in the page itself: what is read at first, and all without JavaScript
+COLUMNS = (  # title, whether it is a number
+    ("trial", True),
+    ("state", False),
+    ("family", False),
+    ("method", False),
+    ("validation, %", True),
+    ("latency, ms", True),
+    ("MFLOPs", True),
+    ("parameters", True),
+    ("seconds", True),
+    ("remark", False),
+)
+
+
+def cells(record: TrialRecord, best: int | None) -> list[str]:
+    """Return a trial's cells, '' for what is not known."""
+    cost = record.cost
+    return [
+        str(record.number),
+        record.state,
+        words.family(record.params),
+        words.method(record.params),
+        "" if record.val is None else f"{100 * record.val:.2f}",
+        "" if cost is None or cost.latency_ms is None else f"{cost.latency_ms:.3f}",
+        "" if cost is None or cost.flops is None else f"{cost.flops / 1e6:.3f}",
+        "" if cost is None or cost.params is None else f"{cost.params:,}",
+        f"{record.seconds:.1f}",
+        _remark(record, best),
+    ]
+
+
+def payload(records: Iterable[TrialRecord], best: int | None) -> dict[str, object]:
+    """Return what the page's script makes rows and details of."""
+    return {
+        "best": best,
+        "columns": [title for title, _ in COLUMNS],
+        "trials": [
+            [
+                *cells(record, best),
+                {
+                    name: f"{value:.4g}" if isinstance(value, float) else str(value)
+                    for name, value in record.params.items()
+                },
+            ]
+            for record in records
+        ],
+    }
+
+
+def _remark(record: TrialRecord, best: int | None) -> str:
+    parts = ["to ship"] if record.number == best else []
+    if record.control_of is not None:
+        parts.append(f"control of trial {record.control_of}")
+    if record.reused_from is not None:
+        parts.append(f"equals trial {record.reused_from}, not trained again")
+    if reason := words.reason(record):
+        parts.append(words.clipped(reason, MAX_REASON))
+    return "; ".join(parts)

@@ -1,0 +1,59 @@
+"""What a runtime is: a class that loads one exported file and answers images with logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from kdsearch.errors import ExportError
+
+
+class Unavailable(ExportError):  # noqa: N818 - a state of this machine, not of the file
+    """A runtime or a converter is not installed; the message says what to type."""
+
+
+class Runtime(ABC):
+    """A loaded file: images [B, C, H, W] float32 in, logits [B, K] float32 out, any B >= 1.
+
+    A file with the preprocessing inside takes uint8 [B, H, W, C] instead. module: what is imported,
+    and `install` what to give pip for it. label: its name in print.
+    """
+
+    module: ClassVar[str]
+    install: ClassVar[str]
+    label: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        """Load the file at `path`, to be run by so many CPU threads."""
+
+    @abstractmethod
+    def run(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits of contiguous images."""
+
+    def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits of contiguous images. Raises ExportError when the file cannot run."""
+        try:
+            return self.run(images)
+        except Exception as error:  # the runtimes' exceptions have no common base
+            raise ExportError(f"the file cannot run images {images.shape}: {error}") from error
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether what it imports is there; nothing is imported."""
+        return find_spec(cls.module) is not None
+
+    @classmethod
+    def version(cls) -> str:
+        """Return its name and version."""
+        return f"{cls.module} {metadata.version(cls.module)}"
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Import what loading needs; start no thread, since a fork would not have it."""
+        import_module(cls.module)

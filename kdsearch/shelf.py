@@ -1,0 +1,52 @@
+"""Common networks off the shelf, priced as students are: what a user would ship without a search.
+
+They are built at the data's size and number of classes, and not trained, so only costs are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kdsearch.cost import count
+from kdsearch.errors import KDSearchError
+from kdsearch.measured import Measured, processor
+from kdsearch.spec import StudentSpec
+from kdsearch.summary import ShelfEntry
+from kdsearch.trial import Bench, build_student, latency_of
+
+# Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
+NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")
+
+
+def off_the_shelf(
+    bench: Bench, cache_dir: Path, note: Callable[[str], None]
+) -> tuple[ShelfEntry, ...]:
+    """Return what each network costs here; one that cannot be built or priced is noted instead.
+
+    What is known is kept below `cache_dir`, for every study of images and classes like these.
+    """
+    kept = Measured(cache_dir / "shelf", ShelfEntry)
+    data = bench.data
+    what = f"{data.channels} x {data.size}, {data.num_classes} classes | {processor()}"
+    found = []
+    for name in NETWORKS:
+        try:
+            found.append(kept.get_or_measure(f"{name} | {what}", partial(_price, name, bench)))
+        except KDSearchError as error:
+            note(f"{name} is not shown beside the front: {error}")
+    return tuple(found)
+
+
+def _price(name: str, bench: Bench) -> ShelfEntry:
+    student = build_student(StudentSpec(family=name), bench.data)
+    flops, params = count(student.network, input_shape=student.preprocess.input_shape)
+    latency = latency_of(student, bench.latencies)
+    return ShelfEntry(
+        name=name,
+        flops=flops,
+        params=params,
+        latency_ms=latency.ms,
+        latency_spread_ms=latency.spread_ms,
+    )

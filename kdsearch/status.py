@@ -1,0 +1,170 @@
+"""How a study stands, read from another shell while it runs: nothing is written. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from kdsearch.derive import count_states
+from kdsearch.ledger import name_trial
+from kdsearch.opening import load_study
+from kdsearch.progress import Progress, Running, read_progress
+from kdsearch.report import words
+from kdsearch.request import resume_command
+from kdsearch.spec import Cost, TrialRecord
+from kdsearch.spend import KILLED, forecast, planned_epochs, runs_of
+from kdsearch.study import Study, searched
+from kdsearch.summary import Counts
+from kdsearch.trend import hypervolumes
+
+RUNNING, ELSEWHERE, NEW = "running", "running on another machine, or killed there", "new"
+_POINTS = 8  # of the hypervolume's trend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The most accurate trial so far."""
+
+    trial: int
+    what: str
+    val: float
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What is known of a study at this moment.
+
+    state: `running`, or how its last run ended: `ended`, `interrupted`, `failed`, `killed`; `new`
+    before the first. trials: how many are asked for, None before the search. hypervolumes: those
+    after an eighth, two eighths, ... of the complete trials, as shares of the last.
+    seconds_left: None where nothing can be foretold, or nothing runs.
+    """
+
+    study: str
+    state: str
+    trials: int | None
+    counts: Counts
+    running: tuple[Running, ...]
+    best: Best | None
+    hypervolumes: tuple[float, ...]
+    seconds_spent: float
+    seconds_left: float | None
+    resume: str
+
+    def lines(self) -> list[str]:
+        """Return it in words."""
+        ended = self.counts.complete + self.counts.pruned + self.counts.infeasible
+        ended += self.counts.failed
+        of = "" if self.trials is None else f" of {self.trials}"
+        told = [
+            f"{self.study}: {self.state}",
+            f"{ended}{of} trials: {self.counts.complete} complete, {self.counts.pruned} pruned, "
+            f"{self.counts.infeasible} infeasible, {self.counts.failed} failed",
+            *(_running_line(running) for running in self.running),
+        ]
+        if self.best is not None:
+            cost = [words.amount(axis, getattr(self.best.cost, axis)) for axis in words.AXES]
+            told.append(
+                f"best: no. {self.best.trial}, {words.percent(self.best.val)}, {self.best.what}, "
+                f"{', '.join(cost)}"
+            )
+        if self.hypervolumes:
+            trend = " ".join(f"{share:.1%}" for share in self.hypervolumes)
+            told.append(f"hypervolume, of what it is now: {trend}")
+        left = "" if self.seconds_left is None else f", about {_time(self.seconds_left)} left"
+        told.append(f"{_time(self.seconds_spent)} spent{left}")
+        if self.state != RUNNING:
+            told.append(f"go on: {self.resume}")
+        return [line.replace(words.SPACE, " ") for line in told]
+
+
+def _running_line(running: Running) -> str:
+    how_far = f"epoch {running.epoch} of {running.epochs}" if running.epoch else "getting ready"
+    val = "" if running.val is None else f", {words.percent(running.val)}"
+    control = "control " if running.is_control else ""
+    return f"  {control}no. {running.number}: {running.what}, {how_far}{val}"
+
+
+def _time(seconds: float) -> str:
+    return words.duration(seconds)
+
+
+def status(path: Path, storage: str | None = None) -> Status:
+    """Return how the study at `path` stands. Raises StudyError where there is none.
+
+    storage: see `open_study`.
+    """
+    study, progress = load_study(path, storage), read_progress(path)
+    records, facts = study.records(), study.facts()
+    ended = searched(records)
+    state, is_running = _state(study, progress)
+    trials = cast("int | None", facts.get("trials"))
+    spent = sum(run.seconds for run in runs_of(study))
+    left = None
+    if progress is not None:
+        spent += progress.seconds
+        if is_running and trials is not None:
+            left = forecast(records, trials - len(ended), beside=progress.beside)
+    return Status(
+        study=study.name,
+        state=state,
+        trials=trials,
+        counts=count_states(records),
+        running=_running(records, progress) if is_running else (),
+        best=_best(study),
+        hypervolumes=_trend(study, ended),
+        seconds_spent=spent,
+        seconds_left=left,
+        resume=resume_command(path),
+    )
+
+
+def to_json(found: Status) -> dict[str, object]:
+    """Return the mapping that `--json` prints."""
+    return asdict(found)
+
+
+def _state(study: Study, progress: Progress | None) -> tuple[str, bool]:
+    if progress is not None:
+        if progress.holder.is_dead():
+            return KILLED, False
+        return (RUNNING if progress.holder.is_on_this_machine() else ELSEWHERE), True
+    runs = runs_of(study)
+    return (runs[-1].end if runs else NEW), False
+
+
+def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple[Running, ...]:
+    """Return the trials that the store says run, as far as the driver said they are."""
+    told = {} if progress is None else {running.number: running for running in progress.running}
+    return tuple(
+        told.get(record.number)
+        or Running(
+            number=record.number,
+            what=name_trial(record.params),
+            epochs=planned_epochs(record.params),
+            is_control=record.control_of is not None,
+        )
+        for record in records
+        if record.state == "running"
+    )
+
+
+def _best(study: Study) -> Best | None:
+    front = study.front()
+    if not front:
+        return None
+    record = front[-1]
+    assert record.val is not None
+    assert record.cost is not None
+    what = name_trial(record.params)
+    return Best(trial=record.number, what=what, val=record.val, cost=record.cost)
+
+
+def _trend(study: Study, ended: Sequence[TrialRecord]) -> tuple[float, ...]:
+    done = [study.point(record) for record in ended if record.state == "complete"]
+    counts = sorted({-(-len(done) * i // _POINTS) for i in range(1, _POINTS + 1)} - {0})
+    volumes = hypervolumes(done, counts, limit=getattr(study.budget, study.budget.axis()))
+    return tuple(volume / volumes[-1] for volume in volumes) if volumes and volumes[-1] else ()

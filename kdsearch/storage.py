@@ -1,0 +1,155 @@
+"""Where a study's trials are kept: any SQLAlchemy URL, whose password is written nowhere.
+
+A URL is shown, kept and compared without its password. Who resumes a study gives it again, or
+leaves it to the database's own ways (PGPASSWORD, ~/.pgpass), which keep it out of the command line
+too. SQLAlchemy is imported when the first URL is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+from kdsearch.errors import SpecError, StudyError, did_you_mean
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+# What `postgresql` alone means differs between versions of SQLAlchemy.
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_INSTALL = {"postgresql": "pip install 'kdsearch[postgres]'"}
+_KNOWN = ("sqlite", "postgresql", "mysql", "mariadb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """A database, and the name of the study in it; it prints without the password.
+
+    is_inside: whether it lies in the study's own folder, whose lock then guards it too.
+    """
+
+    url: URL
+    study: str
+    is_inside: bool = False
+
+    def __str__(self) -> str:
+        if self.is_inside:
+            return str(self.url.database)
+        return shown(self.url)
+
+    def full_url(self) -> str:
+        """Return the URL with its password, for the database alone."""
+        return self.url.render_as_string(hide_password=False)
+
+    def engine_options(self) -> dict[str, object]:
+        """Return what SQLAlchemy needs to know beside the URL."""
+        if self.url.get_backend_name() == "sqlite":
+            return {"connect_args": {"timeout": 30}}
+        return {"pool_pre_ping": True}  # a server may have closed what was idle
+
+    def without_password(self, text: str) -> str:
+        """Return a text, such as what a driver said, with the password struck out."""
+        password = str(self.url.password or "")
+        for written in {password, quote(password), quote_plus(password)} - {""}:
+            text = text.replace(written, "***")
+        return text
+
+
+def inside(path: Path) -> Storage:
+    """Return the storage in the study's own folder: `study.db`, SQLite."""
+    from sqlalchemy import URL
+
+    return Storage(
+        url=URL.create("sqlite", database=str(path / "study.db")), study=path.name, is_inside=True
+    )
+
+
+def storage_of(path: Path, kept: str | None, study: str | None, given: str | None) -> Storage:
+    """Return the storage of the study at `path`.
+
+    kept, study: what `study.yaml` says, without a password; None: inside the folder. given: the
+    same place with its password, if there is one.
+    """
+    if kept is None:
+        return inside(path)
+    url = read_url(given) if given is not None else read_url(kept)
+    if url.password == "***":
+        url = url._replace(password=None)
+    return Storage(url=url, study=study or path.name)
+
+
+def read_url(text: str) -> URL:
+    """Read `--storage`. Raises SpecError, which does not repeat what may hold a password."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    accepted = (
+        "expected an SQLAlchemy URL, as postgresql://user@host/database or sqlite:///path/file.db"
+    )
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise SpecError(f"--storage: {accepted}; a password's special characters as %XX") from None
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    hidden = next((key for key in url.query if "pass" in key and key != "passfile"), None)
+    if hidden is not None:
+        raise SpecError(
+            f"--storage: {hidden!r} after the '?' would be kept in study.yaml; give it as "
+            "user:password@host, or in PGPASSWORD"
+        )
+    try:
+        url.get_dialect()
+    except NoSuchModuleError:
+        backend = url.get_backend_name()
+        hint = did_you_mean(backend, _KNOWN)
+        raise SpecError(f"--storage: unknown database {backend!r}{hint}; {accepted}") from None
+    if not url.database or url.database == ":memory:":
+        raise SpecError(f"--storage {shown(url)}: it names no database; {accepted}")
+    _require_driver(url)
+    return url
+
+
+def _require_driver(url: URL) -> None:
+    try:
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        name = url.get_backend_name()
+        install = _INSTALL.get(name, f"pip install {error.name or url.get_driver_name()}")
+        raise SpecError(f"--storage: {name} needs {url.get_driver_name()}: {install}") from error
+
+
+def shown(url: URL) -> str:
+    """Return a URL as it may be read by anybody."""
+    return url.render_as_string(hide_password=True)
+
+
+def place(url: URL) -> Mapping[str, object]:
+    """Return what says where a database is: neither who asks, nor how."""
+    return {
+        "backend": url.get_backend_name(),
+        "host": url.host or url.query.get("host"),
+        "port": url.port or url.query.get("port"),
+        "database": url.database,
+    }
+
+
+def kept_url(given: str | None, old: str | None, *, is_new: bool) -> str | None:
+    """Return what `study.yaml` says of the storage, after the user gave one or none.
+
+    Another user, driver or password of the same place is no other storage. Raises StudyError for a
+    study that is kept elsewhere.
+    """
+    if given is None:
+        return old
+    url = read_url(given)
+    if is_new:
+        return shown(url)
+    if old is None or place(read_url(old)) != place(url):
+        raise StudyError(
+            f"the study's trials are in {old or 'its own study.db'}, not in {shown(url)}; leave "
+            "--storage out to go on with it, or give another --name"
+        )
+    return old

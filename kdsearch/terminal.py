@@ -1,0 +1,250 @@
+"""How a study looks in the terminal: a live table, or plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kdsearch.console import cost_text, show
+from kdsearch.ledger import name_trial
+from kdsearch.loggers.base import Watch
+from kdsearch.report import words
+from kdsearch.spec import UNITS, Budget, TrialRecord
+from kdsearch.spend import forecast, planned_epochs
+from kdsearch.study import Asked
+
+if TYPE_CHECKING:
+    from kdsearch.trainer import Epoch
+
+_LAST = 6  # ended trials that stay in sight
+_STYLES = {"complete": "green", "pruned": "yellow", "infeasible": "dim", "failed": "red"}
+_COUNTED = ("complete", "pruned", "infeasible", "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A running trial."""
+
+    what: str
+    epochs: int
+    is_control: bool
+    epoch: int = 0
+    val: float | None = None
+
+
+class StudyConsole(Watch):
+    """Shows a study's progress; a context, so that the live table is taken down in the end."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._quiet = quiet
+        self._is_live = self._console.is_terminal and not quiet
+        self._lock = RLock()  # the live table is drawn by a thread of its own
+        self._budget = Budget()
+        self._began = time.perf_counter()
+        self._stage = ""
+        self._running: dict[int, _Row] = {}
+        self._last: deque[TrialRecord] = deque(maxlen=_LAST)
+        self._ended: list[TrialRecord] = []
+        self._best: TrialRecord | None = None
+        self._total = self._beside = 0
+        self._has_foretold = False
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+        )
+
+    def __enter__(self) -> StudyConsole:
+        """Put the live table up."""
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the live table down."""
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        if not self._quiet:
+            show(text, console=self._console)
+
+    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Show how far the teacher's training is; plain output gets its first and last."""
+        detail = f"validation {100 * epoch.val:.2f} %"
+        if epoch.number == 1:
+            self.note(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
+        self._stage = f"Teacher: epoch {epoch.number} of {epochs}, {detail}"
+        if epoch.number == epochs:
+            self._stage = ""
+            self.note(f"Teacher trained: {detail}")
+
+    def attempt(self, number: int, total: int, what: str) -> None:
+        """Show which of the methods is being tried."""
+        self._stage = f"Methods: {number} of {total}, {what}"
+
+    def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
+        """Begin to count trials."""
+        with self._lock:
+            self._budget, self._total = budget, n_trials
+            self._ended = list(done)
+            self._best = max(
+                (record for record in done if record.state == "complete"),
+                key=lambda record: record.val or 0.0,
+                default=None,
+            )
+        if done:
+            self.note(f"{len(done)} of {n_trials} trials are there already")
+
+    def begun(self, asked: Asked) -> None:
+        """Add a trial to those that run."""
+        row = _Row(
+            what=name_trial(asked.params),
+            epochs=planned_epochs(asked.params),
+            is_control=asked.control_of is not None,
+        )
+        with self._lock:
+            self._running[asked.number] = row
+            self._beside = max(self._beside, len(self._running))
+
+    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Show how far a running trial is."""
+        with self._lock:
+            row = self._running.get(number) or _Row(what="", epochs=epochs, is_control=False)
+            self._running[number] = replace(row, epoch=epoch.number, epochs=epochs, val=epoch.val)
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Show how a trial ended and the best so far; what is no terminal gets a line."""
+        with self._lock:
+            self._running.pop(record.number, None)
+            self._last.append(record)
+            self._best = best
+            if record.control_of is None:
+                self._ended.append(record)
+        if not self._is_live:
+            self.note(self._line(record))
+        self._foretell()
+
+    def _foretell(self) -> None:
+        """Tell once how long the search will take."""
+        left = self._left()
+        if not self._has_foretold and left is not None:
+            self._has_foretold = True
+            n_left = self._total - len(self._ended)
+            if n_left > 0:
+                self.note(
+                    f"About {_time(left)} for {n_left} more trials ({self._beside} at a time); "
+                    "--time-limit bounds it"
+                )
+
+    def _left(self) -> float | None:
+        return forecast(self._ended, self._total - len(self._ended), beside=self._beside)
+
+    def _line(self, record: TrialRecord) -> str:
+        shown = f"{name_trial(record.params)} {self._outcome(record)}"
+        if record.control_of is not None:
+            return f"control (no. {record.number}): {shown}"
+        best = "" if self._best is None else f"; best {self._point(self._best)}"
+        left = self._left()
+        told = f"; {_time(left)} left" if left else ""
+        return (
+            f"trial {len(self._ended)} of {self._total} (no. {record.number}): {shown}{best}{told}"
+        )
+
+    def _outcome(self, record: TrialRecord) -> str:
+        if record.state == "complete":
+            shown = self._point(record)
+            equal = record.reused_from
+            return shown if equal is None else f"{shown} (equal to trial {equal})"
+        return f"{record.state}: {record.reason}"
+
+    def _point(self, record: TrialRecord) -> str:
+        assert record.val is not None
+        assert record.cost is not None
+        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._budget.axis())}"
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            if not self._total:
+                return Text(self._stage)
+            return Group(self._table(), *self._foot())
+
+    def _table(self) -> Table:
+        table = Table(box=None, expand=True, pad_edge=False)
+        table.add_column("no.", justify="right", no_wrap=True)
+        table.add_column("student + method", ratio=2, no_wrap=True)
+        table.add_column("epoch", justify="right", no_wrap=True)
+        table.add_column("val", justify="right", no_wrap=True)
+        table.add_column("state", ratio=3, no_wrap=True)
+        for record in self._last:
+            control = "control, " if record.control_of is not None else ""
+            table.add_row(
+                str(record.number),
+                Text(name_trial(record.params)),
+                str(len(record.curve) or ""),
+                "" if record.val is None else f"{100 * record.val:.2f} %",
+                Text(control + self._ending(record), style=_STYLES.get(record.state, "")),
+            )
+        for number, row in sorted(self._running.items()):
+            state = "training" if row.epoch else "getting ready"
+            table.add_row(
+                str(number),
+                Text(row.what),
+                f"{row.epoch}/{row.epochs}",
+                "" if row.val is None else f"{100 * row.val:.2f} %",
+                f"control, {state}" if row.is_control else state,
+                style="bold",
+            )
+        return table
+
+    def _ending(self, record: TrialRecord) -> str:
+        if record.state != "complete" or record.cost is None:
+            return f"{record.state}: {record.reason}"
+        cost = cost_text(record.cost, self._budget.axis())
+        equal = record.reused_from
+        return cost if equal is None else f"{cost}, equal to trial {equal}"
+
+    def _foot(self) -> Iterator[Text]:
+        """Yield the best, the counts and the time, each a line that is cut at the margin."""
+        limits = " and ".join(
+            f"{limit * scale:.4g} {unit}"
+            for axis, (scale, unit) in UNITS.items()
+            if (limit := getattr(self._budget, axis)) is not None
+        )
+        best = "Best: none yet"
+        if self._best is not None:
+            what = name_trial(self._best.params)
+            best = f"Best: no. {self._best.number}, {self._point(self._best)}, {what}"
+        yield _line(f"{best}; budget {limits}" if limits else best, style="bold")
+        counts = Counter(record.state for record in self._ended)
+        told = ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state])
+        yield _line(f"{len(self._ended)} of {self._total} trials{f': {told}' if told else ''}")
+        left = self._left()
+        ahead = f", about {_time(left)} left ({self._beside} at a time)" if left else ""
+        yield _line(f"{_time(time.perf_counter() - self._began)} spent{ahead}")
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _time(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else words.duration(whole).replace(words.SPACE, " ")

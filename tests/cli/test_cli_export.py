@@ -1,0 +1,187 @@
+"""A finished student in other formats: every file measured, told in metrics.json, marked if bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shell import Shell
+
+from kdsearch.export import accuracy
+from kdsearch.files import File
+from kdsearch.opening import load_study
+from kdsearch.ship import candidate_of
+
+
+@pytest.fixture(scope="module")
+def study(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from shell import run_line
+
+    from kdsearch.__main__ import main
+
+    folder = tmp_path_factory.mktemp("space")
+    with pytest.raises(SystemExit):
+        main(run_line(out, folder, "--name", "exporting", "--quiet", "--budget-ms", "50"))
+    return out / "exporting"
+
+
+def files_of(folder: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads((folder / "metrics.json").read_text())["files"]
+    return found
+
+
+def test_each_format_leaves_its_file_and_what_it_measured(study: Path, shell: Shell) -> None:
+    answer = shell.type(
+        "export", "exporting", "--out", str(shell.out), "--format", "onnx,onnx-int8, torch-export"
+    )
+
+    assert answer.code == 0, answer
+    files = files_of(study / "best")
+    assert set(files) == {"student.onnx", "student-int8.onnx", "student.pt2"}
+    for name, file in files.items():
+        assert name in answer.stdout
+        assert file["bytes"] == (study / "best" / name).stat().st_size
+        assert 0 < file["latency"]["ms"] < 50  # type: ignore[index]
+        assert file["agreement"]["n"] == 359  # type: ignore[index]
+    shipped = json.loads((study / "best" / "metrics.json").read_text())["onnx"]["val"]
+    assert files["student.onnx"]["val"] == pytest.approx(shipped, abs=1e-6)
+    assert files["student.pt2"]["drop"] == pytest.approx(0, abs=1e-6)
+    assert not list((study / "best").glob(".new-*"))
+
+
+def test_a_folded_file_takes_pixels_and_says_the_same(study: Path, shell: Shell) -> None:
+    import numpy as np
+    import onnxruntime
+
+    answer = shell.type(
+        *("export", "exporting", "--out", str(shell.out), "--fold-preprocess", "--json"),
+        *("--format", "onnx,onnx-fp16,onnx-int8", "--max-drop", "0.05"),
+    )
+
+    found = {file["name"]: file for file in json.loads(answer.stdout)}
+    assert list(found) == [f"student{kind}-uint8.onnx" for kind in ("", "-fp16", "-int8")]
+    assert found["student-uint8.onnx"]["agreement"]["max_rel"] < 1e-4
+    assert not any(file["misses"] for file in found.values())
+    for name in found:
+        session = onnxruntime.InferenceSession(study / "best" / name)
+        assert session.get_inputs()[0].type == "tensor(uint8)"
+        (logits,) = session.run(None, {"images": np.zeros((3, 8, 8, 1), np.uint8)})
+        assert logits.shape == (3, 10)
+
+
+def test_a_second_export_keeps_what_the_first_measured(study: Path, shell: Shell) -> None:
+    for name in ("onnx", "onnx-fp16"):
+        shell.type("export", "exporting", "--out", str(shell.out), "--format", name)
+
+    assert {"student.onnx", "student-fp16.onnx"} <= set(files_of(study / "best"))
+
+
+def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) -> None:
+    request = study / "study.yaml"
+    before = request.read_text()
+    request.write_text(before.replace("budget_ms: 50.0", "budget_ms: 1.0e-06"))
+    try:
+        answer = shell.type(
+            "export", "exporting", "--out", str(shell.out), "--format", "onnx", "--json"
+        )
+    finally:
+        request.write_text(before)
+
+    (file,) = json.loads(answer.stdout)
+    assert "over the budget of 1e-06" in file["misses"][0]
+    assert (study / "best" / "student.onnx").is_file()
+
+
+def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
+    from kdsearch.exports import export_study
+    from kdsearch.terminal import StudyConsole
+
+    def exported(max_drop: float) -> File:
+        with StudyConsole(quiet=True) as watch:
+            found = export_study(study, ["onnx-int8"], watch, out=shell.out, max_drop=max_drop)
+        return found.files[0]
+
+    plain, better = exported(1.0), exported(-1.0)  # -1: whatever it loses is too much
+
+    assert not plain.tuned
+    assert better.tuned == (better.drop < plain.drop)
+    assert better.drop <= plain.drop
+    assert better.val + better.drop == pytest.approx(plain.val + plain.drop)
+    assert (study / "best" / better.name).stat().st_size == better.bytes
+    assert not list((study / "best").glob(".*"))
+
+
+def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -> None:
+    number = load_study(study).front()[0].number
+    before = (study / "best" / "metrics.json").read_bytes()
+
+    answer = shell.type(
+        *("export", "exporting", "--out", str(shell.out)),
+        *("--trial", str(number), "--format", "torch-export", "--json"),
+    )
+
+    folder = study / "exported" / f"{number:06d}"
+    (file,) = json.loads(answer.stdout)
+    record = next(r for r in load_study(study).records() if r.number == number)
+    assert file["val"] == pytest.approx(record.val, abs=0.002)
+    assert (folder / "student.pt2").is_file()
+    assert (folder / "predict.py").is_file()
+    assert (study / "best" / "metrics.json").read_bytes() == before
+
+
+def test_a_config_tells_the_candidate_that_was_shipped(study: Path) -> None:
+    from kdsearch.spec import Candidate
+
+    best = load_study(study).facts()["best"]
+    record = next(r for r in load_study(study).records() if r.number == best)
+
+    told = candidate_of((study / "best" / "config.yaml").read_text())
+
+    shipped = Candidate.from_params(record.params)
+    assert told.student == shipped.student
+    assert told.train == shipped.train
+    assert dict(told.distill.knobs) == dict(shipped.distill.knobs)
+    assert told.digest() == shipped.digest()
+
+
+def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell) -> None:
+    import onnxruntime
+    import torch
+
+    from kdsearch.bench import load_data
+    from kdsearch.model import Preprocess, batches
+    from kdsearch.request import read_request
+
+    shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")
+    data, _ = load_data(read_request(study), shell.out)
+    file = study / "best" / "student-int8.onnx"
+    said = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    preprocess = Preprocess(
+        mean=tuple(json.loads(said["mean"])),
+        std=tuple(json.loads(said["std"])),
+        resolution=int(said["resolution"]),
+        channels=int(said["channels"]),
+    )
+
+    shown = ((preprocess(x), y) for x, y in batches(data.val, torch.device("cpu")))
+
+    assert accuracy(file, shown) == pytest.approx(files_of(study / "best")[file.name]["val"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exporting", "--format", "onnx-int9"], "unknown format 'onnx_int9' (did you mean"),
+        (["exporting", "--format", "onnx,,"], "a name is missing beside a comma"),
+        (["exporting", "--max-drop", "2"], "expected a fraction from 0 to 1"),
+        (["exporting", "--trial", "999"], "the study has no such trial"),
+        (["exporting", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
+        (["nothing-here"], "there is nothing to export at"),
+        (["../x"], "a study's name starts with"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    study: Path, shell: Shell, arguments: list[str], message: str
+) -> None:
+    assert message in shell.refused("export", *arguments)

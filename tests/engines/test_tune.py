@@ -1,0 +1,434 @@
+"""Ray runs the trials that the local engine would, wherever its actors are, also when they die."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+from table_study import SMALL_SPACE, look_up, opened, run_to
+
+from kdsearch.engines.proposals import OnTrial, Proposals, search
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.request import Request
+from kdsearch.rungs import Rung
+from kdsearch.spec import Cost, TrialRecord
+from kdsearch.storage import inside
+from kdsearch.study import Asked, Outcome, Study
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from kdsearch.engines import tune  # noqa: E402
+from kdsearch.engines.cluster import connected, room  # noqa: E402
+
+pytestmark = pytest.mark.slow
+TIMEOUT = 20.0
+DOOMED = 15  # from this trial on, one on the node that is killed waits for that
+
+
+@pytest.fixture(scope="module")
+def _path() -> Iterator[None]:
+    """Let actors import what is here; they are started with this environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield
+
+
+@pytest.fixture(scope="class")
+def _ray(_path: None) -> Iterator[None]:
+    with connected(cpus=2):
+        yield
+
+
+def table(asked: Asked, _: tune.Report) -> Outcome:
+    return look_up(asked)
+
+
+def run_search(
+    study: Study,
+    evaluate: tune.Evaluate,
+    *,
+    n_trials: int,
+    workers: int = 1,
+    is_enough: Callable[[], bool] = lambda: False,
+    timeout: float | None = None,
+    on_trial: OnTrial | None = None,
+    on_rung: tune.OnRung | None = None,
+    on_progress: tune.OnProgress | None = None,
+    start: tune.Start | None = None,
+) -> list[TrialRecord]:
+    source = search(study, n_trials=n_trials, is_enough=is_enough)
+    tune.run(
+        Proposals(study, source, on_trial=on_trial),
+        start or partial(partial, evaluate),
+        workers=workers,
+        timeout=timeout,
+        on_rung=on_rung,
+        on_progress=on_progress,
+    )
+    return study.records()
+
+
+def without_times(records: list[TrialRecord]) -> list[TrialRecord]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def left(folder: Path, name: str) -> int:
+    """Leave a line in a file, and return how many it has."""
+    with (folder / name).open("a+") as file:
+        file.write(f"{os.getpid()}\n")
+        file.seek(0)
+        return len(file.readlines())
+
+
+def test_a_cluster_that_is_not_there_is_told() -> None:
+    told = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
+    with pytest.raises(StudyError, match=told), connected("127.0.0.1:1"):
+        pass
+
+
+@pytest.mark.usefixtures("_ray")
+class TestOnThisMachine:
+    def test_one_worker_runs_the_trials_of_the_local_engine(self, fast_path: Path) -> None:
+        seen: list[TrialRecord] = []
+        with opened(fast_path / "here") as study:
+            wanted = run_to(study, 30)
+        with opened(fast_path / "there") as study:
+            found = run_search(study, table, n_trials=30, on_trial=seen.append)
+        assert without_times(found) == without_times(wanted)
+        assert seen == found
+        assert {record.state for record in found} == {"complete", "infeasible", "failed"}
+
+    def test_equal_candidates_are_trained_once(self, fast_path: Path) -> None:
+        with opened(fast_path / "equal", Request(space=SMALL_SPACE)) as study:
+            found = run_search(study, partial(counted, fast_path), n_trials=12, workers=2)
+        trained = Counter((fast_path / "trained").read_text().split())
+        assert trained == dict.fromkeys((record.digest for record in found), 1)
+        assert [record.state for record in found] == ["complete"] * 12
+
+    def test_the_time_limit_is_looked_at_between_trials(self, fast_path: Path) -> None:
+        with opened(fast_path / "limited") as study:
+            until = time.monotonic() + 0.1
+            found = run_search(
+                study, slow, n_trials=100, workers=2, is_enough=lambda: time.monotonic() > until
+            )
+            assert {record.state for record in found} <= {"complete", "infeasible", "failed"}
+        assert 1 <= len(found) <= 2
+
+    def test_a_hung_trial_fails_alone_and_the_next_ones_run_elsewhere(
+        self, fast_path: Path
+    ) -> None:
+        with opened(fast_path / "hung") as study:
+            found = run_search(study, hangs_at_the_second, n_trials=4, timeout=1.5)
+        assert [record.state for record in found].count("failed") == 1
+        assert found[1].reason == "no end after 1.5 s (--trial-timeout)"
+        assert 1.5 < found[1].seconds < TIMEOUT
+
+    def test_the_driver_stops_a_trial_which_ends_by_itself(self, fast_path: Path) -> None:
+        told: list[tuple[int, Rung, threading.Thread]] = []
+
+        def on_rung(asked: Asked, rung: Rung) -> str | None:
+            told.append((asked.number, rung, threading.current_thread()))
+            return "hopeless" if len(rung.curve) == 2 and asked.number == 0 else None
+
+        with opened(fast_path / "stopped") as study:
+            found = run_search(study, climbing, n_trials=2, on_rung=on_rung)
+        assert [(r.state, r.reason, r.curve) for r in found] == [
+            ("pruned", "hopeless", (0.1, 0.2)),
+            ("complete", "", (0.1, 0.2, 0.3, 0.4)),
+        ]
+        assert [(number, rung.curve) for number, rung, _ in told] == [
+            (0, (0.1,)),
+            (0, (0.1, 0.2)),
+            (1, (0.1,)),
+            (1, (0.1, 0.2)),
+        ]
+        assert {thread for *_, thread in told} == {threading.current_thread()}
+
+    def test_what_is_said_and_logged_reaches_the_driver(
+        self, fast_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        said: list[tuple[object, ...]] = []
+        with opened(fast_path / "told") as study, caplog.at_level(logging.INFO, "kdsearch"):
+            run_search(study, talking, n_trials=2, on_progress=lambda *what: said.append(what))
+        assert [(asked.number, *what) for asked, *what in said if isinstance(asked, Asked)] == [
+            (number, epoch, "of 3") for number in (0, 1) for epoch in (1, 2, 3)
+        ]
+        assert [r.message for r in caplog.records if r.name == "kdsearch.told"] == ["0", "1"]
+
+    def test_an_actor_starts_once_for_many_trials(self, fast_path: Path) -> None:
+        start = partial(starting, fast_path)
+        with opened(fast_path / "once") as study:
+            run_search(study, table, n_trials=12, start=start)
+        assert len((fast_path / "starts").read_text().split()) == 1
+
+    def test_a_second_actor_starts_though_trials_end_before_it_has(self, fast_path: Path) -> None:
+        pids: set[int] = set()
+
+        def on_trial(_: TrialRecord) -> None:
+            if len(pids) == 2:
+                raise ZeroDivisionError
+
+        with opened(fast_path / "second") as study, pytest.raises(ZeroDivisionError):
+            run_search(
+                study,
+                with_pid,
+                n_trials=10_000,
+                workers=2,
+                on_trial=on_trial,
+                on_progress=lambda _, pid: pids.add(pid),
+            )
+
+    def test_a_trial_whose_actor_dies_goes_on_and_is_told_once(self, fast_path: Path) -> None:
+        seen: list[TrialRecord] = []
+        with opened(fast_path / "lost") as study:
+            evaluate = partial(dying, fast_path, 2)
+            found = run_search(study, evaluate, n_trials=3, workers=2, on_trial=seen.append)
+        assert [record.state for record in found] == ["complete"] * 3
+        assert Counter(record.number for record in seen) == {0: 1, 1: 1, 2: 1}
+        assert found[1].curve == (0.1, 0.2, 0.3, 0.4)
+        pids = (fast_path / "epochs-1").read_text().split()
+        assert len(pids) == 4  # none was trained again
+        assert len(set(pids)) == 3
+
+    def test_one_whose_actor_always_dies_fails_alone_and_nothing_is_printed(
+        self, fast_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with opened(fast_path / "hopeless") as study:
+            evaluate = partial(dying, fast_path / "hopeless", 9)
+            found = run_search(study, evaluate, n_trials=3)
+        assert [record.state for record in found] == ["complete", "failed", "complete"]
+        assert found[1].reason == "its Ray actor died 3 times: its worker process has died"
+        assert capfd.readouterr() == ("", "")
+
+    def test_an_actor_that_dies_between_trials_costs_none(self, fast_path: Path) -> None:
+        pids: list[int] = []
+
+        def on_trial(record: TrialRecord) -> None:
+            if record.number in (1, 4):
+                os.kill(pids[-1], signal.SIGKILL)
+
+        with opened(fast_path / "between") as study:
+            found = run_search(
+                study,
+                with_pid,
+                n_trials=6,
+                on_trial=on_trial,
+                on_progress=lambda _, pid: pids.append(pid),
+            )
+        assert [record.state for record in found] == ["complete"] * 6
+        assert len(pids) == 6
+
+    @pytest.mark.parametrize("error", [SpecError("no"), ZeroDivisionError("no")])
+    def test_what_an_evaluator_raises_ends_the_run(self, fast_path: Path, error: Exception) -> None:
+        path = fast_path / f"broken {type(error).__name__}"
+        with opened(path) as study, pytest.raises(type(error), match=r"^no$"):
+            run_search(study, partial(raising, error), n_trials=3)
+        with opened(path) as study:
+            lost, again = run_search(study, table, n_trials=1)
+        assert (lost.state, lost.params) == ("interrupted", again.params)
+
+    def test_what_cannot_be_sent_is_told_by_its_text(self, fast_path: Path) -> None:
+        with (
+            opened(fast_path / "unsendable") as study,
+            pytest.raises(RuntimeError, match=r"^UnsendableError: a thread$"),
+        ):
+            run_search(study, raising_unsendable, n_trials=1)
+
+    def test_an_actor_that_cannot_start_ends_the_run(self, fast_path: Path) -> None:
+        with (
+            opened(fast_path / "no start") as study,
+            pytest.raises(StudyError, match=r"^no bench$"),
+        ):
+            run_search(study, table, n_trials=3, start=no_start)
+
+    @pytest.mark.parametrize("where", ["on_trial", "on_rung"])
+    def test_what_the_driver_raises_ends_the_run(self, fast_path: Path, where: str) -> None:
+        def breaks(*_: object) -> None:
+            raise ZeroDivisionError(where)
+
+        with opened(fast_path / where) as study:
+            with pytest.raises(ZeroDivisionError, match=where):
+                run_search(study, climbing, n_trials=3, **{where: breaks})  # type: ignore[arg-type]
+            assert len(study.records()) == 1
+
+    def test_an_interrupted_run_abandons_its_trials_and_goes_on_later(
+        self, fast_path: Path
+    ) -> None:
+        started = time.perf_counter()
+        with opened(fast_path / "interrupted") as study:
+            with pytest.raises(KeyboardInterrupt):
+                run_search(
+                    study,
+                    slow,
+                    n_trials=8,
+                    workers=2,
+                    on_progress=lambda *_: _thread.interrupt_main(),
+                )
+            lost = len(study.records())
+        assert time.perf_counter() - started < TIMEOUT
+        with opened(fast_path / "whole") as study:
+            wanted = [record.params for record in run_to(study, 2)]
+        with opened(fast_path / "interrupted") as study:
+            found = run_search(study, table, n_trials=2)
+        assert {record.state for record in found[:lost]} == {"interrupted"}
+        assert [record.params for record in found[lost:]] == wanted
+
+
+@pytest.fixture(scope="module")
+def cluster(_path: None) -> Iterator[Cluster]:
+    """Return two nodes of one CPU each; the second is to be killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        yield cluster
+        cluster.shutdown()
+
+
+def test_forty_trials_end_once_each_though_a_node_dies(cluster: Cluster, fast_path: Path) -> None:
+    seen: list[TrialRecord] = []
+    lost = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    killed: list[int] = []
+
+    def on_trial(record: TrialRecord) -> None:
+        """Kill the second node, where a trial waits for that."""
+        seen.append(record)
+        there = [n for n, node in begun(fast_path) if n >= DOOMED and node == lost.node_id]
+        if there and not killed:
+            killed.extend(there)
+            cluster.remove_node(lost, allow_graceful=False)
+
+    with connected(cluster.address), opened(fast_path / "cluster") as study:
+        assert room(0) == 2
+        evaluate = partial(somewhere, fast_path, lost.node_id)
+        found = run_search(study, evaluate, n_trials=40, workers=2, on_trial=on_trial)
+    again = Counter(number for number, _ in begun(fast_path))
+    assert {number: count for number, count in again.items() if count > 1} == {killed[0]: 2}
+    assert [record.number for record in found] == list(range(40))
+    assert sorted(record.number for record in seen) == list(range(40))
+    states = [look_up_again(record).state for record in found]
+    assert [record.state for record in found] == states
+    shown = optuna.load_study(
+        study_name="cluster", storage=inside(fast_path / "cluster").full_url()
+    )
+    assert [trial.state.name for trial in shown.trials] == [TOLD[state] for state in states]
+
+
+TOLD = {"complete": "COMPLETE", "infeasible": "PRUNED", "failed": "FAIL"}
+
+
+def look_up_again(record: TrialRecord) -> Outcome:
+    return look_up(Asked(number=record.number, params=record.params, digest=record.digest))
+
+
+def somewhere(folder: Path, doomed: str, asked: Asked, _: tune.Report) -> Outcome:
+    node = ray.get_runtime_context().get_node_id()
+    with (folder / "begun").open("a") as file:
+        file.write(f"{asked.number} {node}\n")
+    if asked.number >= DOOMED:
+        if node == doomed:
+            time.sleep(10 * TIMEOUT)
+        until = time.monotonic() + 2 * TIMEOUT  # the other node may be slow to begin
+        while not any(n >= DOOMED and where == doomed for n, where in begun(folder)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    return look_up(asked)
+
+
+def begun(folder: Path) -> list[tuple[int, str]]:
+    """Return which trial began on which node, as often as it did."""
+    lines = (folder / "begun").read_text().splitlines()
+    return [(int(line.split()[0]), line.split()[1]) for line in lines]
+
+
+def counted(folder: Path, asked: Asked, _: tune.Report) -> Outcome:
+    with (folder / "trained").open("a") as file:
+        file.write(f"{asked.digest}\n")
+    time.sleep(0.05)
+    return look_up(asked)
+
+
+def hangs_at_the_second(asked: Asked, report: tune.Report) -> Outcome:
+    if asked.number == 1:
+        time.sleep(10 * TIMEOUT)
+    return look_up(asked)
+
+
+def slow(asked: Asked, report: tune.Report) -> Outcome:
+    report.progress()
+    time.sleep(1)
+    return look_up(asked)
+
+
+def climbing(asked: Asked, report: tune.Report) -> Outcome:
+    cost = Cost(flops=1_000_000, params=1)
+    curve: tuple[float, ...] = ()
+    for epoch in (1, 2, 3, 4):
+        curve = (*curve, epoch / 10)
+        report.progress(epoch)
+        if epoch in (1, 2) and (reason := report.rung(Rung(curve=curve, epochs=4, cost=cost))):
+            return Outcome(state="pruned", cost=cost, curve=curve, reason=reason)
+    return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
+
+
+def talking(asked: Asked, report: tune.Report) -> Outcome:
+    for epoch in (1, 2, 3):
+        report.progress(epoch, "of 3")
+    logging.getLogger("kdsearch.told").info("%d", asked.number)
+    return look_up(asked)
+
+
+def starting(folder: Path) -> tune.Evaluate:
+    left(folder, "starts")
+    return table
+
+
+def no_start() -> tune.Evaluate:
+    raise StudyError("no bench")
+
+
+def dying(folder: Path, times: int, asked: Asked, _: tune.Report) -> Outcome:
+    """Train four epochs that are kept; number 1 dies after each, so many times."""
+    kept = folder / f"epochs-{asked.number}"
+    done = len(kept.read_text().split()) if kept.exists() else 0
+    for _ in range(done, 4):
+        done = left(folder, kept.name)
+        if asked.number == 1 and done <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    curve = tuple(epoch / 10 for epoch in range(1, done + 1))
+    cost = Cost(flops=1_000_000, params=1)
+    return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
+
+
+def with_pid(asked: Asked, report: tune.Report) -> Outcome:
+    report.progress(os.getpid())
+    cost = Cost(flops=1_000_000, params=1)
+    return Outcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
+
+
+def raising(error: Exception, asked: Asked, _: tune.Report) -> Outcome:
+    raise error
+
+
+class UnsendableError(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.thread = threading.Lock()
+
+
+def raising_unsendable(asked: Asked, _: tune.Report) -> Outcome:
+    raise UnsendableError("a thread")

@@ -1,0 +1,121 @@
+"""An actor lays out its bench once, and refuses a node that does not see the study's folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import CPU
+
+from kdsearch.actors import OnRay, open_actors
+from kdsearch.bench import lay_out, load_data
+from kdsearch.engines.proposals import Engine, Proposals, search
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.opening import open_study
+from kdsearch.request import request_of
+from kdsearch.rungs import Rung
+from kdsearch.study import Study
+from kdsearch.trainer import Epoch
+
+pytest.importorskip("ray")
+SPACE = """
+student:
+  family: {choice: {resnet: {width: {float: [0.125, 0.25]}, depth: {int: [3, 4]}}}}
+  resolution: {choice: [8]}
+method: {name: kd}
+train: {epochs: 3, lr: 0.1}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    out = tmp_path_factory.mktemp("results")
+    given = {"teacher_epochs": 1, "space": SPACE, "budget_mflops": 5.0}
+    data, request = load_data(request_of(given), out)
+    lay_out(request, data, out=out, device=CPU)
+    with open_study(out / "one", request, versions={}) as opened:
+        yield opened
+
+
+@contextmanager
+def on_ray(
+    study: Study, told: list[tuple[int, int, int]], start: Callable[..., object] | None = None
+) -> Iterator[Engine]:
+    """Give an engine of one actor; `start` is called in its stead with what it would call."""
+
+    def on_epoch(number: int, epoch: Epoch, epochs: int) -> None:
+        told.append((number, epoch.number, epochs))
+
+    def on_rung(rung: Rung) -> str | None:
+        return "hopeless" if len(rung.curve) == 2 else None
+
+    opened = open_actors(
+        1, study, OnRay(), device=CPU, timeout=None, on_epoch=on_epoch, on_rung=on_rung
+    )
+    with opened as engine:
+        assert isinstance(engine, partial)
+        yield (
+            engine
+            if start is None
+            else partial(engine, start=partial(start, engine.keywords["start"]))
+        )
+
+
+def counted(file: Path, start: Callable[[], object]) -> object:
+    with file.open("a") as lines:
+        lines.write(f"{os.getpid()}\n")
+    return start()
+
+
+@pytest.mark.slow
+def test_an_actor_lays_out_its_bench_once_and_tells_of_each_trial(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `counted`
+    told: list[tuple[int, int, int]] = []
+    with on_ray(study, told, partial(counted, tmp_path / "benches")) as engine:
+        engine(Proposals(study, search(study, n_trials=4)))
+    records = study.records()
+    assert [(record.state, record.reason) for record in records] == [("pruned", "hopeless")] * 4
+    assert told == [(number, epoch, 3) for number in range(4) for epoch in (1, 2)]
+    assert {(record.mode, len(record.curve)) for record in records} == {("fp32 eager", 2)}
+    assert len((tmp_path / "benches").read_text().split()) == 1
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_folders_ends_the_run(study: Study, tmp_path: Path) -> None:
+    n_trials = 1 + len(study.records())
+    with on_ray(study, []) as engine:
+        assert isinstance(engine, partial)
+        elsewhere = partial(engine.keywords["start"], folder=tmp_path / "gone")
+        with pytest.raises(StudyError, match=r"has no .*gone, where kdsearch was started"):
+            engine(Proposals(study, search(study, n_trials=n_trials)), start=elsewhere)
+        (study.path / "unfinished" / "driver").write_text("of another run")
+        with pytest.raises(StudyError, match=r"does not see .*put --out on a folder that all"):
+            engine(Proposals(study, search(study, n_trials=n_trials + 1)))
+
+
+def test_a_share_of_a_gpu_is_for_a_gpu() -> None:
+    gpu = torch.device("cuda", 0)
+    assert (OnRay().share(gpu), OnRay().share(CPU)) == (1.0, 0.0)
+    assert OnRay(gpus_per_trial=0.25).share(gpu) == 0.25
+    with pytest.raises(SpecError, match=r"--gpus-per-trial 0.25: trials run on the cpu"):
+        OnRay(gpus_per_trial=0.25).share(CPU)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_that_cannot_be_is_refused(share: float) -> None:
+    with pytest.raises(SpecError, match=r"--gpus-per-trial .*: expected above 0 and up to 1"):
+        OnRay(gpus_per_trial=share)
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdsearch.actors.find_spec", lambda _: None)
+    with pytest.raises(SpecError, match=r"pip install kdsearch\[ray\]"):
+        OnRay()

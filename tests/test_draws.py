@@ -1,0 +1,254 @@
+"""Draws over the budget are turned away before they are trials; samplers other than TPE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked
+
+from kdsearch.derive import summarise
+from kdsearch.engines import local
+from kdsearch.engines.proposals import Proposals, search
+from kdsearch.errors import BudgetError, SpecError
+from kdsearch.finish import finish
+from kdsearch.ledger import Ledger
+from kdsearch.request import SAMPLERS, Request
+from kdsearch.space import Params
+from kdsearch.spec import Cost, TrialRecord
+from kdsearch.study import REDRAWS, Asked, Outcome, Study, searched
+
+# No choice owns a dimension, so that every sampler may draw.
+FLAT = """
+student:
+  family: resnet
+  resnet: {depth: {int: [1, 20]}, width: {float: [0.25, 1.0]}}
+method: {name: kd}
+train: {lr: {float: [0.01, 1.0], log: true}}
+"""
+TEACHER = {"name": "t", "val": 0.9, "test": 0.9, "flops": 1, "params": 1, "latency_ms": 1.0}
+
+
+def price(params: Params) -> Cost | None:
+    """Return one MFLOP a layer, as the table does."""
+    depth = int(params.get(f"student.{params['student.family']}.depth", 2))
+    return Cost(flops=depth * 1_000_000, params=depth * 1000)
+
+
+def nothing_fits(params: Params) -> Cost:
+    return Cost(flops=99_000_000, params=1)
+
+
+def run_priced(study: Study, n: int) -> list[TrialRecord]:
+    source = search(study, n_trials=n, price=price)
+    local.run(Proposals(study, source), [look_up])
+    return study.records()
+
+
+def test_what_is_over_the_budget_is_turned_away_and_is_no_trial(fast_path: Path) -> None:
+    with opened(fast_path / "gate") as study:
+        records = run_priced(study, 12)
+        study.note(teacher=TEACHER)
+        counts = summarise(study).counts
+    away = [record for record in records if record.turned_away]
+    assert away
+    assert len(searched(records)) == 12
+    assert not [record for record in searched(records) if record.state == "infeasible"]
+    assert [record.draw for record in records] == list(range(len(records)))
+    for record in away:
+        assert record.cost is not None
+        over = record.cost.flops / (MAX_DEPTH * 1e6) - 1
+        assert record.state == "infeasible"
+        assert record.violations == {"flops": pytest.approx(over)}
+        assert record.reason == f"{record.cost.flops / 1e6:.4g} MFLOPs over {MAX_DEPTH}"
+    assert counts.turned_away == len(away)
+    assert counts.complete + counts.failed == 12
+    assert counts.infeasible == 0
+
+
+def test_the_sampler_learns_from_what_was_turned_away(fast_path: Path) -> None:
+    with opened(fast_path / "learns") as study:
+        records = run_priced(study, 12)
+        trials = study.store.trials()
+    for record in records:
+        trial = trials[record.number]
+        assert trial.params
+        if record.turned_away:
+            assert trial.state is TrialState.PRUNED
+            assert trial.constraints["flops"] == record.violations["flops"]
+
+
+def test_a_study_resumed_between_any_two_draws_draws_the_same(fast_path: Path) -> None:
+    with opened(fast_path / "whole") as study:
+        whole = run_priced(study, 8)
+    for n in range(8):
+        with opened(fast_path / "parts") as study:
+            run_priced(study, n + 1)
+    with opened(fast_path / "parts") as study:
+        assert study.records() == whole
+
+
+def test_a_driver_killed_while_it_turns_away_goes_on_in_the_same_row(fast_path: Path) -> None:
+    """The row counts what the dead driver turned away, so its end is where it would have been."""
+
+    class KilledError(Exception):
+        pass
+
+    prices = 0
+
+    def killed(params: Params) -> Cost:
+        nonlocal prices
+        prices += 1
+        if prices == 8:
+            raise KilledError
+        return nothing_fits(params)
+
+    with opened(fast_path / "row") as study:
+        asked = study.ask(nothing_fits)
+    with pytest.raises(KilledError), opened(fast_path / "killed") as study:
+        study.ask(killed)
+    with opened(fast_path / "killed") as study:
+        again = study.ask(nothing_fits)
+        assert [r.state for r in study.records()].count("interrupted") == 1
+    assert (again.draw, again.params) == (asked.draw, asked.params) == (REDRAWS, asked.params)
+
+
+def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) -> None:
+    def over(asked: Asked) -> Outcome:
+        cost = nothing_fits(asked.params)
+        return Outcome(state="infeasible", cost=cost, violations=study.budget.violations(cost))
+
+    with opened(fast_path / "none") as study:
+        source = search(study, n_trials=3, price=nothing_fits)
+        local.run(Proposals(study, source), [over])
+        records = study.records()
+    assert len(searched(records)) == 3
+    assert len(records) == 3 * (REDRAWS + 1)
+
+
+def test_without_a_price_nothing_is_turned_away(fast_path: Path) -> None:
+    def unknown(params: Params) -> None:
+        return None
+
+    with opened(fast_path / "plain") as study:
+        plain = [study.ask().params for _ in range(4)]
+    with opened(fast_path / "unknown") as study:
+        assert [study.ask(unknown).params for _ in range(4)] == plain
+        assert not [record for record in study.records() if record.turned_away]
+
+
+@pytest.fixture
+def floored(fast_path: Path) -> Iterator[Study]:
+    """Return a study of students of 1 to 5 layers, which must reach .59; trials end at .525 up."""
+    request = replace(REQUEST, min_accuracy=0.59)
+    with opened(fast_path / "floored", request) as study:
+        for _ in range(5 - len(study.records())):
+            asked = study.ask()
+            val = 0.5 + (asked.number + 1) / 40
+            cost = Cost(flops=(asked.number + 1) * 1_000_000, params=1)
+            study.tell(asked, Outcome(state="complete", cost=cost, val=val))
+        yield study
+
+
+def test_what_is_not_accurate_enough_is_not_on_the_front(floored: Study) -> None:
+    """The accuracies are .525, .55, .575, .6 and .625, dearer each."""
+    assert [record.number for record in floored.front()] == [3, 4]
+    assert len(floored.complete()) == 5
+    found = [trial.constraints["accuracy"] for trial in floored.store.trials()]
+    assert found == pytest.approx([0.065, 0.04, 0.015, -0.01, -0.035])
+    assert {trial.state for trial in floored.store.trials()} == {TrialState.COMPLETE}
+
+
+def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
+    with opened(fast_path / "high", replace(REQUEST, min_accuracy=0.99)) as study:
+        study.note(teacher=TEACHER)
+        while not study.complete():
+            asked = study.ask()
+            study.tell(asked, look_up(asked))
+        record = study.complete()[0]
+        with (
+            pytest.raises(BudgetError) as caught,
+            Ledger(study, device="cpu", started=0.0) as ledger,
+        ):
+            finish(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(
+        f"no student reaches --min-accuracy 0.99: the most accurate of 1, no. {record.number}, has "
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_draws_alike_whether_resumed_or_not(sampler: str, fast_path: Path) -> None:
+    """30 trials: NSGA-II is in its second generation, GP and TPE have left their random start."""
+    n = 14 if sampler == "gp" else 30
+    request = Request(space=FLAT, sampler=sampler, seed=1)
+    with opened(fast_path / f"{sampler}-whole", request) as study:
+        whole = [run_asked(study, study.ask(), flat).params for _ in range(n)]
+    parts = []
+    for _ in range(n):
+        with opened(fast_path / f"{sampler}-parts", request) as study:
+            parts.append(run_asked(study, study.ask(), flat).params)
+    assert parts == whole
+
+
+def flat(asked: Asked) -> Outcome:
+    depth, width = (float(asked.params[f"student.resnet.{name}"]) for name in ("depth", "width"))
+    cost = Cost(flops=round(1e6 * depth * width), params=1)
+    return Outcome(state="complete", cost=cost, val=0.9 - 0.4 / depth - 0.1 * (width - 0.6) ** 2)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "gp", "tpe"])
+def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -> None:
+    """A control of accuracy 1 would be the best parent and the whole front."""
+    request = Request(space=FLAT, sampler=sampler, seed=1)
+    drawn = {}
+    for name in ("plain", "controlled"):
+        with opened(fast_path / f"{sampler}-{name}", request) as study:
+            for _ in range(45 if sampler == "nsga2" else 12):
+                run_asked(study, study.ask(), flat)
+            if name == "controlled":
+                control = study.ask_control(study.front()[-1].params, 0)
+                study.tell(control, replace(flat(control), val=1.0))
+            drawn[name] = [run_asked(study, study.ask(), flat).params for _ in range(3)]
+    assert drawn["plain"] == drawn["controlled"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"sampler": "gp", "budget_mflops": 1.0}, "a student over --budget-mflops"),
+        ({"sampler": "gp", "budget_mparams": 1.0}, "a student over --budget-mparams"),
+        ({"sampler": "nsga2", "budget_ms": 1.0}, "a student over --budget-ms"),
+        ({"sampler": "nsga2", "stopping": "safe"}, "--stopping safe ends"),
+        ({"sampler": "nsga2", "space": REQUEST.space}, "options of student.family own"),
+        ({"sampler": "gp", "space": REQUEST.space}, "options of student.family own"),
+    ],
+)
+def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
+    given: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    request = replace(Request(space=FLAT), **given)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=told), opened(tmp_path / "study", request):
+        pass
+    assert not (tmp_path / "study" / "study.yaml").exists()
+
+
+def test_nsga2_may_have_a_budget_whose_price_is_known_first(fast_path: Path) -> None:
+    request = Request(space=FLAT, sampler="nsga2", budget_mflops=5.0)
+    with opened(fast_path / "nsga2-gate", request) as study:
+        source = search(study, n_trials=25, price=priced_flat)
+        local.run(Proposals(study, source), [flat])
+        assert all(r.cost and r.cost.flops <= 5e6 for r in searched(study.records()))
+
+
+def priced_flat(params: Params) -> Cost | None:
+    return flat(Asked(number=0, params=params, digest="")).cost
+
+
+def test_a_request_names_the_samplers() -> None:
+    with pytest.raises(SpecError, match=r"--sampler 'tpee' \(did you mean 'tpe'\?\): expected tpe"):
+        Request(sampler="tpee")
+    with pytest.raises(SpecError, match="--min-accuracy 90: expected a fraction"):
+        Request(min_accuracy=90.0)

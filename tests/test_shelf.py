@@ -1,0 +1,41 @@
+"""Networks off the shelf are priced as students are, and one that cannot be is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy_data import CPU, tiny_model, toy_data
+
+from kdsearch import shelf
+from kdsearch.latency import LatencyCache
+from kdsearch.spec import Budget, StudentSpec
+from kdsearch.trial import Bench, build_student, price
+from kdsearch.turns import Turns
+
+SMALL = "timm:mobilenetv3_small_050"
+
+
+def test_a_network_costs_what_the_same_student_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(
+        data=toy_data(),
+        teachers=(tiny_model().freeze(),),
+        outputs=(),
+        budget=Budget(params=1.0),  # what breaks a budget is priced too
+        latencies=LatencyCache(tmp_path),
+        turns=Turns(tmp_path),
+        seed=0,
+        device=CPU,
+    )
+    monkeypatch.setattr(shelf, "NETWORKS", (SMALL, "timm:no_such_network"))
+    told: list[str] = []
+    (found,) = shelf.off_the_shelf(bench, tmp_path, told.append)
+    cost = price(build_student(StudentSpec(family=SMALL), bench.data), bench)
+    assert (found.name, found.flops, found.params) == (SMALL, cost.flops, cost.params)
+    assert found.latency_ms is not None
+    assert found.latency_ms > 0
+    assert len(told) == 1
+    assert "no_such_network" in told[0]
+    assert shelf.off_the_shelf(bench, tmp_path, told.append) == (found,)  # all of it was kept

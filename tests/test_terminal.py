@@ -1,0 +1,67 @@
+"""The live table and the plain lines say the same of a study."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from table_study import REQUEST, look_up, opened
+
+from kdsearch.study import Study
+from kdsearch.terminal import StudyConsole
+from kdsearch.trainer import Epoch
+
+
+def play(study: Study, watch: StudyConsole) -> None:
+    """Let six trials end, two at a time, and leave one running in its third epoch."""
+    watch.search([], 10, budget=REQUEST.budget)
+    beside = study.ask()
+    watch.begun(beside)
+    for _ in range(6):
+        asked = study.ask()
+        watch.begun(asked)
+        record = study.tell(asked, replace(look_up(asked), seconds=30.0))
+        front = study.front()
+        watch.trial(record, front[-1] if front else None)
+    epoch = Epoch(number=3, losses={}, val=0.1234, lr=0.1, seconds=1.0)
+    watch.trial_epoch(beside.number, epoch, 12)
+
+
+def shown(path: Path, *, width: int, is_terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=is_terminal, color_system=None)
+    watch = StudyConsole(console=console)
+    with opened(path) as study:
+        play(study, watch)
+    if is_terminal:
+        out.seek(0)
+        out.truncate()
+        console.print(watch._render())
+    return out.getvalue()
+
+
+def test_the_table_tells_of_running_and_ended_trials_best_and_time(fast_path: Path) -> None:
+    text = shown(fast_path / "live", width=120, is_terminal=True)
+    (row,) = (line for line in text.splitlines() if "3/12" in line)
+    assert row.split()[0] == "0"
+    assert "12.34 %" in row
+    assert "training" in row
+    assert "Best: no. " in text
+    assert "budget 15 MFLOPs" in text
+    assert "6 of 10 trials: " in text
+    assert "about 1 min 00 s left (2 at a time)" in text  # 4 trials of 30 s, two at a time
+
+
+def test_nothing_is_wider_than_a_narrow_terminal(fast_path: Path) -> None:
+    text = shown(fast_path / "narrow", width=60, is_terminal=True)
+    assert all(len(line) <= 60 for line in text.splitlines())
+    assert "3/12" in text
+
+
+def test_no_terminal_gets_a_line_a_trial_and_one_forecast(fast_path: Path) -> None:
+    lines = shown(fast_path / "plain", width=200, is_terminal=False).splitlines()
+    trials = [line for line in lines if line.startswith("trial ")]
+    assert [line.split(" (no.")[0] for line in trials] == [f"trial {i} of 10" for i in range(1, 7)]
+    assert sum("more trials (2 at a time); --time-limit bounds it" in line for line in lines) == 1
