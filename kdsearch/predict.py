@@ -1,21 +1,24 @@
 """Say what student.onnx sees in some images: `python predict.py IMAGE ... [--top 3]`.
 
 Needs onnxruntime, numpy and pillow alone. Classes and preprocessing are read from the file: the
-centred square, in the size of the training images, then in that of the network.
+centred square, in the size of the training images, then in that of the network. `--model` names
+another file: its own runtime stands for onnxruntime then, and metrics.json beside it for what the
+ONNX file says of itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
 
 _MAX_PIXELS = 64_000_000
+_RAW = "uint8"
 
 
 def pixels(path: Path | str, *, size: int, channels: int) -> Any:
@@ -37,31 +40,101 @@ def pixels(path: Path | str, *, size: int, channels: int) -> Any:
 
 
 def network_input(path: Path | str, said: dict[str, str]) -> Any:
-    """Return float32 [1, channels, resolution, resolution] as the file's metadata asks for it."""
+    """Return an image as a file asks for it: float32 [1, channels, resolution, resolution].
+
+    said: what the file tells of its input. One that has the preprocessing inside is given uint8
+    [1, resolution, resolution, channels].
+    """
     channels, side = int(said["channels"]), int(said["resolution"])
     image = pixels(path, size=int(said["image_size"]), channels=channels)
+    if said.get("input", "").startswith(_RAW):
+        return np.rint(_resized(image, side)).astype(np.uint8)[None]
     mean, std = np.array(json.loads(said["mean"])), np.array(json.loads(said["std"]))
-    values = ((image / 255 - mean) / std).astype(np.float32)
-    planes = (Image.fromarray(values[:, :, channel]) for channel in range(channels))
-    if values.shape[0] != side:
-        planes = (plane.resize((side, side), Image.Resampling.BILINEAR) for plane in planes)
-    return np.stack([np.asarray(plane) for plane in planes])[None]
+    values = _resized(((image / 255 - mean) / std).astype(np.float32), side)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
+
+
+def _resized(values: Any, side: int) -> Any:
+    """Return float32 [side, side, channels]."""
+    if values.shape[0] == side:
+        return values
+    planes = (Image.fromarray(values[:, :, channel]) for channel in range(values.shape[2]))
+    planes = (plane.resize((side, side), Image.Resampling.BILINEAR) for plane in planes)
+    return np.stack([np.asarray(plane) for plane in planes], axis=2)
+
+
+def onnx(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
+    """Return what answers images with logits, and what the ONNX file says of itself."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    said = session.get_modelmeta().custom_metadata_map
+    return lambda images: session.run(None, {name: images})[0], said
+
+
+def openvino(file: Path) -> Callable[[Any], Any]:
+    """Return what answers images with logits, by OpenVINO."""
+    import openvino
+
+    network = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: network(images)[0]
+
+
+def litert(file: Path) -> Callable[[Any], Any]:
+    """Return what answers images with logits, by LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file))
+    (run,) = interpreter.get_signature_list()
+    signature = interpreter.get_signature_runner(run)
+    (given,) = signature.get_input_details()
+    return lambda images: next(iter(signature(**{given: images}).values()))
+
+
+def executorch(file: Path) -> Callable[[Any], Any]:
+    """Return what answers images with logits, by ExecuTorch."""
+    import torch
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(file)
+    forward = program.load_method("forward")
+    return lambda images: forward.execute([torch.from_numpy(images)])[0].numpy()
+
+
+def torch_export(file: Path) -> Callable[[Any], Any]:
+    """Return what answers images with logits, by torch."""
+    import torch
+
+    network = torch.export.load(file).module()
+    return torch.inference_mode()(lambda images: network(torch.from_numpy(images)).numpy())
+
+
+OTHERS = {".xml": openvino, ".tflite": litert, ".pte": executorch, ".pt2": torch_export}
+
+
+def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
+    """Return what answers images with logits, and what is known of its input and classes."""
+    if file.suffix == ".onnx":
+        return onnx(file)
+    if file.suffix not in OTHERS:
+        raise SystemExit(f"{file}: not one of .onnx, {', '.join(OTHERS)}")
+    said = json.loads(file.with_name("metrics.json").read_text(encoding="utf-8"))
+    return OTHERS[file.suffix](file), said["metadata"]
 
 
 def main() -> None:
     """Print the most likely classes of each image."""
-    parser = argparse.ArgumentParser(description="Say what student.onnx sees in some images.")
+    parser = argparse.ArgumentParser(description="Say what an exported student sees in images.")
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
     asked = parser.parse_args()
-    session = onnxruntime.InferenceSession(asked.model, providers=["CPUExecutionProvider"])
-    said = session.get_modelmeta().custom_metadata_map
+    answer, said = load(asked.model)
     classes = json.loads(said["classes"])
-    name = session.get_inputs()[0].name
     for path in asked.images:
-        (logits,) = session.run(None, {name: network_input(path, said)})
-        exponents = np.exp(logits[0] - logits[0].max())
+        logits = answer(network_input(path, said))[0]
+        exponents = np.exp(logits - logits.max())
         shares = exponents / exponents.sum()
         best = np.argsort(-shares)[: asked.top]
         told = ", ".join(f"{classes[place]} {100 * shares[place]:.1f} %" for place in best)

@@ -74,7 +74,8 @@ def pack(
     save_weights(bare(student.network), fresh / "student.safetensors")
     shape = student.preprocess.input_shape
     file = fresh / "student.onnx"
-    to_onnx(student.network, input_shape=shape, path=file, metadata=_metadata(student, data))
+    metadata = _metadata(student, data)
+    to_onnx(student.network, input_shape=shape, path=file, metadata=metadata)
 
     def inputs() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches(data.val, torch.device("cpu")):
@@ -90,6 +91,7 @@ def pack(
         latency=latencies.measure(timed, shape=shape),
     )
     metrics = _metrics(package, request, cost, results, file.stat().st_size)
+    metrics["metadata"] = metadata
     write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_text(fresh / "config.yaml", config_text(candidate, request))
     shutil.copyfile(PREDICT, fresh / "predict.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from torch import nn
 from kdsearch import predict
 from kdsearch.data.decode import decode
 from kdsearch.export import to_onnx
-from kdsearch.model import Preprocess
+from kdsearch.files import _pixels
+from kdsearch.model import Model, Preprocess
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -56,6 +58,37 @@ def test_an_image_becomes_what_the_study_would_make_of_it(
 
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, preprocess(pixels).numpy(), atol=2e-5)
+
+
+def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
+    path = picture(tmp_path / "a.png")
+    shown = Preprocess(mean=MEAN, std=STD, resolution=24, channels=3)
+    images = torch.from_numpy(decode(path, size=32, channels=3).copy())[None]
+    student = Model("any", nn.Identity(), shown)
+
+    found = predict.network_input(path, said(3, 32, 24) | {"input": "uint8 pixels"})
+
+    assert found.dtype == np.uint8
+    pixels = _pixels(student, images)[1].float().numpy()
+    np.testing.assert_allclose(found, pixels, atol=1)
+
+
+def test_another_file_says_of_itself_what_metrics_json_does(tmp_path):
+    file = tmp_path / "student.pt2"
+    torch.export.save(torch.export.export(Brightness(), (torch.zeros(1, 3, 16, 16),)), file)
+    told = {"metadata": said(3, 16, 16)}
+    file.with_name("metrics.json").write_text(json.dumps(told), encoding="utf-8")
+
+    answer, known = predict.load(file)
+
+    image = torch.rand(1, 3, 16, 16)
+    np.testing.assert_allclose(answer(image.numpy()), Brightness()(image).numpy(), rtol=1e-5)
+    assert known == said(3, 16, 16)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"student.h5: not one of .onnx, .xml"):
+        predict.load(tmp_path / "student.h5")
 
 
 class Brightness(nn.Module):
