@@ -1,40 +1,28 @@
-"""The model card of a shipped student, in the Hugging Face form: YAML front matter, Markdown."""
+"""The model card of a shipped student, in the Hugging Face form: YAML front matter, Markdown.
+
+It says what metrics.json and config.yaml beside it hold, and nothing else: whoever adds to them
+writes it anew. The folder can be uploaded to a hub as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import yaml
 
-from kdsearch.model import Model
+from kdsearch.request import write_text
 from kdsearch.summary import Target
 
-_HEAD = {
-    "library_name": "onnx",
-    "pipeline_tag": "image-classification",
-    "tags": ["knowledge-distillation", "kdsearch"],
-}
-_CARD = """---
-{head}
----
-# {family} student for {data}
+METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
+_SPLITS = ("validation", "test")
+_PROGRAM = """
+## Use
 
-Distilled and chosen by kdsearch. `config.yaml` holds the recipe:
-`kdsearch distill --config config.yaml` trains it again.
-
-| accuracy | |
-|---|---|
-{rows}
-
-- {flops:,} multiply-adds (each counted once), {params:,} parameters.
-- `student.onnx`: {ms:.4g} ms, spread {spread:.2g} ms, 95 % of processes {low:.4g} to
-  {high:.4g}; {target}.
-- Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean, over std.
-  mean {mean}, std {std}.
-- Output `logits`: [batch, {n_classes}], in the order of: {classes}.
-
-`python predict.py IMAGE ...` prints what it sees; it needs onnxruntime, numpy and pillow alone.
-From Python:
+`python predict.py IMAGE ...` prints what `student.onnx` sees; it needs onnxruntime, numpy and
+pillow alone. From Python:
 
 ```python
 import onnxruntime
@@ -42,54 +30,169 @@ from predict import network_input
 
 session = onnxruntime.InferenceSession("student.onnx")
 said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolution
-(logits,) = session.run(["logits"], {{"input": network_input("image.png", said)}})
+(logits,) = session.run(["logits"], {"input": network_input("image.png", said)})
 ```
-{timm}"""
+"""
 
 
-def model_card(
-    student: Model, data: str, classes: Sequence[str], metrics: Mapping[str, object]
-) -> str:
-    """Return the card; `metrics` is what `metrics.json` holds."""
-    results, onnx, target = metrics["accuracy"], metrics["onnx"], metrics["target"]
-    assert isinstance(results, Mapping)
-    assert isinstance(onnx, Mapping)
-    assert isinstance(target, Mapping)
-    accuracies = {**results, "validation, by student.onnx": onnx["val"]}
-    shown = student.preprocess
-    return _CARD.format(
-        head=yaml.safe_dump(_HEAD, sort_keys=False).strip(),
-        family=student.name,
-        data=data,
-        rows="\n".join(f"| {name} | {100 * value:.2f} % |" for name, value in accuracies.items()),
-        flops=metrics["flops"],
-        params=metrics["params"],
-        ms=onnx["latency_ms"],
-        spread=onnx["latency_spread_ms"],
-        low=onnx["latency_low_ms"],
-        high=onnx["latency_high_ms"],
-        target=Target(**target),
-        channels=shown.channels,
-        side=shown.resolution,
-        mean=[round(value, 4) for value in shown.mean],
-        std=[round(value, 4) for value in shown.std],
-        n_classes=len(classes),
-        timm=timm_snippet(student, len(classes)),
-        classes=", ".join(classes),
+def tell(folder: Path, **facts: object) -> None:
+    """Add facts to a shipped folder's metrics.json, and write its card anew."""
+    file = folder / METRICS
+    metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    metrics |= facts
+    write_text(file, json.dumps(metrics, indent=1) + "\n")
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    write_text(folder / CARD, model_card(metrics, config))
+
+
+def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the card of what metrics.json and config.yaml hold."""
+    parts = (
+        f"---\n{yaml.safe_dump(_head(metrics, config), sort_keys=False)}---",
+        f"# {config['student']} for {metrics['data']['name']}",
+        _summary(metrics, config),
+        _PROGRAM.strip() + timm_snippet(config["student"], metrics["metadata"]),
+        "\n".join(_results(metrics)),
+        "\n".join(_files(metrics)),
+        "\n".join(_data(metrics)),
+        "\n".join(_training(metrics, config)),
+        "\n".join(_limits(metrics)),
+    )
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the front matter; a hub shows the results below `model-index` beside the model."""
+    name = metrics["data"]["name"]
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": name, "type": name, "split": split},
+            "metrics": [{"type": "accuracy", "value": metrics["accuracy"][split]}],
+        }
+        for split in _SPLITS
+        if split in metrics["accuracy"]
+    ]
+    return {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "license": "unknown",
+        "tags": ["knowledge-distillation", "kdsearch", "onnx"],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": f"{config['student']} for {name}", "results": results}],
+    }
+
+
+def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    onnx = metrics["onnx"]
+    return (
+        f"Distilled from {metrics['teacher']['name']} by {config['method']}, chosen by kdsearch: "
+        f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
+        f"{metrics['params']:,} parameters, {_latency(onnx)} on {Target(**metrics['target'])}."
     )
 
 
-def timm_snippet(student: Model, n_classes: int) -> str:
-    """Return how timm alone loads the weights, where the network is one of its own."""
-    library, _, name = student.name.partition(":")
+def _latency(measured: Mapping[str, float]) -> str:
+    low, high = measured["latency_low_ms"], measured["latency_high_ms"]
+    return f"{measured['latency_ms']:.3g} ms ({low:.3g} to {high:.3g})"
+
+
+def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield accuracies beside the teacher's, and what was found of the gain."""
+    teacher, images = metrics["teacher"], metrics["data"]["images"]
+    yield "## Results\n\n| accuracy | this student | its teacher | images |\n|---|---|---|---|"
+    for split in _SPLITS:
+        if split in metrics["accuracy"]:
+            told, own = teacher.get(split), metrics["accuracy"][split]
+            beside = "" if told is None else f"{100 * told:.2f} %"
+            yield f"| {split} | {100 * own:.2f} % | {beside} | {images[split]} |"
+    yield f"| validation, by student.onnx | {100 * metrics['onnx']['val']:.2f} % | | |"
+    yield (
+        "\nThe validation images chose this student; the test images were read once, after that."
+        if "test" in metrics["accuracy"]
+        else "\nThe validation images chose this student, so its figure there is flattered."
+    )
+    if metrics.get("notes"):
+        yield ""
+        yield from (f"- {note}" for note in metrics["notes"])
+    yield (
+        f"\nMilliseconds are what 95 % of fresh processes need, on {metrics['machine']}: "
+        f"{Target(**metrics['target'])}."
+    )
+
+
+def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files, each as it was measured, with why one is not to be shipped."""
+    onnx = metrics["onnx"]
+    yield "## Files\n\n| file | bytes | validation | latency | |\n|---|---|---|---|---|"
+    yield (
+        f"| `student.onnx` | {onnx['bytes']:,} | {100 * onnx['val']:.2f} % | {_latency(onnx)} | "
+        f"opset {onnx['opset']} |"
+    )
+    for file in metrics.get("files", {}).values():
+        if file["name"] != "student.onnx":
+            took = {f"latency_{name}": value for name, value in file["latency"].items()}
+            latency = f"{_latency(took)}, {Target(**file['target'])}"
+            why = "; ".join(file["misses"])
+            yield (
+                f"| `{file['name']}` | {file['bytes']:,} | {100 * file['val']:.2f} % | {latency} | "
+                f"{f'not to be shipped: {why}' if why else file['runtime']} |"
+            )
+    yield (
+        "\n`student.safetensors` holds the weights, `config.yaml` the recipe, `metrics.json` all "
+        "that was measured. `python predict.py IMAGE --model FILE` asks any of the files."
+    )
+
+
+def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the data, and how images go in and answers come out."""
+    said, images = metrics["metadata"], metrics["data"]["images"]
+    mean, std = ([round(value, 4) for value in json.loads(said[name])] for name in ("mean", "std"))
+    side, channels, classes = said["resolution"], said["channels"], json.loads(said["classes"])
+    yield "## Data\n"
+    yield f"{metrics['data']['name']}: " + ", ".join(f"{n} {name}" for name, n in images.items())
+    yield "images.\n"
+    yield f"- Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean,"
+    yield f"  over std. mean {mean}, std {std}."
+    order = ", ".join(classes)
+    yield f"- Output `logits`: float32 [batch, {len(classes)}], in the order of: {order}."
+
+
+def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the recipe, and how to train it again."""
+    yield "## Training\n"
+    yield f"Teacher {metrics['teacher']['name']}. `kdsearch distill --config config.yaml` trains it"
+    yield "again, from the folder that its paths are relative to.\n\n```yaml"
+    yield yaml.safe_dump(dict(config), sort_keys=False).strip()
+    yield "```"
+
+
+def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the figures do not say, and what whoever publishes this must still decide."""
+    yield "## Limits and licence\n"
+    yield f"- It knows these {len(json.loads(metrics['metadata']['classes']))} classes alone, and"
+    yield "  gives every image one of them. It was judged on images like those it was trained on."
+    yield "- What its teacher gets wrong it was taught. Shares of classes are not calibrated."
+    yield "- A latency holds for the machine and the target named beside it; measure on your own:"
+    yield "  `kdsearch measure student.onnx`."
+    yield "- The licence of the weights follows from those of the data and of the teacher, which"
+    yield "  kdsearch does not know: set `license` above before you publish."
+
+
+def timm_snippet(family: str, said: Mapping[str, str]) -> str:
+    """Return how timm alone loads the weights, where the network is one of its own.
+
+    said: the file's metadata.
+    """
+    library, _, name = family.partition(":")
     if library != "timm":
         return ""
-    shown = student.preprocess
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    side = f", img_size={shown.resolution}" if config and config.fixed_input_size else ""
+    side = f", img_size={said['resolution']}" if config and config.fixed_input_size else ""
     return f"""
+
 The same network in timm:
 
 ```python
@@ -97,7 +200,7 @@ import timm
 
 network = timm.create_model(
     "{name}", checkpoint_path="student.safetensors",
-    num_classes={n_classes}, in_chans={shown.channels}{side},
+    num_classes={len(json.loads(said["classes"]))}, in_chans={said["channels"]}{side},
 ).eval()
 ```
 """

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 import yaml
 
-from kdsearch import born_again, export, runtimes
+from kdsearch import born_again, card, export, runtimes
 from kdsearch.bench import CACHE, lay_out, load_data
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
@@ -22,7 +23,7 @@ from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.opening import load_study
-from kdsearch.request import Request, read_request, request_of, write_text
+from kdsearch.request import Request, read_request, request_of
 from kdsearch.rounding import fine_tune
 from kdsearch.ship import candidate_of, pack
 from kdsearch.spec import Candidate
@@ -107,7 +108,7 @@ def export_study(
             tuned = fine_tune(student, candidate, bench, source.calibration())
             file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)
         files.append(file)
-    _keep(folder / "metrics.json", files)
+    _keep(folder, files)
     return Exported(path=folder, files=tuple(files), best=best(files))
 
 
@@ -176,7 +177,9 @@ def _pack_trial(
 ) -> None:
     """Pack one trial as the best is packed."""
     earlier = born_again.find_student(f"{path}#{number}", data)
-    record = next(r for r in load_study(path).records() if r.number == number)
+    study = load_study(path)
+    record = next(r for r in study.records() if r.number == number)
+    teacher = cast("dict[str, float | None]", study.facts()["teacher"])
     assert record.cost is not None
     assert record.val is not None
     folder.parent.mkdir(exist_ok=True)
@@ -188,12 +191,12 @@ def _pack_trial(
         data,
         cost=record.cost,
         results={"validation": record.val},
+        teacher={"validation": teacher["val"], "test": teacher["test"]},
         latencies=latencies,
     )
 
 
-def _keep(metrics: Path, files: Sequence[File]) -> None:
-    """Add the files to metrics.json, each under its name."""
-    content = json.loads(metrics.read_text(encoding="utf-8"))
-    content["files"] = {**content.get("files", {}), **{f.name: asdict(f) for f in files}}
-    write_text(metrics, json.dumps(content, indent=1) + "\n")
+def _keep(folder: Path, files: Sequence[File]) -> None:
+    """Add the files to metrics.json, each under its name, and to the card."""
+    known = json.loads((folder / card.METRICS).read_text(encoding="utf-8")).get("files", {})
+    card.tell(folder, files={**known, **{file.name: asdict(file) for file in files}})

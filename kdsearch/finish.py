@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from kdsearch import card
 from kdsearch.bench import CACHE, common_accuracy
 from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Engine, Proposals
@@ -75,10 +76,11 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
         raise
     _read_test(study, bench, controls)
     ledger.end(ENDED)
-    judged = _judgement(study, best, controls, len(bench.data.val))
+    judged = tuple(_judgement(study, best, controls, len(bench.data.val)))
     notes = (*_skipped(bench), *judged, str(spent(study)))
     seconds = time.perf_counter() - started - sum(record.seconds for record in controls)
     study.note(best=best.number, notes=notes, finish_seconds=max(0.0, seconds))
+    card.tell(package.path, notes=judged)
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
@@ -151,6 +153,7 @@ def _ship(study: Study, bench: Bench, watch: Watch) -> tuple[TrialRecord, Packag
             bench.data,
             cost=record.cost,
             results={"validation": record.val, "test": test[str(record.number)]},
+            teacher=_teacher(study),
             latencies=bench.latencies,
         )
         if package.is_within(study.budget):
@@ -223,6 +226,11 @@ def _judgement(
             f"The teacher ({100 * teacher.val:.2f} %) is no better than this student without one "
             f"({100 * plain.val:.2f} %): a better teacher is the first thing to look for"
         )
+
+
+def _teacher(study: Study) -> dict[str, float | None]:
+    told = cast("dict[str, float | None]", study.facts()["teacher"])
+    return {"validation": told["val"], "test": told["test"]}
 
 
 def _signed(difference: float) -> str:

@@ -16,12 +16,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdsearch.card import model_card
+from kdsearch import card
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.export.base import Agreement
 from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.latency import Latency, LatencyCache
+from kdsearch.measured import processor
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value
@@ -57,12 +58,13 @@ def pack(
     *,
     cost: Cost,
     results: Mapping[str, float],
+    teacher: Mapping[str, float | None],
     latencies: LatencyCache,
 ) -> Package:
     """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
-    results: accuracies by name, for the card. The folder appears whole or not at all. Raises
-    ExportError when the file does not agree with the student.
+    results, teacher: accuracies by split, `validation` and `test`. The folder appears whole or not
+    at all. Raises ExportError when the file does not agree with the student.
     """
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -90,12 +92,17 @@ def pack(
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape),
     )
-    metrics = _metrics(package, request, cost, results, file.stat().st_size)
-    metrics["metadata"] = metadata
-    write_text(fresh / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text(fresh / "config.yaml", config_text(candidate, request))
+    write_text(fresh / card.CONFIG, config_text(candidate, request))
     shutil.copyfile(PREDICT, fresh / "predict.py")
-    write_text(fresh / "README.md", model_card(student, data.name, data.classes, metrics))
+    card.tell(
+        fresh,
+        accuracy=dict(results),
+        teacher={"name": request.teacher, **teacher},
+        data=_of_data(data),
+        machine=processor().replace(" | ", ", "),
+        metadata=metadata,
+        **_metrics(package, request, cost, file.stat().st_size),
+    )
     shutil.rmtree(path, ignore_errors=True)
     fresh.rename(path)
     return package
@@ -167,12 +174,14 @@ def _metadata(student: Model, data: ImageData) -> dict[str, str]:
     }
 
 
-def _metrics(
-    package: Package, request: Request, cost: Cost, results: Mapping[str, float], size: int
-) -> dict[str, object]:
+def _of_data(data: ImageData) -> dict[str, object]:
+    images = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
+    return {"name": data.name, "images": images}
+
+
+def _metrics(package: Package, request: Request, cost: Cost, size: int) -> dict[str, object]:
     agreement, latency = package.agreement, package.latency
     return {
-        "accuracy": dict(results),
         "onnx": {
             "opset": OPSET,
             "bytes": size,

@@ -98,6 +98,7 @@ def distill(
         data,
         cost=outcome.cost,
         results=results,
+        teacher={"validation": prepared.teacher.val},
         latencies=prepared.bench.latencies,
     )
     (path / WEIGHTS).unlink()

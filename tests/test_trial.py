@@ -123,6 +123,7 @@ def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> 
         DATA,
         cost=outcome.cost,
         results={"validation": outcome.val or 0.0},
+        teacher={"validation": 0.9},
         latencies=LatencyCache(folder),
     )
 
