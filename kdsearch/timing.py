@@ -24,6 +24,7 @@ NARROW = 0.03  # half the width of an interval that is called narrow, as a fract
 # was found up to 2 % off where its own rounds had agreed to 1 %.
 FLOOR = 0.02
 BUSY = 1.1  # wall over CPU time from which a latency says that it was disturbed
+_FEWEST = 3  # rounds that an interval is told from
 _BLOCKS = 8
 _BLOCK_SECONDS = 0.006
 _STABLE = 0.05
@@ -92,7 +93,7 @@ class Patience:
     seconds: float = 8.0
 
     def __post_init__(self) -> None:
-        assert 3 <= self.at_least <= self.at_most <= len(_T) + 1
+        assert _FEWEST <= self.at_least <= self.at_most <= len(_T) + 1
 
 
 def settle(take: Callable[[], Round], patience: Patience, limit: float = math.inf) -> Latency:
@@ -104,10 +105,12 @@ def settle(take: Callable[[], Round], patience: Patience, limit: float = math.in
     end = time.monotonic() + patience.seconds
     while True:
         rounds.append(take())
-        if len(rounds) < patience.at_least:
+        if len(rounds) < _FEWEST:
             continue
         found = latency_of_rounds(rounds)
-        if found.is_narrow or len(rounds) == patience.at_most or time.monotonic() > end:
+        if len(rounds) >= patience.at_least and (
+            found.is_narrow or len(rounds) == patience.at_most or time.monotonic() > end
+        ):
             return found
         if found.low_ms > limit:
             return replace(found, is_cut=True)
