@@ -48,7 +48,7 @@ def front_table(summary: Summary) -> Table:
             f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
             f"{100 * entry.val:.2f} %",
             "-" if entry.test is None else f"{100 * entry.test:.2f} %",
-            "-" if entry.latency_ms is None else f"{entry.latency_ms:.3g}",
+            _latency(entry),
             "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
             "-" if entry.params is None else f"{entry.params:,}",
             str(entry.config["student.family"]),
@@ -56,6 +56,15 @@ def front_table(summary: Summary) -> Table:
             style="bold" if entry.trial == summary.best else None,
         )
     return table
+
+
+def _latency(entry: Entry) -> str:
+    """Return the latency, with its interval where there is one, as '1.83 (1.79-1.88)'."""
+    if entry.latency_ms is None:
+        return "-"
+    low, high = entry.latency_low_ms, entry.latency_high_ms
+    interval = "" if low is None or high is None else f" ({low:.3g}-{high:.3g})"
+    return f"{entry.latency_ms:.3g}{interval}"
 
 
 def _trials(summary: Summary) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,21 +62,23 @@ def export_study(
     trial: int | None = None,
     max_drop: float = 0.01,
     is_folded: bool = False,
+    asked: Mapping[str, object] | None = None,
 ) -> Exported:
     """Write the student at `path` in each format and measure every file by its own runtime.
 
     path: a study, or what `kdsearch distill` left. trial: one of the study's whose weights are
     kept, instead of the best; its folder is exported/NUMBER. A student that loses more than
     `max_drop` in 8 bits is trained for them, and the file that loses less stays. is_folded: ONNX
-    files take raw pixels. The results are added to metrics.json. Raises SpecError for a format
-    that is not known and ExportError for a package that is missing before anything is written.
+    files take raw pixels. asked: another target, threads or batch than the study's. The results
+    are added to metrics.json. Raises SpecError for a format that is not known and ExportError for a
+    package that is missing before anything is written.
     """
     for name in formats:
         runtime = export.get(name).runtime
         runtimes.require(runtime)
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
-    request = _request(path)
+    request = request_of(asked or {}, _request(path))
     data, found = load_data(request, out)
     if request.data_key and found.data_key != request.data_key:
         raise StudyError(

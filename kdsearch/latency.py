@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,29 +35,50 @@ class LatencyCache(Measured[Latency]):
         target = target_for(name, self.target)
         return self if target is self.target else LatencyCache(self._cache_dir, target)
 
-    def measure(self, file: Path | bytes, *, shape: Shape, dtype: str = "float32") -> Latency:
+    def measure(
+        self,
+        file: Path | bytes,
+        *,
+        shape: Shape,
+        dtype: str = "float32",
+        limit: float | None = None,
+    ) -> Latency:
         """Time a file, or its bytes, on images [batch, *shape], while nobody trains beside it.
 
-        dtype: `uint8` for a file with the preprocessing inside. Raises CostError when the target
-        refuses the file or the images.
+        dtype: `uint8` for a file with the preprocessing inside. limit: what is over it as a whole
+        is asked no further. Raises CostError when the target refuses the file or the images.
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "student.onnx"
                 path.write_bytes(file)
-                return self.measure(path, shape=shape, dtype=dtype)
+                return self.measure(path, shape=shape, dtype=dtype, limit=limit)
         asked = Asked(file=file, shape=shape, dtype=dtype)
         with self._turns.measuring():
-            return settle(lambda: self.target.take(asked, self._reference), self.target.patience)
+            return settle(
+                lambda: self.target.take(asked, self._reference),
+                self.target.patience,
+                math.inf if limit is None else limit,
+            )
 
-    def get_or_measure(self, key: str, make: Callable[[], Latency]) -> Latency:
-        """Return what is kept under `key`, the architecture, for this target, or keep `make()`."""
-        return super().get_or_measure(f"{key} | {_FORM} | {self._here()}", make)
+    def latency_of(
+        self, key: str, make: Callable[[], Latency], limit: float | None = None
+    ) -> Latency:
+        """Return what is kept under `key`, the architecture, for this target, or keep `make()`.
+
+        What was cut at another limit serves only if it is over this one, too.
+        """
+        return self.get_or_measure(
+            f"{key} | {_FORM} | {self.here()}",
+            make,
+            serves=lambda kept: not kept.is_cut or (limit is not None and kept.low_ms > limit),
+        )
 
     def _reference(self, name: str, make: Callable[[], Reference]) -> Reference:
         return self._references.get_or_measure(f"reference {name} | {processor()}", make)
 
-    def _here(self) -> str:
+    def here(self) -> str:
+        """Return what a latency depends on beside the network: target, processor, versions."""
         return f"{self.target.key()} | {processor()} | {self.target.version()}"
 
 

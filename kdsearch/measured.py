@@ -32,11 +32,13 @@ class Measured(Generic[T]):
         self._folder = folder
         self._kind = kind
 
-    def get_or_measure(self, key: str, make: Callable[[], T]) -> T:
-        """Return what is kept under `key`, or keep `make()`."""
+    def get_or_measure(
+        self, key: str, make: Callable[[], T], *, serves: Callable[[T], bool] = lambda _: True
+    ) -> T:
+        """Return what is kept under `key`, where it serves, or keep `make()`."""
         path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         value = self._read(path, key)
-        if value is None:
+        if value is None or not serves(value):
             value = make()
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdsearch.cost import count
 from kdsearch.errors import KDSearchError
-from kdsearch.measured import Measured, processor
+from kdsearch.measured import Measured
 from kdsearch.spec import StudentSpec
 from kdsearch.summary import ShelfEntry
 from kdsearch.trial import Bench, build_student, latency_of
@@ -29,7 +29,8 @@ def off_the_shelf(
     """
     kept = Measured(cache_dir / "shelf", ShelfEntry)
     data = bench.data
-    what = f"{data.channels} x {data.size}, {data.num_classes} classes | {processor()}"
+    images = f"{data.channels} x {data.size}, {data.num_classes} classes"
+    what = f"{images} | {bench.latencies.here()}"
     found = []
     for name in NETWORKS:
         try:
@@ -49,4 +50,6 @@ def _price(name: str, bench: Bench) -> ShelfEntry:
         params=params,
         latency_ms=latency.ms,
         latency_spread_ms=latency.spread_ms,
+        latency_low_ms=latency.low_ms,
+        latency_high_ms=latency.high_ms,
     )

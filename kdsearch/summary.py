@@ -66,6 +66,8 @@ class ShelfEntry:
     params: int | None
     latency_ms: float | None
     latency_spread_ms: float | None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ NARROW = 0.03  # half the width of an interval that is called narrow, as a fract
 # was found up to 2 % off where its own rounds had agreed to 1 %.
 FLOOR = 0.02
 BUSY = 1.1  # wall over CPU time from which a latency says that it was disturbed
+_FEWEST = 3  # rounds that an interval is told from
 _BLOCKS = 8
 _BLOCK_SECONDS = 0.006
 _STABLE = 0.05
@@ -39,8 +40,9 @@ class Latency:
     """Milliseconds a run, as the median of rounds in fresh processes.
 
     low_ms, high_ms: where one more process will find it, 95 times of 100. spread_ms: interquartile
-    range of the rounds. contention: wall time over CPU time of the computing thread, about 1 when
-    it had its core to itself; None where the device does not tell.
+    range of the rounds. contention: wall time over the process's CPU time, about 1 when its thread
+    had a core to itself; None where the device does not tell. is_cut: whether it was asked no
+    further as all of the interval was over a limit.
     """
 
     ms: float
@@ -48,6 +50,7 @@ class Latency:
     high_ms: float
     spread_ms: float
     contention: float | None
+    is_cut: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.ms, self.spread_ms, self.high_ms, self.contention or 1.0)
@@ -90,20 +93,27 @@ class Patience:
     seconds: float = 8.0
 
     def __post_init__(self) -> None:
-        assert 3 <= self.at_least <= self.at_most <= len(_T) + 1
+        assert _FEWEST <= self.at_least <= self.at_most <= len(_T) + 1
 
 
-def settle(take: Callable[[], Round], patience: Patience) -> Latency:
-    """Return the latency of rounds, taken until its interval is narrow or patience ends."""
+def settle(take: Callable[[], Round], patience: Patience, limit: float = math.inf) -> Latency:
+    """Return the latency of rounds, taken until its interval is narrow or patience ends.
+
+    One that lies over `limit` milliseconds as a whole need not be narrow.
+    """
     rounds: list[Round] = []
     end = time.monotonic() + patience.seconds
     while True:
         rounds.append(take())
-        if len(rounds) < patience.at_least:
+        if len(rounds) < _FEWEST:
             continue
         found = latency_of_rounds(rounds)
-        if found.is_narrow or len(rounds) == patience.at_most or time.monotonic() > end:
+        if len(rounds) >= patience.at_least and (
+            found.is_narrow or len(rounds) == patience.at_most or time.monotonic() > end
+        ):
             return found
+        if found.low_ms > limit:
+            return replace(found, is_cut=True)
 
 
 def latency_of_rounds(rounds: list[Round]) -> Latency:
@@ -138,13 +148,13 @@ def time_block(run: Run, clock: Clock, *, seconds: float = _BLOCK_SECONDS) -> Ti
     median to 0.5 %.
     """
     times: list[float] = []
-    wall, cpu = time.perf_counter(), time.thread_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     end = wall + seconds
     while not times or time.perf_counter() < end:
         started = clock()
         run()
         times.append(clock() - started)
-    spent = max(time.thread_time() - cpu, 1e-9)
+    spent = max(time.process_time() - cpu, 1e-9)
     return Timed(
         seconds=float(np.quantile(times, 0.25)),
         contention=(time.perf_counter() - wall) / spent,
@@ -186,11 +196,12 @@ def time_pairs(run: Run, reference: Run, clock: Clock) -> Pairs:
 
 
 def clock_of(threads: int) -> Clock:
-    """Return the CPU clock of the thread that computes alone; the wall clock for several.
+    """Return the process's CPU clock for one thread; the wall clock for several.
 
     On an idle core both tell the same (0.508 and 0.507 ms); several threads wait for one another.
+    Of the process, which does nothing else: a runtime may compute in a thread of its own.
     """
-    return time.thread_time if threads == 1 else time.perf_counter
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def pin(threads: int) -> None:

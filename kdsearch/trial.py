@@ -297,7 +297,7 @@ def price(student: Model, bench: Bench) -> Cost:
     cost = Cost(flops=flops, params=params)
     if any(violation > 0 for violation in bench.budget.violations(cost).values()):
         return cost
-    latency = latency_of(student, bench.latencies)
+    latency = latency_of(student, bench.latencies, limit=bench.budget.latency_ms)
     return replace(
         cost,
         latency_ms=latency.ms,
@@ -336,9 +336,10 @@ class Prices:
         return Cost(flops=flops, params=params)
 
 
-def latency_of(model: Model, cache: LatencyCache) -> Latency:
+def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:
     """Return the latency of a model's file on the target, measured once per architecture and input.
 
+    limit: what is over it as a whole, in milliseconds, need not be told narrowly.
     The architecture is the network as it prints and its shapes, not its name: a user's file may
     change under the same name.
     """
@@ -347,9 +348,10 @@ def latency_of(model: Model, cache: LatencyCache) -> Latency:
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
 
     def measure() -> Latency:
-        return cache.measure(file_for(model.network, cache.target, shape), shape=shape)
+        file = file_for(model.network, cache.target, shape)
+        return cache.measure(file, shape=shape, limit=limit)
 
-    return cache.get_or_measure(digest_of([repr(network), weights, shape]), measure)
+    return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
 
 
 def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:

@@ -108,29 +108,29 @@ def never() -> Latency:
 
 
 def test_cache_returns_what_it_kept_without_measuring(tmp_path):
-    assert LatencyCache(tmp_path).get_or_measure("resnet@cpu", lambda: MEASURED) == MEASURED
+    assert LatencyCache(tmp_path).latency_of("resnet@cpu", lambda: MEASURED) == MEASURED
 
-    assert LatencyCache(tmp_path).get_or_measure("resnet@cpu", never) == MEASURED
+    assert LatencyCache(tmp_path).latency_of("resnet@cpu", never) == MEASURED
 
 
 def test_cache_keeps_keys_apart(tmp_path):
     cache = LatencyCache(tmp_path)
     other = Latency(ms=7.0, low_ms=6.5, high_ms=7.5, spread_ms=0.5, contention=1.0)
-    cache.get_or_measure("resnet@cpu", lambda: MEASURED)
+    cache.latency_of("resnet@cpu", lambda: MEASURED)
 
-    assert cache.get_or_measure("resnet@cpu, 2 threads", lambda: other) == other
-    assert cache.get_or_measure("resnet@cpu", never) == MEASURED
+    assert cache.latency_of("resnet@cpu, 2 threads", lambda: other) == other
+    assert cache.latency_of("resnet@cpu", never) == MEASURED
 
 
 def test_cache_keeps_targets_and_their_settings_apart(tmp_path):
     one, two = (LatencyCache(tmp_path, target_of("cpu", threads=n)) for n in (1, 2))
     batch = LatencyCache(tmp_path, target_of("cpu", batch=2))
     other = Latency(ms=7.0, low_ms=6.5, high_ms=7.5, spread_ms=0.5, contention=1.0)
-    one.get_or_measure("resnet", lambda: MEASURED)
+    one.latency_of("resnet", lambda: MEASURED)
 
-    assert two.get_or_measure("resnet", lambda: other) == other
-    assert batch.get_or_measure("resnet", lambda: other) == other
-    assert one.get_or_measure("resnet", never) == MEASURED
+    assert two.latency_of("resnet", lambda: other) == other
+    assert batch.latency_of("resnet", lambda: other) == other
+    assert one.latency_of("resnet", never) == MEASURED
 
 
 def test_an_entry_of_the_protocol_without_intervals_is_passed_over(tmp_path, caplog):
@@ -140,7 +140,7 @@ def test_an_entry_of_the_protocol_without_intervals_is_passed_over(tmp_path, cap
     old = Measured(tmp_path / "latency", _Old)
     old.get_or_measure(f"resnet | {here}", lambda: _Old(ms=1.0, spread_ms=0.1, contention=1.0))
 
-    assert cache.get_or_measure("resnet", lambda: MEASURED) == MEASURED
+    assert cache.latency_of("resnet", lambda: MEASURED) == MEASURED
     assert caplog.text == ""
 
 
@@ -156,9 +156,20 @@ def test_a_reference_is_kept_and_scales_what_is_measured_beside_it(tmp_path):
     assert 1.6 < cache.measure(network(10), shape=SHAPE).ms / before.ms < 2.4
 
 
+def test_what_was_cut_at_a_limit_serves_only_where_it_is_over_the_limit(tmp_path):
+    cache = LatencyCache(tmp_path)
+    cut = Latency(ms=7.0, low_ms=5.0, high_ms=9.0, spread_ms=0.5, contention=1.0, is_cut=True)
+    whole = Latency(ms=6.9, low_ms=6.8, high_ms=7.0, spread_ms=0.1, contention=1.0)
+
+    assert cache.latency_of("resnet", lambda: cut, 2.0) == cut
+    assert cache.latency_of("resnet", never, 4.0) == cut
+    assert cache.latency_of("resnet", lambda: whole, 6.0) == whole
+    assert cache.latency_of("resnet", never) == whole
+
+
 def test_failed_measurement_leaves_no_file(tmp_path):
     with pytest.raises(CostError):
-        LatencyCache(tmp_path).get_or_measure("x", lambda: measure(b"no", shape=SHAPE))
+        LatencyCache(tmp_path).latency_of("x", lambda: measure(b"no", shape=SHAPE))
 
     assert not list(tmp_path.rglob("*.*"))
 
@@ -178,14 +189,14 @@ def test_failed_measurement_leaves_no_file(tmp_path):
 )
 def test_damaged_entry_is_measured_again_and_mended(tmp_path, damage, caplog):
     cache = LatencyCache(tmp_path)
-    cache.get_or_measure("resnet@cpu", lambda: MEASURED)
+    cache.latency_of("resnet@cpu", lambda: MEASURED)
     (entry,) = (tmp_path / "latency").iterdir()
     entry.write_text(damage(entry.read_text()))
     again = Latency(ms=3.0, low_ms=2.9, high_ms=3.1, spread_ms=0.2, contention=None)
 
-    assert cache.get_or_measure("resnet@cpu", lambda: again) == again
+    assert cache.latency_of("resnet@cpu", lambda: again) == again
     assert "is damaged" in caplog.text
-    assert cache.get_or_measure("resnet@cpu", never) == again
+    assert cache.latency_of("resnet@cpu", never) == again
 
 
 def test_measuring_needs_no_torch():

@@ -255,6 +255,20 @@ def test_a_request_is_read_back_as_it_was_written(fast_path: Path) -> None:
     assert read_request(fast_path / "nothing") is None
 
 
+def test_a_study_from_before_there_were_targets_is_one_of_the_cpu(fast_path: Path) -> None:
+    with opened(fast_path / "older", replace(REQUEST, seed=5)):
+        pass
+    file = fast_path / "older" / "study.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.partition(":")[0] not in ("target", "threads", "batch")]
+    assert len(kept) == len(lines) - 3
+    file.write_text("\n".join(kept), encoding="utf-8")
+
+    assert read_request(fast_path / "older") == replace(REQUEST, seed=5)
+    with opened(fast_path / "older", replace(REQUEST, seed=5)) as study:
+        assert (study.request.target, study.request.threads, study.request.batch) == ("cpu", 1, 1)
+
+
 def test_a_request_gives_the_budget_in_the_units_of_cost() -> None:
     budget = Request(budget_ms=2.5, budget_mflops=20, budget_mparams=0.5).budget
     assert (budget.latency_ms, budget.flops, budget.params) == (2.5, 20e6, 0.5e6)

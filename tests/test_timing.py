@@ -99,6 +99,19 @@ def test_settling_gives_up_and_says_so() -> None:
     assert "not within 3 %" in str(found)
 
 
+def test_what_is_over_the_limit_as_a_whole_need_not_be_narrow() -> None:
+    """Logs 0, .1, 0: half of it is 4.303 * .0577 * sqrt(4/3) = .287, so from .75 on."""
+    patience = Patience(at_least=4, at_most=12, seconds=60)
+    taken = []
+    for limit in (0.7, 0.9):
+        source = iter(rounds(*[1.0, math.exp(0.1)] * 6))
+        found = settle(lambda source=source: next(source), patience, limit)  # type: ignore[misc]
+        taken.append((12 - len(list(source)), found.is_cut))
+
+    assert taken[0] == (3, True)
+    assert taken[1][0] > 4
+
+
 def test_settling_ends_with_its_time() -> None:
     source = iter(rounds(1.0, 2.0, 3.0, 4.0))
     settle(lambda: next(source), Patience(at_least=3, at_most=12, seconds=0))

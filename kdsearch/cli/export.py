@@ -10,7 +10,17 @@ import typer
 
 from kdsearch.cli.app import app
 from kdsearch.errors import SpecError
-from kdsearch.flags import OUT, Debug, Json, Out, Quiet
+from kdsearch.flags import (
+    OUT,
+    Batch,
+    Debug,
+    Json,
+    Out,
+    Quiet,
+    TargetName,
+    Threads,
+    only_given,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,12 +48,18 @@ def export(
             help="ONNX files that take resized pixels, uint8 [B, H, W, C]; named -uint8.",
         ),
     ] = False,
+    target: TargetName = None,
+    threads: Threads = None,
+    batch: Batch = None,
     out: Out = OUT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write the student in other formats; each file is loaded again by its runtime and measured.
+
+    Latency is asked of the study's target, or of --target, where it takes such files; else of the
+    CPU by the file's runtime.
 
     Example: kdsearch export phones --format onnx-int8,openvino
     """
@@ -66,6 +82,7 @@ def export(
             trial=trial,
             max_drop=max_drop,
             is_folded=fold_preprocess,
+            asked=only_given(target=target, threads=threads, batch=batch),
         )
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))

@@ -125,6 +125,9 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
             if mark.error and name != "to ship":
                 ends = [frame.at(cost, val + sign * mark.error)[1] for sign in (-1, 1)]
                 parts.append(_line(x, ends[0], x, ends[1], GREY))
+            if mark.delay and axis == "latency_ms" and name != "to ship":
+                sides = [frame.at(end, val)[0] for end in mark.delay]
+                parts.append(_line(sides[0], y, sides[1], y, GREY))
             parts.append(_SHAPES[name](x, y))
     names = [name for name, group in placed.items() if group]
     parts += [_key(i, name) for i, name in enumerate(names)]

@@ -115,6 +115,11 @@ def views(figures: Mapping[str, go.Figure]) -> dict[str, dict[str, object]]:
                 "x": [trace.x for trace in figure.data],
                 "mode": [trace.mode for trace in figure.data],
                 "visible": [trace.visible for trace in figure.data],
+                # Without lengths of their own bars would be a tenth of the value.
+                "error_x.visible": [
+                    axis == "latency_ms" and trace.error_x.array is not None
+                    for trace in figure.data
+                ],
             },
             "layout": {
                 "xaxis": figure.layout.xaxis.to_plotly_json(),
@@ -148,12 +153,15 @@ def _marks(
 ) -> go.Scatter:
     x = [finite(mark.costs[axis]) for mark in marks]
     errors = [mark.error for mark in marks]
-    bars = {"array": errors, "thickness": 1, "width": 3, "color": shape["color"]}
+    look = {"thickness": 1, "width": 3, "color": shape["color"]}
+    delays = _delays(marks)
+    across = {**look, **delays, "visible": axis == "latency_ms"} if delays else None
     return go.Scatter(
         name=name,
         x=x,
         y=[0.0 if strip else mark.val for mark in marks],
-        error_y=bars if any(errors) and name != "to ship" else None,
+        error_x=across if name != "to ship" else None,
+        error_y={**look, "array": errors} if any(errors) and name != "to ship" else None,
         customdata=[mark.trial for mark in marks],
         hovertext=[mark.hover for mark in marks],
         hoverinfo="text",
@@ -163,6 +171,19 @@ def _marks(
         yaxis="y2" if strip else "y",
         visible=any(value is not None for value in x),
     )
+
+
+def _delays(marks: Sequence[Mark]) -> dict[str, object]:
+    """Return how far the intervals of latency reach to both sides, empty without any."""
+    if not any(mark.delay for mark in marks):
+        return {}
+    below, above = [], []
+    for mark in marks:
+        middle = mark.costs["latency_ms"] or 0.0
+        low, high = mark.delay or (middle, middle)
+        below.append(max(0.0, middle - low))
+        above.append(max(0.0, high - middle))
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def _links(links: Sequence[tuple[Mark, Mark]], axis: str) -> go.Scatter:

@@ -14,19 +14,23 @@ from dataclasses import dataclass
 
 from kdsearch.report import words
 from kdsearch.space import Params
-from kdsearch.spec import TrialRecord
+from kdsearch.spec import Cost, TrialRecord
 from kdsearch.summary import Entry, Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One point: `val` is None where nothing was trained; `error` is its standard error."""
+    """One point: `val` is None where nothing was trained; `error` is its standard error.
+
+    delay: the ends of its latency's interval, where there is one.
+    """
 
     trial: int | None
     val: float | None
     costs: Mapping[str, float | None]
     hover: str
     error: float | None = None
+    delay: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
         val=finite(entry.val),
         costs=words.costs(entry),
         error=words.standard_error(entry.val, summary.images.val),
+        delay=_delay(entry),
         hover=_hover(
             f"trial {entry.trial}, {role}",
             [
@@ -126,10 +131,16 @@ def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) 
                 trial=record.number,
                 val=val,
                 costs=words.costs(record.cost),
+                delay=_delay(record.cost),
                 hover=_hover(f"trial {record.number}, {words.STATES[state]}", lines, record.params),
             )
         )
     return tuple(found)
+
+
+def _delay(cost: Cost | Entry) -> tuple[float, float] | None:
+    low, high = finite(cost.latency_low_ms), finite(cost.latency_high_ms)
+    return None if low is None or high is None else (low, high)
 
 
 def _last_val(record: TrialRecord) -> float | None:

@@ -150,7 +150,11 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
         ),
         (
             summary.images.val,
-            f"Bars are one binomial standard error of {summary.images.val or 0:,} images.",
+            f"Upright bars are one binomial standard error of {summary.images.val or 0:,} images.",
+        ),
+        (
+            any(mark.delay for mark in marks.students()),
+            "Level bars are where 95 % of further processes find the latency.",
         ),
         (marks.links, "A thin line leads from a control to the trial it controls."),
         (marks.stopped, "Trials stopped early stand at the last value they reached."),

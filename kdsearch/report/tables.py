@@ -93,7 +93,7 @@ def front(summary: Summary) -> Table:
             "off the shelf",
             "untrained",
             "untrained",
-            words.amount("latency_ms", entry.latency_ms),
+            words.latency(entry),
             words.scaled(entry.flops),
             words.scaled(entry.params),
         )
@@ -169,7 +169,9 @@ def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
     return (
         words.estimate(entry.val, summary.images.val),
         words.estimate(entry.test, summary.images.test),
-        words.amount("latency_ms", entry.latency_ms),
+        words.latency(entry)
+        if isinstance(entry, Entry)
+        else words.amount("latency_ms", entry.latency_ms),
         words.scaled(entry.flops),
         words.scaled(entry.params),
     )

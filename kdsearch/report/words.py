@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.summary import Entry, Summary, Target, TeacherEntry
+from kdsearch.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
 
 SPACE = "\u00a0"  # keeps a number and its unit on one line
 TIMES = "\u00d7"
@@ -73,12 +73,12 @@ def amount(axis: str, value: float | None) -> str:
     return f"{scaled(value)}{SPACE}{unit}"
 
 
-def latency(cost: Cost | Entry) -> str:
-    """Return the latency with its spread, where there is one."""
+def latency(cost: Cost | Entry | ShelfEntry) -> str:
+    """Return the latency with its interval, where there is one, as '1.83 ms (1.79 to 1.88)'."""
     text = amount("latency_ms", cost.latency_ms)
-    if cost.latency_ms is None or cost.latency_spread_ms is None:
+    if cost.latency_low_ms is None or cost.latency_high_ms is None:
         return text
-    return f"{text} (spread {digits(cost.latency_spread_ms, 2)}{SPACE}ms)"
+    return f"{text} ({digits(cost.latency_low_ms)} to {digits(cost.latency_high_ms)})"
 
 
 def percent(fraction: float | None) -> str:
@@ -186,7 +186,8 @@ def conventions(summary: Summary) -> str:
     return (
         f"{summary.metric.capitalize()} is on the validation set unless it says test. FLOPs count "
         "one multiply-add once, for one image. Latency is the median in milliseconds on "
-        f"{target(summary.target)}."
+        f"{target(summary.target)}, and in brackets where 95{SPACE}% of further processes find it; "
+        "a budget holds for the upper end."
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,44 @@ def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) ->
     (file,) = json.loads(answer.stdout)
     assert "over the budget of 1e-06" in file["misses"][0]
     assert (study / "best" / "student.onnx").is_file()
+
+
+TIMING = """
+import os, sys, time
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[-1])
+shape = [int(os.environ["KDSEARCH_BATCH"]), *map(int, os.environ["KDSEARCH_INPUT"].split("x"))]
+images = numpy.zeros(shape, os.environ["KDSEARCH_DTYPE"])
+for _ in range(20):
+    start = time.perf_counter()
+    session.run(None, {session.get_inputs()[0].name: images})
+    print(1e3 * (time.perf_counter() - start))
+"""
+
+
+def test_a_file_is_timed_on_another_target_where_that_takes_it(study: Path, shell: Shell) -> None:
+    script = shell.folder / "timing.py"
+    script.write_text(TIMING)
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
+    line = ("export", "exporting", "--out", str(shell.out), "--json", "--max-drop", "1")
+    onto = ("--target", f"cmd:{command}", "--batch", "2")
+
+    answer = shell.type(*line, *onto, "--format", "onnx,torch-export")
+    onnx, pt2 = json.loads(answer.stdout)
+    assert onnx["target"] == {"device": "cmd", "runtime": command, "threads": 1, "batch": 2}
+    assert onnx["misses"] == []
+    assert pt2["target"] == {
+        "device": "cpu",
+        "runtime": "torch_export",
+        "threads": 1,
+        "batch": 2,
+    }
+    assert pt2["misses"] == ["timed on the CPU, since --target cmd takes no such file"]
+
+    answer = shell.type(*line, *onto, "--format", "onnx", "--fold-preprocess")
+    (pixels,) = json.loads(answer.stdout)
+    assert pixels["target"]["device"] == "cmd"
+    assert pixels["latency"]["low_ms"] < pixels["latency"]["ms"] < pixels["latency"]["high_ms"]
 
 
 def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:

@@ -95,7 +95,7 @@ def make_study(
 
 
 def _record(rng: random.Random, number: int, state: str, epochs: int, family: str) -> TrialRecord:
-    latency = rng.uniform(2.1, 6.0) if state == "infeasible" else math.exp(rng.uniform(-2.3, 0.69))
+    latency = rng.uniform(2.1, 6.0) if state == "infeasible" else math.exp(rng.uniform(-2.3, 0.66))
     final = min(0.97, 0.9 + 0.02 * math.log(latency / 0.1) + rng.gauss(0, 0.008))
     told = {"complete": epochs, "pruned": max(1, epochs // 4)}.get(state, 0)
     curve = tuple(final * (1 - 0.6 * math.exp(-4 * (i + 1) / epochs)) for i in range(told))
@@ -115,6 +115,8 @@ def _record(rng: random.Random, number: int, state: str, epochs: int, family: st
         params=int(latency * 400_000),
         latency_ms=latency,
         latency_spread_ms=latency * 0.04,
+        latency_low_ms=latency * 0.97,
+        latency_high_ms=latency * 1.03,
     )
     return TrialRecord(
         number=number,
@@ -127,7 +129,7 @@ def _record(rng: random.Random, number: int, state: str, epochs: int, family: st
         reason={"failed": "loss became NaN at epoch 3", "pruned": "cannot reach the front"}.get(
             state, ""
         ),
-        violations={"latency_ms": latency / LIMIT_MS - 1} if state == "infeasible" else {},
+        violations={"latency_ms": latency * 1.03 / LIMIT_MS - 1} if state == "infeasible" else {},
     )
 
 
@@ -156,6 +158,8 @@ def _entry(record: TrialRecord) -> Entry:
         params=record.cost.params,
         latency_ms=record.cost.latency_ms,
         latency_spread_ms=record.cost.latency_spread_ms,
+        latency_low_ms=record.cost.latency_low_ms,
+        latency_high_ms=record.cost.latency_high_ms,
         config=record.params,
     )
 

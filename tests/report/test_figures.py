@@ -11,7 +11,7 @@ from made_up import importances, make_study, surrounded
 
 from kdsearch.report import axes, words
 from kdsearch.report.curves import curves
-from kdsearch.report.figures import MAX_MARKS, close_up, scatter, thinned, whole
+from kdsearch.report.figures import MAX_MARKS, close_up, scatter, thinned, views, whole
 from kdsearch.report.marks import sort_out
 from kdsearch.report.slices import chosen, slice_of
 from kdsearch.spec import Budget, TrialRecord
@@ -45,6 +45,22 @@ def test_error_bars_stand_on_the_number_of_images() -> None:
     assert list(drawn.error_y.array) == expected
     without = figure(*make_study()).data  # type: ignore[attr-defined]
     assert all(trace.error_y.array is None for trace in without)
+
+
+def test_level_bars_are_the_intervals_of_latency_on_that_axis_alone() -> None:
+    summary, records = make_study()
+    drawn = figure(summary, records)
+    (front,) = (t for t in drawn.data if t.name == "front")  # type: ignore[attr-defined]
+    ends = list(zip(front.x, front.error_x.arrayminus, front.error_x.array, strict=True))
+    assert [x - below for x, below, _ in ends] == pytest.approx([0.97 * x for x, _, _ in ends])
+    assert [x + above for x, _, above in ends] == pytest.approx([1.03 * x for x, _, _ in ends])
+    of_flops = figure(summary, records, "flops")
+    shown = views({"latency_ms": drawn, "flops": of_flops})  # type: ignore[dict-item]
+    latency, flops = (shown[axis]["traces"]["error_x.visible"] for axis in shown)
+    names = [trace.name for trace in drawn.data]  # type: ignore[attr-defined]
+    assert latency[names.index("front")]
+    assert not latency[names.index("teacher")]
+    assert not any(flops)
 
 
 def test_networks_off_the_shelf_stand_at_their_costs() -> None:

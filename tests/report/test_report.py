@@ -111,7 +111,7 @@ def test_the_result_is_told_with_units() -> None:
     assert best is not None
     best = replace(
         best, val=0.9731, test=0.968, flops=3_210_000, params=272_000, latency_ms=1.834,
-        latency_spread_ms=0.052, config={"student.family": "resnet"},
+        latency_low_ms=1.791, latency_high_ms=1.878, config={"student.family": "resnet"},
     )  # fmt: skip
     teacher = TeacherEntry(
         name="resnet34", val=0.978, test=None, flops=321_000_000, params=2_720_000, latency_ms=None
@@ -121,7 +121,7 @@ def test_the_result_is_told_with_units() -> None:
     assert f"Ship trial {best.trial}, a resnet student, the most accurate within the budget" in text
     assert "budget of 2 ms: 97.31 % validation accuracy" in text
     assert "(96.80 % on the test set)" in text
-    assert "1.83 ms (spread 0.052 ms) on cpu, onnxruntime, 1 thread, batch 1" in text
+    assert "1.83 ms (1.79 to 1.88) on cpu, onnxruntime, 1 thread, batch 1" in text
     assert "100\u00d7 fewer FLOPs (3.21 M against 321 M)" in text
     assert "10\u00d7 fewer parameters (272 k against 2.72 M)" in text
     assert "0.49 points below its 97.80 %" in text
