@@ -182,7 +182,7 @@ class Lease:
         raise StudyError(
             f"{self._where} is being run by process {holder.pid} on {holder.host}, which was alive "
             f"{max(age, 0):.0f} s ago; end that one, wait {EXPIRY_SECONDS - age:.0f} s if it is "
-            "dead, or give another --name"
+            "dead, or run another study"
         )
 
     def _require_mine(self, holder: Holder | None, age: float) -> None:

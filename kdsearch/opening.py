@@ -12,7 +12,7 @@ from typing import IO
 import yaml
 
 from kdsearch.errors import StudyError
-from kdsearch.request import Request, read_request, refuse_changes, resume_command, write_text
+from kdsearch.request import Request, read_request, refuse_changes, write_text
 from kdsearch.sampler import refuse_sampler
 from kdsearch.spec import Budget
 from kdsearch.storage import Storage, kept_url, storage_of
@@ -48,22 +48,22 @@ def open_study(
             if (path / "study.db").exists():
                 raise StudyError(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "
-                    "restore it, or start again with another --name"
+                    f"restore it, or start again with another {request.typed('name')}"
                 )
             content = {**asdict(request), "versions": dict(versions)}
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, request)
         kept = storage_of(path, request.storage, request.storage_study, storage)
-        with _driven(path, kept, request.budget) as store:
+        with _driven(path, kept, request) as store:
             yield Study(path, request, store, digest=digest)
 
 
 @contextmanager
-def _driven(path: Path, storage: Storage, budget: Budget) -> Iterator[Store]:
+def _driven(path: Path, storage: Storage, request: Request) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
     with _telling_to_open(storage):
-        store = Store(storage, metrics=("accuracy", budget.axis()))
+        store = Store(storage, metrics=("accuracy", request.budget.axis()))
     try:
         with store.held(str(path), is_locked=storage.is_inside):
             with _telling_to_open(storage):
@@ -73,7 +73,7 @@ def _driven(path: Path, storage: Storage, budget: Budget) -> Iterator[Store]:
     except STORE_ERRORS as error:
         raise StudyError(
             f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
-            f"`{resume_command(path)}` goes on"
+            f"{request.goes_on(path)}"
         ) from error
 
 

@@ -23,6 +23,18 @@ from kdsearch.stopping import MODES
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
+OBJECTIVE = "objective"  # the data of `kdsearch.search`, which is called and has no flags
+_ARGUMENTS = {
+    "budget_ms": "budget['latency_ms']",
+    "budget_mflops": "budget['flops']",
+    "budget_mparams": "budget['params']",
+    "name": "path",
+}
+_NOT_TYPED = {
+    "data_key": "the images of --data",
+    "weights_key": "the content of --teacher-weights",
+    "storage_study": "the name in --storage",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -71,13 +83,15 @@ class Request:
                 f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
             )
         if not 0 <= self.seed <= MAX_SEED:
-            raise SpecError(f"--seed {self.seed}: expected 0 to {MAX_SEED}")
+            raise SpecError(f"{self.typed('seed')} {self.seed}: expected 0 to {MAX_SEED}")
         if self.stopping not in MODES:
             hint = did_you_mean(self.stopping, MODES)
-            raise SpecError(f"--stopping {self.stopping!r}{hint}: expected {', '.join(MODES)}")
+            shown = f"{self.typed('stopping')} {self.stopping!r}{hint}"
+            raise SpecError(f"{shown}: expected {', '.join(MODES)}")
         if self.sampler not in SAMPLERS:
             hint = did_you_mean(self.sampler, SAMPLERS)
-            raise SpecError(f"--sampler {self.sampler!r}{hint}: expected {', '.join(SAMPLERS)}")
+            shown = f"{self.typed('sampler')} {self.sampler!r}{hint}"
+            raise SpecError(f"{shown}: expected {', '.join(SAMPLERS)}")
         if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
             raise SpecError(
                 f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
@@ -85,8 +99,26 @@ class Request:
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):
-                shown = flag.replace("_", "-")
-                raise SpecError(f"--{shown} {limit:g}: expected a number above 0")
+                raise SpecError(f"{self.typed(flag)} {limit:g}: expected a number above 0")
+
+    def typed(self, name: str) -> str:
+        """Return how the user calls a field, or the study's name: a flag, or an argument."""
+        if self.data == OBJECTIVE:
+            return _ARGUMENTS.get(name, name)
+        return _NOT_TYPED.get(name, f"--{name.replace('_', '-')}")
+
+    def value(self, name: str) -> object:
+        """Return a field in the unit in which the user gave it."""
+        value: object = getattr(self, name)
+        if self.data == OBJECTIVE and name in ("budget_mflops", "budget_mparams"):
+            return getattr(self.budget, name.replace("budget_m", ""))
+        return value
+
+    def goes_on(self, path: Path) -> str:
+        """Return in words how the study at `path` goes on."""
+        if self.data == OBJECTIVE:
+            return "the same call goes on, where it has a path"
+        return f"`{resume_command(path)}` goes on"
 
     @property
     def budget(self) -> Budget:
@@ -151,7 +183,7 @@ def read_request(path: Path) -> Request | None:
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(
-            f"{file} is damaged ({reason}); restore it, or start again with another --name"
+            f"{file} is damaged ({reason}); restore it, or start another study"
         ) from error
 
 
@@ -167,13 +199,13 @@ def refuse_changes(name: str, old: Request, new: Request) -> None:
     changed = old.changes(new)
     if changed:
         lines = "\n".join(
-            f"  {key}: {_short(before)} -> {_short(after)}"
-            for key, (before, after) in changed.items()
+            f"  {new.typed(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
+            for key in changed
         )
-        raise StudyError(
-            f"the study {name!r} was started with another request:\n{lines}\n"
-            "Leave these flags out to go on with it, or give another --name."
-        )
+        advice = "Leave these flags out to go on with it, or give another --name."
+        if new.data == OBJECTIVE:
+            advice = "Ask for the same to go on with it, or give another path."
+        raise StudyError(f"the study {name!r} was started with another request:\n{lines}\n{advice}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -65,20 +65,23 @@ def refuse_sampler(request: Request) -> None:
     name, budget = request.sampler, request.budget
     if name not in ("nsga2", "gp"):
         return
-    limits = [] if budget.latency_ms is None else ["--budget-ms"]
+    limits = [] if budget.latency_ms is None else ["budget_ms"]
     if name == "gp":
-        limits += ["--budget-mflops"] if budget.flops is not None else []
-        limits += ["--budget-mparams"] if budget.params is not None else []
-    reasons = [f"it learns nothing from a student over {limit}" for limit in limits]
+        limits += ["budget_mflops"] if budget.flops is not None else []
+        limits += ["budget_mparams"] if budget.params is not None else []
+    over = "it learns nothing from what is over"
+    reasons = [f"{over} {request.typed(limit)}" for limit in limits]
     if request.stopping != "off":
-        reasons.append(f"it learns nothing from trials that --stopping {request.stopping} ends")
+        ended = f"{request.typed('stopping')} {request.stopping}"
+        reasons.append(f"it learns nothing from trials that {ended} ends")
     owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
     if owners:
         shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
         reasons.append(f"it draws what the options of {shown} own at random")
     if reasons:
+        sampler = request.typed("sampler")
         raise SpecError(
-            f"--sampler {name} does not fit this study: {'; '.join(reasons)}. Leave --sampler out "
+            f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
             "for tpe, or change that"
         )
 

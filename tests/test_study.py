@@ -229,8 +229,11 @@ def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt)
         pass
     lines = str(caught.value).splitlines()
     assert lines[0] == "the study 'table' was started with another request:"
-    assert lines[1:3] == ["  teacher: 'auto' -> 'timm:resnet18'", "  budget_mflops: 15.0 -> 9.0"]
-    assert lines[3].startswith("  space: '\\nstudent:")
+    assert lines[1:3] == [
+        "  --teacher: 'auto' -> 'timm:resnet18'",
+        "  --budget-mflops: 15.0 -> 9.0",
+    ]
+    assert lines[3].startswith("  --space: '\\nstudent:")
     assert lines[3].endswith("-> 'a: 1'")
     assert len(lines) == 5
 

@@ -100,7 +100,7 @@ def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path:
 def test_a_study_on_all_images_may_be_resumed_with_a_subset_of_0(study: Path, shell: Shell) -> None:
     answer = shell.run("--name", study.name, "--subset", "0")
     assert answer.code == 0, answer
-    assert "subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
+    assert "--subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
 
 
 def test_derived_files_come_back_as_they_were(study: Path, shell: Shell) -> None:
