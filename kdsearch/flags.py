@@ -102,7 +102,10 @@ Stopping = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="What draws trials: tpe (the default), random, nsga2 or gp."),
+    typer.Option(
+        help="What draws trials: tpe (the default) or random; nsga2 or gp where no option owns "
+        "dimensions, as in --space resnet-kd."
+    ),
 ]
 MinAccuracy = Annotated[
     float | None,

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch import pareto
 from kdsearch.errors import SpecError
-from kdsearch.request import Request
+from kdsearch.request import OBJECTIVE, Request
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 
 FLOOR = "accuracy"  # the constraint of a trial whose accuracy is too low
@@ -38,6 +38,7 @@ MIN_FOR_FLOOR = 4
 FAILURE = "failure"  # the constraint of a trial that failed
 # TPE's time grows with what it sees: of classification-small 12 ms at 100 trials, 45 at 2,000.
 MOST_SEEN = 1000
+FLAT_SPACE = "resnet-kd"  # a built-in one that NSGA-II and GP draw
 POPULATION = 10  # of NSGA-II; of 10, 20 and 50 it found most in 50 and 100 trainings
 
 
@@ -77,7 +78,11 @@ def refuse_sampler(request: Request) -> None:
     owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
     if owners:
         shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
-        reasons.append(f"it draws what the options of {shown} own at random")
+        flat = "" if request.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
+        reasons.append(
+            f"it draws what the options of {shown} own at random: it needs a space in which no "
+            f"option owns dimensions{flat}"
+        )
     if reasons:
         sampler = request.typed("sampler")
         raise SpecError(

@@ -17,7 +17,9 @@ from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.ledger import Ledger
 from kdsearch.request import SAMPLERS, Request
+from kdsearch.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.space import Params
+from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import REDRAWS, Asked, Outcome, Study, searched
 
@@ -223,7 +225,7 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
         ({"sampler": "nsga2", "budget_ms": 1.0}, "what is over --budget-ms"),
         ({"sampler": "nsga2", "stopping": "safe"}, "--stopping safe ends"),
         ({"sampler": "nsga2", "space": REQUEST.space}, "options of student.family own"),
-        ({"sampler": "gp", "space": REQUEST.space}, "options of student.family own"),
+        ({"sampler": "gp", "space": REQUEST.space}, "no option owns dimensions, as --space resnet"),
     ],
 )
 def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
@@ -233,6 +235,11 @@ def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
     with pytest.raises(SpecError, match=told), opened(tmp_path / "study", request):
         pass
     assert not (tmp_path / "study" / "study.yaml").exists()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_may_draw_the_space_that_the_refusal_names(sampler: str) -> None:
+    refuse_sampler(Request(space=find_space(FLAT_SPACE).text, sampler=sampler))
 
 
 def test_nsga2_may_have_a_budget_whose_price_is_known_first(fast_path: Path) -> None:
