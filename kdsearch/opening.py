@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +14,7 @@ import yaml
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, read_request, refuse_changes, write_text
 from kdsearch.sampler import refuse_sampler
-from kdsearch.spec import Budget
-from kdsearch.storage import Storage, kept_url, storage_of
+from kdsearch.storage import Storage, is_at, kept_url, storage_of
 from kdsearch.store import STORE_ERRORS, Store
 from kdsearch.study import Digest, Study, candidate_digest
 
@@ -84,6 +83,16 @@ def load_study(path: Path, storage: str | None = None) -> Study:
         store = Store(kept, metrics=("accuracy", request.budget.axis()))
         store.load()
     return Study(path, request, store)
+
+
+def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
+    """Open several studies to read them. storage: of those that are kept there, one at least."""
+    kept = [find_storage(path)[0].storage for path in paths]
+    there = [url for url in kept if storage is not None and is_at(url, storage)]
+    return [
+        load_study(path, storage if url in there or not there else None)
+        for path, url in zip(paths, kept, strict=True)
+    ]
 
 
 def reach(path: Path, request: Request, storage: str | None) -> None:

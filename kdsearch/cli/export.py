@@ -10,7 +10,7 @@ import typer
 
 from kdsearch.cli.app import app
 from kdsearch.errors import SpecError
-from kdsearch.flags import OUT, Debug, Json, Out, Quiet
+from kdsearch.flags import OUT, Debug, Json, Out, Quiet, Storage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,7 @@ def export(
         ),
     ] = False,
     out: Out = OUT,
+    storage: Storage = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -64,6 +65,7 @@ def export(
             watch,
             out=out,
             trial=trial,
+            storage=storage,
             max_drop=max_drop,
             is_folded=fold_preprocess,
         )
