@@ -112,6 +112,8 @@ def _command(study: Study) -> str:
         flags.append("--flip" if study.request.flip else "--no-flip")
     trials = study.facts().get("trials")
     flags += [f"--trials {trials}"] if trials else []
+    flat_after = study.facts().get("flat_after")
+    flags += [f"--flat-after {flat_after}"] if flat_after else []
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
 
 

@@ -143,7 +143,8 @@ StopWhenFlat = Annotated[
     typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
 ]
 FlatAfter = Annotated[
-    int | None, typer.Option(help="The same with so many complete trials instead of 20.")
+    int | None,
+    typer.Option(help="The same with so many complete trials instead of 20; 0: never."),
 ]
 Callback = Annotated[
     str | None,

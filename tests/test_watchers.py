@@ -154,8 +154,10 @@ def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
         ending = Ending(study, Watchers([notebook]), flat_after=5)
         run_search(study, [look_up], n_trials=100, is_enough=ending)
         assert len(study.records()) < 100
+        assert not Ending(study, Watchers([]), flat_after=0)()
     (note,) = notebook.notes
     assert "the last 5 complete trials" in note
+    assert "--flat-after 0 goes on" in note
 
 
 def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.errors import StudyError
+from kdsearch.errors import SpecError, StudyError
 from kdsearch.flags import (
     OUT,
     Callback,
@@ -122,14 +122,19 @@ def run(
         min_accuracy=min_accuracy,
         from_study=from_study,
     )
-    require_positive(trials=trials, flat_after=flat_after)
+    require_positive(trials=trials)
+    if flat_after is not None and flat_after < 0:
+        raise SpecError(f"--flat-after {flat_after}: expected a number of trials, or 0 for never")
+    if flat_after is None and stop_when_flat:
+        from kdsearch.trend import FLAT_AFTER
+
+        flat_after = FLAT_AFTER
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
     from kdsearch.actors import OnRay
     from kdsearch.console import front_table, show
     from kdsearch.loggers import Loggers
-    from kdsearch.trend import FLAT_AFTER
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
     from kdsearch.run import Plan
@@ -140,7 +145,7 @@ def run(
     plan = Plan(
         trials=trials,
         time_limit=seconds,
-        flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
+        flat_after=flat_after,
         device=device,
         workers=read_workers(workers),
         storage=storage,
