@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 import yaml
 
 from kdsearch.errors import StudyError
+from kdsearch.lease import require_free
 from kdsearch.request import Request, read_request, refuse_changes, write_text
 from kdsearch.sampler import refuse_sampler
 from kdsearch.storage import Storage, is_at, kept_url, storage_of
@@ -34,13 +34,7 @@ def open_study(
     Raises StudyError when the request differs from the one the study was started with (the
     differences are shown), when another driver holds it, or when its store is damaged.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
-    with lock:
-        _take_lock(lock, path)
+    with _locked(path, request):
         old = read_request(path)
         if old is None:
             refuse_sampler(request)
@@ -95,6 +89,21 @@ def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
     ]
 
 
+def refuse_driven(path: Path, request: Request, storage: str | None) -> None:
+    """Raise StudyError where another driver has the study, before anything is loaded.
+
+    Nothing is written. `open_study` looks again.
+    """
+    if (path / ".lock").exists():
+        with _locked(path, request):
+            pass
+    kept_url(storage, request.storage, is_new=False)
+    kept = storage_of(path, request.storage, request.storage_study, storage)
+    if not kept.is_inside or (path / "study.db").is_file():
+        with _telling_to_open(kept):
+            require_free(kept, where=str(path))
+
+
 def reach(path: Path, request: Request, storage: str | None) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
     kept = storage_of(path, request.storage, request.storage_study, storage)
@@ -114,13 +123,23 @@ def find_storage(path: Path, storage: str | None = None) -> tuple[Request, Stora
     return request, storage_of(path, request.storage, request.storage_study, storage)
 
 
-def _take_lock(lock: IO[str], path: Path) -> None:
+@contextmanager
+def _locked(path: Path, request: Request) -> Iterator[None]:
+    """Hold the lock on the study's folder, which is made where there is none."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StudyError(
-            f"{path} is being run by another process; wait for it, or give another --name"
-        ) from None
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StudyError(
+                f"{path} is being run by another process; wait for it, or give another "
+                f"{request.typed('name')}"
+            ) from None
+        yield
 
 
 def _cause(error: Exception, storage: Storage) -> str:

@@ -33,7 +33,7 @@ from kdsearch.guesses import recipes_of, start_of
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
-from kdsearch.opening import open_study, reach
+from kdsearch.opening import open_study, reach, refuse_driven
 from kdsearch.packing import fitting
 from kdsearch.request import (
     Request,
@@ -147,6 +147,9 @@ def _settle(
     Nothing has been trained yet.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
+    if old is not None:
+        assert name is not None
+        refuse_driven(study_path(out, name), old, storage)
     teacher_specs(request)
     data, request = load_data(request, out)
     if not request.space:
