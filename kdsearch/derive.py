@@ -66,6 +66,7 @@ def summarise(study: Study) -> Summary:
         shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
         images=Images(**cast("dict[str, int]", facts.get("images", {}))),
         stopping=study.request.stopping,
+        min_accuracy=study.request.min_accuracy,
     )
 
 

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked
+from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked, run_to
 
+from kdsearch.__main__ import main
 from kdsearch.derive import summarise
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.ledger import Ledger
+from kdsearch.report.verdict import verdict
+from kdsearch.report.words import SPACE
 from kdsearch.request import SAMPLERS, Request
 from kdsearch.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.space import Params
 from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord
+from kdsearch.status import status
 from kdsearch.study import REDRAWS, Asked, Outcome, Study, searched
 
 # No choice owns a dimension, so that every sampler may draw.
@@ -140,6 +144,29 @@ def test_without_a_price_nothing_is_turned_away(fast_path: Path) -> None:
     with opened(fast_path / "unknown") as study:
         assert [study.ask(unknown).params for _ in range(4)] == plain
         assert not [record for record in study.records() if record.turned_away]
+
+
+def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
+    fast_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fast_path / "short"
+    with opened(path, replace(REQUEST, min_accuracy=0.99)) as study:
+        run_to(study, 6)
+        study.note(teacher=TEACHER)
+        best = max(study.complete(), key=lambda record: record.val or 0)
+    nearest = f"{100 * (best.val or 0):.2f} %"
+    with pytest.raises(SystemExit):
+        main(["report", "short", "--out", str(fast_path)])
+    shown = " ".join(capsys.readouterr().out.split())
+    told = verdict(summarise(study), study.records()).replace(SPACE, " ")
+    assert "none reaches --min-accuracy 0.99" in told
+    assert f"trial {best.number} (" in told
+    assert f"has {nearest} on validation" in told
+    assert told in shown
+    assert told.split(";")[0] in (path / "report.html").read_text().replace(SPACE, " ")
+    (line,) = [line for line in status(path).lines() if "--min-accuracy" in line]
+    least = "none reaches --min-accuracy 0.99"
+    assert line.startswith(f"{least}; the nearest: no. {best.number}, {nearest}, ")
 
 
 @pytest.fixture

@@ -217,14 +217,18 @@ def report(
     from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
     from kdsearch.opening import load_study
+    from kdsearch.report.verdict import verdict
+    from kdsearch.report.words import SPACE
     from kdsearch.request import study_path
 
     path = study_path(out, name)
-    summary = write_derived(load_study(path, storage))
+    study = load_study(path, storage)
+    summary = write_derived(study)
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
-    show(front_table(summary), f"Report: {path}/report.html")
+    told = verdict(summary, study.records()).replace(SPACE, " ")
+    show(front_table(summary) if summary.front else told, f"Report: {path}/report.html")
 
 
 @app.command()
