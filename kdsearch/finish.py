@@ -19,6 +19,7 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
+from kdsearch.report import words
 from kdsearch.request import resume_command
 from kdsearch.shelf import off_the_shelf
 from kdsearch.ship import Package, pack
@@ -204,7 +205,7 @@ def _judgement(
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (
-                f"Gain: {_signed(best.val - control.val)} points of validation accuracy over the "
+                f"{words.gained(best.val - control.val)} of validation accuracy against the "
                 f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
             )
     yield (
@@ -223,10 +224,6 @@ def _judgement(
             f"The teacher ({100 * teacher.val:.2f} %) is no better than this student without one "
             f"({100 * plain.val:.2f} %): a better teacher is the first thing to look for"
         )
-
-
-def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
 
 
 def _skipped(bench: Bench) -> Iterator[str]:
