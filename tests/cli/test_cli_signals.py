@@ -147,7 +147,9 @@ def test_interrupted_teacher_is_told(shell: Shell) -> None:
         driver.send_signal(signal.SIGINT)
         _, message = driver.communicate(timeout=20)
     assert driver.returncode == 130
-    assert message == "kdsearch: interrupted; the same command begins again\n"
+    assert (
+        message == "kdsearch: interrupted; the same command begins again, a study where it stood\n"
+    )
     assert not (shell.out / "early").exists()
 
 
