@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -267,6 +268,8 @@ def dashboard(
 
     Example: kdsearch dashboard phones
     """
+    from wsgiref.simple_server import make_server
+
     from kdsearch.opening import find_storage
     from kdsearch.request import study_path
 
@@ -276,12 +279,13 @@ def dashboard(
 
     from kdsearch.board import artifact_store, refresh
 
-    if not refresh(path, storage):
-        typer.echo("The study is running: its front, notes and curves come when it has ended")
-    typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+    app = optuna_dashboard.wsgi(kept.full_url(), artifact_store=artifact_store(path))
     try:
-        optuna_dashboard.run_server(
-            kept.full_url(), host="127.0.0.1", port=port, artifact_store=artifact_store(path)
-        )
+        server = make_server("127.0.0.1", port, app)
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
+    with server, suppress(KeyboardInterrupt):
+        if not refresh(path, storage):
+            typer.echo("The study is running: its front, notes and curves come when it has ended")
+        typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+        server.serve_forever()

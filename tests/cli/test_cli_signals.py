@@ -191,6 +191,8 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
                 socket.create_connection(("127.0.0.2", int(port)), timeout=5)
             second = shell.type("dashboard", "board", "--out", str(shell.out), "--port", port)
             assert second.code == 2
+            assert second.stdout == ""  # no address where nothing listens
+            assert "Listening" not in second.stderr
             assert "Address already in use; give another --port" in second.stderr
         finally:
             server.send_signal(signal.SIGINT)
