@@ -65,12 +65,13 @@ def search(
     means that the trial is to stop there. cost: returns what a candidate costs, in any of `flops`,
     `params` and `latency_ms`, before anything is evaluated. budget: limits by the same names; a
     candidate over one of them is not evaluated. The front's cost is the first limited of
-    `latency_ms`, `flops`, `params`, and `flops` without a budget. stopping: `safe` or `tight`; the
-    metric is then a fraction in [0, 1] that stands on so many `images`. workers: how many are
-    evaluated at a time, in threads. time_limit: seconds after which no further one begins. path: a
-    folder for the study, which a later call goes on with; without one it lasts as long as the
-    Study. on_trial: gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`,
-    which ends the search.
+    `latency_ms`, `flops`, `params`, and `flops` without a budget. sampler: `tpe`, `random`, or,
+    where no option owns dimensions, `nsga2` or `gp`. stopping: `safe` or `tight`; the metric is
+    then a fraction in [0, 1] that stands on so many `images`. workers: how many are evaluated at a
+    time, in threads. time_limit: seconds after which no further one begins. path: a folder for the
+    study, which a later call goes on with; without one it lasts as long as the Study. on_trial:
+    gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`, which ends the
+    search.
 
     Raises SpaceError or SpecError for what cannot be searched, StudyError where `path` holds
     another study.
