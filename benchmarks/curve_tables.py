@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,5 +173,5 @@ def _inputs(rows: Columns) -> Columns:
     return np.column_stack(inputs)
 
 
-def _rounded(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+def _rounded(values: npt.NDArray[np.floating[Any]]) -> tuple[float, ...]:
     return tuple(round(float(value), 4) for value in values)

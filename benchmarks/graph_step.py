@@ -124,7 +124,7 @@ def kernels_ms(call: Callable[[], object]) -> float:
     """Return the milliseconds in which the device computes during a call."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         call()
-    return sum(event.self_device_time_total for event in found.key_averages()) / 1e3
+    return float(sum(event.self_device_time_total for event in found.key_averages())) / 1e3
 
 
 def main(argv: Sequence[str] | None = None) -> int:

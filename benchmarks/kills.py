@@ -27,7 +27,8 @@ from typing import TypeAlias
 from kdsearch.opening import load_study
 from kdsearch.spec import TrialRecord
 
-_AROUND = 6  # lines printed before the first trial, and after the last, among which it may fall
+_LINES = 6  # printed by a run at most before it is stopped: about as many trials
+_STOPS = 6  # of a study at most; then it ends by itself
 KEPT_OF_CACHE = ("latency", "execution", "shelf")
 TRIALS = {1: 12, 2: 10}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found there too")
     given = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` would have it ignored
     chance = random.Random(given.seed)
     plan = ["kill"] * given.kills + ["term", "int"] * (given.stops // 2)
     chance.shuffle(plan)
@@ -77,7 +79,7 @@ def _tortured(folder: Path, plan: list[str], chance: random.Random, epochs: int)
         for kept in KEPT_OF_CACHE:
             if (whole[workers].cache / kept).is_dir():
                 shutil.copytree(whole[workers].cache / kept, out / ".cache" / kept)
-        wrong += _until_done(out, workers, epochs, whole[workers], plan, chance, moments)
+        wrong += _until_done(out, workers, epochs, plan, chance, moments)
         wrong += _differences(whole[workers].found, found_in(out / "it"))
         studies[workers] += 1
         done += 1
@@ -125,7 +127,6 @@ def _until_done(
     out: Path,
     workers: int,
     epochs: int,
-    whole: Whole,
     plan: list[str],
     chance: random.Random,
     moments: Counter[str],
@@ -133,15 +134,17 @@ def _until_done(
     """Stop and resume a study until it ends by itself; return what went wrong."""
     wrong: list[str] = []
     before: dict[str, object] = {}
+    stops = 0
     while True:
         started = time.perf_counter()
-        how = plan[-1] if plan else None
-        code, said = _stopped(command(out, workers, epochs), how, TRIALS[workers] + _AROUND, chance)
+        how = plan[-1] if plan and stops < _STOPS else None
+        code, said = _stopped(command(out, workers, epochs), how, chance)
         seconds = time.perf_counter() - started
         if code == 0 or how is None:
             wrong += [] if code == 0 else [f"status {code}: {said[-300:]}"]
             return wrong
         plan.pop()
+        stops += 1
         # A signal ends a process by itself until `main` has begun to listen.
         if code != -SIGNALS[how] and (how == "kill" or code != 130 or "Traceback" in said):
             wrong.append(f"{how} after {seconds:.1f} s: status {code}: {said[-300:]}")
@@ -152,9 +155,7 @@ def _until_done(
         before = after
 
 
-def _stopped(
-    asked: list[str], how: str | None, lines: int, chance: random.Random
-) -> tuple[int, str]:
+def _stopped(asked: list[str], how: str | None, chance: random.Random) -> tuple[int, str]:
     """Run a study and stop it up to a second after one of its lines; return its status and errors.
 
     A line is a moment that does not depend on how busy the machine is.
@@ -163,7 +164,7 @@ def _stopped(
         asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     ) as driver:
         assert driver.stdout is not None
-        line, later = chance.randint(0, lines), chance.uniform(0, 1)
+        line, later = chance.randint(0, _LINES), chance.uniform(0, 1)
         if how is not None:
             while line and driver.stdout.readline():
                 line -= 1

@@ -24,7 +24,7 @@ from kdsearch.engines.proposals import Proposals, search
 from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request
 from kdsearch.spaces import find_space
-from kdsearch.spec import Cost
+from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import Asked, Outcome, Study
 
 EPOCHS = 16
@@ -87,7 +87,11 @@ def _go_on(path: Path, number: int) -> Mark:
         open_s = time.perf_counter() - opened
         study.note(teacher=TEACHER, trials=number)
         source = search(study, n_trials=number)
-        proposals = Proposals(study, source, on_trial=lambda _: study.front() and None)
+
+        def look(_: TrialRecord) -> None:
+            study.front()
+
+        proposals = Proposals(study, source, on_trial=look)
         while True:
             started = time.perf_counter()
             asked = proposals.next()

@@ -147,7 +147,13 @@ def evaluate(opened: Study, worker: Worker, asked: Asked) -> Outcome:
 def there(opened: Study) -> AbstractContextManager[Engine]:
     """Give two actors on a Ray of our own."""
     return open_actors(
-        _WORKERS, opened, OnRay(), device=trials.CPU, on_epoch=ignored, on_rung=ignored
+        _WORKERS,
+        opened,
+        OnRay(),
+        device=trials.CPU,
+        timeout=None,
+        on_epoch=ignored,
+        on_rung=ignored,
     )
 
 

@@ -157,6 +157,7 @@ def ours(script: Script, session: Session) -> Run:
     torch.manual_seed(session.seed)
     data, spec, device = session.data, session.spec, session.device
     model = student(script["CifarNet"](), data).to(device)
+    network: Any = bare(model.network)
     distiller = Distiller(
         DistillSpec(method="none"),
         student=side_of(model, data.train.at(slice(2))),
@@ -164,7 +165,7 @@ def ours(script: Script, session: Session) -> Run:
     )
     with own_stream(device):
         started = _now(device)
-        bare(model.network).init_whiten(model.preprocess(data.train.at(slice(_WHITENED))))
+        network.init_whiten(model.preprocess(data.train.at(slice(_WHITENED))))
         step = Step(model, distiller, session)
         for number in range(1, spec.epochs + 1):
             step.epoch(number)

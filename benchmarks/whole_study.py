@@ -147,6 +147,7 @@ def ours(task: Task, seed: int, out: Path) -> Told:
 def _values(record: TrialRecord) -> tuple[float, float]:
     assert record.val is not None
     assert record.cost is not None
+    assert record.cost.flops is not None
     return record.val, record.cost.flops / 1e6
 
 

@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         return _internal(error, arguments)
     if code == EXIT_INTERRUPTED:  # Typer makes that code of Ctrl-C, and says nothing
-        return _fail("interrupted; the same command begins again", code)
+        return _fail("interrupted; the same command begins again, a study where it stood", code)
     return int(code)
 
 

@@ -69,14 +69,17 @@ def weights_file(name: str) -> Path:
     return _trial(folder, number)[1]
 
 
-def find_student(name: str, data: ImageData) -> Earlier:
-    """Return the student at `FOLDER` or `FOLDER#TRIAL`, to teach on `data`. Raises SpecError."""
+def find_student(name: str, data: ImageData, storage: str | None = None) -> Earlier:
+    """Return the student at `FOLDER` or `FOLDER#TRIAL`, to teach on `data`. Raises SpecError.
+
+    storage: of the study, see `open_study`.
+    """
     trial = _TRIAL.fullmatch(name)
     if trial is None:
         return _of_folder(_shipped(Path(name)))
     folder = Path(trial["folder"])
-    spec, weights = _trial(folder, int(trial["number"]))
-    if load_study(folder).request.data_key != data.key:
+    spec, weights = _trial(folder, int(trial["number"]), storage)
+    if load_study(folder, storage).request.data_key != data.key:
         raise SpecError(
             f"study:{name}: a trial teaches on its own study's images alone, the same "
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
@@ -103,9 +106,9 @@ def _shipped(folder: Path) -> Path:
     raise SpecError(message)
 
 
-def _trial(folder: Path, number: int) -> tuple[StudentSpec, Path]:
+def _trial(folder: Path, number: int, storage: str | None = None) -> tuple[StudentSpec, Path]:
     """Return the student of a trial, and its weights file."""
-    record = next((r for r in load_study(folder).records() if r.number == number), None)
+    record = next((r for r in load_study(folder, storage).records() if r.number == number), None)
     if record is None:
         raise SpecError(f"study:{folder}#{number}: the study has no such trial")
     holder = number if record.reused_from is None else record.reused_from

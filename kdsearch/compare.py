@@ -43,7 +43,8 @@ class Side:
 class Comparison:
     """Both sides, and what they were held against.
 
-    reference: (accuracy, cost) that hypervolumes count from. differs: what the requests differ in.
+    reference: (accuracy, cost) that hypervolumes count from. differs: what the requests differ in,
+    as it is typed.
     """
 
     axis: str
@@ -79,9 +80,12 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
         _side(study, front, reference, whole)
         for study, front in zip((one, other), fronts, strict=True)
     ]
-    changed = one.request.changes(other.request)
+    changed = one.request.changes(other.request).keys() - {"storage_study"}  # two never share it
     return Comparison(
-        axis=axis, reference=reference, sides=(sides[0], sides[1]), differs=tuple(changed)
+        axis=axis,
+        reference=reference,
+        sides=(sides[0], sides[1]),
+        differs=tuple(sorted(one.request.typed(name) for name in changed)),
     )
 
 

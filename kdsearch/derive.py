@@ -67,6 +67,7 @@ def summarise(study: Study) -> Summary:
         shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
         images=Images(**cast("dict[str, int]", facts.get("images", {}))),
         stopping=study.request.stopping,
+        min_accuracy=study.request.min_accuracy,
     )
 
 
@@ -113,6 +114,8 @@ def _command(study: Study) -> str:
         flags.append("--flip" if study.request.flip else "--no-flip")
     trials = study.facts().get("trials")
     flags += [f"--trials {trials}"] if trials else []
+    flat_after = study.facts().get("flat_after")
+    flags += [f"--flat-after {flat_after}"] if flat_after else []
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
 
 

@@ -13,8 +13,8 @@ from kdsearch.trend import is_flat
 class Ending:
     """Says that no further trial is to begin, and tells once why.
 
-    time_limit: seconds of this run's search. flat_after: see `trend.is_flat`. A watcher that
-    raised StopStudy ends the search too.
+    time_limit: seconds of this run's search. flat_after: see `trend.is_flat`; 0 or None: never. A
+    watcher that raised StopStudy ends the search too.
     """
 
     def __init__(
@@ -46,8 +46,11 @@ class Ending:
             return self._watchers.stopped
         if limit is not None and time.perf_counter() - self._began >= limit:
             return f"the time limit of {words.duration(limit)} is reached"
-        if after is not None and self._is_flat(after):
-            return f"the last {after} complete trials raised the front's hypervolume by under 0.1 %"
+        if after and self._is_flat(after):
+            return (
+                f"the last {after} complete trials raised the front's hypervolume by under 0.1 % "
+                "(--flat-after 0 goes on)"
+            )
         return None
 
     def _is_flat(self, after: int) -> bool:

@@ -22,7 +22,7 @@ from kdsearch.files import Demands, File, best, calibration, write_file
 from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
-from kdsearch.opening import load_study
+from kdsearch.opening import find_storage, load_study
 from kdsearch.request import Request, read_request, request_of
 from kdsearch.rounding import fine_tune
 from kdsearch.ship import candidate_of, pack
@@ -60,6 +60,7 @@ def export_study(
     *,
     out: Path,
     trial: int | None = None,
+    storage: str | None = None,
     max_drop: float = 0.01,
     is_folded: bool = False,
     asked: Mapping[str, object] | None = None,
@@ -67,11 +68,11 @@ def export_study(
     """Write the student at `path` in each format and measure every file by its own runtime.
 
     path: a study, or what `kdsearch distill` left. trial: one of the study's whose weights are
-    kept, instead of the best; its folder is exported/NUMBER. A student that loses more than
-    `max_drop` in 8 bits is trained for them, and the file that loses less stays. is_folded: ONNX
-    files take raw pixels. asked: another target, threads or batch than the study's. The results
-    are added to metrics.json. Raises SpecError for a format that is not known and ExportError for a
-    package that is missing before anything is written.
+    kept, instead of the best; its folder is exported/NUMBER. storage: see `open_study`. A student
+    that loses more than `max_drop` in 8 bits is trained for them, and the file that loses less
+    stays. is_folded: ONNX files take raw pixels. asked: another target, threads or batch than the
+    study's. The results are added to metrics.json. Raises SpecError for a format that is not known
+    and ExportError for a package that is missing before anything is written.
     """
     for name in formats:
         runtime = export.get(name).runtime
@@ -79,6 +80,8 @@ def export_study(
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
     request = request_of(asked or {}, _request(path))
+    if storage is not None:
+        find_storage(path, storage)
     data, found = load_data(request, out)
     if request.data_key and found.data_key != request.data_key:
         raise StudyError(
@@ -90,7 +93,7 @@ def export_study(
     if trial is not None:
         folder = path / "exported" / f"{trial:06d}"
         if not folder.is_dir():
-            _pack_trial(path, trial, folder, request, data, latencies)
+            _pack_trial(path, trial, folder, request, data, latencies, storage=storage)
     student = _student(born_again.find_student(str(path if trial is None else folder), data), data)
     source = Source(
         network=student.network,
@@ -176,10 +179,12 @@ def _pack_trial(
     request: Request,
     data: ImageData,
     latencies: LatencyCache,
+    *,
+    storage: str | None,
 ) -> None:
     """Pack one trial as the best is packed."""
-    earlier = born_again.find_student(f"{path}#{number}", data)
-    study = load_study(path)
+    earlier = born_again.find_student(f"{path}#{number}", data, storage)
+    study = load_study(path, storage)
     record = next(r for r in study.records() if r.number == number)
     teacher = cast("dict[str, float | None]", study.facts()["teacher"])
     assert record.cost is not None

@@ -20,6 +20,7 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
+from kdsearch.report import words
 from kdsearch.request import resume_command
 from kdsearch.shelf import off_the_shelf
 from kdsearch.ship import Package, pack
@@ -207,7 +208,7 @@ def _judgement(
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (
-                f"Gain: {_signed(best.val - control.val)} points of validation accuracy over the "
+                f"{words.gained(best.val - control.val)} of validation accuracy against the "
                 f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
             )
     yield (
@@ -231,10 +232,6 @@ def _judgement(
 def _teacher(study: Study) -> dict[str, float | None]:
     told = cast("dict[str, float | None]", study.facts()["teacher"])
     return {"validation": told["val"], "test": told["test"]}
-
-
-def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
 
 
 def _skipped(bench: Bench) -> Iterator[str]:

@@ -102,7 +102,10 @@ Stopping = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="What draws trials: tpe (the default), random, nsga2 or gp."),
+    typer.Option(
+        help="What draws trials: tpe (the default) or random; nsga2 or gp where no option owns "
+        "dimensions, as in --space resnet-kd."
+    ),
 ]
 MinAccuracy = Annotated[
     float | None,
@@ -150,7 +153,8 @@ StopWhenFlat = Annotated[
     typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
 ]
 FlatAfter = Annotated[
-    int | None, typer.Option(help="The same with so many complete trials instead of 20.")
+    int | None,
+    typer.Option(help="The same with so many complete trials instead of 20; 0: never."),
 ]
 Callback = Annotated[
     str | None,

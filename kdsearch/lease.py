@@ -26,13 +26,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.errors import StudyError
+from kdsearch.storage import Storage
 
 LEASE = "kdsearch:lease"  # a user attribute of the study
 RENEW_SECONDS = 30.0
 EXPIRY_SECONDS = 180.0
 Clock = Callable[[Connection], float]
 _log = logging.getLogger(__name__)
-_studies = sqlalchemy.table("studies", sqlalchemy.column("study_id"))
+_studies = sqlalchemy.table("studies", *map(sqlalchemy.column, ("study_id", "study_name")))
 _attributes = sqlalchemy.table(
     "study_user_attributes",
     *map(sqlalchemy.column, ("study_id", "key", "value_json")),
@@ -111,6 +112,11 @@ class Lease:
         self._renewed = time.monotonic()
         self._over = threading.Event()
 
+    def require_free(self) -> None:
+        """Raise StudyError where another driver has it; nothing is written."""
+        with self._engine.connect() as connection:
+            self._may_take(*_held(self._text(connection), self._clock(connection)))
+
     def __enter__(self) -> Lease:
         """Take the lease, and begin to renew it."""
         self._write(self._may_take)
@@ -157,22 +163,28 @@ class Lease:
 
         The write that comes first, of nothing new, keeps any other driver out until the end.
         """
-        mine = (_attributes.c.study_id == self._study_id, _attributes.c.key == LEASE)
         with self._engine.begin() as connection:
             same = {"study_id": self._study_id}
             connection.execute(_studies.update().where(_studies.c.study_id == self._study_id), same)
             now = self._clock(connection)
-            text = connection.scalar(sqlalchemy.select(_attributes.c.value_json).where(*mine))
-            found = json.loads(text) if text else None
-            holder = Holder(**found["holder"]) if found else None
-            check(holder, now - found["time"] if found else 0.0)
+            text = self._text(connection)
+            check(*_held(text, now))
             value = json.dumps(None if is_last else {"holder": asdict(self._me), "time": now})
             if text is None:
                 row = {"study_id": self._study_id, "key": LEASE, "value_json": value}
                 connection.execute(_attributes.insert(), row)
             else:
-                connection.execute(_attributes.update().where(*mine), {"value_json": value})
+                connection.execute(_attributes.update().where(*self._here()), {"value_json": value})
         self._renewed = time.monotonic()
+
+    def _text(self, connection: Connection) -> str | None:
+        """Return what stands in the database; None where no driver ever had the study."""
+        query = sqlalchemy.select(_attributes.c.value_json).where(*self._here())
+        text: str | None = connection.scalar(query)
+        return text
+
+    def _here(self) -> tuple[sqlalchemy.ColumnElement[bool], ...]:
+        return _attributes.c.study_id == self._study_id, _attributes.c.key == LEASE
 
     def _may_take(self, holder: Holder | None, age: float) -> None:
         if holder is None or age >= EXPIRY_SECONDS or holder.is_dead():
@@ -182,7 +194,7 @@ class Lease:
         raise StudyError(
             f"{self._where} is being run by process {holder.pid} on {holder.host}, which was alive "
             f"{max(age, 0):.0f} s ago; end that one, wait {EXPIRY_SECONDS - age:.0f} s if it is "
-            "dead, or give another --name"
+            "dead, or run another study"
         )
 
     def _require_mine(self, holder: Holder | None, age: float) -> None:
@@ -192,6 +204,27 @@ class Lease:
                 f"{self._where} is run by {taken} now, since this process did not say for "
                 f"{EXPIRY_SECONDS:.0f} s that it was alive; nothing that ended before is lost"
             )
+
+
+def require_free(storage: Storage, *, where: str) -> None:
+    """Raise StudyError where a driver holds the lease of a study; nothing is written."""
+    engine = sqlalchemy.create_engine(storage.url, **storage.engine_options())
+    named = sqlalchemy.select(_studies.c.study_id).where(_studies.c.study_name == storage.study)
+    try:
+        if not sqlalchemy.inspect(engine).has_table(_attributes.name):
+            return
+        with engine.connect() as connection:
+            study_id = connection.scalar(named)
+        if study_id is not None:
+            Lease(engine, study_id, where=where, is_locked=storage.is_inside).require_free()
+    finally:
+        engine.dispose()
+
+
+def _held(text: str | None, now: float) -> tuple[Holder | None, float]:
+    """Return who holds a lease, and the seconds since that was last alive."""
+    found = json.loads(text) if text else None
+    return (Holder(**found["holder"]), now - found["time"]) if found else (None, 0.0)
 
 
 def database_time(connection: Connection) -> float:

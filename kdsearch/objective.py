@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from kdsearch.engines.proposals import OnTrial, Proposals
 from kdsearch.engines.proposals import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.opening import open_study
-from kdsearch.request import Request
+from kdsearch.request import OBJECTIVE, Request
 from kdsearch.rungs import Judge, Rung
 from kdsearch.sampler import refuse_sampler
 from kdsearch.space import Params, load_space, parse_space
@@ -64,12 +65,13 @@ def search(
     means that the trial is to stop there. cost: returns what a candidate costs, in any of `flops`,
     `params` and `latency_ms`, before anything is evaluated. budget: limits by the same names; a
     candidate over one of them is not evaluated. The front's cost is the first limited of
-    `latency_ms`, `flops`, `params`, and `flops` without a budget. stopping: `safe` or `tight`; the
-    metric is then a fraction in [0, 1] that stands on so many `images`. workers: how many are
-    evaluated at a time, in threads. time_limit: seconds after which no further one begins. path: a
-    folder for the study, which a later call goes on with; without one it lasts as long as the
-    Study. on_trial: gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`,
-    which ends the search.
+    `latency_ms`, `flops`, `params`, and `flops` without a budget. sampler: `tpe`, `random`, or,
+    where no option owns dimensions, `nsga2` or `gp`. stopping: `safe` or `tight`; the metric is
+    then a fraction in [0, 1] that stands on so many `images`. workers: how many are evaluated at a
+    time, in threads. time_limit: seconds after which no further one begins. path: a folder for the
+    study, which a later call goes on with; without one it lasts as long as the Study. on_trial:
+    gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`, which ends the
+    search.
 
     Raises SpaceError or SpecError for what cannot be searched, StudyError where `path` holds
     another study.
@@ -81,8 +83,11 @@ def search(
         if value is not None and not 0 < _number(f"{name}:", value) < math.inf:
             raise SpecError(f"{name}={value!r}: expected a number above 0")
     limits = _named("budget", budget or {})
+    for name, limit in limits.items():
+        if not 0 < limit < math.inf:
+            raise SpecError(f"budget[{name!r}]={limit:g}: expected a number above 0")
     request = Request(
-        data="objective",
+        data=OBJECTIVE,
         space=_text(space),
         budget_ms=limits.get("latency_ms"),
         budget_mflops=_mega(limits.get("flops")),
@@ -92,10 +97,12 @@ def search(
         stopping=stopping,
     )
     refuse_sampler(request)
-    folder = Path(path or Path(tempfile.mkdtemp(prefix="kdsearch-")) / "study")
-    with open_study(
-        folder, request, versions={"kdsearch": version("kdsearch")}, digest=digest_of
-    ) as study:
+    with (
+        _folder(path) as folder,
+        open_study(
+            folder, request, versions={"kdsearch": version("kdsearch")}, digest=digest_of
+        ) as study,
+    ):
         if path is None:
             weakref.finalize(study, shutil.rmtree, folder.parent, ignore_errors=True)
         price = partial(_price, cost, study.budget.axis())
@@ -113,6 +120,20 @@ def search(
             logger.info("the search was stopped: %s", stop)
             study.store.fail_unfinished()
     return study
+
+
+@contextmanager
+def _folder(path: Path | str | None) -> Iterator[Path]:
+    """Give the study's folder; one that nobody named goes with a search that fails."""
+    if path is not None:
+        yield Path(path)
+        return
+    made = Path(tempfile.mkdtemp(prefix="kdsearch-"))
+    try:
+        yield made / "study"
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def _run(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 import yaml
 
 from kdsearch.errors import StudyError
-from kdsearch.request import Request, read_request, refuse_changes, resume_command, write_text
+from kdsearch.lease import require_free
+from kdsearch.request import Request, read_request, refuse_changes, write_text
 from kdsearch.sampler import refuse_sampler
-from kdsearch.spec import Budget
-from kdsearch.storage import Storage, kept_url, storage_of
+from kdsearch.storage import Storage, is_at, kept_url, storage_of
 from kdsearch.store import STORE_ERRORS, Store
 from kdsearch.study import Digest, Study, candidate_digest
 
@@ -35,35 +34,29 @@ def open_study(
     Raises StudyError when the request differs from the one the study was started with (the
     differences are shown), when another driver holds it, or when its store is damaged.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
-    with lock:
-        _take_lock(lock, path)
+    with _locked(path, request):
         old = read_request(path)
         if old is None:
             refuse_sampler(request)
             if (path / "study.db").exists():
                 raise StudyError(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "
-                    "restore it, or start again with another --name"
+                    f"restore it, or start again with another {request.typed('name')}"
                 )
             content = {**asdict(request), "versions": dict(versions)}
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, request)
         kept = storage_of(path, request.storage, request.storage_study, storage)
-        with _driven(path, kept, request.budget) as store:
+        with _driven(path, kept, request) as store:
             yield Study(path, request, store, digest=digest)
 
 
 @contextmanager
-def _driven(path: Path, storage: Storage, budget: Budget) -> Iterator[Store]:
+def _driven(path: Path, storage: Storage, request: Request) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
     with _telling_to_open(storage):
-        store = Store(storage, metrics=("accuracy", budget.axis()))
+        store = Store(storage, metrics=("accuracy", request.budget.axis()))
     try:
         with store.held(str(path), is_locked=storage.is_inside):
             with _telling_to_open(storage):
@@ -73,7 +66,7 @@ def _driven(path: Path, storage: Storage, budget: Budget) -> Iterator[Store]:
     except STORE_ERRORS as error:
         raise StudyError(
             f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
-            f"`{resume_command(path)}` goes on"
+            f"{request.goes_on(path)}"
         ) from error
 
 
@@ -84,6 +77,31 @@ def load_study(path: Path, storage: str | None = None) -> Study:
         store = Store(kept, metrics=("accuracy", request.budget.axis()))
         store.load()
     return Study(path, request, store)
+
+
+def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
+    """Open several studies to read them. storage: of those that are kept there, one at least."""
+    kept = [find_storage(path)[0].storage for path in paths]
+    there = [url for url in kept if storage is not None and is_at(url, storage)]
+    return [
+        load_study(path, storage if url in there or not there else None)
+        for path, url in zip(paths, kept, strict=True)
+    ]
+
+
+def refuse_driven(path: Path, request: Request, storage: str | None) -> None:
+    """Raise StudyError where another driver has the study, before anything is loaded.
+
+    Nothing is written. `open_study` looks again.
+    """
+    if (path / ".lock").exists():
+        with _locked(path, request):
+            pass
+    kept_url(storage, request.storage, is_new=False)
+    kept = storage_of(path, request.storage, request.storage_study, storage)
+    if not kept.is_inside or (path / "study.db").is_file():
+        with _telling_to_open(kept):
+            require_free(kept, where=str(path))
 
 
 def reach(path: Path, request: Request, storage: str | None) -> None:
@@ -105,13 +123,23 @@ def find_storage(path: Path, storage: str | None = None) -> tuple[Request, Stora
     return request, storage_of(path, request.storage, request.storage_study, storage)
 
 
-def _take_lock(lock: IO[str], path: Path) -> None:
+@contextmanager
+def _locked(path: Path, request: Request) -> Iterator[None]:
+    """Hold the lock on the study's folder, which is made where there is none."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StudyError(
-            f"{path} is being run by another process; wait for it, or give another --name"
-        ) from None
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StudyError(
+                f"{path} is being run by another process; wait for it, or give another "
+                f"{request.typed('name')}"
+            ) from None
+        yield
 
 
 def _cause(error: Exception, storage: Storage) -> str:

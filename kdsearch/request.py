@@ -24,6 +24,18 @@ MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
+OBJECTIVE = "objective"  # the data of `kdsearch.search`, which is called and has no flags
+_ARGUMENTS = {
+    "budget_ms": "budget['latency_ms']",
+    "budget_mflops": "budget['flops']",
+    "budget_mparams": "budget['params']",
+    "name": "path",
+}
+_NOT_TYPED = {
+    "data_key": "the images of --data",
+    "weights_key": "the content of --teacher-weights",
+    "storage_study": "the name in --storage",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -74,15 +86,16 @@ class Request:
             raise SpecError(
                 f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
             )
-        for flag, least, most in (
+        for name, least, most in (
             ("threads", 1, MAX_COUNT),
             ("batch", 1, MAX_COUNT),
             ("seed", 0, MAX_SEED),
         ):
-            if not least <= getattr(self, flag) <= most:
-                raise SpecError(f"--{flag} {getattr(self, flag)}: expected {least} to {most}")
-        _require_one_of("stopping", self.stopping, MODES)
-        _require_one_of("sampler", self.sampler, SAMPLERS)
+            if not least <= getattr(self, name) <= most:
+                told = f"{self.typed(name)} {getattr(self, name)}"
+                raise SpecError(f"{told}: expected {least} to {most}")
+        self._require_one_of("stopping", MODES)
+        self._require_one_of("sampler", SAMPLERS)
         if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
             raise SpecError(
                 f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
@@ -90,8 +103,32 @@ class Request:
         for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
             limit = getattr(self, flag)
             if limit is not None and not 0 < limit < float("inf"):
-                shown = flag.replace("_", "-")
-                raise SpecError(f"--{shown} {limit:g}: expected a number above 0")
+                raise SpecError(f"{self.typed(flag)} {limit:g}: expected a number above 0")
+
+    def _require_one_of(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            told = f"{self.typed(name)} {value!r}{did_you_mean(value, known)}"
+            raise SpecError(f"{told}: expected {', '.join(known)}")
+
+    def typed(self, name: str) -> str:
+        """Return how the user calls a field, or the study's name: a flag, or an argument."""
+        if self.data == OBJECTIVE:
+            return _ARGUMENTS.get(name, name)
+        return _NOT_TYPED.get(name, f"--{name.replace('_', '-')}")
+
+    def value(self, name: str) -> object:
+        """Return a field in the unit in which the user gave it."""
+        value: object = getattr(self, name)
+        if self.data == OBJECTIVE and name in ("budget_mflops", "budget_mparams"):
+            return getattr(self.budget, name.replace("budget_m", ""))
+        return value
+
+    def goes_on(self, path: Path) -> str:
+        """Return in words how the study at `path` goes on."""
+        if self.data == OBJECTIVE:
+            return "the same call goes on, where it has a path"
+        return f"`{resume_command(path)}` goes on"
 
     @property
     def budget(self) -> Budget:
@@ -156,7 +193,7 @@ def read_request(path: Path) -> Request | None:
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(
-            f"{file} is damaged ({reason}); restore it, or start again with another --name"
+            f"{file} is damaged ({reason}); restore it, or start another study"
         ) from error
 
 
@@ -172,13 +209,13 @@ def refuse_changes(name: str, old: Request, new: Request) -> None:
     changed = old.changes(new)
     if changed:
         lines = "\n".join(
-            f"  {key}: {_short(before)} -> {_short(after)}"
-            for key, (before, after) in changed.items()
+            f"  {new.typed(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
+            for key in changed
         )
-        raise StudyError(
-            f"the study {name!r} was started with another request:\n{lines}\n"
-            "Leave these flags out to go on with it, or give another --name."
-        )
+        advice = "Leave these flags out to go on with it, or give another --name."
+        if new.data == OBJECTIVE:
+            advice = "Ask for the same to go on with it, or give another path."
+        raise StudyError(f"the study {name!r} was started with another request:\n{lines}\n{advice}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -191,12 +228,6 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _require_one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = did_you_mean(value, known)
-        raise SpecError(f"--{flag} {value!r}{hint}: expected {', '.join(known)}")
 
 
 def _short(value: object) -> str:

@@ -33,7 +33,7 @@ from kdsearch.guesses import recipes_of, start_of
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
-from kdsearch.opening import open_study, reach
+from kdsearch.opening import open_study, reach, refuse_driven
 from kdsearch.packing import fitting
 from kdsearch.request import (
     Request,
@@ -66,11 +66,11 @@ class Plan:
     """How a study is run, which decides none of its candidates: it may go on in another way.
 
     trials: in all; None: as before, else DEFAULT_TRIALS. time_limit: seconds of this run's search.
-    flat_after: how many complete trials that leave the front as it is end the search. workers: how
-    many trials run at a time; one runs in this process, several in processes, on a GPU in threads;
-    None: as many as fit the device. storage: the URL of the database with its password, where
-    trials are not kept in the study's folder. trial_timeout: the seconds after which a trial fails,
-    alone; all then run in processes.
+    flat_after: how many complete trials that leave the front as it is end the search; 0: none do;
+    None: as before, else none. workers: how many trials run at a time; one runs in this process,
+    several in processes, on a GPU in threads; None: as many as fit the device. storage: the URL of
+    the database with its password, where trials are not kept in the study's folder. trial_timeout:
+    the seconds after which a trial fails, alone; all then run in processes.
     """
 
     trials: int | None = None
@@ -110,9 +110,11 @@ def run(
     versions = {package: version(package) for package in _VERSIONED}
     opened = open_study(path, request, versions=versions, storage=plan.storage)
     with opened as study, _log_to(path / "kdsearch.log"):
-        total = plan.trials or cast("int", study.facts().get("trials", DEFAULT_TRIALS))
+        plan = _as_before(plan, study)
+        total = plan.trials or DEFAULT_TRIALS
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
-        study.note(teacher=asdict(prepared.teacher), trials=total, teacher_seconds=seconds)
+        study.note(teacher=asdict(prepared.teacher), teacher_seconds=seconds)
+        study.note(trials=total, flat_after=plan.flat_after)
         _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
@@ -145,6 +147,9 @@ def _settle(
     Nothing has been trained yet.
     """
     request, old = _resolve(given, None if name is None else study_path(out, name))
+    if old is not None:
+        assert name is not None
+        refuse_driven(study_path(out, name), old, storage)
     teacher_specs(request)
     data, request = load_data(request, out)
     if not request.space:
@@ -167,6 +172,16 @@ def _with_storage(request: Request, given: str | None, name: str, *, is_new: boo
     if url is None or not is_new:
         return request
     return replace(request, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
+
+
+def _as_before(plan: Plan, study: Study) -> Plan:
+    """Return the plan with what an earlier run was asked for, where this one says nothing."""
+    kept = study.facts()
+    if plan.trials is None:
+        plan = replace(plan, trials=cast("int | None", kept.get("trials")))
+    if plan.flat_after is None:
+        plan = replace(plan, flat_after=cast("int | None", kept.get("flat_after")))
+    return plan
 
 
 def _keep_teachers(teachers: Sequence[Model], request: Request, directory: Path) -> None:

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch import pareto
 from kdsearch.errors import SpecError
-from kdsearch.request import Request
+from kdsearch.request import OBJECTIVE, Request
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 
 FLOOR = "accuracy"  # the constraint of a trial whose accuracy is too low
@@ -38,6 +38,7 @@ MIN_FOR_FLOOR = 4
 FAILURE = "failure"  # the constraint of a trial that failed
 # TPE's time grows with what it sees: of classification-small 12 ms at 100 trials, 45 at 2,000.
 MOST_SEEN = 1000
+FLAT_SPACE = "resnet-kd"  # a built-in one that NSGA-II and GP draw
 POPULATION = 10  # of NSGA-II; of 10, 20 and 50 it found most in 50 and 100 trainings
 
 
@@ -65,20 +66,27 @@ def refuse_sampler(request: Request) -> None:
     name, budget = request.sampler, request.budget
     if name not in ("nsga2", "gp"):
         return
-    limits = [] if budget.latency_ms is None else ["--budget-ms"]
+    limits = [] if budget.latency_ms is None else ["budget_ms"]
     if name == "gp":
-        limits += ["--budget-mflops"] if budget.flops is not None else []
-        limits += ["--budget-mparams"] if budget.params is not None else []
-    reasons = [f"it learns nothing from a student over {limit}" for limit in limits]
+        limits += ["budget_mflops"] if budget.flops is not None else []
+        limits += ["budget_mparams"] if budget.params is not None else []
+    over = "it learns nothing from what is over"
+    reasons = [f"{over} {request.typed(limit)}" for limit in limits]
     if request.stopping != "off":
-        reasons.append(f"it learns nothing from trials that --stopping {request.stopping} ends")
+        ended = f"{request.typed('stopping')} {request.stopping}"
+        reasons.append(f"it learns nothing from trials that {ended} ends")
     owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
     if owners:
         shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
-        reasons.append(f"it draws what the options of {shown} own at random")
+        flat = "" if request.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
+        reasons.append(
+            f"it draws what the options of {shown} own at random: it needs a space in which no "
+            f"option owns dimensions{flat}"
+        )
     if reasons:
+        sampler = request.typed("sampler")
         raise SpecError(
-            f"--sampler {name} does not fit this study: {'; '.join(reasons)}. Leave --sampler out "
+            f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
             "for tpe, or change that"
         )
 

@@ -38,9 +38,10 @@ class Status:
     """What is known of a study at this moment.
 
     state: `running`, or how its last run ended: `ended`, `interrupted`, `failed`, `killed`; `new`
-    before the first. trials: how many are asked for, None before the search. hypervolumes: those
-    after an eighth, two eighths, ... of the complete trials, as shares of the last.
-    seconds_left: None where nothing can be foretold, or nothing runs.
+    before the first. trials: how many are asked for, None before the search. best: of those that
+    reach min_accuracy, nearest: of the others. hypervolumes: those after an eighth, two eighths,
+    ... of the complete trials, as shares of the last. seconds_left: None where nothing can be
+    foretold, or nothing runs.
     """
 
     study: str
@@ -49,6 +50,8 @@ class Status:
     counts: Counts
     running: tuple[Running, ...]
     best: Best | None
+    min_accuracy: float | None
+    nearest: Best | None
     hypervolumes: tuple[float, ...]
     seconds_spent: float
     seconds_left: float | None
@@ -66,11 +69,10 @@ class Status:
             *(_running_line(running) for running in self.running),
         ]
         if self.best is not None:
-            cost = [words.amount(axis, getattr(self.best.cost, axis)) for axis in words.AXES]
-            told.append(
-                f"best: no. {self.best.trial}, {words.percent(self.best.val)}, {self.best.what}, "
-                f"{', '.join(cost)}"
-            )
+            told.append(f"best: {_best_line(self.best)}")
+        elif self.nearest is not None:
+            least = f"--min-accuracy {self.min_accuracy:g}"
+            told.append(f"none reaches {least}; the nearest: {_best_line(self.nearest)}")
         if self.hypervolumes:
             trend = " ".join(f"{share:.1%}" for share in self.hypervolumes)
             told.append(f"hypervolume, of what it is now: {trend}")
@@ -79,6 +81,11 @@ class Status:
         if self.state != RUNNING:
             told.append(f"go on: {self.resume}")
         return [line.replace(words.SPACE, " ") for line in told]
+
+
+def _best_line(best: Best) -> str:
+    cost = [words.amount(axis, getattr(best.cost, axis)) for axis in words.AXES]
+    return f"no. {best.trial}, {words.percent(best.val)}, {best.what}, {', '.join(cost)}"
 
 
 def _running_line(running: Running) -> str:
@@ -114,7 +121,9 @@ def status(path: Path, storage: str | None = None) -> Status:
         trials=trials,
         counts=count_states(records),
         running=_running(records, progress) if is_running else (),
-        best=_best(study),
+        best=_best(study.front()),
+        min_accuracy=study.request.min_accuracy,
+        nearest=_best([r for r in study.complete() if not study.is_enough(r)]),
         hypervolumes=_trend(study, ended),
         seconds_spent=spent,
         seconds_left=left,
@@ -152,11 +161,10 @@ def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple
     )
 
 
-def _best(study: Study) -> Best | None:
-    front = study.front()
-    if not front:
+def _best(records: Sequence[TrialRecord]) -> Best | None:
+    if not records:
         return None
-    record = front[-1]
+    record = max(records, key=lambda record: record.val or 0.0)
     assert record.val is not None
     assert record.cost is not None
     what = name_trial(record.params)

@@ -136,6 +136,11 @@ def place(url: URL) -> Mapping[str, object]:
     }
 
 
+def is_at(kept: str | None, given: str) -> bool:
+    """Whether what is kept at one URL is at the other, whoever asks for it."""
+    return kept is not None and place(read_url(kept)) == place(read_url(given))
+
+
 def kept_url(given: str | None, old: str | None, *, is_new: bool) -> str | None:
     """Return what `study.yaml` says of the storage, after the user gave one or none.
 
@@ -147,7 +152,7 @@ def kept_url(given: str | None, old: str | None, *, is_new: bool) -> str | None:
     url = read_url(given)
     if is_new:
         return shown(url)
-    if old is None or place(read_url(old)) != place(url):
+    if not is_at(old, given):
         raise StudyError(
             f"the study's trials are in {old or 'its own study.db'}, not in {shown(url)}; leave "
             "--storage out to go on with it, or give another --name"

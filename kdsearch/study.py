@@ -220,9 +220,13 @@ class Study:
 
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated trials that are accurate enough, cheapest first."""
-        least = -math.inf if self.request.min_accuracy is None else self.request.min_accuracy
-        done = [r for r in self.complete() if r.val is not None and r.val >= least]
+        done = [record for record in self.complete() if self.is_enough(record)]
         return [done[i] for i in pareto.front([self.point(record) for record in done])]
+
+    def is_enough(self, record: TrialRecord) -> bool:
+        """Whether a trial is accurate enough to be shipped."""
+        least = self.request.min_accuracy
+        return record.val is not None and (least is None or record.val >= least)
 
     def complete(self) -> list[TrialRecord]:
         """Return the complete trials of the search, accurate enough or not."""

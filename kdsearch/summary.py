@@ -115,7 +115,7 @@ class Summary:
     """The content of `front.json`. `best` is the number of the trial to ship, None without one.
 
     shelf: common networks at the study's size and number of classes. stopping: the rule that
-    stopped trials early, `off` without one.
+    stopped trials early, `off` without one. min_accuracy: what is shipped has at least that.
     """
 
     study: str
@@ -132,6 +132,7 @@ class Summary:
     shelf: tuple[ShelfEntry, ...] = ()
     images: Images = field(default_factory=Images)
     stopping: str = "off"
+    min_accuracy: float | None = None
     schema: int = SCHEMA
 
     def best_entry(self) -> Entry | None:

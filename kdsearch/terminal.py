@@ -151,7 +151,7 @@ class StudyConsole(Watch):
             if n_left > 0:
                 self.note(
                     f"About {_time(left)} for {n_left} more trials ({self._beside} at a time); "
-                    "--time-limit bounds it"
+                    "none begins after a --time-limit"
                 )
 
     def _left(self) -> float | None:

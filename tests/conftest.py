@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,6 +18,11 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
 _MEMORY = Path("/dev/shm")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +43,20 @@ def postgres_url() -> Iterator[str]:
             yield url
     except NoServerError as why:
         pytest.skip(str(why))
+
+
+@pytest.fixture
+def browser_context(tmp_path: Path) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS.split(),
+            color_scheme="light",
+        )
+        yield context
+        context.close()

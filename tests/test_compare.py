@@ -78,7 +78,7 @@ def test_studies_that_trade_different_costs_need_an_axis(fast_path: Path) -> Non
         compare(one, other)
     found = compare(one, other, axis="latency_ms")
     assert [cost for side in found.sides for _, _, cost in side.front] == [1.0, 1.0]
-    assert set(found.differs) == {"budget_mflops", "budget_ms", "seed"}
+    assert set(found.differs) == {"--budget-mflops", "--budget-ms", "--seed"}
     with pytest.raises(SpecError, match="expected one of latency_ms, flops, params"):
         compare(one, other, axis="watts")
 
@@ -99,4 +99,4 @@ def test_the_command_prints_both_fronts(fast_path: Path) -> None:
     assert "50.00 % at 2 *" in shown
     assert "90.00 % at 10 " in shown
     assert "80.00 % at 1 " in shown
-    assert "The requests differ in seed" in shown
+    assert "The requests differ in --seed" in shown

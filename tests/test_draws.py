@@ -8,17 +8,23 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked
+from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked, run_to
 
+from kdsearch.__main__ import main
 from kdsearch.derive import summarise
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.ledger import Ledger
+from kdsearch.report.verdict import verdict
+from kdsearch.report.words import SPACE
 from kdsearch.request import SAMPLERS, Request
+from kdsearch.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.space import Params
+from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord
+from kdsearch.status import status
 from kdsearch.study import REDRAWS, Asked, Outcome, Study, searched
 
 # No choice owns a dimension, so that every sampler may draw.
@@ -140,6 +146,29 @@ def test_without_a_price_nothing_is_turned_away(fast_path: Path) -> None:
         assert not [record for record in study.records() if record.turned_away]
 
 
+def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
+    fast_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fast_path / "short"
+    with opened(path, replace(REQUEST, min_accuracy=0.99)) as study:
+        run_to(study, 6)
+        study.note(teacher=TEACHER)
+        best = max(study.complete(), key=lambda record: record.val or 0)
+    nearest = f"{100 * (best.val or 0):.2f} %"
+    with pytest.raises(SystemExit):
+        main(["report", "short", "--out", str(fast_path)])
+    shown = " ".join(capsys.readouterr().out.split())
+    told = verdict(summarise(study), study.records()).replace(SPACE, " ")
+    assert "none reaches --min-accuracy 0.99" in told
+    assert f"trial {best.number} (" in told
+    assert f"has {nearest} on validation" in told
+    assert told in shown
+    assert told.split(";")[0] in (path / "report.html").read_text().replace(SPACE, " ")
+    (line,) = [line for line in status(path).lines() if "--min-accuracy" in line]
+    least = "none reaches --min-accuracy 0.99"
+    assert line.startswith(f"{least}; the nearest: no. {best.number}, {nearest}, ")
+
+
 @pytest.fixture
 def floored(fast_path: Path) -> Iterator[Study]:
     """Return a study of students of 1 to 5 layers, which must reach .59; trials end at .525 up."""
@@ -218,12 +247,12 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"sampler": "gp", "budget_mflops": 1.0}, "a student over --budget-mflops"),
-        ({"sampler": "gp", "budget_mparams": 1.0}, "a student over --budget-mparams"),
-        ({"sampler": "nsga2", "budget_ms": 1.0}, "a student over --budget-ms"),
+        ({"sampler": "gp", "budget_mflops": 1.0}, "what is over --budget-mflops"),
+        ({"sampler": "gp", "budget_mparams": 1.0}, "what is over --budget-mparams"),
+        ({"sampler": "nsga2", "budget_ms": 1.0}, "what is over --budget-ms"),
         ({"sampler": "nsga2", "stopping": "safe"}, "--stopping safe ends"),
         ({"sampler": "nsga2", "space": REQUEST.space}, "options of student.family own"),
-        ({"sampler": "gp", "space": REQUEST.space}, "options of student.family own"),
+        ({"sampler": "gp", "space": REQUEST.space}, "no option owns dimensions, as --space resnet"),
     ],
 )
 def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
@@ -233,6 +262,11 @@ def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
     with pytest.raises(SpecError, match=told), opened(tmp_path / "study", request):
         pass
     assert not (tmp_path / "study" / "study.yaml").exists()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_may_draw_the_space_that_the_refusal_names(sampler: str) -> None:
+    refuse_sampler(Request(space=find_space(FLAT_SPACE).text, sampler=sampler))
 
 
 def test_nsga2_may_have_a_budget_whose_price_is_known_first(fast_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,7 @@ import kdsearch
 from kdsearch.errors import SpaceError, SpecError, StudyError, TrialsFailedError
 from kdsearch.objective import Report
 from kdsearch.space import Params
+from kdsearch.spec import TrialRecord
 
 SPACE = {
     "width": {"int": [1, 10]},
@@ -73,8 +76,25 @@ def test_a_study_at_a_path_goes_on_and_no_other_takes_it_over(fast_path: Path) -
     kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=4, path=path)
     again = kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9, path=path)
     assert [r.params for r in again.records()] == [r.params for r in whole.records()]
-    with pytest.raises(StudyError, match="seed: 0 -> 5"):
-        kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9, path=path, seed=5)
+    with pytest.raises(StudyError, match="seed: 0 -> 5") as caught:
+        kdsearch.search(
+            space=SPACE,
+            evaluate=look_up,
+            cost=cost,
+            budget={"flops": 5e6},
+            n_trials=9,
+            path=path,
+            seed=5,
+        )
+    assert str(caught.value).splitlines()[1:] == [
+        "  budget['flops']: None -> 5000000.0",
+        "  seed: 0 -> 5",
+        "Ask for the same to go on with it, or give another path.",
+    ]
+    with (path / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StudyError, match=r"wait for it, or give another path$"):
+            kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9, path=path)
 
 
 def curve(params: Params, epoch: int) -> float:
@@ -197,10 +217,12 @@ def test_what_is_no_number_is_no_result(returned: float) -> None:
         space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=2
     )
     assert [record.state for record in study.records()] == ["failed", "failed"]
-    with pytest.raises(TrialsFailedError, match="stopped: 3 trials in a row"):
+    with pytest.raises(TrialsFailedError, match="stopped: 3 trials in a row") as caught:
         kdsearch.search(
             space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=3
         )
+    assert "the same call goes on, where it has a path" in str(caught.value)
+    assert "--" not in str(caught.value)
 
 
 @pytest.mark.parametrize("epochs", [(2,), (1, 1), (0,), (1, 2, 3)])
@@ -221,7 +243,7 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
     [
         ({"budget": {"flop": 1e6}}, SpecError, "did you mean 'flops'"),
         ({"budget": {"flops": "x"}}, SpecError, "expected a number"),
-        ({"budget": {"flops": -1.0}}, SpecError, "above 0"),
+        ({"budget": {"flops": -1.0}}, SpecError, r"^budget\['flops'\]=-1: .* above 0"),
         ({"cost": lambda params: {"params": 3.0}}, SpecError, "lacks 'flops'"),
         ({"cost": lambda params: {"watts": 3.0}}, SpecError, "unknown 'watts'"),
         ({"stopping": "safe"}, SpecError, "say epochs=N"),
@@ -231,7 +253,10 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
         ({"time_limit": -1.0}, SpecError, "time_limit=-1.0"),
         ({"time_limit": "1s"}, SpecError, "time_limit: '1s'"),
         ({"space": "missing.yaml"}, SpaceError, "missing.yaml"),
-        ({"sampler": "gp", "budget": {"flops": 1e6}}, SpecError, "--sampler gp does not fit"),
+        ({"sampler": "gp", "budget": {"flops": 1e6}}, SpecError, r"over budget\['flops'\]"),
+        ({"sampler": "gp"}, SpecError, "sampler gp does not fit .* in which no option owns"),
+        ({"sampler": "best"}, SpecError, "sampler 'best'"),
+        ({"seed": -1}, SpecError, "seed -1"),
         ({"space": {"width": {"int": [1]}}}, SpaceError, "width"),
         ({"space": {"width": {"int": math}}}, SpaceError, "plain"),
         ({"space": Path("missing.yaml")}, SpaceError, "missing.yaml"),
@@ -246,8 +271,9 @@ def test_what_cannot_be_searched_is_told_before_anything_is_evaluated(
         "cost": cost,
         "n_trials": 3,
     }
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         kdsearch.search(**(call | given))  # type: ignore[arg-type]
+    assert "--" not in str(caught.value)  # it is called, and has no flags
 
 
 @pytest.mark.parametrize("limit", [7.1, 1e6 / 3, 123456.7, 0.3])
@@ -286,3 +312,21 @@ def test_a_study_without_a_path_is_gone_with_its_object() -> None:
     assert (folder / "study.db").is_file()
     del study
     assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TrialsFailedError])
+def test_a_search_without_a_path_that_fails_leaves_no_folder(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def evaluate(params: Params, report: Report) -> float:
+        raise ArithmeticError
+
+    def on_trial(record: TrialRecord) -> None:
+        if error is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    with pytest.raises(error):
+        kdsearch.search(space=SPACE, evaluate=evaluate, cost=cost, n_trials=3, on_trial=on_trial)
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ HEAD = "student: {family: {choice: {resnet: , vit: }}}\n"
 
 def walks(space: SearchSpace) -> list[dict[str, Value]]:
     """Return walks that between them take every option, at both ends of every range."""
-    widest = max(len(d.options) for _, d in space.all_dims() if isinstance(d, Choice))
+    widest = max([2, *(len(d.options) for _, d in space.all_dims() if isinstance(d, Choice))])
     found = []
     for turn in range(widest):
 
@@ -64,6 +64,7 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "heterogeneous",
         "methods-only",
         "architecture-only",
+        "resnet-kd",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -17,7 +18,7 @@ from postgres import PASSWORD, QUOTED
 from table_study import REQUEST, run_to, tell_next
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.opening import load_study, open_study
+from kdsearch.opening import load_each, load_study, open_study
 from kdsearch.request import Request, read_request
 from kdsearch.storage import inside, kept_url, read_url, shown, storage_of
 from kdsearch.study import Study
@@ -168,6 +169,24 @@ def test_a_url_that_cannot_be_is_told_without_its_password(url: str, told: str) 
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_studies_are_read_side_by_side_wherever_they_are(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    for name, request, given in (
+        ("there", in_database(url, "there"), url),
+        ("also", in_database(url, "also"), None),
+        ("here", REQUEST, None),
+        ("elsewhere", in_database(f"sqlite:///{tmp_path}/other.db", "elsewhere"), None),
+    ):
+        with opened(tmp_path / name, request, given) as study:
+            run_to(study, 1)
+    paths = {name: tmp_path / name for name in ("there", "also", "here", "elsewhere")}
+    for names in (("there", "here"), ("elsewhere", "also"), ("there", "also")):
+        studies = load_each([paths[name] for name in names], url)
+        assert [(study.name, len(study.records())) for study in studies] == [(n, 1) for n in names]
+    with pytest.raises(StudyError, match=r"trials are in its own study\.db, not in sqlite"):
+        load_each([paths["here"], paths["elsewhere"]], url)
+
+
 @pytest.mark.slow
 def test_a_study_through_the_command_line(postgres_url: str, tmp_path: Path) -> None:
     """Run, reported, refused elsewhere: the password only in the environment."""
@@ -184,6 +203,12 @@ def test_a_study_through_the_command_line(postgres_url: str, tmp_path: Path) -> 
     first = kdsearch("run", *small, "--trials", "1", "--storage", without)
     assert first.returncode == 0, first.stderr
     assert kdsearch("report", "pg").returncode == 0
+    number = str(json.loads(kdsearch("report", "pg", "--json").stdout)["best"])
+    for reading in (("compare", "pg", "pg"), ("export", "pg", "--trial", number)):
+        told = kdsearch(*reading, "--storage", without)
+        assert told.returncode == 0, told.stderr
+        told = kdsearch(*reading, "--storage", "sqlite:///elsewhere.db")
+        assert (told.returncode, "the study's trials are in" in told.stderr) == (2, True)
     moved = kdsearch("run", "--name", "pg", "--storage", "sqlite:///elsewhere.db")
     assert (moved.returncode, "the study's trials are in postgresql" in moved.stderr) == (2, True)
     for file in tmp_path.rglob("*"):

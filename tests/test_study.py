@@ -25,9 +25,11 @@ from table_study import (
     tell_next,
 )
 
-from kdsearch.errors import SpecError, StudyError
+from kdsearch.errors import DataError, SpecError, StudyError
+from kdsearch.loggers import Watch
 from kdsearch.opening import load_study, open_study
 from kdsearch.request import Request, free_name, read_request, request_of, study_path, write_text
+from kdsearch.run import Plan, _as_before, run
 from kdsearch.spec import TrialRecord
 from kdsearch.storage import inside
 from kdsearch.study import Asked, Outcome, searched
@@ -222,6 +224,35 @@ def test_a_second_driver_is_kept_out(copy_at: CopyAt) -> None:
         tell_next(study)
 
 
+def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: Path) -> None:
+    """By its lock, and by its lease from another folder: its data is not even there."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = tmp_path / "here" / "driven"
+    request = replace(REQUEST, data="no/such/folder", storage=url, storage_study="driven-1")
+
+    def refused(out: Path, told: str) -> None:
+        with pytest.raises(StudyError, match=told):
+            run({}, Watch(), out=out, name="driven")
+
+    with opened(path, request):
+        refused(path.parent, "is being run by another process; wait for it")
+        away = tmp_path / "there" / "driven"
+        away.mkdir(parents=True)
+        shutil.copy(path / "study.yaml", away)
+        refused(away.parent, "is being run by process .* end that one")
+        assert [file.name for file in away.iterdir()] == ["study.yaml"]
+    with pytest.raises(DataError):
+        run({}, Watch(), out=path.parent, name="driven")
+
+
+def test_a_run_asks_for_what_it_did_before_where_nothing_is_said(copy_at: CopyAt) -> None:
+    with opened(copy_at(0)) as study:
+        assert _as_before(Plan(), study) == Plan()
+        study.note(trials=7, flat_after=5)
+        assert _as_before(Plan(), study) == Plan(trials=7, flat_after=5)
+        assert _as_before(Plan(trials=9, flat_after=0), study) == Plan(trials=9, flat_after=0)
+
+
 def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt) -> None:
     path = copy_at(1)
     changed = replace(REQUEST, budget_mflops=9.0, teacher="timm:resnet18", space="a: 1")
@@ -229,8 +260,11 @@ def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt)
         pass
     lines = str(caught.value).splitlines()
     assert lines[0] == "the study 'table' was started with another request:"
-    assert lines[1:3] == ["  teacher: 'auto' -> 'timm:resnet18'", "  budget_mflops: 15.0 -> 9.0"]
-    assert lines[3].startswith("  space: '\\nstudent:")
+    assert lines[1:3] == [
+        "  --teacher: 'auto' -> 'timm:resnet18'",
+        "  --budget-mflops: 15.0 -> 9.0",
+    ]
+    assert lines[3].startswith("  --space: '\\nstudent:")
     assert lines[3].endswith("-> 'a: 1'")
     assert len(lines) == 5
 

@@ -46,7 +46,18 @@ LAYOUT: dict[str, set[str]] = {
     "images": {"val", "test"},
 }
 TOP = {
-    *("schema", "study", "task", "metric", "front", "controls", "best", "shelf", "stopping"),
+    *(
+        "schema",
+        "study",
+        "task",
+        "metric",
+        "front",
+        "controls",
+        "best",
+        "shelf",
+        "stopping",
+        "min_accuracy",
+    ),
     *LAYOUT,
 }
 

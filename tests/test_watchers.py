@@ -135,6 +135,33 @@ def test_a_callback_that_is_none_is_refused_at_once(tmp_path: Path, name: str, s
     assert "--callback" in str(caught.value)
 
 
+MINE = """
+from kdsearch.loggers import Logger
+
+class Mine(Logger):
+    def trial(self, record, best):
+        raise ZeroDivisionError
+
+def after(study, record):
+    raise ZeroDivisionError
+"""
+
+
+def test_what_is_dropped_is_called_as_the_user_called_it(fast_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    names = (f"{tmp_path / 'mine.py'}:Mine", f"{tmp_path / 'mine.py'}:after")
+    loggers = Loggers(["tensorboard", names[0], names[0]], callback=names[1])
+    notebook = Notebook()
+    with opened(fast_path / "dropped") as study:
+        watchers = Watchers([notebook, *loggers.open(study)])
+        run_search(study, [look_up], n_trials=2, on_trial=lambda r: watchers.trial(r, None))
+        watchers.close()
+    assert [note.split(" failed and")[0] for note in notebook.notes] == [
+        f"--log {names[0]}",
+        f"--callback {names[1]}",
+    ]
+
+
 def test_loggers_are_known_by_the_names_of_their_files() -> None:
     assert names() == ("mlflow", "tensorboard", "wandb")
     with pytest.raises(SpecError, match="did you mean 'tensorboard'"):
@@ -154,8 +181,10 @@ def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
         ending = Ending(study, Watchers([notebook]), flat_after=5)
         run_search(study, [look_up], n_trials=100, is_enough=ending)
         assert len(study.records()) < 100
+        assert not Ending(study, Watchers([]), flat_after=0)()
     (note,) = notebook.notes
     assert "the last 5 complete trials" in note
+    assert "--flat-after 0 goes on" in note
 
 
 def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.flags import OUT, Debug, Json, Out
+from kdsearch.flags import OUT, Debug, Json, Out, Storage
 
 
 @app.command()
@@ -19,6 +19,7 @@ def compare(
         str | None, typer.Option(help="latency_ms, flops or params; else what both trade.")
     ] = None,
     out: Out = OUT,
+    storage: Storage = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -28,10 +29,10 @@ def compare(
     """
     from kdsearch.compare import compare as compare_studies
     from kdsearch.console import comparison_table, show
-    from kdsearch.opening import load_study
+    from kdsearch.opening import load_each
     from kdsearch.request import study_path
 
-    studies = [load_study(study_path(out, name)) for name in (one, other)]
+    studies = load_each([study_path(out, name) for name in (one, other)], storage)
     found = compare_studies(*studies, axis=axis)
     if as_json:
         typer.echo(json.dumps(found.to_json()))

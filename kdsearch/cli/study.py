@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.errors import StudyError
+from kdsearch.errors import SpecError, StudyError
 from kdsearch.flags import (
     OUT,
     Batch,
@@ -131,14 +132,19 @@ def run(
         min_accuracy=min_accuracy,
         from_study=from_study,
     )
-    require_positive(trials=trials, flat_after=flat_after)
+    require_positive(trials=trials)
+    if flat_after is not None and flat_after < 0:
+        raise SpecError(f"--flat-after {flat_after}: expected a number of trials, or 0 for never")
+    if flat_after is None and stop_when_flat:
+        from kdsearch.trend import FLAT_AFTER
+
+        flat_after = FLAT_AFTER
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
     from kdsearch.actors import OnRay
     from kdsearch.console import front_table, show
     from kdsearch.loggers import Loggers
-    from kdsearch.trend import FLAT_AFTER
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
     from kdsearch.run import Plan
@@ -149,7 +155,7 @@ def run(
     plan = Plan(
         trials=trials,
         time_limit=seconds,
-        flat_after=flat_after or (FLAT_AFTER if stop_when_flat else None),
+        flat_after=flat_after,
         device=device,
         workers=read_workers(workers),
         storage=storage,
@@ -220,14 +226,18 @@ def report(
     from kdsearch.console import front_table, show
     from kdsearch.derive import write_derived
     from kdsearch.opening import load_study
+    from kdsearch.report.verdict import verdict
+    from kdsearch.report.words import SPACE
     from kdsearch.request import study_path
 
     path = study_path(out, name)
-    summary = write_derived(load_study(path, storage))
+    study = load_study(path, storage)
+    summary = write_derived(study)
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
-    show(front_table(summary), f"Report: {path}/report.html")
+    told = verdict(summary, study.records()).replace(SPACE, " ")
+    show(front_table(summary) if summary.front else told, f"Report: {path}/report.html")
 
 
 @app.command()
@@ -266,6 +276,8 @@ def dashboard(
 
     Example: kdsearch dashboard phones
     """
+    from wsgiref.simple_server import make_server
+
     from kdsearch.opening import find_storage
     from kdsearch.request import study_path
 
@@ -275,12 +287,13 @@ def dashboard(
 
     from kdsearch.board import artifact_store, refresh
 
-    if not refresh(path, storage):
-        typer.echo("The study is running: its front, notes and curves come when it has ended")
-    typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+    app = optuna_dashboard.wsgi(kept.full_url(), artifact_store=artifact_store(path))
     try:
-        optuna_dashboard.run_server(
-            kept.full_url(), host="127.0.0.1", port=port, artifact_store=artifact_store(path)
-        )
+        server = make_server("127.0.0.1", port, app)
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
+    with server, suppress(KeyboardInterrupt):
+        if not refresh(path, storage):
+            typer.echo("The study is running: its front, notes and curves come when it has ended")
+        typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+        server.serve_forever()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from kdsearch.errors import TrialsFailedError
-from kdsearch.request import resume_command
+from kdsearch.request import OBJECTIVE
 from kdsearch.spec import TrialRecord
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 
@@ -89,10 +89,11 @@ class Proposals:
             self._failures.clear()
         self._failures.append(cause)
         if len(self._failures) == MAX_FAILURES:
+            request, path = self._study.request, self._study.path
+            log = "the log" if request.data == OBJECTIVE else path / "kdsearch.log"
             raise TrialsFailedError(
                 f"stopped: {MAX_FAILURES} trials in a row failed of one cause:\n  {reason}\n"
-                f"Details: {self._study.path / 'kdsearch.log'}. Once that is mended, "
-                f"`{resume_command(self._study.path)}` goes on"
+                f"Details: {log}. Once that is mended, {request.goes_on(path)}"
             )
 
     def _tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:

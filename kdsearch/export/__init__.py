@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ FORMATS: Registry[Format] = Registry(
 
 def get(name: str) -> type[Format]:
     """Return the class of a format, by name, with hyphens or underscores. Raises SpecError."""
-    return FORMATS.get(name.replace("-", "_"))
+    if ":" in name:
+        return FORMATS.get(name)
+    known = [module.replace("_", "-") for module in FORMATS.names()]
+    shown = name.replace("_", "-")
+    if shown not in known:
+        hint = did_you_mean(shown, known)
+        raise SpecError(f"unknown format {shown!r}{hint}; known: {', '.join(known)}")
+    return FORMATS.get(shown.replace("-", "_"))
 
 
 def __getattr__(name: str) -> object:

@@ -23,13 +23,16 @@ class Loggers:
     """
 
     def __init__(self, wanted: Sequence[str] = (), *, callback: str | None = None) -> None:
-        self._classes = [_find(name) for name in dict.fromkeys(wanted)]
-        self._callback = None if callback is None else find_callback(callback)
+        self._classes = {name: _find(name) for name in wanted}
+        self._callbacks = {} if callback is None else {callback: find_callback(callback)}
 
     def open(self, study: Study) -> list[Logger]:
         """Return them for one study."""
-        opened = [cls(study) for cls in self._classes]
-        return opened if self._callback is None else [*opened, Calls(study, self._callback)]
+        opened = {f"--log {name}": cls(study) for name, cls in self._classes.items()}
+        calls = {f"--callback {path}": Calls(study, call) for path, call in self._callbacks.items()}
+        for typed, logger in (opened | calls).items():
+            logger.typed = typed
+        return [*opened.values(), *calls.values()]
 
 
 def _find(name: str) -> type[Logger]:

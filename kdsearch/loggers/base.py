@@ -18,7 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Who is told how a study gets on; what a class leaves out, it leaves untold."""
+    """Who is told how a study gets on; what a class leaves out, it leaves untold.
+
+    typed: what the user typed for it, empty where nobody did.
+    """
+
+    typed: str = ""
 
     def note(self, text: str) -> None:
         """Tell one line."""
@@ -106,7 +111,7 @@ class Watchers(Watch):
 
     def _drop(self, watcher: Watch, error: Exception) -> None:
         self._watchers.remove(watcher)
-        name = f"{type(watcher).__module__.rpartition('.')[2].lstrip('_')} {type(watcher).__name__}"
+        name = watcher.typed or type(watcher).__name__
         logger.exception("%s failed and is told no more", name)
         self.note(
             f"{name} failed and is told no more, the study goes on: "

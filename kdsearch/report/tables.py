@@ -181,9 +181,9 @@ def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = No
     """Return one trial's numbers, and what `subject` gained over it."""
     val_gain = test_gain = ""
     if subject is not None:
-        val_gain = words.points(subject.val - entry.val)
+        val_gain = words.gain(subject.val - entry.val)
         if subject.test is not None and entry.test is not None:
-            test_gain = words.points(subject.test - entry.test)
+            test_gain = words.gain(subject.test - entry.test)
     return (
         title,
         words.method(entry.config),

@@ -19,6 +19,8 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
             "Nothing to ship: no trial has been run yet. Run the command at the end of this page."
         )
     states = [record.state for record in records]
+    if "complete" in states and summary.min_accuracy is not None and not summary.front:
+        return _too_inaccurate(summary.min_accuracy, records)
     if "complete" in states:
         return (
             f"Nothing to ship yet: {states.count('complete'):,} of "
@@ -73,6 +75,17 @@ def _distance(difference: float) -> str:
     if text == "0.00":
         return "level with"
     return f"{text} points {'above' if difference > 0 else 'below'}"
+
+
+def _too_inaccurate(least: float, records: Sequence[TrialRecord]) -> str:
+    done = [record for record in records if record.state == "complete"]
+    best = max(done, key=lambda record: record.val or 0.0)
+    return (
+        f"Nothing to ship: of {words.counted(len(done), 'completed trial')} none reaches "
+        f"--min-accuracy {least:g}; the most accurate, {words.trial(best.number, best.params)}, "
+        f"has {words.percent(best.val)} on validation. Train longer (--epochs), raise the budget, "
+        "or ask for less, with another --name."
+    )
 
 
 def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str:

@@ -108,6 +108,18 @@ def points(difference: float) -> str:
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", MINUS)
 
 
+def gain(difference: float) -> str:
+    """Return what was gained, '+1.20', or '-1.20, lost' with a minus sign."""
+    text = points(difference)
+    return f"{text}, lost" if text.startswith(MINUS) else text
+
+
+def gained(difference: float) -> str:
+    """Return 'Gained 1.20 points' or 'Lost 1.20 points', to begin a sentence."""
+    text = points(difference)
+    return f"{'Lost' if text.startswith(MINUS) else 'Gained'} {text.lstrip(f'+{MINUS}')} points"
+
+
 def compared(value: float | None, reference: float | None) -> str:
     """Return how `value` stands to a reference cost, '41.2x fewer', or '' where one is unknown."""
     if not value or not reference:

@@ -325,9 +325,9 @@ def test_another_request_is_refused_with_the_difference(shell: Shell) -> None:
         assert shell.run("--name", "sound", "--trials", "1").code == 0
     before = contents(shell.out / "sound")
     message = shell.refused_run("--name", "sound", "--budget-ms", "5")
-    assert "budget_ms: None -> 5.0" in message
+    assert "--budget-ms: None -> 5.0" in message
     message = shell.refused_run("--name", "sound", space=SPACE.replace("0.25", "0.2"))
-    assert "space: " in message
+    assert "--space: " in message
     assert contents(shell.out / "sound") == before
 
 

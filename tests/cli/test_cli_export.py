@@ -212,7 +212,10 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["exporting", "--format", "onnx-int9"], "unknown format 'onnx_int9' (did you mean"),
+        (
+            ["exporting", "--format", "onnx-int9"],
+            "unknown format 'onnx-int9' (did you mean 'onnx-int8'",
+        ),
         (["exporting", "--format", "onnx,,"], "a name is missing beside a comma"),
         (["exporting", "--max-drop", "2"], "expected a fraction from 0 to 1"),
         (["exporting", "--trial", "999"], "the study has no such trial"),

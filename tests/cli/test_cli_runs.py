@@ -101,7 +101,7 @@ def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path:
 def test_a_study_on_all_images_may_be_resumed_with_a_subset_of_0(study: Path, shell: Shell) -> None:
     answer = shell.run("--name", study.name, "--subset", "0")
     assert answer.code == 0, answer
-    assert "subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
+    assert "--subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
 
 
 def test_derived_files_come_back_as_they_were(study: Path, shell: Shell) -> None:
@@ -227,7 +227,8 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
     callback.write_text("def after(study, record):\n    print('after', record.number)\n")
     budget = ("--name", "watched", "--budget-mflops", "1")
     told = ("--tensorboard", "--callback", f"{callback}:after")
-    answer = shell.run(*budget, *told, "--trials", "50", "--time-limit", "0.000001s")
+    first = ("--trials", "50", "--flat-after", "40", "--time-limit", "0.000001s")
+    answer = shell.run(*budget, *told, *first)
     assert answer.code == 1  # no trial has begun, so nothing can be shipped
     assert "No further trial: the time limit of" in answer.stdout
     answer = shell.run(*budget, *told, "--trials", "2", "--time-limit", "1h")
@@ -235,6 +236,7 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
     assert "after 0\n" in answer.stdout
     assert "in 2 runs" in answer.stdout
     path = shell.out / "watched"
+    assert load_study(path).facts()["flat_after"] == 40  # as asked for when it began
     assert {run.name for run in (path / "tensorboard").iterdir()} >= {"000000", "000001"}
     front = json.loads((path / "front.json").read_text())
     assert front["seconds"]["wall"] > front["seconds"]["search"]
@@ -249,7 +251,7 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
     ("flags", "said"),
     [
         (("--time-limit", "soon"), "or a time as 90s"),
-        (("--flat-after", "0"), "--flat-after 0"),
+        (("--flat-after", "-1"), "--flat-after -1: expected a number of trials, or 0 for never"),
         (("--callback", "kdsearch.nowhere:after"), "--callback"),
         (("--log", "tensorbord"), "did you mean 'tensorboard'"),
     ],

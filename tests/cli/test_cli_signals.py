@@ -147,7 +147,9 @@ def test_interrupted_teacher_is_told(shell: Shell) -> None:
         driver.send_signal(signal.SIGINT)
         _, message = driver.communicate(timeout=20)
     assert driver.returncode == 130
-    assert message == "kdsearch: interrupted; the same command begins again\n"
+    assert (
+        message == "kdsearch: interrupted; the same command begins again, a study where it stood\n"
+    )
     assert not (shell.out / "early").exists()
 
 
@@ -189,6 +191,8 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
                 socket.create_connection(("127.0.0.2", int(port)), timeout=5)
             second = shell.type("dashboard", "board", "--out", str(shell.out), "--port", port)
             assert second.code == 2
+            assert second.stdout == ""  # no address where nothing listens
+            assert "Listening" not in second.stderr
             assert "Address already in use; give another --port" in second.stderr
         finally:
             server.send_signal(signal.SIGINT)

@@ -218,8 +218,12 @@ def test_tolerance_refuses_what_is_far_and_what_is_no_number():
 
 
 def test_an_unknown_format_is_told_with_the_nearest():
-    with pytest.raises(SpecError, match=r"unknown format 'onnx_int9' \(did you mean 'onnx_int8'"):
+    told = r"unknown format 'onnx-int9' \(did you mean 'onnx-int8'\?\); known: .* onnx-fp16, .*"
+    with pytest.raises(SpecError, match=told) as caught:
         get("onnx-int9")
+    for name in str(caught.value).partition("known: ")[2].split(", "):
+        assert "_" not in name
+        assert get(name) is get(name.replace("-", "_"))
 
 
 class FixedBatch(nn.Module):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +9,12 @@ from made_up import Study, importances, make_study, surrounded
 from kdsearch.report import render, write
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 POINTS = "#front .scatterlayer .points path"
 BOTTOM = """() => {  // of the plot of the front, in pixels of the screen
     const figure = document.getElementById("front");
     const axis = figure._fullLayout.yaxis;
     return figure.getBoundingClientRect().y + axis._offset + axis._length;
 }"""
-
-
-@pytest.fixture
-def browser_context(tmp_path: Path) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS.split(),
-            color_scheme="light",
-        )
-        yield context
-        context.close()
 
 
 class Opened:

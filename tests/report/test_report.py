@@ -13,7 +13,7 @@ from made_up import LIMIT_MS, Study, importances, make_study
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import StudyError
-from kdsearch.report import render, write
+from kdsearch.report import render, words, write
 from kdsearch.spec import Budget, Cost
 from kdsearch.summary import TeacherEntry
 
@@ -203,6 +203,12 @@ def test_students_priced_out_before_latency_are_counted() -> None:
     assert "3 trials without a measured latency not drawn." in text_of(html_of((summary, records)))
 
 
+def test_a_loss_is_called_one() -> None:
+    assert words.gained(0.012) == "Gained 1.20 points"
+    assert words.gained(-0.012) == "Lost 1.20 points"
+    assert words.gained(-0.00001) == "Gained 0.00 points"
+
+
 def test_gain_is_the_difference_to_the_control_in_points() -> None:
     summary, records = make_study(controls=1)
     best = summary.best_entry()
@@ -211,7 +217,7 @@ def test_gain_is_the_difference_to_the_control_in_points() -> None:
     html = html_of((replace(summary, controls=(control,)), records))
     text = text_of(html)
     assert "+1.23" in text
-    assert "\u22120.40" in text
+    assert "\u22120.40, lost" in text
     assert NOTE in text
 
 
