@@ -20,6 +20,8 @@ ROOMS = (
     "space",
     "schedule",
     "spec",
+    "tails",
+    "spread",
     "summary",
     "pareto",
     "trend",
