@@ -124,7 +124,9 @@ class TrainSpec:
     what views go through after crop and mirror: `trivial` or `rand` augmentation; `mixup` or
     `cutmix`. views: how many of them each image has, seen in turn, so that the teacher is asked no
     more often; 0: a new one each epoch. precision: of the student's step; `auto` is bf16 on a GPU
-    that has it, else fp32.
+    that has it, else fp32. repeat: tells trainings apart that are alike otherwise: each number has
+    weights, order and views of its own. Above 0 they are the same whatever the method, so that two
+    methods can be compared training by training.
     """
 
     epochs: int = 10
@@ -141,6 +143,7 @@ class TrainSpec:
     mix: str = "none"
     views: int = 0
     precision: str = "auto"
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -154,12 +157,13 @@ class TrainSpec:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": 0 <= self.ema < 1,
             "views": self.views >= 0,
+            "repeat": self.repeat >= 0,
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             raise SpecError(
                 f"{'; '.join(bad)} (epochs and batch_size >= 1, accumulate from 1 to batch_size, "
-                "lr > 0, weight_decay, clip and views >= 0, the others in [0, 1))"
+                "lr > 0, weight_decay, clip, views and repeat >= 0, the others in [0, 1))"
             )
         for name, known in _TRAIN_CHOICES.items():
             _require_one_of(f"train.{name}", getattr(self, name), known)
