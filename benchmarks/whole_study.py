@@ -168,7 +168,7 @@ class Trials(Watch):
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Keep a trial of the search."""
-        if record.control_of is None:
+        if not record.kind:
             self.told.append((self.seconds(), record))
 
 

@@ -278,6 +278,7 @@ class TrialRecord:
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
+    refit_of: the trial that this one, or its control, trains again under another `repeat`.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
     control. turned_away: infeasible by FLOPs or parameters as it was drawn; no trial was run.
     """
@@ -296,9 +297,27 @@ class TrialRecord:
     reason: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None
+    refit_of: int | None = None
     reused_from: int | None = None
     draw: int | None = None
     turned_away: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
+        return kind_of(self.control_of, self.refit_of)
+
+    def outside(self) -> str:
+        """Return the same with the trial that it belongs to, as 'refit of trial 7'."""
+        of = self.control_of if self.refit_of is None else self.refit_of
+        return f"{self.kind} of trial {of}" if self.kind else ""
+
+
+def kind_of(control_of: int | None, refit_of: int | None) -> str:
+    """Return `control`, `refit` or `refitted control`; '' for a trial of the search."""
+    if refit_of is None:
+        return "" if control_of is None else "control"
+    return "refit" if control_of is None else "refitted control"
 
 
 def _fields(cls: type) -> tuple[str, ...]:

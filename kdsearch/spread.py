@@ -126,7 +126,7 @@ def _variances(
         for group, unit in zip(groups, units, strict=True)
     ]
     freedoms = [len(group) - 1 for group in groups]
-    common = sum(squares) / sum(freedoms)
+    common = sum(squares) / max(1, sum(freedoms))
     return [
         (
             max(floor, unit * (square + _PRIOR * common) / (own + _PRIOR)),

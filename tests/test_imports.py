@@ -46,6 +46,8 @@ ROOMS = (
     "distiller",
     "spaces",
     "report",
+    "refit",
+    "findings",
     "spend",
     "derive",
     "compare",

@@ -99,6 +99,10 @@ def test_equal_results_state_a_spread_all_the_same() -> None:
     assert (gain.difference, gain.p) == (0.0, pytest.approx(1.0))
 
 
+def test_of_no_recipe_nothing_is_said() -> None:
+    assert (spreads([], N), gains([], N)) == ([], [])
+
+
 def test_an_interval_leaves_no_accuracy_that_cannot_be() -> None:
     (told,) = spreads([[1.0, 0.99]], 100)
     assert told == Spread(mean=0.995, sd=told.sd, low=told.low, high=1.0, values=(1.0, 0.99))
