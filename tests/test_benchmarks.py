@@ -22,6 +22,7 @@ from benchmarks import (
     method_cost,
     packing,
     peer,
+    refit_holds,
     reject,
     scheduling,
     trial_profile,
@@ -397,3 +398,14 @@ def test_every_part_of_a_trial_is_found_in_a_profile(tmp_path):
     assert [part for part, ms in found.peer_ms.items() if ms == 0] == ["latency"]
     assert found.peer_ms["teacher"] > 10 * found.ours_ms["teacher"]
     assert next(found.lines()).startswith("  4 steps: the peer ")
+
+
+def test_a_spread_that_holds_is_told_from_one_that_does_not():
+    random = np.random.default_rng(0)
+    results = random.normal(0.8, 0.02, (36, 4))
+    held = refit_holds.rows(results, 400)
+    assert [row.facts["of"] for row in held] == [12, 48, 144, 144]
+    assert held[2].is_met
+    assert held[3].facts["half_width_points"] > 1.3 * held[2].facts["half_width_points"]
+    results[:, 3] += 0.2  # another seed that no interval foretells
+    assert refit_holds.rows(results, 400)[0].measured.median == 0
