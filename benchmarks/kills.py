@@ -214,8 +214,8 @@ def found_in(path: Path) -> Found:
 
 
 def _name(record: TrialRecord) -> str:
-    if record.control_of is not None:
-        return f"control {record.params['method.name']}"
+    if record.kind:
+        return f"{record.kind} {record.params['method.name']}"
     return f"draw {record.draw}"
 
 

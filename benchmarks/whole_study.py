@@ -169,7 +169,7 @@ class Trials(Watch):
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Keep a trial of the search."""
-        if record.control_of is None:
+        if not record.kind:
             self.told.append((self.seconds(), record))
 
 

@@ -163,5 +163,5 @@ def _evaluate(bench: Bench, study: Path, asked: Asked, report: Report) -> Outcom
         bench,
         study / "trials" / f"{asked.number:06d}",
         on_epoch=report.progress,
-        on_rung=report.rung if asked.control_of is None else None,
+        on_rung=None if asked.kind else report.rung,
     )

@@ -148,7 +148,7 @@ def _about_study(study: Study, summary: Summary, records: list[TrialRecord]) -> 
 
 
 def _about_trial(record: TrialRecord) -> str:
-    kind = "" if record.control_of is None else f", a control of trial {record.control_of}"
+    kind = f", {record.outside()}" if record.kind else ""
     ended = words.STATES.get(record.state, record.state)
     reason = words.reason(record)
     lines = [f"**{ended}**{kind}{f': {_plain(reason)}' if reason else ''}"]

@@ -100,13 +100,19 @@ def _latency(measured: Mapping[str, float]) -> str:
 def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield accuracies beside the teacher's, and what was found of the gain."""
     teacher, images = metrics["teacher"], metrics["data"]["images"]
-    yield "## Results\n\n| accuracy | this student | its teacher | images |\n|---|---|---|---|"
+    seeds = metrics.get("seeds", {})
+    yield "## Results\n\n| accuracy | this student | its teacher | images | other seeds |"
+    yield "|---|---|---|---|---|"
     for split in _SPLITS:
         if split in metrics["accuracy"]:
             told, own = teacher.get(split), metrics["accuracy"][split]
             beside = "" if told is None else f"{100 * told:.2f} %"
-            yield f"| {split} | {100 * own:.2f} % | {beside} | {images[split]} |"
-    yield f"| validation, by student.onnx | {100 * metrics['onnx']['val']:.2f} % | | |"
+            spread = _spread(seeds.get(split))
+            yield f"| {split} | {100 * own:.2f} % | {beside} | {images[split]} | {spread} |"
+    yield f"| validation, by student.onnx | {100 * metrics['onnx']['val']:.2f} % | | | |"
+    if seeds:
+        yield "\nOther seeds: mean and standard deviation of the same recipe under several of them,"
+        yield "and where one more would end in 95 % of the cases."
     yield (
         "\nThe validation images chose this student; the test images were read once, after that."
         if "test" in metrics["accuracy"]
@@ -119,6 +125,13 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
         f"\nMilliseconds are what 95 % of fresh processes need, on {metrics['machine']}: "
         f"{Target(**metrics['target'])}."
     )
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    mean, sd, low, high = (100 * found[name] for name in ("mean", "sd", "low", "high"))
+    return f"{mean:.2f} ± {sd:.2f} ({low:.2f} to {high:.2f}), {len(found['values'])} seeds"
 
 
 def _files(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
-from kdsearch.summary import Entry, Summary
+from kdsearch.spread import Gain
+from kdsearch.summary import Entry, Summary, Trainings
 
 if TYPE_CHECKING:
     from kdsearch.check import Checked, MethodCheck
@@ -65,6 +68,41 @@ def _latency(entry: Entry) -> str:
     low, high = entry.latency_low_ms, entry.latency_high_ms
     interval = "" if low is None or high is None else f" ({low:.3g}-{high:.3g})"
     return f"{entry.latency_ms:.3g}{interval}"
+
+
+def candidates_table(summary: Summary) -> Iterator[Table]:
+    """Yield the candidates that were trained again beside their controls, where there are any."""
+    if not summary.candidates:
+        return
+    count = max(len(each.trained.trials) for each in summary.candidates)
+    table = Table(
+        title=f"Candidates under {count} seeds; controls are the same student, the same seeds",
+        caption="\u00b1: standard deviation of one training; [ ]: 95 %, paired by seed",
+    )
+    table.add_column("no.", justify="right")
+    table.add_column("method")
+    for heading in ("val, %", "test, %", "gain, points", "p"):
+        table.add_column(heading, justify="right")
+    for each in summary.candidates:
+        is_best = each.trial == summary.best
+        number = f"{each.trial}{' *' if is_best else ''}"
+        table.add_row(number, *_trained(each.trained), style="bold" if is_best else None)
+        for control in each.controls:
+            table.add_row("control", *_trained(control.trained, control.gain))
+    for entry in summary.gains:
+        gained = (words.gain_interval(entry.gain), words.chance(entry.gain.p))
+        table.add_row(f"all {entry.candidates}", f"over {entry.over}", "", "", *gained)
+    yield table
+
+
+def _trained(trained: Trainings, gain: Gain | None = None) -> tuple[str, ...]:
+    return (
+        trained.method,
+        words.spread(trained.val),
+        "-" if trained.test is None else words.spread(trained.test),
+        "" if gain is None else words.gain_interval(gain),
+        "" if gain is None else words.chance(gain.p),
+    )
 
 
 def _trials(summary: Summary) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from kdsearch import report
+from kdsearch import refit, report
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, write_text
 from kdsearch.spaces import builtin
@@ -46,7 +46,10 @@ def summarise(study: Study) -> Summary:
     if best not in [record.number for record in front]:
         best = front[-1].number if front else None
     test = cast("Test", facts.get("test", {}))
-    controls = [r for r in records if r.state == "complete" and r.control_of is not None]
+    candidates, gains = refit.summarised(study)
+    controls = [r for r in records if r.state == "complete" and r.kind == "control"]
+    if candidates:
+        controls = []
     return Summary(
         study=study.name,
         budget=study.budget,
@@ -56,10 +59,12 @@ def summarise(study: Study) -> Summary:
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
+        candidates=candidates,
+        gains=gains,
         seconds=Seconds(
             teacher=cast("float", facts.get("teacher_seconds", 0.0)),
             search=sum(record.seconds for record in searched(records)),
-            refit=sum(r.seconds for r in records if r.control_of is not None),
+            refit=sum(record.seconds for record in records if record.kind),
             outputs=sum(record.teacher_seconds for record in records),
             wall=sum(run.seconds for run in runs_of(study)),
             finish=cast("float", facts.get("finish_seconds", 0.0)),
@@ -164,6 +169,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
             "seconds",
             "mode",
             "control_of",
+            "refit_of",
             "reused_from",
             "turned_away",
             "reason",
@@ -181,6 +187,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
                 round(record.seconds, 3),
                 record.mode,
                 record.control_of,
+                record.refit_of,
                 record.reused_from,
                 record.turned_away,
                 record.reason,

@@ -156,6 +156,14 @@ FlatAfter = Annotated[
     int | None,
     typer.Option(help="The same with so many complete trials instead of 20; 0: never."),
 ]
+RefitCount = Annotated[
+    int | None,
+    typer.Option("--refit", help="Candidates of the front to train again under several seeds (0)."),
+]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds each has, with --refit (3).")]
+RefitEpochs = Annotated[
+    int | None, typer.Option(help="Epochs of these trainings, with --refit; as in the search.")
+]
 Callback = Annotated[
     str | None,
     typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
@@ -216,6 +224,17 @@ def read_engine(name: str, **for_ray: object) -> bool:
         flag = min(given).replace("_", "-")
         raise SpecError(f"--{flag} is for trials on Ray: give --engine ray too, or leave it out")
     return name == "ray"
+
+
+def require_refit(refit: int | None, **beside: int | None) -> None:
+    """Raise SpecError for a flag about refits where none are asked for."""
+    given = only_given(**beside)
+    if not refit and given:
+        name = min(given)
+        flag = name.replace("_", "-")
+        raise SpecError(
+            f"--{flag} {given[name]} is for refits: give --refit 3 too, or leave it out"
+        )
 
 
 def read_settings(

@@ -85,7 +85,7 @@ class Ledger(Watch):
             what=name_trial(asked.params),
             epochs=planned_epochs(asked.params),
             began=time.time(),
-            is_control=asked.control_of is not None,
+            kind=asked.kind,
         )
         with self._lock:
             self._running[asked.number] = began
@@ -138,5 +138,7 @@ class Ledger(Watch):
 
 
 def name_trial(params: Params) -> str:
-    """Return the student's family and the method, as 'resnet + kd'."""
-    return f"{params.get('student.family', '-')} + {params.get('method.name', 'kd')}"
+    """Return the student's family and the method, as 'resnet + kd', of a refit also its seed."""
+    repeat = params.get("train.repeat")
+    seed = f", seed {repeat}" if repeat else ""
+    return f"{params.get('student.family', '-')} + {params.get('method.name', 'kd')}{seed}"

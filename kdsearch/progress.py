@@ -25,6 +25,7 @@ class Running:
     """A trial that has begun: the student and the method it tries, how far it is, since when.
 
     epoch: the last that ended, 0 while it is priced. began: seconds since 1970.
+    kind: see `kind_of`.
     """
 
     number: int
@@ -33,7 +34,7 @@ class Running:
     epoch: int = 0
     val: float | None = None
     began: float = 0.0
-    is_control: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 import torch
 
+from kdsearch import refit
 from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.board import write_board
@@ -35,6 +36,7 @@ from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
 from kdsearch.opening import open_study, reach, refuse_driven
 from kdsearch.packing import fitting
+from kdsearch.refit import Refit
 from kdsearch.request import (
     Request,
     free_name,
@@ -70,7 +72,8 @@ class Plan:
     None: as before, else none. workers: how many trials run at a time; one runs in this process,
     several in processes, on a GPU in threads; None: as many as fit the device. storage: the URL of
     the database with its password, where trials are not kept in the study's folder. trial_timeout:
-    the seconds after which a trial fails, alone; all then run in processes.
+    the seconds after which a trial fails, alone; all then run in processes. refit: what is trained
+    again after the search; None: as before.
     """
 
     trials: int | None = None
@@ -81,6 +84,7 @@ class Plan:
     storage: str | None = None
     trial_timeout: float | None = None
     on_ray: OnRay | None = None
+    refit: Refit | None = None
 
 
 def run(
@@ -113,8 +117,11 @@ def run(
         plan = _as_before(plan, study)
         total = plan.trials or DEFAULT_TRIALS
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
-        study.note(teacher=asdict(prepared.teacher), teacher_seconds=seconds)
+        known = cast("dict[str, float]", study.facts().get("teacher", {})).get("test")
+        teacher = asdict(replace(prepared.teacher, test=known))
+        study.note(teacher=teacher, teacher_seconds=seconds)
         study.note(trials=total, flat_after=plan.flat_after)
+        refit.ask(study, plan.refit)
         _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
@@ -312,7 +319,7 @@ def _evaluate(study: Study, watch: Watch, on_rung: OnRung, run: _RunTrial, asked
         Candidate.from_params(asked.params),
         directory=study.directory(asked.number),
         on_epoch=partial(watch.trial_epoch, asked.number),
-        on_rung=on_rung if asked.control_of is None else None,
+        on_rung=None if asked.kind else on_rung,
     )
 
 

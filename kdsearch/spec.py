@@ -124,7 +124,9 @@ class TrainSpec:
     what views go through after crop and mirror: `trivial` or `rand` augmentation; `mixup` or
     `cutmix`. views: how many of them each image has, seen in turn, so that the teacher is asked no
     more often; 0: a new one each epoch. precision: of the student's step; `auto` is bf16 on a GPU
-    that has it, else fp32.
+    that has it, else fp32. repeat: tells trainings apart that are alike otherwise: each number has
+    weights, order and views of its own. Above 0 they are the same whatever the method, so that two
+    methods can be compared training by training.
     """
 
     epochs: int = 10
@@ -141,6 +143,7 @@ class TrainSpec:
     mix: str = "none"
     views: int = 0
     precision: str = "auto"
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -154,12 +157,13 @@ class TrainSpec:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": 0 <= self.ema < 1,
             "views": self.views >= 0,
+            "repeat": self.repeat >= 0,
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             raise SpecError(
                 f"{'; '.join(bad)} (epochs and batch_size >= 1, accumulate from 1 to batch_size, "
-                "lr > 0, weight_decay, clip and views >= 0, the others in [0, 1))"
+                "lr > 0, weight_decay, clip, views and repeat >= 0, the others in [0, 1))"
             )
         for name, known in _TRAIN_CHOICES.items():
             _require_one_of(f"train.{name}", getattr(self, name), known)
@@ -292,6 +296,7 @@ class TrialRecord:
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
+    refit_of: the trial that this one, or its control, trains again under another `repeat`.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
     control. turned_away: infeasible by FLOPs or parameters as it was drawn; no trial was run.
     """
@@ -310,9 +315,27 @@ class TrialRecord:
     reason: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     control_of: int | None = None
+    refit_of: int | None = None
     reused_from: int | None = None
     draw: int | None = None
     turned_away: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
+        return kind_of(self.control_of, self.refit_of)
+
+    def outside(self) -> str:
+        """Return the same with the trial that it belongs to, as 'refit of trial 7'."""
+        of = self.control_of if self.refit_of is None else self.refit_of
+        return f"{self.kind} of trial {of}" if self.kind else ""
+
+
+def kind_of(control_of: int | None, refit_of: int | None) -> str:
+    """Return `control`, `refit` or `refitted control`; '' for a trial of the search."""
+    if refit_of is None:
+        return "" if control_of is None else "control"
+    return "refit" if control_of is None else "refitted control"
 
 
 def _fields(cls: type) -> tuple[str, ...]:

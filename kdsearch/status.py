@@ -91,8 +91,8 @@ def _best_line(best: Best) -> str:
 def _running_line(running: Running) -> str:
     how_far = f"epoch {running.epoch} of {running.epochs}" if running.epoch else "getting ready"
     val = "" if running.val is None else f", {words.percent(running.val)}"
-    control = "control " if running.is_control else ""
-    return f"  {control}no. {running.number}: {running.what}, {how_far}{val}"
+    kind = f"{running.kind} " if running.kind else ""
+    return f"  {kind}no. {running.number}: {running.what}, {how_far}{val}"
 
 
 def _time(seconds: float) -> str:
@@ -154,7 +154,7 @@ def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple
             number=record.number,
             what=name_trial(record.params),
             epochs=planned_epochs(record.params),
-            is_control=record.control_of is not None,
+            kind=record.kind,
         )
         for record in records
         if record.state == "running"

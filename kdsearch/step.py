@@ -223,8 +223,9 @@ class Step:
 
     def _begin(self, number: int) -> None:
         """Write what the steps of an epoch read."""
-        views = self._session.spec.views
-        self._view = (number - 1) % views + 1 if views else number
+        spec = self._session.spec
+        views = spec.views or spec.epochs
+        self._view = spec.repeat * views + (number - 1) % views + 1
         drawn = self._draw(self._view)
         self._starts.copy_(torch.tensor(drawn.starts))
         if self._drawn.partners is not None and drawn.partners is not None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdsearch import pareto
+from kdsearch.tails import student_tail
 
 MODES = ("safe", "tight", "off")
 MIN_COMPLETE = 8
@@ -165,20 +166,6 @@ def _is_kept(trial: Curve, peers: Sequence[Curve]) -> bool:
         kept += len(front)
         left = [i for i in left if i not in front]
     return False
-
-
-def student_tail(t: float, freedom: int) -> float:
-    """Return the chance that Student's t exceeds `t` (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    inside = math.sin(angle) * total
-    return 0.5 - (0.5 * inside if not odd else (angle + inside) / math.pi)
 
 
 def _least_chance(epoch: int, epochs: int) -> float:

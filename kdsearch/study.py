@@ -26,7 +26,7 @@ from kdsearch.request import (
 )
 from kdsearch.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
-from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of
+from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of, kind_of
 from kdsearch.store import NOTE, Store, experimental_is_fine
 
 REDRAWS = 20  # draws in a row that are turned away before one is run as it is
@@ -39,8 +39,8 @@ Digest: TypeAlias = Callable[[Params], str]
 class Asked:
     """A trial to run: its number and its parameters, which `digest` names.
 
-    draw: its place in the order of proposals, which seeds the sampler; None for a control.
-    control_of: see TrialRecord.
+    draw: its place in the order of proposals, which seeds the sampler; None outside the search.
+    control_of, refit_of: see TrialRecord.
     """
 
     number: int
@@ -48,6 +48,12 @@ class Asked:
     digest: str
     draw: int | None = None
     control_of: int | None = None
+    refit_of: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
+        return kind_of(self.control_of, self.refit_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,12 @@ class Study:
         trial = self.store.propose(RandomSampler(seed=0))
         return self._begin(trial, params, control_of=control_of)
 
+    def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Asked:
+        """Return a trial outside the search: `refit_of` trained again, or its student otherwise."""
+        trial = self.store.propose(RandomSampler(seed=0))
+        control_of = refit_of if is_control else None
+        return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
+
     def guesses(self) -> dict[int, Params]:
         """Return the parameters that were asked for, by their places in the order of draws."""
         if self._guesses is None:
@@ -160,6 +172,7 @@ class Study:
         *,
         draw: int | None = None,
         control_of: int | None = None,
+        refit_of: int | None = None,
     ) -> Asked:
         asked = Asked(
             number=trial.number,
@@ -167,6 +180,7 @@ class Study:
             digest=self._digest(params),
             draw=draw,
             control_of=control_of,
+            refit_of=refit_of,
         )
         self.store.begin(trial, _note(asked))
         return asked
@@ -174,9 +188,9 @@ class Study:
     def earlier(self, asked: Asked) -> TrialRecord | None:
         """Return the trial of an equal candidate, whose outcome stands; None without.
 
-        One that was stopped stands too, but for a control, which is never stopped.
+        One that was stopped stands too, but not outside the search, where nothing is stopped.
         """
-        states = ("complete", "pruned") if asked.control_of is None else ("complete",)
+        states = ("complete",) if asked.kind else ("complete", "pruned")
         equal = (r for r in self.records() if r.digest == asked.digest and r.state in states)
         return next((record for record in equal if record.reused_from is None), None)
 
@@ -269,12 +283,8 @@ _MIN_FOR_IMPORTANCE = 8
 
 
 def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of the search that ran to an end: no controls, no draws turned away."""
-    return [
-        r
-        for r in records
-        if r.control_of is None and not r.turned_away and r.state not in _UNFINISHED
-    ]
+    """Return the trials of the search that ran to an end: no draws turned away."""
+    return [r for r in records if not (r.kind or r.turned_away or r.state in _UNFINISHED)]
 
 
 def _turned_away_before(records: Sequence[TrialRecord], asked: Asked) -> int:

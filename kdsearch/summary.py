@@ -6,10 +6,11 @@ Metrics are fractions in [0, 1]; FLOPs count one multiply-add once; latency is i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from kdsearch.space import Params
 from kdsearch.spec import Budget
+from kdsearch.spread import Gain, Spread
 
 SCHEMA = 1
 
@@ -55,6 +56,53 @@ class Entry:
     config: Params
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainings:
+    """One recipe trained under several seeds, in the order of `trials`; test: once it was read.
+
+    seeds: the `train.repeat` of each.
+    """
+
+    method: str
+    trials: tuple[int, ...]
+    seeds: tuple[int, ...]
+    val: Spread
+    test: Spread | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlEntry:
+    """A candidate's student taught otherwise under the same seeds; what the candidate gained."""
+
+    trained: Trainings
+    gain: Gain
+    test_gain: Gain | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateEntry:
+    """A trial of the front trained again. shipped: which of these trainings is in best/, if one is.
+
+    roles: `most accurate`, `knee`, as the search found them.
+    """
+
+    trial: int
+    roles: tuple[str, ...]
+    shipped: int | None
+    trained: Trainings
+    controls: tuple[ControlEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GainEntry:
+    """What so many candidates gained on average over their controls by one method."""
+
+    over: str
+    candidates: int
+    gain: Gain
+    test_gain: Gain | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +164,8 @@ class Summary:
 
     shelf: common networks at the study's size and number of classes. stopping: the rule that
     stopped trials early, `off` without one. min_accuracy: what is shipped has at least that.
+    candidates: those that were trained again, the most accurate on average first; then `controls`
+    is empty, and gains holds what all of them gained.
     """
 
     study: str
@@ -129,6 +179,8 @@ class Summary:
     seconds: Seconds = field(default_factory=Seconds)
     task: str = "classification"
     metric: str = "accuracy"
+    candidates: tuple[CandidateEntry, ...] = ()
+    gains: tuple[GainEntry, ...] = ()
     shelf: tuple[ShelfEntry, ...] = ()
     images: Images = field(default_factory=Images)
     stopping: str = "off"
@@ -138,6 +190,19 @@ class Summary:
     def best_entry(self) -> Entry | None:
         """Return the front's entry that is the one to ship."""
         return next((entry for entry in self.front if entry.trial == self.best), None)
+
+    def best_candidate(self) -> CandidateEntry | None:
+        """Return the refits of the one to ship, None where it was trained once."""
+        return next((each for each in self.candidates if each.trial == self.best), None)
+
+    def stated_best(self) -> Entry | None:
+        """Return the one to ship with the accuracies that its refits have on average."""
+        best, candidate = self.best_entry(), self.best_candidate()
+        if best is None or candidate is None:
+            return best
+        test = candidate.trained.test
+        val = candidate.trained.val.mean
+        return replace(best, val=val, test=None if test is None else test.mean)
 
     def to_json(self) -> Mapping[str, object]:
         """Return the mapping that `front.json` holds."""

@@ -37,7 +37,7 @@ class _Row:
 
     what: str
     epochs: int
-    is_control: bool
+    kind: str
     epoch: int = 0
     val: float | None = None
 
@@ -118,7 +118,7 @@ class StudyConsole(Watch):
         row = _Row(
             what=name_trial(asked.params),
             epochs=planned_epochs(asked.params),
-            is_control=asked.control_of is not None,
+            kind=asked.kind,
         )
         with self._lock:
             self._running[asked.number] = row
@@ -127,7 +127,7 @@ class StudyConsole(Watch):
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Show how far a running trial is."""
         with self._lock:
-            row = self._running.get(number) or _Row(what="", epochs=epochs, is_control=False)
+            row = self._running.get(number) or _Row(what="", epochs=epochs, kind="")
             self._running[number] = replace(row, epoch=epoch.number, epochs=epochs, val=epoch.val)
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
@@ -136,7 +136,7 @@ class StudyConsole(Watch):
             self._running.pop(record.number, None)
             self._last.append(record)
             self._best = best
-            if record.control_of is None:
+            if not record.kind:
                 self._ended.append(record)
         if not self._is_live:
             self.note(self._line(record))
@@ -159,8 +159,8 @@ class StudyConsole(Watch):
 
     def _line(self, record: TrialRecord) -> str:
         shown = f"{name_trial(record.params)} {self._outcome(record)}"
-        if record.control_of is not None:
-            return f"control (no. {record.number}): {shown}"
+        if record.kind:
+            return f"{record.kind} (no. {record.number}): {shown}"
         best = "" if self._best is None else f"; best {self._point(self._best)}"
         left = self._left()
         told = f"; {_time(left)} left" if left else ""
@@ -194,13 +194,13 @@ class StudyConsole(Watch):
         table.add_column("val", justify="right", no_wrap=True)
         table.add_column("state", ratio=3, no_wrap=True)
         for record in self._last:
-            control = "control, " if record.control_of is not None else ""
+            kind = f"{record.kind}, " if record.kind else ""
             table.add_row(
                 str(record.number),
                 Text(name_trial(record.params)),
                 str(len(record.curve) or ""),
                 "" if record.val is None else f"{100 * record.val:.2f} %",
-                Text(control + self._ending(record), style=_STYLES.get(record.state, "")),
+                Text(kind + self._ending(record), style=_STYLES.get(record.state, "")),
             )
         for number, row in sorted(self._running.items()):
             state = "training" if row.epoch else "getting ready"
@@ -209,7 +209,7 @@ class StudyConsole(Watch):
                 Text(row.what),
                 f"{row.epoch}/{row.epochs}",
                 "" if row.val is None else f"{100 * row.val:.2f} %",
-                f"control, {state}" if row.is_control else state,
+                f"{row.kind}, {state}" if row.kind else state,
                 style="bold",
             )
         return table

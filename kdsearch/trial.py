@@ -44,7 +44,7 @@ from kdsearch.probe import Executions
 from kdsearch.request import write_text
 from kdsearch.rungs import OnRung, Rung
 from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of, unusual
+from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
 from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
 from kdsearch.taps import bare
@@ -128,7 +128,7 @@ def _run(
     on_epoch: OnEpoch | None,
     on_rung: OnRung | None,
 ) -> Outcome:
-    seed = int(digest_of([bench.seed, candidate.digest()]), 16) % 2**31
+    seed = _seed_of(candidate, bench.seed)
     with _building:
         torch.manual_seed(seed)
         student = build_student(candidate.student, bench.data)
@@ -158,6 +158,13 @@ def _run(
         mode=last.mode,
         reason=last.stopped,
     )
+
+
+def _seed_of(candidate: Candidate, seed: int) -> int:
+    """Return the seed of weights and order; see TrainSpec on `repeat`."""
+    if candidate.train.repeat:
+        candidate = replace(candidate, distill=DistillSpec())
+    return int(digest_of([seed, candidate.digest()]), 16) % 2**31
 
 
 def _judge(on_rung: OnRung, cost: Cost) -> Judge:

@@ -23,6 +23,7 @@ from benchmarks import (
     method_cost,
     packing,
     peer,
+    refit_holds,
     reject,
     scheduling,
     trial_profile,
@@ -409,3 +410,14 @@ def test_what_was_timed_again_counts_when_it_lies_in_the_stated_interval():
     ]
     assert latency_holds.share(rows, lambda row: row.again) == 0.75
     assert latency_holds.share(rows, lambda row: row.plain) == 0.25
+
+
+def test_a_spread_that_holds_is_told_from_one_that_does_not():
+    random = np.random.default_rng(0)
+    results = random.normal(0.8, 0.02, (36, 4))
+    held = refit_holds.rows(results, 400)
+    assert [row.facts["of"] for row in held] == [12, 48, 144, 144]
+    assert held[2].is_met
+    assert held[3].facts["half_width_points"] > 1.3 * held[2].facts["half_width_points"]
+    results[:, 3] += 0.2  # another seed that no interval foretells
+    assert refit_holds.rows(results, 400)[0].measured.median == 0

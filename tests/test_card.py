@@ -74,8 +74,8 @@ def test_a_hub_reads_the_results(folder):
         "2.5 million multiply-adds",
         "31,000 parameters",
         "1.25 ms (1 to 1.5) on cpu, onnxruntime, 2 threads, batch 1",
-        "| test | 87.50 % |  | 16 |",
-        "| validation | 90.00 % | 95.00 % | 20 |",
+        "| test | 87.50 % |  | 16 |  |",
+        "| validation | 90.00 % | 95.00 % | 20 |  |",
         "some processor",
         "80 training, 20 validation, 16 test",
         "[batch, 3, 24, 24]",
@@ -99,6 +99,14 @@ def test_what_is_found_later_is_added(folder):
     kept = json.loads((folder / card.METRICS).read_text())
     assert kept["files"] == {"student-int8.onnx": INT8}
     assert kept["accuracy"] == METRICS["accuracy"]
+
+
+def test_other_seeds_stand_beside_it(folder):
+    seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
+    card.tell(folder, seeds={"validation": seeds})
+
+    said = "| 95.00 % | 20 | 89.25 ± 1.25 (85.00 to 93.50), 2 seeds |"
+    assert said in (folder / card.CARD).read_text()
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])

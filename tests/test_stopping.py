@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch import pareto
-from kdsearch.stopping import MIN_COMPLETE, Curve, Verdict, is_rung, judge, student_tail
+from kdsearch.stopping import MIN_COMPLETE, Curve, Verdict, is_rung, judge
 
 EPOCHS = 16
 ENDS = np.linspace(0.3, 0.6, 12)
@@ -41,14 +41,6 @@ COMPLETE = [curve(end, cost) for cost, end in enumerate(ENDS, start=1)]
 def test_rungs_are_powers_of_two_and_from_twelve_on_half_way_between_them(epochs: int) -> None:
     rungs = [epoch for epoch in range(1, epochs + 1) if is_rung(epoch, epochs)]
     assert rungs == [epoch for epoch in (1, 2, 4, 8, 12, 16, 24, 32, 48) if epoch < epochs]
-
-
-def test_students_tail_has_the_values_of_the_printed_tables() -> None:
-    """Upper 5 % points of t (Abramowitz and Stegun, table 26.10), and its symmetry."""
-    for freedom, point in ((1, 6.314), (2, 2.920), (3, 2.353), (4, 2.132), (10, 1.812)):
-        assert student_tail(point, freedom) == pytest.approx(0.05, abs=1e-4)
-        assert student_tail(-point, freedom) == pytest.approx(0.95, abs=1e-4)
-    assert student_tail(1.0, 1) == pytest.approx(0.25)  # Cauchy: 1/2 - atan(1) / pi
 
 
 def test_a_hopeless_trial_is_stopped_and_the_reason_has_the_numbers() -> None:

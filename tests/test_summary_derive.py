@@ -13,6 +13,7 @@ from table_study import REQUEST, look_up, opened, run_to
 from kdsearch.derive import summarise, write_derived
 from kdsearch.errors import StudyError
 from kdsearch.opening import load_study
+from kdsearch.refit import Refit, ask, missing, trained
 from kdsearch.study import Study
 from kdsearch.summary import SCHEMA
 
@@ -45,19 +46,16 @@ LAYOUT: dict[str, set[str]] = {
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
     "images": {"val", "test"},
 }
+SPREAD = {"mean", "sd", "low", "high", "values"}
+GAIN = {"difference", "low", "high", "p", "pairs"}
+# What `--refit` adds; a test split that was not read is None.
+TRAINED = {"method", "trials", "seeds", "val", "test"}
+CANDIDATE = {"trial", "roles", "shipped", "trained", "controls"}
+CONTROL = {"trained", "gain", "test_gain"}
+TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
-    *(
-        "schema",
-        "study",
-        "task",
-        "metric",
-        "front",
-        "controls",
-        "best",
-        "shelf",
-        "stopping",
-        "min_accuracy",
-    ),
+    *("schema", "study", "task", "metric", "front", "controls", "best", "shelf", "stopping"),
+    *("min_accuracy", "candidates", "gains"),
     *LAYOUT,
 }
 
@@ -92,6 +90,35 @@ def test_front_json_has_the_promised_fields_and_no_others(study: Study) -> None:
     assert len(content["front"]) > 1
     for entry in [*content["front"], *content["controls"]]:
         assert entry.keys() == ENTRY
+
+
+def test_front_json_has_the_promised_fields_of_refits(fast_path: Path) -> None:
+    with opened(fast_path / "refitted") as study:
+        study.note(teacher=TEACHER, images={"val": 40, "test": 30})
+        run_to(study, 8)
+        wanted = Refit(count=2, seeds=2)
+        ask(study, wanted)
+        for asked in missing(study, wanted):
+            study.tell(asked, look_up(asked))
+        test = {str(record.number): 0.5 for record in trained(study)}
+        study.note(test=test)
+        write_derived(study)
+        content = front_json(study)
+    sides = [each["trained"] for each in content["candidates"]]
+    for each in content["candidates"]:
+        assert each.keys() == CANDIDATE
+        for control in each["controls"]:
+            assert control.keys() == CONTROL
+            assert control["gain"].keys() == control["test_gain"].keys() == GAIN
+            sides.append(control["trained"])
+    assert len(sides) == 4
+    for side in sides:
+        assert side.keys() == TRAINED
+        assert side["val"].keys() == side["test"].keys() == SPREAD
+    assert [entry["over"] for entry in content["gains"]] == ["none"]
+    for entry in content["gains"]:
+        assert entry.keys() == TOGETHER
+        assert entry["gain"].keys() == GAIN
 
 
 def test_front_json_says_what_the_store_does(study: Study) -> None:

@@ -32,8 +32,11 @@ from kdsearch.flags import (
     Out,
     Quiet,
     RayAddress,
+    RefitCount,
+    RefitEpochs,
     Sampler,
     Seed,
+    Seeds,
     Space,
     Stopping,
     StopWhenFlat,
@@ -54,6 +57,7 @@ from kdsearch.flags import (
     read_names,
     read_workers,
     require_positive,
+    require_refit,
 )
 
 
@@ -91,6 +95,9 @@ def run(
     sampler: Sampler = None,
     min_accuracy: MinAccuracy = None,
     from_study: FromStudy = None,
+    refit: RefitCount = None,
+    seeds: Seeds = None,
+    refit_epochs: RefitEpochs = None,
     device: Device = "auto",
     workers: Workers = "1",
     engine: Engine = "local",
@@ -141,12 +148,14 @@ def run(
         flat_after = FLAT_AFTER
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
+    require_refit(refit, seeds=seeds, refit_epochs=refit_epochs)
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
     from kdsearch.actors import OnRay
-    from kdsearch.console import front_table, show
+    from kdsearch.console import candidates_table, front_table, show
     from kdsearch.loggers import Loggers
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
+    from kdsearch.refit import SEEDS, Refit
     from kdsearch.run import Plan
     from kdsearch.run import run as run_study
     from kdsearch.terminal import StudyConsole
@@ -161,6 +170,9 @@ def run(
         storage=storage,
         trial_timeout=timeout,
         on_ray=on_ray,
+        refit=None
+        if refit is None
+        else Refit(count=refit, seeds=SEEDS if seeds is None else seeds, epochs=refit_epochs),
     )
     with StudyConsole(quiet=quiet or as_json) as watch:
         finished = run_study(
@@ -177,6 +189,7 @@ def run(
     package = finished.package
     show(
         front_table(finished.summary),
+        *candidates_table(finished.summary),
         *finished.notes,
         f"Best: no. {finished.summary.best}, {package.path}/student.onnx: "
         f"{package.latency} (measured on the file; {finished.summary.target})",
@@ -223,7 +236,7 @@ def report(
 
     Example: kdsearch report phones
     """
-    from kdsearch.console import front_table, show
+    from kdsearch.console import candidates_table, front_table, show
     from kdsearch.derive import write_derived
     from kdsearch.opening import load_study
     from kdsearch.report.verdict import verdict
@@ -237,7 +250,11 @@ def report(
         typer.echo(json.dumps(summary.to_json()))
         return
     told = verdict(summary, study.records()).replace(SPACE, " ")
-    show(front_table(summary) if summary.front else told, f"Report: {path}/report.html")
+    show(
+        front_table(summary) if summary.front else told,
+        *candidates_table(summary),
+        f"Report: {path}/report.html",
+    )
 
 
 @app.command()

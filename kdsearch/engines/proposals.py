@@ -74,13 +74,13 @@ class Proposals:
 
         Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
         could be trained between them breaks the row, one over the budget or that was reused does
-        not. Controls do not count: they are three, and the search is over.
+        not. Controls and refits do not count: the search is over.
         """
         self._running.remove(asked.digest)
         record = self._tell(asked, outcome)
         if record.state in _TRAINED:
             self._failures.clear()
-        elif record.state == "failed" and asked.control_of is None:
+        elif record.state == "failed" and not asked.kind:
             self._fail(record.reason)
 
     def _fail(self, reason: str) -> None:

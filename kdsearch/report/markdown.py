@@ -27,8 +27,8 @@ def markdown(
     images = {
         name: f"![{title}](figures/{name})" for name, title in shown.items() if name in figures
     }
-    best = summary.best_entry()
-    gains = tables.gains(summary, records)
+    best = summary.stated_best()
+    gains = tables.candidates(summary) or tables.gains(summary, records)
     parts = [
         f"# {_text(summary.study)}: distillation study",
         _text(verdict(summary, records)),

@@ -68,7 +68,7 @@ def page(
 
 def _result(summary: Summary, records: Sequence[TrialRecord]) -> str:
     parts = [f'<p class="lead">{escape(verdict(summary, records))}</p>']
-    best = summary.best_entry()
+    best = summary.stated_best()
     if best is not None:
         parts.append(markup.table(tables.against_teacher(summary, best)))
         parts.append(
@@ -190,7 +190,7 @@ def _absent(summary: Summary, marks: Marks, axis: str) -> str:
 
 
 def _gains(summary: Summary, records: Sequence[TrialRecord], notes: Sequence[str]) -> str:
-    found = tables.gains(summary, records)
+    found = tables.candidates(summary) or tables.gains(summary, records)
     why = "No trial on the front has a control, so what distillation gained is not known."
     return (paragraph(why) if found is None else markup.table(found)) + markup.listed(notes)
 

@@ -28,7 +28,7 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [
         record
         for record in records
-        if record.state == "complete" and record.control_of is None and finite(record.val)
+        if record.state == "complete" and not record.kind and finite(record.val)
     ]
 
 

@@ -60,8 +60,8 @@ def payload(records: Iterable[TrialRecord], best: int | None) -> dict[str, objec
 
 def _remark(record: TrialRecord, best: int | None) -> str:
     parts = ["to ship"] if record.number == best else []
-    if record.control_of is not None:
-        parts.append(f"control of trial {record.control_of}")
+    if record.kind:
+        parts.append(record.outside())
     if record.reused_from is not None:
         parts.append(f"equals trial {record.reused_from}, not trained again")
     if reason := words.reason(record):

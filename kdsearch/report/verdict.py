@@ -11,7 +11,7 @@ from kdsearch.summary import Entry, Summary
 
 def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in one sentence, and the next step where there is none."""
-    best = summary.best_entry()
+    best = summary.stated_best()
     if best is not None:
         return _ship(summary, best)
     if not records:
@@ -49,17 +49,33 @@ def _ship(summary: Summary, best: Entry) -> str:
     return (
         f"Ship trial{words.SPACE}{best.trial}{f', a {kind} student' if kind else ''}, "
         f"{_why(summary, best)}: "
-        f"{words.estimate(best.val, summary.images.val)} validation {summary.metric}{test}, "
+        f"{_accuracy(summary, best)}{test}, "
         f"{_speed(summary, best)}; "
         f"it has {' and '.join(against)} than the teacher {teacher.name}, "
         f"{_distance(best.val - teacher.val)} its {words.percent(teacher.val)}."
     )
 
 
+def _accuracy(summary: Summary, best: Entry) -> str:
+    """Say what the student scores on validation, and on what that stands."""
+    text = f"{words.estimate(best.val, summary.images.val)} validation {summary.metric}"
+    candidate = summary.best_candidate()
+    if candidate is None:
+        return text
+    trained = candidate.trained
+    seeds = words.counted(len(trained.trials), "seed")
+    return f"{text}, the mean of {seeds} whose standard deviation is {100 * trained.val.sd:.2f}"
+
+
 def _why(summary: Summary, best: Entry) -> str:
     limits = words.limits(summary.budget)
     among = f"within the budget of {limits}" if limits else "with no budget set"
-    if best.val < max(entry.val for entry in summary.front):
+    refitted = [each.trial for each in summary.candidates]
+    is_second = best.val < max(entry.val for entry in summary.front)
+    if refitted:
+        among += f" of {words.counted(len(refitted), 'candidate')} trained again"
+        is_second = best.trial != refitted[0]
+    if is_second:
         return f"the most accurate whose exported file was {among}"
     return f"the most accurate {among}"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.spread import Gain, Spread
 from kdsearch.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
 
 SPACE = "\u00a0"  # keeps a number and its unit on one line
@@ -118,6 +119,21 @@ def gained(difference: float) -> str:
     """Return 'Gained 1.20 points' or 'Lost 1.20 points', to begin a sentence."""
     text = points(difference)
     return f"{'Lost' if text.startswith(MINUS) else 'Gained'} {text.lstrip(f'+{MINUS}')} points"
+
+
+def spread(found: Spread) -> str:
+    """Return a mean and the standard deviation of one training as '97.31 ± 0.36', in percent."""
+    return f"{100 * found.mean:.2f} \u00b1 {100 * found.sd:.2f}"
+
+
+def gain_interval(found: Gain) -> str:
+    """Return a gain and its confidence interval as '+1.20 [+0.40, +2.00]', in points."""
+    return f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+
+
+def chance(p: float) -> str:
+    """Return a chance as '0.012', a very small one as '< 0.001'."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def compared(value: float | None, reference: float | None) -> str:

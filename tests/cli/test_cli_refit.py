@@ -1,0 +1,158 @@
+"""`--refit` trains the best candidates again under several seeds, on a study of three trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shell import SPACE, Shell, ended_trials
+
+from kdsearch.errors import StudyInterruptedError
+from kdsearch.loggers import Watch
+from kdsearch.opening import load_study
+from kdsearch.refit import Refit, candidates, trained
+from kdsearch.run import Plan, run
+from kdsearch.spec import TrialRecord
+from kdsearch.study import searched
+
+FLAGS = ("--budget-mflops", "1", "--trials", "3")
+
+
+@pytest.fixture
+def study(shell: Shell) -> Path:
+    """Return the folder of a study with two candidates under two seeds each."""
+    path = shell.out / "refitted"
+    if not path.exists():
+        answer = shell.run("--name", "refitted", *FLAGS, "--refit", "2", "--seeds", "2")
+        assert answer.code == 0, answer
+        assert "Candidates under 2 seeds" in answer.stdout
+        assert "refit (no. 3)" in answer.stdout
+        assert "The test split was read once for each of" in answer.stdout
+    return path
+
+
+def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None:
+    front = json.loads((study / "front.json").read_text())
+    kept = load_study(study)
+    chosen = candidates(kept, Refit(count=2))
+    assert {each["trial"] for each in front["candidates"]} == {r.number for r in chosen}
+    best = front["candidates"][0]
+    assert front["best"] == best["trial"]
+    for each in front["candidates"]:
+        for side in (each["trained"], *(control["trained"] for control in each["controls"])):
+            assert len(side["val"]["values"]) == len(side["test"]["values"]) == 2
+            assert side["val"]["low"] < side["val"]["mean"] < side["val"]["high"]
+    lower = min(zip(best["trained"]["val"]["values"], best["trained"]["trials"], strict=True))
+    assert best["shipped"] == lower[1]
+    assert front["counts"]["complete"] == 3
+    assert front["controls"] == []
+    assert front["seconds"]["refit"] > 0
+    read = [r.number for r in (*kept.front(), *trained(kept))]
+    assert sorted(map(int, kept.facts()["test"])) == sorted(read)  # type: ignore[call-overload]
+
+
+def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(study: Path, shell: Shell) -> None:
+    best = json.loads((study / "front.json").read_text())["candidates"][0]
+    weights = study / "trials" / f"{best['shipped']:06d}" / "student.safetensors"
+    shipped = study / "best" / "student.safetensors"
+    assert shipped.read_bytes() == weights.read_bytes()
+    told = json.loads((study / "best" / "metrics.json").read_text())["accuracy"]
+    place = best["trained"]["trials"].index(best["shipped"])
+    assert told["validation"] == best["trained"]["val"]["values"][place]
+    assert told["test"] == best["trained"]["test"]["values"][place]
+    assert told["validation, mean of 2 seeds"] == best["trained"]["val"]["mean"]
+    card = (study / "best" / "README.md").read_text()
+    assert f"| test, mean of 2 seeds | {100 * best['trained']['test']['mean']:.2f} % |" in card
+    line = ("distill", "--config", str(study / "best" / "config.yaml"), "--out", str(shell.out))
+    name = f"again-{len(list(shell.out.iterdir()))}"
+    answer = shell.type(*line, "--name", name)
+    assert answer.code == 0, answer
+    again = shell.out / name / "best" / "student.safetensors"
+    assert again.read_bytes() == shipped.read_bytes()
+
+
+def test_a_finished_study_is_refitted_later_without_further_trials(shell: Shell) -> None:
+    assert shell.run("--name", "later-refit", *FLAGS).code == 0
+    path = shell.out / "later-refit"
+    before = ended_trials(path)
+    line = ("run", "--name", "later-refit", "--out", str(shell.out))
+    answer = shell.type(*line, "--refit", "9", "--seeds", "2", "--refit-epochs", "2")
+    assert answer.code == 0, answer
+    assert ended_trials(path) == before
+    study = load_study(path)
+    assert f"--refit 9: the front has {len(study.front())} candidate" in answer.stdout.replace(
+        "\u00a0", " "
+    )
+    told = trained(study)
+    assert {record.params["train.epochs"] for record in told} == {2}
+    assert {len(record.curve) for record in told if record.reused_from is None} == {2}
+    assert json.loads((path / "front.json").read_text())["controls"] == []
+    count = len(study.records())
+    answer = shell.type(*line)  # nothing is left to do, and all of it is still told
+    assert answer.code == 0, answer
+    assert "Candidates under 2 seeds" in answer.stdout
+    assert len(load_study(path).records()) == count
+    answer = shell.type(*line, "--refit", "0")
+    assert answer.code == 0, answer
+    assert "Candidates under" not in answer.stdout
+
+
+class Interrupting(Watch):
+    """Interrupts a run when so many refits have ended."""
+
+    def __init__(self, until: int) -> None:
+        self._left = until
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        if record.kind:
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+
+
+def test_a_study_interrupted_between_refits_trains_none_of_them_twice(
+    shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    given = {"space": str(tmp_path / "space.yaml"), "teacher_epochs": 1, "budget_mflops": 1.0}
+    plan = Plan(trials=2, device="cpu", refit=Refit(count=1, seeds=2))
+    for until in (1, 3):
+        with pytest.raises(StudyInterruptedError):
+            run(given, Interrupting(until), out=shell.out, name="halves", plan=plan)
+    run({}, Watch(), out=shell.out, name="halves", plan=Plan(device="cpu"))
+    records = load_study(shell.out / "halves").records()
+    refits = [record for record in records if record.kind]
+    assert len(refits) == len({record.digest for record in refits}) in (4, 6)
+    assert {record.state for record in refits} == {"complete"}
+    assert len(searched(records)) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--refit", "3", "--seeds", "1"), "--seeds 1: one training has no spread; give --seeds 3"),
+        (("--seeds", "3"), "--seeds 3 is for refits: give --refit 3 too"),
+        (("--refit-epochs", "3"), "--refit-epochs 3 is for refits"),
+        (("--refit", "0", "--seeds", "3"), "--seeds 3 is for refits"),
+        (("--refit", "-1"), "--refit -1: expected a number of candidates"),
+        (("--refit", "2", "--refit-epochs", "0"), "--refit-epochs 0: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_refitted_is_refused_before_anything_runs(
+    shell: Shell, flags: tuple[str, ...], said: str
+) -> None:
+    assert said in shell.refused_run("--name", "unfitted", *flags)
+    assert not (shell.out / "unfitted").exists()
+
+
+def test_refits_run_in_workers_as_they_do_without(study: Path, shell: Shell) -> None:
+    assert shell.run("--name", "beside", *FLAGS).code == 0
+    line = ("run", "--name", "beside", "--out", str(shell.out), "--workers", "2")
+    answer = shell.type(*line, "--refit", "2", "--seeds", "2")
+    assert answer.code == 0, answer
+    told = []
+    for path in (study, shell.out / "beside"):
+        records = trained(load_study(path))
+        told.append({record.digest: (record.val, record.curve) for record in records})
+    assert told[0] == told[1]

@@ -1,0 +1,109 @@
+"""A repeat is the same recipe with weights, order and views of its own, whatever the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_data import CPU, tiny_model, toy_data
+
+from kdsearch.cache import TeacherOutputs
+from kdsearch.data.feed import Feed
+from kdsearch.errors import SpecError
+from kdsearch.latency import LatencyCache
+from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.taps import Outputs
+from kdsearch.trial import WEIGHTS, Bench, run_trial
+from kdsearch.turns import Turns
+from kdsearch.weights import read_weights
+
+DATA = toy_data()
+STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
+STILL = TrainSpec(epochs=2, batch_size=16, lr=1e-12)  # the weights stay what they were
+KD, HARD = DistillSpec(method="kd"), DistillSpec(method="hard_label")
+
+
+class Listening(TeacherOutputs):
+    """Notes the samples and the view of each batch."""
+
+    heard: list[tuple[list[int], int]]
+
+    def rows(self, index: Tensor, host: Tensor, view: int, **wanted: Any) -> Outputs | None:
+        self.heard.append((host.tolist(), view))
+        return super().rows(index, host, view, **wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training began with and was shown, and what it scored."""
+
+    weights: dict[str, Tensor]
+    heard: list[tuple[list[int], int]]
+    val: float | None
+
+    def views(self) -> list[int]:
+        return list(dict.fromkeys(view for _, view in self.heard))
+
+    def order(self) -> list[list[int]]:
+        return [samples for samples, _ in self.heard]
+
+
+def trained(path: Path, distill: DistillSpec, **recipe: int) -> Trained:
+    teacher = tiny_model().freeze()
+    outputs = Listening(teacher, Feed(DATA.train, CPU), view_seed=0)
+    outputs.heard = []
+    bench = Bench(
+        data=DATA,
+        teachers=(teacher,),
+        outputs=(outputs,),
+        budget=Budget(),
+        latencies=LatencyCache(path / "cache"),
+        turns=Turns(path / "cache"),
+        seed=0,
+        device=CPU,
+    )
+    train = replace(STILL, **recipe)  # type: ignore[arg-type]
+    folder = path / f"{distill.method}-{recipe}"
+    outcome = run_trial(Candidate(student=STUDENT, distill=distill, train=train), bench, folder)
+    return Trained(weights=read_weights(folder / WEIGHTS), heard=outputs.heard, val=outcome.val)
+
+
+def is_same_start(one: Trained, other: Trained) -> bool:
+    names = [name for name, value in one.weights.items() if value.dim() > 1]
+    return all(torch.allclose(one.weights[name], other.weights[name], atol=1e-6) for name in names)
+
+
+def test_two_methods_share_the_start_the_order_and_the_views_of_a_repeat(tmp_path: Path) -> None:
+    one, other = (trained(tmp_path, distill, repeat=2) for distill in (KD, HARD))
+    assert is_same_start(one, other)
+    assert one.heard == other.heard
+
+
+def test_two_repeats_share_none_of_them(tmp_path: Path) -> None:
+    one, other = (trained(tmp_path, KD, repeat=repeat) for repeat in (1, 2))
+    assert not is_same_start(one, other)
+    assert one.order() != other.order()
+    assert (one.views(), other.views()) == ([3, 4], [5, 6])
+
+
+def test_the_searchs_own_training_is_none_of_the_repeats(tmp_path: Path) -> None:
+    search, repeat = trained(tmp_path, KD), trained(tmp_path, KD, repeat=1)
+    assert not is_same_start(search, repeat)
+    assert search.views() == [1, 2]
+
+
+def test_a_pool_of_views_is_a_pool_of_its_own(tmp_path: Path) -> None:
+    assert trained(tmp_path, KD, epochs=3, views=2).views() == [1, 2]
+    assert trained(tmp_path, KD, epochs=3, views=2, repeat=2).views() == [5, 6]
+
+
+def test_a_repeat_of_0_is_the_candidate_of_old() -> None:
+    candidate = Candidate(student=STUDENT, distill=KD, train=STILL)
+    assert candidate.digest() == replace(candidate, train=replace(STILL, repeat=0)).digest()
+    assert candidate.digest() != replace(candidate, train=replace(STILL, repeat=1)).digest()
+    with pytest.raises(SpecError, match="repeat: -1"):
+        TrainSpec(repeat=-1)
