@@ -24,6 +24,9 @@ exclude_patterns = ["_build", "_generated", "examples"]
 html_theme = "furo"
 html_title = f"kdsearch {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+smartquotes = False  # it makes one dash of the two of a flag
 
 
 def setup(app: Sphinx) -> None:

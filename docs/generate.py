@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -28,6 +29,12 @@ _COMPARES = {
     "outputs": "whole outputs",
     "nothing": "nothing; there is no teacher",
 }
+_WRITTEN: Mapping[str, type[Dim]] = {
+    "{float: [LOW, HIGH]}": Float,
+    "{int: [LOW, HIGH]}": Int,
+    "{choice: [A, B]}": Choice,
+    "VALUE": Constant,
+}
 
 
 def write(folder: Path) -> None:
@@ -47,7 +54,8 @@ def commands() -> Iterable[str]:
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join([f"kdsearch {name}", *(p.name.upper() for p in arguments), "[OPTIONS]"])
         yield from (f"## kdsearch {name}", "", _escaped(told), "", "```text", usage, "```", "")
-        yield from ("For example:", "", "```text", " ".join(example.split()), "```", "")
+        typed = " \\\n    ".join(textwrap.wrap(example, 84, break_on_hyphens=False))
+        yield from ("For example:", "", "```text", typed, "```", "")
         rows = [(f"`{p.name.upper()}`", _help(p.help)) for p in arguments]
         rows += [(_flags(p), _help(p.help) + _default(p.default)) for p in options]
         yield from _table(("", ""), rows)
@@ -106,7 +114,7 @@ def method_pages() -> Iterable[str]:
             if knob not in defaults
         ]
         yield from (f"Compares {_COMPARES[method.need]}.", "")
-        yield from _table(("knob", "default", "searched by default in"), rows)
+        yield from _table(("knob", "default", "worth searching in"), rows)
 
 
 def families() -> Iterable[str]:
@@ -116,7 +124,7 @@ def families() -> Iterable[str]:
         family = students.FAMILIES.get(name)
         ranges = "; ".join(f"`{knob}` {_searched(dim)}" for knob, dim in family.knobs.items())
         rows.append((f"`{name}`", _first_line(family), ranges))
-    yield from _table(("family", "", "knobs, and where they are searched by default"), rows)
+    yield from _table(("family", "", "knobs, and where they are worth searching"), rows)
 
 
 def spaces() -> Iterable[str]:
@@ -124,6 +132,12 @@ def spaces() -> Iterable[str]:
     for name, file in builtin().items():
         text = file.read_text(encoding="utf-8").rstrip()
         yield from (f"### {name}", "", "```yaml", text, "```", "")
+
+
+def types() -> Iterable[str]:
+    """Yield one table of what a leaf of a space may be."""
+    rows = [(f"`{written}`", _first_line(dim)) for written, dim in _WRITTEN.items()]
+    yield from _table(("written", "is"), rows)
 
 
 def settings() -> Iterable[str]:
@@ -193,6 +207,7 @@ PAGES: Mapping[str, Callable[[], Iterable[str]]] = {
     "methods": method_pages,
     "families": families,
     "spaces": spaces,
+    "types": types,
     "settings": settings,
     "formats": formats,
 }

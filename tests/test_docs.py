@@ -120,7 +120,7 @@ def lines(page: Path) -> list[Line]:
 def shape(line: str) -> str:
     """Return a line without its figures and without what the width of a column decides."""
     line = re.sub(r"[━─]+", "-", line)
-    line = re.sub(r"\d[\d.,]*", "0", line)
+    line = re.sub(r"[+-]?\d[\d.,]*", "0", line)
     line = re.sub(r"(0 h )?(0 min )?0 s\b", "0 s", line)
     return " ".join(line.split())
 
@@ -178,6 +178,7 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)  # `main` takes it over

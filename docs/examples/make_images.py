@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -12,7 +13,8 @@ VALIDATION, TEST = 20, 20
 root = Path(sys.argv[1])
 digits = load_digits()
 seen = dict.fromkeys(range(10), 0)
-for pixels, label in zip(digits.images, digits.target, strict=True):
+for row in np.random.default_rng(0).permutation(len(digits.images)):  # writers are in order
+    pixels, label = digits.images[row], digits.target[row]
     place = seen[int(label)]
     seen[int(label)] += 1
     if place >= PER_CLASS:
