@@ -131,8 +131,7 @@ def parse(line: Line) -> bool:
     assert name in COMMANDS, f"{line.place}: there is no command {name!r}"
     command = COMMANDS[name]
     known = {option for parameter in command.params for option in parameter.opts}
-    if awaited := AWAITED.intersection(arguments) - known:
-        assert awaited <= AWAITED
+    if AWAITED.intersection(arguments) - known:
         return False
     if "--config" not in arguments:  # whose file is read while parsing
         command.make_context(name, [*arguments])
@@ -144,10 +143,10 @@ def quick(words: list[str]) -> list[str]:
     name, *arguments = words
     if "--config" in arguments:
         return words  # the file has the amounts of a study that was quick
-    given = [*arguments]
-    for flag, value in QUICK.get(name, {}).items():
-        given += [flag, value]
-    return [name, *given]
+    amounts = dict(QUICK.get(name, {}))
+    if "--teacher" in arguments and "--teacher-epochs" not in arguments:
+        amounts.pop("--teacher-epochs", None)  # it is taken as it is, or refused for that
+    return [name, *arguments, *(word for amount in amounts.items() for word in amount)]
 
 
 @pytest.fixture(scope="module")
