@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -13,8 +12,7 @@ VALIDATION, TEST = 20, 20
 root = Path(sys.argv[1])
 digits = load_digits()
 seen = dict.fromkeys(range(10), 0)
-for row in np.random.default_rng(0).permutation(len(digits.images)):  # writers are in order
-    pixels, label = digits.images[row], digits.target[row]
+for pixels, label in zip(digits.images, digits.target, strict=True):
     place = seen[int(label)]
     seen[int(label)] += 1
     if place >= PER_CLASS:
