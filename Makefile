@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check setup clean
+.PHONY: run test check docs setup lock clean
 
 run: setup
 	$(BIN)/kdsearch run --budget-ms 10
@@ -16,6 +16,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
 
 setup: $(STAMP)
 
@@ -30,4 +33,4 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --no-header --no-annotate --quiet --output-file requirements.lock.txt
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist docs/_build docs/_generated

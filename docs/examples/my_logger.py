@@ -1,0 +1,23 @@
+"""A logger of one's own: one line of JSON a trial."""
+
+import json
+
+from kdsearch.loggers.base import Logger
+from kdsearch.spec import TrialRecord
+from kdsearch.study import Study
+
+
+class Lines(Logger):
+    """Appends to trials.jsonl in the study's folder."""
+
+    def __init__(self, study: Study) -> None:
+        self._file = (study.path / "trials.jsonl").open("a", encoding="utf-8")
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Write how a trial ended."""
+        said = {"trial": record.number, "state": record.state, "val": record.val}
+        print(json.dumps(said), file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
