@@ -15,6 +15,7 @@ import yaml
 
 from kdsearch.request import write_text
 from kdsearch.summary import Target
+from kdsearch.timing import BUSY
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
 _SPLITS = ("validation", "test")
@@ -121,9 +122,11 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     if metrics.get("notes"):
         yield ""
         yield from (f"- {note}" for note in metrics["notes"])
+    busy = metrics["onnx"].get("contention")
+    beside = " It was busy meanwhile." if busy is not None and busy > BUSY else ""
     yield (
-        f"\nMilliseconds are what 95 % of fresh processes need, on {metrics['machine']}: "
-        f"{Target(**metrics['target'])}."
+        "\nMilliseconds are the median of fresh processes, and in brackets where 95 % of further "
+        f"ones lie, on {metrics['machine']}: {Target(**metrics['target'])}.{beside}"
     )
 
 

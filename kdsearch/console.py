@@ -41,9 +41,10 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
 def front_table(summary: Summary) -> Table:
     """Return the front as a table, cheapest first; the best is marked."""
     found = f"{len(summary.front)} of {_trials(summary)} trials"
-    table = Table(title=f"Front of {summary.study}: {found}; * is shipped")
+    shipped = "* is shipped as trained again, below" if summary.candidates else "* is shipped"
+    table = Table(title=f"Front of {summary.study}: {found}; {shipped}")
     for heading in ("no.", "val", "test", "ms", "MFLOPs", "params"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
     table.add_column("method")
     for entry in summary.front:

@@ -121,6 +121,9 @@ def _command(study: Study) -> str:
     flags += [f"--trials {trials}"] if trials else []
     flat_after = study.facts().get("flat_after")
     flags += [f"--flat-after {flat_after}"] if flat_after else []
+    again = refit.refit_of(study)
+    flags += [f"--refit {again.count} --seeds {again.seeds}"] if again.count else []
+    flags += [f"--refit-epochs {again.epochs}"] if again.count and again.epochs else []
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
 
 

@@ -48,7 +48,8 @@ def of_refits(study: Study, best: int) -> Iterator[str]:
     yield (
         f"No. {best}: {_percent(own.val.mean)} on validation, the mean of {len(own.trials)} seeds, "
         f"standard deviation {100 * own.val.sd:.2f} points; of 20 more trainings about 19 would "
-        f"end within {_percent(own.val.low)} to {_percent(own.val.high)}. Shipped is the median, "
+        f"end within {_percent(own.val.low)} to {_percent(own.val.high)}. Shipped is "
+        f"{'the median' if len(own.trials) % 2 else 'the lower of the middle two'}, "
         f"trial {candidate.shipped}"
     )
     for control in candidate.controls:
@@ -56,7 +57,7 @@ def of_refits(study: Study, best: int) -> Iterator[str]:
     if len(found) > 1:
         yield (
             f"No. {best} was chosen by these averages, which flatters it a little; what all "
-            f"{len(found)} candidates gained is not chosen:"
+            f"{len(found)} candidates gained is not chosen, and follows"
         )
         for entry in together:
             yield _gained(f"{entry.candidates} candidates: ", entry.over, entry.gain)

@@ -50,7 +50,8 @@ class LatencyCache(Measured[Latency]):
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
-                path = Path(folder) / "student.onnx"
+                suffix = ".onnx" if "onnxruntime" in self.target.takes else ".pt2"
+                path = Path(folder) / f"student{suffix}"
                 path.write_bytes(file)
                 return self.measure(path, shape=shape, dtype=dtype, limit=limit)
         asked = Asked(file=file, shape=shape, dtype=dtype)

@@ -70,5 +70,6 @@ def processor() -> str:
     model = platform.processor()
     if _CPUINFO.is_file():
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line for line in lines if line.startswith("model name")), model)
+        told = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        model = next(told, model)
     return f"{platform.machine()} | {model}"

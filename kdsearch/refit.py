@@ -185,11 +185,12 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
     }
     methods = dict.fromkeys(method for _, method in pairs)
     of_method = {m: [pair for (_, name), pair in pairs.items() if name == m] for m in methods}
+    others = {m: [pair for (_, name), pair in pairs.items() if name != m] for m in methods}
     told = spreads([list(map(score, group)) for group in groups.values()], images)
     return _Scored(
         spreads=dict(zip(groups, told, strict=True)),
         gains=dict(zip(pairs, gains(list(pairs.values()), images), strict=True)),
-        together={method: mean_gain(of, images) for method, of in of_method.items()},
+        together={m: mean_gain(of, images, beside=others[m]) for m, of in of_method.items()},
     )
 
 

@@ -88,13 +88,19 @@ def gains(pairs: Sequence[Pair], images: int) -> list[Gain]:
     ]
 
 
-def mean_gain(pairs: Sequence[Pair], images: int) -> Gain:
-    """Return what the recipes gained on average; it is about these recipes, under other seeds."""
-    groups, variances = _differences(pairs, images)
-    shares = [v / len(group) for group, (v, _) in zip(groups, variances, strict=True)]
+def mean_gain(pairs: Sequence[Pair], images: int, *, beside: Sequence[Pair] = ()) -> Gain:
+    """Return what the recipes gained on average; it is about these recipes, under other seeds.
+
+    beside: further pairs, which tell of the common variance alone, as they do in `gains`.
+    """
+    differences, variances = _differences([*pairs, *beside], images)
+    groups = differences[: len(pairs)]
+    shares = [v / len(group) for group, (v, _) in zip(groups, variances, strict=False)]
     count = sum(map(len, groups))
+    every = sum(map(len, differences)) - len(differences)
+    freedom = min(count - len(groups) + _PRIOR, every)
     difference = sum(map(_mean, groups)) / len(groups)
-    return _gain(difference, sum(shares) / len(groups) ** 2, count - len(groups), count)
+    return _gain(difference, sum(shares) / len(groups) ** 2, freedom, count)
 
 
 def _differences(

@@ -164,6 +164,7 @@ def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
             DATA,
             cost=Cost(flops=1, params=1),
             results={},
+            teacher={},
             latencies=LatencyCache(tmp_path),
         )
     assert (tmp_path / "best" / "student.onnx").read_bytes() == before

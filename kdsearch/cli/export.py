@@ -91,7 +91,8 @@ def export(
         typer.echo(json.dumps([asdict(file) for file in found.files]))
         return
     misses = [f"{file.name}: {reason}" for file in found.files for reason in file.misses]
-    show(_table(found), *misses, f"Files: {found.path}")
+    timed = (f"{file.name} was timed on {file.target}" for file in found.files)
+    show(_table(found), *timed, *misses, f"Files: {found.path}")
 
 
 def _table(found: Exported) -> Table:
@@ -104,18 +105,17 @@ def _table(found: Exported) -> Table:
         "processes find it; * fastest that fits",
     )
     table.add_column("file", no_wrap=True)
-    for heading in ("MB", "val", "drop", "same", "ms", "on", "fits"):
-        table.add_column(heading, justify="right")
+    for heading in ("MB", "val, %", "drop", "same, %", "ms", "fits"):
+        table.add_column(heading, justify="right", no_wrap=heading in ("MB", "ms"))
     for file in found.files:
         is_best = file == found.best
         table.add_row(
             f"{file.name}{' *' if is_best else ''}",
             f"{file.bytes / 1e6:.3g}",
-            f"{100 * file.val:.2f} %",
+            f"{100 * file.val:.2f}",
             f"{100 * file.drop:.2f}",
-            f"{100 * file.agreement.argmax:.2f} %",
-            f"{file.latency.low_ms:.3g} to {file.latency.high_ms:.3g}",
-            str(file.target),
+            f"{100 * file.agreement.argmax:.2f}",
+            f"{file.latency.low_ms:.3g}-{file.latency.high_ms:.3g}",
             "no" if file.misses else "yes",
             style="bold" if is_best else None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdsearch import runtimes
-from kdsearch.errors import CostError, ExportError
+from kdsearch.errors import CostError, ExportError, SpecError
 from kdsearch.targets._chain import chain
 from kdsearch.targets._fresh import Fresh, Plain
 from kdsearch.targets.base import Asked, Kept, Reference, Target
@@ -32,6 +33,13 @@ class Hosted(Target):
         super().__init__(threads=threads, batch=batch, command=command)
         cls = type(self)
         self._fresh = Fresh(f"{cls.__module__}:{cls.__name__}", self._settings())
+
+    def require(self) -> None:
+        """Raise SpecError where it cannot be used here, or has fewer cores than threads."""
+        super().require()
+        cores = os.cpu_count() or 1
+        if self.threads > cores:
+            raise SpecError(f"--threads {self.threads}: this machine has {cores} cores")
 
     def _settings(self) -> Mapping[str, object]:
         """Return what makes the same target in the process that answers."""

@@ -31,7 +31,7 @@ class Cuda(Hosted):
         import torch
 
         if not torch.cuda.is_available():
-            raise SpecError("--target cuda: PyTorch sees no GPU here; the others need none")
+            raise SpecError("--target cuda: PyTorch sees no GPU here; --target cpu needs none")
 
     def version(self) -> str:
         """Return the versions of PyTorch and CUDA, and the GPU."""
