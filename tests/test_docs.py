@@ -118,6 +118,7 @@ def lines(page: Path) -> list[Line]:
 def shape(line: str) -> str:
     """Return a line without its figures, their sign, and what the width of a column decides."""
     line = re.sub(r"^Lost\b", "Gained", line)
+    line = re.sub(r"; not within 3 %|; the machine was busy", "", line)
     line = re.sub(r"[━─]+", "-", line)
     line = re.sub(r"[+-]?\d[\d.,]*", "0", line)
     line = re.sub(r"(0 h )?(0 min )?0 s\b", "0 s", line)
