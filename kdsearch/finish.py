@@ -54,7 +54,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """A trial that may be shipped, the training whose weights would be, and what its card says."""
+    """A trial that may be shipped, and the training whose weights would be."""
 
     record: TrialRecord
     weights: TrialRecord

@@ -99,7 +99,12 @@ def executorch(file: Path) -> Callable[[Any], Any]:
 
     program = Runtime.get().load_program(file)
     forward = program.load_method("forward")
-    return lambda images: forward.execute([torch.from_numpy(images)])[0].numpy()
+
+    def answer(images: Any, *, kept: object = program) -> Any:  # the method does not keep it alive
+        del kept
+        return forward.execute([torch.from_numpy(images)])[0].numpy()
+
+    return answer
 
 
 def torch_export(file: Path) -> Callable[[Any], Any]:

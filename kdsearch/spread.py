@@ -94,8 +94,8 @@ def mean_gain(pairs: Sequence[Pair], images: int, *, beside: Sequence[Pair] = ()
     beside: further pairs, which tell of the common variance alone, as they do in `gains`.
     """
     differences, variances = _differences([*pairs, *beside], images)
-    groups = differences[: len(pairs)]
-    shares = [v / len(group) for group, (v, _) in zip(groups, variances, strict=False)]
+    groups, own = differences[: len(pairs)], variances[: len(pairs)]
+    shares = [v / len(group) for group, (v, _) in zip(groups, own, strict=True)]
     count = sum(map(len, groups))
     every = sum(map(len, differences)) - len(differences)
     freedom = min(count - len(groups) + _PRIOR, every)

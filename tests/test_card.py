@@ -101,6 +101,12 @@ def test_what_is_found_later_is_added(folder):
     assert kept["accuracy"] == METRICS["accuracy"]
 
 
+@pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
+def test_a_busy_machine_is_told(folder, contention, is_told):
+    card.tell(folder, onnx={**METRICS["onnx"], "contention": contention})
+    assert ("It was busy meanwhile" in (folder / card.CARD).read_text()) == is_told
+
+
 def test_other_seeds_stand_beside_it(folder):
     seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
     card.tell(folder, seeds={"validation": seeds})

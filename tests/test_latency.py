@@ -18,6 +18,8 @@ from kdsearch.errors import CostError
 from kdsearch.latency import Latency, LatencyCache, measure
 from kdsearch.measured import Measured, processor
 from kdsearch.targets import target_of
+from kdsearch.targets.base import Asked, Kept, Target
+from kdsearch.timing import Round
 
 SHAPE = (8, 16, 16)
 MEASURED = Latency(ms=1.25, low_ms=1.2, high_ms=1.3, spread_ms=0.1, contention=1.0)
@@ -214,6 +216,38 @@ def test_files_of_a_runtime_that_the_target_takes_are_timed_on_it(tmp_path):
     other = cache.for_runtime("torch_export").target
     assert (other.name, other.threads, other.batch) == ("torch_export", 2, 4)
     assert other.device == "cpu"
+
+
+class _Asks(Target):
+    """Takes one kind of file, and keeps what it was asked for."""
+
+    device, runtime = "cpu", "any"
+
+    def __init__(self, takes: str) -> None:
+        super().__init__()
+        self.takes = (takes,)
+        self.names: set[str] = set()
+
+    def version(self) -> str:
+        return "1"
+
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        self.names.add(asked.file.name)
+        return Round(ms=1.0)
+
+
+@pytest.mark.parametrize(
+    ("takes", "name"), [("onnxruntime", "student.onnx"), ("torch_export", "student.pt2")]
+)
+def test_bytes_are_named_by_what_the_target_takes(takes, name, tmp_path):
+    target = _Asks(takes)
+    LatencyCache(tmp_path, target).measure(b"any", shape=SHAPE)
+    assert target.names == {name}
+
+
+def test_a_processor_is_named_without_the_key_of_its_line():
+    assert "model name" not in processor()
+    assert "\t" not in processor()
 
 
 def test_a_file_of_pixels_is_fed_pixels():

@@ -19,6 +19,7 @@ from kdsearch.pareto import knee
 from kdsearch.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.request import Request
 from kdsearch.spread import Gain, Spread, gains, spreads
+from kdsearch.status import status
 from kdsearch.study import Asked, Outcome, Study, searched
 from kdsearch.summary import Trainings
 
@@ -224,11 +225,27 @@ def test_reports_show_the_candidates_and_what_they_gained(study: Study) -> None:
         assert "the mean of 2" in shown
         assert "has a control" not in shown
     assert f"refit of trial {first.trial}" in page
+    assert "--refit 2 --seeds 2" in text.rpartition("kdsearch run")[2]
+    assert "--refit-epochs" not in text
     assert summarise(study).candidates[0].shipped == first.trained.trials[0]
     told = list(of_refits(study, first.trial))
     assert f"{100 * first.trained.val.mean:.2f} %" in told[0]
     assert f"trial {first.trained.trials[0]}" in told[0]
     assert any("istillation" in line and " p " in line for line in told)
+
+
+def test_status_names_the_trial_whose_refit_is_shipped(fast_path: Path) -> None:
+    begun(fast_path / "shipped")
+    with opened(fast_path / "shipped", REQUEST) as study:
+        cheapest = study.front()[0].number
+        assert cheapest != study.front()[-1].number
+        study.note(best=cheapest, trials=12)
+        first = status(study.path).best
+        ask(study, Refit(count=2, seeds=2))
+        then = status(study.path).best
+    assert first is not None
+    assert then is not None
+    assert (first.trial, then.trial) == (study.front()[-1].number, cheapest)
 
 
 def test_the_median_is_shipped_of_two_the_lower() -> None:

@@ -99,6 +99,14 @@ def test_equal_results_state_a_spread_all_the_same() -> None:
     assert (gain.difference, gain.p) == (0.0, pytest.approx(1.0))
 
 
+def test_the_mean_gain_of_one_recipe_beside_others_is_its_gain_beside_them() -> None:
+    pair = ([0.90, 0.92, 0.93], [0.89, 0.90, 0.92])
+    noisy = ([0.80, 0.94, 0.73], [0.80, 0.61, 0.92])
+
+    assert mean_gain([pair], N, beside=[noisy]) == gains([pair, noisy], N)[0]
+    assert mean_gain([pair], N, beside=[noisy]).p > mean_gain([pair], N).p
+
+
 def test_of_no_recipe_nothing_is_said() -> None:
     assert (spreads([], N), gains([], N)) == ([], [])
 

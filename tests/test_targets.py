@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import os
 import subprocess
 import sys
 import time
@@ -114,6 +115,13 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_missing_runtime_is_told_with_its_extra() -> None:
     with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
         target_in(Request(target="openvino"))
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    cores = os.cpu_count() or 1
+    target_in(Request(threads=cores))
+    with pytest.raises(SpecError, match=f"--threads {cores + 1}: this machine has {cores} cores"):
+        target_in(Request(threads=cores + 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
