@@ -192,6 +192,15 @@ def trial(number: int, params: Params) -> str:
     return f"trial{SPACE}{number}" + (f" ({kind})" if kind else "")
 
 
+def shipping(summary: Summary, number: int) -> str:
+    """Return 'to ship' of that training, what becomes of the front's best where another is."""
+    if number == summary.to_ship():
+        return "to ship"
+    if number != summary.best:
+        return ""
+    return f"its student ships, as trained in {summary.to_ship()}"
+
+
 def network(name: str) -> str:
     """Return the name of a library's network without the library's."""
     return name.rpartition(":")[2]
