@@ -132,8 +132,9 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     busy = metrics["onnx"].get("contention")
     beside = " It was busy meanwhile." if busy is not None and busy > BUSY else ""
     yield (
-        "\nMilliseconds are the median of fresh processes, and in brackets where 95 % of further "
-        f"ones lie, on {metrics['machine']}: {Target(**metrics['target'])}.{beside}"
+        "\nMilliseconds are of undisturbed runs, and in brackets where 95 % of fresh processes "
+        f"lie, slower moments of the machine included, on {metrics['machine']}: "
+        f"{Target(**metrics['target'])}.{beside}"
     )
 
 
