@@ -95,7 +95,7 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
                 *_trained(recipe, gain),
                 style="bold" if is_shipped else None,
             )
-    for entry in summary.gains:
+    for entry in summary.gains if len(summary.candidates) > 1 else ():
         gained = (words.gain_interval(entry.gain), words.chance(entry.gain.p))
         table.add_row(f"all {entry.candidates}", f"over {entry.over}", "", "", *gained)
     yield table

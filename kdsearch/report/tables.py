@@ -180,7 +180,7 @@ def candidates(summary: Summary) -> Table | None:
             *("" for _ in range(4)),
             *_gained(entry.gain, entry.test_gain),
         )
-        for entry in summary.gains
+        for entry in (summary.gains if len(summary.candidates) > 1 else ())
     ]
     metric = summary.metric
     head = (
