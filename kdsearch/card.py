@@ -85,12 +85,19 @@ def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, ob
 
 
 def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    onnx = metrics["onnx"]
+    onnx, method = metrics["onnx"], config["method"]
+    taught = f"Distilled from {metrics['teacher']['name']} by {method}"
+    if not _is_taught(metrics):
+        taught = f"Trained without a teacher ({method})"
     return (
-        f"Distilled from {metrics['teacher']['name']} by {config['method']}, chosen by kdsearch: "
+        f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
         f"{metrics['params']:,} parameters, {_latency(onnx)} on {Target(**metrics['target'])}."
     )
+
+
+def _is_taught(metrics: Mapping[str, Any]) -> bool:
+    return bool(metrics.get("is_taught", True))  # what shipped before it was told had one
 
 
 def _latency(measured: Mapping[str, float]) -> str:
@@ -125,8 +132,9 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     busy = metrics["onnx"].get("contention")
     beside = " It was busy meanwhile." if busy is not None and busy > BUSY else ""
     yield (
-        "\nMilliseconds are the median of fresh processes, and in brackets where 95 % of further "
-        f"ones lie, on {metrics['machine']}: {Target(**metrics['target'])}.{beside}"
+        "\nMilliseconds are of undisturbed runs, and in brackets where 95 % of fresh processes "
+        f"lie, slower moments of the machine included, on {metrics['machine']}: "
+        f"{Target(**metrics['target'])}.{beside}"
     )
 
 
@@ -177,8 +185,9 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the recipe, and how to train it again."""
     yield "## Training\n"
-    yield f"Teacher {metrics['teacher']['name']}. `kdsearch distill --config config.yaml` trains it"
-    yield "again, from the folder that its paths are relative to.\n\n```yaml"
+    yield f"Teacher {metrics['teacher']['name']}." if _is_taught(metrics) else "No teacher."
+    yield "`kdsearch distill --config config.yaml` trains it again, from the folder that its paths"
+    yield "are relative to.\n\n```yaml"
     yield yaml.safe_dump(dict(config), sort_keys=False).strip()
     yield "```"
 
@@ -188,7 +197,9 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "## Limits and licence\n"
     yield f"- It knows these {len(json.loads(metrics['metadata']['classes']))} classes alone, and"
     yield "  gives every image one of them. It was judged on images like those it was trained on."
-    yield "- What its teacher gets wrong it was taught. Shares of classes are not calibrated."
+    if _is_taught(metrics):
+        yield "- What its teacher gets wrong it was taught."
+    yield "- Shares of classes are not calibrated."
     yield "- A latency holds for the machine and the target named beside it; measure on your own:"
     yield "  `kdsearch measure student.onnx`."
     yield "- The licence of the weights follows from those of the data and of the teacher, which"

@@ -41,8 +41,9 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
 def front_table(summary: Summary) -> Table:
     """Return the front as a table, cheapest first; the best is marked."""
     found = f"{len(summary.front)} of {_trials(summary)} trials"
-    shipped = "* is shipped as trained again, below" if summary.candidates else "* is shipped"
-    table = Table(title=f"Front of {summary.study}: {found}; {shipped}")
+    ships = summary.to_ship()
+    shipped = "" if ships == summary.best else f" as trial {ships} has trained it, see below"
+    table = Table(title=f"Front of {summary.study}: {found}; * is shipped{shipped}")
     for heading in ("no.", "val", "test", "ms", "MFLOPs", "params"):
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
@@ -85,12 +86,16 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
     for heading in ("val, %", "test, %", "gain, points", "p"):
         table.add_column(heading, justify="right")
     for each in summary.candidates:
-        is_best = each.trial == summary.best
-        number = f"{each.trial}{' *' if is_best else ''}"
-        table.add_row(number, *_trained(each.trained), style="bold" if is_best else None)
-        for control in each.controls:
-            table.add_row("control", *_trained(control.trained, control.gain))
-    for entry in summary.gains:
+        shipped = each.shipped_recipe() if each.trial == summary.best else None
+        controls = {id(control.trained): control.gain for control in each.controls}
+        for recipe in each.recipes():
+            is_shipped, gain = recipe is shipped, controls.get(id(recipe))
+            table.add_row(
+                f"{each.trial if gain is None else 'control'}{' *' if is_shipped else ''}",
+                *_trained(recipe, gain),
+                style="bold" if is_shipped else None,
+            )
+    for entry in summary.gains if len(summary.candidates) > 1 else ():
         gained = (words.gain_interval(entry.gain), words.chance(entry.gain.p))
         table.add_row(f"all {entry.candidates}", f"over {entry.over}", "", "", *gained)
     yield table

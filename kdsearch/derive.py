@@ -42,9 +42,9 @@ def summarise(study: Study) -> Summary:
     if "teacher" not in facts:
         raise StudyError(f"the study {study.name!r} has nothing to report yet")
     front = study.front()
-    best = facts.get("best")
+    best, shipped = facts.get("best"), facts.get("shipped")
     if best not in [record.number for record in front]:
-        best = front[-1].number if front else None
+        best, shipped = (front[-1].number if front else None), None
     test = cast("Test", facts.get("test", {}))
     candidates, gains = refit.summarised(study)
     controls = [r for r in records if r.state == "complete" and r.kind == "control"]
@@ -59,6 +59,7 @@ def summarise(study: Study) -> Summary:
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
         best=best,
+        shipped=next((_entry(r, test) for r in records if r.number == shipped), None),
         candidates=candidates,
         gains=gains,
         seconds=Seconds(

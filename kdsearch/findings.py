@@ -41,19 +41,24 @@ def of_refits(study: Study, best: int) -> Iterator[str]:
         told = words.counted(len(failed), "refit")
         yield f"{told} failed, such as trial {failed[-1].number}: {failed[-1].reason}"
     candidate = next((each for each in found if each.trial == best), None)
-    if candidate is None:
+    recipe = None if candidate is None else candidate.shipped_recipe()
+    if candidate is None or recipe is None:
         yield f"No. {best} was trained once; see `kdsearch.log` on its refits"
+        yield from of_teacher(study, None)
         return
-    own = candidate.trained
+    is_own = recipe is candidate.trained
     yield (
-        f"No. {best}: {_percent(own.val.mean)} on validation, the mean of {len(own.trials)} seeds, "
-        f"standard deviation {100 * own.val.sd:.2f} points; of 20 more trainings about 19 would "
-        f"end within {_percent(own.val.low)} to {_percent(own.val.high)}. Shipped is "
-        f"{'the median' if len(own.trials) % 2 else 'the lower of the middle two'}, "
+        f"No. {best}{'' if is_own else f', its student {CONTROLS[recipe.method]}'}: "
+        f"{_percent(recipe.val.mean)} on validation, the mean of {len(recipe.trials)} seeds, "
+        f"standard deviation {100 * recipe.val.sd:.2f} points; of 20 more trainings about 19 would "
+        f"end within {_percent(recipe.val.low)} to {_percent(recipe.val.high)}. Shipped is "
+        f"{'the median' if len(recipe.trials) % 2 else 'the lower of the middle two'}, "
         f"trial {candidate.shipped}"
     )
     for control in candidate.controls:
         yield _gained("", control.trained.method, control.gain)
+    if not is_own:
+        yield f"What was found for no. {best} is on average below that, so it is not shipped"
     if len(found) > 1:
         yield (
             f"No. {best} was chosen by these averages, which flatters it a little; what all "
@@ -61,6 +66,8 @@ def of_refits(study: Study, best: int) -> Iterator[str]:
         )
         for entry in together:
             yield _gained(f"{entry.candidates} candidates: ", entry.over, entry.gain)
+    plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
+    yield from of_teacher(study, next(plain, None))
 
 
 def _gained(who: str, method: str, gain: Gain) -> str:
@@ -81,9 +88,9 @@ def _percent(fraction: float) -> str:
 
 
 def of_controls(
-    study: Study, best: TrialRecord, controls: Sequence[TrialRecord], n_val: int
+    study: Study, best: TrialRecord, controls: Sequence[TrialRecord], n_val: int, *, shipped: int
 ) -> Iterator[str]:
-    """Yield what distillation gained in one training each, and what may be noise."""
+    """Yield what distillation gained in one training each, what may be noise, what is shipped."""
     assert best.val is not None
     by_method = {str(record.params["method.name"]): record for record in controls}
     noise = math.sqrt(2 * best.val * (1 - best.val) / n_val)
@@ -93,6 +100,12 @@ def of_controls(
             yield (
                 f"{words.gained(best.val - control.val)} of validation accuracy against the "
                 f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
+            )
+    for method, control in by_method.items():
+        if control.number == shipped:
+            yield (
+                f"Shipped is the student of no. {best.number} {CONTROLS[method]}, trial {shipped}: "
+                "what the search found for it came out lower"
             )
     yield (
         f"One training each, judged on {n_val} validation images: the standard error of such a "

@@ -6,17 +6,17 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, cast
 
 from kdsearch import card
 from kdsearch.bench import CACHE, common_accuracy
-from kdsearch.derive import write_derived
+from kdsearch.derive import summarise, write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
-from kdsearch.findings import CONTROLS, of_controls, of_refits, of_teacher, of_test
+from kdsearch.findings import CONTROLS, of_controls, of_refits, of_test
 from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
@@ -41,6 +41,9 @@ from kdsearch.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student
 from kdsearch.weights import fit_weights, read_weights
 
+BEST = "best"  # the folder to ship
+_TRIED = ".tried"  # where one stands until its file has been measured
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
@@ -54,13 +57,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """A trial that may be shipped, and the training whose weights would be."""
+    """A trial of the front, and the training of its student whose weights may be shipped."""
 
     record: TrialRecord
     weights: TrialRecord
 
 
-_Followed: TypeAlias = tuple[TrialRecord, Package, tuple[str, ...]]
+_Shipped: TypeAlias = tuple[_Way, Package]
 
 
 def _weights(study: Study, record: TrialRecord) -> Path:
@@ -69,9 +72,9 @@ def _weights(study: Study, record: TrialRecord) -> Path:
 
 
 def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: Ledger) -> Finished:
-    """Ship the best, after refits where those are asked for, and its controls; write the report.
+    """Train controls, and refits where those are asked for; ship the best of all; write the report.
 
-    The test split is read when the last choice has been made, but for which files keep the budget.
+    The test split is read when that choice has been made.
     ledger: is closed before the report tells what was spent. Raises BudgetError when nothing fits,
     also when the files are measured again, and TrialsFailedError when no trial completed.
     """
@@ -89,31 +92,40 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
             raise _nothing(study)
         _note_surroundings(study, bench, watch)
         follow = _with_refits if refit_of(study).count else _with_controls
-        best, package, judged = follow(study, bench, watch, timed)
+        way, package = follow(study, bench, watch, timed)
+        _read_test(
+            study, bench, [*study.front(), *trained(study), *_controls_of(study, way.record)]
+        )
     except (BudgetError, TrialsFailedError):
         ledger.end(ENDED)
         write_derived(study)
         raise
     ledger.end(ENDED)
+    judged = _judged(study, way, len(bench.data.val))
     notes = (*_skipped(bench), *judged, of_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - training
-    study.note(best=best.number, notes=notes, finish_seconds=seconds)
-    card.tell(package.path, notes=judged, seeds=_seeds(study, best))
+    study.note(notes=notes, finish_seconds=seconds)
+    told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
+    card.tell(package.path, **told, notes=judged, seeds=_seeds(study))
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
-def _with_controls(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Followed:
-    """Ship the most accurate of the front and train its controls, all of them once."""
-    _read_test(study, bench, study.front())
+def _with_controls(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Shipped:
+    """Ship the most accurate of the front, or that of its controls which beats it."""
     ways = [_Way(record=r, weights=r) for r in reversed(study.front())]
-    best, package = _ship(study, bench, watch, ways)
-    controls = _controls(study, engine, best, watch)
-    _read_test(study, bench, controls)
-    return best, package, tuple(of_controls(study, best, controls, len(bench.data.val)))
+    found = _ship(study, bench, watch, ways)
+    if found is None:
+        raise _too_slow(study, ways)
+    best = found[0].record
+    _train_controls(study, engine, best, watch)
+    winner = max([best, *_controls_of(study, best)], key=lambda record: record.val or 0.0)
+    if winner is best:
+        return found
+    return _ship(study, bench, watch, [_Way(record=best, weights=winner)]) or found
 
 
-def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Followed:
-    """Train the best candidates and their controls again, and ship the best by its mean.
+def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Shipped:
+    """Train the best candidates and their controls again, and ship the best recipe by its mean.
 
     Where the files of none of them keep the budget, the rest of the front follows.
     """
@@ -121,23 +133,26 @@ def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _F
     chosen = ", ".join(str(record.number) for record in candidates(study, refit))
     watch.note(f"Refits: no. {chosen}, under {refit.seeds} seeds each, and their controls")
     _train(study, engine, missing(study, refit), watch, best=front[-1])
-    _read_test(study, bench, [*front, *trained(study)])
     records = {record.number: record for record in study.records()}
-    ways = []
-    for candidate in summarised(study)[0]:
-        weights = records[middle(candidate.trained)]
-        ways.append(_Way(record=records.pop(candidate.trial), weights=weights))
-    ways += [_Way(record=r, weights=r) for r in reversed(front) if r.number in records]
-    best, package = _ship(study, bench, watch, ways)
-    found, _ = summarised(study)
-    plain = [
-        control.trained.val.mean
-        for candidate in found
-        for control in candidate.controls
-        if candidate.trial == best.number and control.trained.method == "none"
-    ]
-    judged = (*of_refits(study, best.number), *of_teacher(study, plain[0] if plain else None))
-    return best, package, judged
+    recipes = {
+        each.trial: max(each.recipes(), key=lambda recipe: recipe.val.mean)
+        for each in summarised(study)[0]
+    }
+    ranked = sorted(recipes, key=lambda trial: -recipes[trial].val.mean)
+    ways = [_Way(record=records[n], weights=records[middle(recipes[n])]) for n in ranked]
+    ways += [_Way(record=r, weights=r) for r in reversed(front) if r.number not in recipes]
+    found = _ship(study, bench, watch, ways)
+    if found is None:
+        raise _too_slow(study, ways)
+    return found
+
+
+def _judged(study: Study, way: _Way, n_val: int) -> tuple[str, ...]:
+    """Return what the controls and refits of the best say, in words."""
+    if refit_of(study).count:
+        return tuple(of_refits(study, way.record.number))
+    controls = _controls_of(study, way.record)
+    return tuple(of_controls(study, way.record, controls, n_val, shipped=way.weights.number))
 
 
 def _note_surroundings(study: Study, bench: Bench, watch: Watch) -> None:
@@ -202,56 +217,65 @@ def _results(study: Study, record: TrialRecord) -> dict[str, float]:
     return {"validation": record.val, "test": test[str(record.number)]}
 
 
-def _ship(
-    study: Study, bench: Bench, watch: Watch, ways: Sequence[_Way]
-) -> tuple[TrialRecord, Package]:
-    """Export the first whose file, measured again, keeps the budget."""
+def _ship(study: Study, bench: Bench, watch: Watch, ways: Sequence[_Way]) -> _Shipped | None:
+    """Put the first into best/ whose file, measured again, keeps the budget; None where none does.
+
+    A student is measured once: of several tries one might keep it by chance.
+    """
     for way in ways:
         assert way.record.cost is not None
         package = pack(
-            study.path / "best",
+            study.path / _TRIED,
             _load_student(study, way.weights, bench),
             Candidate.from_params(way.weights.params),
             study.request,
             bench.data,
             cost=way.record.cost,
-            results=_results(study, way.weights),
+            results={"validation": way.weights.val or 0.0},
             teacher=_teacher(study),
             latencies=bench.latencies,
         )
         if package.is_within(study.budget):
+            shutil.rmtree(study.path / BEST, ignore_errors=True)
+            package.path.rename(study.path / BEST)
             study.note(best=way.record.number, shipped=way.weights.number)
-            return way.record, package
+            return way, replace(package, path=study.path / BEST)
+        shutil.rmtree(package.path)
         watch.note(
-            f"Trial {way.record.number} is not shipped: its file took {package.latency}, "
+            f"Trial {way.weights.number} is not shipped: its file took {package.latency}, "
             f"over the budget of {study.budget.latency_ms} ms"
         )
-    shutil.rmtree(study.path / "best")
-    raise BudgetError(
+    return None
+
+
+def _too_slow(study: Study, ways: Sequence[_Way]) -> BudgetError:
+    """Take an earlier run's best/ away, which was measured in another hour; return why."""
+    shutil.rmtree(study.path / BEST, ignore_errors=True)
+    return BudgetError(
         f"none of the {len(ways)} exported students on the front kept the budget of "
         f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
         f"`{resume_command(study.path)}` measures them again."
     )
 
 
-def _controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> list[TrialRecord]:
+def _controls_of(study: Study, best: TrialRecord) -> list[TrialRecord]:
+    """Return the controls of a trial that completed."""
+    mine = [r for r in study.records() if r.kind == "control" and r.control_of == best.number]
+    return [record for record in mine if record.state == "complete"]
+
+
+def _train_controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> None:
     """Train the best student as each control is taught, with the same recipe."""
     student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
-
-    def done() -> list[TrialRecord]:
-        records = study.records()
-        mine = [r for r in records if r.kind == "control" and r.control_of == best.number]
-        return [record for record in mine if record.state == "complete"]
 
     def source() -> Iterator[Asked]:
         for method in CONTROLS:
             params: Params = {**student, "method.name": method}
-            if all(record.params != params for record in done()):
+            if all(record.params != params for record in _controls_of(study, best)):
                 watch.note(f"Control for no. {best.number}: the same student with method {method}")
                 yield study.ask_control(params, best.number)
 
     _train(study, engine, source(), watch, best=best)
-    return done()
 
 
 def _train(
@@ -267,16 +291,16 @@ def _train(
     engine(Proposals(study, source, on_begin=watch.begun, on_trial=on_trial, earlier=earlier))
 
 
-def _seeds(study: Study, best: TrialRecord) -> dict[str, object]:
-    """Return what the trainings of the best under several seeds came to, nothing without them."""
-    found = [each.trained for each in summarised(study)[0] if each.trial == best.number]
-    spreads = {"validation": found[0].val, "test": found[0].test} if found else {}
+def _seeds(study: Study) -> dict[str, object]:
+    """Return what the shipped recipe came to under several seeds, nothing without them."""
+    recipe = summarise(study).best_recipe()
+    spreads = {} if recipe is None else {"validation": recipe.val, "test": recipe.test}
     return {split: asdict(spread) for split, spread in spreads.items() if spread is not None}
 
 
-def _teacher(study: Study) -> dict[str, float | None]:
+def _teacher(study: Study) -> dict[str, object]:
     told = cast("dict[str, float | None]", study.facts()["teacher"])
-    return {"validation": told["val"], "test": told["test"]}
+    return {"name": study.request.teacher, "validation": told["val"], "test": told["test"]}
 
 
 def _skipped(bench: Bench) -> Iterator[str]:

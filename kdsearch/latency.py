@@ -17,7 +17,7 @@ from kdsearch.timing import Latency, settle
 from kdsearch.turns import Turns
 
 __all__ = ["Latency", "LatencyCache", "measure"]
-_FORM = "intervals of rounds"  # what an entry says beside its numbers: of which protocol it is
+_FORM = "rounds and slow moments"  # what an entry says beside its numbers: of which protocol it is
 
 
 class LatencyCache(Measured[Latency]):

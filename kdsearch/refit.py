@@ -228,7 +228,7 @@ def summarised(study: Study) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntr
         CandidateEntry(
             trial=(number := each.record.number),
             roles=called.get(number, ()),
-            shipped=next((r.number for r in each.own if r.number == shipped), None),
+            shipped=next((n for g in each.groups() for n in _numbers(g) if n == shipped), None),
             trained=trainings(each.own),
             controls=tuple(control(number, m, group) for m, group in each.controls.items()),
         )

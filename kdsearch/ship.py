@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdsearch import card
 from kdsearch.data.base import ImageData
+from kdsearch.distiller.recipe import parts_heard
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.export.base import Agreement
 from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
@@ -58,7 +59,7 @@ def pack(
     *,
     cost: Cost,
     results: Mapping[str, float],
-    teacher: Mapping[str, float | None],
+    teacher: Mapping[str, object],
     latencies: LatencyCache,
 ) -> Package:
     """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
@@ -98,6 +99,7 @@ def pack(
         fresh,
         accuracy=dict(results),
         teacher={"name": request.teacher, **teacher},
+        is_taught=bool(parts_heard(candidate.distill)),
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),
         metadata=metadata,

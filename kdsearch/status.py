@@ -11,7 +11,6 @@ from kdsearch.derive import count_states
 from kdsearch.ledger import name_trial
 from kdsearch.opening import load_study
 from kdsearch.progress import Progress, Running, read_progress
-from kdsearch.refit import refit_of
 from kdsearch.report import words
 from kdsearch.request import resume_command
 from kdsearch.spec import Cost, TrialRecord
@@ -122,7 +121,7 @@ def status(path: Path, storage: str | None = None) -> Status:
         trials=trials,
         counts=count_states(records),
         running=_running(records, progress) if is_running else (),
-        best=_best(_shipped(study) or study.front()),
+        best=_best(_shipped(study, records) or study.front()),
         min_accuracy=study.request.min_accuracy,
         nearest=_best([r for r in study.complete() if not study.is_enough(r)]),
         hypervolumes=_trend(study, ended),
@@ -162,10 +161,12 @@ def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple
     )
 
 
-def _shipped(study: Study) -> list[TrialRecord]:
-    """Return the candidate whose refit is shipped, where there is one."""
-    best = study.facts().get("best") if refit_of(study).count else None
-    return [record for record in study.front() if record.number == best]
+def _shipped(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the training in best/, as long as its trial is on the front."""
+    facts = study.facts()
+    best, shipped = facts.get("best"), facts.get("shipped")
+    is_there = any(record.number == best for record in study.front())
+    return [record for record in records if is_there and record.number == shipped]
 
 
 def _best(records: Sequence[TrialRecord]) -> Best | None:

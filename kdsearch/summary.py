@@ -83,9 +83,10 @@ class ControlEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateEntry:
-    """A trial of the front trained again. shipped: which of these trainings is in best/, if one is.
+    """A trial of the front trained again, and its student taught otherwise.
 
-    roles: `most accurate`, `knee`, as the search found them.
+    shipped: which of all these trainings is in best/, if one is. roles: `most accurate`, `knee`, as
+    the search found them.
     """
 
     trial: int
@@ -93,6 +94,14 @@ class CandidateEntry:
     shipped: int | None
     trained: Trainings
     controls: tuple[ControlEntry, ...]
+
+    def recipes(self) -> tuple[Trainings, ...]:
+        """Return the trainings of its own recipe, then those of its controls."""
+        return (self.trained, *(control.trained for control in self.controls))
+
+    def shipped_recipe(self) -> Trainings | None:
+        """Return the recipe of which a training is in best/, None where none is."""
+        return next((each for each in self.recipes() if self.shipped in each.trials), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +169,12 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The content of `front.json`. `best` is the number of the trial to ship, None without one.
+    """The content of `front.json`. `best` is the trial of the front whose student is to be shipped.
 
-    shelf: common networks at the study's size and number of classes. stopping: the rule that
-    stopped trials early, `off` without one. min_accuracy: what is shipped has at least that.
+    shipped: the training whose weights are in best/, None before they are: `best` itself, or one of
+    its refits or controls. shelf: common networks at the study's size and number of classes.
+    stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
+    has at least that.
     candidates: those that were trained again, the most accurate on average first; then `controls`
     is empty, and gains holds what all of them gained.
     """
@@ -185,24 +196,29 @@ class Summary:
     images: Images = field(default_factory=Images)
     stopping: str = "off"
     min_accuracy: float | None = None
+    shipped: Entry | None = None
     schema: int = SCHEMA
 
     def best_entry(self) -> Entry | None:
         """Return the front's entry that is the one to ship."""
         return next((entry for entry in self.front if entry.trial == self.best), None)
 
-    def best_candidate(self) -> CandidateEntry | None:
-        """Return the refits of the one to ship, None where it was trained once."""
-        return next((each for each in self.candidates if each.trial == self.best), None)
+    def to_ship(self) -> int | None:
+        """Return the number of the training to ship."""
+        return self.best if self.shipped is None else self.shipped.trial
+
+    def best_recipe(self) -> Trainings | None:
+        """Return the recipe that is shipped under several seeds, None where it was trained once."""
+        found = (each.shipped_recipe() for each in self.candidates if each.trial == self.best)
+        return next(found, None)
 
     def stated_best(self) -> Entry | None:
-        """Return the one to ship with the accuracies that its refits have on average."""
-        best, candidate = self.best_entry(), self.best_candidate()
-        if best is None or candidate is None:
+        """Return the training to ship with the accuracies that its recipe has on average."""
+        best, recipe = self.shipped or self.best_entry(), self.best_recipe()
+        if best is None or recipe is None:
             return best
-        test = candidate.trained.test
-        val = candidate.trained.val.mean
-        return replace(best, val=val, test=None if test is None else test.mean)
+        test = recipe.test
+        return replace(best, val=recipe.val.mean, test=None if test is None else test.mean)
 
     def to_json(self) -> Mapping[str, object]:
         """Return the mapping that `front.json` holds."""

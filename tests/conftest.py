@@ -14,9 +14,12 @@ import pytest
 import torch
 from postgres import NoServerError, served
 
+from kdsearch.targets import _hosted
+
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
+_hosted.WATCHES, _hosted.WATCH_SECONDS = 1, 0.2  # nothing here is held to a few per cent
 _MEMORY = Path("/dev/shm")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 FLAGS = (

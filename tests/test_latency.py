@@ -69,6 +69,25 @@ def test_measurement_is_repeatable_and_says_how_disturbed_it_was():
     assert first.contention > 0.9  # the wall clock is never behind the CPU clock
 
 
+def test_slow_moments_of_the_reference_are_of_every_student(tmp_path, monkeypatch):
+    """Blocks of 1 ms, a tenth of them 1.2: the 2nd of 100 is undisturbed, the 95th slow."""
+    cache = LatencyCache(tmp_path)
+    target = cache.target
+    answers = {"watch": {"blocks": [1.0] * 90 + [1.2] * 10}, "length": {"ratio": 8.0}}
+    file = {"ratio": 0.5, "length": 8, "contention": 1.0}
+    monkeypatch.setattr(
+        target._fresh, "ask", lambda said: next((answers[k] for k in answers if k in said), file)
+    )
+
+    found = cache.measure(network(1), shape=SHAPE)
+
+    assert found.ms == pytest.approx(0.5 * 8 * 1)
+    assert found.pace == pytest.approx(1.2)
+    assert found.high_ms == pytest.approx(4 * 1.02 * 1.2)
+    kept = {file.name: json.loads(file.read_text()) for file in (tmp_path / "references").iterdir()}
+    assert sorted(entry["reference"]["ms"] for entry in kept.values()) == [1.0, 8.0]
+
+
 def test_two_threads_are_measured_by_the_wall_clock():
     assert measure(network(10), shape=SHAPE, target=target_of("cpu", threads=2)).ms > 0
 

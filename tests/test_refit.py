@@ -17,6 +17,9 @@ from kdsearch.errors import SpecError
 from kdsearch.findings import of_refits
 from kdsearch.pareto import knee
 from kdsearch.refit import Refit, ask, candidates, middle, missing, summarised, trained
+from kdsearch.report import tables
+from kdsearch.report.marks import sort_out
+from kdsearch.report.verdict import verdict
 from kdsearch.request import Request
 from kdsearch.spread import Gain, Spread, gains, spreads
 from kdsearch.status import status
@@ -222,7 +225,7 @@ def test_reports_show_the_candidates_and_what_they_gained(study: Study) -> None:
         assert (
             f"{100 * first.trained.val.mean:.2f} \u00b1 {100 * first.trained.val.sd:.2f}" in shown
         )
-        assert "the mean of 2" in shown
+        assert "mean and standard deviation of 2" in shown
         assert "has a control" not in shown
     assert f"refit of trial {first.trial}" in page
     assert "--refit 2 --seeds 2" in text.rpartition("kdsearch run")[2]
@@ -237,15 +240,15 @@ def test_reports_show_the_candidates_and_what_they_gained(study: Study) -> None:
 def test_status_names_the_trial_whose_refit_is_shipped(fast_path: Path) -> None:
     begun(fast_path / "shipped")
     with opened(fast_path / "shipped", REQUEST) as study:
-        cheapest = study.front()[0].number
-        assert cheapest != study.front()[-1].number
-        study.note(best=cheapest, trials=12)
+        refitted(study, Refit(count=2, seeds=2))
         first = status(study.path).best
-        ask(study, Refit(count=2, seeds=2))
+        shipped = trained(study)[-1]
+        study.note(best=study.front()[0].number, shipped=shipped.number, trials=12)
         then = status(study.path).best
     assert first is not None
     assert then is not None
-    assert (first.trial, then.trial) == (study.front()[-1].number, cheapest)
+    assert (first.trial, then.trial) == (study.front()[-1].number, shipped.number)
+    assert then.val == shipped.val
 
 
 def test_the_median_is_shipped_of_two_the_lower() -> None:
@@ -274,3 +277,45 @@ def test_a_gain_that_is_shown_is_one_whose_interval_leaves_out_nought() -> None:
     (gain,) = gains([([0.91, 0.92, 0.93], [0.88, 0.90, 0.89])], 1_000)
     assert isinstance(gain, Gain)
     assert gain.is_shown == (gain.low > 0) == (gain.p < 0.05)
+
+
+def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: Study) -> None:
+    """A control ships here: its mean is ringed, at the candidate's cost, joined to its mean."""
+    first = summarised(study)[0][0]
+    ships = first.controls[0].trained
+    study.note(best=first.trial, shipped=ships.trials[1])
+    summary = summarise(study)
+    marks = sort_out(summary, study.records())
+
+    assert summary.best_recipe() == ships
+    assert summary.to_ship() == ships.trials[1]
+    means = [each.trained.val.mean for each in summary.candidates]
+    assert [mark.val for mark in marks.refits] == means
+    assert [mark.error for mark in marks.refits] == [e.trained.val.sd for e in summary.candidates]
+    beside = [c.trained.val.mean for each in summary.candidates for c in each.controls]
+    assert [mark.val for mark in marks.controls] == beside
+    (ringed,) = marks.best
+    assert ringed.val == ships.val.mean
+    assert ringed.costs == next(m.costs for m in marks.front if m.trial == first.trial)
+    outside = {record.number for record in study.records() if record.kind}
+    assert not outside & {mark.trial for mark in (*marks.front, *marks.dominated)}
+    joined = {(mark.val, to.val) for mark, to in marks.links}
+    assert (ships.val.mean, first.trained.val.mean) in joined
+    assert len(marks.links) == len(means) + len(beside)
+
+
+def test_what_is_shipped_of_a_control_is_said(study: Study) -> None:
+    first = summarised(study)[0][0]
+    ships = next(c.trained for c in first.controls if c.trained.method == "kd")
+    study.note(best=first.trial, shipped=ships.trials[0])
+    told = list(of_refits(study, first.trial))
+    assert f"No. {first.trial}, its student with plain KD at its defaults: " in told[0]
+    assert f"{100 * ships.val.mean:.2f} %" in told[0]
+    assert f"trial {ships.trials[0]}" in told[0]
+    assert any("is not shipped" in line for line in told)
+    summary = summarise(study)
+    said = verdict(summary, study.records()).replace("\u00a0", " ")
+    assert said.startswith(f"Ship trial {ships.trials[0]}")
+    assert f"(by kd; no. {first.trial} of the front)" in said
+    (row,) = (row for row in tables.candidates(summary).rows if "to ship" in row[0])
+    assert row[0] == "its control, kd, to ship"

@@ -55,7 +55,7 @@ CONTROL = {"trained", "gain", "test_gain"}
 TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
     *("schema", "study", "task", "metric", "front", "controls", "best", "shelf", "stopping"),
-    *("min_accuracy", "candidates", "gains"),
+    *("min_accuracy", "candidates", "gains", "shipped"),
     *LAYOUT,
 }
 
@@ -72,7 +72,8 @@ def study(fast_path: Path) -> Study:
         for of, method, val in ((other, "none", 0.5), (best, "none", 0.6), (best, "at", 0.7)):
             asked = study.ask_control({**of.params, "method.name": method}, of.number)
             study.tell(asked, replace(look_up(asked), state="complete", val=val, seconds=3.0))
-        study.note(best=best.number, test={str(best.number): 0.75}, notes=["A note"])
+        read = {str(best.number): 0.75}
+        study.note(best=best.number, shipped=best.number, test=read, notes=["A note"])
         write_derived(study)
         return study
 
@@ -88,7 +89,7 @@ def test_front_json_has_the_promised_fields_and_no_others(study: Study) -> None:
     for name, fields in LAYOUT.items():
         assert content[name].keys() == fields, name
     assert len(content["front"]) > 1
-    for entry in [*content["front"], *content["controls"]]:
+    for entry in [*content["front"], *content["controls"], content["shipped"]]:
         assert entry.keys() == ENTRY
 
 

@@ -12,6 +12,7 @@ from kdsearch.report.marks import escape, finite
 from kdsearch.spec import TrialRecord
 from kdsearch.stopping import is_rung
 
+_COLOURS = "31,131,196", "184,127,0", "11,147,106"
 MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB
 
 
@@ -20,18 +21,21 @@ def curves(
 ) -> go.Figure:
     """Return validation accuracy after each epoch; the best is thick, a cross ends a stopped one.
 
+    Trainings outside the search have a colour of their own.
+
     At least one record must hold a curve. rungs: whether to mark where trials are judged.
     """
     told = [record for record in records if record.curve]
     step = _step(told)
     longest = max(len(record.curve) for record in told)
     groups = {
-        "completed": [record for record in told if record.state == "complete"],
-        "not completed": [record for record in told if record.state != "complete"],
+        "completed": [r for r in told if r.state == "complete" and not r.kind],
+        "not completed": [r for r in told if r.state != "complete" and not r.kind],
+        "controls, refits": [r for r in told if r.kind],
     }
     alpha = max(0.1, min(0.7, 12 / len(told)))  # in the colour, so that crossing lines add up
     traces = []
-    for (name, group), colour in zip(groups.items(), ("31,131,196", "184,127,0"), strict=True):
+    for (name, group), colour in zip(groups.items(), _COLOURS, strict=True):
         if group:
             traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1))
             traces.append(_legend_line(name, f"rgb({colour})"))

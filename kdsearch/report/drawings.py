@@ -29,6 +29,7 @@ _INK = "#1b2026"
 _SHAPES: Mapping[str, Callable[[float, float], str]] = {
     "dominated": lambda x, y: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{GREY}"/>',
     "front": lambda x, y: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{BLUE}"/>',
+    "seeds": lambda x, y: _path(x, y, "m-5-5h10v10h-10z", BLUE),
     "control": lambda x, y: _path(x, y, "m0-6l6 6l-6 6l-6-6z", GREEN),
     "teacher": lambda x, y: _path(
         x, y, "m0-8l2 6h6l-5 4l2 6l-5-4l-5 4l2-6l-5-4h6z", PURPLE, PURPLE
@@ -96,6 +97,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     groups: dict[str, Sequence[Mark]] = {
         "dominated": marks.dominated,
         "front": marks.front,
+        "seeds": marks.refits,
         "control": marks.controls,
         "teacher": (marks.teacher,),
         "to ship": marks.best,
@@ -136,26 +138,26 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    told = [record for record in records if record.curve]
+    told, ships = [record for record in records if record.curve], summary.to_ship()
     longest = max(2, *(len(record.curve) for record in told))
     low, high = span(value for record in told for value in record.curve)
     frame = _Frame(low=(1, low), high=(longest, high))
     parts = []
-    for record in sorted(told, key=lambda record: record.number == summary.best):
+    for record in sorted(told, key=lambda record: record.number == ships):
         points = [
             frame.at(i + 1, value)
             for i, value in enumerate(record.curve)
             if finite(value) is not None
         ]
-        is_best = record.number == summary.best
+        is_best = record.number == ships
         look = f'stroke="{VERMILLION if is_best else BLUE}" stroke-width="{3 if is_best else 1}"'
         faint = 1 if is_best else max(0.08, min(0.7, 8 / len(told)))
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{joined}" fill="none" {look} opacity="{faint:.2f}"/>')
         if record.state == "pruned" and points:
             parts.append(_path(*points[-1], "m-3-3l6 6m-6 0l6-6", _INK))
-    if summary.best is not None:
-        parts.append(_text(_LEFT, 24, f"thick: trial {summary.best}, to ship", more=""))
+    if ships is not None:
+        parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship", more=""))
     title = f"{summary.study}: validation curves; a cross ends one that was stopped"
     return frame.draw(title, "epoch", f"validation {summary.metric}", parts)
 

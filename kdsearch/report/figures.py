@@ -69,6 +69,7 @@ def scatter(
             strip=strip,
         ),
         _marks(front, axis, "front", _shape("circle", BLUE, 9), joined=axis == front_axis),
+        _marks(marks.refits, axis, "under several seeds", _shape("square-open", BLUE, 11, line=2)),
         _marks(marks.controls, axis, "control", _shape("diamond-open", GREEN, 12, line=2)),
         _marks([marks.teacher], axis, "teacher", _shape("star", PURPLE, 15)),
         _marks(marks.best, axis, "to ship", _shape("circle-open", VERMILLION, 19, 3)),
@@ -92,7 +93,7 @@ def scatter(
 
 def close_up(marks: Marks) -> list[float]:
     """Return the accuracies drawn around at first: no strays, nothing that was stopped."""
-    beside = (*marks.front, *marks.controls, marks.teacher)
+    beside = (*marks.front, *marks.refits, *marks.controls, marks.teacher)
     trained = [mark.val for mark in (*marks.dominated, *beside)]
     return without_strays(trained, [mark.val for mark in beside])
 

@@ -1,4 +1,4 @@
-"""Which record is drawn as what: front, dominated, stopped, infeasible, control, teacher.
+"""Which record is drawn as what: front, dominated, stopped, infeasible, refit, control, teacher.
 
 Every mark carries all its costs, so that one list serves every cost axis. Hover text is short, for
 phones; a click tells a trial's every choice. It holds the few tags that plotly renders; whatever
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.summary import Entry, Summary
+from kdsearch.summary import CandidateEntry, Entry, Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +35,16 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """All points of a study. `links` join a control to the trial that it controls."""
+    """All points of a study. `links` join a control to what it controls, refits to their trial.
+
+    refits: what candidates come to on average; then the controls are averages, too.
+    """
 
     front: tuple[Mark, ...]
     dominated: tuple[Mark, ...]
     stopped: tuple[Mark, ...]
     infeasible: tuple[Mark, ...]
+    refits: tuple[Mark, ...]
     controls: tuple[Mark, ...]
     links: tuple[tuple[Mark, Mark], ...]
     teacher: Mark
@@ -48,7 +52,8 @@ class Marks:
 
     def students(self) -> tuple[Mark, ...]:
         """Return every mark but the teacher's, each once or more."""
-        return (*self.front, *self.dominated, *self.stopped, *self.infeasible, *self.controls)
+        searched = (*self.front, *self.dominated, *self.stopped, *self.infeasible)
+        return (*searched, *self.refits, *self.controls)
 
 
 def escape(text: str) -> str:
@@ -62,31 +67,63 @@ def finite(value: float | None) -> float | None:
 
 
 def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
-    """Return what is drawn as what. The front and the controls are the summary's."""
+    """Return what is drawn as what. Front, refits and controls are the summary's."""
     front = tuple(_from_entry(summary, entry, "on the front") for entry in summary.front)
-    subjects = {record.number: record.control_of for record in records}
-    controls = tuple(
-        _from_entry(summary, entry, _control_words(subjects.get(entry.trial)))
-        for entry in summary.controls
-    )
-    placed = {mark.trial for mark in (*front, *controls)}
-    rest = [record for record in records if record.number not in placed]
+    placed = {mark.trial for mark in front}
+    rest = [record for record in records if record.number not in placed and not record.kind]
     dominated = _from_records(summary, rest, "complete")
     drawn = {mark.trial: mark for mark in (*dominated, *front)}
+    subjects = {record.number: record.control_of for record in records}
+    controls, refits, links = [], [], []
+    for entry in summary.controls:
+        subject = subjects.get(entry.trial)
+        controls.append(_from_entry(summary, entry, _control_words(subject)))
+        links += [(controls[-1], drawn[subject])] if subject in drawn else []
+    for each in summary.candidates:
+        own, *beside = _averages(summary, each)
+        refits.append(own)
+        controls += beside
+        links += [(own, drawn[each.trial]), *((mark, own) for mark in beside)]
     return Marks(
         front=front,
         dominated=dominated,
         stopped=_from_records(summary, rest, "pruned"),
         infeasible=_from_records(summary, rest, "infeasible"),
-        controls=controls,
-        links=tuple(
-            (mark, drawn[subject])
-            for mark in controls
-            if mark.trial is not None and (subject := subjects.get(mark.trial)) in drawn
-        ),
+        refits=tuple(refits),
+        controls=tuple(controls),
+        links=tuple(links),
         teacher=_teacher(summary),
-        best=tuple(mark for mark in front if mark.trial == summary.best),
+        best=tuple(m for m in (*front, *refits, *controls) if m.trial == summary.to_ship()),
     )
+
+
+def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
+    """Yield a candidate's recipe and its controls, each under several seeds.
+
+    A mark stands for one of its trainings, too: that which ships, or the first.
+    """
+    (entry,) = (entry for entry in summary.front if entry.trial == candidate.trial)
+    number = f"trial {candidate.trial}"
+    for recipe in candidate.recipes():
+        is_own, ships = recipe is candidate.trained, summary.to_ship()
+        is_shipped = candidate.trial == summary.best and ships in recipe.trials
+        lines = [f"validation {summary.metric} {words.spread(recipe.val)}{words.SPACE}%"]
+        if recipe.test is not None:
+            lines.append(f"test {summary.metric} {words.spread(recipe.test)}{words.SPACE}%")
+        lines += _cost_lines(words.costs(entry), words.latency(entry))
+        who = f"{number} trained again" if is_own else f"control of {number} trained again"
+        yield Mark(
+            trial=ships if is_shipped else recipe.trials[0],
+            val=recipe.val.mean,
+            costs=words.costs(entry),
+            error=recipe.val.sd,
+            delay=_delay(entry),
+            hover=_hover(
+                f"{who}, {words.counted(len(recipe.trials), 'seed')}",
+                lines,
+                {**entry.config, "method.name": recipe.method},
+            ),
+        )
 
 
 def _control_words(subject: int | None) -> str:

@@ -156,7 +156,12 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
             any(mark.delay for mark in marks.students()),
             "Level bars are where 95 % of further processes find the latency.",
         ),
-        (marks.links, "A thin line leads from a control to the trial it controls."),
+        (
+            marks.refits,
+            "Squares are what candidates come to under several seeds, and diamonds their controls, "
+            "with the standard deviation of one training.",
+        ),
+        (marks.links, "A thin line leads from a control to what it controls."),
         (marks.stopped, "Trials stopped early stand at the last value they reached."),
         (marks.infeasible, "Crosses along the bottom cost too much and were never trained."),
         (
@@ -228,7 +233,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not any(record.curve for record in records):
         return paragraph("No trial has reached the end of its first epoch.")
     has_rungs = summary.stopping != "off"
-    figure = curves.curves(records, best=summary.best, metric=summary.metric, rungs=has_rungs)
+    figure = curves.curves(records, best=summary.to_ship(), metric=summary.metric, rungs=has_rungs)
     step = curves.thinning(records)
     text = f"One line a trial: validation {summary.metric} after each epoch."
     if step > 1:
@@ -257,7 +262,7 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
 def _trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not records:
         return paragraph("No trial has been run yet.")
-    return markup.all_trials(records, summary.best)
+    return markup.all_trials(records, summary.to_ship())
 
 
 def _reproduce(summary: Summary, command: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.spread import Gain
+from kdsearch.spread import Gain, Spread
 from kdsearch.summary import Entry, Summary, TeacherEntry, Trainings
 
 _Row = tuple[str, ...]
@@ -25,17 +25,17 @@ class Table:
 
 def against_teacher(summary: Summary, best: Entry) -> Table:
     """Return student and teacher side by side."""
-    teacher, images = summary.teacher, summary.images
+    teacher, images, recipe = summary.teacher, summary.images, summary.best_recipe()
     rows = [
         (
             f"validation {summary.metric}",
-            words.estimate(best.val, images.val),
+            _averaged(best.val, images.val, None if recipe is None else recipe.val),
             words.estimate(teacher.val, images.val),
             f"{words.points(best.val - teacher.val)} points",
         ),
         (
             f"test {summary.metric}",
-            words.estimate(best.test, images.test),
+            _averaged(best.test, images.test, None if recipe is None else recipe.test),
             words.estimate(teacher.test, images.test),
             ""
             if best.test is None or teacher.test is None
@@ -60,11 +60,22 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
             )
         ),
     ]
+    caption = f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}"
+    if recipe is not None:
+        seeds = words.counted(len(recipe.trials), "seed")
+        caption += f"; of the student mean \u00b1 standard deviation of {seeds}"
     return Table(
-        caption=f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}",
+        caption=caption,
         head=("", "student", "teacher", "student to teacher"),
         rows=tuple(rows),
     )
+
+
+def _averaged(fraction: float | None, images: int | None, spread: Spread | None) -> str:
+    """Return an accuracy: of several seeds with their spread, of one with its own error."""
+    if spread is None:
+        return words.estimate(fraction, images)
+    return f"{words.spread(spread)}{words.SPACE}%"
 
 
 def front(summary: Summary) -> Table:
@@ -80,8 +91,7 @@ def front(summary: Summary) -> Table:
     )
     rows = [
         (
-            words.trial(entry.trial, entry.config)
-            + (", to ship" if entry.trial == summary.best else ""),
+            _marked(words.trial(entry.trial, entry.config), words.shipping(summary, entry.trial)),
             words.method(entry.config),
             *_measured(summary, entry),
         )
@@ -103,6 +113,8 @@ def front(summary: Summary) -> Table:
     caption = "The front, cheapest first, and what it is held against"
     if summary.images.val:
         caption += "; \u00b1 one binomial standard error"
+    if summary.candidates:
+        caption += "; accuracies of the search's own trainings, which chose the front: see below"
     return Table(caption=caption, head=head, rows=tuple(rows))
 
 
@@ -122,7 +134,15 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
         subject = entries[number]
         rows.append(_gain(summary, words.trial(number, subject.config), subject))
         rows += [
-            _gain(summary, f"against control{words.SPACE}{control.trial}", control, subject)
+            _gain(
+                summary,
+                _marked(
+                    f"against control{words.SPACE}{control.trial}",
+                    words.shipping(summary, control.trial),
+                ),
+                control,
+                subject,
+            )
             for control in controls[number]
         ]
     head = (
@@ -144,12 +164,11 @@ def candidates(summary: Summary) -> Table | None:
     rows: list[_Row] = []
     for each in summary.candidates:
         config = next(entry.config for entry in summary.front if entry.trial == each.trial)
-        marks = [*each.roles, *(["to ship"] if each.trial == summary.best else [])]
-        title = ", ".join([words.trial(each.trial, config), *marks])
+        title = _marked(words.trial(each.trial, config), *each.roles, _ships(summary, each.trained))
         rows.append((title, *_trained(each.trained), "", "", ""))
         rows += [
             (
-                f"its control, {control.trained.method}",
+                _marked(f"its control, {control.trained.method}", _ships(summary, control.trained)),
                 *_trained(control.trained),
                 *_gained(control.gain, control.test_gain),
             )
@@ -161,7 +180,7 @@ def candidates(summary: Summary) -> Table | None:
             *("" for _ in range(4)),
             *_gained(entry.gain, entry.test_gain),
         )
-        for entry in summary.gains
+        for entry in (summary.gains if len(summary.candidates) > 1 else ())
     ]
     metric = summary.metric
     head = (
@@ -181,6 +200,14 @@ def candidates(summary: Summary) -> Table | None:
         "all of these; where one more seed ends in 19 of 20 cases; gains by a paired test"
     )
     return Table(caption=caption, head=head, rows=tuple(rows))
+
+
+def _marked(title: str, *marks: str) -> str:
+    return ", ".join([title, *filter(None, marks)])
+
+
+def _ships(summary: Summary, trained: Trainings) -> str:
+    return "to ship" if summary.to_ship() in trained.trials else ""
 
 
 def _trained(trained: Trainings) -> _Row:

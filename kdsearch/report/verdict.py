@@ -36,7 +36,6 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 def _ship(summary: Summary, best: Entry) -> str:
     teacher = summary.teacher
-    kind = words.family(best.config)
     test = "" if best.test is None else f" ({words.percent(best.test)} on the test set)"
     against = [
         f"{text} {words.AXES[axis].name} ({words.scaled(value)} against {words.scaled(reference)})"
@@ -47,8 +46,7 @@ def _ship(summary: Summary, best: Entry) -> str:
         if reference and (text := words.compared(value, reference))
     ]
     return (
-        f"Ship trial{words.SPACE}{best.trial}{f', a {kind} student' if kind else ''}, "
-        f"{_why(summary, best)}: "
+        f"Ship trial{words.SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
         f"{_accuracy(summary, best)}{test}, "
         f"{_speed(summary, best)}; "
         f"it has {' and '.join(against)} than the teacher {teacher.name}, "
@@ -56,25 +54,35 @@ def _ship(summary: Summary, best: Entry) -> str:
     )
 
 
+def _what(summary: Summary, best: Entry) -> str:
+    """Say what student it is; of a refit or a control, whose."""
+    kind = words.family(best.config)
+    text = f", a {kind} student" if kind else ""
+    if best.trial == summary.best:
+        return text
+    method = words.method(best.config)
+    taught = "without a teacher" if method == "none" else f"by {method}"
+    return f"{text} ({taught}; no. {summary.best} of the front)"
+
+
 def _accuracy(summary: Summary, best: Entry) -> str:
     """Say what the student scores on validation, and on what that stands."""
-    text = f"{words.estimate(best.val, summary.images.val)} validation {summary.metric}"
-    candidate = summary.best_candidate()
-    if candidate is None:
-        return text
-    trained = candidate.trained
-    seeds = words.counted(len(trained.trials), "seed")
-    return f"{text}, the mean of {seeds} whose standard deviation is {100 * trained.val.sd:.2f}"
+    recipe, what = summary.best_recipe(), f"validation {summary.metric}"
+    if recipe is None:
+        return f"{words.estimate(best.val, summary.images.val)} {what}"
+    seeds = words.counted(len(recipe.trials), "seed")
+    found = f"{words.spread(recipe.val)}{words.SPACE}%"
+    return f"{found} {what}, mean and standard deviation of {seeds}"
 
 
 def _why(summary: Summary, best: Entry) -> str:
     limits = words.limits(summary.budget)
     among = f"within the budget of {limits}" if limits else "with no budget set"
-    refitted = [each.trial for each in summary.candidates]
     is_second = best.val < max(entry.val for entry in summary.front)
-    if refitted:
-        among += f" of {words.counted(len(refitted), 'candidate')} trained again"
-        is_second = best.trial != refitted[0]
+    if summary.candidates:
+        among += f" of {words.counted(len(summary.candidates), 'candidate')} trained again"
+        means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
+        is_second = best.val < max(means)
     if is_second:
         return f"the most accurate whose exported file was {among}"
     return f"the most accurate {among}"

@@ -30,7 +30,7 @@ class Axis:
 
 
 AXES = {
-    "latency_ms": Axis(title="latency, median ms", unit="ms", name="latency"),
+    "latency_ms": Axis(title="latency, ms", unit="ms", name="latency"),
     "flops": Axis(title="multiply-adds of one image", unit="FLOPs", name="FLOPs"),
     "params": Axis(title="parameters", unit="parameters", name="parameters"),
 }
@@ -192,6 +192,15 @@ def trial(number: int, params: Params) -> str:
     return f"trial{SPACE}{number}" + (f" ({kind})" if kind else "")
 
 
+def shipping(summary: Summary, number: int) -> str:
+    """Return 'to ship' of that training, what becomes of the front's best where another is."""
+    if number == summary.to_ship():
+        return "to ship"
+    if number != summary.best:
+        return ""
+    return f"its student ships, as trained in {summary.to_ship()}"
+
+
 def network(name: str) -> str:
     """Return the name of a library's network without the library's."""
     return name.rpartition(":")[2]
@@ -213,9 +222,9 @@ def conventions(summary: Summary) -> str:
     """Return what a reader must know of the units."""
     return (
         f"{summary.metric.capitalize()} is on the validation set unless it says test. FLOPs count "
-        "one multiply-add once, for one image. Latency is the median in milliseconds on "
-        f"{target(summary.target)}, and in brackets where 95{SPACE}% of further processes find it; "
-        "a budget holds for the upper end."
+        f"one multiply-add once, for one image. Latency is of undisturbed runs on "
+        f"{target(summary.target)}, and in brackets where 95{SPACE}% of further processes find it, "
+        "slower moments of the machine included; a budget holds for the upper end."
     )
 
 

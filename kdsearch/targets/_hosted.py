@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from kdsearch import runtimes
 from kdsearch.errors import CostError, ExportError, SpecError
 from kdsearch.targets._chain import chain
 from kdsearch.targets._fresh import Fresh, Plain
 from kdsearch.targets.base import Asked, Kept, Reference, Target
-from kdsearch.timing import Round, Run, clock_of, pin, time_pairs, warm_up
+from kdsearch.timing import Round, Run, clock_of, pin, time_block, time_pairs, warm_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
 # A reference is a chain of that many 3x3 convolutions of 32 channels at 16x16: 0.02 to 12 ms here.
 CHANNELS, SIDE = 32, 16
 LENGTHS = (1, 8, 64, 512)
-_ASKED = 3  # processes that time a reference alone; the quickest is what it takes undisturbed
+_ASKED = 3  # processes that compare a longer reference with the shortest
+# Processes that watch the shortest one, a second each: of windows of 3 s on a machine with slow
+# moments an eighth held no undisturbed block, of 5 s a twentieth, of 8 s none.
+WATCHES, WATCH_SECONDS = 8, 1.0
+_UNDISTURBED, _SLOW = 0.02, 0.95  # quantiles of blocks
 
 
 class Hosted(Target):
@@ -70,8 +77,6 @@ class Hosted(Target):
 
     def images(self, asked: Asked) -> NDArray[Any]:
         """Return made images, a batch, of the type that the file takes."""
-        import numpy as np
-
         made = np.random.default_rng(0)
         shape = (self.batch, *asked.shape)
         if asked.dtype == "uint8":
@@ -101,28 +106,48 @@ class InTurns(Hosted):
     def take(self, asked: Asked, kept: Kept) -> Round:
         """Return what one fork finds: a ratio to a reference, times the time that is kept of it."""
         found = self.ask(asked)
-        length = found["length"]
-
-        def measure() -> Reference:
-            told = [self._fresh.ask({"length": length}) for _ in range(_ASKED)]
-            return Reference(ms=min(cast("float", one["ms"]) for one in told))
-
-        by = runtimes.require("onnxruntime").version()
-        reference = kept(f"a chain of {length} | {by} | {self.threads} threads", measure)
+        reference = self._known(cast("int", found["length"]), kept)
         return Round(
             ms=cast("float", found["ratio"]) * reference.ms,
             contention=cast("float", found["contention"]),
+            pace=reference.pace,
         )
 
+    def _known(self, length: int, kept: Kept) -> Reference:
+        """Return what a chain takes: the shortest is watched, longer ones are compared with it."""
+
+        def watch() -> Reference:
+            told = [self._fresh.ask({"watch": WATCH_SECONDS})["blocks"] for _ in range(WATCHES)]
+            blocks = [ms for found in told for ms in cast("list[float]", found)]
+            ms, slow = map(float, np.quantile(blocks, (_UNDISTURBED, _SLOW)))
+            return Reference(ms=ms, pace=slow / ms)
+
+        def compare() -> Reference:
+            told = [self._fresh.ask({"length": length})["ratio"] for _ in range(_ASKED)]
+            one = self._known(LENGTHS[0], kept)
+            ratio = float(np.median(cast("list[float]", told)))
+            return Reference(ms=ratio * one.ms, pace=one.pace)
+
+        by = runtimes.require("onnxruntime").version()
+        name = f"a chain of {length}, watched | {by} | {self.threads} threads"
+        return kept(name, watch if length == LENGTHS[0] else compare)
+
     def answer(self, question: Plain) -> Plain:
-        """Time a file, or a reference alone."""
+        """Time a file, or a reference: the shortest alone, a longer one against that."""
         pin(self.threads)
         if "file" in question:
             return super().answer(question)
-        clock = clock_of(self.threads)
-        alone = self._reference(cast("int", question["length"]))
-        warm_up(alone, clock)
-        return {"ms": 1e3 * time_pairs(alone, alone, clock).quickest_seconds}
+        clock, shortest = clock_of(self.threads), self._reference(LENGTHS[0])
+        warm_up(shortest, clock)
+        if "watch" in question:
+            end = time.perf_counter() + cast("float", question["watch"])
+            blocks = [time_block(shortest, clock).seconds]
+            while time.perf_counter() < end:
+                blocks.append(time_block(shortest, clock).seconds)
+            return {"blocks": [1e3 * seconds for seconds in blocks]}
+        longer = self._reference(cast("int", question["length"]))
+        warm_up(longer, clock)
+        return {"ratio": time_pairs(longer, shortest, clock).ratio}
 
     def time(self, asked: Asked) -> Plain:
         """Return the ratio of a file to a reference of like duration, and its length."""
@@ -148,8 +173,6 @@ class InTurns(Hosted):
 
     def _reference(self, length: int) -> Run:
         """Return a run of a chain of convolutions on one image."""
-        import numpy as np
-
         from kdsearch.runtimes.onnxruntime import OnnxRuntime
 
         run = OnnxRuntime(chain(length, channels=CHANNELS, side=SIDE), threads=self.threads)

@@ -30,12 +30,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Milliseconds a run of a reference network takes on this host when it is undisturbed."""
+    """Milliseconds a run of a reference network takes on this host when it is undisturbed.
+
+    pace: how many times that it takes in the host's slower moments.
+    """
 
     ms: float
+    pace: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.ms < float("inf"):
+        if not (0 < self.ms < float("inf") and 1 <= self.pace < float("inf")):
             raise CostError(f"{self} is not a duration")
 
 

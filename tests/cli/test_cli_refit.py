@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import SPACE, Shell, ended_trials
@@ -32,19 +34,30 @@ def study(shell: Shell) -> Path:
     return path
 
 
+def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of the highest mean, among all candidates and controls."""
+    sides = [
+        side
+        for each in front["candidates"]
+        for side in (each["trained"], *(control["trained"] for control in each["controls"]))
+    ]
+    return max(sides, key=lambda side: side["val"]["mean"])
+
+
 def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None:
     front = json.loads((study / "front.json").read_text())
     kept = load_study(study)
     chosen = candidates(kept, Refit(count=2))
     assert {each["trial"] for each in front["candidates"]} == {r.number for r in chosen}
-    best = front["candidates"][0]
-    assert front["best"] == best["trial"]
+    (best,) = (each for each in front["candidates"] if each["trial"] == front["best"])
     for each in front["candidates"]:
         for side in (each["trained"], *(control["trained"] for control in each["controls"])):
             assert len(side["val"]["values"]) == len(side["test"]["values"]) == 2
             assert side["val"]["low"] < side["val"]["mean"] < side["val"]["high"]
-    lower = min(zip(best["trained"]["val"]["values"], best["trained"]["trials"], strict=True))
-    assert best["shipped"] == lower[1]
+    recipe = shipped_recipe(front)
+    lower = min(zip(recipe["val"]["values"], recipe["trials"], strict=True))
+    assert best["shipped"] == front["shipped"]["trial"] == lower[1]
+    assert front["shipped"]["config"]["method.name"] == recipe["method"]
     assert front["counts"]["complete"] == 3
     assert front["controls"] == []
     assert front["seconds"]["refit"] > 0
@@ -53,24 +66,50 @@ def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None
 
 
 def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(study: Path, shell: Shell) -> None:
-    best = json.loads((study / "front.json").read_text())["candidates"][0]
-    weights = study / "trials" / f"{best['shipped']:06d}" / "student.safetensors"
+    front = json.loads((study / "front.json").read_text())
+    number, best = front["shipped"]["trial"], shipped_recipe(front)
+    weights = study / "trials" / f"{number:06d}" / "student.safetensors"
     shipped = study / "best" / "student.safetensors"
     assert shipped.read_bytes() == weights.read_bytes()
     metrics = json.loads((study / "best" / "metrics.json").read_text())
     told = metrics["accuracy"]
-    place = best["trained"]["trials"].index(best["shipped"])
-    assert told["validation"] == best["trained"]["val"]["values"][place]
-    assert told["test"] == best["trained"]["test"]["values"][place]
-    assert metrics["seeds"]["validation"] == best["trained"]["val"]
+    place = best["trials"].index(number)
+    assert told["validation"] == best["val"]["values"][place]
+    assert told["test"] == best["test"]["values"][place]
+    assert metrics["seeds"]["validation"] == best["val"]
+    assert metrics["is_taught"] is (best["method"] != "none")
     card = (study / "best" / "README.md").read_text()
-    assert f"{100 * best['trained']['test']['mean']:.2f} ± " in card
+    assert f"{100 * best['test']['mean']:.2f} ± " in card
     line = ("distill", "--config", str(study / "best" / "config.yaml"), "--out", str(shell.out))
     name = f"again-{len(list(shell.out.iterdir()))}"
     answer = shell.type(*line, "--name", name)
     assert answer.code == 0, answer
     again = shell.out / name / "best" / "student.safetensors"
     assert again.read_bytes() == shipped.read_bytes()
+
+
+def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> None:
+    """Attention maps weigh so much here that the student learns nothing else; a label does."""
+    space = SPACE.replace("[100.0, 10000.0]", "[1.0e+8, 1.0e+9]").replace("epochs: 1", "epochs: 2")
+    space = re.sub(r"      kd:\n.*\n", "", space)
+    line = ("--name", "control", "--budget-mflops", "1", "--trials", "1")
+    answer = shell.run(*line, space=space)
+    assert answer.code == 0, answer
+    path = shell.out / "control"
+    front = json.loads((path / "front.json").read_text())
+    best = max(front["controls"], key=lambda entry: entry["val"])
+    assert front["best"] == front["front"][0]["trial"] == 0
+    assert front["shipped"] == best
+    assert f"Best: no. {best['trial']}, " in answer.stdout
+    shipped = (path / "best" / "student.safetensors").read_bytes()
+    trained_here = path / "trials" / f"{best['trial']:06d}" / "student.safetensors"
+    assert shipped == trained_here.read_bytes()
+    metrics = json.loads((path / "best" / "metrics.json").read_text())
+    assert metrics["accuracy"] == {"validation": best["val"], "test": best["test"]}
+    assert f"method: {best['config']['method.name']}" in (path / "best/config.yaml").read_text()
+    assert shell.type("status", "control", "--out", str(shell.out)).stdout.count(
+        f"best: no. {best['trial']}, "
+    )
 
 
 def test_a_finished_study_is_refitted_later_without_further_trials(shell: Shell) -> None:

@@ -107,8 +107,8 @@ def test_low_strays_are_outside_the_first_view_only() -> None:
 def test_marks_differ_in_shape_not_in_colour_alone() -> None:
     traces = figure(*make_study(pruned=3)).data  # type: ignore[attr-defined]
     shapes = [(t.marker.symbol, t.marker.size) for t in traces if t.name]
-    assert len(shapes) == len(set(shapes)) == 7
-    assert len({symbol for symbol, _ in shapes}) == 6  # dominated and front: by the line too
+    assert len(shapes) == len(set(shapes)) == 8
+    assert len({symbol for symbol, _ in shapes}) == 7  # dominated and front: by the line too
 
 
 def test_many_marks_are_thinned_evenly() -> None:
