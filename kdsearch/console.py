@@ -44,15 +44,15 @@ def front_table(summary: Summary) -> Table:
     ships = summary.to_ship()
     shipped = "" if ships == summary.best else f" as trial {ships} has trained it, see below"
     table = Table(title=f"Front of {summary.study}: {found}; * is shipped{shipped}")
-    for heading in ("no.", "val", "test", "ms", "MFLOPs", "params"):
+    for heading in ("no.", "val, %", "test, %", "ms", "MFLOPs", "params"):
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
     table.add_column("method")
     for entry in summary.front:
         table.add_row(
             f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
-            f"{100 * entry.val:.2f} %",
-            "-" if entry.test is None else f"{100 * entry.test:.2f} %",
+            f"{100 * entry.val:.2f}",
+            "-" if entry.test is None else f"{100 * entry.test:.2f}",
             _latency(entry),
             "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
             "-" if entry.params is None else f"{entry.params:,}",

@@ -76,16 +76,14 @@ def _accuracy(summary: Summary, best: Entry) -> str:
 
 
 def _why(summary: Summary, best: Entry) -> str:
-    limits = words.limits(summary.budget)
+    limits, of = words.limits(summary.budget), ""
     among = f"within the budget of {limits}" if limits else "with no budget set"
     is_second = best.val < max(entry.val for entry in summary.front)
     if summary.candidates:
-        among += f" of {words.counted(len(summary.candidates), 'candidate')} trained again"
+        of = f" of {words.counted(len(summary.candidates), 'candidate')} trained again"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = best.val < max(means)
-    if is_second:
-        return f"the most accurate whose exported file was {among}"
-    return f"the most accurate {among}"
+    return f"the most accurate{of}{' whose exported file was' if is_second else ''} {among}"
 
 
 def _speed(summary: Summary, best: Entry) -> str:
