@@ -86,6 +86,22 @@ def test_run_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> Non
     assert _studies(shell.out) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (("run", "--refit", "x"), "kdsearch run"),
+        (("measure",), "kdsearch measure"),
+        (("runn",), "kdsearch"),
+    ],
+)
+def test_a_mistake_in_the_options_leads_to_the_help_of_their_command(
+    shell: Shell, line: tuple[str, ...], command: str
+) -> None:
+    answer = shell.type(*line)
+    assert answer.code == 2
+    assert answer.stderr.endswith(f"(see `{command} --help`)\n")
+
+
 DISTILL_MISTAKES = [
     (("--set", "foo"), "--set 'foo': expected student.KNOB=VALUE"),
     (("--set", "student.widht=1"), "did you mean 'width'"),
