@@ -54,6 +54,7 @@ from kdsearch.stopping import Curve
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare
+from kdsearch.targets import target_in
 from kdsearch.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.weights import save_weights
@@ -109,6 +110,7 @@ def run(
         plan.on_ray.share(device)
     request, data, path = _settle(given, out, name, plan.storage)
     watch.note(f"Results go to {path}")
+    target_in(request).rehearse((data.channels, data.size, data.size), watch.note)
     prepared = prepare(request, data, out=out, device=device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
