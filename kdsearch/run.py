@@ -50,6 +50,7 @@ from kdsearch.rungs import Judge, OnRung, foretelling
 from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.stopping import Curve
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
@@ -124,6 +125,7 @@ def run(
         study.note(teacher=teacher, teacher_seconds=seconds)
         study.note(trials=total, flat_after=plan.flat_after)
         refit.ask(study, plan.refit)
+        _tell(watch, refits_to_come(study, total))
         _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
@@ -133,6 +135,7 @@ def run(
                 _engine(study, prepared.bench, watchers, plan, _told_before(study, out)) as engine,
             ):
                 _search(study, prepared.bench, engine, watchers, plan, total=total)
+                _tell(watchers, refits_left(study))
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -146,6 +149,11 @@ def run(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _tell(watch: Watch, lines: Iterator[str]) -> None:
+    for line in lines:
+        watch.note(line)
 
 
 def _settle(
