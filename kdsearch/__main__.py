@@ -61,7 +61,9 @@ def _run(arguments: list[str]) -> int:
     except KDSearchError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (see `kdsearch --help`)", EXIT_REQUEST)
+        context = getattr(error, "ctx", None)  # of the command whose options these were
+        path = context.command_path if context else "kdsearch"
+        return _fail(f"{error.format_message()} (see `{path} --help`)", EXIT_REQUEST)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:

@@ -100,9 +100,9 @@ def _shipped(folder: Path) -> Path:
         if (found / "config.yaml").is_file():
             return found
     message = f"study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
-    kept = _kept(folder)
-    if kept:
-        message += f"; the trials whose weights are kept: {_listed(folder, kept)}"
+    numbers = kept(folder)
+    if numbers:
+        message += f"; the trials whose weights are kept: {_listed(folder, numbers)}"
     raise SpecError(message)
 
 
@@ -116,12 +116,12 @@ def _trial(folder: Path, number: int, storage: str | None = None) -> tuple[Stude
     if not weights.is_file():
         raise SpecError(
             f"study:{folder}#{number}: its weights were not kept (trials on the front "
-            f"keep theirs); those that have them: {_listed(folder, _kept(folder)) or 'none'}"
+            f"keep theirs); those that have them: {_listed(folder, kept(folder)) or 'none'}"
         )
     return _offline(Candidate.from_params(record.params).student), weights
 
 
-def _kept(folder: Path) -> list[int]:
+def kept(folder: Path) -> list[int]:
     """Return the numbers of the trials whose weights are there."""
     return sorted(int(file.parent.name) for file in folder.glob(f"trials/[0-9]*/{_WEIGHTS}"))
 

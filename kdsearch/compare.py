@@ -1,6 +1,7 @@
 """Two studies side by side: their fronts on one axis, hypervolumes from one reference, the spend.
 
 No torch here. Accuracies are those of validation; a study that is running is compared as it stands.
+Latencies of different targets are never held against each other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from kdsearch import pareto
 from kdsearch.errors import SpecError
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study import Study, searched
+from kdsearch.targets import described
 
+_LATENCY = "latency_ms"
 _MARGIN = 0.1  # of a front's extent: without, its two ends would count for nothing
 
 
@@ -43,13 +46,14 @@ class Side:
 class Comparison:
     """Both sides, and what they were held against.
 
-    reference: (accuracy, cost) that hypervolumes count from. differs: what the requests differ in,
-    as it is typed.
+    reference: (accuracy, cost) that hypervolumes count from. targets: what latencies were measured
+    on, in words. differs: what the requests differ in, as it is typed.
     """
 
     axis: str
     reference: tuple[float, float]
     sides: tuple[Side, Side]
+    targets: tuple[str, str]
     differs: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -60,13 +64,20 @@ class Comparison:
 def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
     """Return how two studies compare on a cost.
 
-    axis: `latency_ms`, `flops` or `params`; by default the one that both trade. Raises SpecError
-    where they trade different ones and none is named, and where a study has no complete trial of
-    known cost on it.
+    axis: `latency_ms`, `flops` or `params`; by default the one that both trade, FLOPs instead of
+    latencies of different targets. Raises SpecError where they trade different ones and none is
+    named, for such latencies, and where a study has no complete trial of known cost on it.
     """
-    axis = axis or _shared_axis(one, other)
+    targets = str(described(one.request)), str(described(other.request))
+    axis = axis or _shared_axis(one, other, is_one_target=targets[0] == targets[1])
     if axis not in UNITS:
         raise SpecError(f"--axis {axis!r}: expected one of {', '.join(UNITS)}")
+    if axis == _LATENCY and targets[0] != targets[1]:
+        raise SpecError(
+            f"--axis {axis}: {one.name} was measured on {targets[0]}, {other.name} on "
+            f"{targets[1]}, and what is faster on one may be slower on the other; give --axis "
+            "flops or --axis params"
+        )
     fronts = [_front(study, axis) for study in (one, other)]
     points = [(accuracy, cost) for front in fronts for _, accuracy, cost in front]
     best, cheapest = max(a for a, _ in points), min(c for _, c in points)
@@ -85,6 +96,7 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
         axis=axis,
         reference=reference,
         sides=(sides[0], sides[1]),
+        targets=targets,
         differs=tuple(sorted(one.request.typed(name) for name in changed)),
     )
 
@@ -92,9 +104,11 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
 _Front = tuple[tuple[int, float, float], ...]
 
 
-def _shared_axis(one: Study, other: Study) -> str:
-    axes = one.budget.axis(), other.budget.axis()
-    if axes[0] != axes[1]:
+def _shared_axis(one: Study, other: Study, *, is_one_target: bool) -> str:
+    axes = [one.budget.axis(), other.budget.axis()]
+    if not is_one_target:
+        axes = [axis for axis in axes if axis != _LATENCY] or ["flops"]
+    if axes[0] != axes[-1]:
         raise SpecError(
             f"{one.name} trades {axes[0]} and {other.name} trades {axes[1]}; say which to compare: "
             f"--axis {axes[0]} or --axis {axes[1]}"

@@ -220,6 +220,11 @@ def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
         f"Hypervolume: of the area above {100 * accuracy:.2f} % and below {cost * scale:.3g} "
         f"{unit}, up to the best and the cheapest of both"
     ]
+    if found.targets[0] != found.targets[1]:
+        notes.append(
+            f"Latencies are of different targets and not compared: {one.study} of "
+            f"{found.targets[0]}; {other.study} of {found.targets[1]}"
+        )
     if found.differs:
         notes.append(f"The requests differ in {', '.join(found.differs)}")
     return table, *notes

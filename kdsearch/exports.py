@@ -23,12 +23,13 @@ from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.opening import find_storage, load_study
-from kdsearch.request import Request, read_request, request_of
+from kdsearch.request import Request, read_request, request_of, resume_command
 from kdsearch.rounding import fine_tune
 from kdsearch.ship import candidate_of, pack
 from kdsearch.spec import Candidate
 from kdsearch.targets import target_in
 
+_SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")
 _ASKED = (
     "data",
@@ -80,6 +81,8 @@ def export_study(
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
     request = request_of(asked or {}, _request(path))
+    if trial is None:
+        _require_shipped(path)
     if storage is not None:
         find_storage(path, storage)
     data, found = load_data(request, out)
@@ -165,6 +168,22 @@ def _request(path: Path) -> Request:
         raise SpecError(f"{file} says no request ({error!r}); distil it again") from error
 
 
+def _require_shipped(path: Path) -> None:
+    """Raise StudyError for a study that has not chosen what to ship."""
+    if not (path / "best" / "config.yaml").is_file():
+        numbers = _shown(born_again.kept(path))
+        other = f", or export a trial whose weights are kept: --trial {numbers}" if numbers else ""
+        raise StudyError(
+            f"the study {path.name!r} has not shipped a student yet; `{resume_command(path)}` goes "
+            f"on with it{other}"
+        )
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    """Return the first numbers of trials as alternatives, '' for none."""
+    return " or ".join(map(str, numbers[:_SHOWN])) + (", …" if numbers[_SHOWN:] else "")
+
+
 def _student(earlier: born_again.Earlier, data: ImageData) -> Model:
     if earlier.classes != data.classes:
         raise StudyError(f"the student's classes are not those of {data.name!r}")
@@ -182,10 +201,18 @@ def _pack_trial(
     *,
     storage: str | None,
 ) -> None:
-    """Pack one trial as the best is packed."""
+    """Pack one trial as the best is packed. Raises SpecError for one without weights."""
+    study, numbers = load_study(path, storage), born_again.kept(path)
+    record = next((r for r in study.records() if r.number == number), None)
+    advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
+    if record is None:
+        raise SpecError(f"--trial {number}: the study {path.name!r} has no such trial; {advice}")
+    if (number if record.reused_from is None else record.reused_from) not in numbers:
+        raise SpecError(
+            f"--trial {number}: its weights were not kept (trials on the front keep theirs); "
+            f"{advice}"
+        )
     earlier = born_again.find_student(f"{path}#{number}", data, storage)
-    study = load_study(path, storage)
-    record = next(r for r in study.records() if r.number == number)
     teacher = cast("dict[str, float | None]", study.facts()["teacher"])
     assert record.cost is not None
     assert record.val is not None

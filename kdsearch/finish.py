@@ -21,7 +21,6 @@ from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
 from kdsearch.model import Model
 from kdsearch.refit import (
-    candidates,
     middle,
     missing,
     refit_of,
@@ -129,10 +128,8 @@ def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _S
 
     Where the files of none of them keep the budget, the rest of the front follows.
     """
-    refit, front = refit_of(study), study.front()
-    chosen = ", ".join(str(record.number) for record in candidates(study, refit))
-    watch.note(f"Refits: no. {chosen}, under {refit.seeds} seeds each, and their controls")
-    _train(study, engine, missing(study, refit), watch, best=front[-1])
+    front = study.front()
+    _train(study, engine, missing(study, refit_of(study)), watch, best=front[-1])
     records = {record.number: record for record in study.records()}
     recipes = {
         each.trial: max(each.recipes(), key=lambda recipe: recipe.val.mean)

@@ -138,7 +138,7 @@ class Ledger(Watch):
 
 
 def name_trial(params: Params) -> str:
-    """Return the student's family and the method, as 'resnet + kd', of a refit also its seed."""
+    """Return the student's family and the method, as 'resnet + kd', of a refit '(seed 1)' too."""
     repeat = params.get("train.repeat")
-    seed = f", seed {repeat}" if repeat else ""
+    seed = f" (seed {repeat})" if repeat else ""
     return f"{params.get('student.family', '-')} + {params.get('method.name', 'kd')}{seed}"

@@ -153,9 +153,12 @@ def _telling_to_open(storage: Storage) -> Iterator[None]:
     try:
         yield
     except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
-        advice = "give --storage with the right password, or PGPASSWORD or ~/.pgpass"
+        cause = _cause(error, storage)
+        advice = "are its host, port and database right, and does a server listen there?"
         if storage.is_inside:
             advice = "move it away to start the study again"
         elif storage.url.get_backend_name() == "sqlite":
             advice = "is its folder there, and may you write in it?"
-        raise StudyError(f"cannot open {storage}: {_cause(error, storage)}; {advice}") from error
+        elif "password" in cause:  # so do PostgreSQL and MySQL say that one is missing or wrong
+            advice = "give --storage with the right password, or PGPASSWORD or ~/.pgpass"
+        raise StudyError(f"cannot open {storage}: {cause}; {advice}") from error

@@ -50,10 +50,12 @@ from kdsearch.rungs import Judge, OnRung, foretelling
 from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.stopping import Curve
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare
+from kdsearch.targets import target_in
 from kdsearch.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.weights import save_weights
@@ -109,6 +111,7 @@ def run(
         plan.on_ray.share(device)
     request, data, path = _settle(given, out, name, plan.storage)
     watch.note(f"Results go to {path}")
+    target_in(request).rehearse((data.channels, data.size, data.size), watch.note)
     prepared = prepare(request, data, out=out, device=device, watch=watch)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
@@ -122,6 +125,7 @@ def run(
         study.note(teacher=teacher, teacher_seconds=seconds)
         study.note(trials=total, flat_after=plan.flat_after)
         refit.ask(study, plan.refit)
+        _tell(watch, refits_to_come(study, total))
         _start_from(study, out, watch)
         _keep_teachers(prepared.bench.teachers, request, path / "teacher")
         try:
@@ -131,6 +135,7 @@ def run(
                 _engine(study, prepared.bench, watchers, plan, _told_before(study, out)) as engine,
             ):
                 _search(study, prepared.bench, engine, watchers, plan, total=total)
+                _tell(watchers, refits_left(study))
                 finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -144,6 +149,11 @@ def run(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
                 f"`{resume_command(path)}` goes on"
             ) from None
+
+
+def _tell(watch: Watch, lines: Iterator[str]) -> None:
+    for line in lines:
+        watch.note(line)
 
 
 def _settle(

@@ -25,6 +25,7 @@ from kdsearch.study import Outcome
 from kdsearch.summary import Target
 from kdsearch.taps import bare
 from kdsearch.targets import described, target_in
+from kdsearch.targets.base import Note, Shape
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial
 from kdsearch.weights import fit_weights, read_weights
@@ -64,6 +65,7 @@ def distill(
     data, request = load_data(request, out)
     student = build_student(candidate.student, data)  # its mistakes show before any training
     watch.note(f"Results go to {path}")
+    target_in(request).rehearse(student.preprocess.input_shape, watch.note)
     prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
     build_distiller(candidate, student, prepared.bench)
     watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
@@ -136,7 +138,7 @@ class Measured:
     """What a model costs; flops and params are None for a bare ONNX file."""
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     flops: int | None
     params: int | None
     latency: Latency
@@ -147,16 +149,18 @@ def measure_model(
     spec: StudentSpec,
     request: Request,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
+    note: Note,
     classes: int = 1000,
 ) -> Measured:
     """Return the FLOPs and parameters of a model, and its latency on the request's target.
 
-    spec.family may be a path to a file that the target takes, `.onnx` or `.pt2`, whose latency
-    alone is measured. Raises SpecError for an unknown name and CostError when the model cannot be
-    priced.
+    note: is told what takes time. spec.family may be a path to a file that the target takes,
+    `.onnx` or `.pt2`, whose latency alone is measured. Raises SpecError for an unknown name and
+    CostError when the model cannot be priced.
     """
     name, target = spec.family, target_in(request)
+    target.rehearse(input_shape, note)
     if name.endswith((".onnx", ".pt2")):
         return Measured(
             name=name,

@@ -5,15 +5,18 @@ A study's facts hold one entry a run, so that what was spent before an interrupt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from pydantic import ConfigDict, TypeAdapter
 
+from kdsearch.refit import CONTROLS, candidates, refit_of, trained
 from kdsearch.report import words
-from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study import Study, searched
+from kdsearch.request import Request
+from kdsearch.space import Choice, Constant, Int
+from kdsearch.spec import Candidate, TrainSpec, TrialRecord
+from kdsearch.study import Study, candidate_digest, searched
 
 RUNS = "runs"  # the name of the study's fact
 ENDED, INTERRUPTED, FAILED, KILLED = "ended", "interrupted", "failed", "killed"
@@ -111,3 +114,48 @@ def forecast(records: Sequence[TrialRecord], n_left: int, *, beside: int) -> flo
         return None
     each = sum(record.seconds for record in ended) / len(ended)
     return each * max(0, n_left) / max(1, beside)
+
+
+def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
+    """Say, before a search, how many trainings the refits after it mean at most; if any are."""
+    refit = refit_of(study)
+    if refit.count:
+        most, ways = min(refit.count, n_trials), 1 + len(CONTROLS)
+        count = most * refit.seeds * ways
+        epochs = refit.epochs or _most_epochs(study.request)
+        yield _plain(
+            f"The search is followed by up to {words.counted(count, 'refit')}, "
+            f"{words.counted(count * epochs, 'epoch')}: {words.counted(most, 'candidate')} x "
+            f"{words.counted(refit.seeds, 'seed')} x {ways}, each beside its controls "
+            f"({', '.join(CONTROLS)})"
+        )
+
+
+def refits_left(study: Study) -> Iterator[str]:
+    """Say, after a search, how many trainings its refits are; an equal one is trained once."""
+    refit = refit_of(study)
+    chosen = candidates(study, refit)
+    asked = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
+    epochs = {candidate_digest(params): planned_epochs(params) for params in asked}
+    if epochs:
+        there = sum(record.reused_from is None for record in trained(study))
+        told = f"; {there:,} of them are there already" if there else ""
+        yield _plain(
+            f"Refits begin: {words.counted(len(epochs) * refit.seeds, 'training')}, "
+            f"{words.counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of no. "
+            f"{', '.join(str(record.number) for record in chosen)} and their controls{told}"
+        )
+
+
+def _most_epochs(request: Request) -> int:
+    """Return the most epochs that a training of the search may have."""
+    dim = request.search_space().dims.get("train.epochs")
+    if isinstance(dim, Int):
+        return dim.high
+    if isinstance(dim, Choice):
+        return max(cast("tuple[int, ...]", dim.options))
+    return cast("int", dim.value) if isinstance(dim, Constant) else TrainSpec().epochs
+
+
+def _plain(text: str) -> str:
+    return text.replace(words.SPACE, " ")

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from table_study import REQUEST, opened, run_to
 
 from kdsearch.compare import compare
+from kdsearch.console import comparison_table
 from kdsearch.errors import SpecError
 from kdsearch.opening import load_study
 from kdsearch.request import Request
@@ -81,6 +83,30 @@ def test_studies_that_trade_different_costs_need_an_axis(fast_path: Path) -> Non
     assert set(found.differs) == {"--budget-mflops", "--budget-ms", "--seed"}
     with pytest.raises(SpecError, match="expected one of latency_ms, flops, params"):
         compare(one, other, axis="watts")
+
+
+@pytest.mark.parametrize("other", [{"target": "openvino"}, {"threads": 2}, {"batch": 8}])
+def test_latencies_of_different_targets_are_not_compared(
+    fast_path: Path, other: dict[str, Any]
+) -> None:
+    timed = replace(REQUEST, budget_mflops=None, budget_ms=9.0)
+    (changed,) = other
+    one = study_of(fast_path / f"on cpu, not {changed}", [(0.5, 2), (0.6, 4)], timed)
+    two = study_of(fast_path / f"by {changed}", [(0.7, 2)], replace(timed, **other))
+
+    found = compare(one, two)
+    assert found.axis == "flops"
+    _, *notes = comparison_table(found)
+    (told,) = (note for note in notes if "Latencies are of different targets" in note)
+    assert all(target in told for target in found.targets)
+    with pytest.raises(SpecError, match="give --axis flops or --axis params"):
+        compare(one, two, axis="latency_ms")
+    by_params = study_of(
+        fast_path / f"params, {changed}",
+        [(0.7, 2)],
+        replace(timed, **other, budget_ms=None, budget_mparams=9.0),
+    )
+    assert compare(one, by_params).axis == "params"
 
 
 def test_a_study_with_nothing_complete_is_refused(fast_path: Path) -> None:

@@ -21,6 +21,7 @@ from kdsearch.report import tables
 from kdsearch.report.marks import sort_out
 from kdsearch.report.verdict import verdict
 from kdsearch.request import Request
+from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.spread import Gain, Spread, gains, spreads
 from kdsearch.status import status
 from kdsearch.study import Asked, Outcome, Study, searched
@@ -319,3 +320,24 @@ def test_what_is_shipped_of_a_control_is_said(study: Study) -> None:
     assert f"(by kd; no. {first.trial} of the front)" in said
     (row,) = (row for row in tables.candidates(summary).rows if "to ship" in row[0])
     assert row[0] == "its control, kd, to ship"
+
+
+def test_what_refits_mean_is_told_before_the_search_and_before_they_begin(fast_path: Path) -> None:
+    """3 candidates x 1000 seeds x 3 are 9000 at most, of 10 epochs as by default."""
+    begun(fast_path / "foretold")
+    with opened(fast_path / "foretold", REQUEST) as study:
+        assert list(refits_to_come(study, 12)) == list(refits_left(study)) == []
+        ask(study, Refit(count=3, seeds=1000))
+        (line,) = refits_to_come(study, 12)
+        assert "up to 9,000 refits, 90,000 epochs: 3 candidates x 1,000 seeds x 3" in line
+        (line,) = refits_to_come(study, 2)  # a front has no more than there are trials
+        assert "up to 6,000 refits, 60,000 epochs: 2 candidates" in line
+
+        asked = Refit(count=2, seeds=2, epochs=7)
+        ask(study, asked)
+        total = len(list(missing(study, asked)))
+        (line,) = refits_left(study)
+        assert f"Refits begin: {total} trainings, {7 * total} epochs, of no. " in line
+        refitted(study, asked)
+        (line,) = refits_left(study)
+        assert line.endswith(f"; {total} of them are there already")

@@ -18,7 +18,7 @@ from postgres import PASSWORD, QUOTED
 from table_study import REQUEST, run_to, tell_next
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.opening import load_each, load_study, open_study
+from kdsearch.opening import load_each, load_study, open_study, reach
 from kdsearch.request import Request, read_request
 from kdsearch.storage import inside, kept_url, read_url, shown, storage_of
 from kdsearch.study import Study
@@ -106,6 +106,32 @@ def test_libpqs_own_password_opens_a_study_without_the_flag(
         load_study(path)
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     assert len(load_study(path).records()) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:s3cret@no-such-host.invalid/db", "failed to resolve host"),
+        ("postgresql://me:s3cret@127.0.0.1:1/db", "Connection refused"),
+    ],
+)
+def test_what_cannot_be_reached_is_told_without_a_word_of_passwords(
+    url: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match=f"{told}.*are its host, port and database right") as said:
+        reach(tmp_path / "far", in_database(url, "far"), url)
+    assert "password" not in str(said.value).lower()
+
+
+def test_a_server_that_refuses_is_told_by_what_it_refuses(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    wrong = postgres_url.replace(QUOTED, "wr0ng")
+    with pytest.raises(StudyError, match=r"authentication failed.*the right password"):
+        reach(tmp_path / "wrong", in_database(wrong, "wrong"), wrong)
+    none = postgres_url.replace("/postgres?", "/nodb?")
+    with pytest.raises(StudyError, match=r"\"nodb\" does not exist; are its host, port and data"):
+        reach(tmp_path / "none", in_database(none, "none"), none)
 
 
 def test_a_study_is_nobody_elses_of_the_same_name() -> None:

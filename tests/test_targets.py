@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -77,8 +78,9 @@ def test_the_targets_are_these() -> None:
 def test_an_unknown_target_is_refused_with_those_there_are() -> None:
     with pytest.raises(SpecError, match=r"unknown --target 'cpuu' \(did you mean 'cpu'\?\); known"):
         target_of("cpuu")
-    with pytest.raises(SpecError, match=r"--target 'cm:python': expected one of"):
-        target_of("cm:python")
+    for wrong in ("nonsense", "cm:python"):
+        with pytest.raises(SpecError, match=f"unknown --target '{wrong}'; known: cmd:COMMAND, cpu"):
+            target_of(wrong)
     with pytest.raises(SpecError, match="only cmd takes what stands after a colon"):
         target_of("cpu:0").require()
 
@@ -196,6 +198,24 @@ def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told:
         target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert ("no device" in str(error.value)) == ("no device" in script)
+
+
+def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Path) -> None:
+    script = TIMING.replace("os, sys, time\n", "os, sys, time; time.sleep(0.2)\n")
+    told: list[str] = []
+    target_of(command(tmp_path, script), batch=2).rehearse((3, 16, 16), told.append)
+
+    first, then = told
+    assert first.startswith("Trying --target cmd:")
+    found = re.fullmatch(r"It answered after (.+) s; a network is measured by 3 to 6 such .*", then)
+    assert found is not None
+    assert float(found[1]) >= 0.2
+
+
+def test_a_command_that_fails_its_rehearsal_is_refused_with_what_it_said(tmp_path: Path) -> None:
+    target = target_of(command(tmp_path, "raise SystemExit('adb: no devices')"))
+    with pytest.raises(SpecError, match=r"(?s)small ONNX file of 1x8x8: .*ended with 1.*adb: no d"):
+        target.rehearse((1, 8, 8), lambda _: None)
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from table_study import REQUEST, look_up, opened
 
-from kdsearch.study import Study
+from kdsearch.spec import Cost
+from kdsearch.study import Outcome, Study
 from kdsearch.terminal import StudyConsole
 from kdsearch.trainer import Epoch
 
@@ -58,6 +59,17 @@ def test_nothing_is_wider_than_a_narrow_terminal(fast_path: Path) -> None:
     text = shown(fast_path / "narrow", width=60, is_terminal=True)
     assert all(len(line) <= 60 for line in text.splitlines())
     assert "3/12" in text
+
+
+def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path) -> None:
+    out = io.StringIO()
+    watch = StudyConsole(console=Console(file=out, width=200))
+    with opened(fast_path / "refit") as study:
+        watch.search([], 1, budget=REQUEST.budget)
+        asked = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
+        cost = Cost(flops=2_000_000, params=2000)
+        watch.trial(study.tell(asked, Outcome(state="complete", cost=cost, val=0.1448)), None)
+    assert " (seed 1) 14.48 % at 2 MFLOPs" in out.getvalue()
 
 
 def test_no_terminal_gets_a_line_a_trial_and_one_forecast(fast_path: Path) -> None:

@@ -220,10 +220,15 @@ def measure(
     from kdsearch.request import request_of
     from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
+    from kdsearch.terminal import StudyConsole
 
-    spec = Candidate.from_params(params).student
-    request = request_of(only_given(target=target, threads=threads, batch=batch))
-    found = measure_model(spec, request, input_shape=shape, classes=classes)
+    found = measure_model(
+        Candidate.from_params(params).student,
+        request_of(only_given(target=target, threads=threads, batch=batch)),
+        input_shape=shape,
+        note=StudyConsole(quiet=as_json).note,
+        classes=classes,
+    )
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return

@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from kdsearch.report import trials
+from kdsearch.report import trials, words
 from kdsearch.report.tables import Table
 from kdsearch.spec import TrialRecord
+
+_KINDS = ("trial", "turned-away draw", "control", "refit", "refitted control")
 
 
 def escape(text: str) -> str:
@@ -35,7 +38,8 @@ def listed(texts: Sequence[str]) -> str:
 
 def table(content: Table) -> str:
     """Return a table in a region that scrolls sideways."""
-    title = f"<caption>{escape(content.caption)}</caption>" if content.caption else ""
+    # The span is as wide as the screen at most, where the table is wider.
+    title = f"<caption><span>{escape(content.caption)}</span></caption>" if content.caption else ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in content.head)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -88,7 +92,7 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
     return (
         '<div class="choice"><label for="filter">Filter</label><input type="search" id="filter" '
         'placeholder="such as: resnet complete" autocomplete="off" spellcheck="false">'
-        '<span id="shown" aria-live="polite"></span></div>'
+        f'<span id="shown" aria-live="polite">{_counted(records)}</span></div>'
         '<div class="wide tall" tabindex="0" role="region" aria-label="every trial">'
         '<table class="sortable" aria-label="every trial; the buttons in the header sort">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
@@ -96,6 +100,15 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
         '<button type="button">Close</button></dialog>'
         + data("trials", trials.payload(records, best))
     )
+
+
+def _counted(records: Sequence[TrialRecord]) -> str:
+    """Say what the rows are: trials of the search, and what was trained outside it."""
+    kinds = Counter(
+        record.kind or ("turned-away draw" if record.turned_away else "trial") for record in records
+    )
+    told = ", ".join(words.counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
+    return f"{words.counted(len(records), 'row')}: {told}" if len(kinds) > 1 else told
 
 
 def _trial(record: TrialRecord, best: int | None) -> str:

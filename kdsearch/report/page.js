@@ -109,6 +109,8 @@ const dialog = document.getElementById("detail");
 const trials = table ? read("trials") : { columns: [], trials: [] };
 const heads = table ? [...table.tHead.rows[0].cells] : [];
 const choices = trials.columns.length; // the cell behind the columns holds the trial's choices
+const shown = document.getElementById("shown");
+const counted = shown?.textContent; // what the rows are, when all are there
 let order = trials.trials;
 
 function detail(number) {
@@ -151,8 +153,7 @@ function restart() {
   more(STEP);
   table.parentElement.scrollTop = 0;
   const all = trials.trials.length;
-  document.getElementById("shown").textContent =
-    order.length === all ? `${all} trials` : `${order.length} of ${all} trials`;
+  shown.textContent = order.length === all ? counted : `${order.length} of ${all} rows`;
 }
 
 function sort(index, direction) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 from kdsearch.request import Request
 from kdsearch.summary import Target as Described
@@ -24,10 +24,11 @@ TARGETS: Registry[Target] = Registry(
 def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
     """Return the target that `cpu`, `cmd:COMMAND` and so on name. Raises SpecError."""
     name, _, command = text.partition(":")
-    if name not in TARGETS.names() and command:
+    if name not in TARGETS.names():
+        known = ["cmd:COMMAND" if known == "cmd" else known for known in TARGETS.names()]
         raise SpecError(
-            f"--target {text!r}: expected one of {', '.join(TARGETS.names())}, and after cmd: the "
-            "command that gets the ONNX file"
+            f"unknown --target {text!r}{did_you_mean(name, known)}; known: {', '.join(known)}, "
+            "where COMMAND gets the ONNX file and prints milliseconds"
         )
     return TARGETS.get(name)(threads=threads, batch=batch, command=command)
 

@@ -17,6 +17,7 @@ from kdsearch.errors import CostError, SpecError
 from kdsearch.timing import Patience, Round
 
 Shape: TypeAlias = tuple[int, int, int]
+Note: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,13 @@ class Target(ABC):
             runtimes.require(self.takes[0])
         except runtimes.Unavailable as error:
             raise SpecError(f"--target {self.name}: {error}") from error
+
+    def rehearse(self, shape: Shape, note: Note) -> None:
+        """Try what `require` cannot tell, before anything is trained; here nothing.
+
+        shape: of the images. note: is told what takes time. Raises SpecError.
+        """
+        del shape, note
 
     @property
     def name(self) -> str:

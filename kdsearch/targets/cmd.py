@@ -14,10 +14,14 @@ import shutil
 import signal
 import statistics
 import subprocess
+import time
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kdsearch.errors import CostError, SpecError
-from kdsearch.targets.base import Asked, Kept, Target
+from kdsearch.targets._chain import chain
+from kdsearch.targets.base import Asked, Kept, Note, Shape, Target
 from kdsearch.timing import Patience, Round
 
 _TIMEOUT_SECONDS = 600.0
@@ -45,6 +49,26 @@ class Cmd(Target):
                 f"--target cmd:{self.command}: there is no program {argv[0]!r}; give its path"
             )
 
+    def rehearse(self, shape: Shape, note: Note) -> None:
+        """Run the command once, on a convolution. Raises SpecError with what it said."""
+        note(f"Trying --target cmd:{self.command} on a small ONNX file")
+        began = time.perf_counter()
+        channels, side, _ = shape
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "student.onnx"
+            file.write_bytes(chain(1, channels=channels, side=side))
+            try:
+                self._ask(Asked(file=file, shape=shape))
+            except CostError as error:
+                of = "x".join(map(str, shape))
+                raise SpecError(
+                    f"--target cmd fails on a small ONNX file of {of}: {error}"
+                ) from error
+        note(
+            f"It answered after {time.perf_counter() - began:.1f} s; a network is measured by "
+            f"{self.patience.at_least} to {self.patience.at_most} such runs"
+        )
+
     def version(self) -> str:
         """Return nothing: what the command runs is its own."""
         return ""
@@ -52,6 +76,9 @@ class Cmd(Target):
     def take(self, asked: Asked, kept: Kept) -> Round:
         """Return the median of what the command prints."""
         del kept
+        return self._ask(asked)
+
+    def _ask(self, asked: Asked) -> Round:
         settings = {
             "KDSEARCH_INPUT": "x".join(map(str, asked.shape)),
             "KDSEARCH_DTYPE": asked.dtype,

@@ -86,6 +86,34 @@ def test_run_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> Non
     assert _studies(shell.out) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (("run", "--refit", "x"), "kdsearch run"),
+        (("measure",), "kdsearch measure"),
+        (("runn",), "kdsearch"),
+    ],
+)
+def test_a_mistake_in_the_options_leads_to_the_help_of_their_command(
+    shell: Shell, line: tuple[str, ...], command: str
+) -> None:
+    answer = shell.type(*line)
+    assert answer.code == 2
+    assert answer.stderr.endswith(f"(see `{command} --help`)\n")
+
+
+@pytest.mark.parametrize("line", [("run",), ("distill",), ("measure", "timm:resnet18")])
+def test_a_command_that_cannot_measure_is_refused_before_anything_is_made(
+    shell: Shell, tmp_path: Path, line: tuple[str, ...]
+) -> None:
+    out = () if line[0] == "measure" else ("--out", str(tmp_path / "new"))
+    answer = shell.type(*line, *out, "--target", "cmd:sh -c 'echo no board >&2; exit 3'")
+    assert answer.code == 2
+    assert "ended with 3\n  no board\n" in answer.stderr
+    assert "eacher" not in answer.stdout
+    assert not (tmp_path / "new" / ".cache" / "teachers").exists()
+
+
 DISTILL_MISTAKES = [
     (("--set", "foo"), "--set 'foo': expected student.KNOB=VALUE"),
     (("--set", "student.widht=1"), "did you mean 'width'"),

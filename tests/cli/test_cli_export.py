@@ -218,7 +218,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
         ),
         (["exporting", "--format", "onnx,,"], "a name is missing beside a comma"),
         (["exporting", "--max-drop", "2"], "expected a fraction from 0 to 1"),
-        (["exporting", "--trial", "999"], "the study has no such trial"),
+        (["exporting", "--trial", "999"], "the study 'exporting' has no such trial; give --trial "),
         (["exporting", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
         (["nothing-here"], "there is nothing to export at"),
         (["../x"], "a study's name starts with"),
@@ -228,3 +228,30 @@ def test_what_cannot_be_exported_is_said(
     study: Path, shell: Shell, arguments: list[str], message: str
 ) -> None:
     assert message in shell.refused("export", *arguments)
+
+
+def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(
+    study: Path, shell: Shell
+) -> None:
+    there = {int(file.parent.name) for file in study.glob("trials/*/student.safetensors")}
+    records = load_study(study).records()
+    number = next(r.number for r in records if r.number not in there and r.reused_from is None)
+
+    told = shell.refused("export", "exporting", "--trial", str(number))
+
+    assert f"--trial {number}: its weights were not kept" in told
+    named = told.rpartition("give --trial ")[2].strip()
+    assert {int(word) for word in named.split(" or ")} == there
+    assert str(study) not in told
+
+
+def test_a_study_that_has_shipped_nothing_says_how_it_goes_on(study: Path, shell: Shell) -> None:
+    (study / "best").rename(study / "set-aside")
+    try:
+        told = shell.refused("export", "exporting")
+    finally:
+        (study / "set-aside").rename(study / "best")
+
+    assert "the study 'exporting' has not shipped a student yet" in told
+    assert f"`kdsearch run --name exporting --out {shell.out}` goes on with it" in told
+    assert "or export a trial whose weights are kept: --trial " in told

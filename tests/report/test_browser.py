@@ -79,7 +79,7 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
     assert outside == [path.as_uri()]
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [375, 1200])
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -98,6 +98,9 @@ def test_nothing_is_wider_than_the_screen(
     opened.settle()
     page = opened.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for caption in page.locator("caption span").all():  # wraps, however wide its table is
+        box = caption.bounding_box()
+        assert box is None or 0 <= box["x"] < box["x"] + box["width"] <= width
     for figure in page.locator(".figure").all():
         box = figure.bounding_box()
         assert 0 <= box["x"] < box["x"] + box["width"] <= width
@@ -227,8 +230,12 @@ def _check_filter(page: Any, study: Study) -> None:
     assert 0 < len(wanted) < 6
     numbers = page.locator(".sortable tbody td:first-child").all_text_contents()
     assert set(numbers) == wanted
-    assert page.locator("#shown").inner_text() == f"{len(wanted)} of {len(study[1])} trials"
+    shown = page.locator("#shown")
+    assert shown.inner_text() == f"{len(wanted)} of {len(study[1])} rows"
     page.locator("#filter").fill("")
+    rows = len(study[1])
+    counted = shown.inner_text().replace("\u00a0", " ")
+    assert counted == f"{rows} rows: {rows - 2} trials, 2 controls"
 
 
 def _check_details(page: Any, study: Study) -> None:
