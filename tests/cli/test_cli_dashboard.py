@@ -41,7 +41,7 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_asks_nobody_else(
 ) -> None:
     answer = shell.run("--name", "seen", "--budget-mflops", "0.05", "--trials", "3")
     assert answer.code == 0, answer
-    best = json.loads((shell.out / "seen" / "front.json").read_text())["best"]
+    shipped = json.loads((shell.out / "seen" / "front.json").read_text())["shipped"]["trial"]
     said: list[str] = []
     asked: list[str] = []
     browser_context.on("request", lambda request: asked.append(request.url))
@@ -61,7 +61,7 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_asks_nobody_else(
         assert "Objective Y: flops" in shown
         page.screenshot(path=tmp_path / "study.png", full_page=True)
         page.goto(f"{page.url}/note")
-        page.get_by_text(f"Ship trial {best}").wait_for()
+        page.get_by_text(f"Ship trial {shipped}").wait_for()
         page.get_by_text("of validation accuracy against the same student").first.wait_for()
         page.screenshot(path=tmp_path / "note.png", full_page=True)
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(address).netloc}
