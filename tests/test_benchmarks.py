@@ -18,6 +18,7 @@ from benchmarks import (
     formulas,
     input_pipeline,
     input_share,
+    int8_training,
     latency_holds,
     live_teacher,
     method_cost,
@@ -43,6 +44,7 @@ from kdsearch.data.views import to_input
 from kdsearch.methods.base import Setting
 from kdsearch.model import Model
 from kdsearch.opening import open_study
+from kdsearch.request import Request
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.step import Average
 from kdsearch.study import Outcome
@@ -421,3 +423,29 @@ def test_a_spread_that_holds_is_told_from_one_that_does_not():
     assert held[3].facts["half_width_points"] > 1.3 * held[2].facts["half_width_points"]
     results[:, 3] += 0.2  # another seed that no interval foretells
     assert refit_holds.rows(results, 400)[0].measured.median == 0
+
+
+def test_an_int8_file_is_held_against_fp32_image_by_image():
+    resnet = ("resnet", {"width": 0.125, "depth": 3}, {"lr": 0.1})
+    request = Request(data="digits", teacher_epochs=1)
+    plain, trained = int8_training.measure(request, [resnet], epochs=1, images=100)
+    assert (plain.case, trained.case) == ("resnet 0.125, as it is", "resnet 0.125, trained")
+    for row in (plain, trained):
+        facts = row.facts
+        lost = facts["only_fp32_right"] - facts["right_unlike_fp32"]
+        assert facts["of"] == 100
+        assert row.measured.median == pytest.approx(lost)
+        assert facts["fp32_val"] - facts["val"] == pytest.approx(lost)
+        assert facts["as_its_fp32"] > 0.9
+        assert facts["as_while_training"] > 0.9
+    won = trained.facts["right_unlike_plain"] - trained.facts["only_plain_right"]
+    assert trained.facts["val"] - plain.facts["val"] == pytest.approx(won)
+
+
+def test_the_points_an_int8_file_lost_have_the_error_of_a_paired_difference():
+    whole = np.array([True] * 8 + [False] * 8)
+    ours = np.array([True] * 4 + [False] * 12)
+    row = int8_training._row("a", whole, ours, {})
+    # 4 of 16 lost: 25 points; sqrt(1/4 * 3/4) / sqrt(16) = 10.825 points.
+    assert (row.measured.median, row.measured.high) == (25.0, 35.825)
+    assert not row.is_met

@@ -1,6 +1,7 @@
 """ONNX in 8 bits, static: weights per channel, activations per tensor (QDQ).
 
-The ranges of activations are what 99.999 % of their values on training images lie in.
+The ranges of activations are what 99.999 % of their values on training images lie in. Rounded is
+what convolutions and matrix products read and give; norms, softmax and sums of tokens are not.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class OnnxInt8(Format):
         path.write_bytes(proto.SerializeToString())
 
 
+# Sums, norms and softmax rounded too, a deit of .46 on CIFAR-10 answered 87 of 2,000 images unlike
+# its network, 40 without. Convolutions' sums stand between rounded tensors either way.
+_ROUNDED = ("Conv", "Gemm", "MatMul", "Relu", "Clip")
+
+
 def _quantise(folded: Path, path: Path, images: Iterable[Tensor]) -> None:
     (model_input,) = onnx.load(folded, load_external_data=False).graph.input
     quantize_static(
@@ -58,8 +64,11 @@ def _quantise(folded: Path, path: Path, images: Iterable[Tensor]) -> None:
         path,
         _Images(model_input.name, images),
         quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(_ROUNDED),
+        # Per tensor, three nets with depthwise convolutions lost 16 to 39 points; so none.
         per_channel=True,
-        activation_type=QuantType.QInt8,
+        # The levels of int8; x86 ran seven students at 1.0 to 4.1 times the speed of int8's files.
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.Percentile,
         # One batch at a time: the outputs of every operator are in memory until they are counted.
