@@ -42,8 +42,9 @@ def front_table(summary: Summary) -> Table:
     """Return the front as a table, cheapest first; the best is marked."""
     found = f"{len(summary.front)} of {_trials(summary)} trials"
     ships = summary.to_ship()
-    shipped = "" if ships == summary.best else f" as trial {ships} has trained it, see below"
-    table = Table(title=f"Front of {summary.study}: {found}; * is shipped{shipped}")
+    shipped = "is shipped" if summary.shipped else "is the best so far"
+    shipped += "" if ships == summary.best else f" as trial {ships} has trained it, see below"
+    table = Table(title=f"Front of {summary.study}: {found}; * {shipped}")
     for heading in ("no.", "val, %", "test, %", "ms", "MFLOPs", "params"):
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")

@@ -76,7 +76,9 @@ class Status:
         if self.hypervolumes:
             trend = " ".join(f"{share:.1%}" for share in self.hypervolumes)
             told.append(f"hypervolume, of what it is now: {trend}")
-        left = "" if self.seconds_left is None else f", about {_time(self.seconds_left)} left"
+        left = f", about {_time(self.seconds_left)} left" if self.seconds_left else ""
+        if self.seconds_left == 0:
+            left = "; controls or refits, the test split and the export are what is left"
         told.append(f"{_time(self.seconds_spent)} spent{left}")
         if self.state != RUNNING:
             told.append(f"go on: {self.resume}")

@@ -150,7 +150,8 @@ class StudyConsole(Watch):
             n_left = self._total - len(self._ended)
             if n_left > 0:
                 self.note(
-                    f"About {_time(left)} for {n_left} more trials ({self._beside} at a time); "
+                    f"About {_time(left)} for {n_left} more trial{'s' if n_left > 1 else ''} "
+                    f"({self._beside} at a time); "
                     "none begins after a --time-limit"
                 )
 

@@ -102,7 +102,7 @@ def _table(found: Exported) -> Table:
     table = Table(
         title="Files, each measured as itself",
         caption="drop: points of validation accuracy; same: equal predictions; ms: where 95 % of "
-        "processes find it; * fastest that fits",
+        "processes find it; * fastest of these that fits",
     )
     table.add_column("file", no_wrap=True)
     for heading in ("MB", "val, %", "drop", "same, %", "ms", "fits"):

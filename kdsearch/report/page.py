@@ -219,7 +219,7 @@ def _mattered(
         + markup.figure(
             f"slice-{i}",
             slices.slice_of(
-                records, name, best=summary.best, metric=summary.metric
+                records, name, best=summary.to_ship(), metric=summary.metric
             ).to_plotly_json(),
             f"validation {summary.metric} against {name}",
         )

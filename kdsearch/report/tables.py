@@ -60,6 +60,13 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
             )
         ),
     ]
+    own = summary.shipped
+    if recipe is not None and own is not None:
+        split = (("validation", own.val), ("test", own.test))
+        rows += [
+            (f"{name} {summary.metric} of trial {own.trial} itself", words.percent(val), "", "")
+            for name, val in split
+        ]
     caption = f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}"
     if recipe is not None:
         seeds = words.counted(len(recipe.trials), "seed")

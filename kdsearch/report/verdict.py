@@ -8,12 +8,18 @@ from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.summary import Entry, Summary
 
+_UNSHIPPED = (
+    "Nothing has been shipped yet: controls, the test split and the exported file are still to "
+    "come, by the command at the end of this page."
+)
+
 
 def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in one sentence, and the next step where there is none."""
     best = summary.stated_best()
     if best is not None:
-        return _ship(summary, best)
+        told = _ship(summary, best)
+        return told if summary.shipped else f"{_UNSHIPPED} {told}"
     if not records:
         return (
             "Nothing to ship: no trial has been run yet. Run the command at the end of this page."
@@ -45,8 +51,9 @@ def _ship(summary: Summary, best: Entry) -> str:
         )
         if reference and (text := words.compared(value, reference))
     ]
+    verb = "Ship" if summary.shipped else "The best so far is"
     return (
-        f"Ship trial{words.SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
+        f"{verb} trial{words.SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
         f"{_accuracy(summary, best)}{test}, "
         f"{_speed(summary, best)}; "
         f"it has {' and '.join(against)} than the teacher {teacher.name}, "

@@ -31,7 +31,7 @@ class Axis:
 
 AXES = {
     "latency_ms": Axis(title="latency, ms", unit="ms", name="latency"),
-    "flops": Axis(title="multiply-adds of one image", unit="FLOPs", name="FLOPs"),
+    "flops": Axis(title="multiply-adds", unit="FLOPs", name="FLOPs"),
     "params": Axis(title="parameters", unit="parameters", name="parameters"),
 }
 
@@ -195,7 +195,7 @@ def trial(number: int, params: Params) -> str:
 def shipping(summary: Summary, number: int) -> str:
     """Return 'to ship' of that training, what becomes of the front's best where another is."""
     if number == summary.to_ship():
-        return "to ship"
+        return "to ship" if summary.shipped else "the best so far"
     if number != summary.best:
         return ""
     return f"its student ships, as trained in {summary.to_ship()}"
@@ -241,7 +241,8 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if counts.reused:
         text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
     if counts.turned_away:
-        text += f" {counts.turned_away:,} more draws were over the budget and turned away untried."
+        were = "draw was" if counts.turned_away == 1 else "draws were"
+        text += f" {counts.turned_away:,} more {were} over the budget and turned away untried."
     return text
 
 

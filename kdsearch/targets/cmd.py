@@ -25,7 +25,7 @@ from kdsearch.targets.base import Asked, Kept, Note, Shape, Target
 from kdsearch.timing import Patience, Round
 
 _TIMEOUT_SECONDS = 600.0
-_SHOWN_LINES = 5
+_SHOWN_LINES, _SHOWN = 5, 200  # lines of what it complained of; characters
 
 
 class Cmd(Target):
@@ -90,11 +90,15 @@ class Cmd(Target):
             raise self._error(f"ended with {status}", err)
         try:
             times = [float(word) for word in out.split()]
-        except ValueError as error:
-            raise self._error(f"printed more than milliseconds: {error}", err) from None
+        except ValueError:
+            times = []
         if not times or not all(0 < ms < math.inf for ms in times):
-            shown = " ".join(out.split())[:80] or "nothing"
-            raise self._error(f"printed {shown}; expected milliseconds above 0", err)
+            shown = repr(_clipped(" ".join(out.split()))) if out.split() else "nothing"
+            raise self._error(
+                f"was given the ONNX file as its last argument and printed {shown}; expected "
+                "milliseconds above 0 and nothing else",
+                err,
+            )
         return Round(ms=statistics.median(times))
 
     def _run(self, argv: list[str], settings: dict[str, str]) -> tuple[str, str, int]:
@@ -124,8 +128,12 @@ class Cmd(Target):
         return out, err, process.returncode
 
     def _error(self, what: str, err: str) -> CostError:
-        lines = err.strip().splitlines()[-_SHOWN_LINES:]
+        lines = [_clipped(line) for line in err.strip().splitlines()[-_SHOWN_LINES:]]
         return CostError("\n  ".join([f"the command {self.command!r} {what}", *lines]))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

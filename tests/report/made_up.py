@@ -89,6 +89,7 @@ def make_study(
         front=tuple(_entry(record) for record in chosen),
         controls=tuple(_entry(record) for record in beside),
         best=None if best is None else best.number,
+        shipped=None if best is None else _entry(best),
         seconds=Seconds(teacher=42.0, search=1210.0, refit=305.5),
     )
     return summary, records + beside

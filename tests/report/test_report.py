@@ -13,7 +13,7 @@ from made_up import LIMIT_MS, Study, importances, make_study
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import StudyError
-from kdsearch.report import render, words, write
+from kdsearch.report import render, tables, words, write
 from kdsearch.spec import Budget, Cost
 from kdsearch.summary import TeacherEntry
 
@@ -116,7 +116,7 @@ def test_the_result_is_told_with_units() -> None:
     teacher = TeacherEntry(
         name="resnet34", val=0.978, test=None, flops=321_000_000, params=2_720_000, latency_ms=None
     )
-    summary = replace(summary, front=(best,), teacher=teacher)
+    summary = replace(summary, front=(best,), shipped=best, teacher=teacher)
     text = text_of(html_of((summary, records)))
     assert f"Ship trial {best.trial}, a resnet student, the most accurate within the budget" in text
     assert "budget of 2 ms: 97.31 % validation accuracy" in text
@@ -320,3 +320,14 @@ def test_the_report_needs_neither_torch_nor_optuna() -> None:
     code = "import kdsearch.report, sys; print({'torch', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_has_not_been_shipped_is_not_said_to_ship() -> None:
+    summary, records = make_study()
+    summary = replace(summary, shipped=None)
+    text = text_of(html_of((summary, records)))
+    assert "Nothing has been shipped yet: controls" in text
+    assert f"The best so far is trial {summary.best}" in text
+    assert "Ship trial" not in text
+    assert f"trial {summary.best} (" in text
+    assert "the best so far" in tables.front(summary).rows[-2 - len(summary.shelf)][0]
