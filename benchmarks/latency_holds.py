@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 from kdsearch import students
 from kdsearch.export.onnx import for_pricing
+from kdsearch.json_cache import processor
 from kdsearch.latency import LatencyCache
-from kdsearch.measured import processor
 from kdsearch.spec import StudentSpec
 from kdsearch.timing import Latency
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.measured import Measured, processor
+from kdsearch.json_cache import Measured, processor
 from kdsearch.targets import target_for, target_of
 from kdsearch.targets.base import Asked, Reference, Shape, Target
 from kdsearch.timing import Latency, settle

@@ -17,7 +17,7 @@ import torch
 from kdsearch.data.base import ImageData
 from kdsearch.distiller import Distiller, Side
 from kdsearch.graph import own_stream
-from kdsearch.measured import Measured, processor
+from kdsearch.json_cache import Measured, processor
 from kdsearch.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Execution, Session, Step

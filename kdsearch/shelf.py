@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdsearch.cost import count
 from kdsearch.errors import KDSearchError
-from kdsearch.measured import Measured
+from kdsearch.json_cache import Measured
 from kdsearch.spec import StudentSpec
 from kdsearch.summary import ShelfEntry
 from kdsearch.trial import Bench, build_student, latency_of

@@ -22,8 +22,8 @@ from kdsearch.distiller.recipe import parts_heard
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.export.base import Agreement
 from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
+from kdsearch.json_cache import processor
 from kdsearch.latency import Latency, LatencyCache
-from kdsearch.measured import processor
 from kdsearch.model import Model, batches
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value

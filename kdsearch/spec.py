@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.schedule import parse_schedule
+from kdsearch.schedules import parse_schedule
 from kdsearch.space import Params, Value
 
 MAPPINGS = ("last", "even", "stride")

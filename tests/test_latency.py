@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdsearch.errors import CostError
+from kdsearch.json_cache import Measured, processor
 from kdsearch.latency import Latency, LatencyCache, measure
-from kdsearch.measured import Measured, processor
 from kdsearch.targets import target_of
 from kdsearch.targets.base import Asked, Kept, Target
 from kdsearch.timing import Round

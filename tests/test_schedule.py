@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch.errors import SpecError
-from kdsearch.schedule import SCHEDULES, parse_schedule
+from kdsearch.schedules import SCHEDULES, parse_schedule
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.mapping import check_mapping
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import DistillLoss
-from kdsearch.schedule import Schedule, parse_schedule
+from kdsearch.schedules import Schedule, parse_schedule
 from kdsearch.space import Params, Value
 from kdsearch.spec import ALL_PAIRS, DistillSpec, unusual
 
