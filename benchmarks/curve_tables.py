@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from kdsearch.stopping import Curve
+from kdsearch.hpo.stopping import Curve
 
 SEEN = (1, 2, 4, 8, 12, 16)
 EPOCHS, IMAGES = SEEN[-1], 2000

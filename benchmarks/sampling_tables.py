@@ -30,12 +30,12 @@ import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from kdsearch import pareto
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
+from kdsearch.hpo import pareto
+from kdsearch.hpo.sampler import suggest
 from kdsearch.opening import open_study
 from kdsearch.request import Request
-from kdsearch.sampler import suggest
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
 from kdsearch.spec import Cost
 from kdsearch.study import Asked, Outcome

@@ -24,9 +24,9 @@ from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
+from kdsearch.hpo.sampler import suggest
 from kdsearch.opening import open_study
 from kdsearch.request import Request
-from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study import Asked, Outcome, Study

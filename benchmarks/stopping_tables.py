@@ -30,8 +30,8 @@ from benchmarks.curve_tables import (
     stress_table,
     write_statistics,
 )
-from kdsearch import pareto
-from kdsearch.stopping import Curve, is_rung, judge
+from kdsearch.hpo import pareto
+from kdsearch.hpo.stopping import Curve, is_rung, judge
 
 MADE, STUDENTS, QUARTER = 5, 83, 0.25  # tables; students of each of two schedules
 Stop: TypeAlias = Callable[[Curve, Sequence[Curve]], bool]

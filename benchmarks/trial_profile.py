@@ -28,11 +28,11 @@ from benchmarks.stopwatch import REST, Stopwatch
 from kdsearch import step, trial
 from kdsearch.cache import TeacherOutputs
 from kdsearch.distiller import Distiller
+from kdsearch.hpo.sampler import suggest
 from kdsearch.latency import LatencyCache
 from kdsearch.model import Model, Preprocess
 from kdsearch.opening import open_study
 from kdsearch.optimizers import Optimizers
-from kdsearch.sampler import suggest
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study import Study
 from kdsearch.trial import Bench

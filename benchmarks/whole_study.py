@@ -39,11 +39,11 @@ from benchmarks import bars, peer, trials, warm_start
 from benchmarks.paired import quartiles
 from benchmarks.stopwatch import Stopwatch
 from kdsearch.bench import load_data, teacher_specs
+from kdsearch.hpo.pareto import hypervolume
+from kdsearch.hpo.sampler import suggest
 from kdsearch.loggers.base import Watch
-from kdsearch.pareto import hypervolume
 from kdsearch.request import request_of
 from kdsearch.run import Plan, run
-from kdsearch.sampler import suggest
 from kdsearch.spaces import find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.taps import bare

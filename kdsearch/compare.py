@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from kdsearch import pareto
 from kdsearch.errors import SpecError
+from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study import Study, searched
 from kdsearch.targets import described

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
-from kdsearch.spread import Gain
 from kdsearch.summary import Entry, Summary, Trainings
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from kdsearch.hpo.convergence import is_flat
 from kdsearch.loggers.base import Watchers
 from kdsearch.report import words
 from kdsearch.study import Study, searched
-from kdsearch.trend import is_flat
 
 
 class Ending:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+from kdsearch.hpo.statistics import Gain
 from kdsearch.refit import refit_of, summarised
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
-from kdsearch.spread import Gain
 from kdsearch.study import Study
 from kdsearch.summary import TeacherEntry
 

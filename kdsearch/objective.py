@@ -26,10 +26,10 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import OnTrial, Proposals
 from kdsearch.engines.proposals import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
+from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.opening import open_study
 from kdsearch.request import OBJECTIVE, Request
 from kdsearch.rungs import Judge, Rung
-from kdsearch.sampler import refuse_sampler
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
 from kdsearch.study import Asked, Outcome, Study

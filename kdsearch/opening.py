@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 from kdsearch.errors import StudyError
+from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.lease import require_free
 from kdsearch.request import Request, read_request, refuse_changes, write_text
-from kdsearch.sampler import refuse_sampler
 from kdsearch.storage import Storage, is_at, kept_url, storage_of
 from kdsearch.store import STORE_ERRORS, Store
 from kdsearch.study import Digest, Study, candidate_digest

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias, cast
 
-from kdsearch import pareto
 from kdsearch.errors import SpecError
+from kdsearch.hpo import pareto
+from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.spread import Gain, Spread, gains, mean_gain, spreads
 from kdsearch.study import Asked, Study, candidate_digest
 from kdsearch.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 

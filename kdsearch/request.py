@@ -16,9 +16,9 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.hpo.stopping import MODES
 from kdsearch.space import SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
-from kdsearch.stopping import MODES
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1

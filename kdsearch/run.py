@@ -31,6 +31,8 @@ from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
 from kdsearch.guesses import recipes_of, start_of
+from kdsearch.hpo.sampler import refuse_sampler
+from kdsearch.hpo.stopping import Curve
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.model import Model
@@ -47,11 +49,9 @@ from kdsearch.request import (
     study_path,
 )
 from kdsearch.rungs import Judge, OnRung, foretelling
-from kdsearch.sampler import refuse_sampler
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.spend import refits_left, refits_to_come
-from kdsearch.stopping import Curve
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.taps import bare

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from kdsearch.hpo.stopping import Curve, judge
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.stopping import Curve, judge
 from kdsearch.study import Study, searched
 
 

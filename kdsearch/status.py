@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from kdsearch.derive import count_states
+from kdsearch.hpo.convergence import hypervolumes
 from kdsearch.ledger import name_trial
 from kdsearch.opening import load_study
 from kdsearch.progress import Progress, Running, read_progress
@@ -17,7 +18,6 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.spend import KILLED, forecast, planned_epochs, runs_of
 from kdsearch.study import Study, searched
 from kdsearch.summary import Counts
-from kdsearch.trend import hypervolumes
 
 RUNNING, ELSEWHERE, NEW = "running", "running on another machine, or killed there", "new"
 _POINTS = 8  # of the hypervolume's trend

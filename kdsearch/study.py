@@ -20,11 +20,11 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsearch import pareto
+from kdsearch.hpo import pareto
+from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.request import (
     Request,
 )
-from kdsearch.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of, kind_of
 from kdsearch.store import NOTE, Store, experimental_is_fine

@@ -221,7 +221,7 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
     [
         ("import kdsearch", {"torch", "optuna", "numpy", "yaml", "pydantic"}),
         (
-            "import kdsearch.space, kdsearch.spec, kdsearch.stopping, kdsearch.summary",
+            "import kdsearch.space, kdsearch.spec, kdsearch.hpo.stopping, kdsearch.summary",
             {"torch", "ray", "optuna", "plotly", "scipy"},
         ),
         ("import kdsearch.rungs, kdsearch.report, kdsearch.derive", {"torch", "ray"}),

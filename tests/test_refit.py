@@ -15,14 +15,14 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals
 from kdsearch.errors import SpecError
 from kdsearch.findings import of_refits
-from kdsearch.pareto import knee
+from kdsearch.hpo.pareto import knee
+from kdsearch.hpo.statistics import Gain, Spread, gains, spreads
 from kdsearch.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.report import tables
 from kdsearch.report.marks import sort_out
 from kdsearch.report.verdict import verdict
 from kdsearch.request import Request
 from kdsearch.spend import refits_left, refits_to_come
-from kdsearch.spread import Gain, Spread, gains, spreads
 from kdsearch.status import status
 from kdsearch.study import Asked, Outcome, Study, searched
 from kdsearch.summary import Trainings

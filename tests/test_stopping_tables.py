@@ -18,7 +18,7 @@ from benchmarks.curve_tables import (
     write_statistics,
 )
 from benchmarks.stopping_tables import Kept, replay
-from kdsearch.stopping import Curve
+from kdsearch.hpo.stopping import Curve
 
 
 def flat(value: float, cost: float) -> Curve:

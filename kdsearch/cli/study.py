@@ -143,7 +143,7 @@ def run(
     if flat_after is not None and flat_after < 0:
         raise SpecError(f"--flat-after {flat_after}: expected a number of trials, or 0 for never")
     if flat_after is None and stop_when_flat:
-        from kdsearch.trend import FLAT_AFTER
+        from kdsearch.hpo.convergence import FLAT_AFTER
 
         flat_after = FLAT_AFTER
     seconds = None if time_limit is None else read_duration(time_limit, "--time-limit")

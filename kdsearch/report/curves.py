@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
+from kdsearch.hpo.stopping import is_rung
 from kdsearch.report import words
 from kdsearch.report.axes import GREY, ORANGE, VERMILLION, layout, metric_axis
 from kdsearch.report.marks import escape, finite
 from kdsearch.spec import TrialRecord
-from kdsearch.stopping import is_rung
 
 _COLOURS = "31,131,196", "184,127,0", "11,147,106"
 MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.spread import Gain, Spread
 from kdsearch.summary import Entry, Summary, TeacherEntry, Trainings
 
 _Row = tuple[str, ...]

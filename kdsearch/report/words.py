@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.spread import Gain, Spread
 from kdsearch.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
 
 SPACE = "\u00a0"  # keeps a number and its unit on one line

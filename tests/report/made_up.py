@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from kdsearch.pareto import front
+from kdsearch.hpo.pareto import front
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.summary import (
     Counts,

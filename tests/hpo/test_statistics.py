@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kdsearch.spread import Gain, Spread, gains, mean_gain, spreads
+from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 
 N = 2_000
 ROUNDS = 1_500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdsearch.pareto import Points, hypervolume
+from kdsearch.hpo.pareto import Points, hypervolume
 
 # 195 students of measured cost and accuracy in 200 random orders: looking back over 5, 10, 20 and
 # 30 trials, a study ended after 16, 33, 63 and 94 of them (median) with 94.8, 96.5, 98.2 and

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kdsearch.tails import student_point, student_tail
+from kdsearch.hpo.tails import student_point, student_tail
 
 CONFIDENCE = 0.95
 _PRIOR = 4  # degrees of freedom that the common variance counts for

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch import pareto
-from kdsearch.stopping import MIN_COMPLETE, Curve, Verdict, is_rung, judge
+from kdsearch.hpo import pareto
+from kdsearch.hpo.stopping import MIN_COMPLETE, Curve, Verdict, is_rung, judge
 
 EPOCHS = 16
 ENDS = np.linspace(0.3, 0.6, 12)

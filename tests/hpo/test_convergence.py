@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdsearch.trend import hypervolumes, is_flat
+from kdsearch.hpo.convergence import hypervolumes, is_flat
 
 POINTS = [(0.5, 5.0), (0.8, 10.0), (0.6, 5.0)]
 

@@ -9,7 +9,7 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from kdsearch.sampler import FAILURE, GroupedTPE, _most_telling, suggest
+from kdsearch.hpo.sampler import FAILURE, GroupedTPE, _most_telling, suggest
 from kdsearch.space import parse_space
 
 SPACE = parse_space(
@@ -153,7 +153,7 @@ def test_of_very_many_trials_the_front_and_the_last_are_seen(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the first nine trials, that of the least cost and the highest of each cost stay."""
-    monkeypatch.setattr("kdsearch.sampler.MOST_SEEN", 3)
+    monkeypatch.setattr("kdsearch.hpo.sampler.MOST_SEEN", 3)
     ended = study.get_trials()
     seen = [trial.number for trial in _most_telling(ended)]
     front = [

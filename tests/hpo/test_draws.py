@@ -16,11 +16,11 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
+from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.ledger import Ledger
 from kdsearch.report.verdict import verdict
 from kdsearch.report.words import SPACE
 from kdsearch.request import SAMPLERS, Request
-from kdsearch.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.space import Params
 from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord

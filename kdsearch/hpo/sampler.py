@@ -27,8 +27,8 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsearch import pareto
 from kdsearch.errors import SpecError
+from kdsearch.hpo import pareto
 from kdsearch.request import OBJECTIVE, Request
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch.pareto import front, hypervolume, knee
+from kdsearch.hpo.pareto import front, hypervolume, knee
 
 Point = tuple[float, float]
 NAN = math.nan

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdsearch import pareto
-from kdsearch.tails import student_tail
+from kdsearch.hpo import pareto
+from kdsearch.hpo.tails import student_tail
 
 MODES = ("safe", "tight", "off")
 MIN_COMPLETE = 8
