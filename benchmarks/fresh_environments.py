@@ -23,7 +23,7 @@ from PIL import Image
 from kdsearch.born_again import find_student
 from kdsearch.data import load
 from kdsearch.data.base import ImageData
-from kdsearch.model import Model, batches
+from kdsearch.models.model import Model, batches
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")

@@ -26,7 +26,7 @@ from kdsearch.export.base import Source, answer
 from kdsearch.export.onnx import to_onnx
 from kdsearch.export.onnx_int8 import OnnxInt8
 from kdsearch.files import calibration
-from kdsearch.model import Model, batches
+from kdsearch.models.model import Model, batches
 from kdsearch.request import Request
 from kdsearch.rounding import EPOCHS, fine_tune, rounded
 from kdsearch.space import Params

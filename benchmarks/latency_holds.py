@@ -19,10 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch import students
 from kdsearch.export.onnx import for_pricing
 from kdsearch.json_cache import processor
 from kdsearch.latency import LatencyCache
+from kdsearch.models import students
 from kdsearch.spec import StudentSpec
 from kdsearch.timing import Latency
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.views import augmented
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.trial import Bench
 
 BAR = 0.9

@@ -30,12 +30,12 @@ from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.distiller import Distiller, Side
 from kdsearch.methods import get
 from kdsearch.methods.base import DistillLoss, Setting, Signal
-from kdsearch.model import evaluating
+from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
+from kdsearch.models.model import evaluating
+from kdsearch.models.students.base import Student
+from kdsearch.models.students.resnet import ResNet
+from kdsearch.models.students.vit import ViT
 from kdsearch.spec import DistillSpec
-from kdsearch.students.base import Student
-from kdsearch.students.resnet import ResNet
-from kdsearch.students.vit import ViT
-from kdsearch.taps import Outputs, Tapped, gradient_of, head_of
 
 BAR = 1.3
 RESOLUTION, CLASSES, SAMPLES = 32, 10, 50_000

@@ -25,7 +25,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.errors import KDSearchError
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session
 from kdsearch.teacher import TeacherSpec, load_teacher

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.input_pipeline import WORKERS, Pair, Tensors
 from benchmarks.stopwatch import Stopwatch
-from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.models.features import Tapped
+from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import Candidate, TrainSpec
-from kdsearch.taps import Tapped
 from kdsearch.trial import Bench, build_distiller, build_student
 
 Propose: TypeAlias = Callable[[optuna.Trial], Candidate]

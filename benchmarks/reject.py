@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study import Outcome
 from kdsearch.trial import Bench, run_trial

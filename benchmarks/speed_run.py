@@ -34,10 +34,10 @@ from kdsearch import data as datasets
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.distiller import Distiller
 from kdsearch.graph import own_stream
-from kdsearch.model import Model, Preprocess
+from kdsearch.models.features import Tapped, bare
+from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Execution, Session, Step
-from kdsearch.taps import Tapped, bare
 from kdsearch.trainer import accuracy
 from kdsearch.trial import side_of
 

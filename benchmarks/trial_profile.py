@@ -30,7 +30,7 @@ from kdsearch.cache import TeacherOutputs
 from kdsearch.distiller import Distiller
 from kdsearch.hpo.sampler import suggest
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model, Preprocess
+from kdsearch.models.model import Model, Preprocess
 from kdsearch.opening import open_study
 from kdsearch.optimizers import Optimizers
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec

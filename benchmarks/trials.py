@@ -19,11 +19,11 @@ from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model
+from kdsearch.models.features import Outputs, Tapped
+from kdsearch.models.model import Model
 from kdsearch.probe import Executions
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session, TeacherSource
-from kdsearch.taps import Outputs, Tapped
 from kdsearch.trainer import Epoch, train
 from kdsearch.trial import Bench, build_distiller, build_student
 from kdsearch.turns import Turns

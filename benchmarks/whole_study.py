@@ -42,13 +42,13 @@ from kdsearch.bench import load_data, teacher_specs
 from kdsearch.hpo.pareto import hypervolume
 from kdsearch.hpo.sampler import suggest
 from kdsearch.loggers.base import Watch
+from kdsearch.models.features import bare
+from kdsearch.models.weights import save_weights
 from kdsearch.request import request_of
 from kdsearch.run import Plan, run
 from kdsearch.spaces import find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.taps import bare
 from kdsearch.teacher import load_teacher
-from kdsearch.weights import save_weights
 
 BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import typer
 
-from kdsearch import export, methods, runtimes, students
+from kdsearch import export, methods, runtimes
 from kdsearch.cli import app
+from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Dim, Float, Int
 from kdsearch.spaces import builtin
 from kdsearch.spec import DistillSpec, TrainSpec

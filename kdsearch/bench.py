@@ -20,7 +20,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
-from kdsearch.model import Model, batches
+from kdsearch.models.model import Model, batches
 from kdsearch.probe import Executions
 from kdsearch.request import Request
 from kdsearch.summary import TeacherEntry

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import yaml
 
-from kdsearch import students
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
-from kdsearch.model import Preprocess
+from kdsearch.models import students
+from kdsearch.models.features import Tapped, bare
+from kdsearch.models.model import Preprocess
+from kdsearch.models.students.base import Student
+from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.opening import load_study
 from kdsearch.space import Value
 from kdsearch.spec import Candidate, StudentSpec, make
-from kdsearch.students.base import Student
-from kdsearch.taps import Tapped, bare
-from kdsearch.weights import fit_weights, read_weights
 
 _WEIGHTS = "student.safetensors"
 _SAID = ("classes", "mean", "std", "resolution", "channels")

@@ -26,7 +26,7 @@ from kdsearch.distiller.blend import common_logits
 from kdsearch.errors import KDSearchError, SpecError
 from kdsearch.loggers.base import Watch
 from kdsearch.methods import METHODS
-from kdsearch.model import Model, batches
+from kdsearch.models.model import Model, batches
 from kdsearch.request import Request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spaces import default_space, find_space

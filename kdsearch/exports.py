@@ -21,7 +21,7 @@ from kdsearch.export.onnx import to_onnx
 from kdsearch.files import Demands, File, best, calibration, write_file
 from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.opening import find_storage, load_study
 from kdsearch.request import Request, read_request, request_of, resume_command
 from kdsearch.rounding import fine_tune

@@ -20,7 +20,7 @@ from kdsearch.data.base import UNLABELLED, ImageData
 from kdsearch.export._fold import fold_preprocess
 from kdsearch.export.base import Agreement, Format, Source, agreement_of, answer, of_several_sizes
 from kdsearch.latency import Latency, LatencyCache
-from kdsearch.model import Model, batches
+from kdsearch.models.model import Model, batches
 from kdsearch.spec import Budget
 from kdsearch.summary import Target
 from kdsearch.targets import described

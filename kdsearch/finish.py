@@ -19,7 +19,9 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.findings import CONTROLS, of_controls, of_refits, of_test
 from kdsearch.ledger import Ledger
 from kdsearch.loggers.base import Watch
-from kdsearch.model import Model
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model
+from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.refit import (
     middle,
     missing,
@@ -35,10 +37,8 @@ from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.spend import ENDED, spent
 from kdsearch.study import Asked, Study, searched
 from kdsearch.summary import Summary
-from kdsearch.taps import bare
 from kdsearch.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student
-from kdsearch.weights import fit_weights, read_weights
 
 BEST = "best"  # the folder to ship
 _TRIED = ".tried"  # where one stands until its file has been measured

@@ -26,7 +26,7 @@ def _methods() -> dict[str, str]:
 
 def _students() -> dict[str, str]:
     return {
-        **_plugins("students"),
+        **_plugins("models/students"),
         "timm:NAME": "any timm classifier, as it is",
         "torchvision:NAME": "any torchvision classifier, as it is",
         "FILE.py:CLASS": "a family of your own",

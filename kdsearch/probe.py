@@ -18,7 +18,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.distiller import Distiller, Side
 from kdsearch.graph import own_stream
 from kdsearch.json_cache import Measured, processor
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Execution, Session, Step
 from kdsearch.trainer import threads

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
 from kdsearch.step import Session
 from kdsearch.trainer import OnEpoch, train

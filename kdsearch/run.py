@@ -35,7 +35,9 @@ from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.hpo.stopping import Curve
 from kdsearch.ledger import Ledger
 from kdsearch.loggers import Loggers, Watch, Watchers
-from kdsearch.model import Model
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model
+from kdsearch.models.weights import save_weights
 from kdsearch.opening import open_study, reach, refuse_driven
 from kdsearch.packing import fitting
 from kdsearch.refit import Refit
@@ -54,11 +56,9 @@ from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
-from kdsearch.taps import bare
 from kdsearch.targets import target_in
 from kdsearch.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
-from kdsearch.weights import save_weights
 from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20

@@ -24,14 +24,14 @@ from kdsearch.export.base import Agreement
 from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.json_cache import processor
 from kdsearch.latency import Latency, LatencyCache
-from kdsearch.model import Model, batches
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model, batches
+from kdsearch.models.weights import save_weights
 from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
-from kdsearch.taps import bare
 from kdsearch.targets import described
 from kdsearch.trial import file_for
-from kdsearch.weights import save_weights
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
 

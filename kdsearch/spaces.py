@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeAlias
 
-from kdsearch import students
 from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
+from kdsearch.models import students
 from kdsearch.request import read_request
 from kdsearch.space import (
     Choice,

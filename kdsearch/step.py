@@ -23,10 +23,10 @@ from kdsearch.data.views import Draws, draws, partners, shown, targets
 from kdsearch.distiller import Distiller, Pace
 from kdsearch.errors import SpecError
 from kdsearch.graph import Repeated, attributes_of, set_attributes
-from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.optimizers import Optimizers
 from kdsearch.spec import TrainSpec
-from kdsearch.taps import Outputs
 
 
 class TeacherSource(Protocol):

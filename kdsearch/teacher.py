@@ -19,20 +19,21 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from kdsearch import born_again, students
+from kdsearch import born_again
 from kdsearch.cifar_resnet import DEPTHS, MEAN, STD, CifarResNet
 from kdsearch.clip import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.data.base import ImageData
 from kdsearch.distiller import Distiller, Side
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.model import Model, Preprocess
+from kdsearch.models import students
+from kdsearch.models.features import Tapped
+from kdsearch.models.model import Model, Preprocess
+from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import import_object
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
 from kdsearch.step import Session
-from kdsearch.taps import Tapped
 from kdsearch.trainer import OnEpoch, train
 from kdsearch.turns import Turns
-from kdsearch.weights import fit_weights, read_weights, save_weights
 
 KINDS = (
     "auto",

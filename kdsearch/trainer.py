@@ -21,7 +21,7 @@ from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
 from kdsearch.graph import own_stream
 from kdsearch.hpo.stopping import is_rung
-from kdsearch.model import Model, batches, evaluating
+from kdsearch.models.model import Model, batches, evaluating
 from kdsearch.step import Session, Step, Validation
 from kdsearch.tasks.classification import evaluate
 

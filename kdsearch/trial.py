@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdsearch import students
 from kdsearch.cache import TeacherOutputs
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.cost import count
@@ -39,7 +38,10 @@ from kdsearch.export._program import saved
 from kdsearch.export.onnx import for_pricing
 from kdsearch.latency import Latency, LatencyCache
 from kdsearch.methods.base import Setting
-from kdsearch.model import Model, Preprocess
+from kdsearch.models import students
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model, Preprocess
+from kdsearch.models.weights import save_weights
 from kdsearch.probe import Executions
 from kdsearch.request import write_text
 from kdsearch.rungs import OnRung, Rung
@@ -47,11 +49,9 @@ from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
 from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
-from kdsearch.taps import bare
 from kdsearch.targets.base import Shape, Target
 from kdsearch.trainer import Epoch, Judge, OnEpoch, train
 from kdsearch.turns import Turns
-from kdsearch.weights import save_weights
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"

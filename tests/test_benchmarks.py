@@ -42,13 +42,13 @@ from kdsearch.cost import count
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
 from kdsearch.methods.base import Setting
-from kdsearch.model import Model
+from kdsearch.models.features import Outputs, gradient_of
+from kdsearch.models.model import Model
 from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.step import Average
 from kdsearch.study import Outcome
-from kdsearch.taps import Outputs, gradient_of
 from kdsearch.timing import Latency
 from kdsearch.trial import build_student
 

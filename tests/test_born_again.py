@@ -20,13 +20,13 @@ from kdsearch.born_again import find_student
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.loggers.base import Watch
-from kdsearch.model import Model
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model
+from kdsearch.models.weights import save_weights
 from kdsearch.opening import load_study
 from kdsearch.run import Plan, run
-from kdsearch.taps import bare
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import accuracy
-from kdsearch.weights import save_weights
 
 SPACE = """\
 student:

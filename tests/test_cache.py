@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy_data import CPU, tiny_model, told_by, toy_data
 
-from kdsearch import students
 from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import MIXES, POLICIES, Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
-from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.models import students
+from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import StudentSpec
 
 LOGITS = frozenset({"logits"})

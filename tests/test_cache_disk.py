@@ -32,16 +32,16 @@ from test_cache import (
 )
 from toy_data import CPU, distiller_for, images, tiny_model, told_by, toy_data
 
-from kdsearch import students
 from kdsearch.cache import Disk, TeacherOutputs
 from kdsearch.cache.key import VIEWS_VERSION
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
-from kdsearch.model import Model, Preprocess
+from kdsearch.models import students
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session
-from kdsearch.taps import Outputs
 from kdsearch.trainer import train
 
 ROWS = torch.tensor([3, 90, 11, 64])

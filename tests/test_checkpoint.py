@@ -14,7 +14,7 @@ from kdsearch.cache import TeacherOutputs
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.errors import StudyError
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Session
 from kdsearch.trainer import Epoch, train

@@ -19,8 +19,8 @@ from kdsearch.clip import TEMPLATES, is_tag, prompts, zero_shot
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
-from kdsearch.model import Model
-from kdsearch.taps import Tapped
+from kdsearch.models.features import Tapped
+from kdsearch.models.model import Model
 from kdsearch.teacher import TeacherSpec, load_teacher
 
 WIDTH = 6

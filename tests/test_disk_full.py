@@ -23,13 +23,13 @@ from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.derive import write_derived
 from kdsearch.errors import StudyError
+from kdsearch.models.weights import save_weights
 from kdsearch.opening import load_study
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Session
 from kdsearch.study import Study
 from kdsearch.trainer import train
 from kdsearch.trial import run_trial
-from kdsearch.weights import save_weights
 
 N = 14  # as in test_study: the sampler leaves its random start at ten
 

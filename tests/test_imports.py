@@ -225,7 +225,10 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
             {"torch", "ray", "optuna", "plotly", "scipy"},
         ),
         ("import kdsearch.rungs, kdsearch.report, kdsearch.derive", {"torch", "ray"}),
-        ("import kdsearch.methods as m, kdsearch.students as s; m.names()", {"torch", "timm"}),
+        (
+            "import kdsearch.methods as m, kdsearch.models.students as s; m.names()",
+            {"torch", "timm"},
+        ),
         (
             "from kdsearch.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
             {"torch", "ray", "optuna", "plotly", "timm", "sklearn", "onnxruntime"},

@@ -12,9 +12,9 @@ import torch
 from test_trial import PLAIN, bench
 
 from kdsearch import packing
+from kdsearch.models.weights import read_weights
 from kdsearch.spec import DistillSpec
 from kdsearch.trial import WEIGHTS, run_trial
-from kdsearch.weights import read_weights
 
 
 @pytest.mark.parametrize(

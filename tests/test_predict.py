@@ -18,7 +18,7 @@ from kdsearch import predict
 from kdsearch.data.decode import decode
 from kdsearch.export import to_onnx
 from kdsearch.files import _pixels
-from kdsearch.model import Model, Preprocess
+from kdsearch.models.model import Model, Preprocess
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

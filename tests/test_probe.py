@@ -10,7 +10,7 @@ from toy_data import CPU, toy_data
 
 from kdsearch import probe
 from kdsearch.data.base import ImageData
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.probe import Executions
 from kdsearch.spec import StudentSpec
 from kdsearch.step import Execution

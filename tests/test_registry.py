@@ -91,7 +91,8 @@ def test_bad_path_says_what_is_wrong(path: str, message: str) -> None:
 
 def test_listing_the_packages_own_plugins_imports_no_torch() -> None:
     code = (
-        "import sys; from kdsearch.students import FAMILIES; from kdsearch.methods import METHODS; "
+        "import sys; from kdsearch.models.students import FAMILIES; "
+        "from kdsearch.methods import METHODS; "
         "assert FAMILIES.names() and METHODS.names(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -15,11 +15,11 @@ from kdsearch.cache import TeacherOutputs
 from kdsearch.data.feed import Feed
 from kdsearch.errors import SpecError
 from kdsearch.latency import LatencyCache
+from kdsearch.models.features import Outputs
+from kdsearch.models.weights import read_weights
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.taps import Outputs
 from kdsearch.trial import WEIGHTS, Bench, run_trial
 from kdsearch.turns import Turns
-from kdsearch.weights import read_weights
 
 DATA = toy_data()
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

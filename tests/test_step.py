@@ -22,10 +22,10 @@ from kdsearch.data.feed import Feed
 from kdsearch.distiller import Distiller
 from kdsearch.graph import Repeated, attributes_of, own_stream
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.step import Session, Step, Validation
-from kdsearch.taps import Outputs
 from kdsearch.trial import Bench, build_distiller, build_student
 from kdsearch.turns import Turns
 

@@ -13,7 +13,7 @@ from toy_data import CPU, tiny_network, toy_data
 from kdsearch.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import SpecError
-from kdsearch.model import Model
+from kdsearch.models.model import Model
 from kdsearch.teacher import TeacherSpec, load_teacher
 from kdsearch.trainer import Epoch, accuracy
 

@@ -16,12 +16,12 @@ from kdsearch.data.base import Augment, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.errors import TrainingError
-from kdsearch.model import Model
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import Model
+from kdsearch.models.weights import save_weights
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.step import Average, Execution, Session
-from kdsearch.taps import Outputs
 from kdsearch.trainer import Epoch, accuracy, train
-from kdsearch.weights import save_weights
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)

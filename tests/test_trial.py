@@ -19,17 +19,17 @@ from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.errors import ExportError
 from kdsearch.latency import LatencyCache
-from kdsearch.model import Model
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model
+from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.request import Request
 from kdsearch.rungs import Rung
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
-from kdsearch.taps import bare
 from kdsearch.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
 from kdsearch.turns import Turns
-from kdsearch.weights import fit_weights, read_weights
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

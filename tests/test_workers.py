@@ -28,7 +28,7 @@ PLAIN = Candidate(
 )
 BROKEN = """
 import os, signal
-from kdsearch.students.resnet import ResNet
+from kdsearch.models.students.resnet import ResNet
 
 class Dies(ResNet):
     def __init__(self, **given):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.distiller import Distiller, parts_heard
 from kdsearch.methods.base import Setting
-from kdsearch.model import Model, Preprocess
+from kdsearch.models.features import Outputs, Tapped
+from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
 from kdsearch.step import TeacherSource
-from kdsearch.taps import Outputs, Tapped
 from kdsearch.trial import side_of
 
 SIZE = 8

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.formulas.base import Known, Maps, total
-from kdsearch.taps import Outputs
+from kdsearch.models.features import Outputs
 
 
 def fitnet(student: Maps, teacher: Maps, target: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from kdsearch.models.students.base import ConvStudent, Knob, accept, conv_norm, scaled
 from kdsearch.space import Float, Int
-from kdsearch.students.base import ConvStudent, Knob, accept, conv_norm, scaled
 
 
 class Plain(ConvStudent):

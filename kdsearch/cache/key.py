@@ -7,7 +7,7 @@ from hashlib import blake2b
 import torch
 
 from kdsearch.data.feed import Feed
-from kdsearch.model import EVAL_BATCH, Model
+from kdsearch.models.model import EVAL_BATCH, Model
 
 # To be raised with whatever changes a view's pixels: a test holds their digest beside it.
 VIEWS_VERSION = 1

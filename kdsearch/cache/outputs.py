@@ -36,8 +36,8 @@ from kdsearch.cache.parts import (
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented, counter_hash, partners
-from kdsearch.model import EVAL_BATCH, Model
-from kdsearch.taps import Outputs
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import EVAL_BATCH, Model
 
 MAX_BYTES = 2 * 1024**3
 _CHECKED = 3

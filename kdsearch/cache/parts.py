@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 from kdsearch.data.base import Augment
-from kdsearch.taps import Outputs
+from kdsearch.models.features import Outputs
 
 
 class View(NamedTuple):

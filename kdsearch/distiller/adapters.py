@@ -18,8 +18,8 @@ from kdsearch.errors import SpecError
 from kdsearch.mapping import Pairs, pair_stages
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import Align, Need, Setting, Signal
+from kdsearch.models.features import Outputs
 from kdsearch.spec import ALL_PAIRS
-from kdsearch.taps import Outputs
 
 _KEY_WIDTH = 64
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.taps import source_of
+from kdsearch.models.features import source_of
 
 _LIMIT = 3.0
 _EVERY = 10

@@ -17,8 +17,8 @@ from kdsearch.distiller.blend import Blend, common_logits, gate_loss
 from kdsearch.distiller.recipe import Recipe, Term, resolve
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Setting
+from kdsearch.models.features import Outputs
 from kdsearch.spec import DistillSpec
-from kdsearch.taps import Outputs
 from kdsearch.tasks.classification import task_loss
 
 _ORDER = ("stages", "attention", "outputs", "embedding", "logits")

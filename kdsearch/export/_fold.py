@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kdsearch.model import Preprocess
+from kdsearch.models.model import Preprocess
 
 _RAW, _FLOAT, _FIRST, _SCALED = "images", "images_float", "images_first", "images_scaled"
 _FACTOR, _SHIFT = "preprocess_factor", "preprocess_shift"

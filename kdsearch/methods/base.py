@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
+from kdsearch.models.features import Outputs
 from kdsearch.space import Choice, Float, Int
-from kdsearch.taps import Outputs
 
 Need: TypeAlias = Literal["nothing", "logits", "embedding", "stages", "attention", "outputs"]
 Part: TypeAlias = Literal["logits", "embedding", "stages", "attention", "gradient"]

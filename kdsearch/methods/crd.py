@@ -20,8 +20,8 @@ from kdsearch.methods.base import (
     Signal,
     positive,
 )
+from kdsearch.models.features import Outputs
 from kdsearch.space import Float
-from kdsearch.taps import Outputs
 
 _WIDTH = 128
 _MOMENTUM = 0.5

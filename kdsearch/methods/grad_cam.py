@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Need, Part, Ranges, Setting, Signal
+from kdsearch.models.features import Outputs, gradient_at
 from kdsearch.space import Float
-from kdsearch.taps import Outputs, gradient_at
 
 
 class GradCAM(DistillLoss):
@@ -52,7 +52,7 @@ class GradCAM(DistillLoss):
         if teacher.gradient is None or teacher.gradient.shape != teacher.stages[-1].shape:
             raise SpecError(
                 "method grad_cam needs the gradient of the teacher's largest logits in its deepest "
-                "stage; kdsearch.taps.gradient_of takes it"
+                "stage; kdsearch.models.features.gradient_of takes it"
             )
 
     def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdsearch.errors import SpecError
 from kdsearch.methods._exits import Exit
 from kdsearch.methods.base import DistillLoss, Labels, Need, Part, Ranges, Setting, Signal, positive
+from kdsearch.models.features import Outputs
 from kdsearch.space import Float
-from kdsearch.taps import Outputs
 
 
 class SelfDistill(DistillLoss):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Need, Part, Ranges, Setting, Signal
+from kdsearch.models.features import Outputs
 from kdsearch.space import Float
-from kdsearch.taps import Outputs
 
 
 class SRRL(DistillLoss):

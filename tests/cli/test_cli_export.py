@@ -190,7 +190,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     import torch
 
     from kdsearch.bench import load_data
-    from kdsearch.model import Preprocess, batches
+    from kdsearch.models.model import Preprocess, batches
     from kdsearch.request import read_request
 
     shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")

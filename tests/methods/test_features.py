@@ -17,7 +17,7 @@ from kdsearch.errors import SpecError
 from kdsearch.methods._exits import Exit
 from kdsearch.methods.base import Setting
 from kdsearch.methods.reviewkd import hierarchical_distance
-from kdsearch.taps import Outputs, gradient_of, head_of, tokens_to_map
+from kdsearch.models.features import Outputs, gradient_of, head_of, tokens_to_map
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 B, K, D = 4, 5, 12

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kdsearch import methods
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Setting
-from kdsearch.taps import Outputs, gradient_of
+from kdsearch.models.features import Outputs, gradient_of
 
 NAMES = methods.names()
 B, K = 6, 5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kdsearch import methods
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Setting
-from kdsearch.taps import Outputs
+from kdsearch.models.features import Outputs
 
 B, D = 6, 8
 N = 40

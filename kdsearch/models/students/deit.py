@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdsearch.students._vit_parts import Transformer
-from kdsearch.taps import Outputs
+from kdsearch.models.features import Outputs
+from kdsearch.models.students._vit_parts import Transformer
 
 
 class DeiT(Transformer):

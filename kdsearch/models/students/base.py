@@ -15,8 +15,8 @@ from typing import ClassVar, TypeAlias
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
+from kdsearch.models.features import Outputs
 from kdsearch.space import Choice, Float, Int, Value
-from kdsearch.taps import Outputs
 
 Knob: TypeAlias = Float | Int | Choice
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kdsearch.errors import SpecError
+from kdsearch.models.features import Tapped
+from kdsearch.models.students import build, check, knobs_of
 from kdsearch.spec import StudentSpec
-from kdsearch.students import build, check, knobs_of
-from kdsearch.taps import Tapped
 
 
 def make(family: str, *, in_channels: int = 3, side: int = 32, **knobs: bool) -> Tapped:

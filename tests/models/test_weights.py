@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toy_data import tiny_network
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.weights import fit_weights, read_weights, save_weights
+from kdsearch.models.weights import fit_weights, read_weights, save_weights
 
 State = dict[str, Tensor]
 

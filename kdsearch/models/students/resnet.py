@@ -11,8 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdsearch.space import Float, Int
-from kdsearch.students.base import (
+from kdsearch.models.students.base import (
     LARGE,
     ConvStudent,
     Knob,
@@ -22,6 +21,7 @@ from kdsearch.students.base import (
     dealt,
     scaled,
 )
+from kdsearch.space import Float, Int
 
 
 class ResNet(ConvStudent):

@@ -14,10 +14,10 @@ from torch import nn
 from kdsearch.cost import count
 from kdsearch.errors import SpecError
 from kdsearch.export import for_pricing, to_onnx, verify
+from kdsearch.models.students import FAMILIES, build, check, knobs_of
+from kdsearch.models.students.base import Student, dealt, scaled
 from kdsearch.space import Choice, Float, Int
 from kdsearch.spec import StudentSpec
-from kdsearch.students import FAMILIES, build, check, knobs_of
-from kdsearch.students.base import Student, dealt, scaled
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES.names())
 TRANSFORMER = pytest.mark.parametrize(("family", "prefix"), [("vit", 0), ("deit", 2)])
@@ -349,8 +349,8 @@ def test_channels_are_the_nearest_multiple_at_least_one() -> None:
 OWN = """
 from torch import nn
 from kdsearch.space import Float
-from kdsearch.students.base import Student
-from kdsearch.taps import Outputs
+from kdsearch.models.students.base import Student
+from kdsearch.models.features import Outputs
 
 class Linear(Student):
     knobs = {"gain": Float(low=0.1, high=2.0)}

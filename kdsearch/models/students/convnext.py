@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdsearch.models.students.base import LARGE, ConvStudent, Knob, accept, chained, dealt, scaled
 from kdsearch.space import Choice, Float, Int
-from kdsearch.students.base import LARGE, ConvStudent, Knob, accept, chained, dealt, scaled
 
 CHANNELS = (40, 80, 160, 320)
 KERNELS = (3, 5, 7)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
-from kdsearch.taps import Outputs, Tapped, gradient_of, head_of
+from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
 
 EVAL_BATCH = 256
 

@@ -13,8 +13,8 @@ from typing import cast
 from torch import nn
 
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.models.features import Tapped
 from kdsearch.space import Value
-from kdsearch.taps import Tapped
 
 IMAGENET_CLASSES = 1000
 

@@ -14,16 +14,16 @@ from kdsearch.registry import Registry
 from kdsearch.space import Constant, Dim
 
 if TYPE_CHECKING:
+    from kdsearch.models.features import Tapped
+    from kdsearch.models.students.base import Student
     from kdsearch.spec import StudentSpec
-    from kdsearch.students.base import Student
-    from kdsearch.taps import Tapped
 
 LIBRARIES = ("timm", "torchvision")
 _LIBRARY_KNOBS: Mapping[str, Dim] = {"pretrained": Constant(value=False)}
 
 FAMILIES: Registry[Student] = Registry(
-    "kdsearch.students",
-    "kdsearch.students.base:Student",
+    "kdsearch.models.students",
+    "kdsearch.models.students.base:Student",
     what="student family",
     aliases={
         "mobilenetv2": "mobilenet",
@@ -46,7 +46,7 @@ def knobs_of(family: str) -> Mapping[str, Dim]:
 def check(spec: StudentSpec) -> None:
     """Raise SpecError for a family or a knob that does not exist; values are judged by `build`."""
     if is_library(spec.family):
-        from kdsearch.students._library import check_name
+        from kdsearch.models.students._library import check_name
 
         check_name(spec.family)
     known = knobs_of(spec.family)
@@ -69,7 +69,7 @@ def build(
     check(spec)
     resolution = spec.resolution or data_size
     if is_library(spec.family):
-        from kdsearch.students._library import build_library
+        from kdsearch.models.students._library import build_library
 
         return build_library(
             spec.family,

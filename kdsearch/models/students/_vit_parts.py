@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
+from kdsearch.models.features import TRANSFORMER_STAGES, evenly_spaced, tokens_to_map
+from kdsearch.models.students.base import LARGE, Knob, Student, accept, conv_norm, scaled
 from kdsearch.space import Float, Int
-from kdsearch.students.base import LARGE, Knob, Student, accept, conv_norm, scaled
-from kdsearch.taps import TRANSFORMER_STAGES, evenly_spaced, tokens_to_map
 
 EMBEDDING = 192
 HEAD = 32

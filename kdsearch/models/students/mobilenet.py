@@ -12,8 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdsearch.space import Choice, Float, Int
-from kdsearch.students.base import (
+from kdsearch.models.students.base import (
     LARGE,
     ConvStudent,
     Knob,
@@ -23,6 +22,7 @@ from kdsearch.students.base import (
     dealt,
     scaled,
 )
+from kdsearch.space import Choice, Float, Int
 
 STEM = 16
 CHANNELS = (24, 40, 80, 160)

@@ -13,10 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from kdsearch import students
 from kdsearch.errors import SpecError
-from kdsearch.spec import StudentSpec
-from kdsearch.taps import (
+from kdsearch.models import students
+from kdsearch.models.features import (
     Outputs,
     Tapped,
     evenly_spaced,
@@ -25,6 +24,7 @@ from kdsearch.taps import (
     head_of,
     tokens_to_map,
 )
+from kdsearch.spec import StudentSpec
 
 SIDE = 64
 CLASSES = 10
