@@ -18,9 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.views import augmented
-from kdsearch.graph import Repeated, own_stream
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.step import Session, Step
+from kdsearch.training.cuda_graph import Repeated, own_stream
+from kdsearch.training.step import Session, Step
 from kdsearch.trial import Bench, build_distiller, build_student
 
 FLOOR, INPUT_BAR = 2.0, 5.0

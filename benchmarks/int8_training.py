@@ -31,8 +31,8 @@ from kdsearch.request import Request
 from kdsearch.rounding import EPOCHS, fine_tune, rounded
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec
-from kdsearch.step import Session
-from kdsearch.trainer import train
+from kdsearch.training.step import Session
+from kdsearch.training.trainer import train
 from kdsearch.trial import Bench, build_distiller, build_student
 
 BAR = 1.0  # points

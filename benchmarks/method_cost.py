@@ -27,7 +27,6 @@ from benchmarks import formulas
 from benchmarks.formulas.base import Known
 from benchmarks.paired import Ratio, alternate
 from kdsearch.cifar_resnet import CifarResNet
-from kdsearch.distiller import Distiller, Side
 from kdsearch.methods import get
 from kdsearch.methods.base import DistillLoss, Setting, Signal
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
@@ -36,6 +35,7 @@ from kdsearch.models.students.base import Student
 from kdsearch.models.students.resnet import ResNet
 from kdsearch.models.students.vit import ViT
 from kdsearch.spec import DistillSpec
+from kdsearch.training.distiller import Distiller, Side
 
 BAR = 1.3
 RESOLUTION, CLASSES, SAMPLES = 32, 10, 50_000

@@ -20,16 +20,16 @@ import torch
 
 from kdsearch import data as datasets
 from kdsearch import methods
-from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.errors import KDSearchError
 from kdsearch.latency import LatencyCache
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.step import Session
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import accuracy, train
+from kdsearch.training.step import Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import accuracy, train
 from kdsearch.trial import Bench, build_distiller, build_student
 from kdsearch.turns import Turns
 

@@ -32,13 +32,13 @@ from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch import data as datasets
 from kdsearch.data.base import Augment, ImageData, ImageSet
-from kdsearch.distiller import Distiller
-from kdsearch.graph import own_stream
 from kdsearch.models.features import Tapped, bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Execution, Session, Step
-from kdsearch.trainer import accuracy
+from kdsearch.training.cuda_graph import own_stream
+from kdsearch.training.distiller import Distiller
+from kdsearch.training.step import Execution, Session, Step
+from kdsearch.training.trainer import accuracy
 from kdsearch.trial import side_of
 
 CEILING = 1.1

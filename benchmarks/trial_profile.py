@@ -25,16 +25,17 @@ import torch
 from benchmarks import bars, peer, scheduling, trials
 from benchmarks.input_pipeline import WORKERS
 from benchmarks.stopwatch import REST, Stopwatch
-from kdsearch import step, trial
-from kdsearch.cache import TeacherOutputs
-from kdsearch.distiller import Distiller
+from kdsearch import trial
 from kdsearch.hpo.sampler import suggest
 from kdsearch.latency import LatencyCache
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.opening import open_study
-from kdsearch.optimizers import Optimizers
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study import Study
+from kdsearch.training import step
+from kdsearch.training.distiller import Distiller
+from kdsearch.training.optimizers import Optimizers
+from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.trial import Bench
 
 _BATCHES, _VAL_IMAGES, _EPOCHS, _BLOCKS = 8, 256, 2, 3

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.cache import Disk, TeacherOutputs
 from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
-from kdsearch.probe import Executions
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.step import Session, TeacherSource
-from kdsearch.trainer import Epoch, train
+from kdsearch.training.autotune import Executions
+from kdsearch.training.step import Session, TeacherSource
+from kdsearch.training.teacher_cache import Disk, TeacherOutputs
+from kdsearch.training.trainer import Epoch, train
 from kdsearch.trial import Bench, build_distiller, build_student
 from kdsearch.turns import Turns
 

@@ -27,7 +27,7 @@ from kdsearch.request import Request, write_text
 from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Candidate
 from kdsearch.study import Asked, Outcome, Study
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 from kdsearch.trial import UNFINISHED, Bench, run_trial
 from kdsearch.workers import bench_of
 

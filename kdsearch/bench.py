@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from kdsearch import data as datasets
-from kdsearch.cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
@@ -21,13 +20,14 @@ from kdsearch.errors import CostError, SpecError
 from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.models.model import Model, batches
-from kdsearch.probe import Executions
 from kdsearch.request import Request
 from kdsearch.summary import TeacherEntry
 from kdsearch.targets import target_in
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import OnEpoch
+from kdsearch.training.autotune import Executions
+from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
+from kdsearch.training.trainer import OnEpoch
 from kdsearch.trial import Bench, latency_of
 from kdsearch.turns import Turns
 

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from kdsearch.bench import Prepared, load_data, pick_device, prepare, teacher_specs
-from kdsearch.cache import TeacherOutputs
 from kdsearch.calibration import Calibration, calibration
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.distiller.blend import common_logits
 from kdsearch.errors import KDSearchError, SpecError
 from kdsearch.loggers.base import Watch
 from kdsearch.methods import METHODS
@@ -31,8 +29,10 @@ from kdsearch.request import Request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, StudentSpec
-from kdsearch.step import Session
-from kdsearch.trainer import train
+from kdsearch.training.distiller.teacher_ensemble import common_logits
+from kdsearch.training.step import Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import train
 from kdsearch.trial import Bench, build_distiller, build_student
 
 logger = logging.getLogger(__name__)

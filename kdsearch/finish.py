@@ -37,7 +37,7 @@ from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.spend import ENDED, spent
 from kdsearch.study import Asked, Study, searched
 from kdsearch.summary import Summary
-from kdsearch.trainer import accuracy
+from kdsearch.training.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student
 
 BEST = "best"  # the folder to ship

@@ -21,7 +21,7 @@ from kdsearch.spend import ENDED, FAILED, INTERRUPTED, KILLED, RUNS, Run, planne
 from kdsearch.study import Asked, Study
 
 if TYPE_CHECKING:
-    from kdsearch.trainer import Epoch
+    from kdsearch.training.trainer import Epoch
 
 _EVERY = 1.0  # second between two writes of the file
 

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kdsearch.graph import own_stream
-from kdsearch.probe import untaught
 from kdsearch.spec import StudentSpec, TrainSpec
-from kdsearch.step import Execution
+from kdsearch.training.autotune import untaught
+from kdsearch.training.cuda_graph import own_stream
+from kdsearch.training.step import Execution
 from kdsearch.trial import Bench, build_student
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})

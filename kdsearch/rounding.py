@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize
 
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
-from kdsearch.step import Session
-from kdsearch.trainer import OnEpoch, train
+from kdsearch.training.step import Session
+from kdsearch.training.trainer import OnEpoch, train
 from kdsearch.trial import Bench, build_distiller
 
 EPOCHS = 5

@@ -57,7 +57,7 @@ from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
 from kdsearch.targets import target_in
-from kdsearch.trainer import OnEpoch
+from kdsearch.training.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.workers import open_workers
 

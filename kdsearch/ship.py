@@ -18,7 +18,6 @@ from torch import Tensor
 
 from kdsearch import card
 from kdsearch.data.base import ImageData
-from kdsearch.distiller.recipe import parts_heard
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.export.base import Agreement
 from kdsearch.export.onnx import OPSET, accuracy, to_onnx, verify
@@ -31,6 +30,7 @@ from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.targets import described
+from kdsearch.training.distiller.recipe import parts_heard
 from kdsearch.trial import file_for
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported

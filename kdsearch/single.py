@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from kdsearch import distiller
 from kdsearch.bench import load_data, pick_device, prepare
 from kdsearch.cost import count
 from kdsearch.errors import StudyError, TrainingError
@@ -28,7 +27,8 @@ from kdsearch.study import Outcome
 from kdsearch.summary import Target
 from kdsearch.targets import described, target_in
 from kdsearch.targets.base import Note, Shape
-from kdsearch.trainer import Epoch, accuracy
+from kdsearch.training import distiller
+from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)

@@ -109,7 +109,7 @@ def _student_knobs(family: str) -> list[str]:
 
 
 def _method_knobs(method: str) -> list[str]:
-    from kdsearch import distiller
+    from kdsearch.training import distiller
 
     return [*dict.fromkeys([*distiller.knobs_of(method), *_COMMON])]
 
@@ -176,7 +176,7 @@ def _check_method(
 
 def _mistake(method: str, settings: Mapping[str, Value]) -> str:
     """Return what is wrong with a recipe's values; of names, their own lines tell."""
-    from kdsearch import distiller
+    from kdsearch.training import distiller
 
     try:
         known = _method_knobs(method)

@@ -23,7 +23,6 @@ from kdsearch import born_again
 from kdsearch.cifar_resnet import DEPTHS, MEAN, STD, CifarResNet
 from kdsearch.clip import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.data.base import ImageData
-from kdsearch.distiller import Distiller, Side
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models import students
 from kdsearch.models.features import Tapped
@@ -31,8 +30,9 @@ from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import import_object
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
-from kdsearch.step import Session
-from kdsearch.trainer import OnEpoch, train
+from kdsearch.training.distiller import Distiller, Side
+from kdsearch.training.step import Session
+from kdsearch.training.trainer import OnEpoch, train
 from kdsearch.turns import Turns
 
 KINDS = (

@@ -24,7 +24,7 @@ from kdsearch.spend import forecast, planned_epochs
 from kdsearch.study import Asked
 
 if TYPE_CHECKING:
-    from kdsearch.trainer import Epoch
+    from kdsearch.training.trainer import Epoch
 
 _LAST = 6  # ended trials that stay in sight
 _STYLES = {"complete": "green", "pruned": "yellow", "infeasible": "dim", "failed": "red"}

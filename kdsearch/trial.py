@@ -20,12 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdsearch.cache import TeacherOutputs
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
-from kdsearch.distiller import Distiller, Side, parts_heard
 from kdsearch.errors import (
     NO_WRITE,
     CostError,
@@ -42,15 +39,18 @@ from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import save_weights
-from kdsearch.probe import Executions
 from kdsearch.request import write_text
 from kdsearch.rungs import OnRung, Rung
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
-from kdsearch.step import Execution, Session
 from kdsearch.study import Outcome
 from kdsearch.targets.base import Shape, Target
-from kdsearch.trainer import Epoch, Judge, OnEpoch, train
+from kdsearch.training.autotune import Executions
+from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.distiller import Distiller, Side, parts_heard
+from kdsearch.training.step import Execution, Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import Epoch, Judge, OnEpoch, train
 from kdsearch.turns import Turns
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from kdsearch.request import Request
 from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Candidate
 from kdsearch.study import Outcome
-from kdsearch.trainer import Epoch, OnEpoch
+from kdsearch.training.trainer import Epoch, OnEpoch
 from kdsearch.trial import Bench, run_trial
 
 _READY = "ready"

@@ -21,7 +21,7 @@ from kdsearch.opening import open_study
 from kdsearch.request import request_of
 from kdsearch.rungs import Rung
 from kdsearch.study import Study
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 
 pytest.importorskip("ray")
 SPACE = """

@@ -47,9 +47,9 @@ from kdsearch.models.model import Model
 from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
-from kdsearch.step import Average
 from kdsearch.study import Outcome
 from kdsearch.timing import Latency
+from kdsearch.training.step import Average
 from kdsearch.trial import build_student
 
 B, K = 6, 5

@@ -26,7 +26,7 @@ from kdsearch.models.weights import save_weights
 from kdsearch.opening import load_study
 from kdsearch.run import Plan, run
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import accuracy
+from kdsearch.training.trainer import accuracy
 
 SPACE = """\
 student:

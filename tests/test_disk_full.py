@@ -18,17 +18,17 @@ from test_trial import PLAIN, bench
 from torch import nn
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.cache import TeacherOutputs
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.derive import write_derived
 from kdsearch.errors import StudyError
 from kdsearch.models.weights import save_weights
 from kdsearch.opening import load_study
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Session
 from kdsearch.study import Study
-from kdsearch.trainer import train
+from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.step import Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import train
 from kdsearch.trial import run_trial
 
 N = 14  # as in test_study: the sampler leaves its random start at ten

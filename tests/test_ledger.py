@@ -20,7 +20,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.spend import forecast, runs_of, spent
 from kdsearch.status import status
 from kdsearch.study import Study
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 
 
 def ledger_of(study: Study, *, ago: float = 0.0) -> Ledger:

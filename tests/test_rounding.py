@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from toy_data import CPU, tiny_model, toy_data
 
-from kdsearch.cache import TeacherOutputs
 from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
 from kdsearch.rounding import fine_tune, rounded
 from kdsearch.spec import Budget, Candidate
-from kdsearch.trainer import accuracy
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import accuracy
 from kdsearch.trial import Bench
 from kdsearch.turns import Turns
 

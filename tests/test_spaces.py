@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import distiller, methods
+from kdsearch import methods
 from kdsearch.errors import SpaceError
 from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value, load_space, parse_space
 from kdsearch.spaces import builtin, check_space, default_space, find_space
 from kdsearch.spec import Candidate
+from kdsearch.training import distiller
 
 HEAD = "student: {family: {choice: {resnet: , vit: }}}\n"
 

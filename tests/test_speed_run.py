@@ -14,7 +14,7 @@ from benchmarks import speed_run, warm_start
 from kdsearch import data as datasets
 from kdsearch.data.base import Augment
 from kdsearch.spec import TrainSpec
-from kdsearch.step import Session
+from kdsearch.training.step import Session
 
 DATA = toy_data(channels=3)
 SPEC = TrainSpec(epochs=4, batch_size=48, optimizer="muon", lr=0.05, warmup=0.0, ema=0.5)

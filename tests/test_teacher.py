@@ -15,7 +15,7 @@ from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import SpecError
 from kdsearch.models.model import Model
 from kdsearch.teacher import TeacherSpec, load_teacher
-from kdsearch.trainer import Epoch, accuracy
+from kdsearch.training.trainer import Epoch, accuracy
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 DATA = toy_data()

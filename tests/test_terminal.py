@@ -12,7 +12,7 @@ from table_study import REQUEST, look_up, opened
 from kdsearch.spec import Cost
 from kdsearch.study import Outcome, Study
 from kdsearch.terminal import StudyConsole
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 
 
 def play(study: Study, watch: StudyConsole) -> None:

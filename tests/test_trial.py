@@ -14,8 +14,6 @@ import torch
 import yaml
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.cache import TeacherOutputs
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.errors import ExportError
 from kdsearch.latency import LatencyCache
@@ -27,7 +25,9 @@ from kdsearch.rungs import Rung
 from kdsearch.ship import Package, pack
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
-from kdsearch.trainer import Epoch, accuracy
+from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
 from kdsearch.turns import Turns
 

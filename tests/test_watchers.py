@@ -14,7 +14,7 @@ from kdsearch.ending import Ending
 from kdsearch.errors import SpecError, StopStudy
 from kdsearch.loggers import Loggers, Watch, Watchers, names
 from kdsearch.spec import TrialRecord
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 
 EPOCH = Epoch(number=1, losses={"loss": 1.0}, val=0.5, lr=0.1, seconds=1.0)
 

@@ -16,7 +16,7 @@ from kdsearch.errors import StudyError
 from kdsearch.request import Request, request_of
 from kdsearch.rungs import Rung
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 from kdsearch.trial import WEIGHTS, run_trial
 from kdsearch.workers import Worker, open_workers
 

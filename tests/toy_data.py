@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
-from kdsearch.distiller import Distiller, parts_heard
 from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
-from kdsearch.step import TeacherSource
+from kdsearch.training.distiller import Distiller, parts_heard
+from kdsearch.training.step import TeacherSource
 from kdsearch.trial import side_of
 
 SIZE = 8

@@ -12,7 +12,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study import Asked, Study
 
 if TYPE_CHECKING:
-    from kdsearch.trainer import Epoch
+    from kdsearch.training.trainer import Epoch
 
 FOLDER = "tensorboard"
 

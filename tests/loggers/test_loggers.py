@@ -12,7 +12,7 @@ from table_study import look_up, opened
 from kdsearch.loggers import Loggers, Watchers
 from kdsearch.spec import TrialRecord
 from kdsearch.study import Study
-from kdsearch.trainer import Epoch
+from kdsearch.training.trainer import Epoch
 
 
 def told(study: Study, name: str) -> list[TrialRecord]:

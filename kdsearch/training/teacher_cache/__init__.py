@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdsearch.cache.disk import MAX_DISK_BYTES, Disk
-from kdsearch.cache.outputs import MAX_BYTES, TeacherOutputs
+from kdsearch.training.teacher_cache.disk import MAX_DISK_BYTES, Disk
+from kdsearch.training.teacher_cache.outputs import MAX_BYTES, TeacherOutputs
 
 __all__ = ["MAX_BYTES", "MAX_DISK_BYTES", "Disk", "TeacherOutputs"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.optimizers import Optimizers, _matrices, _warm_cosine
 from kdsearch.spec import OPTIMIZERS, DistillSpec, TrainSpec
-from kdsearch.step import Session
-from kdsearch.trainer import accuracy, train
+from kdsearch.training.optimizers import Optimizers, _matrices, _warm_cosine
+from kdsearch.training.step import Session
+from kdsearch.training.trainer import accuracy, train
 
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
 PLAIN = DistillSpec(method="none")

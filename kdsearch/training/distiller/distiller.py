@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kdsearch.distiller.adapters import Side, bodies
-from kdsearch.distiller.balance import GradNorm, Uncertainty
-from kdsearch.distiller.blend import Blend, common_logits, gate_loss
-from kdsearch.distiller.recipe import Recipe, Term, resolve
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs
 from kdsearch.spec import DistillSpec
 from kdsearch.tasks.classification import task_loss
+from kdsearch.training.distiller.adapters import Side, bodies
+from kdsearch.training.distiller.loss_balance import GradNorm, Uncertainty
+from kdsearch.training.distiller.recipe import Recipe, Term, resolve
+from kdsearch.training.distiller.teacher_ensemble import Blend, common_logits, gate_loss
 
 _ORDER = ("stages", "attention", "outputs", "embedding", "logits")
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import Augment, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
@@ -20,8 +19,9 @@ from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Average, Execution, Session
-from kdsearch.trainer import Epoch, accuracy, train
+from kdsearch.training.step import Average, Execution, Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import Epoch, accuracy, train
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)

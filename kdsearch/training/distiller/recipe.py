@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.mapping import check_mapping
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import DistillLoss
 from kdsearch.schedules import Schedule, parse_schedule
 from kdsearch.space import Params, Value
 from kdsearch.spec import ALL_PAIRS, DistillSpec, unusual
+from kdsearch.training.pairing import check_mapping
 
 _WARMTH = "method.temperature_schedule"
 _NEEDED = inspect.Parameter.empty

@@ -20,9 +20,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kdsearch.cache.disk import Disk, ViewFiles
-from kdsearch.cache.key import key_of
-from kdsearch.cache.parts import (
+from kdsearch.data.base import Augment
+from kdsearch.data.feed import Feed
+from kdsearch.data.views import augmented, counter_hash, partners
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import EVAL_BATCH, Model
+from kdsearch.training.teacher_cache.disk import Disk, ViewFiles
+from kdsearch.training.teacher_cache.key import key_of
+from kdsearch.training.teacher_cache.parts import (
     ALWAYS,
     GROUPS,
     LARGE,
@@ -33,11 +38,6 @@ from kdsearch.cache.parts import (
     size_of,
     split,
 )
-from kdsearch.data.base import Augment
-from kdsearch.data.feed import Feed
-from kdsearch.data.views import augmented, counter_hash, partners
-from kdsearch.models.features import Outputs
-from kdsearch.models.model import EVAL_BATCH, Model
 
 MAX_BYTES = 2 * 1024**3
 _CHECKED = 3

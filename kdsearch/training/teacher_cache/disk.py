@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdsearch.cache.parts import GROUPS, LARGE, Parts, View
 from kdsearch.spec import digest_of
+from kdsearch.training.teacher_cache.parts import GROUPS, LARGE, Parts, View
 
 MAX_DISK_BYTES = 8 * 1024**3
 _FREE_SHARE = 4  # the cache takes a quarter of what is free, at most

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kdsearch.distiller.adapters import Side
-from kdsearch.distiller.distiller import Distiller, Pace
-from kdsearch.distiller.recipe import check, knobs_of, parts_heard
+from kdsearch.training.distiller.adapters import Side
+from kdsearch.training.distiller.distiller import Distiller, Pace
+from kdsearch.training.distiller.recipe import check, knobs_of, parts_heard
 
 __all__ = ["Distiller", "Pace", "Side", "check", "knobs_of", "parts_heard"]

@@ -19,13 +19,13 @@ from toy_data import CPU, toy_data
 from kdsearch import methods
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
-from kdsearch.distiller import Distiller
-from kdsearch.graph import Repeated, attributes_of, own_stream
 from kdsearch.latency import LatencyCache
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.step import Session, Step, Validation
+from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
+from kdsearch.training.distiller import Distiller
+from kdsearch.training.step import Session, Step, Validation
 from kdsearch.trial import Bench, build_distiller, build_student
 from kdsearch.turns import Turns
 
@@ -294,7 +294,7 @@ def test_streams_are_used_again_but_never_by_two_at_a_time(
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: default)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(used.append(stream)))
-    monkeypatch.setattr("kdsearch.graph._free", {})
+    monkeypatch.setattr("kdsearch.training.cuda_graph._free", {})
     for _ in range(40):
         with own_stream(GPU):
             pass

@@ -10,14 +10,14 @@ import pytest
 import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.cache import TeacherOutputs
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.feed import Feed
 from kdsearch.errors import StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Session
-from kdsearch.trainer import Epoch, train
+from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.step import Session
+from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import Epoch, train
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=5, batch_size=16, lr=0.02, ema=0.9)

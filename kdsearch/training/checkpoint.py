@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from kdsearch.errors import StudyError
-from kdsearch.step import Step
+from kdsearch.training.step import Step
 
 _log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.data.base import ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.distiller import Distiller
 from kdsearch.errors import TrainingError
-from kdsearch.graph import own_stream
 from kdsearch.hpo.stopping import is_rung
 from kdsearch.models.model import Model, batches, evaluating
-from kdsearch.step import Session, Step, Validation
 from kdsearch.tasks.classification import evaluate
+from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.cuda_graph import own_stream
+from kdsearch.training.distiller import Distiller
+from kdsearch.training.step import Session, Step, Validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from toy_data import CPU, toy_data
 
-from kdsearch import probe
 from kdsearch.data.base import ImageData
 from kdsearch.models.model import Model
-from kdsearch.probe import Executions
 from kdsearch.spec import StudentSpec
-from kdsearch.step import Execution
+from kdsearch.training import autotune
+from kdsearch.training.autotune import Executions
+from kdsearch.training.step import Execution
 from kdsearch.trial import build_student
 
 DATA = toy_data()
@@ -28,7 +28,7 @@ def student(*, width: float = 0.25) -> Model:
 def test_a_form_is_chosen_for_a_tenth_saved(
     gain: float, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_gain", lambda *_: gain)
+    monkeypatch.setattr(autotune, "_gain", lambda *_: gain)
     assert Executions(tmp_path).fastest(student(), DATA, CPU) == Execution(precision=precision)
 
 
@@ -41,7 +41,7 @@ def test_it_is_measured_once_a_family_and_input(
         asked.append(f"{model.name} {data.size}")
         return 2.0
 
-    monkeypatch.setattr(probe, "_gain", gain)
+    monkeypatch.setattr(autotune, "_gain", gain)
     for width in (0.25, 0.5):
         Executions(tmp_path).fastest(student(width=width), DATA, CPU)
     larger = toy_data(size=16)
@@ -50,7 +50,7 @@ def test_it_is_measured_once_a_family_and_input(
 
 
 def test_no_cpu_is_offered_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_gain", lambda *_: 9.0)
+    monkeypatch.setattr(autotune, "_gain", lambda *_: 9.0)
     assert not Executions(tmp_path).fastest(student(), DATA, CPU).is_channels_last
 
 
@@ -83,7 +83,7 @@ def test_a_step_that_waits_is_told_from_one_that_does_not(monkeypatch: pytest.Mo
 
     rounds = {"fp32": 20, "bf16": 10}
     monkeypatch.setattr(
-        probe, "untaught", lambda *_, execution, **__: Work(rounds[execution.precision])
+        autotune, "untaught", lambda *_, execution, **__: Work(rounds[execution.precision])
     )
-    gain = probe._gain(student(), DATA, CPU, Execution(), Execution(precision="bf16"))
+    gain = autotune._gain(student(), DATA, CPU, Execution(), Execution(precision="bf16"))
     assert 1.5 < gain < 2.6

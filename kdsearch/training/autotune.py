@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from kdsearch.data.base import ImageData
-from kdsearch.distiller import Distiller, Side
-from kdsearch.graph import own_stream
 from kdsearch.json_cache import Measured, processor
 from kdsearch.models.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.step import Execution, Session, Step
-from kdsearch.trainer import threads
+from kdsearch.training.cuda_graph import own_stream
+from kdsearch.training.distiller import Distiller, Side
+from kdsearch.training.step import Execution, Session, Step
+from kdsearch.training.trainer import threads
 
 _PIXELS = 2**16  # of a batch: 64 images of 32 px
 _STEPS = {"cpu": 2, "cuda": 16}  # of an epoch, whose beginning is the host's

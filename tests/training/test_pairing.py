@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsearch.errors import SpecError
-from kdsearch.mapping import check_mapping, pair_stages
 from kdsearch.spec import MAPPINGS
+from kdsearch.training.pairing import check_mapping, pair_stages
 
 CNN = [4.0, 8.0, 16.0, 32.0]
 VIT = [16.0] * 12

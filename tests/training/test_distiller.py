@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdsearch import methods
-from kdsearch.distiller import Distiller, Side, check
-from kdsearch.distiller.recipe import resolve
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Setting
 from kdsearch.models import students
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.spec import DistillSpec, StudentSpec
+from kdsearch.training.distiller import Distiller, Side, check
+from kdsearch.training.distiller.recipe import resolve
 
 K = 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])

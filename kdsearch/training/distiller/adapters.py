@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.distiller.recipe import Term
 from kdsearch.errors import SpecError
-from kdsearch.mapping import Pairs, pair_stages
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import Align, Need, Setting, Signal
 from kdsearch.models.features import Outputs
 from kdsearch.spec import ALL_PAIRS
+from kdsearch.training.distiller.recipe import Term
+from kdsearch.training.pairing import Pairs, pair_stages
 
 _KEY_WIDTH = 64
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
 from kdsearch.data.views import Draws, draws, partners, shown, targets
-from kdsearch.distiller import Distiller, Pace
 from kdsearch.errors import SpecError
-from kdsearch.graph import Repeated, attributes_of, set_attributes
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import EVAL_BATCH, Model
-from kdsearch.optimizers import Optimizers
 from kdsearch.spec import TrainSpec
+from kdsearch.training.cuda_graph import Repeated, attributes_of, set_attributes
+from kdsearch.training.distiller import Distiller, Pace
+from kdsearch.training.optimizers import Optimizers
 
 
 class TeacherSource(Protocol):

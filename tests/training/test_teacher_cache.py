@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy_data import CPU, tiny_model, told_by, toy_data
 
-from kdsearch.cache import TeacherOutputs
 from kdsearch.data.base import MIXES, POLICIES, Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.models import students
 from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import StudentSpec
+from kdsearch.training.teacher_cache import TeacherOutputs
 
 LOGITS = frozenset({"logits"})
 EVERYTHING = frozenset({"logits", "embedding", "stages", "attention", "gradient"})

@@ -32,8 +32,6 @@ from test_cache import (
 )
 from toy_data import CPU, distiller_for, images, tiny_model, told_by, toy_data
 
-from kdsearch.cache import Disk, TeacherOutputs
-from kdsearch.cache.key import VIEWS_VERSION
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
@@ -41,8 +39,10 @@ from kdsearch.models import students
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
-from kdsearch.step import Session
-from kdsearch.trainer import train
+from kdsearch.training.step import Session
+from kdsearch.training.teacher_cache import Disk, TeacherOutputs
+from kdsearch.training.teacher_cache.key import VIEWS_VERSION
+from kdsearch.training.trainer import train
 
 ROWS = torch.tensor([3, 90, 11, 64])
 STAGES = frozenset({"stages"})
@@ -203,7 +203,7 @@ def test_a_file_that_the_teacher_contradicts_is_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the code behind the same key has changed: all that can be known is what it says."""
-    monkeypatch.setattr("kdsearch.cache.outputs.key_of", lambda *_, **__: "one")
+    monkeypatch.setattr("kdsearch.training.teacher_cache.outputs.key_of", lambda *_, **__: "one")
     other = tiny_model(seed=1).freeze()
     ask(opened(tmp_path, other))
     assert_same(ask(opened(tmp_path)), ask(TeacherOutputs(TEACHER, FEED, view_seed=5)))
@@ -267,7 +267,7 @@ import sys, time
 from pathlib import Path
 from test_cache_disk import opened
 from test_cache import PLAIN
-from kdsearch.cache.parts import View
+from kdsearch.training.teacher_cache.parts import View
 with opened(Path(sys.argv[1]))._files.making(View(PLAIN, 1)):
     print("holds", flush=True)
     time.sleep(60)
