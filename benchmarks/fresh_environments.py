@@ -20,10 +20,10 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
-from kdsearch.born_again import find_student
 from kdsearch.data import load
 from kdsearch.data.base import ImageData
 from kdsearch.models.model import Model, batches
+from kdsearch.teachers.previous_study import find_student
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from benchmarks import formulas
 from benchmarks.formulas.base import Known
 from benchmarks.paired import Ratio, alternate
-from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.methods import get
 from kdsearch.methods.base import DistillLoss, Setting, Signal
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
@@ -35,6 +34,7 @@ from kdsearch.models.students.base import Student
 from kdsearch.models.students.resnet import ResNet
 from kdsearch.models.students.vit import ViT
 from kdsearch.spec import DistillSpec
+from kdsearch.teachers.cifar_resnet import CifarResNet
 from kdsearch.training.distiller import Distiller, Side
 
 BAR = 1.3

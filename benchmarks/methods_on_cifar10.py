@@ -26,7 +26,7 @@ from kdsearch.errors import KDSearchError
 from kdsearch.latency import LatencyCache
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.teacher import TeacherSpec, load_teacher
+from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy, train

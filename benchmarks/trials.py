@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.cifar_resnet import CifarResNet
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.latency import LatencyCache
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.teachers.cifar_resnet import CifarResNet
 from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs

@@ -48,7 +48,7 @@ from kdsearch.request import request_of
 from kdsearch.run import Plan, run
 from kdsearch.spaces import find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.teacher import load_teacher
+from kdsearch.teachers.load import load_teacher
 
 BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0

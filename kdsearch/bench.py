@@ -24,7 +24,7 @@ from kdsearch.request import Request
 from kdsearch.summary import TeacherEntry
 from kdsearch.targets import target_in
 from kdsearch.tasks.classification import evaluate
-from kdsearch.teacher import TeacherSpec, load_teacher
+from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch

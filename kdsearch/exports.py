@@ -12,7 +12,7 @@ from typing import cast
 import torch
 import yaml
 
-from kdsearch import born_again, card, export, runtimes
+from kdsearch import card, export, runtimes
 from kdsearch.bench import CACHE, lay_out, load_data
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
@@ -28,6 +28,7 @@ from kdsearch.rounding import fine_tune
 from kdsearch.ship import candidate_of, pack
 from kdsearch.spec import Candidate
 from kdsearch.targets import target_in
+from kdsearch.teachers import previous_study
 
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")
@@ -97,7 +98,9 @@ def export_study(
         folder = path / "exported" / f"{trial:06d}"
         if not folder.is_dir():
             _pack_trial(path, trial, folder, request, data, latencies, storage=storage)
-    student = _student(born_again.find_student(str(path if trial is None else folder), data), data)
+    student = _student(
+        previous_study.find_student(str(path if trial is None else folder), data), data
+    )
     source = Source(
         network=student.network,
         input_shape=student.preprocess.input_shape,
@@ -133,7 +136,7 @@ def _better(
     """Put the file of the tuned student in place of the first where it loses less."""
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
-        metadata = born_again.metadata_of(source.onnx)
+        metadata = previous_study.metadata_of(source.onnx)
         to_onnx(tuned.network, input_shape=source.input_shape, path=onnx, metadata=metadata)
         again = write_file(
             file.format,
@@ -171,7 +174,7 @@ def _request(path: Path) -> Request:
 def _require_shipped(path: Path) -> None:
     """Raise StudyError for a study that has not chosen what to ship."""
     if not (path / "best" / "config.yaml").is_file():
-        numbers = _shown(born_again.kept(path))
+        numbers = _shown(previous_study.kept(path))
         other = f", or export a trial whose weights are kept: --trial {numbers}" if numbers else ""
         raise StudyError(
             f"the study {path.name!r} has not shipped a student yet; `{resume_command(path)}` goes "
@@ -184,7 +187,7 @@ def _shown(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers[:_SHOWN])) + (", …" if numbers[_SHOWN:] else "")
 
 
-def _student(earlier: born_again.Earlier, data: ImageData) -> Model:
+def _student(earlier: previous_study.Earlier, data: ImageData) -> Model:
     if earlier.classes != data.classes:
         raise StudyError(f"the student's classes are not those of {data.name!r}")
     network = earlier.build(len(earlier.classes))
@@ -202,7 +205,7 @@ def _pack_trial(
     storage: str | None,
 ) -> None:
     """Pack one trial as the best is packed. Raises SpecError for one without weights."""
-    study, numbers = load_study(path, storage), born_again.kept(path)
+    study, numbers = load_study(path, storage), previous_study.kept(path)
     record = next((r for r in study.records() if r.number == number), None)
     advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
     if record is None:
@@ -212,7 +215,7 @@ def _pack_trial(
             f"--trial {number}: its weights were not kept (trials on the front keep theirs); "
             f"{advice}"
         )
-    earlier = born_again.find_student(f"{path}#{number}", data, storage)
+    earlier = previous_study.find_student(f"{path}#{number}", data, storage)
     teacher = cast("dict[str, float | None]", study.facts()["teacher"])
     assert record.cost is not None
     assert record.val is not None

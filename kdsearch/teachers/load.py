@@ -19,9 +19,6 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from kdsearch import born_again
-from kdsearch.cifar_resnet import DEPTHS, MEAN, STD, CifarResNet
-from kdsearch.clip import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models import students
@@ -30,6 +27,9 @@ from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import import_object
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
+from kdsearch.teachers import previous_study
+from kdsearch.teachers.cifar_resnet import DEPTHS, MEAN, STD, CifarResNet
+from kdsearch.teachers.zero_shot import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.training.distiller import Distiller, Side
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import OnEpoch, train
@@ -84,7 +84,7 @@ class TeacherSpec:
     def weights_file(self) -> Path | None:
         """The file that its weights are read from, if any. Raises SpecError for no such study."""
         if self.name.startswith("study:"):
-            return born_again.weights_file(self.name.removeprefix("study:"))
+            return previous_study.weights_file(self.name.removeprefix("study:"))
         is_tagged = self.name.startswith("open_clip:") and is_tag(self.weights or "")
         return Path(self.weights) if self.weights and not is_tagged else None
 
@@ -158,7 +158,7 @@ def _load(spec: TeacherSpec, data: ImageData) -> Model:
     """Build a named teacher, load its weights and see that its classes are the data's."""
     kind, _, rest = spec.name.partition(":")
     if kind == "study" and rest:
-        return _student(spec, born_again.find_student(rest, data), data)
+        return _student(spec, previous_study.find_student(rest, data), data)
     if kind == "open_clip" and rest:
         network: nn.Module = open_clip_teacher(rest, spec.weights, data.classes)
     else:
@@ -175,7 +175,7 @@ def _load(spec: TeacherSpec, data: ImageData) -> Model:
     return model
 
 
-def _student(spec: TeacherSpec, earlier: born_again.Earlier, data: ImageData) -> Model:
+def _student(spec: TeacherSpec, earlier: previous_study.Earlier, data: ImageData) -> Model:
     if earlier.classes != data.classes and spec.epochs is None:
         raise SpecError(
             f"--teacher {spec.name}: it tells apart {_listed(earlier.classes)}; the data "

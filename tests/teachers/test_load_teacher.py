@@ -10,14 +10,14 @@ import pytest
 import torch
 from toy_data import CPU, tiny_network, toy_data
 
-from kdsearch.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import SpecError
 from kdsearch.models.model import Model
-from kdsearch.teacher import TeacherSpec, load_teacher
+from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
+from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.trainer import Epoch, accuracy
 
-CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 DATA = toy_data()
 FACTORIES = """
 import sys

@@ -16,7 +16,6 @@ import yaml
 from toy_data import CPU, toy_data
 
 from kdsearch.bench import load_data
-from kdsearch.born_again import find_student
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.loggers.base import Watch
@@ -25,7 +24,8 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.opening import load_study
 from kdsearch.run import Plan, run
-from kdsearch.teacher import TeacherSpec, load_teacher
+from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.previous_study import find_student
 from kdsearch.training.trainer import accuracy
 
 SPACE = """\

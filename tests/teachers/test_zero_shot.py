@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy_data import CPU, tiny_network, toy_data
 
-from kdsearch.clip import TEMPLATES, is_tag, prompts, zero_shot
 from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model
-from kdsearch.teacher import TeacherSpec, load_teacher
+from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.zero_shot import TEMPLATES, is_tag, prompts, zero_shot
 
 WIDTH = 6
 DATA = toy_data()
@@ -30,7 +30,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 from test_clip import WIDTH, texts, tower
-from kdsearch.clip import zero_shot
+from kdsearch.teachers.zero_shot import zero_shot
 
 def three():
     network = zero_shot(tower(), texts(3))
