@@ -20,12 +20,12 @@ from torch import Tensor
 
 from benchmarks.bars import Row, parser, tell
 from benchmarks.paired import Ratio, alternate
-from kdsearch import runtimes
 from kdsearch.bench import lay_out, load_data
-from kdsearch.export.base import Source, answer
-from kdsearch.export.onnx import to_onnx
-from kdsearch.export.onnx_int8 import OnnxInt8
-from kdsearch.files import calibration
+from kdsearch.deploy import runtimes
+from kdsearch.deploy.files import calibration
+from kdsearch.deploy.formats.base import Source, answer
+from kdsearch.deploy.formats.onnx import to_onnx
+from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
 from kdsearch.models.model import Model, batches
 from kdsearch.request import Request
 from kdsearch.rounding import EPOCHS, fine_tune, rounded

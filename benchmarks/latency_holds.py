@@ -19,12 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.export.onnx import for_pricing
+from kdsearch.deploy.formats.onnx import for_pricing
+from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.timing import Latency
 from kdsearch.json_cache import processor
-from kdsearch.latency import LatencyCache
 from kdsearch.models import students
 from kdsearch.spec import StudentSpec
-from kdsearch.timing import Latency
 
 BAR = 0.9
 STUDENTS = (
@@ -45,7 +45,7 @@ STUDENTS = (
 _AGAIN = """
 import sys
 from pathlib import Path
-from kdsearch.latency import measure
+from kdsearch.deploy.latency import measure
 side = int(sys.argv[2])
 print(measure(Path(sys.argv[1]), shape=(3, side, side)).ms)
 """

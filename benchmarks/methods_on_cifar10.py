@@ -22,8 +22,9 @@ from kdsearch import data as datasets
 from kdsearch import methods
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.errors import KDSearchError
-from kdsearch.latency import LatencyCache
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.teachers.load import TeacherSpec, load_teacher
@@ -31,7 +32,6 @@ from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy, train
 from kdsearch.trial import Bench, build_distiller, build_student
-from kdsearch.turns import Turns
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
 _VAL_IMAGES = 100

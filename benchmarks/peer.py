@@ -106,7 +106,9 @@ def search(
 
 def flops(student: Model) -> int:
     """Return fvcore's count for one image."""
-    from fvcore.nn import FlopCountAnalysis  # kdsearch.cost knows what a first import warns of
+    from fvcore.nn import (
+        FlopCountAnalysis,  # kdsearch.deploy.flops knows what a first import warns of
+    )
 
     image = torch.zeros(1, *student.preprocess.input_shape)
     analysis = FlopCountAnalysis(student.network.eval(), image)

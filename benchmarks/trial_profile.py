@@ -26,8 +26,8 @@ from benchmarks import bars, peer, scheduling, trials
 from benchmarks.input_pipeline import WORKERS
 from benchmarks.stopwatch import REST, Stopwatch
 from kdsearch import trial
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.hpo.sampler import suggest
-from kdsearch.latency import LatencyCache
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.opening import open_study
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.latency import LatencyCache
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
@@ -26,7 +27,6 @@ from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs
 from kdsearch.training.trainer import Epoch, train
 from kdsearch.trial import Bench, build_distiller, build_student
-from kdsearch.turns import Turns
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import typer
 
-from kdsearch import export, methods, runtimes
+from kdsearch import methods
 from kdsearch.cli import app
+from kdsearch.deploy import formats, runtimes
 from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Dim, Float, Int
 from kdsearch.spaces import builtin
@@ -158,8 +159,8 @@ def settings() -> Iterable[str]:
 def formats() -> Iterable[str]:
     """Yield one table of the export formats."""
     rows = []
-    for name in export.FORMATS.names():
-        kind = export.get(name)
+    for name in formats.FORMATS.names():
+        kind = formats.get(name)
         shown = f"`{name.replace('_', '-')}`"
         needs = runtimes.RUNTIMES.get(kind.runtime).install
         rows.append((shown, f"`student{kind.suffix}`", f"{_first_line(kind)} `{needs}`"))

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from kdsearch import data as datasets
-from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.targets import target_in
 from kdsearch.errors import CostError, SpecError
-from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.models.model import Model, batches
 from kdsearch.request import Request
 from kdsearch.summary import TeacherEntry
-from kdsearch.targets import target_in
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trial import Bench, latency_of
-from kdsearch.turns import Turns
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)

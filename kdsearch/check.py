@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kdsearch.bench import Prepared, load_data, pick_device, prepare, teacher_specs
 from kdsearch.calibration import Calibration, calibration
-from kdsearch.cost import count
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.flops import count
 from kdsearch.errors import KDSearchError, SpecError
 from kdsearch.loggers.base import Watch
 from kdsearch.methods import METHODS

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from kdsearch.deploy.targets import described
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study import Study, searched
-from kdsearch.targets import described
 
 _LATENCY = "latency_ms"
 _MARGIN = 0.1  # of a front's extent: without, its two ends would count for nothing

@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import Any, cast
 
 from kdsearch import refit, report
+from kdsearch.deploy.targets import described
 from kdsearch.errors import StudyError
 from kdsearch.request import Request, write_text
 from kdsearch.spaces import builtin
@@ -29,7 +30,6 @@ from kdsearch.summary import (
     Summary,
     TeacherEntry,
 )
-from kdsearch.targets import described
 
 Test = dict[str, float]
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")

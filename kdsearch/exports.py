@@ -12,22 +12,23 @@ from typing import cast
 import torch
 import yaml
 
-from kdsearch import card, export, runtimes
 from kdsearch.bench import CACHE, lay_out, load_data
 from kdsearch.data.base import ImageData
+from kdsearch.deploy import formats as known_formats
+from kdsearch.deploy import model_card, runtimes
+from kdsearch.deploy.files import Demands, File, best, calibration, write_file
+from kdsearch.deploy.formats.base import Source
+from kdsearch.deploy.formats.onnx import to_onnx
+from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.package import candidate_of, pack
+from kdsearch.deploy.targets import target_in
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.export.base import Source
-from kdsearch.export.onnx import to_onnx
-from kdsearch.files import Demands, File, best, calibration, write_file
-from kdsearch.latency import LatencyCache
 from kdsearch.loggers.base import Watch
 from kdsearch.models.model import Model
 from kdsearch.opening import find_storage, load_study
 from kdsearch.request import Request, read_request, request_of, resume_command
 from kdsearch.rounding import fine_tune
-from kdsearch.ship import candidate_of, pack
 from kdsearch.spec import Candidate
-from kdsearch.targets import target_in
 from kdsearch.teachers import previous_study
 
 _SHOWN = 10  # numbers of trials in a message
@@ -77,7 +78,7 @@ def export_study(
     and ExportError for a package that is missing before anything is written.
     """
     for name in formats:
-        runtime = export.get(name).runtime
+        runtime = known_formats.get(name).runtime
         runtimes.require(runtime)
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
@@ -112,7 +113,7 @@ def export_study(
     for name in formats:
         watch.note(f"Writing {name}")
         file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
-        if export.get(name).is_8_bit and file.drop > max_drop:
+        if known_formats.get(name).is_8_bit and file.drop > max_drop:
             watch.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
             bench = lay_out(request, data, out=out, device=_CPU, on_epoch=watch.teacher_epoch)
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -235,5 +236,5 @@ def _pack_trial(
 
 def _keep(folder: Path, files: Sequence[File]) -> None:
     """Add the files to metrics.json, each under its name, and to the card."""
-    known = json.loads((folder / card.METRICS).read_text(encoding="utf-8")).get("files", {})
-    card.tell(folder, files={**known, **{file.name: asdict(file) for file in files}})
+    known = json.loads((folder / model_card.METRICS).read_text(encoding="utf-8")).get("files", {})
+    model_card.tell(folder, files={**known, **{file.name: asdict(file) for file in files}})

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from kdsearch import card
 from kdsearch.bench import CACHE, common_accuracy
+from kdsearch.deploy import model_card
+from kdsearch.deploy.package import Package, pack
 from kdsearch.derive import summarise, write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
@@ -31,7 +32,6 @@ from kdsearch.refit import (
 )
 from kdsearch.request import resume_command
 from kdsearch.shelf import off_the_shelf
-from kdsearch.ship import Package, pack
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.spend import ENDED, spent
@@ -105,7 +105,7 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     seconds = time.perf_counter() - started - training
     study.note(notes=notes, finish_seconds=seconds)
     told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
-    card.tell(package.path, **told, notes=judged, seeds=_seeds(study))
+    model_card.tell(package.path, **told, notes=judged, seeds=_seeds(study))
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 

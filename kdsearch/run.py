@@ -24,6 +24,7 @@ from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.board import write_board
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.targets import target_in
 from kdsearch.derive import write_derived
 from kdsearch.ending import Ending
 from kdsearch.engines import local
@@ -56,7 +57,6 @@ from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.spend import refits_left, refits_to_come
 from kdsearch.storage import kept_url
 from kdsearch.study import Asked, Outcome, Price, Study, searched
-from kdsearch.targets import target_in
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.workers import open_workers

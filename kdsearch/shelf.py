@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from kdsearch.cost import count
+from kdsearch.deploy.flops import count
 from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import Measured
 from kdsearch.spec import StudentSpec

@@ -12,21 +12,21 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from kdsearch.bench import load_data, pick_device, prepare
-from kdsearch.cost import count
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.latency import Latency, measure
+from kdsearch.deploy.package import Package, pack
+from kdsearch.deploy.targets import described, target_in
+from kdsearch.deploy.targets.base import Note, Shape
 from kdsearch.errors import StudyError, TrainingError
-from kdsearch.latency import Latency, measure
 from kdsearch.loggers.base import Watch
 from kdsearch.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.request import Request, study_path
-from kdsearch.ship import Package, pack
 from kdsearch.spec import Candidate, StudentSpec, digest_of
 from kdsearch.study import Outcome
 from kdsearch.summary import Target
-from kdsearch.targets import described, target_in
-from kdsearch.targets.base import Note, Shape
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial

@@ -20,9 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdsearch.cost import count
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.formats._program import saved
+from kdsearch.deploy.formats.onnx import for_pricing
+from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.targets.base import Shape, Target
 from kdsearch.errors import (
     NO_WRITE,
     CostError,
@@ -31,9 +36,6 @@ from kdsearch.errors import (
     StudyError,
     TrainingError,
 )
-from kdsearch.export._program import saved
-from kdsearch.export.onnx import for_pricing
-from kdsearch.latency import Latency, LatencyCache
 from kdsearch.methods.base import Setting
 from kdsearch.models import students
 from kdsearch.models.features import bare
@@ -44,14 +46,12 @@ from kdsearch.rungs import OnRung, Rung
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
 from kdsearch.study import Outcome
-from kdsearch.targets.base import Shape, Target
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, parts_heard
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, Judge, OnEpoch, train
-from kdsearch.turns import Turns
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"

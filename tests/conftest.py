@@ -14,7 +14,7 @@ import pytest
 import torch
 from postgres import NoServerError, served
 
-from kdsearch.targets import _hosted
+from kdsearch.deploy.targets import _hosted
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times

@@ -38,9 +38,10 @@ from benchmarks.paired import Ratio, alternate, quartiles
 from benchmarks.stopwatch import REST, Stopwatch
 from kdsearch import data as datasets
 from kdsearch import methods
-from kdsearch.cost import count
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.timing import Latency
 from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.models.model import Model
@@ -48,7 +49,6 @@ from kdsearch.opening import open_study
 from kdsearch.request import Request
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
-from kdsearch.timing import Latency
 from kdsearch.training.step import Average
 from kdsearch.trial import build_student
 

@@ -7,13 +7,13 @@ from torch import nn
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
-from kdsearch.latency import LatencyCache
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.rounding import fine_tune, rounded
 from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy
 from kdsearch.trial import Bench
-from kdsearch.turns import Turns
 
 DATA = toy_data()
 CANDIDATE = {

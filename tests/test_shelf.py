@@ -8,10 +8,10 @@ import pytest
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch import shelf
-from kdsearch.latency import LatencyCache
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.spec import Budget, StudentSpec
 from kdsearch.trial import Bench, build_student, price
-from kdsearch.turns import Turns
 
 SMALL = "timm:mobilenetv3_small_050"
 

@@ -15,21 +15,21 @@ import yaml
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.package import Package, pack
 from kdsearch.errors import ExportError
-from kdsearch.latency import LatencyCache
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.request import Request
 from kdsearch.rungs import Rung
-from kdsearch.ship import Package, pack
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
-from kdsearch.turns import Turns
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from kdsearch.export.base import Format, Source
+from kdsearch.deploy.formats.base import Format, Source
 
 
 class Optimised(Format):

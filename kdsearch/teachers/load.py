@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.device_lock import Turns
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models import students
 from kdsearch.models.features import Tapped
@@ -33,7 +34,6 @@ from kdsearch.teachers.zero_shot import ZeroShot, is_tag, open_clip_teacher
 from kdsearch.training.distiller import Distiller, Side
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import OnEpoch, train
-from kdsearch.turns import Turns
 
 KINDS = (
     "auto",

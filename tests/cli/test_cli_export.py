@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from shell import Shell
 
-from kdsearch.export import accuracy
-from kdsearch.files import File
+from kdsearch.deploy.files import File
+from kdsearch.deploy.formats import accuracy
+from kdsearch.deploy.package import candidate_of
 from kdsearch.opening import load_study
-from kdsearch.ship import candidate_of
 
 
 @pytest.fixture(scope="module")

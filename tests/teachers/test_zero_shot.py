@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy_data import CPU, tiny_network, toy_data
 
-from kdsearch.cost import count
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.flops import count
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model

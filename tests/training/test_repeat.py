@@ -12,14 +12,14 @@ from torch import Tensor
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.errors import SpecError
-from kdsearch.latency import LatencyCache
 from kdsearch.models.features import Outputs
 from kdsearch.models.weights import read_weights
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.trial import WEIGHTS, Bench, run_trial
-from kdsearch.turns import Turns
 
 DATA = toy_data()
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

@@ -19,7 +19,8 @@ from toy_data import CPU, toy_data
 from kdsearch import methods
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
-from kdsearch.latency import LatencyCache
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import LatencyCache
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
@@ -27,7 +28,6 @@ from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Session, Step, Validation
 from kdsearch.trial import Bench, build_distiller, build_student
-from kdsearch.turns import Turns
 
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")

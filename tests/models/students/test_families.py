@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdsearch.cost import count
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.formats import for_pricing, to_onnx, verify
 from kdsearch.errors import SpecError
-from kdsearch.export import for_pricing, to_onnx, verify
 from kdsearch.models.students import FAMILIES, build, check, knobs_of
 from kdsearch.models.students.base import Student, dealt, scaled
 from kdsearch.space import Choice, Float, Int

@@ -1,0 +1,205 @@
+"""The files of a student in other formats, each written, loaded again and measured on itself.
+
+A file that is over the budget, loses too much accuracy or does not agree with its network is kept
+and marked with the reason; it is never called the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.data.base import UNLABELLED, ImageData
+from kdsearch.deploy import formats, runtimes
+from kdsearch.deploy.formats._fold import fold_preprocess
+from kdsearch.deploy.formats.base import (
+    Agreement,
+    Format,
+    Source,
+    agreement_of,
+    answer,
+    of_several_sizes,
+)
+from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.targets import described
+from kdsearch.deploy.targets.base import Target as Aimed
+from kdsearch.models.model import Model, batches
+from kdsearch.spec import Budget
+from kdsearch.summary import Target
+
+CALIBRATION = 256  # training images that ranges are taken from
+_CALIBRATION_BATCH = 16
+_CPU = torch.device("cpu")
+_Show = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A written file and what was measured on it.
+
+    runtime: what loaded it; target: where its latency is from. val: its accuracy on validation;
+    drop: what the PyTorch student has more. agreement: with the network that it was written from.
+    misses: why it is not to be shipped. tuned: whether that network is the student trained on for
+    8 bits.
+    """
+
+    format: str
+    name: str
+    runtime: str
+    target: Target
+    bytes: int
+    val: float
+    drop: float
+    agreement: Agreement
+    latency: Latency
+    misses: tuple[str, ...] = ()
+    tuned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demands:
+    """What a file must keep to: the budget of latency, and the accuracy it may lose.
+
+    is_folded: whether ONNX files take raw pixels, uint8 [B, H, W, C]; `-uint8` in their names.
+    """
+
+    budget: Budget
+    max_drop: float
+    is_folded: bool = False
+
+
+def write_file(
+    name: str,
+    student: Model,
+    source: Source,
+    folder: Path,
+    data: ImageData,
+    *,
+    demands: Demands,
+    latencies: LatencyCache,
+    whole: float | None = None,
+) -> File:
+    """Write `student` in a format to `folder`, load it again by its runtime, and measure it.
+
+    whole: the accuracy that its drop is measured from, where that is not the student's own. Its
+    latency is that of the study's target, or where that does not take such files, of the CPU by
+    their runtime. Files appear there whole. Raises ExportError when it cannot be written or loaded.
+    """
+    kind = formats.get(name)
+    with TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
+        path = Path(fresh) / f"student{kind.suffix}"
+        kind().write(source, path)
+        if demands.is_folded:
+            path = path.rename(path.with_stem(f"{path.stem}-uint8"))
+            fold_preprocess(path, student.preprocess)
+        run = runtimes.load(kind.runtime, path, threads=1)
+        show = _pixels if demands.is_folded else _inputs
+        expected, answers, labels = _answers(run, student, data, show)
+        agreement = agreement_of(expected, answers)
+        val = _accuracy(answers, labels)
+        drop = (_accuracy(expected, labels) if whole is None else whole) - val
+        there = latencies.for_runtime(kind.runtime)
+        latency = _time(path, there, show(student, data.val.at(slice(1)))[1])
+        elsewhere = there.target.device != latencies.target.device
+        found = File(
+            format=name.replace("_", "-"),
+            name=path.name,
+            runtime=run.label,
+            target=described(there.target),
+            bytes=sum(file.stat().st_size for file in Path(fresh).iterdir()),
+            val=val,
+            drop=drop,
+            agreement=agreement,
+            latency=latency,
+            misses=(
+                *_misses(kind, agreement, drop, demands),
+                *_delays(latency, demands.budget, latencies.target if elsewhere else None),
+            ),
+            tuned=whole is not None,
+        )
+        for written in sorted(Path(fresh).iterdir()):
+            written.replace(folder / written.name)
+    return found
+
+
+def calibration(student: Model, data: ImageData) -> Iterator[Tensor]:
+    """Yield normalised training images in small batches, spread over the set, views plain."""
+    count = min(CALIBRATION, len(data.train))
+    chosen = torch.linspace(0, len(data.train) - 1, count).long()
+    for part in torch.split(chosen, _CALIBRATION_BATCH):
+        yield student.preprocess(data.train.at(part))
+
+
+def best(files: Sequence[File]) -> File | None:
+    """Return the fastest file that misses nothing, None without one."""
+    sound = [file for file in files if not file.misses]
+    return min(sound, key=lambda file: file.latency.ms, default=None)
+
+
+@torch.no_grad()
+def _answers(
+    run: runtimes.Runtime, student: Model, data: ImageData, show: _Show
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the student's logits on validation, the file's, and the labels."""
+    expected, found, labels = [], [], []
+    for number, (images, target) in enumerate(batches(data.val, _CPU)):
+        for part in (images,) if number else of_several_sizes(images):
+            inputs, fed = show(student, part)
+            expected.append(student.network(inputs))
+            found.append(answer(run, fed))
+        labels.append(target)
+    return torch.cat(expected), torch.cat(found), torch.cat(labels)
+
+
+def _inputs(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the network and the file are given: the same normalised images."""
+    inputs = student.preprocess(images)
+    return inputs, inputs
+
+
+def _pixels(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalised images, and the pixels [B, H, W, C] they come from, resized, rounded."""
+    shown = student.preprocess
+    if images.shape[2] != shown.resolution:
+        size = (shown.resolution, shown.resolution)
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    images = images.expand(-1, shown.channels, -1, -1)
+    return shown(images), images.permute(0, 2, 3, 1)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels)[labels != UNLABELLED].float().mean())
+
+
+def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
+    """Return the latency of a file on images like one [1, ...]."""
+    first, second, third = image.shape[1:]
+    dtype = str(image.dtype).removeprefix("torch.")
+    return latencies.measure(path, shape=(first, second, third), dtype=dtype)
+
+
+def _misses(
+    kind: type[Format], agreement: Agreement, drop: float, demands: Demands
+) -> Iterator[str]:
+    if not kind.tolerance.accepts(agreement):
+        yield (
+            f"disagrees with the student (argmax {agreement.argmax:.4f}, max_rel "
+            f"{agreement.max_rel:.2g}; accepted {kind.tolerance})"
+        )
+    if drop > demands.max_drop:
+        yield f"loses {100 * drop:.2f} points, over --max-drop {demands.max_drop:g}"
+
+
+def _delays(latency: Latency, budget: Budget, unmeasured: Aimed | None) -> Iterator[str]:
+    """Yield why a latency is not to be called within the budget. unmeasured: the study's target."""
+    if unmeasured is not None:
+        yield f"timed on the CPU, since --target {unmeasured.name} takes no such file"
+    limit = budget.latency_ms
+    if limit is not None and latency.high_ms > limit:
+        yield f"{latency.ms:.3g} ms, up to {latency.high_ms:.3g}, over the budget of {limit:g}"

@@ -1,0 +1,22 @@
+"""OpenVINO's own files, converted from ONNX: student.xml, and student.bin with the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdsearch.deploy import runtimes
+from kdsearch.deploy.formats.base import Format, Source
+
+
+class OpenVino(Format):
+    """OpenVINO, float32; any batch size."""
+
+    suffix = ".xml"
+    runtime = "openvino"
+
+    def write(self, source: Source, path: Path) -> None:
+        """Convert the ONNX file; left to itself OpenVINO would round the weights to float16."""
+        runtimes.require(self.runtime)
+        import openvino
+
+        openvino.save_model(openvino.convert_model(source.onnx), path, compress_to_fp16=False)

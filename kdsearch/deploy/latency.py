@@ -1,0 +1,91 @@
+"""Measure how long an exported network takes on its target, and remember it.
+
+`timing` holds the protocol, `targets` the devices. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.targets import target_for, target_of
+from kdsearch.deploy.targets.base import Asked, Reference, Shape, Target
+from kdsearch.deploy.timing import Latency, settle
+from kdsearch.json_cache import Measured, processor
+
+__all__ = ["Latency", "LatencyCache", "measure"]
+_FORM = "rounds and slow moments"  # what an entry says beside its numbers: of which protocol it is
+
+
+class LatencyCache(Measured[Latency]):
+    """Latencies measured on this host for a target, below `latency/`; `cpu` where none is given."""
+
+    def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
+        super().__init__(cache_dir / "latency", Latency)
+        self._cache_dir = cache_dir
+        self.target = target_of("cpu") if target is None else target
+        self._references = Measured(cache_dir / "references", Reference)
+        self._turns = Turns(cache_dir, self.target.shared)
+
+    def for_runtime(self, name: str) -> LatencyCache:
+        """Return that of the same host for files of a runtime: by the target if it takes them."""
+        target = target_for(name, self.target)
+        return self if target is self.target else LatencyCache(self._cache_dir, target)
+
+    def measure(
+        self,
+        file: Path | bytes,
+        *,
+        shape: Shape,
+        dtype: str = "float32",
+        limit: float | None = None,
+    ) -> Latency:
+        """Time a file, or its bytes, on images [batch, *shape], while nobody trains beside it.
+
+        dtype: `uint8` for a file with the preprocessing inside. limit: what is over it as a whole
+        is asked no further. Raises CostError when the target refuses the file or the images.
+        """
+        if isinstance(file, bytes):
+            with TemporaryDirectory() as folder:
+                suffix = ".onnx" if "onnxruntime" in self.target.takes else ".pt2"
+                path = Path(folder) / f"student{suffix}"
+                path.write_bytes(file)
+                return self.measure(path, shape=shape, dtype=dtype, limit=limit)
+        asked = Asked(file=file, shape=shape, dtype=dtype)
+        with self._turns.measuring():
+            return settle(
+                lambda: self.target.take(asked, self._reference),
+                self.target.patience,
+                math.inf if limit is None else limit,
+            )
+
+    def latency_of(
+        self, key: str, make: Callable[[], Latency], limit: float | None = None
+    ) -> Latency:
+        """Return what is kept under `key`, the architecture, for this target, or keep `make()`.
+
+        What was cut at another limit serves only if it is over this one, too.
+        """
+        return self.get_or_measure(
+            f"{key} | {_FORM} | {self.here()}",
+            make,
+            serves=lambda kept: not kept.is_cut or (limit is not None and kept.low_ms > limit),
+        )
+
+    def _reference(self, name: str, make: Callable[[], Reference]) -> Reference:
+        return self._references.get_or_measure(f"reference {name} | {processor()}", make)
+
+    def here(self) -> str:
+        """Return what a latency depends on beside the network: target, processor, versions."""
+        return f"{self.target.key()} | {processor()} | {self.target.version()}"
+
+
+def measure(
+    file: Path | bytes, *, shape: Shape, dtype: str = "float32", target: Target | None = None
+) -> Latency:
+    """Time a file, or its bytes, once, keeping nothing. Raises CostError."""
+    with TemporaryDirectory() as folder:
+        return LatencyCache(Path(folder), target).measure(file, shape=shape, dtype=dtype)

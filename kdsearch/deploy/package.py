@@ -1,0 +1,206 @@
+"""The folder to ship: the student as ONNX and safetensors, measured again as a file.
+
+What is said of a student here was measured on the exported file: agreement with the PyTorch
+student, accuracy, latency. A file over the budget is not shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from kdsearch.data.base import ImageData
+from kdsearch.deploy import model_card
+from kdsearch.deploy.formats.base import Agreement
+from kdsearch.deploy.formats.onnx import OPSET, accuracy, to_onnx, verify
+from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.targets import described
+from kdsearch.errors import SpecError, StudyError
+from kdsearch.json_cache import processor
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model, batches
+from kdsearch.models.weights import save_weights
+from kdsearch.request import Request, write_text
+from kdsearch.space import Value
+from kdsearch.spec import Budget, Candidate, Cost, unusual
+from kdsearch.training.distiller.recipe import parts_heard
+from kdsearch.trial import file_for
+
+PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A written folder and what was measured on its ONNX file."""
+
+    path: Path
+    val: float
+    agreement: Agreement
+    latency: Latency
+
+    def is_within(self, budget: Budget) -> bool:
+        """Whether the file, as measured, keeps the latency budget with its whole interval."""
+        return budget.latency_ms is None or self.latency.high_ms <= budget.latency_ms
+
+
+def pack(
+    path: Path,
+    student: Model,
+    candidate: Candidate,
+    request: Request,
+    data: ImageData,
+    *,
+    cost: Cost,
+    results: Mapping[str, float],
+    teacher: Mapping[str, object],
+    latencies: LatencyCache,
+) -> Package:
+    """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
+
+    results, teacher: accuracies by split, `validation` and `test`. The folder appears whole or not
+    at all. Raises ExportError when the file does not agree with the student.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise StudyError(f"cannot write to {path.parent}: {error.strerror}") from error
+    student = student.cpu().eval()
+    save_weights(bare(student.network), fresh / "student.safetensors")
+    shape = student.preprocess.input_shape
+    file = fresh / "student.onnx"
+    metadata = _metadata(student, data)
+    to_onnx(student.network, input_shape=shape, path=file, metadata=metadata)
+
+    def inputs() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches(data.val, torch.device("cpu")):
+            yield student.preprocess(images), labels
+
+    agreement = verify(student.network, file, (images for images, _ in inputs()))
+    target = latencies.target
+    timed = file if "onnxruntime" in target.takes else file_for(student.network, target, shape)
+    package = Package(
+        path=path,
+        val=accuracy(file, inputs()),
+        agreement=agreement,
+        latency=latencies.measure(timed, shape=shape),
+    )
+    write_text(fresh / model_card.CONFIG, config_text(candidate, request))
+    shutil.copyfile(PREDICT, fresh / "predict.py")
+    model_card.tell(
+        fresh,
+        accuracy=dict(results),
+        teacher={"name": request.teacher, **teacher},
+        is_taught=bool(parts_heard(candidate.distill)),
+        data=_of_data(data),
+        machine=processor().replace(" | ", ", "),
+        metadata=metadata,
+        **_metrics(package, request, cost, file.stat().st_size),
+    )
+    shutil.rmtree(path, ignore_errors=True)
+    fresh.rename(path)
+    return package
+
+
+def config_text(candidate: Candidate, request: Request) -> str:
+    """Return the YAML that `kdsearch distill --config` retrains the candidate from."""
+    student, distill, train = candidate.student, candidate.distill, candidate.train
+    settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
+    settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
+    flags = ("method", "alpha", "weight", "temperature", "mapping", "knobs")
+    others = {k: v for k, v in unusual(distill).items() if k not in flags}
+    settings |= {f"method.{k}": str(v) for k, v in others.items()}
+    settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
+    config: dict[str, object] = {
+        "data": request.data,
+        "image_size": request.image_size,
+        "subset": request.subset,
+        "flip": request.flip,
+        "teacher": request.teacher,
+        "teacher_weights": request.teacher_weights,
+        "teacher_epochs": request.teacher_epochs,
+        "student": student.family,
+        "resolution": student.resolution or None,
+        "method": distill.method,
+        "alpha": distill.alpha,
+        "weight": distill.weight,
+        "temperature": distill.temperature,
+        "mapping": distill.mapping,
+        "epochs": train.epochs,
+        "seed": request.seed,
+        "target": request.target,
+        "threads": request.threads,
+        "batch": request.batch,
+    }
+    config = {name: value for name, value in config.items() if value is not None}
+    text = yaml.safe_dump({**config, "set": settings}, sort_keys=False)
+    return f"# kdsearch distill --config config.yaml\n{text}"
+
+
+def candidate_of(text: str) -> Candidate:
+    """Return the candidate that a config.yaml tells of. Raises SpecError when it tells of none."""
+    try:
+        config = yaml.safe_load(text)
+        family, method = config["student"], config["method"]
+        owners = {"student": f"student.{family}.", "method": f"method.{method}.", "train": "train."}
+        params: dict[str, Value] = {"student.family": family, "method.name": method}
+        for name, value in config["set"].items():
+            section, _, knob = name.partition(".")
+            params[owners[section] + knob] = value
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise SpecError(f"config.yaml names no candidate ({error!r}); ship it again") from error
+    flags = ("alpha", "weight", "temperature", "mapping")
+    params |= {f"method.{method}.{flag}": config[flag] for flag in flags if flag in config}
+    params |= {"student.resolution": config.get("resolution", 0), "train.epochs": config["epochs"]}
+    return Candidate.from_params(params)
+
+
+def _metadata(student: Model, data: ImageData) -> dict[str, str]:
+    shown = student.preprocess
+    return {
+        "classes": json.dumps(data.classes),
+        "mean": json.dumps(shown.mean),
+        "std": json.dumps(shown.std),
+        "image_size": str(data.size),
+        "resolution": str(shown.resolution),
+        "channels": str(shown.channels),
+        "input": "pixels / 255, minus mean, over std; [batch, channels, height, width]",
+    }
+
+
+def _of_data(data: ImageData) -> dict[str, object]:
+    images = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
+    return {"name": data.name, "images": images}
+
+
+def _metrics(package: Package, request: Request, cost: Cost, size: int) -> dict[str, object]:
+    agreement, latency = package.agreement, package.latency
+    return {
+        "onnx": {
+            "opset": OPSET,
+            "bytes": size,
+            "val": package.val,
+            "same_predictions": agreement.argmax,
+            "compared_images": agreement.n,
+            "max_logit_difference": agreement.max_abs,
+            "max_relative_logit_difference": agreement.max_rel,
+            "latency_ms": latency.ms,
+            "latency_spread_ms": latency.spread_ms,
+            "latency_low_ms": latency.low_ms,
+            "latency_high_ms": latency.high_ms,
+            "contention": latency.contention,
+        },
+        "within_budget": package.is_within(request.budget),
+        "budget": asdict(request.budget),
+        "target": asdict(described(request)),
+        "flops": cost.flops,
+        "params": cost.params,
+    }

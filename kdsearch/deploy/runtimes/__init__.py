@@ -1,0 +1,46 @@
+"""The runtimes that exported files are loaded by, one file each; the file name is the name.
+
+Listing the names imports none of them; a missing one is named together with what to install.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdsearch.deploy.runtimes.base import Runtime, Unavailable
+from kdsearch.errors import ExportError
+from kdsearch.registry import Registry
+
+RUNTIMES: Registry[Runtime] = Registry("kdsearch.deploy.runtimes", Runtime, what="runtime")
+
+__all__ = ["RUNTIMES", "Runtime", "Unavailable", "load", "names", "require"]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the runtimes in alphabetical order."""
+    return RUNTIMES.names()
+
+
+def require(name: str) -> type[Runtime]:
+    """Return a runtime's class. Raises Unavailable, with what to install, where it is missing."""
+    runtime = RUNTIMES.get(name)
+    if not runtime.is_installed():
+        raise Unavailable(f"{name} is not installed: pip install {runtime.install}")
+    return runtime
+
+
+def load(name: str, path: Path, *, threads: int = 1) -> Runtime:
+    """Load a file by its runtime, on the CPU. Raises ExportError when it cannot be."""
+    runtime = require(name)
+    if not path.exists():
+        raise ExportError(f"there is no file {path}; export it again")
+    try:
+        return runtime(path, threads=threads)
+    except ExportError:
+        raise
+    except Exception as error:  # the runtimes' exceptions have no common base
+        raise ExportError(f"{name} refuses {path}: {_reason(error)}; export it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

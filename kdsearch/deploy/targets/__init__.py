@@ -1,0 +1,61 @@
+"""Targets by name: the device and runtime that latency is measured on, one file each.
+
+`cmd:COMMAND` is a command of the user's own. Listing the names, and making a target, imports none
+of their runtimes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.registry import Registry
+from kdsearch.request import Request
+from kdsearch.summary import Target as Described
+
+if TYPE_CHECKING:
+    from kdsearch.deploy.targets.base import Target
+
+TARGETS: Registry[Target] = Registry(
+    "kdsearch.deploy.targets", "kdsearch.deploy.targets.base:Target", what="--target"
+)
+
+
+def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
+    """Return the target that `cpu`, `cmd:COMMAND` and so on name. Raises SpecError."""
+    name, _, command = text.partition(":")
+    if name not in TARGETS.names():
+        known = ["cmd:COMMAND" if known == "cmd" else known for known in TARGETS.names()]
+        raise SpecError(
+            f"unknown --target {text!r}{did_you_mean(name, known)}; known: {', '.join(known)}, "
+            "where COMMAND gets the ONNX file and prints milliseconds"
+        )
+    return TARGETS.get(name)(threads=threads, batch=batch, command=command)
+
+
+def target_in(request: Request) -> Target:
+    """Return the target that a request names. Raises SpecError where it cannot be used here."""
+    target = target_of(request.target, threads=request.threads, batch=request.batch)
+    target.require()
+    return target
+
+
+def described(what: Request | Target) -> Described:
+    """Return a target, or a request's, as `front.json` names it."""
+    if isinstance(what, Request):
+        what = target_of(what.target, threads=what.threads, batch=what.batch)
+    return Described(
+        device=what.device,
+        runtime=what.command or what.runtime,
+        threads=what.threads,
+        batch=what.batch,
+    )
+
+
+def target_for(runtime: str, asked: Target) -> Target:
+    """Return `asked` where it takes the files of a runtime, else the CPU by that runtime."""
+    if runtime in asked.takes:
+        return asked
+    from kdsearch.deploy.targets._hosted import ByRuntime
+
+    return ByRuntime(runtime=runtime, threads=asked.threads, batch=asked.batch)

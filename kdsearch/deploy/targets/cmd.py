@@ -1,0 +1,142 @@
+"""Any device that a command of the user's reaches: a phone by adb, a board by ssh.
+
+The command gets the path of the ONNX file as its last argument, and in its environment
+KDSEARCH_INPUT (`3x224x224`), KDSEARCH_DTYPE, KDSEARCH_BATCH and KDSEARCH_THREADS. It prints
+milliseconds, one number or many, and nothing else. No shell reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kdsearch.deploy.targets._chain import chain
+from kdsearch.deploy.targets.base import Asked, Kept, Note, Shape, Target
+from kdsearch.deploy.timing import Patience, Round
+from kdsearch.errors import CostError, SpecError
+
+_TIMEOUT_SECONDS = 600.0
+_SHOWN_LINES, _SHOWN = 5, 200  # lines of what it complained of; characters
+
+
+class Cmd(Target):
+    """`cmd:COMMAND`: a command that gets the ONNX file and prints milliseconds."""
+
+    device = "cmd"
+    runtime = "a command"
+    patience = Patience(at_least=3, at_most=6, seconds=120.0)
+    timeout_seconds = _TIMEOUT_SECONDS
+
+    def require(self) -> None:
+        """Raise SpecError where the command cannot be read, or its program is not there."""
+        try:
+            argv = shlex.split(self.command)
+        except ValueError as error:
+            raise SpecError(f"--target cmd:{self.command}: {error}") from error
+        if not argv:
+            raise SpecError("--target cmd: expected cmd:COMMAND, such as 'cmd:python3 on_phone.py'")
+        if shutil.which(argv[0]) is None:
+            raise SpecError(
+                f"--target cmd:{self.command}: there is no program {argv[0]!r}; give its path"
+            )
+
+    def rehearse(self, shape: Shape, note: Note) -> None:
+        """Run the command once, on a convolution. Raises SpecError with what it said."""
+        note(f"Trying --target cmd:{self.command} on a small ONNX file")
+        began = time.perf_counter()
+        channels, side, _ = shape
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "student.onnx"
+            file.write_bytes(chain(1, channels=channels, side=side))
+            try:
+                self._ask(Asked(file=file, shape=shape))
+            except CostError as error:
+                of = "x".join(map(str, shape))
+                raise SpecError(
+                    f"--target cmd fails on a small ONNX file of {of}: {error}"
+                ) from error
+        note(
+            f"It answered after {time.perf_counter() - began:.1f} s; a network is measured by "
+            f"{self.patience.at_least} to {self.patience.at_most} such runs"
+        )
+
+    def version(self) -> str:
+        """Return nothing: what the command runs is its own."""
+        return ""
+
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        """Return the median of what the command prints."""
+        del kept
+        return self._ask(asked)
+
+    def _ask(self, asked: Asked) -> Round:
+        settings = {
+            "KDSEARCH_INPUT": "x".join(map(str, asked.shape)),
+            "KDSEARCH_DTYPE": asked.dtype,
+            "KDSEARCH_BATCH": str(self.batch),
+            "KDSEARCH_THREADS": str(self.threads),
+        }
+        out, err, status = self._run([*shlex.split(self.command), str(asked.file)], settings)
+        if status:
+            raise self._error(f"ended with {status}", err)
+        try:
+            times = [float(word) for word in out.split()]
+        except ValueError:
+            times = []
+        if not times or not all(0 < ms < math.inf for ms in times):
+            shown = repr(_clipped(" ".join(out.split()))) if out.split() else "nothing"
+            raise self._error(
+                f"was given the ONNX file as its last argument and printed {shown}; expected "
+                "milliseconds above 0 and nothing else",
+                err,
+            )
+        return Round(ms=statistics.median(times))
+
+    def _run(self, argv: list[str], settings: dict[str, str]) -> tuple[str, str, int]:
+        """Return what a command printed, what it complained of, and its exit status."""
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env={**os.environ, **settings},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise self._error(f"does not start: {error.strerror}", "") from error
+        with process:
+            try:
+                out, err = process.communicate(timeout=self.timeout_seconds)
+            except subprocess.TimeoutExpired:
+                _kill(process)
+                raise self._error(f"took more than {self.timeout_seconds:g} s", "") from None
+            except BaseException:
+                _kill(process)
+                raise
+        return out, err, process.returncode
+
+    def _error(self, what: str, err: str) -> CostError:
+        lines = [_clipped(line) for line in err.strip().splitlines()[-_SHOWN_LINES:]]
+        return CostError("\n  ".join([f"the command {self.command!r} {what}", *lines]))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill the command and what it started, which would hold its pipes open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

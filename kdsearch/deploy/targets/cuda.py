@@ -1,0 +1,94 @@
+"""A GPU, by PyTorch: the exported program replayed as a CUDA graph, timed by events.
+
+Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from kdsearch.deploy import runtimes
+from kdsearch.deploy.targets._fresh import Plain
+from kdsearch.deploy.targets._hosted import Hosted
+from kdsearch.deploy.targets.base import Asked, Kept
+from kdsearch.deploy.timing import Round, Run
+from kdsearch.errors import CostError, SpecError
+
+_REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
+
+
+class Cuda(Hosted):
+    """A GPU by PyTorch: a replayed CUDA graph, without what launching costs the host."""
+
+    device = "cuda"
+    shared = "cuda:0"
+    runtime = "torch, CUDA graph"
+    takes = ("torch_export",)
+
+    def require(self) -> None:
+        """Raise SpecError without a GPU."""
+        super().require()
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SpecError("--target cuda: PyTorch sees no GPU here; --target cpu needs none")
+
+    def version(self) -> str:
+        """Return the versions of PyTorch and CUDA, and the GPU."""
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        return f"torch {torch.__version__} | CUDA {torch.version.cuda} | {gpu}"
+
+    def prepare(self) -> None:
+        """Import PyTorch; a child opens the device, which a fork cannot share."""
+        runtimes.require("torch_export").prepare()
+
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        """Return what one fork finds; events tell the GPU's own time, so without a reference."""
+        del kept
+        return Round(ms=cast("float", self.ask(asked)["ms"]))
+
+    def _replay(self, asked: Asked) -> Run:
+        """Return a replay of the program on a batch of images."""
+        import torch
+
+        try:
+            module = torch.export.load(asked.file).module().to("cuda")
+        except Exception as error:  # a damaged archive may raise anything
+            raise CostError(
+                f"PyTorch refuses {asked.file}; expected a .pt2 program: {error}"
+            ) from error
+        images = torch.from_numpy(self.images(asked)).to("cuda")
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.inference_mode():
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    module(images)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                module(images)
+        return graph.replay
+
+    def time(self, asked: Asked) -> Plain:
+        """Return the milliseconds of a replay, by the GPU's own clock."""
+        import torch
+
+        replay = self._replay(asked)
+
+        def block() -> float:
+            start, end = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
+            start.record()
+            for _ in range(_REPLAYS):
+                replay()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / _REPLAYS
+
+        block()
+        times = sorted(block() for _ in range(_BLOCKS))
+        return {"ms": times[_BLOCKS // 4]}

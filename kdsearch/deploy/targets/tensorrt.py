@@ -1,0 +1,80 @@
+"""A GPU, by TensorRT through ONNX Runtime, where that was built with it.
+
+Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from kdsearch.deploy import runtimes
+from kdsearch.deploy.targets._fresh import Plain
+from kdsearch.deploy.targets._hosted import Hosted
+from kdsearch.deploy.targets.base import Asked, Kept
+from kdsearch.deploy.timing import Round, time_block, warm_up
+from kdsearch.errors import CostError, SpecError
+
+_PROVIDER = "TensorrtExecutionProvider"
+_BLOCKS = 16
+
+
+class TensorRt(Hosted):
+    """TensorRT through ONNX Runtime, images already on the GPU, by the wall clock."""
+
+    device = "cuda"
+    shared = "cuda:0"
+    runtime = "TensorRT in onnxruntime"
+
+    def require(self) -> None:
+        """Raise SpecError where ONNX Runtime has no TensorRT."""
+        super().require()
+        import onnxruntime
+
+        known = onnxruntime.get_available_providers()
+        if _PROVIDER not in known:
+            raise SpecError(
+                f"--target tensorrt: this ONNX Runtime has {', '.join(known)} and not {_PROVIDER}; "
+                "`pip install onnxruntime-gpu tensorrt` in place of onnxruntime"
+            )
+
+    def version(self) -> str:
+        """Return the version of ONNX Runtime, and the GPU."""
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        return f"{runtimes.require('onnxruntime').version()} | {gpu}"
+
+    def prepare(self) -> None:
+        """Import ONNX Runtime; a child opens the device, which a fork cannot share."""
+        runtimes.require("onnxruntime").prepare()
+
+    def take(self, asked: Asked, kept: Kept) -> Round:
+        """Return what one fork finds."""
+        del kept
+        return Round(ms=cast("float", self.ask(asked)["ms"]))
+
+    def time(self, asked: Asked) -> Plain:
+        """Return the milliseconds of a run that begins and ends with its images on the GPU."""
+        import onnxruntime
+
+        from kdsearch.deploy.runtimes.onnxruntime import open_session
+
+        try:
+            session = open_session(asked.file, provider=_PROVIDER)
+        except Exception as error:  # the runtime's exceptions have no common base
+            raise CostError(f"TensorRT refuses {asked.file}: {error}") from error
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(
+            session.get_inputs()[0].name,
+            onnxruntime.OrtValue.ortvalue_from_numpy(self.images(asked), "cuda", 0),
+        )
+        binding.bind_output(session.get_outputs()[0].name, "cuda")
+
+        def run() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        warm_up(run, time.perf_counter)
+        times = sorted(time_block(run, time.perf_counter).seconds for _ in range(_BLOCKS))
+        return {"ms": 1e3 * times[_BLOCKS // 4]}

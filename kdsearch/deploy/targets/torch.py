@@ -1,0 +1,12 @@
+"""This machine's CPU, by PyTorch: the program that torch.export writes, run as it stands."""
+
+from __future__ import annotations
+
+from kdsearch.deploy.targets._hosted import InTurns
+
+
+class Torch(InTurns):
+    """PyTorch on the CPU: an exported program (`.pt2`), not compiled."""
+
+    runtime = "torch"
+    takes = ("torch_export",)

@@ -1,0 +1,172 @@
+"""Trainings overlap, a measurement is alone, and the dead hold nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Barrier, Event, Thread
+
+import pytest
+from test_trial import DATA, PLAIN, bench
+
+from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.latency import Latency
+from kdsearch.trial import build_student, price, run_trial
+
+TIMEOUT = 20.0
+
+
+@contextmanager
+def threads(*runs: Callable[[], None]) -> Iterator[None]:
+    """Run callables in threads meanwhile; they must end, and without an error."""
+    errors: list[BaseException] = []
+
+    def caught(run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            errors.append(error)
+
+    started = [Thread(target=caught, args=(run,), daemon=True) for run in runs]
+    for thread in started:
+        thread.start()
+    yield
+    for thread in started:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert errors == []
+
+
+def test_two_trainings_step_at_the_same_time(tmp_path: Path) -> None:
+    both = Barrier(2)
+
+    def train() -> None:
+        with Turns(tmp_path).training() as turn, turn:
+            both.wait(TIMEOUT)
+
+    with threads(train, train):
+        pass
+
+
+def test_a_measurement_overlaps_nothing(tmp_path: Path) -> None:
+    inside: list[str] = []
+    overlaps: list[list[str]] = []
+
+    def train() -> None:
+        with Turns(tmp_path).training() as turn:
+            for _ in range(100):
+                with turn:
+                    inside.append("step")
+                    time.sleep(0.001)
+                    inside.remove("step")
+
+    def measure() -> None:
+        for _ in range(10):
+            with Turns(tmp_path).measuring():
+                inside.append("measurement")
+                time.sleep(0.003)
+                overlaps.append(list(inside))
+                inside.remove("measurement")
+
+    with threads(train, train, measure, measure):
+        pass
+    assert overlaps == 20 * [["measurement"]]
+
+
+def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Path) -> None:
+    """Two trainings, of which one is always in a step: a plain lock would wait for ever."""
+    done = Event()
+
+    def train(start: float) -> None:
+        time.sleep(start)
+        with Turns(tmp_path).training() as turn:
+            while not done.is_set():
+                with turn:
+                    time.sleep(0.05)
+
+    with threads(lambda: train(0.0), lambda: train(0.025)):
+        try:
+            time.sleep(0.2)
+            started = time.perf_counter()
+            with Turns(tmp_path).measuring():
+                waited = time.perf_counter() - started
+        finally:
+            done.set()
+    assert waited < 1
+
+
+def test_devices_have_turns_of_their_own(tmp_path: Path) -> None:
+    with Turns(tmp_path).measuring(), Turns(tmp_path, "cuda:0").training() as turn, turn:
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from kdsearch.deploy.device_lock import Turns
+turns = Turns(Path(sys.argv[1]))
+with turns.training() as step, step if sys.argv[2] == "training" else turns.measuring():
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["training", "measuring"])
+def test_a_killed_holder_frees_its_turn(tmp_path: Path, how: str) -> None:
+    line = [sys.executable, "-c", HOLD, str(tmp_path), how]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holds\n"
+        had_it = Event()
+
+        def measure() -> None:
+            with Turns(tmp_path).measuring():
+                had_it.set()
+
+        with threads(measure):
+            assert not had_it.wait(0.2)
+            holder.kill()
+            assert had_it.wait(TIMEOUT)
+
+
+def test_an_error_frees_a_turn(tmp_path: Path) -> None:
+    with Turns(tmp_path).training() as turn:
+        with pytest.raises(ZeroDivisionError), turn:
+            raise ZeroDivisionError
+        with Turns(tmp_path).measuring():
+            pass
+
+
+def test_a_student_is_not_measured_during_anothers_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, measured, hold = bench(tmp_path), Event(), ExitStack()
+
+    def measure(*_: object, **__: object) -> Latency:
+        measured.set()
+        return Latency(ms=1.0, low_ms=0.9, high_ms=1.1, spread_ms=0.1, contention=1.0)
+
+    monkeypatch.setattr("kdsearch.deploy.latency.settle", measure)
+    hold.enter_context(hold.enter_context(Turns(tmp_path / "cache").training()))
+    with threads(lambda: price(build_student(PLAIN.student, DATA), shared)):
+        assert not measured.wait(1)
+        hold.close()
+        assert measured.wait(TIMEOUT)
+
+
+def test_a_trial_makes_no_epoch_during_anothers_measurement(tmp_path: Path) -> None:
+    shared, trained, hold = bench(tmp_path), Event(), ExitStack()
+    price(build_student(PLAIN.student, DATA), shared)
+    hold.enter_context(Turns(tmp_path / "cache").measuring())
+
+    def run() -> None:
+        run_trial(PLAIN, shared, tmp_path / "0", on_epoch=lambda *_: trained.set())
+
+    with threads(run):
+        assert not trained.wait(1)
+        hold.close()
+        assert trained.wait(TIMEOUT)

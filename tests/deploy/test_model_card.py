@@ -1,0 +1,137 @@
+"""The model card says what was measured, in the form that a hub reads; what it shows works."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from toy_data import toy_data
+
+from kdsearch.deploy import model_card
+from kdsearch.models.features import bare
+from kdsearch.models.weights import save_weights
+from kdsearch.spec import StudentSpec
+from kdsearch.trial import build_student
+
+DATA = toy_data(channels=3, size=32)
+METADATA = {
+    "classes": '["cat", "dog"]',
+    "mean": "[0.5, 0.5, 0.25]",
+    "std": "[0.25, 0.25, 0.125]",
+    "image_size": "32",
+    "resolution": "24",
+    "channels": "3",
+}
+MEASURED = {"latency_ms": 1.25, "latency_low_ms": 1.0, "latency_high_ms": 1.5}
+METRICS = {
+    "accuracy": {"validation": 0.9, "test": 0.875},
+    "teacher": {"name": "auto", "validation": 0.95, "test": None},
+    "data": {"name": "pets", "images": {"training": 80, "validation": 20, "test": 16}},
+    "metadata": METADATA,
+    "machine": "some processor",
+    "target": {"device": "cpu", "runtime": "onnxruntime", "threads": 2, "batch": 1},
+    "onnx": {"opset": 20, "bytes": 12_000, "val": 0.9, **MEASURED},
+    "flops": 2_500_000,
+    "params": 31_000,
+}
+CONFIG = {"data": "pets", "student": "resnet", "method": "kd", "set": {"train.lr": 0.1}}
+INT8 = {
+    "name": "student-int8.onnx",
+    "runtime": "ONNX Runtime",
+    "target": METRICS["target"],
+    "bytes": 4_000,
+    "val": 0.5,
+    "latency": {"ms": 1.0, "low_ms": 0.5, "high_ms": 2.0},
+    "misses": ["loses 40.00 points, over --max-drop 0.01"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / model_card.CONFIG).write_text(yaml.safe_dump(CONFIG))
+    model_card.tell(tmp_path, **METRICS)
+    return tmp_path
+
+
+def test_a_hub_reads_the_results(folder):
+    read = ModelCard.load(folder / model_card.CARD)
+
+    told = {result.dataset_split: result.metric_value for result in read.data.eval_results}
+    assert told == {"validation": 0.9, "test": 0.875}
+    assert {result.metric_type for result in read.data.eval_results} == {"accuracy"}
+    assert read.data.pipeline_tag == "image-classification"
+    assert read.data.license == "unknown"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "2.5 million multiply-adds",
+        "31,000 parameters",
+        "1.25 ms (1 to 1.5) on cpu, onnxruntime, 2 threads, batch 1",
+        "| test | 87.50 % |  | 16 |  |",
+        "| validation | 90.00 % | 95.00 % | 20 |  |",
+        "some processor",
+        "80 training, 20 validation, 16 test",
+        "[batch, 3, 24, 24]",
+        "in the order of: cat, dog",
+        "train.lr: 0.1",
+    ],
+)
+def test_it_says_what_was_measured(folder, said):
+    assert said in (folder / model_card.CARD).read_text()
+
+
+def test_what_is_found_later_is_added(folder):
+    model_card.tell(folder, files={"student-int8.onnx": INT8})
+    model_card.tell(folder, notes=["Gain: 1.00 points"])
+
+    text = (folder / model_card.CARD).read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| `student-int8.onnx`"))
+    assert "| 4,000 | 50.00 % | 1 ms (0.5 to 2)" in row
+    assert "not to be shipped: loses 40.00 points" in row
+    assert "- Gain: 1.00 points" in text
+    kept = json.loads((folder / model_card.METRICS).read_text())
+    assert kept["files"] == {"student-int8.onnx": INT8}
+    assert kept["accuracy"] == METRICS["accuracy"]
+
+
+@pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
+def test_a_busy_machine_is_told(folder, contention, is_told):
+    model_card.tell(folder, onnx={**METRICS["onnx"], "contention": contention})
+    assert ("It was busy meanwhile" in (folder / model_card.CARD).read_text()) == is_told
+
+
+def test_other_seeds_stand_beside_it(folder):
+    seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
+    model_card.tell(folder, seeds={"validation": seeds})
+
+    said = "| 95.00 % | 20 | 89.25 ± 1.25 (85.00 to 93.50), 2 seeds |"
+    assert said in (folder / model_card.CARD).read_text()
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_timm_alone_loads_a_student_of_its_own(name, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    student = build_student(StudentSpec(family=f"timm:{name}"), DATA).freeze()
+    save_weights(bare(student.network), tmp_path / "student.safetensors")
+    said = {"classes": '["a", "b", "c"]', "channels": "3", "resolution": "32"}
+    shown = model_card.timm_snippet(student.name, said)
+    (code,) = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, torch.nn.Module] = {}
+
+    exec(code, found)
+
+    images = DATA.val.at(slice(5))
+    with torch.no_grad():
+        torch.testing.assert_close(found["network"](student.preprocess(images)), student(images))
+
+
+def test_other_families_are_not_timms():
+    assert model_card.timm_snippet("resnet", METADATA) == ""

@@ -1,0 +1,142 @@
+"""The script in the shipped folder sees what the study saw, and needs three packages alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kdsearch.data.decode import decode
+from kdsearch.deploy import predict
+from kdsearch.deploy.files import _pixels
+from kdsearch.deploy.formats import to_onnx
+from kdsearch.models.model import Model, Preprocess
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def picture(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> Path:
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], bands), np.uint8)
+    Image.fromarray(values.squeeze(), mode).save(path)
+    return path
+
+
+def said(channels: int, size: int, resolution: int) -> dict[str, str]:
+    return {
+        "classes": '["dark", "bright"]',
+        "mean": str(list(MEAN[:channels])),
+        "std": str(list(STD[:channels])),
+        "image_size": str(size),
+        "resolution": str(resolution),
+        "channels": str(channels),
+    }
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize(
+    ("channels", "size", "resolution"), [(3, 32, 32), (3, 32, 24), (1, 16, 32)]
+)
+def test_an_image_becomes_what_the_study_would_make_of_it(
+    mode, channels, size, resolution, tmp_path
+):
+    path = picture(tmp_path / "a.png", mode=mode)
+    preprocess = Preprocess(
+        mean=MEAN[:channels], std=STD[:channels], resolution=resolution, channels=channels
+    )
+    pixels = torch.from_numpy(decode(path, size=size, channels=channels).copy())[None]
+
+    found = predict.network_input(path, said(channels, size, resolution))
+
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, preprocess(pixels).numpy(), atol=2e-5)
+
+
+def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
+    path = picture(tmp_path / "a.png")
+    shown = Preprocess(mean=MEAN, std=STD, resolution=24, channels=3)
+    images = torch.from_numpy(decode(path, size=32, channels=3).copy())[None]
+    student = Model("any", nn.Identity(), shown)
+
+    found = predict.network_input(path, said(3, 32, 24) | {"input": "uint8 pixels"})
+
+    assert found.dtype == np.uint8
+    pixels = _pixels(student, images)[1].float().numpy()
+    np.testing.assert_allclose(found, pixels, atol=1)
+
+
+def test_another_file_says_of_itself_what_metrics_json_does(tmp_path):
+    file = tmp_path / "student.pt2"
+    torch.export.save(torch.export.export(Brightness(), (torch.zeros(1, 3, 16, 16),)), file)
+    told = {"metadata": said(3, 16, 16)}
+    file.with_name("metrics.json").write_text(json.dumps(told), encoding="utf-8")
+
+    answer, known = predict.load(file)
+
+    image = torch.rand(1, 3, 16, 16)
+    np.testing.assert_allclose(answer(image.numpy()), Brightness()(image).numpy(), rtol=1e-5)
+    assert known == said(3, 16, 16)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"student.h5: not one of .onnx, .xml"):
+        predict.load(tmp_path / "student.h5")
+
+
+class Brightness(nn.Module):
+    """Two logits that say how bright an image is."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        mean = image.mean((1, 2, 3))
+        return torch.stack([-9 * mean, 9 * mean], 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    file = tmp_path / "best" / "student.onnx"
+    to_onnx(Brightness(), input_shape=(3, 16, 16), path=file, metadata=said(3, 16, 16))
+    shutil.copyfile(predict.__file__, file.with_name("predict.py"))
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
+    Image.new("RGB", (40, 40), "black").save(tmp_path / "black.png")
+    return tmp_path
+
+
+def test_it_prints_the_likely_classes_of_each_image(folder):
+    line = [sys.executable, str(folder / "best" / "predict.py"), "white.png", "black.png"]
+
+    told = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    assert told.splitlines() == [
+        "white.png: bright 100.0 %, dark 0.0 %",
+        "black.png: dark 100.0 %, bright 0.0 %",
+    ]
+
+
+@pytest.mark.slow
+def test_it_runs_where_three_packages_are_installed_alone(folder):
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    if not Path(uv).is_file():
+        pytest.skip("uv is not installed")
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(folder / "venv")], check=True)
+    install = [uv, "pip", "install", "-q", "--python", str(python)]
+    done = subprocess.run(
+        [*install, "onnxruntime", "pillow", "numpy"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no registry: {done.stderr.strip().splitlines()[-1]}")
+    line = [str(python), "-I", "-W", "error", str(folder / "best" / "predict.py"), "white.png"]
+
+    told = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    assert told.startswith("white.png: bright 100.0 %")
+    torch_too = subprocess.run([str(python), "-I", "-c", "import torch"], capture_output=True)
+    assert torch_too.returncode != 0

@@ -1,0 +1,327 @@
+"""Every target times what it is given, in fresh processes, or says what is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from test_latency import SHAPE, network
+from torch import nn
+
+from kdsearch.deploy.latency import LatencyCache, measure
+from kdsearch.deploy.targets import TARGETS, described, target_in, target_of
+from kdsearch.deploy.targets.base import Asked, Kept, Reference, Target
+from kdsearch.deploy.targets.cmd import Cmd
+from kdsearch.errors import CostError, SpecError
+from kdsearch.request import Request
+from kdsearch.summary import Target as Described
+from kdsearch.trial import file_for
+
+TIMING = """
+import os, sys, time
+import numpy, onnxruntime
+channels, height, width = map(int, os.environ["KDSEARCH_INPUT"].split("x"))
+batch, threads = int(os.environ["KDSEARCH_BATCH"]), int(os.environ["KDSEARCH_THREADS"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(sys.argv[-1], options, providers=["CPUExecutionProvider"])
+images = numpy.zeros((batch, channels, height, width), numpy.float32)
+for _ in range(30):
+    start = time.thread_time()
+    session.run(None, {"input": images})
+    print(1e3 * (time.thread_time() - start))
+"""
+
+
+def nothing_kept(_name: str, make: Kept) -> Reference:
+    raise AssertionError("no reference was to be asked for")
+
+
+def command(tmp_path: Path, script: str) -> str:
+    path = tmp_path / "with a space.py"
+    path.write_text(script)
+    return f"cmd:{shlex.join([sys.executable, str(path)])}"
+
+
+def usable(name: str) -> Target:
+    """The target, or the test is skipped where it cannot be used here."""
+    target = target_of(name)
+    try:
+        target.require()
+    except SpecError as error:
+        pytest.skip(str(error))
+    return target
+
+
+def file_of(target: Target, count: int) -> bytes:
+    """That many convolutions in a file that the target takes."""
+    if "onnxruntime" in target.takes:
+        return network(count)
+    chain = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(count)))
+    return file_for(chain, target, SHAPE)
+
+
+def test_the_targets_are_these() -> None:
+    assert TARGETS.names() == ("cmd", "cpu", "cuda", "openvino", "tensorrt", "torch")
+
+
+def test_an_unknown_target_is_refused_with_those_there_are() -> None:
+    with pytest.raises(SpecError, match=r"unknown --target 'cpuu' \(did you mean 'cpu'\?\); known"):
+        target_of("cpuu")
+    for wrong in ("nonsense", "cm:python"):
+        with pytest.raises(SpecError, match=f"unknown --target '{wrong}'; known: cmd:COMMAND, cpu"):
+            target_of(wrong)
+    with pytest.raises(SpecError, match="only cmd takes what stands after a colon"):
+        target_of("cpu:0").require()
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch", "openvino", "cuda", "tensorrt"])
+@pytest.mark.parametrize("wrong", ["threads", "batch"])
+def test_settings_are_part_of_the_key(name: str, wrong: str) -> None:
+    assert target_of(name).key() != target_of(name, **{wrong: 2}).key()
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch", "openvino"])
+def test_a_target_tells_a_longer_network_from_a_shorter(name: str) -> None:
+    target = usable(name)
+    times = []
+    for count in (2, 40):
+        file = file_of(target, count)
+        found = measure(file, shape=SHAPE, target=target)
+        assert found.contention is not None
+        times.append(found.ms)
+
+    assert times[1] > 3 * times[0]
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch", "openvino"])
+def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "torn"
+    file.write_bytes(network(3)[:200])
+
+    with pytest.raises(CostError, match=r"refuses .*torn"):
+        measure(file, shape=SHAPE, target=usable(name))
+
+
+@pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is installed here")
+def test_a_missing_runtime_is_told_with_its_extra() -> None:
+    with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
+        target_in(Request(target="openvino"))
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    cores = os.cpu_count() or 1
+    target_in(Request(threads=cores))
+    with pytest.raises(SpecError, match=f"--threads {cores + 1}: this machine has {cores} cores"):
+        target_in(Request(threads=cores + 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(SpecError, match="--target cuda: PyTorch sees no GPU"):
+        target_in(Request(target="cuda"))
+
+
+@pytest.mark.skipif(
+    "TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="it has TensorRT"
+)
+def test_a_missing_tensorrt_is_told() -> None:
+    with pytest.raises(SpecError, match=r"--target tensorrt: this ONNX Runtime has .*CPUExec"):
+        target_in(Request(target="tensorrt"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu_tells_a_longer_network_from_a_shorter(name: str) -> None:
+    target = usable(name)
+    times = []
+    for count in (2, 40):
+        file = file_of(target, count)
+        times.append(measure(file, shape=SHAPE, target=target).ms)
+
+    assert times[1] > 3 * times[0]
+
+
+def test_a_command_that_times_onnxruntime_agrees_with_cpu(tmp_path: Path) -> None:
+    target = target_of(command(tmp_path, TIMING))
+    target.require()
+    file = network(40)
+    ours, theirs = measure(file, shape=SHAPE), measure(file, shape=SHAPE, target=target)
+
+    assert 0.5 < theirs.ms / ours.ms < 2
+    assert theirs.contention is None
+
+
+def test_a_command_gets_the_file_the_batch_and_the_threads(tmp_path: Path) -> None:
+    """(16 images + 3 threads + 8 channels, and 100 for a file that is there) ms."""
+    script = (
+        "import os, sys; e = os.environ\n"
+        "print(int(e['KDSEARCH_BATCH']) + int(e['KDSEARCH_THREADS'])\n"
+        "    + int(e['KDSEARCH_INPUT'].split('x')[0]) + 100 * os.path.isfile(sys.argv[-1]))"
+    )
+    target = target_of(command(tmp_path, script), threads=3, batch=16)
+
+    assert measure(network(1), shape=SHAPE, target=target).ms == pytest.approx(127)
+
+
+def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
+    target = target_of(command(tmp_path, "print('1 2'); print(30.0)"))
+
+    assert target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("import sys; print(1); print('no device', file=sys.stderr); sys.exit(3)", "ended with 3"),
+        ("pass", "printed nothing; expected milliseconds above 0"),
+        ("print('1.5 nan')", "printed '1.5 nan'; expected milliseconds above 0"),
+        ("print('x' * 1000)", "printed 'x{199}…'; expected milliseconds"),
+        ("print('inf')", "printed 'inf'; expected"),
+        ("print(0)", "printed '0'; expected"),
+        (
+            "print('took 1.5 ms')",
+            "the ONNX file as its last argument and printed 'took 1.5 ms'; expected",
+        ),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
+    ],
+)
+def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told: str) -> None:
+    target = target_of(command(tmp_path, script))
+    with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
+        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
+
+    assert ("no device" in str(error.value)) == ("no device" in script)
+
+
+def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Path) -> None:
+    script = TIMING.replace("os, sys, time\n", "os, sys, time; time.sleep(0.2)\n")
+    told: list[str] = []
+    target_of(command(tmp_path, script), batch=2).rehearse((3, 16, 16), told.append)
+
+    first, then = told
+    assert first.startswith("Trying --target cmd:")
+    found = re.fullmatch(r"It answered after (.+) s; a network is measured by 3 to 6 such .*", then)
+    assert found is not None
+    assert float(found[1]) >= 0.2
+
+
+def test_a_command_that_fails_its_rehearsal_is_refused_with_what_it_said(tmp_path: Path) -> None:
+    target = target_of(command(tmp_path, "raise SystemExit('adb: no devices')"))
+    with pytest.raises(SpecError, match=r"(?s)small ONNX file of 1x8x8: .*ended with 1.*adb: no d"):
+        target.rehearse((1, 8, 8), lambda _: None)
+
+
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = (
+        "import subprocess, sys, time\n"
+        "code = 'import time; time.sleep(60)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code])\n"
+        f"open({str(started)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)"
+    )
+    target = target_of(command(tmp_path, script))
+    assert isinstance(target, Cmd)
+    target.timeout_seconds = 2.0
+    begun = time.monotonic()
+    with pytest.raises(CostError, match="took more than 2 s"):
+        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
+
+    assert time.monotonic() - begun < 20
+    assert gone(int(started.read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within some seconds; one that nobody waits for counts as ended."""
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or ") Z " in state.read_text():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cmd", "expected cmd:COMMAND"),
+        ("cmd:", "expected cmd:COMMAND"),
+        ("cmd:no-such-program --fast", "there is no program 'no-such-program'"),
+        ("cmd:sh 'unclosed", "No closing quotation"),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused_before_a_study(text: str, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        target_in(Request(target=text))
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch"])
+def test_a_process_that_dies_costs_its_student_alone(name: str, tmp_path: Path) -> None:
+    """The parent outlives its fork, and a killed parent is started again."""
+    target = usable(name)
+    file = tmp_path / "file"
+    file.write_bytes(file_of(target, 2))
+    cache = LatencyCache(tmp_path, target)
+    assert cache.measure(file, shape=SHAPE).ms > 0
+    parent = target._fresh._parent  # type: ignore[attr-defined]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    assert cache.measure(file, shape=SHAPE).ms > 0
+
+
+def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    long, short = tmp_path / "long", tmp_path / "short"
+    long.write_bytes(network(400))
+    short.write_bytes(network(1))
+    cache = LatencyCache(tmp_path)
+    expected = cache.measure(short, shape=SHAPE).ms
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            cache.target.take(Asked(file=long, shape=SHAPE), nothing_kept)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert cache.target.take(Asked(file=short, shape=SHAPE), cache._reference).ms < 3 * expected
+
+
+def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
+    target = target_of("cpu")
+    measure(network(1), shape=SHAPE, target=target)
+    parent: subprocess.Popen[str] = target._fresh._parent  # type: ignore[attr-defined]
+    assert parent.poll() is None
+    del target
+
+    assert parent.wait(20) == 0
+
+
+def test_a_target_is_described_for_front_json() -> None:
+    assert described(Request()) == Described()
+    assert described(Request(target="cmd:ssh board run", batch=8)) == Described(
+        device="cmd", runtime="ssh board run", threads=1, batch=8
+    )
+    assert str(described(Request(target="torch", threads=2))) == "cpu, torch, 2 threads, batch 1"
+
+
+@pytest.mark.parametrize("flag", ["threads", "batch"])
+@pytest.mark.parametrize("value", [0, -1, 1025])
+def test_threads_and_batch_are_positive(flag: str, value: int) -> None:
+    with pytest.raises(SpecError, match=f"--{flag} {value}: expected 1 to 1024"):
+        Request(**{flag: value})  # type: ignore[arg-type]
