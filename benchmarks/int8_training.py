@@ -27,10 +27,10 @@ from kdsearch.deploy.formats.base import Source, answer
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
 from kdsearch.models.model import Model, batches
-from kdsearch.request import Request
 from kdsearch.rounding import EPOCHS, fine_tune, rounded
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec
+from kdsearch.study.config import Request
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
 from kdsearch.trial import Bench, build_distiller, build_student

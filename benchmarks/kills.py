@@ -24,8 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
-from kdsearch.opening import load_study
 from kdsearch.spec import TrialRecord
+from kdsearch.study.open import load_study
 
 _LINES = 6  # printed by a run at most before it is stopped: about as many trials
 _STOPS = 6  # of a study at most; then it ends by itself

@@ -21,11 +21,11 @@ from tempfile import TemporaryDirectory
 
 from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Proposals, search
-from kdsearch.opening import load_study, open_study
-from kdsearch.request import Request
-from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.builtin_spaces import find_space
+from kdsearch.study.config import Request
+from kdsearch.study.open import load_study, open_study
+from kdsearch.study.study import Asked, Outcome, Study
 
 EPOCHS = 16
 REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)

@@ -34,11 +34,11 @@ from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import suggest
-from kdsearch.opening import open_study
-from kdsearch.request import Request
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study import Asked, Outcome
+from kdsearch.study.config import Request
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Asked, Outcome
 
 COUNTS = (25, 50, 100)
 MORE = 4  # how many times as many trainings random may have

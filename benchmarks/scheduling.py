@@ -25,11 +25,11 @@ from benchmarks.paired import quartiles
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.hpo.sampler import suggest
-from kdsearch.opening import open_study
-from kdsearch.request import Request
-from kdsearch.spaces import find_space
 from kdsearch.spec import Candidate, Cost
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.builtin_spaces import find_space
+from kdsearch.study.config import Request
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.trial import build_student
 
 BAR = 30.0

@@ -29,9 +29,9 @@ from kdsearch import trial
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.hpo.sampler import suggest
 from kdsearch.models.model import Model, Preprocess
-from kdsearch.opening import open_study
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
-from kdsearch.study import Study
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Study
 from kdsearch.training import step
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.optimizers import Optimizers

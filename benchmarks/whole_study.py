@@ -41,13 +41,13 @@ from benchmarks.stopwatch import Stopwatch
 from kdsearch.bench import load_data, teacher_specs
 from kdsearch.hpo.pareto import hypervolume
 from kdsearch.hpo.sampler import suggest
-from kdsearch.loggers.base import Watch
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
-from kdsearch.request import request_of
 from kdsearch.run import Plan, run
-from kdsearch.spaces import find_space
 from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.study.builtin_spaces import find_space
+from kdsearch.study.config import request_of
+from kdsearch.study.loggers.base import Watch
 from kdsearch.teachers.load import load_teacher
 
 BAR, STRONGER_BAR = 5.0, 1.0

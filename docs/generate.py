@@ -19,8 +19,8 @@ from kdsearch.cli import app
 from kdsearch.deploy import formats, runtimes
 from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Dim, Float, Int
-from kdsearch.spaces import builtin
 from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.study.builtin_spaces import builtin
 
 _ARXIV = re.compile(r"\b(?:arXiv:)?(\d{4}\.\d{4,5})\b")
 _COMPARES = {

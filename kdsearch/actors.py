@@ -23,10 +23,10 @@ import torch
 
 from kdsearch.engines.proposals import Engine
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.request import Request, write_text
-from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Candidate
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.config import Request, write_text
+from kdsearch.study.early_stopping import OnRung, Rung
+from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.training.trainer import Epoch
 from kdsearch.trial import UNFINISHED, Bench, run_trial
 from kdsearch.workers import bench_of

@@ -20,10 +20,10 @@ from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import CostError, SpecError
-from kdsearch.loggers.base import Watch
 from kdsearch.models.model import Model, batches
-from kdsearch.request import Request
-from kdsearch.summary import TeacherEntry
+from kdsearch.study.config import Request
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions

@@ -25,14 +25,14 @@ from optuna_dashboard._note import (
 from optuna_dashboard.artifact._backend import DASHBOARD_ARTIFACTS_ATTR_PREFIX
 
 from kdsearch.derive import summarise
-from kdsearch.opening import load_study
 from kdsearch.report import figures, words
 from kdsearch.report.marks import escape, sort_out
 from kdsearch.report.verdict import verdict
-from kdsearch.request import resume_command
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Study
-from kdsearch.summary import Summary
+from kdsearch.study.config import resume_command
+from kdsearch.study.open import load_study
+from kdsearch.study.study import Study
+from kdsearch.study.summary import Summary
 
 FRONT = "front"
 OURS = "_Written by kdsearch, and anew after each run; take this line out to keep your own text._"

@@ -22,13 +22,13 @@ from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.flops import count
 from kdsearch.errors import KDSearchError, SpecError
-from kdsearch.loggers.base import Watch
 from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
-from kdsearch.request import Request
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
-from kdsearch.spaces import default_space, find_space
 from kdsearch.spec import Candidate, StudentSpec
+from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.config import Request
+from kdsearch.study.loggers.base import Watch
 from kdsearch.training.distiller.teacher_ensemble import common_logits
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs

@@ -12,7 +12,7 @@ from kdsearch.deploy.targets import described
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
-from kdsearch.study import Study, searched
+from kdsearch.study.study import Study, searched
 
 _LATENCY = "latency_ms"
 _MARGIN = 0.1  # of a front's extent: without, its two ends would count for nothing

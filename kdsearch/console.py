@@ -12,7 +12,7 @@ from rich.table import Table
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
-from kdsearch.summary import Entry, Summary, Trainings
+from kdsearch.study.summary import Entry, Summary, Trainings
 
 if TYPE_CHECKING:
     from kdsearch.check import Checked, MethodCheck

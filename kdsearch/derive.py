@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from kdsearch import refit, report
+from kdsearch import report
 from kdsearch.deploy.targets import described
 from kdsearch.errors import StudyError
-from kdsearch.request import Request, write_text
-from kdsearch.spaces import builtin
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.spend import runs_of
-from kdsearch.study import Study, searched
-from kdsearch.summary import (
+from kdsearch.study import refit
+from kdsearch.study.builtin_spaces import builtin
+from kdsearch.study.config import Request, write_text
+from kdsearch.study.spend import runs_of
+from kdsearch.study.study import Study, searched
+from kdsearch.study.summary import (
     Counts,
     Entry,
     Images,

@@ -23,12 +23,12 @@ from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import candidate_of, pack
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.loggers.base import Watch
 from kdsearch.models.model import Model
-from kdsearch.opening import find_storage, load_study
-from kdsearch.request import Request, read_request, request_of, resume_command
 from kdsearch.rounding import fine_tune
 from kdsearch.spec import Candidate
+from kdsearch.study.config import Request, read_request, request_of, resume_command
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.open import find_storage, load_study
 from kdsearch.teachers import previous_study
 
 _SHOWN = 10  # numbers of trials in a message

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from kdsearch.hpo.statistics import Gain
-from kdsearch.refit import refit_of, summarised
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Study
-from kdsearch.summary import TeacherEntry
+from kdsearch.study.refit import refit_of, summarised
+from kdsearch.study.study import Study
+from kdsearch.study.summary import TeacherEntry
 
 CONTROLS = {
     "none": "without a teacher",

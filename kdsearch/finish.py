@@ -18,25 +18,25 @@ from kdsearch.derive import summarise, write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.findings import CONTROLS, of_controls, of_refits, of_test
-from kdsearch.ledger import Ledger
-from kdsearch.loggers.base import Watch
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.refit import (
+from kdsearch.shelf import off_the_shelf
+from kdsearch.space import Params
+from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.study.config import resume_command
+from kdsearch.study.ledger import Ledger
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.refit import (
     middle,
     missing,
     refit_of,
     summarised,
     trained,
 )
-from kdsearch.request import resume_command
-from kdsearch.shelf import off_the_shelf
-from kdsearch.space import Params
-from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.spend import ENDED, spent
-from kdsearch.study import Asked, Study, searched
-from kdsearch.summary import Summary
+from kdsearch.study.spend import ENDED, spent
+from kdsearch.study.study import Asked, Study, searched
+from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
 from kdsearch.trial import WEIGHTS, Bench, build_student
 

@@ -68,7 +68,7 @@ def _data_names() -> dict[str, str]:
 
 
 def _spaces() -> dict[str, str]:
-    from kdsearch.spaces import builtin
+    from kdsearch.study.builtin_spaces import builtin
 
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
     return {name: text.split("\n")[0].lstrip("# ") for name, text in texts.items()}

@@ -27,12 +27,12 @@ from kdsearch.engines.proposals import OnTrial, Proposals
 from kdsearch.engines.proposals import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.hpo.sampler import refuse_sampler
-from kdsearch.opening import open_study
-from kdsearch.request import OBJECTIVE, Request
-from kdsearch.rungs import Judge, Rung
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.config import OBJECTIVE, Request
+from kdsearch.study.early_stopping import Judge, Rung
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Asked, Outcome, Study
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]

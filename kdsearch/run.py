@@ -19,30 +19,26 @@ from typing import Protocol, cast
 
 import torch
 
-from kdsearch import refit
 from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.board import write_board
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.targets import target_in
 from kdsearch.derive import write_derived
-from kdsearch.ending import Ending
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
-from kdsearch.guesses import recipes_of, start_of
 from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.hpo.stopping import Curve
-from kdsearch.ledger import Ledger
-from kdsearch.loggers import Loggers, Watch, Watchers
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.opening import open_study, reach, refuse_driven
 from kdsearch.packing import fitting
-from kdsearch.refit import Refit
-from kdsearch.request import (
+from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.study import refit
+from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.config import (
     Request,
     free_name,
     read_request,
@@ -51,12 +47,16 @@ from kdsearch.request import (
     resume_command,
     study_path,
 )
-from kdsearch.rungs import Judge, OnRung, foretelling
-from kdsearch.spaces import default_space, find_space
-from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.spend import refits_left, refits_to_come
-from kdsearch.storage import kept_url
-from kdsearch.study import Asked, Outcome, Price, Study, searched
+from kdsearch.study.early_stopping import Judge, OnRung, foretelling
+from kdsearch.study.ledger import Ledger
+from kdsearch.study.loggers import Loggers, Watch, Watchers
+from kdsearch.study.open import open_study, reach, refuse_driven
+from kdsearch.study.refit import Refit
+from kdsearch.study.spend import refits_left, refits_to_come
+from kdsearch.study.stop_conditions import Ending
+from kdsearch.study.storage_url import kept_url
+from kdsearch.study.study import Asked, Outcome, Price, Study, searched
+from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.workers import open_workers

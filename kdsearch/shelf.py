@@ -13,7 +13,7 @@ from kdsearch.deploy.flops import count
 from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import Measured
 from kdsearch.spec import StudentSpec
-from kdsearch.summary import ShelfEntry
+from kdsearch.study.summary import ShelfEntry
 from kdsearch.trial import Bench, build_student, latency_of
 
 # Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.

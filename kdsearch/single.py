@@ -18,15 +18,15 @@ from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.targets import described, target_in
 from kdsearch.deploy.targets.base import Note, Shape
 from kdsearch.errors import StudyError, TrainingError
-from kdsearch.loggers.base import Watch
-from kdsearch.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.request import Request, study_path
 from kdsearch.spec import Candidate, StudentSpec, digest_of
-from kdsearch.study import Outcome
-from kdsearch.summary import Target
+from kdsearch.study.config import Request, study_path
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
+from kdsearch.study.study import Outcome
+from kdsearch.study.summary import Target
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial

@@ -9,15 +9,15 @@ from typing import cast
 
 from kdsearch.derive import count_states
 from kdsearch.hpo.convergence import hypervolumes
-from kdsearch.ledger import name_trial
-from kdsearch.opening import load_study
-from kdsearch.progress import Progress, Running, read_progress
 from kdsearch.report import words
-from kdsearch.request import resume_command
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.spend import KILLED, forecast, planned_epochs, runs_of
-from kdsearch.study import Study, searched
-from kdsearch.summary import Counts
+from kdsearch.study.config import resume_command
+from kdsearch.study.ledger import name_trial
+from kdsearch.study.open import load_study
+from kdsearch.study.progress import Progress, Running, read_progress
+from kdsearch.study.spend import KILLED, forecast, planned_epochs, runs_of
+from kdsearch.study.study import Study, searched
+from kdsearch.study.summary import Counts
 
 RUNNING, ELSEWHERE, NEW = "running", "running on another machine, or killed there", "new"
 _POINTS = 8  # of the hypervolume's trend

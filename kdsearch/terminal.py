@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.console import cost_text, show
-from kdsearch.ledger import name_trial
-from kdsearch.loggers.base import Watch
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Budget, TrialRecord
-from kdsearch.spend import forecast, planned_epochs
-from kdsearch.study import Asked
+from kdsearch.study.ledger import name_trial
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.spend import forecast, planned_epochs
+from kdsearch.study.study import Asked
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch

@@ -41,11 +41,11 @@ from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import save_weights
-from kdsearch.request import write_text
-from kdsearch.rungs import OnRung, Rung
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
-from kdsearch.study import Outcome
+from kdsearch.study.config import write_text
+from kdsearch.study.early_stopping import OnRung, Rung
+from kdsearch.study.study import Outcome
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, parts_heard

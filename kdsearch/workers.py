@@ -31,10 +31,10 @@ import torch
 
 from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import KDSearchError, StudyError
-from kdsearch.request import Request
-from kdsearch.rungs import OnRung, Rung
 from kdsearch.spec import Candidate
-from kdsearch.study import Outcome
+from kdsearch.study.config import Request
+from kdsearch.study.early_stopping import OnRung, Rung
+from kdsearch.study.study import Outcome
 from kdsearch.training.trainer import Epoch, OnEpoch
 from kdsearch.trial import Bench, run_trial
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from kdsearch.engines import local
 from kdsearch.engines.proposals import OnTrial, Proposals, search
-from kdsearch.opening import open_study
-from kdsearch.request import Request
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.config import Request
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Asked, Outcome, Study
 
 SPACE = """
 student:

@@ -17,10 +17,10 @@ from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import lay_out, load_data
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.opening import open_study
-from kdsearch.request import request_of
-from kdsearch.rungs import Rung
-from kdsearch.study import Study
+from kdsearch.study.config import request_of
+from kdsearch.study.early_stopping import Rung
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Study
 from kdsearch.training.trainer import Epoch
 
 pytest.importorskip("ray")

@@ -45,10 +45,10 @@ from kdsearch.deploy.timing import Latency
 from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.models.model import Model
-from kdsearch.opening import open_study
-from kdsearch.request import Request
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
-from kdsearch.study import Outcome
+from kdsearch.study.config import Request
+from kdsearch.study.open import open_study
+from kdsearch.study.study import Outcome
 from kdsearch.training.step import Average
 from kdsearch.trial import build_student
 

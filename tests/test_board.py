@@ -17,9 +17,9 @@ from optuna_dashboard import save_note, wsgi
 from table_study import look_up, opened, run_to
 
 from kdsearch.board import OURS, artifact_store, refresh, write_board
-from kdsearch.opening import load_study
-from kdsearch.storage import inside
-from kdsearch.study import Study
+from kdsearch.study.open import load_study
+from kdsearch.study.storage_url import inside
+from kdsearch.study.study import Study
 
 TEACHER = dict.fromkeys(("val", "test", "flops", "params", "latency_ms")) | {
     "name": "auto",

@@ -14,8 +14,8 @@ from kdsearch.calibration import best_temperature, calibration
 from kdsearch.check import Checked, MethodCheck, check
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
-from kdsearch.request import Request
 from kdsearch.space import Value
+from kdsearch.study.config import Request
 from kdsearch.terminal import StudyConsole
 
 SPACE = """\

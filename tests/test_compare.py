@@ -14,10 +14,10 @@ from table_study import REQUEST, opened, run_to
 from kdsearch.compare import compare
 from kdsearch.console import comparison_table
 from kdsearch.errors import SpecError
-from kdsearch.opening import load_study
-from kdsearch.request import Request
 from kdsearch.spec import Cost
-from kdsearch.study import Outcome, Study
+from kdsearch.study.config import Request
+from kdsearch.study.open import load_study
+from kdsearch.study.study import Outcome, Study
 
 
 def study_of(path: Path, points: list[tuple[float, int]], request: Request = REQUEST) -> Study:

@@ -22,9 +22,9 @@ from kdsearch.data.feed import Feed
 from kdsearch.derive import write_derived
 from kdsearch.errors import StudyError
 from kdsearch.models.weights import save_weights
-from kdsearch.opening import load_study
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.study import Study
+from kdsearch.study.open import load_study
+from kdsearch.study.study import Study
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs

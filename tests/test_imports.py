@@ -221,10 +221,13 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
     [
         ("import kdsearch", {"torch", "optuna", "numpy", "yaml", "pydantic"}),
         (
-            "import kdsearch.space, kdsearch.spec, kdsearch.hpo.stopping, kdsearch.summary",
+            "import kdsearch.space, kdsearch.spec, kdsearch.hpo.stopping, kdsearch.study.summary",
             {"torch", "ray", "optuna", "plotly", "scipy"},
         ),
-        ("import kdsearch.rungs, kdsearch.report, kdsearch.derive", {"torch", "ray"}),
+        (
+            "import kdsearch.study.early_stopping, kdsearch.report, kdsearch.derive",
+            {"torch", "ray"},
+        ),
         (
             "import kdsearch.methods as m, kdsearch.models.students as s; m.names()",
             {"torch", "timm"},

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from table_study import REQUEST, opened, run_to
 
-from kdsearch.opening import load_study, open_study
 from kdsearch.spec import TrialRecord
-from kdsearch.storage import read_url, shown
+from kdsearch.study.open import load_study, open_study
+from kdsearch.study.storage_url import read_url, shown
 
 N = 14
 KILLS = 4
@@ -28,8 +28,8 @@ DRIVER = """
 import json, sys, time
 from pathlib import Path
 from table_study import REQUEST, look_up, run_search
-from kdsearch.request import Request
-from kdsearch.opening import open_study
+from kdsearch.study.config import Request
+from kdsearch.study.open import open_study
 path, n, url, request = json.loads(sys.argv[1])
 def slow(asked):
     time.sleep(0.02)

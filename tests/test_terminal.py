@@ -10,7 +10,7 @@ from rich.console import Console
 from table_study import REQUEST, look_up, opened
 
 from kdsearch.spec import Cost
-from kdsearch.study import Outcome, Study
+from kdsearch.study.study import Outcome, Study
 from kdsearch.terminal import StudyConsole
 from kdsearch.training.trainer import Epoch
 

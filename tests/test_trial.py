@@ -22,10 +22,10 @@ from kdsearch.errors import ExportError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.request import Request
-from kdsearch.rungs import Rung
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.study import Outcome
+from kdsearch.study.config import Request
+from kdsearch.study.early_stopping import Rung
+from kdsearch.study.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy

@@ -13,9 +13,9 @@ from toy_data import CPU
 
 from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import StudyError
-from kdsearch.request import Request, request_of
-from kdsearch.rungs import Rung
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.study.config import Request, request_of
+from kdsearch.study.early_stopping import Rung
 from kdsearch.training.trainer import Epoch
 from kdsearch.trial import WEIGHTS, run_trial
 from kdsearch.workers import Worker, open_workers

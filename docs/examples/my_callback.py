@@ -2,7 +2,7 @@
 
 import kdsearch
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Study
+from kdsearch.study.study import Study
 
 ENOUGH = 0.95
 

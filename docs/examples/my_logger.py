@@ -2,9 +2,9 @@
 
 import json
 
-from kdsearch.loggers.base import Logger
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Study
+from kdsearch.study.loggers.base import Logger
+from kdsearch.study.study import Study
 
 
 class Lines(Logger):

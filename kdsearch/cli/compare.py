@@ -29,8 +29,8 @@ def compare(
     """
     from kdsearch.compare import compare as compare_studies
     from kdsearch.console import comparison_table, show
-    from kdsearch.opening import load_each
-    from kdsearch.request import study_path
+    from kdsearch.study.config import study_path
+    from kdsearch.study.open import load_each
 
     studies = load_each([study_path(out, name) for name in (one, other)], storage)
     found = compare_studies(*studies, axis=axis)

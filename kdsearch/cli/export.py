@@ -72,7 +72,7 @@ def export(
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     from kdsearch.console import show
     from kdsearch.exports import export_study
-    from kdsearch.request import study_path
+    from kdsearch.study.config import study_path
     from kdsearch.terminal import StudyConsole
 
     with StudyConsole(quiet=quiet or as_json) as watch:

@@ -105,9 +105,9 @@ def distill(
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
     from kdsearch.console import show
-    from kdsearch.request import free_name, request_of
     from kdsearch.single import distill as distill_one
     from kdsearch.spec import Candidate
+    from kdsearch.study.config import free_name, request_of
     from kdsearch.terminal import StudyConsole
 
     candidate = Candidate.from_params(params)
@@ -178,7 +178,7 @@ def check(
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
     from kdsearch.check import check as check_request
     from kdsearch.console import check_tables, show
-    from kdsearch.request import request_of
+    from kdsearch.study.config import request_of
     from kdsearch.terminal import StudyConsole
 
     with StudyConsole(quiet=quiet or as_json) as watch:
@@ -217,9 +217,9 @@ def measure(
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
     from kdsearch.console import show
-    from kdsearch.request import request_of
     from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
+    from kdsearch.study.config import request_of
     from kdsearch.terminal import StudyConsole
 
     found = measure_model(

@@ -152,12 +152,12 @@ def run(
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
     from kdsearch.actors import OnRay
     from kdsearch.console import candidates_table, front_table, show
-    from kdsearch.loggers import Loggers
+    from kdsearch.study.loggers import Loggers
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
-    from kdsearch.refit import SEEDS, Refit
     from kdsearch.run import Plan
     from kdsearch.run import run as run_study
+    from kdsearch.study.refit import SEEDS, Refit
     from kdsearch.terminal import StudyConsole
 
     on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
@@ -213,8 +213,8 @@ def enqueue(
 
     Example: kdsearch enqueue phones --set student.family=resnet --set student.width=0.5
     """
-    from kdsearch.guesses import enqueue as put
-    from kdsearch.request import resume_command, study_path
+    from kdsearch.study.config import resume_command, study_path
+    from kdsearch.study.warm_start import enqueue as put
 
     path = study_path(out, name)
     guess, trials = put(path, read_names(settings), storage)
@@ -238,10 +238,10 @@ def report(
     """
     from kdsearch.console import candidates_table, front_table, show
     from kdsearch.derive import write_derived
-    from kdsearch.opening import load_study
     from kdsearch.report.verdict import verdict
     from kdsearch.report.words import SPACE
-    from kdsearch.request import study_path
+    from kdsearch.study.config import study_path
+    from kdsearch.study.open import load_study
 
     path = study_path(out, name)
     study = load_study(path, storage)
@@ -270,9 +270,9 @@ def status(
     Example: kdsearch status phones
     """
     from kdsearch.console import show
-    from kdsearch.request import study_path
     from kdsearch.status import status as status_of
     from kdsearch.status import to_json
+    from kdsearch.study.config import study_path
 
     found = status_of(study_path(out, name), storage)
     if as_json:
@@ -295,8 +295,8 @@ def dashboard(
     """
     from wsgiref.simple_server import make_server
 
-    from kdsearch.opening import find_storage
-    from kdsearch.request import study_path
+    from kdsearch.study.config import study_path
+    from kdsearch.study.open import find_storage
 
     path = study_path(out, name)
     _, kept = find_storage(path, storage)

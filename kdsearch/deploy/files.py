@@ -31,7 +31,7 @@ from kdsearch.deploy.targets import described
 from kdsearch.deploy.targets.base import Target as Aimed
 from kdsearch.models.model import Model, batches
 from kdsearch.spec import Budget
-from kdsearch.summary import Target
+from kdsearch.study.summary import Target
 
 CALIBRATION = 256  # training images that ranges are taken from
 _CALIBRATION_BATCH = 16

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from kdsearch.deploy.timing import BUSY
-from kdsearch.request import write_text
-from kdsearch.summary import Target
+from kdsearch.study.config import write_text
+from kdsearch.study.summary import Target
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
 _SPLITS = ("validation", "test")

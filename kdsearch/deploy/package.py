@@ -27,9 +27,9 @@ from kdsearch.json_cache import processor
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
-from kdsearch.request import Request, write_text
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
+from kdsearch.study.config import Request, write_text
 from kdsearch.training.distiller.recipe import parts_heard
 from kdsearch.trial import file_for
 

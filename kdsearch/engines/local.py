@@ -12,7 +12,7 @@ from threading import Thread
 from typing import TypeAlias
 
 from kdsearch.engines.proposals import Proposals
-from kdsearch.study import Asked, Outcome
+from kdsearch.study.study import Asked, Outcome
 
 Evaluate: TypeAlias = Callable[[Asked], Outcome]
 _Ended: TypeAlias = "SimpleQueue[tuple[Asked, Evaluate, Outcome | BaseException]]"

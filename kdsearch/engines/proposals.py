@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from kdsearch.errors import TrialsFailedError
-from kdsearch.request import OBJECTIVE
 from kdsearch.spec import TrialRecord
-from kdsearch.study import Asked, Outcome, Price, Study, searched
+from kdsearch.study.config import OBJECTIVE
+from kdsearch.study.study import Asked, Outcome, Price, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike

@@ -33,8 +33,8 @@ from ray.tune.stopper import Stopper
 from kdsearch.engines.cluster import quiet
 from kdsearch.engines.proposals import Proposals
 from kdsearch.errors import StudyError
-from kdsearch.rungs import Rung
-from kdsearch.study import Asked, Outcome
+from kdsearch.study.early_stopping import Rung
+from kdsearch.study.study import Asked, Outcome
 
 _log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
-from kdsearch.request import OBJECTIVE, Request
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
+from kdsearch.study.config import OBJECTIVE, Request
 
 FLOOR = "accuracy"  # the constraint of a trial whose accuracy is too low
 FLOOR_SHARE = 0.25  # of the accuracies lie below the floor that is learnt

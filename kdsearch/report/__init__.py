@@ -15,7 +15,7 @@ from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import page
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Summary
+from kdsearch.study.summary import Summary
 
 __all__ = ["drawings", "markdown", "render", "write"]
 

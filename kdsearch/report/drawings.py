@@ -21,7 +21,7 @@ from kdsearch.report.axes import (
 )
 from kdsearch.report.marks import Mark, finite, sort_out
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Summary
+from kdsearch.study.summary import Summary
 
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 700, 40, 384

@@ -27,7 +27,7 @@ from kdsearch.report.axes import (
 )
 from kdsearch.report.marks import Mark, Marks, escape, finite
 from kdsearch.spec import Budget
-from kdsearch.summary import ShelfEntry
+from kdsearch.study.summary import ShelfEntry
 
 MAX_MARKS = 1_000  # of a kind off the front: each is an SVG node, and 1,000 of them overlap anyway
 _STRIP = 0.07  # height of the band of infeasible students

@@ -10,7 +10,7 @@ from kdsearch.report import tables, words
 from kdsearch.report.tables import Table
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Summary
+from kdsearch.study.summary import Summary
 
 
 def markdown(

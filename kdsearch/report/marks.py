@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.summary import CandidateEntry, Entry, Summary
+from kdsearch.study.summary import CandidateEntry, Entry, Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Summary
+from kdsearch.study.summary import Summary
 
 _FILES = {
     "study.yaml": "the request: space, data, teacher, budget, seed, versions",

@@ -9,7 +9,7 @@ from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.summary import Entry, Summary, TeacherEntry, Trainings
+from kdsearch.study.summary import Entry, Summary, TeacherEntry, Trainings
 
 _Row = tuple[str, ...]
 

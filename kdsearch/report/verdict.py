@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.summary import Entry, Summary
+from kdsearch.study.summary import Entry, Summary
 
 _UNSHIPPED = (
     "Nothing has been shipped yet: controls, the test split and the exported file are still to "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
+from kdsearch.study.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
 
 SPACE = "\u00a0"  # keeps a number and its unit on one line
 TIMES = "\u00d7"

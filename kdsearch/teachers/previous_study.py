@@ -21,9 +21,9 @@ from kdsearch.models.features import Tapped, bare
 from kdsearch.models.model import Preprocess
 from kdsearch.models.students.base import Student
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.opening import load_study
 from kdsearch.space import Value
 from kdsearch.spec import Candidate, StudentSpec, make
+from kdsearch.study.open import load_study
 
 _WEIGHTS = "student.safetensors"
 _SAID = ("classes", "mean", "std", "resolution", "channels")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kdsearch.__main__ import main
-from kdsearch.opening import load_study
-from kdsearch.study import searched
+from kdsearch.study.open import load_study
+from kdsearch.study.study import searched
 
 SPACE = """\
 student:

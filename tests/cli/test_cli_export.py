@@ -13,7 +13,7 @@ from shell import Shell
 from kdsearch.deploy.files import File
 from kdsearch.deploy.formats import accuracy
 from kdsearch.deploy.package import candidate_of
-from kdsearch.opening import load_study
+from kdsearch.study.open import load_study
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
 
     from kdsearch.bench import load_data
     from kdsearch.models.model import Preprocess, batches
-    from kdsearch.request import read_request
+    from kdsearch.study.config import read_request
 
     shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")
     data, _ = load_data(read_request(study), shell.out)

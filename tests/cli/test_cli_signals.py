@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
 
-from kdsearch.opening import load_study
+from kdsearch.study.open import load_study
 
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
 

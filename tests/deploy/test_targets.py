@@ -23,8 +23,8 @@ from kdsearch.deploy.targets import TARGETS, described, target_in, target_of
 from kdsearch.deploy.targets.base import Asked, Kept, Reference, Target
 from kdsearch.deploy.targets.cmd import Cmd
 from kdsearch.errors import CostError, SpecError
-from kdsearch.request import Request
-from kdsearch.summary import Target as Described
+from kdsearch.study.config import Request
+from kdsearch.study.summary import Target as Described
 from kdsearch.trial import file_for
 
 TIMING = """

@@ -16,9 +16,9 @@ from table_study import SMALL_SPACE, look_up, opened, run_asked, run_search, run
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals
 from kdsearch.errors import TrialsFailedError
-from kdsearch.request import Request
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study import Asked, Outcome, searched
+from kdsearch.study.config import Request
+from kdsearch.study.study import Asked, Outcome, searched
 
 TIMEOUT = 20.0
 

@@ -21,11 +21,11 @@ from table_study import SMALL_SPACE, look_up, opened, run_to
 
 from kdsearch.engines.proposals import OnTrial, Proposals, search
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.request import Request
-from kdsearch.rungs import Rung
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.storage import inside
-from kdsearch.study import Asked, Outcome, Study
+from kdsearch.study.config import Request
+from kdsearch.study.early_stopping import Rung
+from kdsearch.study.storage_url import inside
+from kdsearch.study.study import Asked, Outcome, Study
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402

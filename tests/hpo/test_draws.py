@@ -17,15 +17,15 @@ from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler
-from kdsearch.ledger import Ledger
 from kdsearch.report.verdict import verdict
 from kdsearch.report.words import SPACE
-from kdsearch.request import SAMPLERS, Request
 from kdsearch.space import Params
-from kdsearch.spaces import find_space
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.status import status
-from kdsearch.study import REDRAWS, Asked, Outcome, Study, searched
+from kdsearch.study.builtin_spaces import find_space
+from kdsearch.study.config import SAMPLERS, Request
+from kdsearch.study.ledger import Ledger
+from kdsearch.study.study import REDRAWS, Asked, Outcome, Study, searched
 
 # No choice owns a dimension, so that every sampler may draw.
 FLAT = """

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kdsearch.hpo.pareto import front
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.summary import (
+from kdsearch.study.summary import (
     Counts,
     Entry,
     Images,

@@ -15,7 +15,7 @@ from kdsearch.report.figures import MAX_MARKS, close_up, scatter, thinned, views
 from kdsearch.report.marks import sort_out
 from kdsearch.report.slices import chosen, slice_of
 from kdsearch.spec import Budget, TrialRecord
-from kdsearch.summary import Summary
+from kdsearch.study.summary import Summary
 
 
 def figure(summary: Summary, records: list[TrialRecord], axis: str = "latency_ms") -> object:

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from kdsearch.errors import StudyError
 from kdsearch.report import render, tables, words, write
 from kdsearch.spec import Budget, Cost
-from kdsearch.summary import TeacherEntry
+from kdsearch.study.summary import TeacherEntry
 
 NOTE = "One accuracy of the 2,000 validation images has a standard error of 0.49 points."
 COMMAND = "kdsearch run --name phones --budget-ms 2"

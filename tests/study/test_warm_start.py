@@ -9,12 +9,12 @@ import pytest
 from table_study import REQUEST, SPACE, look_up, opened, run_asked, run_to
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.guesses import MOST, enqueue, read_guess, recipes_of
-from kdsearch.opening import load_study
-from kdsearch.request import Request
 from kdsearch.space import Params, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study import Outcome, searched
+from kdsearch.study.config import Request
+from kdsearch.study.open import load_study
+from kdsearch.study.study import Outcome, searched
+from kdsearch.study.warm_start import MOST, enqueue, read_guess, recipes_of
 
 TABLE = parse_space(SPACE)
 STEPS = parse_space("student: {family: resnet, resnet: {width: {float: [0.25, 1.0], step: 0.25}}}")

@@ -18,12 +18,12 @@ from toy_data import CPU, toy_data
 from kdsearch.bench import load_data
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.loggers.base import Watch
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.opening import load_study
 from kdsearch.run import Plan, run
+from kdsearch.study.loggers.base import Watch
+from kdsearch.study.open import load_study
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
 from kdsearch.training.trainer import accuracy

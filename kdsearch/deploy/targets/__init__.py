@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
-from kdsearch.request import Request
-from kdsearch.summary import Target as Described
+from kdsearch.study.config import Request
+from kdsearch.study.summary import Target as Described
 
 if TYPE_CHECKING:
     from kdsearch.deploy.targets.base import Target

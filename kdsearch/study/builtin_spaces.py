@@ -1,0 +1,212 @@
+"""The spaces that ship with kdsearch, and what a space may name: families, methods, knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeAlias
+
+from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
+from kdsearch.models import students
+from kdsearch.space import (
+    Choice,
+    Constant,
+    Dim,
+    Float,
+    Int,
+    SearchSpace,
+    Value,
+    load_space,
+    parse_space,
+)
+from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, TrainSpec, make
+from kdsearch.study.config import read_request
+
+_HERE = Path(__file__).parents[1]
+# Inside a wheel the folder lies in the package; in a checkout, beside it.
+_FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
+_SECTIONS = ("student", "method", "train")
+_COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("method", "knobs"))
+SMALL_IMAGE = 64
+_PROBE_SIZE = 32
+KnobsOf: TypeAlias = Callable[[str], list[str]]
+
+
+def builtin() -> dict[str, Path]:
+    """Return the spaces that come with kdsearch, by name."""
+    return {file.stem: file for folder in _FOLDERS for file in sorted(folder.glob("*.yaml"))}
+
+
+def default_space(data: str, size: int) -> str:
+    """Return the name of the space for a data set: its own, else one for its image size."""
+    if data in builtin():
+        return data
+    return "classification-small" if size < SMALL_IMAGE else "classification-mobile"
+
+
+def find_space(name: str) -> SearchSpace:
+    """Read and check a space: built in, a YAML file, or the folder of a study that searched it.
+
+    Raises SpaceError with every mistake in it.
+    """
+    known = builtin()
+    path = known.get(name, Path(name))
+    if path.is_dir() and (study := read_request(path)) is not None:
+        return parse_space(study.space, source=str(path / "study.yaml"), check=check_space)
+    if not path.is_file():
+        hint = did_you_mean(name, known)
+        raise SpaceError(
+            f"--space {name!r} is neither a file, a study's folder nor a built-in space{hint}; "
+            f"built in: {', '.join(known)}"
+        )
+    return load_space(path, check=check_space)
+
+
+def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    """Yield (dimension, mistake) for names, options and values that no candidate may have."""
+    if "student.family" not in space.dims:
+        yield "student", "the space must say 'student.family'"
+    families = _options(space.dims.get("student.family"))
+    methods = _options(space.dims.get("method.name")) or ["kd"]
+    yield from _unknown_plugins(space, "student.family", families, _student_knobs)
+    yield from _unknown_plugins(space, "method.name", methods, _method_knobs)
+    for name, dim in space.all_dims():
+        section, _, rest = name.partition(".")
+        if section not in _SECTIONS:
+            hint = did_you_mean(section, _SECTIONS)
+            yield name, f"unknown section {section!r}{hint}; known: {', '.join(_SECTIONS)}"
+        elif section == "train":
+            yield from _check_train(name, rest, dim)
+        elif section == "student" and rest not in ("family", "resolution"):
+            yield from _check_owned(name, rest, families, _student_knobs, "family")
+            yield from _check_student(name, rest, dim)
+        elif section == "method" and rest != "name":
+            yield from _check_owned(name, rest, methods, _method_knobs, "method")
+            yield from _check_method(space, name, rest, methods, dim)
+
+
+def _options(dim: Dim | None) -> list[str]:
+    if isinstance(dim, Choice):
+        return [str(option) for option in dim.options]
+    return [str(dim.value)] if isinstance(dim, Constant) else []
+
+
+def _unknown_plugins(
+    space: SearchSpace, name: str, options: Sequence[str], knobs_of: KnobsOf
+) -> Iterator[tuple[str, str]]:
+    for option in options:
+        try:
+            knobs_of(option)
+        except KDSearchError as error:
+            own = f"{name.partition('.')[0]}.{option}"
+            yield own if own in space.lines else name, str(error)
+
+
+def _student_knobs(family: str) -> list[str]:
+    students.check(StudentSpec(family=family))
+    return [*students.knobs_of(family), "resolution"]
+
+
+def _method_knobs(method: str) -> list[str]:
+    from kdsearch.training import distiller
+
+    return [*dict.fromkeys([*distiller.knobs_of(method), *_COMMON])]
+
+
+def _check_owned(
+    name: str,
+    rest: str,
+    options: Sequence[str],
+    knobs_of: KnobsOf,
+    what: str,
+) -> Iterator[tuple[str, str]]:
+    """Check `<option>.<knob>`: the option must be on offer and know the knob."""
+    owner = next((option for option in options if rest.startswith(f"{option}.")), None)
+    if owner is None:
+        stem = rest.partition(".")[0]
+        hint = did_you_mean(stem, [*options, what])
+        if what == "method" and stem in _COMMON:
+            hint = f"; write it under each method, as method.name.choice.{options[0]}.{stem}"
+        yield name, f"{stem!r} is no {what} of this space{hint}; it offers {', '.join(options)}"
+        return
+    knob = rest.removeprefix(f"{owner}.")
+    try:
+        known = knobs_of(owner)
+    except KDSearchError:
+        return  # the unknown option itself is reported once, by its own line
+    if knob not in known:
+        hint = did_you_mean(knob, known)
+        yield name, f"unknown knob {knob!r} for {what} {owner!r}{hint}; known: {', '.join(known)}"
+
+
+def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
+    """Build the family at both ends of a knob's range, without memory, at a small resolution."""
+    import torch
+
+    family, _, knob = rest.partition(".")
+    if family not in students.FAMILIES.names() or knob not in students.knobs_of(family):
+        return
+    for value in _extremes(dim):
+        try:
+            with torch.device("meta"):
+                students.build(
+                    StudentSpec(family=family, knobs={knob: value}),
+                    in_channels=3,
+                    num_classes=2,
+                    data_size=_PROBE_SIZE,
+                )
+        except KDSearchError as error:
+            yield name, str(error)
+            return
+
+
+def _check_method(
+    space: SearchSpace, name: str, rest: str, methods: Sequence[str], dim: Dim
+) -> Iterator[tuple[str, str]]:
+    """Resolve the recipe with both ends of a range; beside it only the temperature counts."""
+    method = next((method for method in methods if rest.startswith(f"{method}.")), "")
+    warm = f"method.{method}.temperature"
+    beside = {key: _extremes(found)[-1] for key, found in space.all_dims() if key == warm}
+    for value in _extremes(dim):
+        if mistake := _mistake(method, beside | {name: value}):
+            yield name, mistake
+            return
+
+
+def _mistake(method: str, settings: Mapping[str, Value]) -> str:
+    """Return what is wrong with a recipe's values; of names, their own lines tell."""
+    from kdsearch.training import distiller
+
+    try:
+        known = _method_knobs(method)
+    except KDSearchError:
+        return ""
+    if any(name.removeprefix(f"method.{method}.") not in known for name in settings):
+        return ""
+    params = {"student.family": "resnet", "method.name": method, **settings}
+    try:
+        distiller.check(Candidate.from_params(params).distill)
+    except KDSearchError as error:
+        return str(error)
+    return ""
+
+
+def _check_train(name: str, key: str, dim: Dim) -> Iterator[tuple[str, str]]:
+    owner, _, owned = key.rpartition(".")
+    known = [item.name for item in fields(TrainSpec)]
+    if owned not in known or owner not in ("", *OPTIMIZERS):
+        yield name, f"unknown key {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}"
+        return
+    for value in _extremes(dim):
+        try:
+            make(TrainSpec, **{owned: value})
+        except KDSearchError as error:
+            yield name, str(error)
+            return
+
+
+def _extremes(dim: Dim) -> list[Value]:
+    if isinstance(dim, Float | Int):
+        return [dim.low, dim.high]
+    return list(dim.options) if isinstance(dim, Choice) else [dim.value]

@@ -1,0 +1,264 @@
+"""Who drives a study: a lease in its store, which a dead driver loses.
+
+The lock on the study's folder keeps out a second driver that sees the same folder; the lease keeps
+out one on another machine, over the database or a network folder where locks do nothing. It names
+its holder and when that was last alive, by the database's clock. A thread renews it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdsearch.errors import StudyError
+from kdsearch.study.storage_url import Storage
+
+LEASE = "kdsearch:lease"  # a user attribute of the study
+RENEW_SECONDS = 30.0
+EXPIRY_SECONDS = 180.0
+Clock = Callable[[Connection], float]
+_log = logging.getLogger(__name__)
+_studies = sqlalchemy.table("studies", *map(sqlalchemy.column, ("study_id", "study_name")))
+_attributes = sqlalchemy.table(
+    "study_user_attributes",
+    *map(sqlalchemy.column, ("study_id", "key", "value_json")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that drives a study.
+
+    boot: of the machine; pids: the name space of its process ids. began: the start of the process
+    in the machine's own ticks, since ids are given out again. token: of this one holding.
+    """
+
+    host: str
+    boot: str
+    pids: str
+    pid: int
+    began: str
+    token: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """Return this process, with a token of its own."""
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot(),
+            pids=_pids(),
+            pid=os.getpid(),
+            began=_began(os.getpid()) or "",
+            token=uuid.uuid4().hex,
+        )
+
+    def is_on_this_machine(self) -> bool:
+        """Whether it runs, or ran, since this machine was started."""
+        return bool(self.boot) and self.boot == _boot()
+
+    def is_dead(self) -> bool:
+        """Whether it surely runs no more; what runs elsewhere cannot be known."""
+        if not self.is_on_this_machine() or self.pids != _pids():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        began = _began(self.pid)
+        return began is not None and began != self.began
+
+
+class Lease:
+    """The lease of one study, held from entering to leaving.
+
+    Entering raises StudyError where another driver has it.
+    is_locked: this process holds the lock that any driver on this machine would hold, so whoever is
+    named from this machine is dead. clock: seconds, the same for all who share the database.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        study_id: int,
+        *,
+        where: str,
+        is_locked: bool,
+        clock: Clock | None = None,
+        me: Holder | None = None,
+    ) -> None:
+        self._engine = engine
+        self._study_id = study_id
+        self._where = where
+        self._is_locked = is_locked
+        self._clock = clock or database_time
+        self._me = me or Holder.here()
+        self._renewed = time.monotonic()
+        self._over = threading.Event()
+
+    def require_free(self) -> None:
+        """Raise StudyError where another driver has it; nothing is written."""
+        with self._engine.connect() as connection:
+            self._may_take(*_held(self._text(connection), self._clock(connection)))
+
+    def __enter__(self) -> Lease:
+        """Take the lease, and begin to renew it."""
+        self._write(self._may_take)
+        threading.Thread(target=self._keep, daemon=True, name="lease").start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the lease back; one that cannot be given back runs out."""
+        self._over.set()
+        with suppress(SQLAlchemyError, StudyError):
+            self._write(self._require_mine, is_last=True)
+
+    def require(self) -> None:
+        """Renew a lease that was not renewed in time, before anything is written.
+
+        Raises StudyError where another driver has taken it meanwhile: this process was stopped,
+        or the database was out of reach.
+        """
+        if time.monotonic() - self._renewed > EXPIRY_SECONDS / 2:
+            self.renew()
+
+    def renew(self) -> None:
+        """Say that the holder is alive. Raises StudyError where it is the holder no more."""
+        self._write(self._require_mine)
+
+    def _keep(self) -> None:
+        while not self._over.wait(RENEW_SECONDS):
+            try:
+                self.renew()
+            except (SQLAlchemyError, StudyError) as error:  # `require` raises it in the driver
+                _log.warning(
+                    "the lease of the study was not renewed: %s", str(error).split("\n")[0]
+                )
+
+    def _write(
+        self, check: Callable[[Holder | None, float], None], *, is_last: bool = False
+    ) -> None:
+        """Read the lease, check who holds it, and write it, in one transaction.
+
+        The write that comes first, of nothing new, keeps any other driver out until the end.
+        """
+        with self._engine.begin() as connection:
+            same = {"study_id": self._study_id}
+            connection.execute(_studies.update().where(_studies.c.study_id == self._study_id), same)
+            now = self._clock(connection)
+            text = self._text(connection)
+            check(*_held(text, now))
+            value = json.dumps(None if is_last else {"holder": asdict(self._me), "time": now})
+            if text is None:
+                row = {"study_id": self._study_id, "key": LEASE, "value_json": value}
+                connection.execute(_attributes.insert(), row)
+            else:
+                connection.execute(_attributes.update().where(*self._here()), {"value_json": value})
+        self._renewed = time.monotonic()
+
+    def _text(self, connection: Connection) -> str | None:
+        """Return what stands in the database; None where no driver ever had the study."""
+        query = sqlalchemy.select(_attributes.c.value_json).where(*self._here())
+        text: str | None = connection.scalar(query)
+        return text
+
+    def _here(self) -> tuple[sqlalchemy.ColumnElement[bool], ...]:
+        return _attributes.c.study_id == self._study_id, _attributes.c.key == LEASE
+
+    def _may_take(self, holder: Holder | None, age: float) -> None:
+        if holder is None or age >= EXPIRY_SECONDS or holder.is_dead():
+            return
+        if self._is_locked and holder.is_on_this_machine():
+            return
+        raise StudyError(
+            f"{self._where} is being run by process {holder.pid} on {holder.host}, which was alive "
+            f"{max(age, 0):.0f} s ago; end that one, wait {EXPIRY_SECONDS - age:.0f} s if it is "
+            "dead, or run another study"
+        )
+
+    def _require_mine(self, holder: Holder | None, age: float) -> None:
+        if holder != self._me:
+            taken = "nobody" if holder is None else f"process {holder.pid} on {holder.host}"
+            raise StudyError(
+                f"{self._where} is run by {taken} now, since this process did not say for "
+                f"{EXPIRY_SECONDS:.0f} s that it was alive; nothing that ended before is lost"
+            )
+
+
+def require_free(storage: Storage, *, where: str) -> None:
+    """Raise StudyError where a driver holds the lease of a study; nothing is written."""
+    engine = sqlalchemy.create_engine(storage.url, **storage.engine_options())
+    named = sqlalchemy.select(_studies.c.study_id).where(_studies.c.study_name == storage.study)
+    try:
+        if not sqlalchemy.inspect(engine).has_table(_attributes.name):
+            return
+        with engine.connect() as connection:
+            study_id = connection.scalar(named)
+        if study_id is not None:
+            Lease(engine, study_id, where=where, is_locked=storage.is_inside).require_free()
+    finally:
+        engine.dispose()
+
+
+def _held(text: str | None, now: float) -> tuple[Holder | None, float]:
+    """Return who holds a lease, and the seconds since that was last alive."""
+    found = json.loads(text) if text else None
+    return (Holder(**found["holder"]), now - found["time"]) if found else (None, 0.0)
+
+
+def database_time(connection: Connection) -> float:
+    """Return the seconds on the database's clock, which its drivers share."""
+    now = connection.scalar(sqlalchemy.select(sqlalchemy.func.current_timestamp()))
+    if isinstance(now, str):
+        now = datetime.fromisoformat(now)
+    assert isinstance(now, datetime)
+    return (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()
+
+
+def _boot() -> str:
+    """Return what names this start of the machine, empty where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pids() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str | None:
+    """Return when a process began, in ticks of the machine; None where that is not known.
+
+    One that ended and was not yet waited for has no beginning that any other has.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold anything
+    return "ended" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,64 @@
+"""TensorBoard: one run a trial, curves per epoch, knobs with what they gave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.utils.tensorboard import SummaryWriter
+
+from kdsearch.spec import TrialRecord
+from kdsearch.study.loggers._numbers import final_numbers
+from kdsearch.study.loggers.base import Logger
+from kdsearch.study.study import Asked, Study
+
+if TYPE_CHECKING:
+    from kdsearch.training.trainer import Epoch
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard(Logger):
+    """Writes `tensorboard/000042/` in the study's folder."""
+
+    def __init__(self, study: Study) -> None:
+        self._path = study.path / FOLDER
+        self._writers: dict[int, SummaryWriter] = {}
+
+    def begun(self, asked: Asked) -> None:
+        """Say in words what is tried."""
+        self._writer(asked.number).add_text(
+            "trial", "\n".join(f"- {name}: {value}" for name, value in asked.params.items())
+        )
+
+    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Write the curves of one epoch."""
+        write_epoch(self._writer(number), epoch)
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Write the knobs beside what they gave, where there is something, and end the run."""
+        writer = self._writer(record.number)
+        if record.val is not None:
+            # Without a name they would be a run of their own beside each trial's.
+            writer.add_hparams(dict(record.params), final_numbers(record), run_name=".")
+        else:
+            writer.add_text("ended", f"{record.state}: {record.reason}")
+        writer.close()
+        del self._writers[record.number]
+
+    def close(self) -> None:
+        """End the runs of trials that were interrupted."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, number: int) -> SummaryWriter:
+        if number not in self._writers:
+            self._writers[number] = SummaryWriter(str(self._path / f"{number:06d}"))
+        return self._writers[number]
+
+
+def write_epoch(board: SummaryWriter, epoch: Epoch) -> None:
+    """Write an epoch's accuracy, losses and learning rate."""
+    board.add_scalar("accuracy/student", epoch.val, epoch.number)
+    for name, value in epoch.losses.items():
+        board.add_scalar(f"loss/{name}", value, epoch.number)
+    board.add_scalar("lr", epoch.lr, epoch.number)

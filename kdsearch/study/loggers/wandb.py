@@ -1,0 +1,59 @@
+"""Weights & Biases: one run a trial, grouped by study; offline, unless WANDB_MODE says online."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent that was not asked for
+
+import wandb
+
+from kdsearch.spec import TrialRecord
+from kdsearch.study.loggers._numbers import final_numbers
+from kdsearch.study.loggers.base import Logger
+from kdsearch.study.study import Asked, Study
+
+if TYPE_CHECKING:
+    from kdsearch.training.trainer import Epoch
+
+
+class WandB(Logger):
+    """Writes `wandb/` in the study's folder; `wandb sync` sends it later."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._runs: dict[int, wandb.Run] = {}
+
+    def begun(self, asked: Asked) -> None:
+        """Begin a trial's run with its knobs."""
+        self._runs[asked.number] = wandb.init(
+            project="kdsearch",
+            group=self._study.name,
+            name=f"{self._study.name}-{asked.number}",
+            dir=str(self._study.path),
+            config=dict(asked.params),
+            mode="online" if os.environ.get("WANDB_MODE") == "online" else "offline",
+            reinit="create_new",  # trials run side by side
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+
+    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Write accuracy, losses and learning rate."""
+        losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
+        values = {"accuracy": epoch.val, "lr": epoch.lr, **losses}
+        self._runs[number].log(values, step=epoch.number)
+
+    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Write what came out and end the run; one that was never run has none."""
+        run = self._runs.pop(record.number, None)
+        if run is not None:
+            run.summary.update(
+                {**final_numbers(record), "state": record.state, "reason": record.reason}
+            )
+            run.finish(exit_code=int(record.state == "failed"))
+
+    def close(self) -> None:
+        """End the runs of trials that were interrupted."""
+        for run in self._runs.values():
+            run.finish(exit_code=1)

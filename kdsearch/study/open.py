@@ -1,0 +1,164 @@
+"""Open a study: to drive it, which keeps other drivers out, or to read it. No torch here."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from kdsearch.errors import StudyError
+from kdsearch.hpo.sampler import refuse_sampler
+from kdsearch.study.config import Request, read_request, refuse_changes, write_text
+from kdsearch.study.lease import require_free
+from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
+from kdsearch.study.store import STORE_ERRORS, Store
+from kdsearch.study.study import Digest, Study, candidate_digest
+
+
+@contextmanager
+def open_study(
+    path: Path,
+    request: Request,
+    *,
+    versions: Mapping[str, str],
+    storage: str | None = None,
+    digest: Digest = candidate_digest,
+) -> Iterator[Study]:
+    """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
+
+    storage: the request's storage with its password, where there is one to give. digest: see Study.
+    Raises StudyError when the request differs from the one the study was started with (the
+    differences are shown), when another driver holds it, or when its store is damaged.
+    """
+    with _locked(path, request):
+        old = read_request(path)
+        if old is None:
+            refuse_sampler(request)
+            if (path / "study.db").exists():
+                raise StudyError(
+                    f"{path} holds a study.db and no study.yaml, which says what its trials were; "
+                    f"restore it, or start again with another {request.typed('name')}"
+                )
+            content = {**asdict(request), "versions": dict(versions)}
+            write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
+        else:
+            refuse_changes(path.name, old, request)
+        kept = storage_of(path, request.storage, request.storage_study, storage)
+        with _driven(path, kept, request) as store:
+            yield Study(path, request, store, digest=digest)
+
+
+@contextmanager
+def _driven(path: Path, storage: Storage, request: Request) -> Iterator[Store]:
+    """Open the store as the study's driver; trials of a dead one have failed."""
+    with _telling_to_open(storage):
+        store = Store(storage, metrics=("accuracy", request.budget.axis()))
+    try:
+        with store.held(str(path), is_locked=storage.is_inside):
+            with _telling_to_open(storage):
+                store.load()
+            store.fail_unfinished()
+            yield store
+    except STORE_ERRORS as error:
+        raise StudyError(
+            f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
+            f"{request.goes_on(path)}"
+        ) from error
+
+
+def load_study(path: Path, storage: str | None = None) -> Study:
+    """Open a study to read it; another process may be running it. storage: see `open_study`."""
+    request, kept = find_storage(path, storage)
+    with _telling_to_open(kept):
+        store = Store(kept, metrics=("accuracy", request.budget.axis()))
+        store.load()
+    return Study(path, request, store)
+
+
+def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
+    """Open several studies to read them. storage: of those that are kept there, one at least."""
+    kept = [find_storage(path)[0].storage for path in paths]
+    there = [url for url in kept if storage is not None and is_at(url, storage)]
+    return [
+        load_study(path, storage if url in there or not there else None)
+        for path, url in zip(paths, kept, strict=True)
+    ]
+
+
+def refuse_driven(path: Path, request: Request, storage: str | None) -> None:
+    """Raise StudyError where another driver has the study, before anything is loaded.
+
+    Nothing is written. `open_study` looks again.
+    """
+    if (path / ".lock").exists():
+        with _locked(path, request):
+            pass
+    kept_url(storage, request.storage, is_new=False)
+    kept = storage_of(path, request.storage, request.storage_study, storage)
+    if not kept.is_inside or (path / "study.db").is_file():
+        with _telling_to_open(kept):
+            require_free(kept, where=str(path))
+
+
+def reach(path: Path, request: Request, storage: str | None) -> None:
+    """Raise StudyError where the study's storage is out of reach, before anything is trained."""
+    kept = storage_of(path, request.storage, request.storage_study, storage)
+    if not kept.is_inside:
+        with _telling_to_open(kept):
+            Store(kept, metrics=("accuracy", request.budget.axis()))
+
+
+def find_storage(path: Path, storage: str | None = None) -> tuple[Request, Storage]:
+    """Return the request of the study at `path` and where its trials are."""
+    request = read_request(path)
+    if request is None or (request.storage is None and not (path / "study.db").is_file()):
+        raise StudyError(
+            f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
+        )
+    kept_url(storage, request.storage, is_new=False)
+    return request, storage_of(path, request.storage, request.storage_study, storage)
+
+
+@contextmanager
+def _locked(path: Path, request: Request) -> Iterator[None]:
+    """Hold the lock on the study's folder, which is made where there is none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StudyError(
+                f"{path} is being run by another process; wait for it, or give another "
+                f"{request.typed('name')}"
+            ) from None
+        yield
+
+
+def _cause(error: Exception, storage: Storage) -> str:
+    """Return what the database said, in one line and without a password."""
+    return storage.without_password(str(error.__cause__ or error).splitlines()[0])
+
+
+@contextmanager
+def _telling_to_open(storage: Storage) -> Iterator[None]:
+    """Tell what a database says when it is opened."""
+    try:
+        yield
+    except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
+        cause = _cause(error, storage)
+        advice = "are its host, port and database right, and does a server listen there?"
+        if storage.is_inside:
+            advice = "move it away to start the study again"
+        elif storage.url.get_backend_name() == "sqlite":
+            advice = "is its folder there, and may you write in it?"
+        elif "password" in cause:  # so do PostgreSQL and MySQL say that one is missing or wrong
+            advice = "give --storage with the right password, or PGPASSWORD or ~/.pgpass"
+        raise StudyError(f"cannot open {storage}: {cause}; {advice}") from error

@@ -1,0 +1,265 @@
+"""The best candidates trained again under several seeds, their controls too: which, and what of it.
+
+A refit is a trial outside the search: its parameters are those of the candidate, with a
+`train.repeat` of its own. So a killed study goes on from the trainings that are there, and one that
+is asked for more seeds, or candidates, trains the rest. The search's own training of a candidate
+counts for nothing here: it was chosen since it came out well. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeAlias, cast
+
+from kdsearch.errors import SpecError
+from kdsearch.hpo import pareto
+from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
+from kdsearch.space import Params
+from kdsearch.spec import TrialRecord
+from kdsearch.study.study import Asked, Study, candidate_digest
+from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
+
+FACT = "refit"  # the name of the study's fact
+SEEDS = 3
+CONTROLS = ("none", "kd")
+MOST_ACCURATE, KNEE = "most accurate", "knee"
+_Score: TypeAlias = Callable[[TrialRecord], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refit:
+    """How many candidates of the front are trained again, 0 for none, and how often each.
+
+    epochs: of each of these trainings; None: as many as in the search.
+    """
+
+    count: int = 0
+    seeds: int = SEEDS
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise SpecError(f"--refit {self.count}: expected a number of candidates, 0 for none")
+        if self.seeds < 2:
+            raise SpecError(
+                f"--seeds {self.seeds}: one training has no spread; give --seeds {SEEDS}, or at "
+                "least 2"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise SpecError(f"--refit-epochs {self.epochs}: expected at least 1")
+
+    def params(self, record: TrialRecord, repeat: int, method: str | None = None) -> Params:
+        """Return a candidate's parameters under one seed; with another method, its control's."""
+        params = dict(record.params)
+        if method is not None:
+            kept = {name: v for name, v in params.items() if not name.startswith("method.")}
+            params = {**kept, "method.name": method}
+        epochs = {} if self.epochs is None else {"train.epochs": self.epochs}
+        return {**params, **epochs, "train.repeat": repeat}
+
+    def controls(self, record: TrialRecord) -> list[str]:
+        """Return the methods of a candidate's controls; it is not held against itself."""
+        own = candidate_digest(self.params(record, 1))
+        return [m for m in CONTROLS if candidate_digest(self.params(record, 1, m)) != own]
+
+
+def refit_of(study: Study) -> Refit:
+    """Return what was last asked of a study, by default nothing."""
+    return Refit(**cast("dict[str, int]", study.facts().get(FACT, {})))
+
+
+def ask(study: Study, refit: Refit | None) -> None:
+    """Note what is asked of a study; None: as before."""
+    if refit is not None:
+        study.note(**{FACT: asdict(refit)})
+
+
+def candidates(study: Study, refit: Refit) -> list[TrialRecord]:
+    """Return whom to train again: the front's most accurate, its knee, then the next accurate."""
+    front = study.front()
+    if not front:
+        return []
+    ranked = [front[-1], front[_knee(study, front)], *reversed(front)]
+    return list({record.number: record for record in ranked}.values())[: refit.count]
+
+
+def roles(study: Study) -> dict[int, tuple[str, ...]]:
+    """Return what trials of the front are called."""
+    front = study.front()
+    if not front:
+        return {}
+    best, knee = front[-1].number, front[_knee(study, front)].number
+    if best == knee:
+        return {best: (MOST_ACCURATE, KNEE)}
+    return {best: (MOST_ACCURATE,), knee: (KNEE,)}
+
+
+def _knee(study: Study, front: Sequence[TrialRecord]) -> int:
+    found = pareto.knee([study.point(record) for record in front])
+    assert found is not None
+    return found
+
+
+def missing(study: Study, refit: Refit) -> Iterator[Asked]:
+    """Ask for each training that is not there yet, a seed after another."""
+    for record in candidates(study, refit):
+        for repeat in range(1, refit.seeds + 1):
+            for method in (None, *refit.controls(record)):
+                params = refit.params(record, repeat, method)
+                if _trained(study, params) is None:
+                    yield study.ask_refit(params, record.number, is_control=method is not None)
+
+
+def trained(study: Study) -> list[TrialRecord]:
+    """Return the trainings that count for what was last asked, each once."""
+    refit = refit_of(study)
+    found = {}
+    for record in candidates(study, refit):
+        for method in (None, *refit.controls(record)):
+            for each in _repeats(study, refit, record, method):
+                found[each.number] = each
+    return list(found.values())
+
+
+def _trained(study: Study, params: Params) -> TrialRecord | None:
+    """Return the refit with these parameters that completed."""
+    done = (r for r in study.records() if r.refit_of is not None and r.state == "complete")
+    return next((record for record in done if record.params == params), None)
+
+
+def _repeats(
+    study: Study, refit: Refit, record: TrialRecord, method: str | None = None
+) -> list[TrialRecord]:
+    asked = (refit.params(record, repeat, method) for repeat in range(1, refit.seeds + 1))
+    return [found for params in asked if (found := _trained(study, params)) is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refitted:
+    """A candidate's trainings, and its controls' by method; fewer than two seeds say nothing."""
+
+    record: TrialRecord
+    own: list[TrialRecord]
+    controls: dict[str, list[TrialRecord]]
+
+    def groups(self) -> list[list[TrialRecord]]:
+        return [self.own, *self.controls.values()]
+
+    def pair(self, method: str) -> tuple[list[TrialRecord], list[TrialRecord]]:
+        """Return the trainings of the candidate and of a control that share their seeds."""
+        control = {_seed(record): record for record in self.controls[method]}
+        own = [record for record in self.own if _seed(record) in control]
+        return own, [control[_seed(record)] for record in own]
+
+
+def _refitted(study: Study) -> list[_Refitted]:
+    refit = refit_of(study)
+    found = []
+    for record in candidates(study, refit):
+        own = _repeats(study, refit, record)
+        seeds = {_seed(each) for each in own}
+        beside = {m: _repeats(study, refit, record, m) for m in refit.controls(record)}
+        told = {m: group for m, group in beside.items() if len(seeds & set(map(_seed, group))) >= 2}
+        if len(own) >= 2:
+            found.append(_Refitted(record=record, own=own, controls=told))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """What the trainings scored on one split, by their numbers; gains by candidate and method."""
+
+    spreads: dict[tuple[int, ...], Spread]
+    gains: dict[tuple[int, str], Gain]
+    together: dict[str, Gain]
+
+
+def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
+    groups = {_numbers(group): group for each in found for group in each.groups()}
+    pairs = {
+        (each.record.number, method): (list(map(score, own)), list(map(score, control)))
+        for each in found
+        for method in each.controls
+        for own, control in [each.pair(method)]
+    }
+    methods = dict.fromkeys(method for _, method in pairs)
+    of_method = {m: [pair for (_, name), pair in pairs.items() if name == m] for m in methods}
+    others = {m: [pair for (_, name), pair in pairs.items() if name != m] for m in methods}
+    told = spreads([list(map(score, group)) for group in groups.values()], images)
+    return _Scored(
+        spreads=dict(zip(groups, told, strict=True)),
+        gains=dict(zip(pairs, gains(list(pairs.values()), images), strict=True)),
+        together={m: mean_gain(of, images, beside=others[m]) for m, of in of_method.items()},
+    )
+
+
+def summarised(study: Study) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntry, ...]]:
+    """Return the candidates, the most accurate on average first, and what they gained together."""
+    found, facts = _refitted(study), study.facts()
+    images = cast("dict[str, int]", facts.get("images", {}))
+    if not found or not images:
+        return (), ()
+    read = cast("dict[str, float]", facts.get("test", {}))
+    val = _scored(found, images["val"], lambda record: record.val or 0.0)
+    test = None
+    if all(str(r.number) in read for each in found for group in each.groups() for r in group):
+        test = _scored(found, images["test"], lambda record: read[str(record.number)])
+    called, shipped = roles(study), facts.get("shipped")
+
+    def trainings(group: Sequence[TrialRecord]) -> Trainings:
+        numbers = _numbers(group)
+        return Trainings(
+            method=str(group[0].params.get("method.name", "kd")),
+            trials=tuple(record.number for record in group),
+            seeds=tuple(_seed(record) for record in group),
+            val=val.spreads[numbers],
+            test=None if test is None else test.spreads[numbers],
+        )
+
+    def control(number: int, method: str, group: Sequence[TrialRecord]) -> ControlEntry:
+        return ControlEntry(
+            trained=trainings(group),
+            gain=val.gains[number, method],
+            test_gain=None if test is None else test.gains[number, method],
+        )
+
+    told = [
+        CandidateEntry(
+            trial=(number := each.record.number),
+            roles=called.get(number, ()),
+            shipped=next((n for g in each.groups() for n in _numbers(g) if n == shipped), None),
+            trained=trainings(each.own),
+            controls=tuple(control(number, m, group) for m, group in each.controls.items()),
+        )
+        for each in found
+    ]
+    together = tuple(
+        GainEntry(
+            over=method,
+            candidates=sum(method in each.controls for each in found),
+            gain=gain,
+            test_gain=None if test is None else test.together[method],
+        )
+        for method, gain in val.together.items()
+    )
+    return tuple(sorted(told, key=lambda each: -each.trained.val.mean)), together
+
+
+def middle(trainings: Trainings) -> int:
+    """Return the trial of the training whose validation accuracy is the median, of two the lower.
+
+    That one is shipped: what the mean and the spread say holds for it, while of the best of
+    several it says too little, and its own accuracy on validation says too much.
+    """
+    ranked = sorted(zip(trainings.val.values, trainings.trials, strict=True))
+    return ranked[(len(ranked) - 1) // 2][1]
+
+
+def _seed(record: TrialRecord) -> int:
+    return cast("int", record.params["train.repeat"])
+
+
+def _numbers(group: Sequence[TrialRecord]) -> tuple[int, ...]:
+    """Return the trials that were trained; one that was reused is none of its own."""
+    return tuple(r.number if r.reused_from is None else r.reused_from for r in group)

@@ -1,0 +1,161 @@
+"""What a study took and what it will yet take: seconds, epochs, trials. No torch.
+
+A study's facts hold one entry a run, so that what was spent before an interruption still counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from pydantic import ConfigDict, TypeAdapter
+
+from kdsearch.report import words
+from kdsearch.space import Choice, Constant, Int
+from kdsearch.spec import Candidate, TrainSpec, TrialRecord
+from kdsearch.study.config import Request
+from kdsearch.study.refit import CONTROLS, candidates, refit_of, trained
+from kdsearch.study.study import Study, candidate_digest, searched
+
+RUNS = "runs"  # the name of the study's fact
+ENDED, INTERRUPTED, FAILED, KILLED = "ended", "interrupted", "failed", "killed"
+_ENOUGH = 2  # trained trials, before anything is foretold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a study. began: ISO 8601, UTC. seconds: wall time. end: see ENDED and so on."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    began: str
+    seconds: float
+    device: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """What all runs of a study took.
+
+    wall: seconds of the runs, the teacher's training included. trials: seconds by device, summed
+    over trials that may have run side by side. epochs_saved: planned ones of stopped trials.
+    untrained: trials turned away over the budget. reused: those equal to an earlier one.
+    """
+
+    runs: int
+    wall: float
+    teacher: float
+    trials: Mapping[str, float]
+    epochs: int
+    epochs_saved: int
+    untrained: int
+    reused: int
+
+    def __str__(self) -> str:
+        hours = ", ".join(
+            f"{words.duration(seconds)} of trials on {device}"
+            for device, seconds in self.trials.items()
+        )
+        parts = [
+            f"{words.duration(self.wall)} of wall time in {words.counted(self.runs, 'run')}",
+            hours,
+            f"{words.duration(self.teacher)} for the teacher",
+            f"{words.counted(self.epochs, 'epoch')} trained",
+            f"{self.epochs_saved:,} saved by stopping" if self.epochs_saved else "",
+            f"{words.counted(self.untrained, 'trial')} turned away untrained",
+            f"{self.reused:,} equal to an earlier one" if self.reused else "",
+        ]
+        return f"Spent: {', '.join(filter(None, parts))}".replace(words.SPACE, " ")
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Return the runs that have ended, oldest first."""
+    return [read_run(run) for run in cast("list[dict[str, Any]]", study.facts().get(RUNS, []))]
+
+
+def read_run(kept: Mapping[str, object]) -> Run:
+    """Read one entry of the study's facts."""
+    return TypeAdapter(Run).validate_python(dict(kept))
+
+
+def spent(study: Study) -> Spend:
+    """Return what the study took until now, without a run that has not ended."""
+    runs, records, facts = runs_of(study), study.records(), study.facts()
+    trained = [record for record in records if record.reused_from is None]
+    stopped = [record for record in trained if record.state == "pruned"]
+    devices = list(dict.fromkeys(run.device for run in runs)) or ["cpu"]
+    return Spend(
+        runs=len(runs),
+        wall=sum(run.seconds for run in runs),
+        teacher=cast("float", facts.get("teacher_seconds", 0.0)),
+        trials={" and ".join(devices): sum(record.seconds for record in records)},
+        epochs=sum(len(record.curve) for record in trained),
+        epochs_saved=sum(planned_epochs(record.params) - len(record.curve) for record in stopped),
+        untrained=sum(record.state == "infeasible" for record in trained),
+        reused=sum(record.reused_from is not None for record in records),
+    )
+
+
+def planned_epochs(params: Mapping[str, Any]) -> int:
+    """Return how many epochs a trial is to take."""
+    return Candidate.from_params(params).train.epochs
+
+
+def forecast(records: Sequence[TrialRecord], n_left: int, *, beside: int) -> float | None:
+    """Return the seconds that `n_left` more trials of the search will take.
+
+    beside: how many run at a time. None before two have been trained. What is turned away or
+    reused counts at what it took, as it will go on to be.
+    """
+    ended = searched(records)
+    if sum(bool(record.curve) and record.reused_from is None for record in ended) < _ENOUGH:
+        return None
+    each = sum(record.seconds for record in ended) / len(ended)
+    return each * max(0, n_left) / max(1, beside)
+
+
+def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
+    """Say, before a search, how many trainings the refits after it mean at most; if any are."""
+    refit = refit_of(study)
+    if refit.count:
+        most, ways = min(refit.count, n_trials), 1 + len(CONTROLS)
+        count = most * refit.seeds * ways
+        epochs = refit.epochs or _most_epochs(study.request)
+        yield _plain(
+            f"The search is followed by up to {words.counted(count, 'refit')}, "
+            f"{words.counted(count * epochs, 'epoch')}: {words.counted(most, 'candidate')} x "
+            f"{words.counted(refit.seeds, 'seed')} x {ways}, each beside its controls "
+            f"({', '.join(CONTROLS)})"
+        )
+
+
+def refits_left(study: Study) -> Iterator[str]:
+    """Say, after a search, how many trainings its refits are; an equal one is trained once."""
+    refit = refit_of(study)
+    chosen = candidates(study, refit)
+    asked = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
+    epochs = {candidate_digest(params): planned_epochs(params) for params in asked}
+    if epochs:
+        there = sum(record.reused_from is None for record in trained(study))
+        told = f"; {there:,} of them are there already" if there else ""
+        yield _plain(
+            f"Refits begin: {words.counted(len(epochs) * refit.seeds, 'training')}, "
+            f"{words.counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of no. "
+            f"{', '.join(str(record.number) for record in chosen)} and their controls{told}"
+        )
+
+
+def _most_epochs(request: Request) -> int:
+    """Return the most epochs that a training of the search may have."""
+    dim = request.search_space().dims.get("train.epochs")
+    if isinstance(dim, Int):
+        return dim.high
+    if isinstance(dim, Choice):
+        return max(cast("tuple[int, ...]", dim.options))
+    return cast("int", dim.value) if isinstance(dim, Constant) else TrainSpec().epochs
+
+
+def _plain(text: str) -> str:
+    return text.replace(words.SPACE, " ")

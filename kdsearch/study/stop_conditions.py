@@ -1,0 +1,60 @@
+"""Whether a search has gone on for long enough, looked at before each further trial."""
+
+from __future__ import annotations
+
+import time
+
+from kdsearch.hpo.convergence import is_flat
+from kdsearch.report import words
+from kdsearch.study.loggers.base import Watchers
+from kdsearch.study.study import Study, searched
+
+
+class Ending:
+    """Says that no further trial is to begin, and tells once why.
+
+    time_limit: seconds of this run's search. flat_after: see `trend.is_flat`; 0 or None: never. A
+    watcher that raised StopStudy ends the search too.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        watchers: Watchers,
+        *,
+        time_limit: float | None = None,
+        flat_after: int | None = None,
+    ) -> None:
+        self._study = study
+        self._watchers = watchers
+        self._flat_after = flat_after
+        self._time_limit = time_limit
+        self._began = time.perf_counter()
+        self._is_told = False
+
+    def __call__(self) -> bool:
+        """Return whether the search is to end."""
+        reason = self._reason()
+        if reason is not None and not self._is_told:
+            self._is_told = True
+            self._watchers.note(f"No further trial: {reason}")
+        return reason is not None
+
+    def _reason(self) -> str | None:
+        limit, after = self._time_limit, self._flat_after
+        if self._watchers.stopped is not None:
+            return self._watchers.stopped
+        if limit is not None and time.perf_counter() - self._began >= limit:
+            return f"the time limit of {words.duration(limit)} is reached"
+        if after and self._is_flat(after):
+            return (
+                f"the last {after} complete trials raised the front's hypervolume by under 0.1 % "
+                "(--flat-after 0 goes on)"
+            )
+        return None
+
+    def _is_flat(self, after: int) -> bool:
+        study = self._study
+        done = [record for record in searched(study.records()) if record.state == "complete"]
+        limit = getattr(study.budget, study.budget.axis())
+        return is_flat([study.point(record) for record in done], after=after, limit=limit)

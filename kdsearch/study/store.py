@@ -1,0 +1,197 @@
+"""The trials of a study in their Optuna storage, `study.db` by default, and a mirror in memory.
+
+It is a normal Optuna study and the one truth: whatever stands in it stood there after one
+transaction, and optuna-dashboard may read it at any moment. One process, the driver, writes it and
+holds its lease, so the mirror is the same study, and sampling from it costs no query. A trial is
+proposed in the mirror and begins on disk; it ends on disk and then in the mirror. Belongs to one
+thread, but that any may read the trials.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import CategoricalChoiceType
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdsearch.errors import StudyError
+from kdsearch.study.lease import Lease
+from kdsearch.study.storage_url import Storage
+
+NOTE = "kdsearch"  # the one user attribute of a trial, and of the study: JSON
+STORE_ERRORS = (
+    SQLAlchemyError,
+    sqlite3.Error,
+    optuna.exceptions.StorageInternalError,
+    optuna.exceptions.UpdateFinishedTrialError,  # by another driver
+)
+_DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+
+
+@contextmanager
+def experimental_is_fine() -> Iterator[None]:
+    """Silence Optuna's note on what it has called experimental for years."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The keys of a running trial in the mirror and on disk."""
+
+    memory_id: int
+    disk_id: int
+
+
+class Store:
+    """The open store of a study, which is made where there is none. Then comes `load`.
+
+    disk, study_id: Optuna's storage and the study's key there. metrics: what is maximised and what
+    is minimised, by name. Raises one of STORE_ERRORS, or a RuntimeError where another version of
+    Optuna wrote it.
+    """
+
+    def __init__(self, storage: Storage, *, metrics: tuple[str, str]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.disk = RDBStorage(storage.full_url(), engine_kwargs=storage.engine_options())
+        weakref.finalize(self, self.disk.engine.dispose)
+        if self.disk.engine.dialect.name == "sqlite":
+            event.listen(self.disk.engine, "connect", _relax)
+            self.disk.engine.dispose()
+        study = optuna.create_study(
+            study_name=storage.study,
+            storage=self.disk,
+            directions=_DIRECTIONS,
+            load_if_exists=True,
+        )
+        if study.metric_names is None:
+            with experimental_is_fine():
+                study.set_metric_names(list(metrics))
+        self.study_id = self.disk.get_study_id_from_name(storage.study)
+        self._lease: Lease | None = None
+        self._running: dict[int, _Running] = {}
+
+    def load(self) -> None:
+        """Read every trial into the mirror.
+
+        A damaged page shows now, or in the middle of a search.
+        """
+        kept = self.disk.get_all_trials(self.study_id, deepcopy=False)
+        self._memory = InMemoryStorage()
+        self._mirror = optuna.create_study(storage=self._memory, directions=_DIRECTIONS)
+        self._mirror.add_trials(kept)
+
+    @contextmanager
+    def held(self, where: str, *, is_locked: bool) -> Iterator[None]:
+        """Hold the study's lease, as its driver. See Lease."""
+        engine = self.disk.engine
+        with Lease(engine, self.study_id, where=where, is_locked=is_locked) as self._lease:
+            yield
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return every trial, oldest first; they are not to be changed."""
+        return self._mirror.get_trials(deepcopy=False)
+
+    def propose(
+        self,
+        sampler: BaseSampler,
+        fixed: Mapping[str, CategoricalChoiceType] | None = None,
+    ) -> Trial:
+        """Return a trial to suggest parameters in, which the sampler draws; then comes `begin`.
+
+        fixed: parameters that are not drawn.
+        """
+        self._mirror.sampler = sampler
+        if fixed:
+            self._mirror.enqueue_trial(dict(fixed))
+        return self._mirror.ask()
+
+    def begin(self, trial: Trial, note: str) -> None:
+        """Write a proposed trial, running, with its parameters and its note.
+
+        Raises StudyError when the file has trials that the mirror has not.
+        """
+        self._require_lease()
+        trial.set_user_attr(NOTE, note)
+        begun = create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={NOTE: note},
+            # NSGA-II keeps its generation there.
+            system_attrs=self.trials()[trial.number].system_attrs,
+        )
+        disk_id = self.disk.create_new_trial(self.study_id, template_trial=begun)
+        if disk_id != self._disk_id(trial.number):
+            raise StudyError("another program has added trials to the study; run it again")
+        self._running[trial.number] = _Running(trial._trial_id, disk_id)
+
+    def end(
+        self,
+        number: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        *,
+        note: str,
+        constraints: Mapping[str, float],
+    ) -> FrozenTrial:
+        """Write how a running trial ended: its state last, after all that the sampler reads."""
+        self._require_lease()
+        running = self._running[number]
+        both = ((self.disk, running.disk_id), (self._memory, running.memory_id))
+        attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
+        if constraints:  # optuna-dashboard 0.21 reads only the older list
+            attrs["constraints"] = list(constraints.values())
+        for storage, key in both:
+            storage.set_trial_user_attr(key, NOTE, note)
+            for name, value in attrs.items():
+                storage.set_trial_system_attr(key, name, value)
+        for storage, key in both:
+            storage.set_trial_state_values(key, state, values)
+        del self._running[number]
+        return self.trials()[number]
+
+    def fail_unfinished(self) -> None:
+        """End the trials that a driver left running when it died, or that somebody enqueued."""
+        for trial in self.trials():
+            if not trial.state.is_finished():
+                self.disk.set_trial_state_values(self._disk_id(trial.number), TrialState.FAIL)
+                self._memory.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require()
+
+    def _disk_id(self, number: int) -> int:
+        return self.disk.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+    def note(self) -> str | None:
+        """Return the note of the study as a whole."""
+        note: str | None = self.disk.get_study_user_attrs(self.study_id).get(NOTE)
+        return note
+
+    def set_note(self, note: str) -> None:
+        """Replace the note of the study as a whole."""
+        self.disk.set_study_user_attr(self.study_id, NOTE, note)
+
+
+def _relax(connection: sqlite3.Connection, _record: object) -> None:
+    """Log ahead: a commit need not wait for the disk, and a crash loses none of those before it.
+
+    A trial makes five commits, of 9 ms each with SQLite's default.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

@@ -1,0 +1,345 @@
+"""A study on disk: its request, its trials, and what is asked of and told to it.
+
+The store is the one truth about trials and is written by the driver alone; `study.yaml` holds the
+request and is written once. Everything about a trial that Optuna has no place for is one JSON
+user attribute. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from kdsearch.hpo import pareto
+from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
+from kdsearch.space import Params
+from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of, kind_of
+from kdsearch.study.config import (
+    Request,
+)
+from kdsearch.study.store import NOTE, Store, experimental_is_fine
+
+REDRAWS = 20  # draws in a row that are turned away before one is run as it is
+# FLOPs and parameters of a student; None where they are not known before its trial.
+Price: TypeAlias = Callable[[Params], "Cost | None"]
+Digest: TypeAlias = Callable[[Params], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A trial to run: its number and its parameters, which `digest` names.
+
+    draw: its place in the order of proposals, which seeds the sampler; None outside the search.
+    control_of, refit_of: see TrialRecord.
+    """
+
+    number: int
+    params: Params
+    digest: str
+    draw: int | None = None
+    control_of: int | None = None
+    refit_of: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
+        return kind_of(self.control_of, self.refit_of)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a trial ended: `complete`, `infeasible`, `pruned` or `failed` (see TrialRecord)."""
+
+    state: str
+    cost: Cost | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)
+    val: float | None = None
+    curve: tuple[float, ...] = ()
+    epochs: int = 0
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    mode: str = ""
+    reason: str = ""
+    reused_from: int | None = None
+    turned_away: bool = False
+
+
+def candidate_digest(params: Params) -> str:
+    """Return what names the candidate that a walked space describes."""
+    return Candidate.from_params(params).digest()
+
+
+class Study:
+    """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
+
+    digest: names parameters, equal ones alike: of what has one digest only one is trained.
+    """
+
+    def __init__(
+        self, path: Path, request: Request, store: Store, *, digest: Digest = candidate_digest
+    ) -> None:
+        self.path = path
+        self.name = path.name
+        self.request = request
+        self.budget = request.budget
+        self._space = request.search_space()
+        self.store = store
+        self._digest = digest
+        self._ended: dict[int, TrialRecord] = {}
+        self._guesses: dict[int, Params] | None = None
+
+    def ask(self, price: Price | None = None) -> Asked:
+        """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
+
+        A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
+        place of an interrupted trial is the next one to be drawn.
+
+        price: what a draw costs in FLOPs and parameters. One over the budget ends there and then,
+        infeasible, and the next is drawn; after REDRAWS in a row one is returned as it is.
+        """
+        while True:
+            records = self.records()
+            asked = self._draw(records)
+            cost = None if price is None else price(asked.params)
+            reason = "" if cost is None else self.budget.explain(cost)
+            if cost is None or not reason or _turned_away_before(records, asked) >= REDRAWS:
+                return asked
+            violations = self.budget.violations(cost)
+            over = Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+            self.tell(asked, replace(over, turned_away=True))
+
+    def _draw(self, records: Sequence[TrialRecord]) -> Asked:
+        drawn = {r.draw for r in records if r.state != "interrupted"}
+        draw = next(place for place in count() if place not in drawn)
+        trial = self.store.propose(
+            make_sampler(
+                self.request,
+                self._space,
+                seed=int(digest_of([self.request.seed, draw]), 16) % 2**32,
+                is_beside=any(record.state == "running" for record in records),
+            ),
+            self.guesses().get(draw),
+        )
+        params = self._space.walk(partial(suggest, trial))
+        return self._begin(trial, params, draw=draw)
+
+    def ask_control(self, params: Params, control_of: int) -> Asked:
+        """Return a trial outside the search: the student of `control_of`, taught otherwise.
+
+        It has no Optuna parameters, so that the sampler does not learn from it.
+        """
+        trial = self.store.propose(RandomSampler(seed=0))
+        return self._begin(trial, params, control_of=control_of)
+
+    def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Asked:
+        """Return a trial outside the search: `refit_of` trained again, or its student otherwise."""
+        trial = self.store.propose(RandomSampler(seed=0))
+        control_of = refit_of if is_control else None
+        return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
+
+    def guesses(self) -> dict[int, Params]:
+        """Return the parameters that were asked for, by their places in the order of draws."""
+        if self._guesses is None:
+            kept = cast("dict[str, Params]", self.facts().get("guesses", {}))
+            self._guesses = {int(draw): params for draw, params in kept.items()}
+        return self._guesses
+
+    def guess(self, guesses: Sequence[Params]) -> None:
+        """Ask for parameters, of a trial each; what a guess leaves open is drawn.
+
+        They come before what is drawn freely, and after those that wait already.
+        """
+        known = self.guesses()
+        taken = {r.draw for r in self.records() if r.state != "interrupted"} | known.keys()
+        free = (place for place in count() if place not in taken)
+        self._guesses = known | dict(zip(free, guesses, strict=False))
+        self.note(guesses=self._guesses)
+
+    def _begin(
+        self,
+        trial: Trial,
+        params: Params,
+        *,
+        draw: int | None = None,
+        control_of: int | None = None,
+        refit_of: int | None = None,
+    ) -> Asked:
+        asked = Asked(
+            number=trial.number,
+            params=params,
+            digest=self._digest(params),
+            draw=draw,
+            control_of=control_of,
+            refit_of=refit_of,
+        )
+        self.store.begin(trial, _note(asked))
+        return asked
+
+    def earlier(self, asked: Asked) -> TrialRecord | None:
+        """Return the trial of an equal candidate, whose outcome stands; None without.
+
+        One that was stopped stands too, but not outside the search, where nothing is stopped.
+        """
+        states = ("complete",) if asked.kind else ("complete", "pruned")
+        equal = (r for r in self.records() if r.digest == asked.digest and r.state in states)
+        return next((record for record in equal if record.reused_from is None), None)
+
+    def tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
+        """Store how a trial ended; constraints go in before the values, as the sampler needs.
+
+        A complete trial whose accuracy is not a number becomes a failed one.
+        """
+        if outcome.val is not None and not math.isfinite(outcome.val):
+            reason = f"the accuracy is {outcome.val}"
+            outcome = replace(outcome, state="failed", val=None, reason=reason)
+        values, constraints = None, dict(outcome.violations)
+        if outcome.state == "failed":
+            constraints[FAILURE] = 1.0
+        if outcome.state == "complete":
+            assert outcome.val is not None
+            assert outcome.cost is not None
+            if self.request.min_accuracy is not None:
+                constraints[FLOOR] = self.request.min_accuracy - outcome.val
+            values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
+        frozen = self.store.end(
+            asked.number,
+            _TOLD[outcome.state],
+            values,
+            note=_note(asked, outcome),
+            constraints=constraints,
+        )
+        return _record(frozen)
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial, oldest first."""
+        trials = self.store.trials()
+        for frozen in trials:
+            if frozen.state.is_finished() and frozen.number not in self._ended:
+                self._ended[frozen.number] = _record(frozen)
+        return [self._ended.get(frozen.number) or _record(frozen) for frozen in trials]
+
+    def directory(self, number: int) -> Path:
+        """Return the folder of a trial's own files."""
+        return self.path / "trials" / f"{number:06d}"
+
+    def front(self) -> list[TrialRecord]:
+        """Return the non-dominated trials that are accurate enough, cheapest first."""
+        done = [record for record in self.complete() if self.is_enough(record)]
+        return [done[i] for i in pareto.front([self.point(record) for record in done])]
+
+    def is_enough(self, record: TrialRecord) -> bool:
+        """Whether a trial is accurate enough to be shipped."""
+        least = self.request.min_accuracy
+        return record.val is not None and (least is None or record.val >= least)
+
+    def complete(self) -> list[TrialRecord]:
+        """Return the complete trials of the search, accurate enough or not."""
+        return [r for r in searched(self.records()) if r.state == "complete"]
+
+    def point(self, record: TrialRecord) -> tuple[float, float]:
+        """Return (accuracy, cost) of a complete trial on the axes of the front."""
+        assert record.val is not None
+        return record.val, float(getattr(record.cost, self.budget.axis()))
+
+    def importances(self) -> dict[str, float]:
+        """Return each parameter's share in what decides accuracy (PED-ANOVA), empty when unknown.
+
+        Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
+        """
+        trials = self.store.trials()
+        done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
+        if len(done) < _MIN_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
+            return {}
+        plain = optuna.create_study(direction="maximize")
+        for trial in done:
+            plain.add_trial(
+                optuna.trial.create_trial(
+                    params=trial.params, distributions=trial.distributions, value=trial.values[0]
+                )
+            )
+        return _ped_anova(plain)
+
+    def facts(self) -> dict[str, object]:
+        """Return what the driver noted of the study as a whole (teacher, test results, times)."""
+        facts: dict[str, object] = json.loads(self.store.note() or "{}")
+        return facts
+
+    def note(self, **facts: object) -> None:
+        """Add to the study's facts; an equal name replaces the old value."""
+        self.store.set_note(json.dumps({**self.facts(), **facts}))
+
+
+_MIN_FOR_IMPORTANCE = 8
+
+
+def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials of the search that ran to an end: no draws turned away."""
+    return [r for r in records if not (r.kind or r.turned_away or r.state in _UNFINISHED)]
+
+
+def _turned_away_before(records: Sequence[TrialRecord], asked: Asked) -> int:
+    """Return how many draws in a row just before one were turned away."""
+    assert asked.draw is not None
+    turned_away = {record.draw for record in records if record.turned_away}
+    return next(n for n in count() if asked.draw - 1 - n not in turned_away)
+
+
+_UNFINISHED = ("running", "interrupted")
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "interrupted",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+}
+_TOLD = {
+    "complete": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def _note(asked: Asked, outcome: Outcome | None = None) -> str:
+    """Return what is kept of a trial beside its Optuna parameters."""
+    kept = {key: value for key, value in asdict(asked).items() if key != "number"}
+    return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
+
+
+def _record(frozen: FrozenTrial) -> TrialRecord:
+    """Read a trial; one that Optuna calls failed and we do not was interrupted.
+
+    It may hold an outcome: the driver was killed after noting it and before telling Optuna. It may
+    hold nothing: the driver was stopped while it was proposed.
+    """
+    kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
+    cost = kept.pop("cost", None)
+    curve = tuple(kept.pop("curve", ()))
+    if _TOLD.get(kept.get("state")) is not frozen.state:
+        kept["state"] = _STATES[frozen.state]
+    return TrialRecord(
+        number=frozen.number, cost=Cost(**cost) if cost else None, curve=curve, **kept
+    )
+
+
+def _ped_anova(study: optuna.Study) -> dict[str, float]:
+    trials = study.get_trials(deepcopy=False)  # a copy of 1,000 takes 0.3 s
+    with experimental_is_fine():
+        names = sorted({name for trial in trials for name in trial.params})
+        found: dict[str, float] = {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        shared = [n for n in names if all(n in trial.params for trial in trials)]
+        if shared:
+            found = evaluator.evaluate(study, params=shared)
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()} if total > 0 else {}

@@ -1,0 +1,160 @@
+"""What a user asks a study to try: guesses, whole or in part, and the recipes of an earlier study.
+
+A guess names dimensions of the space. What it leaves open, the sampler draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
+from kdsearch.study.config import Request, read_request
+from kdsearch.study.open import load_study, open_study
+from kdsearch.study.study import Study, searched
+
+MOST = 8  # recipes that are taken from an earlier study
+# The choice whose option stands in the names of what it owns.
+_OWNERS = {"student": "student.family", "method": "method.name", "train": "train.optimizer"}
+
+
+def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[Params, int]:
+    """Let a study that is not being run try a guess next.
+
+    Return the guess by the names of the space, and how many trials the study needs for all that
+    wait. storage: see `open_study`.
+
+    Raises SpecError for what the study's space does not have, StudyError while it is being run.
+    """
+    request = read_request(path)
+    if request is None:
+        raise StudyError(
+            f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
+        )
+    guess = read_guess(request.search_space(), settings)
+    with open_study(path, request, versions={}, storage=storage) as study:
+        study.guess([guess])
+        records = study.records()
+        begun = {record.draw for record in records if record.state != "interrupted"}
+        waiting = study.guesses().keys() - begun
+        return guess, len(searched(records)) + len(waiting)
+
+
+def read_guess(space: SearchSpace, settings: Params) -> Params:
+    """Return a guess by the names of the space. Raises SpecError that lists every mistake.
+
+    `student.width`, `method.alpha` and `train.lr` may leave out the family, method or optimizer
+    that the guess, or the space, says.
+    """
+    dims = dict(space.all_dims())
+    found: dict[str, Value] = {}
+    mistakes = []
+    for name, value in settings.items():
+        full = _full_name(name, dims, settings)
+        if full not in dims:
+            hint = did_you_mean(full, dims) or f"; the space has {', '.join(dims)}"
+            mistakes.append(f"--set {name}: unknown{hint}")
+            continue
+        try:
+            found[full] = _read(dims[full], value)
+        except ValueError as error:
+            mistakes.append(f"--set {name}={value}: {error}")
+    if not mistakes:
+        alone = _unreached(space, found)
+        mistakes = [f"--set {name}: say the option that owns it, too" for name in alone]
+    if mistakes:
+        raise SpecError("; ".join(mistakes))
+    return {name: value for name, value in found.items() if not isinstance(dims[name], Constant)}
+
+
+def _full_name(name: str, dims: Mapping[str, Dim], settings: Params) -> str:
+    section, _, knob = name.partition(".")
+    owner = dims.get(_OWNERS.get(section, ""))
+    option = settings.get(_OWNERS.get(section, ""))
+    if option is None and isinstance(owner, Constant):
+        option = owner.value
+    owned = f"{section}.{option}.{knob}"
+    return owned if name not in dims and owned in dims else name
+
+
+def _read(dim: Dim, value: Value) -> Value:
+    """Return a value as the dimension has it. Raises ValueError."""
+    if isinstance(dim, Choice):
+        options = {str(option): option for option in dim.options}
+        if str(value) not in options:
+            raise ValueError(f"expected {', '.join(options)}{did_you_mean(str(value), options)}")
+        return options[str(value)]
+    if isinstance(dim, Constant):
+        if value != dim.value:
+            raise ValueError(f"the space says {dim.value}")
+        return value
+    if value not in dim or not _is_on_step(dim, value):
+        step = "" if dim.step in (None, 1) else f" in steps of {dim.step}"
+        raise ValueError(f"expected {dim.low} to {dim.high}{step}")
+    return float(value) if isinstance(dim, Float) else value
+
+
+def _is_on_step(dim: Float | Int, value: Value) -> bool:
+    assert not isinstance(value, str)
+    if dim.step is None:
+        return True
+    steps = (value - dim.low) / dim.step
+    return abs(steps - round(steps)) < 1e-9
+
+
+def _unreached(space: SearchSpace, guess: Params) -> list[str]:
+    """Return the names whose dimensions exist only under an option that the guess does not say."""
+
+    def pick(name: str, dim: Float | Int | Choice) -> Value:
+        return guess.get(name, "" if isinstance(dim, Choice) else dim.low)
+
+    walked = space.walk(pick)
+    return [name for name in guess if name not in walked]
+
+
+def start_of(request: Request, out: Path) -> Study | None:
+    """Return the study that a request starts from. Raises StudyError where it is not there."""
+    if request.from_study is None:
+        return None
+    path = Path(request.from_study)
+    if read_request(path) is None:
+        path = out / request.from_study
+    if read_request(path) is None:
+        raise StudyError(
+            f"--from-study {request.from_study}: there is no such study, nor one under {out}; give "
+            "its name or its folder"
+        )
+    return load_study(path)
+
+
+def recipes_of(request: Request, out: Path) -> list[Params]:
+    """Return the front of the study that a request starts from, as far as it fits; cheapest first.
+
+    What is out of range, or not on offer, is left to the sampler. Raises StudyError where nothing
+    of it fits.
+    """
+    start = start_of(request, out)
+    if start is None:
+        return []
+    front = start.front()
+    space = request.search_space()
+    fitting = [_fitting(space, record.params) for record in front]
+    recipes = [recipe for i, recipe in enumerate(fitting) if recipe and recipe not in fitting[:i]]
+    if not recipes:
+        why = "has no complete trial" if not front else "shares no dimension with this space"
+        raise StudyError(f"--from-study {request.from_study}: that study {why}; leave it out")
+    spread = min(MOST, len(recipes))  # both ends of the front, and evenly between
+    return [recipes[round(i * (len(recipes) - 1) / max(1, spread - 1))] for i in range(spread)]
+
+
+def _fitting(space: SearchSpace, params: Params) -> Params:
+    """Return the parameters that the space draws and has in range."""
+    dims = dict(space.all_dims())
+    found: dict[str, Value] = {}
+    for name, value in params.items():
+        if name in dims and not isinstance(dims[name], Constant):
+            with suppress(ValueError):
+                found[name] = _read(dims[name], value)
+    return found

@@ -1,0 +1,192 @@
+"""The spaces that ship are sound; a user's is refused with every mistake and its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdsearch import methods
+from kdsearch.errors import SpaceError
+from kdsearch.models import students
+from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value, load_space, parse_space
+from kdsearch.spec import Candidate
+from kdsearch.study.builtin_spaces import builtin, check_space, default_space, find_space
+from kdsearch.training import distiller
+
+HEAD = "student: {family: {choice: {resnet: , vit: }}}\n"
+
+
+def walks(space: SearchSpace) -> list[dict[str, Value]]:
+    """Return walks that between them take every option, at both ends of every range."""
+    widest = max([2, *(len(d.options) for _, d in space.all_dims() if isinstance(d, Choice))])
+    found = []
+    for turn in range(widest):
+
+        def pick(_: str, dim: Float | Int | Choice, turn: int = turn) -> Value:
+            if isinstance(dim, Choice):
+                return dim.options[turn % len(dim.options)]
+            return dim.high if turn % 2 else dim.low
+
+        found.append(space.walk(pick))
+    return found
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(SpaceError) as caught:
+        parse_space(text, source="s.yaml", check=check_space)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("name", builtin())
+def test_a_space_that_ships_has_no_mistake(name: str) -> None:
+    assert list(check_space(load_space(builtin()[name]))) == []
+
+
+@pytest.mark.parametrize("name", builtin())
+def test_a_space_that_ships_offers_only_candidates_that_exist(name: str) -> None:
+    for params in walks(find_space(name)):
+        candidate = Candidate.from_params(params)
+        students.check(candidate.student)
+        distiller.check(candidate.distill)
+
+
+@pytest.mark.parametrize("name", builtin())
+def test_a_space_that_ships_says_its_command(name: str) -> None:
+    header = builtin()[name].read_text(encoding="utf-8").split("\nstudent:")[0].splitlines()
+    assert all(line.startswith("# ") for line in header)
+    assert any("kdsearch run" in line for line in header)
+
+
+def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() -> None:
+    assert builtin().keys() == {
+        "digits",
+        "classification-small",
+        "classification-mobile",
+        "heterogeneous",
+        "methods-only",
+        "architecture-only",
+        "resnet-kd",
+    }
+
+
+def test_methods_only_holds_every_method_with_the_ranges_it_declares() -> None:
+    space = find_space("methods-only")
+    dims = dict(space.all_dims())
+    offered = dims["method.name"]
+    assert isinstance(offered, Choice)
+    assert set(methods.names()) <= set(offered.options)
+    for name in methods.names():
+        prefix = f"method.{name}."
+        own = {key.removeprefix(prefix): d for key, d in dims.items() if key.startswith(prefix)}
+        assert own == dict(methods.get(name).ranges)
+    student = {key: d for key, d in dims.items() if key.startswith("student.resnet.")}
+    assert all(isinstance(dim, Constant) for dim in student.values())
+
+
+def test_an_optimizer_may_own_its_rate() -> None:
+    text = HEAD + (
+        "train: {optimizer: {choice: {sgd: {lr: 0.1}, adamw: {lr: {float: [0.001, 0.002]}}}}}\n"
+    )
+    space = parse_space(text, source="s.yaml", check=check_space)
+    walked = space.walk(lambda _, dim: dim.options[1] if isinstance(dim, Choice) else dim.low)
+    train = Candidate.from_params(walked).train
+    assert (train.optimizer, train.lr) == ("adamw", 0.001)
+
+
+def test_values_of_a_method_are_tried_before_any_trial() -> None:
+    text = HEAD + (
+        "method: {name: {choice: {kd: {temperature: {float: [-1.0, 4.0]}, alpha: 2.0},\n"
+        "  at: {temperature: 4.0, temperature_schedule: cosine, mapping: {choice: [lats]}}}}}\n"
+    )
+    found = mistakes(text)
+    assert len(found) == 3
+    assert any("temperature" in line and "-1.0 is not a number > 0" in line for line in found)
+    assert any("alpha" in line and "2.0 is not in [0, 1]" in line for line in found)
+    assert any("mapping" in line and "did you mean 'last'" in line for line in found)
+    assert default_space("digits", 8) == "digits"
+    assert default_space("mine", 32) == "classification-small"
+    assert default_space("mine", 64) == "classification-mobile"
+
+
+def test_a_space_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(HEAD)
+    assert find_space(str(path)).text == HEAD
+    assert find_space("digits").text == builtin()["digits"].read_text(encoding="utf-8")
+    with pytest.raises(SpaceError, match=r"'digts' is neither .* \(did you mean 'digits'\?\)"):
+        find_space("digts")
+
+
+ONE_MISTAKE = {
+    "student: {family: resnt}": (
+        1,
+        "unknown student family 'resnt' (did you mean 'resnet'?); known: convnext, ",
+    ),
+    "student: {family: {choice: {resnet: ,\n vitt: {depth: 4}}}}": (
+        2,
+        "unknown student family 'vitt' (did you mean 'vit'?)",
+    ),
+    "student: {family: timm:resnt18}": (
+        1,
+        "timm has no model 'resnt18' (did you mean 'resnet18'?)",
+    ),
+    "student:\n  family:\n    {choice: [vit, vitt]}": (2, "unknown student family 'vitt'"),
+    "student: {resolution: 8}": (1, "the space must say 'student.family'"),
+    f"{HEAD}method: {{name: kdd}}": (2, "unknown method 'kdd' (did you mean 'kd'?)"),
+    f"{HEAD}train: {{lrr: 1}}": (2, "unknown key 'lrr' (did you mean 'lr'?); known: epochs, "),
+    f"{HEAD}tarin: {{lr: 1}}": (2, "unknown section 'tarin' (did you mean 'train'?)"),
+    f"{HEAD}train: {{lr: -1}}": (2, "train.lr: -1.0"),
+    f"{HEAD}train:\n  epochs: {{int: [0, 5]}}": (3, "train.epochs: 0"),
+    f"{HEAD}train: {{optimizer: {{choice: [sgd, adam]}}}}": (2, "train.optimizer: 'adam'"),
+    f"{HEAD}train: {{epochs: {{float: [1, 5.5]}}}}": (2, "train.epochs: "),
+    "student:\n  family:\n    choice:\n      resnet:\n        wdith: 1": (
+        5,
+        "unknown knob 'wdith' for family 'resnet' (did you mean 'width'?); known: width, depth, ",
+    ),
+    "student:\n  family: resnet\n  resnet:\n    depth: {int: [1, 9]}": (
+        4,
+        "student resnet at 32 px: depth 1 is not a whole number in [3, 512]",
+    ),
+    "student:\n  family: resnet\n  vit: {depth: 4}": (3, "'vit' is no family of this space"),
+    f"{HEAD}method:\n  name: kd\n  kd: {{beta: 1}}": (
+        4,
+        "unknown knob 'beta' for method 'kd'; known: temperature, alpha, weight, mapping",
+    ),
+    f"{HEAD}method:\n  name: kd\n  dkd: {{beta: 1}}": (4, "'dkd' is no method of this space"),
+}
+
+
+@pytest.mark.parametrize("text", ONE_MISTAKE, ids=lambda text: text[-40:])
+def test_what_no_candidate_may_have_is_named_with_its_line(text: str) -> None:
+    line, message = ONE_MISTAKE[text]
+    (found,) = mistakes(text)
+    assert found.startswith(f"s.yaml:{line}: ")
+    assert message in found
+
+
+def test_mistakes_of_form_and_of_content_are_told_together_in_order() -> None:
+    text = """
+student:
+  family:
+    choice:
+      resnet:
+        wdith: {float: [0.5, 1]}
+  resolution: [8, 16]
+method:
+  name: kd
+  kd:
+    temperature: 1e-3
+    alpha: {float: [2, 1]}
+train:
+  epochs: 0
+"""
+    found = mistakes(text)
+    assert [line.split(" ")[0] for line in found] == [
+        f"s.yaml:{number}:" for number in (6, 7, 11, 12, 14)
+    ]
+    assert "'wdith'" in found[0]
+    assert "a list is not a dimension" in found[1]
+    assert "write 0.001" in found[2]
+    assert "low 2.0 is above high 1.0" in found[3]
+    assert "train.epochs: 0" in found[4]

@@ -1,0 +1,191 @@
+"""What a study took, over all its runs, and what another shell is told of it meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from table_study import look_up, opened, run_to
+
+from kdsearch.errors import StudyError
+from kdsearch.spec import TrialRecord
+from kdsearch.status import status
+from kdsearch.study.ledger import Ledger
+from kdsearch.study.progress import Progress, read_progress, write_progress
+from kdsearch.study.spend import forecast, runs_of, spent
+from kdsearch.study.study import Study
+from kdsearch.training.trainer import Epoch
+
+
+def ledger_of(study: Study, *, ago: float = 0.0) -> Ledger:
+    return Ledger(study, device="cpu", started=time.perf_counter() - ago)
+
+
+def test_the_time_of_every_run_counts(fast_path: Path) -> None:
+    path = fast_path / "three runs"
+    with opened(path) as study:
+        with ledger_of(study, ago=10):
+            pass
+        with pytest.raises(KeyboardInterrupt), ledger_of(study, ago=20):
+            raise KeyboardInterrupt
+        with pytest.raises(ZeroDivisionError), ledger_of(study, ago=40):
+            raise ZeroDivisionError
+    with opened(path) as study:
+        assert [run.end for run in runs_of(study)] == ["ended", "interrupted", "failed"]
+        assert spent(study).wall == pytest.approx(70, abs=5)
+    assert not (path / "progress.json").exists()
+
+
+def test_the_time_of_a_killed_run_is_taken_over_by_the_next(fast_path: Path) -> None:
+    path = fast_path / "killed"
+    with opened(path) as study:
+        ledger_of(study, ago=100)  # never closed
+    with opened(path) as study:
+        with ledger_of(study, ago=10):
+            pass
+        assert [run.end for run in runs_of(study)] == ["killed", "ended"]
+        assert spent(study).wall == pytest.approx(110, abs=5)
+
+
+def test_a_run_is_closed_once(fast_path: Path) -> None:
+    with opened(fast_path / "once") as study:
+        with ledger_of(study) as ledger:
+            ledger.end("ended")
+        assert len(runs_of(study)) == 1
+
+
+def test_the_spend_counts_epochs_and_what_was_never_trained(fast_path: Path) -> None:
+    with opened(fast_path / "spent") as study:
+        study.note(teacher_seconds=3.0)
+        for state in ("complete", "pruned", "infeasible"):
+            asked = study.ask()
+            outcome = replace(look_up(asked), state=state, seconds=2.0, curve=(0.1, 0.2))
+            if state == "infeasible":
+                outcome = replace(outcome, curve=())
+            study.tell(asked, replace(outcome, val=0.5 if state == "complete" else None))
+        found = spent(study)
+    assert (found.epochs, found.untrained, found.reused) == (4, 1, 0)
+    assert found.epochs_saved == 10 - 2  # ten epochs are the default
+    assert found.trials == {"cpu": 6.0}
+    assert "6.0 s of trials on cpu, 3.0 s for the teacher, 4 epochs trained" in str(found)
+
+
+def trained(seconds: Sequence[float], *, state: str = "complete") -> list[TrialRecord]:
+    return [
+        TrialRecord(number=i, state=state, params={}, seconds=second, curve=(0.1,))
+        for i, second in enumerate(seconds)
+    ]
+
+
+def test_the_forecast_is_the_mean_times_what_is_left_over_those_beside() -> None:
+    assert forecast(trained([10.0]), 18, beside=1) is None
+    assert forecast(trained([10.0, 20.0]), 18, beside=1) == 15 * 18
+    assert forecast(trained([10.0, 20.0]), 18, beside=2) == 15 * 9
+    cheap = replace(trained([0.0])[0], state="infeasible", curve=())
+    assert forecast([*trained([10.0, 20.0]), cheap], 3, beside=1) == 30
+    assert forecast(trained([10.0, 20.0]), -1, beside=1) == 0
+
+
+def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> None:
+    path = fast_path / "watched"
+    with opened(path) as study, ledger_of(study, ago=7) as ledger:
+        study.note(trials=9)
+        assert status(path).counts.complete == 0
+        run_to(study, 5)
+        asked = study.ask()
+        ledger.begun(asked)
+        epoch = Epoch(number=3, losses={}, val=0.25, lr=0.1, seconds=1.0)
+        ledger._written = 0.0  # a second has passed
+        ledger.trial_epoch(asked.number, epoch, 10)
+        before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+        found = status(path)
+        after = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+        study.tell(asked, look_up(asked))
+        best = study.front()[-1]
+    before.pop("study.db-shm"), after.pop("study.db-shm")  # SQLite's marks of readers
+    assert before == after
+    assert (found.state, found.trials) == ("running", 9)
+    (running,) = found.running
+    assert (running.number, running.epoch, running.epochs, running.val) == (5, 3, 10, 0.25)
+    assert found.best is not None
+    assert best.val is not None
+    assert found.best.val <= best.val
+    assert found.hypervolumes[-1] == 1.0
+    assert list(found.hypervolumes) == sorted(found.hypervolumes)
+    assert found.seconds_spent == pytest.approx(7, abs=5)
+    assert "no. 5" in "\n".join(found.lines())
+    assert status(path).state == "ended"
+
+
+def held(progress: Progress, **changes: object) -> Progress:
+    """Return the progress as that of another process."""
+    return replace(progress, holder=replace(progress.holder, **changes))  # type: ignore[arg-type]
+
+
+def test_status_knows_a_killed_run_from_a_running_one(fast_path: Path) -> None:
+    path = fast_path / "dead"
+    with opened(path) as study:
+        ledger_of(study)
+    progress = read_progress(path)
+    assert progress is not None
+    assert status(path).state == "running"
+    write_progress(path, held(progress, began="1"))  # a number used again
+    assert status(path).state == "killed"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    write_progress(path, held(progress, pid=gone.pid))
+    found = status(path)
+    assert found.state == "killed"
+    assert f"kdsearch run --name {path.name}" in found.resume
+    write_progress(path, held(progress, boot="another", host="elsewhere"))
+    assert status(path).state.startswith("running on another machine")
+
+
+def test_a_study_without_a_trial_or_a_run_has_a_status(fast_path: Path) -> None:
+    with opened(fast_path / "new"):
+        pass
+    found = status(fast_path / "new")
+    assert (found.state, found.trials, found.best, found.hypervolumes) == ("new", None, None, ())
+    assert found.lines()[0] == "new: new"
+
+
+def test_a_study_that_is_not_there_has_none(fast_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no study"):
+        status(fast_path / "nowhere")
+
+
+def test_a_damaged_progress_says_what_to_do(fast_path: Path) -> None:
+    with opened(fast_path / "torn") as study:
+        (study.path / "progress.json").write_text("{")
+        with pytest.raises(StudyError, match="delete it"):
+            ledger_of(study)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from kdsearch.status import status, to_json
+import json
+print(json.dumps(to_json(status(Path(sys.argv[1])))))
+print(sorted({"torch", "ray", "timm"} & set(sys.modules)))
+"""
+
+
+def test_a_status_needs_no_torch(fast_path: Path) -> None:
+    with opened(fast_path / "plain") as study:
+        run_to(study, 2)
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(fast_path / "plain")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told, imported = found.stdout.splitlines()
+    assert imported == "[]"
+    assert json.loads(told)["counts"]["complete"] + json.loads(told)["counts"]["infeasible"] <= 2
