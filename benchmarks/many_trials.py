@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.derive import write_derived
 from kdsearch.engines.proposals import Proposals, search
+from kdsearch.report.artifacts import write_derived
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import Request

@@ -16,7 +16,7 @@ from kdsearch.study.summary import Entry, Summary, Trainings
 
 if TYPE_CHECKING:
     from kdsearch.check import Checked, MethodCheck
-    from kdsearch.compare import Comparison
+    from kdsearch.report.comparison import Comparison
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:

@@ -14,13 +14,13 @@ from typing import TypeAlias, cast
 from kdsearch.bench import CACHE, common_accuracy
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
-from kdsearch.derive import summarise, write_derived
 from kdsearch.engines.proposals import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
-from kdsearch.findings import CONTROLS, of_controls, of_refits, of_test
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
+from kdsearch.report.artifacts import summarise, write_derived
+from kdsearch.report.findings import CONTROLS, of_controls, of_refits, of_test
 from kdsearch.shelf import off_the_shelf
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord

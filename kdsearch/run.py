@@ -21,10 +21,8 @@ import torch
 
 from kdsearch.actors import OnRay, open_actors
 from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
-from kdsearch.board import write_board
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.targets import target_in
-from kdsearch.derive import write_derived
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
@@ -35,6 +33,8 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.packing import fitting
+from kdsearch.report.artifacts import write_derived
+from kdsearch.report.dashboard import write_board
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import default_space, find_space

@@ -19,9 +19,9 @@ from torch import nn
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
-from kdsearch.derive import write_derived
 from kdsearch.errors import StudyError
 from kdsearch.models.weights import save_weights
+from kdsearch.report.artifacts import write_derived
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.study.open import load_study
 from kdsearch.study.study import Study

@@ -225,7 +225,7 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
             {"torch", "ray", "optuna", "plotly", "scipy"},
         ),
         (
-            "import kdsearch.study.early_stopping, kdsearch.report, kdsearch.derive",
+            "import kdsearch.study.early_stopping, kdsearch.report, kdsearch.report.artifacts",
             {"torch", "ray"},
         ),
         (

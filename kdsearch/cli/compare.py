@@ -27,8 +27,8 @@ def compare(
 
     Example: kdsearch compare phones phones-safe
     """
-    from kdsearch.compare import compare as compare_studies
     from kdsearch.console import comparison_table, show
+    from kdsearch.report.comparison import compare as compare_studies
     from kdsearch.study.config import study_path
     from kdsearch.study.open import load_each
 

@@ -237,7 +237,7 @@ def report(
     Example: kdsearch report phones
     """
     from kdsearch.console import candidates_table, front_table, show
-    from kdsearch.derive import write_derived
+    from kdsearch.report.artifacts import write_derived
     from kdsearch.report.verdict import verdict
     from kdsearch.report.words import SPACE
     from kdsearch.study.config import study_path
@@ -270,8 +270,8 @@ def status(
     Example: kdsearch status phones
     """
     from kdsearch.console import show
-    from kdsearch.status import status as status_of
-    from kdsearch.status import to_json
+    from kdsearch.report.status import status as status_of
+    from kdsearch.report.status import to_json
     from kdsearch.study.config import study_path
 
     found = status_of(study_path(out, name), storage)
@@ -302,7 +302,7 @@ def dashboard(
     _, kept = find_storage(path, storage)
     import optuna_dashboard
 
-    from kdsearch.board import artifact_store, refresh
+    from kdsearch.report.dashboard import artifact_store, refresh
 
     app = optuna_dashboard.wsgi(kept.full_url(), artifact_store=artifact_store(path))
     try:

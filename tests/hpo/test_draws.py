@@ -11,17 +11,17 @@ from optuna.trial import TrialState
 from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked, run_to
 
 from kdsearch.__main__ import main
-from kdsearch.derive import summarise
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler
+from kdsearch.report.artifacts import summarise
+from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
 from kdsearch.report.words import SPACE
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.status import status
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import SAMPLERS, Request
 from kdsearch.study.ledger import Ledger

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from table_study import REQUEST, look_up, opened, run_to
 
-from kdsearch.derive import summarise, write_derived
 from kdsearch.errors import StudyError
+from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import Refit, ask, missing, trained
 from kdsearch.study.study import Study

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_search
 
-from kdsearch.derive import summarise
 from kdsearch.errors import SpecError
+from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import Request
 from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling

@@ -14,8 +14,8 @@ import pytest
 from table_study import look_up, opened, run_to
 
 from kdsearch.errors import StudyError
+from kdsearch.report.status import status
 from kdsearch.spec import TrialRecord
-from kdsearch.status import status
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.progress import Progress, read_progress, write_progress
 from kdsearch.study.spend import forecast, runs_of, spent
@@ -170,7 +170,7 @@ def test_a_damaged_progress_says_what_to_do(fast_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from kdsearch.status import status, to_json
+from kdsearch.report.status import status, to_json
 import json
 print(json.dumps(to_json(status(Path(sys.argv[1])))))
 print(sorted({"torch", "ray", "timm"} & set(sys.modules)))

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from table_study import look_up, opened, run_search
 
-from kdsearch.derive import summarise, write_derived
 from kdsearch.engines import local
 from kdsearch.engines.proposals import Proposals
 from kdsearch.errors import SpecError
-from kdsearch.findings import of_refits
 from kdsearch.hpo.pareto import knee
 from kdsearch.hpo.statistics import Gain, Spread, gains, spreads
 from kdsearch.report import tables
+from kdsearch.report.artifacts import summarise, write_derived
+from kdsearch.report.findings import of_refits
 from kdsearch.report.marks import sort_out
+from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
-from kdsearch.status import status
 from kdsearch.study.config import Request
 from kdsearch.study.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.study.spend import refits_left, refits_to_come

@@ -77,8 +77,8 @@ def states(records: list[TrialRecord]) -> set[str]:
 
 def test_the_rooms_below_training_import_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, kdsearch.study.study, kdsearch.derive, kdsearch.report, kdsearch.space\n"
-        "import kdsearch.spec, kdsearch.hpo.pareto, kdsearch.engines.local\n"
+        "import sys, kdsearch.study.study, kdsearch.report.artifacts, kdsearch.report\n"
+        "import kdsearch.space, kdsearch.spec, kdsearch.hpo.pareto, kdsearch.engines.local\n"
         "print(sorted({'torch', 'ray'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

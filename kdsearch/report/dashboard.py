@@ -24,8 +24,8 @@ from optuna_dashboard._note import (
 )
 from optuna_dashboard.artifact._backend import DASHBOARD_ARTIFACTS_ATTR_PREFIX
 
-from kdsearch.derive import summarise
 from kdsearch.report import figures, words
+from kdsearch.report.artifacts import summarise
 from kdsearch.report.marks import escape, sort_out
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord

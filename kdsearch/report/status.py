@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-from kdsearch.derive import count_states
 from kdsearch.hpo.convergence import hypervolumes
 from kdsearch.report import words
+from kdsearch.report.artifacts import count_states
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import resume_command
 from kdsearch.study.ledger import name_trial

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from table_study import REQUEST, opened, run_to
 
-from kdsearch.compare import compare
 from kdsearch.console import comparison_table
 from kdsearch.errors import SpecError
+from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost
 from kdsearch.study.config import Request
 from kdsearch.study.open import load_study

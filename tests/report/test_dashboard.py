@@ -16,7 +16,7 @@ import pytest
 from optuna_dashboard import save_note, wsgi
 from table_study import look_up, opened, run_to
 
-from kdsearch.board import OURS, artifact_store, refresh, write_board
+from kdsearch.report.dashboard import OURS, artifact_store, refresh, write_board
 from kdsearch.study.open import load_study
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import Study
