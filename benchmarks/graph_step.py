@@ -21,7 +21,7 @@ from kdsearch.data.views import augmented
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, own_stream
 from kdsearch.training.step import Session, Step
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 FLOOR, INPUT_BAR = 2.0, 5.0
 _BATCH, _BATCHES = 512, 16

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from benchmarks.bars import Row, parser, tell
 from benchmarks.paired import Ratio, alternate
-from kdsearch.bench import lay_out, load_data
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.files import calibration
 from kdsearch.deploy.formats.base import Source, answer
@@ -33,7 +32,8 @@ from kdsearch.spec import Candidate, DistillSpec
 from kdsearch.study.config import Request
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.context import lay_out, load_data
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 BAR = 1.0  # points
 _CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.views import augmented
 from kdsearch.models.model import Model
-from kdsearch.trial import Bench
+from kdsearch.trials.trial import Bench
 
 BAR = 0.9
 _BATCHES, _BLOCKS = 2, 7

@@ -31,7 +31,7 @@ from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy, train
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
 _VAL_IMAGES = 100

@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks import bars, trials, warm_start
 from benchmarks.paired import quartiles
-from kdsearch.bench import lay_out, load_data
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import Request
 from kdsearch.study.study import Outcome
-from kdsearch.trial import Bench, run_trial
+from kdsearch.trials.context import lay_out, load_data
+from kdsearch.trials.trial import Bench, run_trial
 from kdsearch.workers import open_workers
 
 BAR = 1.3

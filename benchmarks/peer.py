@@ -27,7 +27,7 @@ from benchmarks.stopwatch import Stopwatch
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import Candidate, TrainSpec
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 Propose: TypeAlias = Callable[[optuna.Trial], Candidate]
 OnTrial: TypeAlias = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]

@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.bars import Row, parser, tell
 from benchmarks.paired import Ratio
-from kdsearch.bench import lay_out, load_data
 from kdsearch.hpo.statistics import Spread, spreads
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import Request
 from kdsearch.study.refit import SEEDS
-from kdsearch.trial import Bench, run_trial
+from kdsearch.trials.context import lay_out, load_data
+from kdsearch.trials.trial import Bench, run_trial
 
 BAR = 0.9
 TAUGHT = DistillSpec(method="kd", temperature=2.0, alpha=0.5)

@@ -16,7 +16,7 @@ from benchmarks.paired import alternate, quartiles
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study.study import Outcome
-from kdsearch.trial import Bench, run_trial
+from kdsearch.trials.trial import Bench, run_trial
 
 BAR = 0.4
 DEEPEST = {"resnet": 15, "mobilenet": 15, "convnext": 12, "vit": 12}

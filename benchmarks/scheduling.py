@@ -30,7 +30,7 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import Request
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Asked, Outcome, Study
-from kdsearch.trial import build_student
+from kdsearch.trials.trial import build_student
 
 BAR = 30.0
 REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)

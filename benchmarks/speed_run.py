@@ -39,7 +39,7 @@ from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Execution, Session, Step
 from kdsearch.training.trainer import accuracy
-from kdsearch.trial import side_of
+from kdsearch.trials.trial import side_of
 
 CEILING = 1.1
 RUNS = 5  # of each, besides a first one that is not counted

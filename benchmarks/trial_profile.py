@@ -25,7 +25,6 @@ import torch
 from benchmarks import bars, peer, scheduling, trials
 from benchmarks.input_pipeline import WORKERS
 from benchmarks.stopwatch import REST, Stopwatch
-from kdsearch import trial
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.hpo.sampler import suggest
 from kdsearch.models.model import Model, Preprocess
@@ -36,7 +35,8 @@ from kdsearch.training import step
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.optimizers import Optimizers
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.trial import Bench
+from kdsearch.trials import trial
+from kdsearch.trials.trial import Bench
 
 _BATCHES, _VAL_IMAGES, _EPOCHS, _BLOCKS = 8, 256, 2, 3
 # Where the package's rooms meet: what is called there counts for the part.

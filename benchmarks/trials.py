@@ -26,7 +26,7 @@ from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs
 from kdsearch.training.trainer import Epoch, train
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -38,7 +38,6 @@ import torch
 from benchmarks import bars, peer, trials, warm_start
 from benchmarks.paired import quartiles
 from benchmarks.stopwatch import Stopwatch
-from kdsearch.bench import load_data, teacher_specs
 from kdsearch.hpo.pareto import hypervolume
 from kdsearch.hpo.sampler import suggest
 from kdsearch.models.features import bare
@@ -49,6 +48,7 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import request_of
 from kdsearch.study.loggers.base import Watch
 from kdsearch.teachers.load import load_teacher
+from kdsearch.trials.context import load_data, teacher_specs
 
 BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0

@@ -28,7 +28,7 @@ from kdsearch.study.config import Request, write_text
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.training.trainer import Epoch
-from kdsearch.trial import UNFINISHED, Bench, run_trial
+from kdsearch.trials.trial import UNFINISHED, Bench, run_trial
 from kdsearch.workers import bench_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch.bench import Prepared, load_data, pick_device, prepare, teacher_specs
 from kdsearch.calibration import Calibration, calibration
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
@@ -33,7 +32,8 @@ from kdsearch.training.distiller.teacher_ensemble import common_logits
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of 0.7 points at the most

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 import yaml
 
-from kdsearch.bench import CACHE, lay_out, load_data
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats as known_formats
 from kdsearch.deploy import model_card, runtimes
@@ -30,6 +29,7 @@ from kdsearch.study.config import Request, read_request, request_of, resume_comm
 from kdsearch.study.loggers.base import Watch
 from kdsearch.study.open import find_storage, load_study
 from kdsearch.teachers import previous_study
+from kdsearch.trials.context import CACHE, lay_out, load_data
 
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from kdsearch.bench import CACHE, common_accuracy
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
 from kdsearch.engines.proposals import Engine, Proposals
@@ -38,7 +37,8 @@ from kdsearch.study.spend import ENDED, spent
 from kdsearch.study.study import Asked, Study, searched
 from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
-from kdsearch.trial import WEIGHTS, Bench, build_student
+from kdsearch.trials.context import CACHE, common_accuracy
+from kdsearch.trials.trial import WEIGHTS, Bench, build_student
 
 BEST = "best"  # the folder to ship
 _TRIED = ".tried"  # where one stands until its file has been measured

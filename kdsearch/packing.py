@@ -17,7 +17,7 @@ from kdsearch.spec import StudentSpec, TrainSpec
 from kdsearch.training.autotune import untaught
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.step import Execution
-from kdsearch.trial import Bench, build_student
+from kdsearch.trials.trial import Bench, build_student
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})
 _COUNTS = (1, 2, 4, 8)

@@ -21,7 +21,7 @@ from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import OnEpoch, train
-from kdsearch.trial import Bench, build_distiller
+from kdsearch.trials.trial import Bench, build_distiller
 
 EPOCHS = 5
 _SLOWER = 0.1  # the rate begins at a tenth of the training's own

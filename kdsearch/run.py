@@ -20,7 +20,6 @@ from typing import Protocol, cast
 import torch
 
 from kdsearch.actors import OnRay, open_actors
-from kdsearch.bench import load_data, pick_device, prepare, teacher_specs
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.targets import target_in
 from kdsearch.engines import local
@@ -58,7 +57,8 @@ from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import Asked, Outcome, Price, Study, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
+from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
+from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
 from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20

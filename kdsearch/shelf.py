@@ -14,7 +14,7 @@ from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import Measured
 from kdsearch.spec import StudentSpec
 from kdsearch.study.summary import ShelfEntry
-from kdsearch.trial import Bench, build_student, latency_of
+from kdsearch.trials.trial import Bench, build_student, latency_of
 
 # Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
 NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")

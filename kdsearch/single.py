@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from kdsearch.bench import load_data, pick_device, prepare
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import Latency, measure
 from kdsearch.deploy.package import Package, pack
@@ -29,7 +28,15 @@ from kdsearch.study.study import Outcome
 from kdsearch.study.summary import Target
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch, accuracy
-from kdsearch.trial import UNFINISHED, WEIGHTS, build_distiller, build_student, file_for, run_trial
+from kdsearch.trials.context import load_data, pick_device, prepare
+from kdsearch.trials.trial import (
+    UNFINISHED,
+    WEIGHTS,
+    build_distiller,
+    build_student,
+    file_for,
+    run_trial,
+)
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 

@@ -29,14 +29,14 @@ from typing import TypeAlias
 
 import torch
 
-from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import Request
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Outcome
 from kdsearch.training.trainer import Epoch, OnEpoch
-from kdsearch.trial import Bench, run_trial
+from kdsearch.trials.context import lay_out, load_data
+from kdsearch.trials.trial import Bench, run_trial
 
 _READY = "ready"
 # What a worker tells: that it is ready, each epoch and how many there will be, a rung, at which it

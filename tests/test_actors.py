@@ -14,7 +14,6 @@ import torch
 from toy_data import CPU
 
 from kdsearch.actors import OnRay, open_actors
-from kdsearch.bench import lay_out, load_data
 from kdsearch.engines.proposals import Engine, Proposals, search
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.config import request_of
@@ -22,6 +21,7 @@ from kdsearch.study.early_stopping import Rung
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Study
 from kdsearch.training.trainer import Epoch
+from kdsearch.trials.context import lay_out, load_data
 
 pytest.importorskip("ray")
 SPACE = """

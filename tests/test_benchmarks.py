@@ -50,7 +50,7 @@ from kdsearch.study.config import Request
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Outcome
 from kdsearch.training.step import Average
-from kdsearch.trial import build_student
+from kdsearch.trials.trial import build_student
 
 B, K = 6, 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])

@@ -14,7 +14,7 @@ from test_trial import PLAIN, bench
 from kdsearch import packing
 from kdsearch.models.weights import read_weights
 from kdsearch.spec import DistillSpec
-from kdsearch.trial import WEIGHTS, run_trial
+from kdsearch.trials.trial import WEIGHTS, run_trial
 
 
 @pytest.mark.parametrize(

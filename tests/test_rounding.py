@@ -13,7 +13,7 @@ from kdsearch.rounding import fine_tune, rounded
 from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy
-from kdsearch.trial import Bench
+from kdsearch.trials.trial import Bench
 
 DATA = toy_data()
 CANDIDATE = {

@@ -11,7 +11,7 @@ from kdsearch import shelf
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.spec import Budget, StudentSpec
-from kdsearch.trial import Bench, build_student, price
+from kdsearch.trials.trial import Bench, build_student, price
 
 SMALL = "timm:mobilenetv3_small_050"
 

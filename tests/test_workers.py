@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from toy_data import CPU
 
-from kdsearch.bench import lay_out, load_data
 from kdsearch.errors import StudyError
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import Request, request_of
 from kdsearch.study.early_stopping import Rung
 from kdsearch.training.trainer import Epoch
-from kdsearch.trial import WEIGHTS, run_trial
+from kdsearch.trials.context import lay_out, load_data
+from kdsearch.trials.trial import WEIGHTS, run_trial
 from kdsearch.workers import Worker, open_workers
 
 SMALL = StudentSpec(family="resnet", resolution=8, knobs={"width": 0.25, "depth": 3})
@@ -131,7 +131,7 @@ def test_what_a_worker_logs_is_logged_here(
         outcome = worker.run_trial(broken(tmp_path, "Fails"), tmp_path / "0")
     assert (outcome.state, outcome.reason) == ("failed", "ZeroDivisionError: on purpose")
     (record,) = caplog.records
-    assert record.name == "kdsearch.trial"
+    assert record.name == "kdsearch.trials.trial"
     assert "Traceback" in record.message
 
 

@@ -14,7 +14,7 @@ from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
 from kdsearch.training.distiller import Distiller, parts_heard
 from kdsearch.training.step import TeacherSource
-from kdsearch.trial import side_of
+from kdsearch.trials.trial import side_of
 
 SIZE = 8
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.study.config import Request, write_text
 from kdsearch.training.distiller.recipe import parts_heard
-from kdsearch.trial import file_for
+from kdsearch.trials.trial import file_for
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
 

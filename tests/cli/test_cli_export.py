@@ -189,9 +189,9 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     import onnxruntime
     import torch
 
-    from kdsearch.bench import load_data
     from kdsearch.models.model import Preprocess, batches
     from kdsearch.study.config import read_request
+    from kdsearch.trials.context import load_data
 
     shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")
     data, _ = load_data(read_request(study), shell.out)

@@ -15,7 +15,7 @@ from test_trial import DATA, PLAIN, bench
 
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import Latency
-from kdsearch.trial import build_student, price, run_trial
+from kdsearch.trials.trial import build_student, price, run_trial
 
 TIMEOUT = 20.0
 

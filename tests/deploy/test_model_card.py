@@ -16,7 +16,7 @@ from kdsearch.deploy import model_card
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import StudentSpec
-from kdsearch.trial import build_student
+from kdsearch.trials.trial import build_student
 
 DATA = toy_data(channels=3, size=32)
 METADATA = {

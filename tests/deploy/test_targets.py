@@ -25,7 +25,7 @@ from kdsearch.deploy.targets.cmd import Cmd
 from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import Request
 from kdsearch.study.summary import Target as Described
-from kdsearch.trial import file_for
+from kdsearch.trials.trial import file_for
 
 TIMING = """
 import os, sys, time

@@ -15,7 +15,6 @@ import torch
 import yaml
 from toy_data import CPU, toy_data
 
-from kdsearch.bench import load_data
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.features import bare
@@ -27,6 +26,7 @@ from kdsearch.study.open import load_study
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
 from kdsearch.training.trainer import accuracy
+from kdsearch.trials.context import load_data
 
 SPACE = """\
 student:

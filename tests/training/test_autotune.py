@@ -14,7 +14,7 @@ from kdsearch.spec import StudentSpec
 from kdsearch.training import autotune
 from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Execution
-from kdsearch.trial import build_student
+from kdsearch.trials.trial import build_student
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

@@ -19,7 +19,7 @@ from kdsearch.models.features import Outputs
 from kdsearch.models.weights import read_weights
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.trial import WEIGHTS, Bench, run_trial
+from kdsearch.trials.trial import WEIGHTS, Bench, run_trial
 
 DATA = toy_data()
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

@@ -27,7 +27,7 @@ from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Session, Step, Validation
-from kdsearch.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller, build_student
 
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")

@@ -29,7 +29,7 @@ from kdsearch.study.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy
-from kdsearch.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
+from kdsearch.trials.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
@@ -340,7 +340,7 @@ def test_an_architecture_is_priced_once_whatever_its_recipe(
         built.append(args)
         return build_student(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("kdsearch.trial.build_student", counted)
+    monkeypatch.setattr("kdsearch.trials.trial.build_student", counted)
     family = {"student.family": "resnet"}
     found = [prices({**family, "method.name": name}) for name in ("none", "kd")]
     assert found[0] == found[1]

@@ -29,7 +29,7 @@ from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trial import Bench, latency_of
+from kdsearch.trials.trial import Bench, latency_of
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)

@@ -29,7 +29,7 @@ from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
-from kdsearch.trial import run_trial
+from kdsearch.trials.trial import run_trial
 
 N = 14  # as in test_study: the sampler leaves its random start at ten
 

@@ -1,0 +1,5 @@
+"""One trial, step by step: build, price, reject or train, evaluate.
+
+`context` holds what all trials of a study share; `trial` is the order of the steps. These rooms
+import everything but `engines`, `workflows` and `cli`.
+"""
