@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.engines.proposals import Proposals, search
+from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.report.artifacts import write_derived
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space

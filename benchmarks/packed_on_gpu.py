@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
-from kdsearch.packing import fitting, steps_per_second
+from kdsearch.engines.gpu_packing import fitting, steps_per_second
 
 BAR = 1.5
 _BLOCKS = 7

@@ -22,12 +22,12 @@ import numpy as np
 
 from benchmarks import bars, trials, warm_start
 from benchmarks.paired import quartiles
+from kdsearch.engines.processes import open_workers
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import Request
 from kdsearch.study.study import Outcome
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import Bench, run_trial
-from kdsearch.workers import open_workers
 
 BAR = 1.3
 _BLOCKS = 3

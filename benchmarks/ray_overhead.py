@@ -23,16 +23,16 @@ import numpy as np
 
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
-from kdsearch.actors import OnRay, open_actors
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Engine, Proposals, search
+from kdsearch.engines.dispatch import Engine, Proposals, search
+from kdsearch.engines.processes import Worker, open_workers
+from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import Request, request_of
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import UNFINISHED
-from kdsearch.workers import Worker, open_workers
 
 BAR = 1.1
 _WORKERS = 2

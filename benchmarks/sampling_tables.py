@@ -31,7 +31,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Proposals, search
+from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import suggest
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space

@@ -23,7 +23,7 @@ from optuna.samplers import TPESampler
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Proposals, search
+from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.hpo.sampler import suggest
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space

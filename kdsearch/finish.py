@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
-from kdsearch.engines.proposals import Engine, Proposals
+from kdsearch.engines.dispatch import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model

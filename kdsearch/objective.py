@@ -23,8 +23,8 @@ from typing import TypeAlias
 import yaml
 
 from kdsearch.engines import local
-from kdsearch.engines.proposals import OnTrial, Proposals
-from kdsearch.engines.proposals import search as proposed
+from kdsearch.engines.dispatch import OnTrial, Proposals
+from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.space import Params, load_space, parse_space

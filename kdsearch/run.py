@@ -19,11 +19,13 @@ from typing import Protocol, cast
 
 import torch
 
-from kdsearch.actors import OnRay, open_actors
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.targets import target_in
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Engine, Proposals, search
+from kdsearch.engines.dispatch import Engine, Proposals, search
+from kdsearch.engines.gpu_packing import fitting
+from kdsearch.engines.processes import open_workers
+from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
 from kdsearch.finish import Finished, finish
 from kdsearch.hpo.sampler import refuse_sampler
@@ -31,7 +33,6 @@ from kdsearch.hpo.stopping import Curve
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.packing import fitting
 from kdsearch.report.artifacts import write_derived
 from kdsearch.report.dashboard import write_board
 from kdsearch.spec import Budget, Candidate, TrialRecord
@@ -59,7 +60,6 @@ from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
-from kdsearch.workers import open_workers
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")

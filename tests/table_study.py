@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdsearch.engines import local
-from kdsearch.engines.proposals import OnTrial, Proposals, search
+from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import Request
 from kdsearch.study.open import open_study

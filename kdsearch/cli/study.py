@@ -150,8 +150,8 @@ def run(
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     require_refit(refit, seeds=seeds, refit_epochs=refit_epochs)
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
-    from kdsearch.actors import OnRay
     from kdsearch.console import candidates_table, front_table, show
+    from kdsearch.engines.ray_actors import OnRay
     from kdsearch.study.loggers import Loggers
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)

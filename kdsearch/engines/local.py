@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
-from kdsearch.engines.proposals import Proposals
+from kdsearch.engines.dispatch import Proposals
 from kdsearch.study.study import Asked, Outcome
 
 Evaluate: TypeAlias = Callable[[Asked], Outcome]

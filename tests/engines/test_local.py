@@ -14,7 +14,7 @@ import pytest
 from table_study import SMALL_SPACE, look_up, opened, run_asked, run_search, run_to
 
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Proposals
+from kdsearch.engines.dispatch import Proposals
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import Request

@@ -12,7 +12,7 @@ from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked, run_to
 
 from kdsearch.__main__ import main
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Proposals, search
+from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.finish import finish
 from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler

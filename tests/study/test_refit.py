@@ -11,7 +11,7 @@ import pytest
 from table_study import look_up, opened, run_search
 
 from kdsearch.engines import local
-from kdsearch.engines.proposals import Proposals
+from kdsearch.engines.dispatch import Proposals
 from kdsearch.errors import SpecError
 from kdsearch.hpo.pareto import knee
 from kdsearch.hpo.statistics import Gain, Spread, gains, spreads

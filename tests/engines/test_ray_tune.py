@@ -19,7 +19,7 @@ import optuna
 import pytest
 from table_study import SMALL_SPACE, look_up, opened, run_to
 
-from kdsearch.engines.proposals import OnTrial, Proposals, search
+from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import Request
@@ -31,7 +31,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from kdsearch.engines import tune  # noqa: E402
-from kdsearch.engines.cluster import connected, room  # noqa: E402
+from kdsearch.engines.ray_cluster import connected, room  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TIMEOUT = 20.0

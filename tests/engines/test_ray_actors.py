@@ -13,8 +13,8 @@ import pytest
 import torch
 from toy_data import CPU
 
-from kdsearch.actors import OnRay, open_actors
-from kdsearch.engines.proposals import Engine, Proposals, search
+from kdsearch.engines.dispatch import Engine, Proposals, search
+from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.config import request_of
 from kdsearch.study.early_stopping import Rung
@@ -116,6 +116,6 @@ def test_a_share_that_cannot_be_is_refused(share: float) -> None:
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdsearch.actors.find_spec", lambda _: None)
+    monkeypatch.setattr("kdsearch.engines.ray_actors.find_spec", lambda _: None)
     with pytest.raises(SpecError, match=r"pip install kdsearch\[ray\]"):
         OnRay()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from toy_data import CPU
 
+from kdsearch.engines.processes import Worker, open_workers
 from kdsearch.errors import StudyError
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import Request, request_of
@@ -18,7 +19,6 @@ from kdsearch.study.early_stopping import Rung
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import WEIGHTS, run_trial
-from kdsearch.workers import Worker, open_workers
 
 SMALL = StudentSpec(family="resnet", resolution=8, knobs={"width": 0.25, "depth": 3})
 PLAIN = Candidate(

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdsearch.engines.proposals import Engine
+from kdsearch.engines.dispatch import Engine
+from kdsearch.engines.processes import bench_of
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import Request, write_text
@@ -29,10 +30,9 @@ from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import UNFINISHED, Bench, run_trial
-from kdsearch.workers import bench_of
 
 if TYPE_CHECKING:
-    from kdsearch.engines.tune import Evaluate, Report
+    from kdsearch.engines.ray_tune import Evaluate, Report
 
 _ADDRESS = re.compile(r"none|auto|[^:/\s]+:[0-9]{1,5}")
 _SIGN = "driver"  # a file in the folder of unfinished trainings, by which nodes know the folder
@@ -87,7 +87,7 @@ def open_actors(
     on_rung: OnRung,
 ) -> Iterator[Engine]:
     """Give what runs that many trials at a time on Ray, or as many as it has room for."""
-    from kdsearch.engines import cluster, tune
+    from kdsearch.engines import ray_cluster, ray_tune
 
     def told(asked: Asked, epoch: Epoch, epochs: int) -> None:
         on_epoch(asked.number, epoch, epochs)
@@ -107,15 +107,15 @@ def open_actors(
         sign=sign,
     )
     share = on_ray.share(device)
-    with cluster.connected(on_ray.address, cpus=count):
-        room = cluster.room(share)
+    with ray_cluster.connected(on_ray.address, cpus=count):
+        room = ray_cluster.room(share)
         if room == 0:
             raise StudyError(
                 f"--ray-address {on_ray.address}: Ray has no node with a CPU"
                 + (f" and {share:g} of a GPU" if share else "")
             )
         yield partial(
-            tune.run,
+            ray_tune.run,
             start=start,
             workers=count or room,
             gpus=share,

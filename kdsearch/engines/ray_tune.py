@@ -30,8 +30,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from kdsearch.engines.cluster import quiet
-from kdsearch.engines.proposals import Proposals
+from kdsearch.engines.dispatch import Proposals
+from kdsearch.engines.ray_cluster import quiet
 from kdsearch.errors import StudyError
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.study import Asked, Outcome

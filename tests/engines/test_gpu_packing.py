@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_trial import PLAIN, bench
 
-from kdsearch import packing
+from kdsearch.engines import gpu_packing
 from kdsearch.models.weights import read_weights
 from kdsearch.spec import DistillSpec
 from kdsearch.trials.trial import WEIGHTS, run_trial
@@ -41,37 +41,37 @@ def test_more_run_side_by_side_while_that_pays(
             raise torch.OutOfMemoryError("no room")
         return told
 
-    monkeypatch.setattr(packing, "steps_per_second", rate)
+    monkeypatch.setattr(gpu_packing, "steps_per_second", rate)
     on_gpu = replace(bench(tmp_path), device=torch.device("cuda"))
-    assert packing.fitting(on_gpu) == found
+    assert gpu_packing.fitting(on_gpu) == found
 
 
 def test_a_cpu_has_one_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 5})
-    assert packing.fitting(bench(tmp_path)) == 3
+    assert gpu_packing.fitting(bench(tmp_path)) == 3
 
 
 def test_steps_of_several_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_SECONDS", 0.05)
-    assert packing.steps_per_second(2, bench(tmp_path), batch_size=16) > 0
-    monkeypatch.setattr(packing, "_rate", lambda *_: 7.0)
-    assert packing.steps_per_second(3, bench(tmp_path), batch_size=16) == 21
+    monkeypatch.setattr(gpu_packing, "_SECONDS", 0.05)
+    assert gpu_packing.steps_per_second(2, bench(tmp_path), batch_size=16) > 0
+    monkeypatch.setattr(gpu_packing, "_rate", lambda *_: 7.0)
+    assert gpu_packing.steps_per_second(3, bench(tmp_path), batch_size=16) == 21
 
 
 def test_a_training_that_fails_stops_the_others_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(2))
-    plain = packing.untaught
+    plain = gpu_packing.untaught
 
     def second_fails(*given: object, **named: object) -> object:
         if next(calls) == 1:
             raise torch.OutOfMemoryError("no room")
         return plain(*given, **named)
 
-    monkeypatch.setattr(packing, "untaught", second_fails)
+    monkeypatch.setattr(gpu_packing, "untaught", second_fails)
     with pytest.raises(torch.OutOfMemoryError):
-        packing.steps_per_second(2, bench(tmp_path), batch_size=16)
+        gpu_packing.steps_per_second(2, bench(tmp_path), batch_size=16)
 
 
 def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_path: Path) -> None:
