@@ -26,7 +26,6 @@ from kdsearch.deploy.formats.base import Source, answer
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
 from kdsearch.models.model import Model, batches
-from kdsearch.rounding import EPOCHS, fine_tune, rounded
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec
 from kdsearch.study.config import Request
@@ -34,6 +33,7 @@ from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.workflows.qat import EPOCHS, fine_tune, rounded
 
 BAR = 1.0  # points
 _CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """Time to equal hypervolume of a whole study on CIFAR-10, beside Optuna with a live teacher.
 
-Ours is `kdsearch.run.run` in an empty folder, from decoding the images to the last trial of the
+Ours is `kdsearch.workflows.run.run` in an empty folder, from decoding the images to the last trial of the
 search: loading and judging the teacher, filling its store, pricing with latencies. What follows,
 test split, controls, export and report, is told apart: the peers (`peer`) have none of it. They
 trade accuracy against FLOPs too; one trains every student, the stronger one none over the budget.
@@ -42,13 +42,13 @@ from kdsearch.hpo.pareto import hypervolume
 from kdsearch.hpo.sampler import suggest
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
-from kdsearch.run import Plan, run
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import request_of
 from kdsearch.study.loggers.base import Watch
 from kdsearch.teachers.load import load_teacher
 from kdsearch.trials.context import load_data, teacher_specs
+from kdsearch.workflows.run import Plan, run
 
 BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdsearch.errors import StopStudy
 
 if TYPE_CHECKING:
-    from kdsearch.objective import search
+    from kdsearch.workflows.search import search
 
 __all__ = ["StopStudy", "__version__", "search"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> object:
     """Import what is asked for: Optuna takes half a second."""
     if name == "search":
-        from kdsearch.objective import search
+        from kdsearch.workflows.search import search
 
         return search
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,8 @@ from kdsearch.spec import UNITS, Cost
 from kdsearch.study.summary import Entry, Summary, Trainings
 
 if TYPE_CHECKING:
-    from kdsearch.check import Checked, MethodCheck
     from kdsearch.report.comparison import Comparison
+    from kdsearch.workflows.check import Checked, MethodCheck
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:

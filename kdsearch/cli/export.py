@@ -26,7 +26,7 @@ from kdsearch.flags import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kdsearch.exports import Exported
+    from kdsearch.workflows.export import Exported
 
 
 @app.command()
@@ -71,9 +71,9 @@ def export(
     if not 0 <= max_drop <= 1:
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     from kdsearch.console import show
-    from kdsearch.exports import export_study
     from kdsearch.study.config import study_path
     from kdsearch.terminal import StudyConsole
+    from kdsearch.workflows.export import export_study
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         found = export_study(

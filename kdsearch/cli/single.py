@@ -105,10 +105,10 @@ def distill(
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
     from kdsearch.console import show
-    from kdsearch.single import distill as distill_one
     from kdsearch.spec import Candidate
     from kdsearch.study.config import free_name, request_of
     from kdsearch.terminal import StudyConsole
+    from kdsearch.workflows.distill import distill as distill_one
 
     candidate = Candidate.from_params(params)
     with StudyConsole(quiet=quiet or as_json) as watch:
@@ -176,10 +176,10 @@ def check(
     params: dict[str, Value] = read_settings(set, student=student, method=None)
     params |= {} if student is None else {"student.family": student}
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
-    from kdsearch.check import check as check_request
     from kdsearch.console import check_tables, show
     from kdsearch.study.config import request_of
     from kdsearch.terminal import StudyConsole
+    from kdsearch.workflows.check import check as check_request
 
     with StudyConsole(quiet=quiet or as_json) as watch:
         checked = check_request(
@@ -217,10 +217,10 @@ def measure(
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
     from kdsearch.console import show
-    from kdsearch.single import measure_model
     from kdsearch.spec import Candidate
     from kdsearch.study.config import request_of
     from kdsearch.terminal import StudyConsole
+    from kdsearch.workflows.distill import measure_model
 
     found = measure_model(
         Candidate.from_params(params).student,

@@ -155,10 +155,10 @@ def run(
     from kdsearch.study.loggers import Loggers
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
-    from kdsearch.run import Plan
-    from kdsearch.run import run as run_study
     from kdsearch.study.refit import SEEDS, Refit
     from kdsearch.terminal import StudyConsole
+    from kdsearch.workflows.run import Plan
+    from kdsearch.workflows.run import run as run_study
 
     on_ray = OnRay(address=ray_address or "none", gpus_per_trial=gpus_per_trial) if is_ray else None
     plan = Plan(

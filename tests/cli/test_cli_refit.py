@@ -11,12 +11,12 @@ import pytest
 from shell import SPACE, Shell, ended_trials
 
 from kdsearch.errors import StudyInterruptedError
-from kdsearch.run import Plan, run
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers import Watch
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import Refit, candidates, trained
 from kdsearch.study.study import searched
+from kdsearch.workflows.run import Plan, run
 
 FLAGS = ("--budget-mflops", "1", "--trials", "3")
 

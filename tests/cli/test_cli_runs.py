@@ -11,9 +11,9 @@ import pytest
 import yaml
 from shell import SPACE, Shell, ended_trials
 
-from kdsearch.shelf import NETWORKS
 from kdsearch.study.open import load_study
 from kdsearch.study.study import searched
+from kdsearch.workflows.baselines import NETWORKS
 
 FILES = {
     "study.yaml",

@@ -14,7 +14,6 @@ from kdsearch.__main__ import main
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
-from kdsearch.finish import finish
 from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.report.artifacts import summarise
 from kdsearch.report.status import status
@@ -26,6 +25,7 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import SAMPLERS, Request
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.study import REDRAWS, Asked, Outcome, Study, searched
+from kdsearch.workflows.finalize import finish
 
 # No choice owns a dimension, so that every sampler may draw.
 FLAT = """

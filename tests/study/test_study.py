@@ -26,7 +26,6 @@ from table_study import (
 )
 
 from kdsearch.errors import DataError, SpecError, StudyError
-from kdsearch.run import Plan, _as_before, run
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import (
     Request,
@@ -40,6 +39,7 @@ from kdsearch.study.loggers import Watch
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import Asked, Outcome, searched
+from kdsearch.workflows.run import Plan, _as_before, run
 
 N = 14  # the sampler leaves its random start at ten
 

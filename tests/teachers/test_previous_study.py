@@ -20,13 +20,13 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.run import Plan, run
 from kdsearch.study.loggers.base import Watch
 from kdsearch.study.open import load_study
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.context import load_data
+from kdsearch.workflows.run import Plan, run
 
 SPACE = """\
 student:

@@ -27,7 +27,6 @@ from kdsearch.engines.gpu_packing import fitting
 from kdsearch.engines.processes import open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
-from kdsearch.finish import Finished, finish
 from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.hpo.stopping import Curve
 from kdsearch.models.features import bare
@@ -60,6 +59,7 @@ from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
+from kdsearch.workflows.finalize import Finished, finish
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")

@@ -15,9 +15,9 @@ import pytest
 
 import kdsearch
 from kdsearch.errors import SpaceError, SpecError, StudyError, TrialsFailedError
-from kdsearch.objective import Report
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
+from kdsearch.workflows.search import Report
 
 SPACE = {
     "width": {"int": [1, 10]},

@@ -9,11 +9,11 @@ from toy_data import CPU, tiny_model, toy_data
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
-from kdsearch.rounding import fine_tune, rounded
 from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.trial import Bench
+from kdsearch.workflows.qat import fine_tune, rounded
 
 DATA = toy_data()
 CANDIDATE = {

@@ -23,13 +23,13 @@ from kdsearch.deploy.package import candidate_of, pack
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
-from kdsearch.rounding import fine_tune
 from kdsearch.spec import Candidate
 from kdsearch.study.config import Request, read_request, request_of, resume_command
 from kdsearch.study.loggers.base import Watch
 from kdsearch.study.open import find_storage, load_study
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
+from kdsearch.workflows.qat import fine_tune
 
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")

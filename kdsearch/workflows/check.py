@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch.calibration import Calibration, calibration
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.flops import count
@@ -34,6 +33,7 @@ from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
 from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.workflows.calibration import Calibration, calibration
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of 0.7 points at the most

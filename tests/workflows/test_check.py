@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kdsearch.calibration import best_temperature, calibration
-from kdsearch.check import Checked, MethodCheck, check
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.space import Value
 from kdsearch.study.config import Request
 from kdsearch.terminal import StudyConsole
+from kdsearch.workflows.calibration import best_temperature, calibration
+from kdsearch.workflows.check import Checked, MethodCheck, check
 
 SPACE = """\
 student:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from toy_data import CPU, tiny_model, toy_data
 
-from kdsearch import shelf
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.spec import Budget, StudentSpec
 from kdsearch.trials.trial import Bench, build_student, price
+from kdsearch.workflows import baselines
 
 SMALL = "timm:mobilenetv3_small_050"
 
@@ -29,13 +29,13 @@ def test_a_network_costs_what_the_same_student_would(
         seed=0,
         device=CPU,
     )
-    monkeypatch.setattr(shelf, "NETWORKS", (SMALL, "timm:no_such_network"))
+    monkeypatch.setattr(baselines, "NETWORKS", (SMALL, "timm:no_such_network"))
     told: list[str] = []
-    (found,) = shelf.off_the_shelf(bench, tmp_path, told.append)
+    (found,) = baselines.off_the_shelf(bench, tmp_path, told.append)
     cost = price(build_student(StudentSpec(family=SMALL), bench.data), bench)
     assert (found.name, found.flops, found.params) == (SMALL, cost.flops, cost.params)
     assert found.latency_ms is not None
     assert found.latency_ms > 0
     assert len(told) == 1
     assert "no_such_network" in told[0]
-    assert shelf.off_the_shelf(bench, tmp_path, told.append) == (found,)  # all of it was kept
+    assert baselines.off_the_shelf(bench, tmp_path, told.append) == (found,)  # all of it was kept

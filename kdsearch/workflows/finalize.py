@@ -20,7 +20,6 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.findings import CONTROLS, of_controls, of_refits, of_test
-from kdsearch.shelf import off_the_shelf
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import resume_command
@@ -39,6 +38,7 @@ from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.context import CACHE, common_accuracy
 from kdsearch.trials.trial import WEIGHTS, Bench, build_student
+from kdsearch.workflows.baselines import off_the_shelf
 
 BEST = "best"  # the folder to ship
 _TRIED = ".tried"  # where one stands until its file has been measured
