@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.flags import OUT, Debug, Json, Out, Storage
+from kdsearch.cli.options import OUT, Debug, Json, Out, Storage
 
 
 @app.command()
@@ -27,7 +27,7 @@ def compare(
 
     Example: kdsearch compare phones phones-safe
     """
-    from kdsearch.console import comparison_table, show
+    from kdsearch.cli.tables import comparison_table, show
     from kdsearch.report.comparison import compare as compare_studies
     from kdsearch.study.config import study_path
     from kdsearch.study.open import load_each

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.errors import SpecError
-from kdsearch.flags import (
+from kdsearch.cli.options import (
     OUT,
     Batch,
     Debug,
@@ -22,6 +21,7 @@ from kdsearch.flags import (
     Threads,
     only_given,
 )
+from kdsearch.errors import SpecError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,9 +70,9 @@ def export(
         raise SpecError(f"--format {format!r}: a name is missing beside a comma")
     if not 0 <= max_drop <= 1:
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
-    from kdsearch.console import show
+    from kdsearch.cli.live import StudyConsole
+    from kdsearch.cli.tables import show
     from kdsearch.study.config import study_path
-    from kdsearch.terminal import StudyConsole
     from kdsearch.workflows.export import export_study
 
     with StudyConsole(quiet=quiet or as_json) as watch:

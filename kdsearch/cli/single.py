@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.errors import SpecError
-from kdsearch.flags import (
+from kdsearch.cli.options import (
     OUT,
     Batch,
     Config,
@@ -37,6 +36,7 @@ from kdsearch.flags import (
     require_positive,
     shape_of,
 )
+from kdsearch.errors import SpecError
 from kdsearch.space import Value
 
 
@@ -104,10 +104,10 @@ def distill(
     if twice := params.keys() & typed.keys():
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
-    from kdsearch.console import show
+    from kdsearch.cli.live import StudyConsole
+    from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate
     from kdsearch.study.config import free_name, request_of
-    from kdsearch.terminal import StudyConsole
     from kdsearch.workflows.distill import distill as distill_one
 
     candidate = Candidate.from_params(params)
@@ -176,9 +176,9 @@ def check(
     params: dict[str, Value] = read_settings(set, student=student, method=None)
     params |= {} if student is None else {"student.family": student}
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
-    from kdsearch.console import check_tables, show
+    from kdsearch.cli.live import StudyConsole
+    from kdsearch.cli.tables import check_tables, show
     from kdsearch.study.config import request_of
-    from kdsearch.terminal import StudyConsole
     from kdsearch.workflows.check import check as check_request
 
     with StudyConsole(quiet=quiet or as_json) as watch:
@@ -216,10 +216,10 @@ def measure(
     shape = shape_of(input)
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
-    from kdsearch.console import show
+    from kdsearch.cli.live import StudyConsole
+    from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate
     from kdsearch.study.config import request_of
-    from kdsearch.terminal import StudyConsole
     from kdsearch.workflows.distill import measure_model
 
     found = measure_model(
@@ -251,7 +251,7 @@ def list_(
 
     Example: kdsearch list methods
     """
-    from kdsearch.listing import listing
+    from kdsearch.cli.listing import listing
 
     rows = listing(what)
     width = max(map(len, rows))

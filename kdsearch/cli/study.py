@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.errors import SpecError, StudyError
-from kdsearch.flags import (
+from kdsearch.cli.options import (
     OUT,
     Batch,
     Callback,
@@ -59,6 +58,7 @@ from kdsearch.flags import (
     require_positive,
     require_refit,
 )
+from kdsearch.errors import SpecError, StudyError
 
 
 @app.command()
@@ -150,13 +150,13 @@ def run(
     timeout = None if trial_timeout is None else read_duration(trial_timeout, "--trial-timeout")
     require_refit(refit, seeds=seeds, refit_epochs=refit_epochs)
     is_ray = read_engine(engine, ray_address=ray_address, gpus_per_trial=gpus_per_trial)
-    from kdsearch.console import candidates_table, front_table, show
+    from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.engines.ray_actors import OnRay
     from kdsearch.study.loggers import Loggers
 
     loggers = Loggers([*(log or ()), *(["tensorboard"] * tensorboard)], callback=callback)
+    from kdsearch.cli.live import StudyConsole
     from kdsearch.study.refit import SEEDS, Refit
-    from kdsearch.terminal import StudyConsole
     from kdsearch.workflows.run import Plan
     from kdsearch.workflows.run import run as run_study
 
@@ -236,7 +236,7 @@ def report(
 
     Example: kdsearch report phones
     """
-    from kdsearch.console import candidates_table, front_table, show
+    from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.report.artifacts import write_derived
     from kdsearch.report.verdict import verdict
     from kdsearch.report.words import SPACE
@@ -269,7 +269,7 @@ def status(
 
     Example: kdsearch status phones
     """
-    from kdsearch.console import show
+    from kdsearch.cli.tables import show
     from kdsearch.report.status import status as status_of
     from kdsearch.report.status import to_json
     from kdsearch.study.config import study_path

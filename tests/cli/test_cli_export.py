@@ -134,7 +134,7 @@ def test_a_file_is_timed_on_another_target_where_that_takes_it(study: Path, shel
 
 
 def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
-    from kdsearch.terminal import StudyConsole
+    from kdsearch.cli.live import StudyConsole
     from kdsearch.workflows.export import export_study
 
     def exported(max_drop: float) -> File:

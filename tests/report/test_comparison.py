@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from table_study import REQUEST, opened, run_to
 
-from kdsearch.console import comparison_table
+from kdsearch.cli.tables import comparison_table
 from kdsearch.errors import SpecError
 from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost

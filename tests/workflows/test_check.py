@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from kdsearch.cli.live import StudyConsole
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.space import Value
 from kdsearch.study.config import Request
-from kdsearch.terminal import StudyConsole
 from kdsearch.workflows.calibration import best_temperature, calibration
 from kdsearch.workflows.check import Checked, MethodCheck, check
 

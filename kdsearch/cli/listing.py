@@ -36,7 +36,7 @@ def _students() -> dict[str, str]:
 def _plugins(package: str) -> dict[str, str]:
     """Return each plug-in of a package with its first line, read without importing it."""
     found = {}
-    for file in sorted((Path(__file__).parent / package).glob("[a-z]*.py")):
+    for file in sorted((Path(__file__).parents[1] / package).glob("[a-z]*.py")):
         if file.stem != "base":
             tree = ast.parse(file.read_text(encoding="utf-8"))
             classes = (node for node in tree.body if isinstance(node, ast.ClassDef))

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch.console import cost_text, show
+from kdsearch.cli.tables import cost_text, show
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Budget, TrialRecord
 from kdsearch.study.ledger import name_trial

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from table_study import REQUEST, look_up, opened
 
+from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
 from kdsearch.study.study import Outcome, Study
-from kdsearch.terminal import StudyConsole
 from kdsearch.training.trainer import Epoch
 
 
