@@ -18,10 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.views import augmented
+from kdsearch.deploy.pricing import build_student
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, own_stream
 from kdsearch.training.step import Session, Step
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 
 FLOOR, INPUT_BAR = 2.0, 5.0
 _BATCH, _BATCHES = 512, 16

@@ -17,7 +17,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.base import ImageData
 from kdsearch.data.views import augmented
-from kdsearch.trials.trial import build_student
+from kdsearch.deploy.pricing import build_student
 
 BAR = 10.0
 _BATCHES = 4

@@ -25,6 +25,7 @@ from kdsearch.deploy.files import calibration
 from kdsearch.deploy.formats.base import Source, answer
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec
@@ -32,7 +33,7 @@ from kdsearch.study.config import Request
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import lay_out, load_data
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 from kdsearch.workflows.qat import EPOCHS, fine_tune, rounded
 
 BAR = 1.0  # points

@@ -24,6 +24,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
@@ -31,7 +32,7 @@ from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy, train
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
 _VAL_IMAGES = 100

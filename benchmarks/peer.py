@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader
 
 from benchmarks.input_pipeline import WORKERS, Pair, Tensors
 from benchmarks.stopwatch import Stopwatch
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import Candidate, TrainSpec
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 
 Propose: TypeAlias = Callable[[optuna.Trial], Candidate]
 OnTrial: TypeAlias = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]

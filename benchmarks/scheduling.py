@@ -22,6 +22,7 @@ from optuna.samplers import TPESampler
 
 from benchmarks import bars, trials
 from benchmarks.paired import quartiles
+from kdsearch.deploy.pricing import build_student
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.hpo.sampler import suggest
@@ -30,7 +31,6 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import Request
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Asked, Outcome, Study
-from kdsearch.trials.trial import build_student
 
 BAR = 30.0
 REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)

@@ -18,6 +18,7 @@ from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
@@ -26,7 +27,7 @@ from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs
 from kdsearch.training.trainer import Epoch, train
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -1,6 +1,6 @@
 """Time to equal hypervolume of a whole study on CIFAR-10, beside Optuna with a live teacher.
 
-Ours is `kdsearch.workflows.run.run` in an empty folder, from decoding the images to the last trial of the
+Ours is `run` in an empty folder, from decoding the images to the last trial of the
 search: loading and judging the teacher, filling its store, pricing with latencies. What follows,
 test split, controls, export and report, is told apart: the peers (`peer`) have none of it. They
 trade accuracy against FLOPs too; one trains every student, the stronger one none over the budget.

@@ -16,7 +16,8 @@ import typer
 
 from kdsearch import methods
 from kdsearch.cli import app
-from kdsearch.deploy import formats, runtimes
+from kdsearch.deploy import runtimes
+from kdsearch.deploy.formats import FORMATS
 from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Dim, Float, Int
 from kdsearch.spec import DistillSpec, TrainSpec
@@ -159,8 +160,8 @@ def settings() -> Iterable[str]:
 def formats() -> Iterable[str]:
     """Yield one table of the export formats."""
     rows = []
-    for name in formats.FORMATS.names():
-        kind = formats.get(name)
+    for name in FORMATS.names():
+        kind = FORMATS.get(name)
         shown = f"`{name.replace('_', '-')}`"
         needs = runtimes.RUNTIMES.get(kind.runtime).install
         rows.append((shown, f"`student{kind.suffix}`", f"{_first_line(kind)} `{needs}`"))

@@ -41,6 +41,7 @@ from kdsearch import methods
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
 from kdsearch.deploy.flops import count
+from kdsearch.deploy.pricing import build_student
 from kdsearch.deploy.timing import Latency
 from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, gradient_of
@@ -50,7 +51,6 @@ from kdsearch.study.config import Request
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Outcome
 from kdsearch.training.step import Average
-from kdsearch.trials.trial import build_student
 
 B, K = 6, 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])

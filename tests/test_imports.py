@@ -1,8 +1,12 @@
-"""Rooms import one way: each only what stands above it. What must start quickly imports little."""
+"""Packages import in one direction, and what must start quickly imports little.
+
+The order is the table of `docs/architecture.md`; imports made late or for types count as well.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,157 +17,42 @@ import pytest
 import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
-# From the bottom of the house to the door; a folder is one room.
-ROOMS = (
-    "errors",
-    "registry",
-    "space",
-    "schedule",
-    "spec",
-    "tails",
-    "spread",
-    "summary",
-    "pareto",
-    "trend",
-    "stopping",
-    "request",
-    "storage",
-    "lease",
-    "progress",
-    "sampler",
-    "store",
-    "study",
-    "opening",
-    "guesses",
-    "rungs",
-    "taps",
-    "data",
-    "model",
-    "students",
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+PLUGINS = (
+    "models/students",
     "methods",
-    "mapping",
-    "tasks",
-    "distiller",
-    "spaces",
-    "timing",
-    "runtimes",
-    "targets",
-    "report",
-    "refit",
-    "findings",
-    "spend",
-    "derive",
-    "compare",
-    "board",
-    "cost",
-    "measured",
-    "turns",
-    "latency",
-    "export",
-    "cache",
-    "weights",
-    "optimizers",
-    "graph",
-    "step",
-    "checkpoint",
-    "trainer",
-    "loggers",
-    "ledger",
-    "ending",
-    "status",
-    "probe",
-    "cifar_resnet",
-    "clip",
-    "born_again",
-    "teacher",
-    "trial",
-    "packing",
-    "engines",
-    "bench",
-    "shelf",
-    "calibration",
-    "check",
-    "card",
-    "predict",
-    "ship",
-    "files",
-    "rounding",
-    "exports",
-    "workers",
-    "actors",
-    "finish",
-    "run",
-    "single",
-    "objective",
-    "__init__",
-    "console",
-    "terminal",
-    "listing",
-    "flags",
-    "cli",
-    "__main__",
+    "study/loggers",
+    "deploy/runtimes",
+    "deploy/targets",
+    "deploy/formats",
 )
-# Within a folder, from the bottom up. In a folder of plug-ins there is one rule for all: below.
-# What several plug-ins share stands in a module whose name begins with an underscore.
-FLOORS = {
-    "distiller": ("recipe", "adapters", "blend", "balance", "distiller"),
-    "data": (
-        "base",
-        "decode",
-        "policies",
-        "views",
-        "splits",
-        "seen",
-        "store",
-        "feed",
-        "digits",
-        "folder",
-        "parquet",
-        "vision",
-    ),
-    "cache": ("parts", "key", "disk", "outputs"),
-    "engines": ("proposals", "local", "cluster", "tune"),
-    "cli": ("app", "study", "single", "export", "compare"),
-    "report": (
-        "words",
-        "marks",
-        "tables",
-        "trials",
-        "markup",
-        "axes",
-        "figures",
-        "curves",
-        "slices",
-        "verdict",
-        "drawings",
-        "markdown",
-        "page",
-    ),
-}
-PLUGINS = ("students", "methods", "loggers", "runtimes", "targets", "export")
+MAX_LINES = 450
 
 
-def modules() -> dict[str, Path]:
-    """Return every module by its dotted path below the package, `__init__` included."""
-    return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
+def order() -> list[str]:
+    """Return the packages and top modules from the table in the documentation, lowest first."""
+    return re.findall(r"^\| `(\w+)` \|", ARCHITECTURE.read_text(encoding="utf-8"), re.M)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the modules of kdsearch that one imports, late and for types included."""
-    known = modules()
+    """Yield the modules of kdsearch that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the room"
+            assert node.level == 0, f"{path}: relative imports hide the package"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name.partition(".")[0] == "kdsearch":
-                yield next(found for found in candidates(name) if found in known)
+                yield next(found for found in candidates(name) if found in MODULES)
 
 
 def candidates(name: str) -> Iterator[str]:
@@ -176,44 +65,64 @@ def candidates(name: str) -> Iterator[str]:
     yield "__init__"
 
 
-MODULES = modules()
+GRAPH = {module: sorted(set(imported(path))) for module, path in MODULES.items()}
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_room_has_its_place() -> None:
-    assert sorted({room(module) for module in MODULES}) == sorted(ROOMS)
+def test_the_documented_order_lists_every_package_once() -> None:
+    assert sorted(order()) == sorted({package_of(module) for module in MODULES})
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_room_imports_only_what_stands_above_it(module: str) -> None:
-    here = ROOMS.index(room(module))
+def test_a_package_imports_only_packages_above_it() -> None:
+    place = {package: i for i, package in enumerate(order())}
     wrong = [
-        name
-        for name in imported(MODULES[module])
-        if room(name) != room(module) and ROOMS.index(room(name)) > here
+        f"{module} imports {name}"
+        for module, names in GRAPH.items()
+        for name in names
+        if place[package_of(name)] > place[package_of(module)]
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("folder", FLOORS)
-def test_a_folder_imports_one_way(folder: str) -> None:
-    order = [*(f"{folder}.{name}" for name in FLOORS[folder]), f"{folder}.__init__"]
-    assert sorted(order) == sorted(m for m in MODULES if room(m) == folder)
-    for place, module in enumerate(order):
-        inside = [name for name in imported(MODULES[module]) if room(name) == folder]
-        assert [name for name in inside if order.index(name) >= place] == []
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"circle: {' -> '.join([*path, module])}"
+        if module not in done:
+            for name in GRAPH[module]:
+                if name != "__init__":  # the package itself imports its public names when asked
+                    visit(name, (*path, module))
+            done.add(module)
+
+    for module in GRAPH:
+        if module != "__init__":
+            visit(module, ())
 
 
 @pytest.mark.parametrize("folder", PLUGINS)
-def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
+def test_a_plugin_imports_no_other_plugin(folder: str) -> None:
+    prefix = folder.replace("/", ".")
+    inside = {m for m in MODULES if m.rpartition(".")[0] == prefix and not m.endswith("__init__")}
+    plugins = {m for m in inside if not m.rpartition(".")[2].startswith("_")} - {f"{prefix}.base"}
+    assert plugins
+    for plugin in plugins:
+        assert not plugins & set(GRAPH[plugin]), plugin
+
+
+def test_every_package_states_what_it_owns() -> None:
     for module, path in MODULES.items():
-        if room(module) == folder and not module.endswith("__init__"):
-            inside = {name for name in imported(path) if room(name) == folder}
-            shared = {name for name in inside if name.rpartition(".")[2].startswith("_")}
-            assert inside - shared <= {f"{folder}.base"}, module
+        if module.endswith(".__init__"):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert 2 <= len(docstring.splitlines()) <= 6, module
+
+
+def test_no_module_is_longer_than_its_limit() -> None:
+    lengths = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in MODULES.items()}
+    assert {module: count for module, count in lengths.items() if count > MAX_LINES} == {}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +146,7 @@ def test_a_plugin_imports_none_of_its_siblings(folder: str) -> None:
             {"torch", "ray", "optuna", "plotly", "timm", "sklearn", "onnxruntime"},
         ),
     ],
-    ids=["the package", "the values", "a study and its report", "names of plug-ins", "--help"],
+    ids=["the package", "values", "a study and its report", "names of plug-ins", "--help"],
 )
 def test_imports_only_what_it_needs(code: str, unwanted: set[str]) -> None:
     script = f"{code}\nimport sys\nprint(); print(sorted({unwanted!r} & set(sys.modules)))"

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.cli.tables import cost_text, show
-from kdsearch.report import words
 from kdsearch.spec import UNITS, Budget, TrialRecord
+from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.ledger import name_trial
 from kdsearch.study.loggers.base import Watch
 from kdsearch.study.spend import forecast, planned_epochs
@@ -248,4 +248,4 @@ def _line(text: str, style: str = "") -> Text:
 
 def _time(seconds: float) -> str:
     whole = round(seconds)
-    return f"{whole} s" if whole < 60 else words.duration(whole).replace(words.SPACE, " ")
+    return f"{whole} s" if whole < 60 else duration(whole).replace(SPACE, " ")

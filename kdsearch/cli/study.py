@@ -239,8 +239,8 @@ def report(
     from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.report.artifacts import write_derived
     from kdsearch.report.verdict import verdict
-    from kdsearch.report.words import SPACE
     from kdsearch.study.config import study_path
+    from kdsearch.study.formatting import SPACE
     from kdsearch.study.open import load_study
 
     path = study_path(out, name)

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from kdsearch.atomic import write_text
 from kdsearch.deploy.timing import BUSY
-from kdsearch.study.config import write_text
 from kdsearch.study.summary import Target
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"

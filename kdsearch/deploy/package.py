@@ -16,11 +16,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from kdsearch.atomic import write_text
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import Agreement
 from kdsearch.deploy.formats.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import described
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.json_cache import processor
@@ -29,9 +31,8 @@ from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
-from kdsearch.study.config import Request, write_text
+from kdsearch.study.config import Request
 from kdsearch.training.distiller.recipe import parts_heard
-from kdsearch.trials.trial import file_for
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
 

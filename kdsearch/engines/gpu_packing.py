@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from kdsearch.deploy.pricing import build_student
 from kdsearch.spec import StudentSpec, TrainSpec
 from kdsearch.training.autotune import untaught
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.step import Execution
-from kdsearch.trials.trial import Bench, build_student
+from kdsearch.trials.trial import Bench
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})
 _COUNTS = (1, 2, 4, 8)

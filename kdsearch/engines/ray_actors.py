@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdsearch.atomic import write_text
 from kdsearch.engines.dispatch import Engine
 from kdsearch.engines.processes import bench_of
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
-from kdsearch.study.config import Request, write_text
+from kdsearch.study.config import Request
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Asked, Outcome, Study
 from kdsearch.training.trainer import Epoch

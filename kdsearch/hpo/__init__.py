@@ -1,5 +1,5 @@
 """Sampling, early stopping and statistics: numpy and Optuna alone, no torch.
 
-These rooms know parameters, curves and costs, and nothing of images or networks.
+These modules know parameters, curves and costs, and nothing of images or networks.
 They import only the modules at the top of kdsearch.
 """

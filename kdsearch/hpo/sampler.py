@@ -27,10 +27,8 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
-from kdsearch.study.config import OBJECTIVE, Request
 
 FLOOR = "accuracy"  # the constraint of a trial whose accuracy is too low
 FLOOR_SHARE = 0.25  # of the accuracies lie below the floor that is learnt
@@ -38,62 +36,20 @@ MIN_FOR_FLOOR = 4
 FAILURE = "failure"  # the constraint of a trial that failed
 # TPE's time grows with what it sees: of classification-small 12 ms at 100 trials, 45 at 2,000.
 MOST_SEEN = 1000
-FLAT_SPACE = "resnet-kd"  # a built-in one that NSGA-II and GP draw
 POPULATION = 10  # of NSGA-II; of 10, 20 and 50 it found most in 50 and 100 trainings
 
 
 def make_sampler(
-    request: Request, space: SearchSpace, *, seed: int, is_beside: bool
+    name: str, space: SearchSpace, *, seed: int, is_beside: bool, learns_floor: bool
 ) -> BaseSampler:
-    """Return what draws one trial; see `GroupedTPE` on seed and is_beside."""
-    name = request.sampler
+    """Return the sampler of one trial, by its name; see `GroupedTPE` on the other arguments."""
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "nsga2":
         return _NSGAII(space, seed=seed)
     if name == "gp":
         return _GP(space, seed=seed)
-    learns_floor = request.min_accuracy is None
     return GroupedTPE(space, seed=seed, is_beside=is_beside, learns_floor=learns_floor)
-
-
-def refuse_sampler(request: Request) -> None:
-    """Raise SpecError where the sampler of a request would not see what it must learn from.
-
-    NSGA-II and GP pass over trials that Optuna calls pruned: stopped, or turned away untrained; and
-    over every dimension that not all trials have. GP proposes what was turned away again.
-    """
-    name, budget = request.sampler, request.budget
-    if name not in ("nsga2", "gp"):
-        return
-    limits = [] if budget.latency_ms is None else ["budget_ms"]
-    if name == "gp":
-        limits += ["budget_mflops"] if budget.flops is not None else []
-        limits += ["budget_mparams"] if budget.params is not None else []
-    over = "it learns nothing from what is over"
-    reasons = [f"{over} {request.typed(limit)}" for limit in limits]
-    if request.stopping != "off":
-        ended = f"{request.typed('stopping')} {request.stopping}"
-        reasons.append(f"it learns nothing from trials that {ended} ends")
-    owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
-    if owners:
-        shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
-        flat = "" if request.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
-        reasons.append(
-            f"it draws what the options of {shown} own at random: it needs a space in which no "
-            f"option owns dimensions{flat}"
-        )
-    if reasons:
-        sampler = request.typed("sampler")
-        raise SpecError(
-            f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
-            "for tpe, or change that"
-        )
-
-
-def _owns_dims(dim: object) -> bool:
-    owned = dim.owned.values() if isinstance(dim, Choice) else ()
-    return any(not isinstance(child, Constant) for group in owned for child in group.values())
 
 
 class _Seen:

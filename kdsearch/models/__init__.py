@@ -1,5 +1,5 @@
 """Networks: student families, pretrained weights, and the features of any network.
 
 A network here is a `torch.nn.Module` with its preprocessing; training it is `training`'s work.
-These rooms import only `tasks`, `data`, `hpo` and the modules at the top.
+These modules import only `tasks`, `data`, `hpo` and the modules at the top.
 """

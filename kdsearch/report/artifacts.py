@@ -14,12 +14,13 @@ from dataclasses import fields
 from typing import Any, cast
 
 from kdsearch import report
+from kdsearch.atomic import write_text
 from kdsearch.deploy.targets import described
 from kdsearch.errors import StudyError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
-from kdsearch.study.config import Request, write_text
+from kdsearch.study.config import Request
 from kdsearch.study.spend import runs_of
 from kdsearch.study.study import Study, searched
 from kdsearch.study.summary import (

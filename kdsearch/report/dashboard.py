@@ -30,6 +30,7 @@ from kdsearch.report.marks import escape, sort_out
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import resume_command
+from kdsearch.study.formatting import counted, duration
 from kdsearch.study.open import load_study
 from kdsearch.study.study import Study
 from kdsearch.study.summary import Summary
@@ -156,7 +157,7 @@ def _about_trial(record: TrialRecord) -> str:
         lines.append(f"validation accuracy {words.percent(record.val)}")
     if record.cost is not None:
         lines.append(", ".join(words.amount(a, v) for a, v in words.costs(record.cost).items()))
-    took = f"{words.duration(record.seconds)}, {words.counted(len(record.curve), 'epoch')}"
+    took = f"{duration(record.seconds)}, {counted(len(record.curve), 'epoch')}"
     lines.append(f"{took}{f', {_plain(record.mode)}' if record.mode else ''}")
     tried = "\n".join(f"| `{name}` | {_plain(str(v))} |" for name, v in record.params.items())
     return "\n\n".join([*lines, f"| tried | |\n|---|---|\n{tried}"])

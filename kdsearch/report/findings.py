@@ -9,6 +9,7 @@ from typing import Any, cast
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import refit_of, summarised
 from kdsearch.study.study import Study
 from kdsearch.study.summary import TeacherEntry
@@ -35,10 +36,10 @@ def of_refits(study: Study, best: int) -> Iterator[str]:
     """Yield what refits say of a study whose best is shipped, in words."""
     refit, (found, together) = refit_of(study), summarised(study)
     if refit.count > (count := len(study.front())):
-        yield f"--refit {refit.count}: the front has {words.counted(count, 'candidate')}, all taken"
+        yield f"--refit {refit.count}: the front has {counted(count, 'candidate')}, all taken"
     failed = [r for r in study.records() if r.refit_of is not None and r.state == "failed"]
     if failed:
-        told = words.counted(len(failed), "refit")
+        told = counted(len(failed), "refit")
         yield f"{told} failed, such as trial {failed[-1].number}: {failed[-1].reason}"
     candidate = next((each for each in found if each.trial == best), None)
     recipe = None if candidate is None else candidate.shipped_recipe()
@@ -84,7 +85,7 @@ def _gained(who: str, method: str, gain: Gain) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return words.percent(fraction).replace(words.SPACE, " ")
+    return words.percent(fraction).replace(SPACE, " ")
 
 
 def of_controls(

@@ -10,6 +10,7 @@ from kdsearch.report import tables, words
 from kdsearch.report.tables import Table
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import duration
 from kdsearch.study.summary import Summary
 
 
@@ -47,7 +48,7 @@ def markdown(
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
-        _listed({n: words.duration(v) for n, v in tables.spent(summary, records).items()})
+        _listed({n: duration(v) for n, v in tables.spent(summary, records).items()})
         or "Nothing has been timed yet.",
         "## How to reproduce",
         _fenced(command),

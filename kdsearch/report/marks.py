@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import CandidateEntry, Entry, Summary
 
 
@@ -107,9 +108,9 @@ def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
     for recipe in candidate.recipes():
         is_own, ships = recipe is candidate.trained, summary.to_ship()
         is_shipped = candidate.trial == summary.best and ships in recipe.trials
-        lines = [f"validation {summary.metric} {words.spread(recipe.val)}{words.SPACE}%"]
+        lines = [f"validation {summary.metric} {words.spread(recipe.val)}{SPACE}%"]
         if recipe.test is not None:
-            lines.append(f"test {summary.metric} {words.spread(recipe.test)}{words.SPACE}%")
+            lines.append(f"test {summary.metric} {words.spread(recipe.test)}{SPACE}%")
         lines += _cost_lines(words.costs(entry), words.latency(entry))
         who = f"{number} trained again" if is_own else f"control of {number} trained again"
         yield Mark(
@@ -119,7 +120,7 @@ def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
             error=recipe.val.sd,
             delay=_delay(entry),
             hover=_hover(
-                f"{who}, {words.counted(len(recipe.trials), 'seed')}",
+                f"{who}, {counted(len(recipe.trials), 'seed')}",
                 lines,
                 {**entry.config, "method.name": recipe.method},
             ),

@@ -8,9 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from kdsearch.report import trials, words
+from kdsearch.report import trials
 from kdsearch.report.tables import Table
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import counted
 
 _KINDS = ("trial", "turned-away draw", "control", "refit", "refitted control")
 
@@ -107,8 +108,8 @@ def _counted(records: Sequence[TrialRecord]) -> str:
     kinds = Counter(
         record.kind or ("turned-away draw" if record.turned_away else "trial") for record in records
     )
-    told = ", ".join(words.counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
-    return f"{words.counted(len(records), 'row')}: {told}" if len(kinds) > 1 else told
+    told = ", ".join(counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
+    return f"{counted(len(records), 'row')}: {told}" if len(kinds) > 1 else told
 
 
 def _trial(record: TrialRecord, best: int | None) -> str:

@@ -21,6 +21,7 @@ from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import counted, duration
 from kdsearch.study.summary import Summary
 
 _FILES = {
@@ -136,7 +137,7 @@ def _chooser(axes: Sequence[str], first: str, *, has_ranges: bool) -> str:
 
 def _legend(summary: Summary, marks: Marks) -> list[str]:
     """Say what the figure's lines and crosses mean, and what has no place in it."""
-    failed = words.counted(summary.counts.failed, "failed trial")
+    failed = counted(summary.counts.failed, "failed trial")
     cost = words.AXES[summary.budget.axis()].name
     kinds = (marks.dominated, marks.stopped, marks.infeasible)
     thinned = any(len(figures.thinned(kind)) < len(kind) for kind in kinds)
@@ -169,7 +170,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
             "Dotted lines are common networks with the classes and at the size of this data, "
             "measured as the students are; they were not trained, so only their cost is known.",
         ),
-        (strays, f"{words.counted(strays, 'low trial')} below the first view."),
+        (strays, f"{counted(strays, 'low trial')} below the first view."),
         (thinned, f"Of each kind off the front at most {figures.MAX_MARKS:,} are drawn, evenly."),
         (summary.counts.failed, f"{failed} without a place in the figure."),
         (True, "A click on a point shows its choices, as does its number in the table of trials."),
@@ -185,7 +186,7 @@ def _absent(summary: Summary, marks: Marks, axis: str) -> str:
         parts.append(f"The teacher is not drawn: its {name} was not measured.")
     placed = {mark.trial: mark.costs[axis] is None for mark in marks.students()}
     if missing := sum(placed.values()):
-        parts.append(f"{words.counted(missing, 'trial')} without a measured {name} not drawn.")
+        parts.append(f"{counted(missing, 'trial')} without a measured {name} not drawn.")
     costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
     costs += [getattr(entry, axis) for entry in summary.shelf]
     limit = getattr(summary.budget, axis)
@@ -251,10 +252,10 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
     parts = tables.spent(summary, records)
     if not parts:
         return paragraph("Nothing has been timed yet.")
-    total = words.duration(sum(parts.values()))
+    total = duration(sum(parts.values()))
     wall = summary.seconds.wall
-    clock = f"{words.duration(wall)} over all runs" if wall else "several at a time take less"
-    return markup.bars(parts, "seconds of each part", words.duration) + paragraph(
+    clock = f"{duration(wall)} over all runs" if wall else "several at a time take less"
+    return markup.bars(parts, "seconds of each part", duration) + paragraph(
         f"{total} in all, added up over trials; by the clock: {clock}."
     )
 

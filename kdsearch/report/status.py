@@ -12,6 +12,7 @@ from kdsearch.report import words
 from kdsearch.report.artifacts import count_states
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import resume_command
+from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.ledger import name_trial
 from kdsearch.study.open import load_study
 from kdsearch.study.progress import Progress, Running, read_progress
@@ -82,7 +83,7 @@ class Status:
         told.append(f"{_time(self.seconds_spent)} spent{left}")
         if self.state != RUNNING:
             told.append(f"go on: {self.resume}")
-        return [line.replace(words.SPACE, " ") for line in told]
+        return [line.replace(SPACE, " ") for line in told]
 
 
 def _best_line(best: Best) -> str:
@@ -98,7 +99,7 @@ def _running_line(running: Running) -> str:
 
 
 def _time(seconds: float) -> str:
-    return words.duration(seconds)
+    return duration(seconds)
 
 
 def status(path: Path, storage: str | None = None) -> Status:

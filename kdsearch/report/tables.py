@@ -9,6 +9,7 @@ from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary, TeacherEntry, Trainings
 
 _Row = tuple[str, ...]
@@ -69,7 +70,7 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
         ]
     caption = f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}"
     if recipe is not None:
-        seeds = words.counted(len(recipe.trials), "seed")
+        seeds = counted(len(recipe.trials), "seed")
         caption += f"; of the student mean \u00b1 standard deviation of {seeds}"
     return Table(
         caption=caption,
@@ -82,7 +83,7 @@ def _averaged(fraction: float | None, images: int | None, spread: Spread | None)
     """Return an accuracy: of several seeds with their spread, of one with its own error."""
     if spread is None:
         return words.estimate(fraction, images)
-    return f"{words.spread(spread)}{words.SPACE}%"
+    return f"{words.spread(spread)}{SPACE}%"
 
 
 def front(summary: Summary) -> Table:
@@ -144,7 +145,7 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
             _gain(
                 summary,
                 _marked(
-                    f"against control{words.SPACE}{control.trial}",
+                    f"against control{SPACE}{control.trial}",
                     words.shipping(summary, control.trial),
                 ),
                 control,
@@ -183,7 +184,7 @@ def candidates(summary: Summary) -> Table | None:
         ]
     rows += [
         (
-            f"{words.counted(entry.candidates, 'candidate')} over {entry.over}",
+            f"{counted(entry.candidates, 'candidate')} over {entry.over}",
             *("" for _ in range(4)),
             *_gained(entry.gain, entry.test_gain),
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary
 
 _UNSHIPPED = (
@@ -30,7 +31,7 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if "complete" in states:
         return (
             f"Nothing to ship yet: {states.count('complete'):,} of "
-            f"{words.counted(len(records), 'trial')} completed, but none has been chosen."
+            f"{counted(len(records), 'trial')} completed, but none has been chosen."
         )
     over = [
         (record, record.cost) for record in records if record.state == "infeasible" and record.cost
@@ -53,7 +54,7 @@ def _ship(summary: Summary, best: Entry) -> str:
     ]
     verb = "Ship" if summary.shipped else "The best so far is"
     return (
-        f"{verb} trial{words.SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
+        f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
         f"{_accuracy(summary, best)}{test}, "
         f"{_speed(summary, best)}; "
         f"it has {' and '.join(against)} than the teacher {teacher.name}, "
@@ -77,8 +78,8 @@ def _accuracy(summary: Summary, best: Entry) -> str:
     recipe, what = summary.best_recipe(), f"validation {summary.metric}"
     if recipe is None:
         return f"{words.estimate(best.val, summary.images.val)} {what}"
-    seeds = words.counted(len(recipe.trials), "seed")
-    found = f"{words.spread(recipe.val)}{words.SPACE}%"
+    seeds = counted(len(recipe.trials), "seed")
+    found = f"{words.spread(recipe.val)}{SPACE}%"
     return f"{found} {what}, mean and standard deviation of {seeds}"
 
 
@@ -87,7 +88,7 @@ def _why(summary: Summary, best: Entry) -> str:
     among = f"within the budget of {limits}" if limits else "with no budget set"
     is_second = best.val < max(entry.val for entry in summary.front)
     if summary.candidates:
-        of = f" of {words.counted(len(summary.candidates), 'candidate')} trained again"
+        of = f" of {counted(len(summary.candidates), 'candidate')} trained again"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = best.val < max(means)
     return f"the most accurate{of}{' whose exported file was' if is_second else ''} {among}"
@@ -110,7 +111,7 @@ def _too_inaccurate(least: float, records: Sequence[TrialRecord]) -> str:
     done = [record for record in records if record.state == "complete"]
     best = max(done, key=lambda record: record.val or 0.0)
     return (
-        f"Nothing to ship: of {words.counted(len(done), 'completed trial')} none reaches "
+        f"Nothing to ship: of {counted(len(done), 'completed trial')} none reaches "
         f"--min-accuracy {least:g}; the most accurate, {words.trial(best.number, best.params)}, "
         f"has {words.percent(best.val)} on validation. Train longer (--epochs), raise the budget, "
         "or ask for less, with another --name."
@@ -129,7 +130,7 @@ def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str
         words.amount(name, getattr(cost, name)) for name in words.AXES if name in broken
     )
     return (
-        f"Nothing to ship: {words.counted(len(over), 'student')} tried, none within the budget of "
+        f"Nothing to ship: {counted(len(over), 'student')} tried, none within the budget of "
         f"{words.limits(budget)}; the cheapest seen is {words.trial(record.number, record.params)} "
         f"with {price}. Raise the budget to that, or let the search space reach smaller students."
     )
@@ -138,4 +139,4 @@ def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str
 def _none_completed(records: Sequence[TrialRecord]) -> str:
     reason = next((record.reason for record in records if record.reason), "")
     said = f" The first reason given: {words.clipped(reason, 300)}" if reason else ""
-    return f"Nothing to ship: none of {words.counted(len(records), 'trial')} completed.{said}"
+    return f"Nothing to ship: none of {counted(len(records), 'trial')} completed.{said}"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
 
-SPACE = "\u00a0"  # keeps a number and its unit on one line
 TIMES = "\u00d7"
 MINUS = "\u2212"
 UNKNOWN = "not measured"
@@ -143,21 +143,6 @@ def compared(value: float | None, reference: float | None) -> str:
     if value <= reference:
         return f"{digits(reference / value)}{TIMES} fewer"
     return f"{digits(value / reference)}{TIMES} more"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as '1 h 02 min', '2 min 05 s' or '7.5 s'."""
-    if seconds < 60:
-        return f"{seconds:.1f}{SPACE}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
-    return f"{minutes // 60}{SPACE}h {minutes % 60:02d}{SPACE}min"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return '1 trial' or '2 trials'."""
-    return f"{number:,}{SPACE}{noun}{'' if number == 1 else 's'}"
 
 
 def clipped(text: str, length: int) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,13 +15,14 @@ from pydantic import ConfigDict, TypeAdapter
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.hpo.stopping import MODES
-from kdsearch.space import SearchSpace, parse_space
+from kdsearch.space import Choice, Constant, SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
+FLAT_SPACE = "resnet-kd"  # a built-in one that NSGA-II and GP draw
 OBJECTIVE = "objective"  # the data of `kdsearch.search`, which is called and has no flags
 _ARGUMENTS = {
     "budget_ms": "budget['latency_ms']",
@@ -218,16 +217,43 @@ def refuse_changes(name: str, old: Request, new: Request) -> None:
         raise StudyError(f"the study {name!r} was started with another request:\n{lines}\n{advice}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+def refuse_sampler(request: Request) -> None:
+    """Raise SpecError where the sampler of a request would not see what it must learn from.
+
+    NSGA-II and GP pass over trials that Optuna calls pruned: stopped, or turned away untrained; and
+    over every dimension that not all trials have. GP proposes what was turned away again.
+    """
+    name, budget = request.sampler, request.budget
+    if name not in ("nsga2", "gp"):
+        return
+    limits = [] if budget.latency_ms is None else ["budget_ms"]
+    if name == "gp":
+        limits += ["budget_mflops"] if budget.flops is not None else []
+        limits += ["budget_mparams"] if budget.params is not None else []
+    over = "it learns nothing from what is over"
+    reasons = [f"{over} {request.typed(limit)}" for limit in limits]
+    if request.stopping != "off":
+        ended = f"{request.typed('stopping')} {request.stopping}"
+        reasons.append(f"it learns nothing from trials that {ended} ends")
+    owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
+    if owners:
+        shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
+        flat = "" if request.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
+        reasons.append(
+            f"it draws what the options of {shown} own at random: it needs a space in which no "
+            f"option owns dimensions{flat}"
+        )
+    if reasons:
+        sampler = request.typed("sampler")
+        raise SpecError(
+            f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
+            "for tpe, or change that"
+        )
+
+
+def _owns_dims(dim: object) -> bool:
+    owned = dim.owned.values() if isinstance(dim, Choice) else ()
+    return any(not isinstance(child, Constant) for group in owned for child in group.values())
 
 
 def _short(value: object) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from kdsearch.atomic import write_text
 from kdsearch.errors import StudyError
-from kdsearch.hpo.sampler import refuse_sampler
-from kdsearch.study.config import Request, read_request, refuse_changes, write_text
+from kdsearch.study.config import Request, read_request, refuse_changes, refuse_sampler
 from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store

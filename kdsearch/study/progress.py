@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from kdsearch.atomic import write_text
 from kdsearch.errors import StudyError
-from kdsearch.study.config import write_text
 from kdsearch.study.lease import Holder
 
 PROGRESS = "progress.json"

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, cast
 
 from pydantic import ConfigDict, TypeAdapter
 
-from kdsearch.report import words
 from kdsearch.space import Choice, Constant, Int
 from kdsearch.spec import Candidate, TrainSpec, TrialRecord
 from kdsearch.study.config import Request
+from kdsearch.study.formatting import SPACE, counted, duration
 from kdsearch.study.refit import CONTROLS, candidates, refit_of, trained
 from kdsearch.study.study import Study, candidate_digest, searched
 
@@ -55,19 +55,18 @@ class Spend:
 
     def __str__(self) -> str:
         hours = ", ".join(
-            f"{words.duration(seconds)} of trials on {device}"
-            for device, seconds in self.trials.items()
+            f"{duration(seconds)} of trials on {device}" for device, seconds in self.trials.items()
         )
         parts = [
-            f"{words.duration(self.wall)} of wall time in {words.counted(self.runs, 'run')}",
+            f"{duration(self.wall)} of wall time in {counted(self.runs, 'run')}",
             hours,
-            f"{words.duration(self.teacher)} for the teacher",
-            f"{words.counted(self.epochs, 'epoch')} trained",
+            f"{duration(self.teacher)} for the teacher",
+            f"{counted(self.epochs, 'epoch')} trained",
             f"{self.epochs_saved:,} saved by stopping" if self.epochs_saved else "",
-            f"{words.counted(self.untrained, 'trial')} turned away untrained",
+            f"{counted(self.untrained, 'trial')} turned away untrained",
             f"{self.reused:,} equal to an earlier one" if self.reused else "",
         ]
-        return f"Spent: {', '.join(filter(None, parts))}".replace(words.SPACE, " ")
+        return f"Spent: {', '.join(filter(None, parts))}".replace(SPACE, " ")
 
 
 def runs_of(study: Study) -> list[Run]:
@@ -124,9 +123,9 @@ def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
         count = most * refit.seeds * ways
         epochs = refit.epochs or _most_epochs(study.request)
         yield _plain(
-            f"The search is followed by up to {words.counted(count, 'refit')}, "
-            f"{words.counted(count * epochs, 'epoch')}: {words.counted(most, 'candidate')} x "
-            f"{words.counted(refit.seeds, 'seed')} x {ways}, each beside its controls "
+            f"The search is followed by up to {counted(count, 'refit')}, "
+            f"{counted(count * epochs, 'epoch')}: {counted(most, 'candidate')} x "
+            f"{counted(refit.seeds, 'seed')} x {ways}, each beside its controls "
             f"({', '.join(CONTROLS)})"
         )
 
@@ -141,8 +140,8 @@ def refits_left(study: Study) -> Iterator[str]:
         there = sum(record.reused_from is None for record in trained(study))
         told = f"; {there:,} of them are there already" if there else ""
         yield _plain(
-            f"Refits begin: {words.counted(len(epochs) * refit.seeds, 'training')}, "
-            f"{words.counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of no. "
+            f"Refits begin: {counted(len(epochs) * refit.seeds, 'training')}, "
+            f"{counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of no. "
             f"{', '.join(str(record.number) for record in chosen)} and their controls{told}"
         )
 
@@ -158,4 +157,4 @@ def _most_epochs(request: Request) -> int:
 
 
 def _plain(text: str) -> str:
-    return text.replace(words.SPACE, " ")
+    return text.replace(SPACE, " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kdsearch.hpo.convergence import is_flat
-from kdsearch.report import words
+from kdsearch.study.formatting import duration
 from kdsearch.study.loggers.base import Watchers
 from kdsearch.study.study import Study, searched
 
@@ -45,7 +45,7 @@ class Ending:
         if self._watchers.stopped is not None:
             return self._watchers.stopped
         if limit is not None and time.perf_counter() - self._began >= limit:
-            return f"the time limit of {words.duration(limit)} is reached"
+            return f"the time limit of {duration(limit)} is reached"
         if after and self._is_flat(after):
             return (
                 f"the last {after} complete trials raised the front's hypervolume by under 0.1 % "

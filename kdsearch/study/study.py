@@ -123,10 +123,11 @@ class Study:
         draw = next(place for place in count() if place not in drawn)
         trial = self.store.propose(
             make_sampler(
-                self.request,
+                self.request.sampler,
                 self._space,
                 seed=int(digest_of([self.request.seed, draw]), 16) % 2**32,
                 is_beside=any(record.state == "running" for record in records),
+                learns_floor=self.request.min_accuracy is None,
             ),
             self.guesses().get(draw),
         )

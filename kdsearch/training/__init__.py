@@ -1,5 +1,5 @@
 """Train one student: the step, optimisers, distillation losses, teacher cache, checkpoints.
 
-Nothing here knows of studies, trials or budgets. These rooms import `methods`, `models`, `tasks`,
+Nothing here knows of studies, trials or budgets. These modules import `methods`, `models`, `tasks`,
 `data` and what stands before them.
 """

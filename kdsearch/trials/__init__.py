@@ -1,5 +1,5 @@
 """One trial, step by step: build, price, reject or train, evaluate.
 
-`context` holds what all trials of a study share; `trial` is the order of the steps. These rooms
-import everything but `engines`, `workflows` and `cli`.
+`context` holds what all trials of a study share; `trial` is the order of the steps. These modules
+import everything except `engines`, `workflows` and `cli`.
 """

@@ -18,6 +18,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import latency_of
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
@@ -29,7 +30,7 @@ from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trials.trial import Bench, latency_of
+from kdsearch.trials.trial import Bench
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)

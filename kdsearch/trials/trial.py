@@ -10,7 +10,6 @@ import copy
 import csv
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,32 +17,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdsearch.atomic import write_text
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
-from kdsearch.deploy.flops import count
-from kdsearch.deploy.formats._program import saved
-from kdsearch.deploy.formats.onnx import for_pricing
-from kdsearch.deploy.latency import Latency, LatencyCache
-from kdsearch.deploy.targets.base import Shape, Target
+from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import BUILDING, build_student, price
 from kdsearch.errors import (
     NO_WRITE,
-    CostError,
-    ExportError,
     KDSearchError,
     StudyError,
     TrainingError,
 )
 from kdsearch.methods.base import Setting
-from kdsearch.models import students
 from kdsearch.models.features import bare
-from kdsearch.models.model import Model, Preprocess
+from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, digest_of, unusual
-from kdsearch.study.config import write_text
+from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, digest_of
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Outcome
 from kdsearch.training.autotune import Executions
@@ -56,9 +48,6 @@ from kdsearch.training.trainer import Epoch, Judge, OnEpoch, train
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
 UNFINISHED = "unfinished"  # the folder of trainings that have not ended
-# Trials may be threads of one process, which has one stream of random numbers and one state of
-# torch's exporter: what draws or traces is done by one thread at a time.
-_building = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +118,10 @@ def _run(
     on_rung: OnRung | None,
 ) -> Outcome:
     seed = _seed_of(candidate, bench.seed)
-    with _building:
+    with BUILDING:
         torch.manual_seed(seed)
         student = build_student(candidate.student, bench.data)
-        cost = price(student, bench)
+        cost = price(student, budget=bench.budget, latencies=bench.latencies)
     violations = bench.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
@@ -220,18 +209,18 @@ def _train(
 ) -> list[Epoch]:
     form = Execution()
     if bench.executions is not None:
-        with _building, bench.turns.measuring():
+        with BUILDING, bench.turns.measuring():
             if bench.device.type == "cuda":  # others have queued steps before they gave way
                 torch.cuda.synchronize(bench.device)
             form = bench.executions.fastest(student, bench.data, bench.device)
-    with _building:
+    with BUILDING:
         torch.manual_seed(seed)
         distiller = build_distiller(candidate, student, bench)
     checkpoint = None
     if bench.unfinished is not None:
         name = candidate.digest()
         what = f"{name} | seed {seed} | {bench.data.key} | {bench.device.type} | {form}"
-        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what, alone=_building)
+        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what, alone=BUILDING)
     with bench.turns.training() as turn:
         session = Session(
             data=bench.data,
@@ -254,20 +243,6 @@ def _peak(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
     return f"; peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-
-
-def build_student(spec: StudentSpec, data: ImageData) -> Model:
-    """Return an untrained student on the CPU, with the preprocessing of its data."""
-    network = students.build(
-        spec, in_channels=data.channels, num_classes=data.num_classes, data_size=data.size
-    )
-    preprocess = Preprocess(
-        mean=data.mean,
-        std=data.std,
-        resolution=spec.resolution or data.size,
-        channels=data.channels,
-    )
-    return Model(spec.family, network, preprocess)
 
 
 def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
@@ -295,83 +270,6 @@ def side_of(model: Model, images: Tensor, heard: frozenset[str] = frozenset()) -
         resolution=model.preprocess.resolution,
         head=model.head,
     )
-
-
-def price(student: Model, bench: Bench) -> Cost:
-    """Return what a student costs; its latency only when it is within the other limits."""
-    shape = student.preprocess.input_shape
-    flops, params = count(student.network, input_shape=shape)
-    cost = Cost(flops=flops, params=params)
-    if any(violation > 0 for violation in bench.budget.violations(cost).values()):
-        return cost
-    latency = latency_of(student, bench.latencies, limit=bench.budget.latency_ms)
-    return replace(
-        cost,
-        latency_ms=latency.ms,
-        latency_spread_ms=latency.spread_ms,
-        latency_low_ms=latency.low_ms,
-        latency_high_ms=latency.high_ms,
-    )
-
-
-class Prices:
-    """FLOPs and parameters of students before their trials, counted once an architecture.
-
-    35 ms of CPU for a student of `digits`, 60 ms for one of `classification-small`.
-    """
-
-    def __init__(self, data: ImageData) -> None:
-        self._data = data
-        self._known: dict[str, Cost | None] = {}
-
-    def __call__(self, params: Params) -> Cost | None:
-        """Return the price of a candidate; None for one that cannot be built, as its trial says."""
-        spec = Candidate.from_params(params).student
-        name = digest_of(unusual(spec))
-        if name not in self._known:
-            self._known[name] = self._count(spec)
-        return self._known[name]
-
-    def _count(self, spec: StudentSpec) -> Cost | None:
-        try:
-            with _building:
-                student = build_student(spec, self._data)
-                flops, params = count(student.network, input_shape=student.preprocess.input_shape)
-        except Exception as error:  # a candidate must not end the study, whatever it does
-            logger.info("%s has no price: %s", spec, error)
-            return None
-        return Cost(flops=flops, params=params)
-
-
-def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:
-    """Return the latency of a model's file on the target, measured once per architecture and input.
-
-    limit: what is over it as a whole, in milliseconds, need not be told narrowly.
-    The architecture is the network as it prints and its shapes, not its name: a user's file may
-    change under the same name.
-    """
-    shape = model.preprocess.input_shape
-    network = bare(model.network)
-    weights = {name: list(value.shape) for name, value in network.state_dict().items()}
-
-    def measure() -> Latency:
-        file = file_for(model.network, cache.target, shape)
-        return cache.measure(file, shape=shape, limit=limit)
-
-    return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
-
-
-def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:
-    """Return what a target times of a network that may not be trained: ONNX, or a `.pt2` program.
-
-    Raises CostError when it does not export.
-    """
-    if "onnxruntime" in target.takes:
-        return for_pricing(network, input_shape=shape)
-    try:
-        return saved(network, input_shape=shape)
-    except ExportError as error:
-        raise CostError(str(error)) from error
 
 
 def _curve_csv(epochs: Sequence[Epoch]) -> str:

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from kdsearch.deploy.flops import count
+from kdsearch.deploy.pricing import build_student, latency_of
 from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import Measured
 from kdsearch.spec import StudentSpec
 from kdsearch.study.summary import ShelfEntry
-from kdsearch.trials.trial import Bench, build_student, latency_of
+from kdsearch.trials.trial import Bench
 
 # Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
 NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")

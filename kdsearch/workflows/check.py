@@ -19,6 +19,7 @@ from torch import Tensor
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.flops import count
+from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError, SpecError
 from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
@@ -32,7 +33,7 @@ from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 from kdsearch.workflows.calibration import Calibration, calibration
 
 logger = logging.getLogger(__name__)

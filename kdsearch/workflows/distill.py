@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import Latency, measure
 from kdsearch.deploy.package import Package, pack
+from kdsearch.deploy.pricing import build_student, file_for
 from kdsearch.deploy.targets import described, target_in
 from kdsearch.deploy.targets.base import Note, Shape
 from kdsearch.errors import StudyError, TrainingError
@@ -29,14 +30,7 @@ from kdsearch.study.summary import Target
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trials.context import load_data, pick_device, prepare
-from kdsearch.trials.trial import (
-    UNFINISHED,
-    WEIGHTS,
-    build_distiller,
-    build_student,
-    file_for,
-    run_trial,
-)
+from kdsearch.trials.trial import UNFINISHED, WEIGHTS, build_distiller, run_trial
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 

@@ -13,6 +13,7 @@ from typing import TypeAlias, cast
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
+from kdsearch.deploy.pricing import build_student
 from kdsearch.engines.dispatch import Engine, Proposals
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.models.features import bare
@@ -37,7 +38,7 @@ from kdsearch.study.study import Asked, Study, searched
 from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.context import CACHE, common_accuracy
-from kdsearch.trials.trial import WEIGHTS, Bench, build_student
+from kdsearch.trials.trial import WEIGHTS, Bench
 from kdsearch.workflows.baselines import off_the_shelf
 
 BEST = "best"  # the folder to ship

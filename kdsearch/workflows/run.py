@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import torch
 
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.pricing import Prices
 from kdsearch.deploy.targets import target_in
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Engine, Proposals, search
@@ -27,7 +28,6 @@ from kdsearch.engines.gpu_packing import fitting
 from kdsearch.engines.processes import open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
-from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.hpo.stopping import Curve
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
@@ -42,6 +42,7 @@ from kdsearch.study.config import (
     free_name,
     read_request,
     refuse_changes,
+    refuse_sampler,
     request_of,
     resume_command,
     study_path,
@@ -58,7 +59,7 @@ from kdsearch.study.study import Asked, Outcome, Price, Study, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
-from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, Prices, run_trial
+from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, run_trial
 from kdsearch.workflows.finalize import Finished, finish
 
 DEFAULT_TRIALS = 20

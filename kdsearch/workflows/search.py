@@ -26,10 +26,9 @@ from kdsearch.engines import local
 from kdsearch.engines.dispatch import OnTrial, Proposals
 from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
-from kdsearch.hpo.sampler import refuse_sampler
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study.config import OBJECTIVE, Request
+from kdsearch.study.config import OBJECTIVE, Request, refuse_sampler
 from kdsearch.study.early_stopping import Judge, Rung
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Asked, Outcome, Study

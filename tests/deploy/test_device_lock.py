@@ -15,7 +15,8 @@ from test_trial import DATA, PLAIN, bench
 
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import Latency
-from kdsearch.trials.trial import build_student, price, run_trial
+from kdsearch.deploy.pricing import build_student, price
+from kdsearch.trials.trial import run_trial
 
 TIMEOUT = 20.0
 
@@ -152,7 +153,11 @@ def test_a_student_is_not_measured_during_anothers_step(
 
     monkeypatch.setattr("kdsearch.deploy.latency.settle", measure)
     hold.enter_context(hold.enter_context(Turns(tmp_path / "cache").training()))
-    with threads(lambda: price(build_student(PLAIN.student, DATA), shared)):
+    with threads(
+        lambda: price(
+            build_student(PLAIN.student, DATA), budget=shared.budget, latencies=shared.latencies
+        )
+    ):
         assert not measured.wait(1)
         hold.close()
         assert measured.wait(TIMEOUT)
@@ -160,7 +165,7 @@ def test_a_student_is_not_measured_during_anothers_step(
 
 def test_a_trial_makes_no_epoch_during_anothers_measurement(tmp_path: Path) -> None:
     shared, trained, hold = bench(tmp_path), Event(), ExitStack()
-    price(build_student(PLAIN.student, DATA), shared)
+    price(build_student(PLAIN.student, DATA), budget=shared.budget, latencies=shared.latencies)
     hold.enter_context(Turns(tmp_path / "cache").measuring())
 
     def run() -> None:

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from toy_data import toy_data
 
 from kdsearch.deploy import model_card
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import StudentSpec
-from kdsearch.trials.trial import build_student
 
 DATA = toy_data(channels=3, size=32)
 METADATA = {

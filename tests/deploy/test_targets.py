@@ -19,13 +19,13 @@ from test_latency import SHAPE, network
 from torch import nn
 
 from kdsearch.deploy.latency import LatencyCache, measure
+from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import TARGETS, described, target_in, target_of
 from kdsearch.deploy.targets.base import Asked, Kept, Reference, Target
 from kdsearch.deploy.targets.cmd import Cmd
 from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import Request
 from kdsearch.study.summary import Target as Described
-from kdsearch.trials.trial import file_for
 
 TIMING = """
 import os, sys, time

@@ -14,7 +14,6 @@ from kdsearch.__main__ import main
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.errors import BudgetError, SpecError
-from kdsearch.hpo.sampler import FLAT_SPACE, refuse_sampler
 from kdsearch.report.artifacts import summarise
 from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
@@ -22,7 +21,7 @@ from kdsearch.report.words import SPACE
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import SAMPLERS, Request
+from kdsearch.study.config import FLAT_SPACE, SAMPLERS, Request, refuse_sampler
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.study import REDRAWS, Asked, Outcome, Study, searched
 from kdsearch.workflows.finalize import finish

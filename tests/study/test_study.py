@@ -25,16 +25,10 @@ from table_study import (
     tell_next,
 )
 
+from kdsearch.atomic import write_text
 from kdsearch.errors import DataError, SpecError, StudyError
 from kdsearch.spec import TrialRecord
-from kdsearch.study.config import (
-    Request,
-    free_name,
-    read_request,
-    request_of,
-    study_path,
-    write_text,
-)
+from kdsearch.study.config import Request, free_name, read_request, request_of, study_path
 from kdsearch.study.loggers import Watch
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import inside

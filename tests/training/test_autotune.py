@@ -9,12 +9,12 @@ import torch
 from toy_data import CPU, toy_data
 
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.model import Model
 from kdsearch.spec import StudentSpec
 from kdsearch.training import autotune
 from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Execution
-from kdsearch.trials.trial import build_student
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})

@@ -21,13 +21,14 @@ from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Session, Step, Validation
-from kdsearch.trials.trial import Bench, build_distiller, build_student
+from kdsearch.trials.trial import Bench, build_distiller
 
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")

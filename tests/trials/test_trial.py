@@ -18,6 +18,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack
+from kdsearch.deploy.pricing import Prices, build_student, latency_of
 from kdsearch.errors import ExportError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
@@ -29,7 +30,7 @@ from kdsearch.study.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy
-from kdsearch.trials.trial import WEIGHTS, Bench, Prices, build_student, latency_of, run_trial
+from kdsearch.trials.trial import WEIGHTS, Bench, run_trial
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
@@ -340,7 +341,7 @@ def test_an_architecture_is_priced_once_whatever_its_recipe(
         built.append(args)
         return build_student(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("kdsearch.trials.trial.build_student", counted)
+    monkeypatch.setattr("kdsearch.deploy.pricing.build_student", counted)
     family = {"student.family": "resnet"}
     found = [prices({**family, "method.name": name}) for name in ("none", "kd")]
     assert found[0] == found[1]

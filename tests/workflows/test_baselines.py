@@ -9,8 +9,9 @@ from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.deploy.device_lock import Turns
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.deploy.pricing import build_student, price
 from kdsearch.spec import Budget, StudentSpec
-from kdsearch.trials.trial import Bench, build_student, price
+from kdsearch.trials.trial import Bench
 from kdsearch.workflows import baselines
 
 SMALL = "timm:mobilenetv3_small_050"
@@ -32,7 +33,11 @@ def test_a_network_costs_what_the_same_student_would(
     monkeypatch.setattr(baselines, "NETWORKS", (SMALL, "timm:no_such_network"))
     told: list[str] = []
     (found,) = baselines.off_the_shelf(bench, tmp_path, told.append)
-    cost = price(build_student(StudentSpec(family=SMALL), bench.data), bench)
+    cost = price(
+        build_student(StudentSpec(family=SMALL), bench.data),
+        budget=bench.budget,
+        latencies=bench.latencies,
+    )
     assert (found.name, found.flops, found.params) == (SMALL, cost.flops, cost.params)
     assert found.latency_ms is not None
     assert found.latency_ms > 0

@@ -1,4 +1,7 @@
-"""Who may be told how a study gets on, by name: one file each. See `base`."""
+"""Loggers of a study by name, one file each; `base` has the events.
+
+A logger that raises is dropped with a note; it never ends a study.
+"""
 
 from __future__ import annotations
 

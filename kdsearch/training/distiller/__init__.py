@@ -1,4 +1,7 @@
-"""From a recipe to a training loss: terms, adapters, schedules and weights in one module."""
+"""From a recipe to a training loss: terms, adapters, schedules and weights in one module.
+
+These modules import `methods`, `models`, `tasks` and the modules at the top.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A teacher's outputs, computed once per (augmentation, sample, view), in memory and on disk."""
+"""Cache of a teacher's outputs per (augmentation, sample, view), in memory and on disk.
+
+Every view is computed once, and stored rows equal the live ones to float32 rounding. These modules
+import `models` and `data`.
+"""
 
 from __future__ import annotations
 

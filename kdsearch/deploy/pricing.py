@@ -1,0 +1,121 @@
+"""Price a student before it is trained: FLOPs, parameters, latency of its file on the target.
+
+Latency is measured only for a student within the other limits, once an architecture and input.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+
+from torch import nn
+
+from kdsearch.data.base import ImageData
+from kdsearch.deploy.flops import count
+from kdsearch.deploy.formats._program import saved
+from kdsearch.deploy.formats.onnx import for_pricing
+from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.targets.base import Shape, Target
+from kdsearch.errors import CostError, ExportError
+from kdsearch.models import students
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model, Preprocess
+from kdsearch.space import Params
+from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of, unusual
+
+logger = logging.getLogger(__name__)
+# Trials may be threads of one process, which has one stream of random numbers and one state of
+# torch's exporter: what draws or traces is done by one thread at a time.
+BUILDING = threading.Lock()
+
+
+def build_student(spec: StudentSpec, data: ImageData) -> Model:
+    """Return an untrained student on the CPU, with the preprocessing of its data."""
+    network = students.build(
+        spec, in_channels=data.channels, num_classes=data.num_classes, data_size=data.size
+    )
+    preprocess = Preprocess(
+        mean=data.mean,
+        std=data.std,
+        resolution=spec.resolution or data.size,
+        channels=data.channels,
+    )
+    return Model(spec.family, network, preprocess)
+
+
+def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
+    """Return what a student costs; its latency only when it is within the other limits."""
+    shape = student.preprocess.input_shape
+    flops, params = count(student.network, input_shape=shape)
+    cost = Cost(flops=flops, params=params)
+    if any(violation > 0 for violation in budget.violations(cost).values()):
+        return cost
+    latency = latency_of(student, latencies, limit=budget.latency_ms)
+    return replace(
+        cost,
+        latency_ms=latency.ms,
+        latency_spread_ms=latency.spread_ms,
+        latency_low_ms=latency.low_ms,
+        latency_high_ms=latency.high_ms,
+    )
+
+
+class Prices:
+    """FLOPs and parameters of students before their trials, counted once an architecture.
+
+    35 ms of CPU for a student of `digits`, 60 ms for one of `classification-small`.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self._data = data
+        self._known: dict[str, Cost | None] = {}
+
+    def __call__(self, params: Params) -> Cost | None:
+        """Return the price of a candidate; None for one that cannot be built, as its trial says."""
+        spec = Candidate.from_params(params).student
+        name = digest_of(unusual(spec))
+        if name not in self._known:
+            self._known[name] = self._count(spec)
+        return self._known[name]
+
+    def _count(self, spec: StudentSpec) -> Cost | None:
+        try:
+            with BUILDING:
+                student = build_student(spec, self._data)
+                flops, params = count(student.network, input_shape=student.preprocess.input_shape)
+        except Exception as error:  # a candidate must not end the study, whatever it does
+            logger.info("%s has no price: %s", spec, error)
+            return None
+        return Cost(flops=flops, params=params)
+
+
+def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:
+    """Return the latency of a model's file on the target, measured once per architecture and input.
+
+    limit: what is over it as a whole, in milliseconds, need not be told narrowly.
+    The architecture is the network as it prints and its shapes, not its name: a user's file may
+    change under the same name.
+    """
+    shape = model.preprocess.input_shape
+    network = bare(model.network)
+    weights = {name: list(value.shape) for name, value in network.state_dict().items()}
+
+    def measure() -> Latency:
+        file = file_for(model.network, cache.target, shape)
+        return cache.measure(file, shape=shape, limit=limit)
+
+    return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
+
+
+def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:
+    """Return what a target times of a network that may not be trained: ONNX, or a `.pt2` program.
+
+    Raises CostError when it does not export.
+    """
+    if "onnxruntime" in target.takes:
+        return for_pricing(network, input_shape=shape)
+    try:
+        return saved(network, input_shape=shape)
+    except ExportError as error:
+        raise CostError(str(error)) from error
