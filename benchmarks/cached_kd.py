@@ -27,8 +27,8 @@ def _rows(folder: Path) -> Iterator[bars.Row]:
     teacher = trials.teacher()
     for student in (trials.SMALL, trials.LARGE):
         depth = student.knobs["depth"]
-        bench = trials.bench(trials.image_data(_BATCHES[depth]), teacher, folder)
-        epochs = [trials.epoch(student, method, bench) for method in ("kd", "none")]
+        context = trials.context(trials.image_data(_BATCHES[depth]), teacher, folder)
+        epochs = [trials.epoch(student, method, context) for method in ("kd", "none")]
         times = alternate(epochs, seconds=0, blocks=24, warm_up=1)
         yield bars.Row(
             case=trials.NAMES[depth],

@@ -22,7 +22,7 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, own_stream
 from kdsearch.training.step import Session, Step
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 FLOOR, INPUT_BAR = 2.0, 5.0
 _BATCH, _BATCHES = 512, 16
@@ -42,11 +42,11 @@ def rows() -> bars.Rows:
 
 def _rows(folder: Path) -> Iterator[bars.Row]:
     data = trials.image_data(_BATCH * _BATCHES // trials.BATCH)
-    bench = trials.bench(data, trials.teacher().to(_GPU), folder, device=_GPU)
+    context = trials.context(data, trials.teacher().to(_GPU), folder, device=_GPU)
     for case, student in _STUDENTS.items():
-        steps = [step(student, bench, captures=captures) for captures in (True, False)]
+        steps = [step(student, context, captures=captures) for captures in (True, False)]
         calls: list[Callable[[], object]] = [epoch(one) for one in steps]
-        view = inputs(student, bench)
+        view = inputs(student, context)
         times = alternate([*calls, view], seconds=6, blocks=15, warm_up=4).wall
         yield bars.Row(
             case=case,
@@ -71,25 +71,25 @@ def _rows(folder: Path) -> Iterator[bars.Row]:
             one.close()
 
 
-def step(student: StudentSpec, bench: Bench, *, captures: bool) -> Step:
+def step(student: StudentSpec, context: TrialContext, *, captures: bool) -> Step:
     """Return a study's steps in bfloat16 and channels_last, as on a GPU they mostly are."""
     recipe = TrainSpec(epochs=1, batch_size=_BATCH, lr=1e-3, warmup=0.0)
     candidate = Candidate(student=student, distill=DistillSpec(method="kd"), train=recipe)
     torch.manual_seed(1)
-    model = build_student(student, bench.data)
-    assert bench.executions is not None
+    model = build_student(student, context.data)
+    assert context.executions is not None
     session = Session(
-        data=bench.data,
+        data=context.data,
         spec=recipe,
         seed=0,
-        view_seed=bench.seed,
+        view_seed=context.seed,
         device=_GPU,
-        teachers=bench.outputs,
-        train=bench.train,
-        execution=bench.executions.fastest(model, bench.data, _GPU),
+        teachers=context.outputs,
+        train=context.train,
+        execution=context.executions.fastest(model, context.data, _GPU),
         captures=captures,
     )
-    return Step(model, build_distiller(candidate, model, bench), session)
+    return Step(model, build_distiller(candidate, model, context), session)
 
 
 def epoch(step: Step) -> Callable[[], None]:
@@ -102,14 +102,14 @@ def epoch(step: Step) -> Callable[[], None]:
     return run
 
 
-def inputs(student: StudentSpec, bench: Bench) -> Callable[[], None]:
+def inputs(student: StudentSpec, context: TrialContext) -> Callable[[], None]:
     """Return what makes the inputs of an epoch, replayed as a step replays it."""
-    images = bench.data.train.to(_GPU)
-    preprocess = build_student(student, bench.data).preprocess
+    images = context.data.train.to(_GPU)
+    preprocess = build_student(student, context.data).preprocess
     index = torch.randperm(len(images), device=_GPU)[:_BATCH]
 
     def work() -> None:
-        preprocess(augmented(images, index, 1, seed=0, augment=bench.data.augment))
+        preprocess(augmented(images, index, 1, seed=0, augment=context.data.augment))
 
     repeated = Repeated(work, _GPU)
 

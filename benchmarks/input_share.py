@@ -27,8 +27,8 @@ def rows() -> bars.Rows:
     """Return the one row."""
     data = trials.image_data(_BATCHES)
     with TemporaryDirectory() as folder:
-        bench = trials.bench(data, trials.teacher(), Path(folder))
-        epoch = trials.epoch(trials.SMALL, "none", bench)
+        context = trials.context(data, trials.teacher(), Path(folder))
+        epoch = trials.epoch(trials.SMALL, "none", context)
         times = alternate([inputs(data), epoch], seconds=0, blocks=30, warm_up=1)
     return [
         bars.Row(

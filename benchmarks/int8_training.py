@@ -29,11 +29,11 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import lay_out, load_data
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 from kdsearch.workflows.qat import EPOCHS, fine_tune, rounded
 
 BAR = 1.0  # points
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--images", type=int, default=2000, help="validation images at most")
     made.add_argument("--epochs", type=int, default=6)
     given = made.parse_args(argv)
-    request = Request(
+    config = StudyConfig(
         data=given.data,
         teacher=given.teacher,
         teacher_weights=given.teacher_weights,
@@ -72,22 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return tell(
         "int8_training",
         __doc__,
-        lambda: measure(request, STUDENTS, epochs=given.epochs, images=given.images),
+        lambda: measure(config, STUDENTS, epochs=given.epochs, images=given.images),
         given.json,
     )
 
 
 def measure(
-    request: Request, students: Sequence[tuple[str, Params, Params]], *, epochs: int, images: int
+    config: StudyConfig, students: Sequence[tuple[str, Params, Params]], *, epochs: int, images: int
 ) -> list[Row]:
     """Return two rows a student: its int8 file as it is, and after training for 8 bits."""
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        data, request = load_data(request, out)
+        data, config = load_data(config, out)
         judged = data.val.take(torch.arange(min(images, len(data.val))))
         data = replace(data, val=judged)
-        bench = lay_out(request, data, out=out, device=_CPU)
+        context = lay_out(config, data, out=out, device=_CPU)
         for family, knobs, recipe in students:
             candidate = Candidate.from_params(
                 {"student.family": family}
@@ -97,35 +97,38 @@ def measure(
             )
             candidate = replace(candidate, distill=TAUGHT)
             wide = f" {knobs['width']}" if "width" in knobs else ""
-            found = _rows(f"{family.removeprefix('timm:')}{wide}", candidate, bench, out)
+            found = _rows(f"{family.removeprefix('timm:')}{wide}", candidate, context, out)
             print(*found, sep="\n", file=sys.stderr, flush=True)  # the next takes a minute
             rows += found
     return rows
 
 
-def _rows(case: str, candidate: Candidate, bench: Bench, out: Path) -> list[Row]:
-    student = _distilled(candidate, bench)
-    labels = torch.cat([labels for _, labels in batches(bench.data.val, _CPU)])
+def _rows(case: str, candidate: Candidate, context: TrialContext, out: Path) -> list[Row]:
+    student = _distilled(candidate, context)
+    labels = torch.cat([labels for _, labels in batches(context.data.val, _CPU)])
     started = time.perf_counter()
-    images = calibration(student, bench.data)
-    tuned = fine_tune(student, candidate, bench, images)
+    images = calibration(student, context.data)
+    tuned = fine_tune(student, candidate, context, images)
     seconds = round(time.perf_counter() - started, 1)
-    plain, trained = _written(student, bench, out / "plain"), _written(tuned, bench, out / "tuned")
+    plain, trained = (
+        _written(student, context, out / "plain"),
+        _written(tuned, context, out / "tuned"),
+    )
     said = {
-        "fp32": _logits(student, bench),
-        "plain": _said(plain[1], student, bench),
-        "tuned fp32": _logits(tuned, bench),
-        "tuned": _said(trained[1], tuned, bench),
+        "fp32": _logits(student, context),
+        "plain": _said(plain[1], student, context),
+        "tuned fp32": _logits(tuned, context),
+        "tuned": _said(trained[1], tuned, context),
     }
     right = {name: (logits.argmax(1) == labels).numpy() for name, logits in said.items()}
-    speeds = _speeds([plain[0], plain[1], trained[1]], student, bench)
+    speeds = _speeds([plain[0], plain[1], trained[1]], student, context)
     sizes = {"kB": _kilobytes(plain[1]), "fp32_kB": _kilobytes(plain[0])}
     return [
         _row(
             f"{case}, as it is",
             right["fp32"],
             right["plain"],
-            {**sizes, **speeds[0], **_agreement(student, said["plain"], said["fp32"], bench)},
+            {**sizes, **speeds[0], **_agreement(student, said["plain"], said["fp32"], context)},
         ),
         _row(
             f"{case}, trained",
@@ -133,7 +136,7 @@ def _rows(case: str, candidate: Candidate, bench: Bench, out: Path) -> list[Row]
             right["tuned"],
             {
                 **speeds[1],
-                **_agreement(tuned, said["tuned"], said["tuned fp32"], bench),
+                **_agreement(tuned, said["tuned"], said["tuned fp32"], context),
                 **_paired("plain", right["plain"], right["tuned"]),
                 # More epochs under the teacher, whatever they round: what of the gain is theirs.
                 "tuned_fp32_val": _percent(right["tuned fp32"]),
@@ -173,24 +176,24 @@ def _paired(name: str, other: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     }
 
 
-def _distilled(candidate: Candidate, bench: Bench) -> Model:
+def _distilled(candidate: Candidate, context: TrialContext) -> Model:
     torch.manual_seed(0)
-    student = build_student(candidate.student, bench.data)
+    student = build_student(candidate.student, context.data)
     session = Session(
-        data=bench.data,
+        data=context.data,
         spec=candidate.train,
         seed=0,
-        view_seed=bench.seed,
+        view_seed=context.seed,
         device=_CPU,
-        teachers=bench.outputs,
-        train=bench.train,
-        val=bench.val,
+        teachers=context.outputs,
+        train=context.train,
+        val=context.val,
     )
-    train(student, build_distiller(candidate, student, bench), session)
+    train(student, build_distiller(candidate, student, context), session)
     return student.freeze()
 
 
-def _written(student: Model, bench: Bench, folder: Path) -> tuple[Path, Path]:
+def _written(student: Model, context: TrialContext, folder: Path) -> tuple[Path, Path]:
     """Return the float32 file of a student and its int8 file."""
     folder.mkdir(exist_ok=True)
     whole, rounded_to = folder / "student.onnx", folder / "student-int8.onnx"
@@ -200,35 +203,37 @@ def _written(student: Model, bench: Bench, folder: Path) -> tuple[Path, Path]:
         network=student.network,
         input_shape=shape,
         onnx=whole,
-        calibration=lambda: calibration(student, bench.data),
+        calibration=lambda: calibration(student, context.data),
     )
     OnnxInt8().write(source, rounded_to)
     return whole, rounded_to
 
 
 @torch.no_grad()
-def _logits(student: Model, bench: Bench) -> Tensor:
-    return torch.cat([student(images) for images, _ in batches(bench.data.val, _CPU)])
+def _logits(student: Model, context: TrialContext) -> Tensor:
+    return torch.cat([student(images) for images, _ in batches(context.data.val, _CPU)])
 
 
-def _said(file: Path, student: Model, bench: Bench) -> Tensor:
+def _said(file: Path, student: Model, context: TrialContext) -> Tensor:
     run = runtimes.load("onnxruntime", file, threads=1)
-    shown = [student.preprocess(images) for images, _ in batches(bench.data.val, _CPU)]
+    shown = [student.preprocess(images) for images, _ in batches(context.data.val, _CPU)]
     return torch.cat([answer(run, images) for images in shown])
 
 
-def _agreement(student: Model, said: Tensor, whole: Tensor, bench: Bench) -> dict[str, float]:
+def _agreement(
+    student: Model, said: Tensor, whole: Tensor, context: TrialContext
+) -> dict[str, float]:
     """Return how often the file answers as its network does, and as that does while it rounds."""
-    with rounded(student.network, calibration(student, bench.data)):
-        foretold = _logits(student, bench)
+    with rounded(student.network, calibration(student, context.data)):
+        foretold = _logits(student, context)
     same = (said.argmax(1) == other.argmax(1) for other in (whole, foretold))
     as_fp32, as_rounded = (round(float(each.float().mean()), 4) for each in same)
     return {"as_its_fp32": as_fp32, "as_while_training": as_rounded}
 
 
-def _speeds(files: Sequence[Path], student: Model, bench: Bench) -> list[dict[str, float]]:
+def _speeds(files: Sequence[Path], student: Model, context: TrialContext) -> list[dict[str, float]]:
     """Return each int8 file's milliseconds an image, beside those of the first, the fp32 file."""
-    image = student.preprocess(bench.data.val.at(slice(1)))
+    image = student.preprocess(context.data.val.at(slice(1)))
     runs = [runtimes.load("onnxruntime", file, threads=1) for file in files]
     times = alternate([lambda run=run: answer(run, image) for run in runs], seconds=1.0)  # type: ignore[misc]
     return [

@@ -17,7 +17,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.data.views import augmented
 from kdsearch.models.model import Model
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 
 BAR = 0.9
 _BATCHES, _BLOCKS = 2, 7
@@ -31,13 +31,13 @@ def rows() -> bars.Rows:
 
 def _rows(folder: Path) -> Iterator[bars.Row]:
     teacher = trials.teacher()
-    bench = trials.bench(trials.image_data(_BATCHES), teacher, folder)
+    context = trials.context(trials.image_data(_BATCHES), teacher, folder)
     for student in (trials.SMALL, trials.LARGE):
         calls: list[Callable[[], object]] = [
-            trials.epoch(student, "kd", bench, source=trials.Live(teacher)),
-            trials.epoch(student, "kd", bench),
-            trials.epoch(student, "none", bench),
-            alone(teacher, bench),
+            trials.epoch(student, "kd", context, source=trials.Live(teacher)),
+            trials.epoch(student, "kd", context),
+            trials.epoch(student, "none", context),
+            alone(teacher, context),
         ]
         times = alternate(calls, seconds=0, blocks=_BLOCKS, warm_up=1)
         live, cached, plain, taught = times.cpu.T
@@ -57,9 +57,9 @@ def _rows(folder: Path) -> Iterator[bars.Row]:
         )
 
 
-def alone(teacher: Model, bench: Bench) -> Callable[[], object]:
+def alone(teacher: Model, context: TrialContext) -> Callable[[], object]:
     """Return the teacher's passes on the batches of an epoch, their views made beforehand."""
-    data = bench.data
+    data = context.data
     index = torch.arange(len(data.train))
     views = augmented(data.train, index, 1, seed=0, augment=data.augment)
     batches = torch.split(views, trials.BATCH)

@@ -23,12 +23,12 @@ from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.report.artifacts import write_derived
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study, open_study
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 
 EPOCHS = 16
-REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)
+REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
 TEACHER = {
     "name": "formula",
     "val": 0.95,
@@ -54,12 +54,12 @@ class Mark:
     report_mb: float
 
 
-def look_up(study: Study, asked: Asked) -> Outcome:
+def look_up(study: Study, proposal: Proposal) -> Outcome:
     """Return a formula's outcome: accuracy grows with the cost and hangs on the candidate."""
-    chance = random.Random(asked.digest)
-    family = asked.params["student.family"]
-    width = float(asked.params.get(f"student.{family}.width", 0.5))
-    depth = float(asked.params.get(f"student.{family}.depth", 4))
+    chance = random.Random(proposal.digest)
+    family = proposal.params["student.family"]
+    width = float(proposal.params.get(f"student.{family}.width", 0.5))
+    depth = float(proposal.params.get(f"student.{family}.depth", 4))
     flops = int(6e6 * width**2 * depth * chance.uniform(0.8, 1.2))
     cost = Cost(flops=flops, params=flops // 50, latency_ms=flops / 1e6)
     violations = study.budget.violations(cost)
@@ -94,11 +94,11 @@ def _go_on(path: Path, number: int) -> Mark:
         proposals = Proposals(study, source, on_trial=look)
         while True:
             started = time.perf_counter()
-            asked = proposals.next()
-            if asked is None:
+            proposal = proposals.next()
+            if proposal is None:
                 break
             asks.append(time.perf_counter() - started)
-            proposals.end(asked, look_up(study, asked))
+            proposals.end(proposal, look_up(study, proposal))
             ends.append(time.perf_counter())
     spans = [1e3 * (after - before) for before, after in zip(ends[-51:], ends[-50:], strict=False)]
     started = time.perf_counter()

@@ -22,7 +22,7 @@ from kdsearch import data as datasets
 from kdsearch import methods
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError
@@ -32,7 +32,7 @@ from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy, train
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
 _VAL_IMAGES = 100
@@ -55,11 +55,11 @@ def main(argv: list[str] | None = None) -> int:
             seed=0,
             device=device,
         )
-        bench = _bench(data, teacher, Path(folder), device, gigabytes=given.gigabytes)
+        context = _bench(data, teacher, Path(folder), device, gigabytes=given.gigabytes)
         chosen = given.methods or [*methods.names(), *EXTRA]
         rows = []
         for name in ["none", *(name for name in chosen if name != "none")]:
-            rows.append(_row(name, bench, given))
+            rows.append(_row(name, context, given))
             print(json.dumps(rows[-1]), flush=True)
     found = {
         "what": "test accuracy of one small student taught by cifar_resnet56, each method at its "
@@ -93,44 +93,44 @@ def _arguments() -> argparse.ArgumentParser:
 
 def _bench(
     data: ImageData, teacher: Model, folder: Path, device: torch.device, *, gigabytes: float
-) -> Bench:
+) -> TrialContext:
     feed = Feed(data.train, device)
     outputs = TeacherOutputs(teacher, feed, view_seed=0, max_bytes=int(gigabytes * 1e9))
-    return Bench(
+    return TrialContext(
         data=data,
         teachers=(teacher,),
         outputs=(outputs,),
         budget=Budget(),
         latencies=LatencyCache(folder),
-        turns=Turns(folder, str(device)),
+        device_lock=DeviceLock(folder, str(device)),
         seed=0,
         device=device,
     )
 
 
-def _row(name: str, bench: Bench, given: argparse.Namespace) -> dict[str, object]:
+def _row(name: str, context: TrialContext, given: argparse.Namespace) -> dict[str, object]:
     """Return the accuracies of one method, or why it could not be used."""
     spec = TrainSpec(epochs=given.epochs, batch_size=64, lr=given.lr)
     candidate = Candidate(student=STUDENT, distill=DistillSpec(method=name), train=spec)
     found: list[float] = []
     for seed in range(given.seeds):
         torch.manual_seed(seed)
-        student = build_student(STUDENT, bench.data)
+        student = build_student(STUDENT, context.data)
         torch.manual_seed(seed)
         try:
-            distiller = build_distiller(candidate, student.to(bench.device), bench)
+            distiller = build_distiller(candidate, student.to(context.device), context)
             session = Session(
-                data=bench.data,
+                data=context.data,
                 spec=spec,
                 seed=seed,
-                view_seed=bench.seed,
-                device=bench.device,
-                teachers=bench.outputs,
+                view_seed=context.seed,
+                device=context.device,
+                teachers=context.outputs,
             )
             train(student, distiller, session)
         except KDSearchError as error:
             return {"method": name, "refused": str(error)}
-        found.append(accuracy(student, bench.data.test, bench.device))
+        found.append(accuracy(student, context.data.test, context.device))
     return {"method": name, "test": found}
 
 

@@ -31,12 +31,12 @@ def rows() -> bars.Rows:
 
 def _rows(folder: Path) -> Iterator[bars.Row]:
     data = trials.image_data(64)
-    bench = trials.bench(data, trials.teacher().to(_GPU), folder, device=_GPU)
+    context = trials.context(data, trials.teacher().to(_GPU), folder, device=_GPU)
     for batch_size in (64, 512):
-        count = fitting(bench, batch_size=batch_size)
+        count = fitting(context, batch_size=batch_size)
         rates = np.array(
             [
-                [steps_per_second(many, bench, batch_size=batch_size) for many in (1, count)]
+                [steps_per_second(many, context, batch_size=batch_size) for many in (1, count)]
                 for _ in range(_BLOCKS)
             ]
         )

@@ -24,10 +24,10 @@ from benchmarks import bars, trials, warm_start
 from benchmarks.paired import quartiles
 from kdsearch.engines.processes import open_workers
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.study import Outcome
 from kdsearch.trials.context import lay_out, load_data
-from kdsearch.trials.trial import Bench, run_trial
+from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 1.3
 _BLOCKS = 3
@@ -42,8 +42,8 @@ def rows() -> bars.Rows:
     with TemporaryDirectory() as folder:
         pictures, _ = next(warm_start.made(Path(folder), small=_IMAGES, large=0))
         return [
-            row(Request(data=str(pictures), teacher_epochs=1), "8 trials at 32 px", epochs=1),
-            row(Request(teacher_epochs=1), "8 trials on digits, 8 px", epochs=2),
+            row(StudyConfig(data=str(pictures), teacher_epochs=1), "8 trials at 32 px", epochs=1),
+            row(StudyConfig(teacher_epochs=1), "8 trials on digits, 8 px", epochs=2),
         ]
 
 
@@ -60,15 +60,15 @@ def candidates(epochs: int) -> list[Candidate]:
     ]
 
 
-def row(request: Request, case: str, *, epochs: int) -> bars.Row:
+def row(config: StudyConfig, case: str, *, epochs: int) -> bars.Row:
     """Return the ratio of one after the other to two at a time."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        data, request = load_data(request, out)
-        bench = lay_out(request, data, out=out, device=trials.CPU)
+        data, config = load_data(config, out)
+        context = lay_out(config, data, out=out, device=trials.CPU)
         chosen = candidates(epochs)
-        with open_workers(_WORKERS, request, out=out, device=trials.CPU) as workers:
-            here = partial(run_here, bench)
+        with open_workers(_WORKERS, config, out=out, device=trials.CPU) as workers:
+            here = partial(run_here, context)
             sides: list[list[Run]] = [[here], [worker.run_trial for worker in workers]]
             for side in sides:
                 seconds(side, chosen, out)
@@ -84,9 +84,9 @@ def row(request: Request, case: str, *, epochs: int) -> bars.Row:
     )
 
 
-def run_here(bench: Bench, candidate: Candidate, directory: Path) -> Outcome:
+def run_here(context: TrialContext, candidate: Candidate, directory: Path) -> Outcome:
     """Run a trial in this process."""
-    return run_trial(candidate, bench, directory)
+    return run_trial(candidate, context, directory)
 
 
 def seconds(runs: Sequence[Run], chosen: Sequence[Candidate], folder: Path) -> float:

@@ -28,7 +28,7 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import Candidate, TrainSpec
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 Propose: TypeAlias = Callable[[optuna.Trial], Candidate]
 OnTrial: TypeAlias = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
@@ -38,7 +38,7 @@ OnTrial: TypeAlias = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 class Setting:
     """What the trials of a study share. val: batches of normalised images and labels."""
 
-    bench: Bench
+    context: TrialContext
     train: DataLoader[tuple[Tensor, int]]
     val: Sequence[Pair]
     clock: Stopwatch
@@ -46,14 +46,16 @@ class Setting:
     @property
     def teacher(self) -> Tapped:
         """Return the one teacher's network."""
-        network = self.bench.teachers[0].network
+        network = self.context.teachers[0].network
         assert isinstance(network, Tapped)
         return network
 
 
-def setting(bench: Bench, *, batch_size: int, clock: Stopwatch, workers: int = WORKERS) -> Setting:
+def setting(
+    context: TrialContext, *, batch_size: int, clock: Stopwatch, workers: int = WORKERS
+) -> Setting:
     """Return loaders of the bench's images."""
-    data, shown = bench.data, bench.teachers[0].preprocess
+    data, shown = context.data, context.teachers[0].preprocess
     loader = DataLoader(
         Tensors(data.train, mean=shown.mean, std=shown.std),
         batch_size=batch_size,
@@ -64,7 +66,7 @@ def setting(bench: Bench, *, batch_size: int, clock: Stopwatch, workers: int = W
     )
     images, labels = shown(data.val.at(slice(None))), data.val.labels
     val = list(zip(*(torch.split(part, EVAL_BATCH) for part in (images, labels)), strict=True))
-    return Setting(bench=bench, train=loader, val=val, clock=clock)
+    return Setting(context=context, train=loader, val=val, clock=clock)
 
 
 def create_study(database: Path, *, seed: int) -> optuna.Study:
@@ -87,13 +89,13 @@ def search(
     callbacks: Sequence[OnTrial] = (),
 ) -> None:
     """Run trials. prices_first: turn a student over the budget away untrained; else train all."""
-    limit = on.bench.budget.flops
+    limit = on.context.budget.flops
     assert limit is not None
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         candidate = propose(trial)
         with on.clock("building"):
-            student = build_student(candidate.student, on.bench.data)
+            student = build_student(candidate.student, on.context.data)
         with on.clock("FLOPs"):
             cost = flops(student)
         trial.set_constraint("flops", cost / limit - 1)
@@ -122,7 +124,7 @@ def train(candidate: Candidate, student: Model, on: Setting) -> float:
     spec, clock, network, teacher = candidate.train, on.clock, student.network, on.teacher
     assert on.train.batch_size == spec.batch_size
     with clock("building"):
-        distiller = build_distiller(candidate, student, on.bench)
+        distiller = build_distiller(candidate, student, on.context)
         optimizer = _optimizer([*network.parameters(), *distiller.parameters()], spec)
         steps = spec.epochs * len(on.train)
         schedule = CosineAnnealingLR(optimizer, steps)

@@ -28,9 +28,9 @@ from kdsearch.engines.dispatch import Engine, Proposals, search
 from kdsearch.engines.processes import Worker, open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study.config import Request, request_of
+from kdsearch.study.config import StudyConfig, config_of
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import UNFINISHED
 
@@ -52,13 +52,13 @@ def rows() -> bars.Rows:
     with TemporaryDirectory() as folder:
         out = Path(folder)
         given = {"teacher_epochs": 1, "space": SPACE, "budget_mflops": 100.0}
-        data, request = load_data(request_of(given), out)
-        lay_out(request, data, out=out, device=trials.CPU)
+        data, config = load_data(config_of(given), out)
+        lay_out(config, data, out=out, device=trials.CPU)
         names = (out / f"study-{number}" for number in count())
         told = []
         for block in range(_BLOCKS + 1):
             sides = (False, True) if block % 2 else (True, False)
-            seconds = {side: study(next(names), request, side) for side in sides}
+            seconds = {side: study(next(names), config, side) for side in sides}
             told.append([*seconds[False], *seconds[True]])
     local_start, local_each, local_cpu, ray_start, ray_each, ray_cpu = np.array(
         told[1:]
@@ -82,7 +82,7 @@ def rows() -> bars.Rows:
     ]
 
 
-def study(path: Path, request: Request, is_on_ray: bool) -> tuple[float, float, float]:
+def study(path: Path, config: StudyConfig, is_on_ray: bool) -> tuple[float, float, float]:
     """Return the seconds until the second trial ended, and wall and CPU seconds for each after."""
     ended: list[float] = []
     used: list[float] = []
@@ -95,7 +95,7 @@ def study(path: Path, request: Request, is_on_ray: bool) -> tuple[float, float, 
 
     began = time.perf_counter()
     with (
-        open_study(path, request, versions={}) as opened,
+        open_study(path, config, versions={}) as opened,
         there(opened) if is_on_ray else here(opened) as engine,
     ):
         engine(Proposals(opened, search(opened, n_trials=_TRIALS), on_trial=on_trial))
@@ -125,7 +125,7 @@ def here(opened: Study) -> Iterator[Engine]:
     """Give the local engine with two worker processes."""
     with open_workers(
         _WORKERS,
-        opened.request,
+        opened.config,
         out=opened.path.parent,
         device=trials.CPU,
         unfinished=opened.path / UNFINISHED,
@@ -134,11 +134,11 @@ def here(opened: Study) -> Iterator[Engine]:
         yield partial(local.run, evaluators=evaluators)
 
 
-def evaluate(opened: Study, worker: Worker, asked: Asked) -> Outcome:
+def evaluate(opened: Study, worker: Worker, proposal: Proposal) -> Outcome:
     """Run a trial in a worker, which asks at each rung, as one on Ray does."""
     return worker.run_trial(
-        Candidate.from_params(asked.params),
-        opened.directory(asked.number),
+        Candidate.from_params(proposal.params),
+        opened.directory(proposal.number),
         on_epoch=ignored,
         on_rung=ignored,
     )

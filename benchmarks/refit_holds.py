@@ -19,10 +19,10 @@ from benchmarks.paired import Ratio
 from kdsearch.hpo.statistics import Spread, spreads
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.refit import SEEDS
 from kdsearch.trials.context import lay_out, load_data
-from kdsearch.trials.trial import Bench, run_trial
+from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 0.9
 TAUGHT = DistillSpec(method="kd", temperature=2.0, alpha=0.5)
@@ -56,9 +56,9 @@ def measure(epochs: int) -> list[Row]:
     """Return the share of students whose fourth seed is inside, by the rule and without it."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        data, request = load_data(Request(data="digits"), out)
-        bench = lay_out(request, data, out=out, device=torch.device("cpu"))
-        results = np.array([_results(c, bench, out) for c in _candidates(epochs)])
+        data, config = load_data(StudyConfig(data="digits"), out)
+        context = lay_out(config, data, out=out, device=torch.device("cpu"))
+        results = np.array([_results(c, context, out) for c in _candidates(epochs)])
         return rows(results, len(data.val))
 
 
@@ -90,10 +90,10 @@ def _candidates(epochs: int) -> Iterator[Sequence[Candidate]]:
             ]
 
 
-def _results(candidates: Sequence[Candidate], bench: Bench, out: Path) -> list[float]:
+def _results(candidates: Sequence[Candidate], context: TrialContext, out: Path) -> list[float]:
     found = []
     for candidate in candidates:
-        outcome = run_trial(candidate, bench, out / "trial")
+        outcome = run_trial(candidate, context, out / "trial")
         assert outcome.val is not None, outcome.reason
         found.append(outcome.val)
     return found

@@ -16,7 +16,7 @@ from benchmarks.paired import alternate, quartiles
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study.study import Outcome
-from kdsearch.trials.trial import Bench, run_trial
+from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 0.4
 DEEPEST = {"resnet": 15, "mobilenet": 15, "convnext": 12, "vit": 12}
@@ -29,12 +29,12 @@ def rows() -> bars.Rows:
 
 
 def _rows(teacher: Model, folder: Path) -> Iterator[bars.Row]:
-    bench = trials.bench(trials.image_data(1), teacher, folder, budget=Budget(flops=1))
+    context = trials.context(trials.image_data(1), teacher, folder, budget=Budget(flops=1))
     for family, depth in DEEPEST.items():
         student = StudentSpec(family=family, knobs={"width": 1.0, "depth": depth})
         calls: list[Callable[[], object]] = [
-            rejection(student, bench, folder),
-            building_and_epoch(student, bench),
+            rejection(student, context, folder),
+            building_and_epoch(student, context),
         ]
         times = alternate(calls, seconds=0, blocks=5, warm_up=1)
         yield bars.Row(
@@ -46,15 +46,15 @@ def _rows(teacher: Model, folder: Path) -> Iterator[bars.Row]:
         )
 
 
-def rejection(student: StudentSpec, bench: Bench, folder: Path) -> Callable[[], Outcome]:
+def rejection(student: StudentSpec, context: TrialContext, folder: Path) -> Callable[[], Outcome]:
     """Return a trial of a student that no budget of one FLOP allows."""
     candidate = Candidate(student=student)
-    return lambda: run_trial(candidate, bench, folder)
+    return lambda: run_trial(candidate, context, folder)
 
 
-def building_and_epoch(student: StudentSpec, bench: Bench) -> Callable[[], object]:
+def building_and_epoch(student: StudentSpec, context: TrialContext) -> Callable[[], object]:
     """Return what a rejection saves."""
-    return lambda: trials.epoch(student, "kd", bench)()
+    return lambda: trials.epoch(student, "kd", context)()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

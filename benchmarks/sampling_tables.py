@@ -36,9 +36,9 @@ from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import suggest
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Asked, Outcome
+from kdsearch.study.study import Outcome, Proposal
 
 COUNTS = (25, 50, 100)
 MORE = 4  # how many times as many trainings random may have
@@ -247,19 +247,19 @@ def by_us(table: Table, seed: int, n: int) -> list[Student]:
     def cost_of(params: Params) -> Cost:
         return Cost(flops=round(table.look_up(params).flops), params=1)
 
-    def evaluate(asked: Asked) -> Outcome:
-        cost = cost_of(asked.params)
+    def evaluate(proposal: Proposal) -> Outcome:
+        cost = cost_of(proposal.params)
         violations = study.budget.violations(cost)
         if violations["flops"] > 0:
             return Outcome(state="infeasible", cost=cost, violations=violations)
-        trained.append(table.look_up(asked.params))
-        val = table.measured(asked.params, seed)
+        trained.append(table.look_up(proposal.params))
+        val = table.measured(proposal.params, seed)
         return Outcome(state="complete", cost=cost, violations=violations, val=val)
 
-    request = Request(space=table.text, budget_mflops=table.mflops, seed=seed)
+    config = StudyConfig(space=table.text, budget_mflops=table.mflops, seed=seed)
     with (
         TemporaryDirectory() as folder,
-        open_study(Path(folder) / "table", request, versions={}) as study,
+        open_study(Path(folder) / "table", config, versions={}) as study,
     ):
         source = search(study, n_trials=MOST_TRIALS, price=cost_of)
         local.run(Proposals(study, takewhile(lambda _: len(trained) < n, source)), [evaluate])

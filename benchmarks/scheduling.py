@@ -28,12 +28,12 @@ from kdsearch.engines.dispatch import Proposals, search
 from kdsearch.hpo.sampler import suggest
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 
 BAR = 30.0
-REQUEST = Request(space=find_space("classification-small").text, budget_mflops=20.0)
+REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
 
 
 def rows(n_trials: int = 100) -> bars.Rows:
@@ -67,8 +67,8 @@ def ours(study: Study, built: list[float]) -> Callable[[], object]:
     data = trials.image_data(1)
     chance = random.Random(0)
 
-    def evaluate(asked: Asked) -> Outcome:
-        student = Candidate.from_params(asked.params).student
+    def evaluate(proposal: Proposal) -> Outcome:
+        student = Candidate.from_params(proposal.params).student
         built.append(_ms(partial(build_student, student, data)))
         cost = Cost(flops=chance.randint(10**6, 2 * 10**7), params=10**5)
         violations = study.budget.violations(cost)

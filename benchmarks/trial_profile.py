@@ -36,7 +36,7 @@ from kdsearch.training.distiller import Distiller
 from kdsearch.training.optimizers import Optimizers
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.trials import trial
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 
 _BATCHES, _VAL_IMAGES, _EPOCHS, _BLOCKS = 8, 256, 2, 3
 # Where the package's rooms meet: what is called there counts for the part.
@@ -56,7 +56,7 @@ _SEAMS: Sequence[tuple[str, object, str]] = (
     ("backward", torch.autograd, "backward"),
     ("optimiser", Optimizers, "zero_grad"),
     ("optimiser", Optimizers, "step"),
-    ("optimiser", step.Average, "update"),
+    ("optimiser", step.ModelEma, "update"),
     ("validation", step.Validation, "__call__"),
 )
 PARTS = (*dict.fromkeys(part for part, _, _ in _SEAMS), REST)
@@ -90,29 +90,34 @@ def profiles(*, blocks: int = _BLOCKS) -> dict[str, Profile]:
     found = {}
     for student in (trials.SMALL, trials.LARGE):
         with TemporaryDirectory() as folder:
-            bench = trials.bench(data, taught_by, Path(folder), budget=budget)
+            context = trials.context(data, taught_by, Path(folder), budget=budget)
             name = trials.NAMES[student.knobs["depth"]]
-            found[name] = profile(student, bench, Path(folder), blocks=blocks)
+            found[name] = profile(student, context, Path(folder), blocks=blocks)
     return found
 
 
 def profile(
-    student: StudentSpec, bench: Bench, folder: Path, *, blocks: int, workers: int = WORKERS
+    student: StudentSpec,
+    context: TrialContext,
+    folder: Path,
+    *,
+    blocks: int,
+    workers: int = WORKERS,
 ) -> Profile:
     """Return where the time of a student's trials goes, the first of each kind left out."""
     recipe = TrainSpec(epochs=_EPOCHS, batch_size=trials.BATCH, lr=1e-3, warmup=0.0)
     candidate = Candidate(student=student, train=recipe)
-    on = peer.setting(bench, batch_size=trials.BATCH, clock=Stopwatch(), workers=workers)
+    on = peer.setting(context, batch_size=trials.BATCH, clock=Stopwatch(), workers=workers)
     theirs(candidate, on, folder / "warm.db")
-    filling = ours(candidate, bench, folder / "warm")["teacher"]
+    filling = ours(candidate, context, folder / "warm")["teacher"]
     both = []
     for block in range(blocks):
-        turns = [
+        device_lock = [
             lambda at=folder / f"{block}.db": theirs(candidate, on, at),
-            lambda at=folder / str(block): ours(candidate, bench, at),
+            lambda at=folder / str(block): ours(candidate, context, at),
         ]
         order = (1, 0) if block % 2 else (0, 1)
-        told = {place: turns[place]() for place in order}
+        told = {place: device_lock[place]() for place in order}
         both.append((told[0], told[1]))
     peers, own = zip(*both, strict=True)
     return Profile(
@@ -137,9 +142,9 @@ def theirs(candidate: Candidate, on: peer.Setting, database: Path) -> Mapping[st
     return clock.seconds
 
 
-def ours(candidate: Candidate, bench: Bench, folder: Path) -> Mapping[str, float]:
+def ours(candidate: Candidate, context: TrialContext, folder: Path) -> Mapping[str, float]:
     """Return the seconds of the parts of a trial in a study at `folder`."""
-    fresh = replace(bench, latencies=LatencyCache(folder))
+    fresh = replace(context, latencies=LatencyCache(folder))
     with open_study(folder, scheduling.REQUEST, versions={}) as study:
         clock = Stopwatch(whole=_WHOLE)
         with marked(clock):

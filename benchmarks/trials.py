@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs, Tapped
@@ -27,7 +27,7 @@ from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs
 from kdsearch.training.trainer import Epoch, train
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 BATCH, SIZE, CLASSES = 128, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -77,27 +77,27 @@ def teacher() -> Model:
     return Model("cifar_resnet56", network, student.preprocess).freeze()
 
 
-def bench(
+def context(
     data: ImageData,
     taught_by: Model,
     folder: Path,
     *,
     budget: Budget | None = None,
     device: torch.device = CPU,
-) -> Bench:
+) -> TrialContext:
     """Return what the trials of a study share; the teacher's outputs are kept below `folder`.
 
     On a CPU all steps run in float32, whatever is fastest there.
     """
     feed = Feed(data.train, device)
     disk = Disk(cache_dir=folder, data_key=data.key)
-    return Bench(
+    return TrialContext(
         data=data,
         teachers=(taught_by,),
         outputs=(TeacherOutputs(taught_by, feed, view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
-        turns=Turns(folder),
+        device_lock=DeviceLock(folder),
         seed=0,
         device=device,
         train=feed,
@@ -107,7 +107,7 @@ def bench(
 
 
 def epoch(
-    student: StudentSpec, method: str, on: Bench, *, source: TeacherSource | None = None
+    student: StudentSpec, method: str, on: TrialContext, *, source: TeacherSource | None = None
 ) -> Call:
     """Return an epoch of a student; it returns its record.
 

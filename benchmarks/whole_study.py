@@ -44,8 +44,8 @@ from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import request_of
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.config import config_of
+from kdsearch.study.loggers.base import Callback
 from kdsearch.teachers.load import load_teacher
 from kdsearch.trials.context import load_data, teacher_specs
 from kdsearch.workflows.run import Plan, run
@@ -79,7 +79,7 @@ class Task:
     size: Size
     threads: int
 
-    def request(self, seed: int) -> Mapping[str, object]:
+    def config(self, seed: int) -> Mapping[str, object]:
         """Return it as `kdsearch run` takes it."""
         return {
             "data": str(self.folder / "images"),
@@ -119,26 +119,26 @@ class Told:
 
 def ours(task: Task, seed: int, out: Path) -> Told:
     """Run `kdsearch run`; the teacher's seconds, and those of others, are summed over trials."""
-    watch = Trials()
+    callback = Trials()
     run(
-        task.request(seed),
-        watch,
+        task.config(seed),
+        callback,
         out=out,
         plan=Plan(trials=task.size.trials, device="cpu", workers=task.threads),
     )
-    ended = watch.seconds()
-    trained = [(at, record) for at, record in watch.told if record.state == "complete"]
+    ended = callback.seconds()
+    trained = [(at, record) for at, record in callback.told if record.state == "complete"]
     asking = sum(record.teacher_seconds for _, record in trained)
     working = sum(record.seconds for _, record in trained)
-    search = watch.told[-1][0]
+    search = callback.told[-1][0]
     return Told(
         points=[(at, *_values(record)) for at, record in trained],
         seconds=search,
         parts={
-            "before the first trial": watch.began,
+            "before the first trial": callback.began,
             "teacher": asking,
             "students": working - asking,
-            "others": sum(record.seconds for _, record in watch.told) - working,
+            "others": sum(record.seconds for _, record in callback.told) - working,
         },
         after_s=ended - search,
     )
@@ -151,7 +151,7 @@ def _values(record: TrialRecord) -> tuple[float, float]:
     return record.val, record.cost.flops / 1e6
 
 
-class Trials(Watch):
+class Trials(Callback):
     """Keeps the trials of a search, each with the seconds from the start to its end."""
 
     def __init__(self) -> None:
@@ -177,12 +177,12 @@ def theirs(task: Task, seed: int, out: Path, *, prices_first: bool) -> Told:
     """Run the peer's study."""
     started, clock = time.perf_counter(), Stopwatch()
     torch.manual_seed(seed)
-    request = request_of({**task.request(seed), "space": find_space(str(SPACE)).text})
-    data, _ = load_data(request, out)
-    (spec,) = teacher_specs(request)
+    config = config_of({**task.config(seed), "space": find_space(str(SPACE)).text})
+    data, _ = load_data(config, out)
+    (spec,) = teacher_specs(config)
     teacher = load_teacher(spec, data, cache_dir=out, seed=seed, device=trials.CPU)
-    bench = replace(trials.bench(data, teacher, out, budget=request.budget), seed=seed)
-    space = request.search_space()
+    context = replace(trials.context(data, teacher, out, budget=config.budget), seed=seed)
+    space = config.search_space()
     points: list[tuple[float, float, float]] = []
 
     def propose(trial: optuna.Trial) -> Candidate:
@@ -196,7 +196,7 @@ def theirs(task: Task, seed: int, out: Path, *, prices_first: bool) -> Told:
     peer.search(
         peer.create_study(out / "study.db", seed=seed),
         propose,
-        peer.setting(bench, batch_size=BATCH, clock=clock),
+        peer.setting(context, batch_size=BATCH, clock=clock),
         n_trials=task.size.trials,
         prices_first=prices_first,
         callbacks=[on_trial],

@@ -25,7 +25,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _log = logging.getLogger(__name__)
 
 
-class Measured(Generic[T]):
+class JsonCache(Generic[T]):
     """Values of a frozen dataclass, kept in a folder by a key; a damaged file is measured again."""
 
     def __init__(self, folder: Path, kind: type[T]) -> None:

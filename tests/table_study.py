@@ -11,9 +11,9 @@ from pathlib import Path
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 
 SPACE = """
 student:
@@ -29,16 +29,16 @@ train:
 # Six candidates in all, so that equal ones are soon drawn.
 SMALL_SPACE = "student: {family: {choice: {resnet: {depth: {int: [1, 3]}}, vit: {}, none: {}}}}"
 MAX_DEPTH = 15
-REQUEST = Request(space=SPACE, budget_mflops=float(MAX_DEPTH), seed=3)
+REQUEST = StudyConfig(space=SPACE, budget_mflops=float(MAX_DEPTH), seed=3)
 
 
-def opened(path: Path, request: Request = REQUEST) -> AbstractContextManager[Study]:
-    return open_study(path, request, versions={"kdsearch": "0"})
+def opened(path: Path, config: StudyConfig = REQUEST) -> AbstractContextManager[Study]:
+    return open_study(path, config, versions={"kdsearch": "0"})
 
 
-def look_up(asked: Asked) -> Outcome:
+def look_up(proposal: Proposal) -> Outcome:
     """Return one MFLOP a layer, accuracy that grows with it; a vit of one layer fails."""
-    params = asked.params
+    params = proposal.params
     family = params["student.family"]
     depth = int(params.get(f"student.{family}.depth", 2))
     cost = Cost(flops=depth * 1_000_000, params=depth * 1000, latency_ms=depth / 10)
@@ -78,12 +78,12 @@ def run_search(
     local.run(Proposals(study, source, on_trial=on_trial), evaluators)
 
 
-def run_asked(study: Study, asked: Asked, evaluate: local.Evaluate) -> TrialRecord:
+def run_asked(study: Study, proposal: Proposal, evaluate: local.Evaluate) -> TrialRecord:
     """Run one trial that the study was asked for, and return its record."""
-    local.run(Proposals(study, iter([asked])), [evaluate])
-    return study.records()[asked.number]
+    local.run(Proposals(study, iter([proposal])), [evaluate])
+    return study.records()[proposal.number]
 
 
 def tell_next(study: Study) -> TrialRecord:
-    asked = study.ask()
-    return study.tell(asked, look_up(asked))
+    proposal = study.ask()
+    return study.tell(proposal, look_up(proposal))

@@ -47,7 +47,7 @@ from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Outcome
 from kdsearch.training.step import Average
@@ -193,7 +193,7 @@ def test_quartiles_are_those_of_the_blocks():
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory):
     """Return what trials share: a batch, and a teacher whose outputs are kept."""
-    return trials.bench(
+    return trials.context(
         trials.image_data(1),
         trials.teacher(),
         tmp_path_factory.mktemp("cache"),
@@ -396,8 +396,8 @@ def test_whole_study_compares_studies_of_processes_of_their_own(tmp_path):
 
 def test_every_part_of_a_trial_is_found_in_a_profile(tmp_path):
     data = replace(trials.image_data(2), val=trials.image_set(20, seed=1))
-    bench = trials.bench(data, trials.teacher(), tmp_path, budget=Budget(flops=1e9))
-    found = trial_profile.profile(trials.SMALL, bench, tmp_path, blocks=1, workers=0)
+    context = trials.context(data, trials.teacher(), tmp_path, budget=Budget(flops=1e9))
+    found = trial_profile.profile(trials.SMALL, context, tmp_path, blocks=1, workers=0)
     assert all(ms > 0 for ms in found.ours_ms.values())
     assert [part for part, ms in found.peer_ms.items() if ms == 0] == ["latency"]
     assert found.peer_ms["teacher"] > 10 * found.ours_ms["teacher"]
@@ -427,8 +427,8 @@ def test_a_spread_that_holds_is_told_from_one_that_does_not():
 
 def test_an_int8_file_is_held_against_fp32_image_by_image():
     resnet = ("resnet", {"width": 0.125, "depth": 3}, {"lr": 0.1})
-    request = Request(data="digits", teacher_epochs=1)
-    plain, trained = int8_training.measure(request, [resnet], epochs=1, images=100)
+    config = StudyConfig(data="digits", teacher_epochs=1)
+    plain, trained = int8_training.measure(config, [resnet], epochs=1, images=100)
     assert (plain.case, trained.case) == ("resnet 0.125, as it is", "resnet 0.125, trained")
     for row in (plain, trained):
         facts = row.facts

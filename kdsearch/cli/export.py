@@ -75,11 +75,11 @@ def export(
     from kdsearch.study.config import study_path
     from kdsearch.workflows.export import export_study
 
-    with StudyConsole(quiet=quiet or as_json) as watch:
+    with StudyConsole(quiet=quiet or as_json) as callback:
         found = export_study(
             study_path(out, name),
             formats,
-            watch,
+            callback,
             out=out,
             trial=trial,
             storage=storage,

@@ -19,9 +19,9 @@ from kdsearch.cli.tables import cost_text, show
 from kdsearch.spec import UNITS, Budget, TrialRecord
 from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.ledger import name_trial
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.spend import forecast, planned_epochs
-from kdsearch.study.study import Asked
+from kdsearch.study.study import Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -42,7 +42,7 @@ class _Row:
     val: float | None = None
 
 
-class StudyConsole(Watch):
+class StudyConsole(Callback):
     """Shows a study's progress; a context, so that the live table is taken down in the end."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -113,15 +113,15 @@ class StudyConsole(Watch):
         if done:
             self.note(f"{len(done)} of {n_trials} trials are there already")
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Add a trial to those that run."""
         row = _Row(
-            what=name_trial(asked.params),
-            epochs=planned_epochs(asked.params),
-            kind=asked.kind,
+            what=name_trial(proposal.params),
+            epochs=planned_epochs(proposal.params),
+            kind=proposal.kind,
         )
         with self._lock:
-            self._running[asked.number] = row
+            self._running[proposal.number] = row
             self._beside = max(self._beside, len(self._running))
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:

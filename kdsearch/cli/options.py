@@ -164,7 +164,7 @@ Seeds = Annotated[int | None, typer.Option(help="How many seeds each has, with -
 RefitEpochs = Annotated[
     int | None, typer.Option(help="Epochs of these trainings, with --refit; as in the search.")
 ]
-Callback = Annotated[
+CallbackPath = Annotated[
     str | None,
     typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
 ]

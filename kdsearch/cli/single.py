@@ -107,18 +107,18 @@ def distill(
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate
-    from kdsearch.study.config import free_name, request_of
+    from kdsearch.study.config import config_of, free_name
     from kdsearch.workflows.distill import distill as distill_one
 
     candidate = Candidate.from_params(params)
-    with StudyConsole(quiet=quiet or as_json) as watch:
+    with StudyConsole(quiet=quiet or as_json) as callback:
         found = distill_one(
             candidate,
-            request_of(given),
+            config_of(given),
             out=out,
             name=free_name(out, f"{student}-{method}") if name is None else name,
             device=device,
-            watch=watch,
+            callback=callback,
         )
     if as_json:
         typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
@@ -178,18 +178,18 @@ def check(
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import check_tables, show
-    from kdsearch.study.config import request_of
+    from kdsearch.study.config import config_of
     from kdsearch.workflows.check import check as check_request
 
-    with StudyConsole(quiet=quiet or as_json) as watch:
+    with StudyConsole(quiet=quiet or as_json) as callback:
         checked = check_request(
-            request_of(given),
-            watch,
+            config_of(given),
+            callback,
             out=out,
             space=space,
             params=params,
             device=device,
-            on_try=watch.attempt,
+            on_try=callback.attempt,
         )
     if as_json:
         typer.echo(json.dumps(asdict(checked)))
@@ -219,12 +219,12 @@ def measure(
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate
-    from kdsearch.study.config import request_of
+    from kdsearch.study.config import config_of
     from kdsearch.workflows.distill import measure_model
 
     found = measure_model(
         Candidate.from_params(params).student,
-        request_of(only_given(target=target, threads=threads, batch=batch)),
+        config_of(only_given(target=target, threads=threads, batch=batch)),
         input_shape=shape,
         note=StudyConsole(quiet=as_json).note,
         classes=classes,

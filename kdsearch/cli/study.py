@@ -12,7 +12,7 @@ from kdsearch.cli.app import app
 from kdsearch.cli.options import (
     OUT,
     Batch,
-    Callback,
+    CallbackPath,
     Config,
     Data,
     Debug,
@@ -105,7 +105,7 @@ def run(
     gpus_per_trial: GpusPerTrial = None,
     trial_timeout: TrialTimeout = None,
     storage: Storage = None,
-    callback: Callback = None,
+    callback: CallbackPath = None,
     log: Log = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,

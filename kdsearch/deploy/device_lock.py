@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 
-class Turns:
+class DeviceLock:
     """The turns on one device, for those who share a cache folder."""
 
     def __init__(self, cache_dir: Path, device: str = "cpu") -> None:

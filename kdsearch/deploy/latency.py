@@ -10,25 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.targets import target_for, target_of
-from kdsearch.deploy.targets.base import Asked, Reference, Shape, Target
+from kdsearch.deploy.targets.base import Reference, Shape, Target, TimingRequest
 from kdsearch.deploy.timing import Latency, settle
-from kdsearch.json_cache import Measured, processor
+from kdsearch.json_cache import JsonCache, processor
 
 __all__ = ["Latency", "LatencyCache", "measure"]
 _FORM = "rounds and slow moments"  # what an entry says beside its numbers: of which protocol it is
 
 
-class LatencyCache(Measured[Latency]):
+class LatencyCache(JsonCache[Latency]):
     """Latencies measured on this host for a target, below `latency/`; `cpu` where none is given."""
 
     def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
         super().__init__(cache_dir / "latency", Latency)
         self._cache_dir = cache_dir
         self.target = target_of("cpu") if target is None else target
-        self._references = Measured(cache_dir / "references", Reference)
-        self._turns = Turns(cache_dir, self.target.shared)
+        self._references = JsonCache(cache_dir / "references", Reference)
+        self._turns = DeviceLock(cache_dir, self.target.shared)
 
     def for_runtime(self, name: str) -> LatencyCache:
         """Return that of the same host for files of a runtime: by the target if it takes them."""
@@ -54,10 +54,10 @@ class LatencyCache(Measured[Latency]):
                 path = Path(folder) / f"student{suffix}"
                 path.write_bytes(file)
                 return self.measure(path, shape=shape, dtype=dtype, limit=limit)
-        asked = Asked(file=file, shape=shape, dtype=dtype)
+        timing = TimingRequest(file=file, shape=shape, dtype=dtype)
         with self._turns.measuring():
             return settle(
-                lambda: self.target.take(asked, self._reference),
+                lambda: self.target.take(timing, self._reference),
                 self.target.patience,
                 math.inf if limit is None else limit,
             )

@@ -31,7 +31,7 @@ from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.training.distiller.recipe import parts_heard
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
@@ -55,7 +55,7 @@ def pack(
     path: Path,
     student: Model,
     candidate: Candidate,
-    request: Request,
+    config: StudyConfig,
     data: ImageData,
     *,
     cost: Cost,
@@ -94,40 +94,40 @@ def pack(
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape),
     )
-    write_text(fresh / model_card.CONFIG, config_text(candidate, request))
+    write_text(fresh / model_card.CONFIG, config_text(candidate, config))
     shutil.copyfile(PREDICT, fresh / "predict.py")
     model_card.tell(
         fresh,
         accuracy=dict(results),
-        teacher={"name": request.teacher, **teacher},
+        teacher={"name": config.teacher, **teacher},
         is_taught=bool(parts_heard(candidate.distill)),
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),
         metadata=metadata,
-        **_metrics(package, request, cost, file.stat().st_size),
+        **_metrics(package, config, cost, file.stat().st_size),
     )
     shutil.rmtree(path, ignore_errors=True)
     fresh.rename(path)
     return package
 
 
-def config_text(candidate: Candidate, request: Request) -> str:
+def config_text(candidate: Candidate, config: StudyConfig) -> str:
     """Return the YAML that `kdsearch distill --config` retrains the candidate from."""
     student, distill, train = candidate.student, candidate.distill, candidate.train
     settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
     settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
-    flags = ("method", "alpha", "weight", "temperature", "mapping", "knobs")
-    others = {k: v for k, v in unusual(distill).items() if k not in flags}
+    named = ("method", "alpha", "weight", "temperature", "mapping", "knobs")
+    others = {k: v for k, v in unusual(distill).items() if k not in named}
     settings |= {f"method.{k}": str(v) for k, v in others.items()}
     settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
-    config: dict[str, object] = {
-        "data": request.data,
-        "image_size": request.image_size,
-        "subset": request.subset,
-        "flip": request.flip,
-        "teacher": request.teacher,
-        "teacher_weights": request.teacher_weights,
-        "teacher_epochs": request.teacher_epochs,
+    flags: dict[str, object] = {
+        "data": config.data,
+        "image_size": config.image_size,
+        "subset": config.subset,
+        "flip": config.flip,
+        "teacher": config.teacher,
+        "teacher_weights": config.teacher_weights,
+        "teacher_epochs": config.teacher_epochs,
         "student": student.family,
         "resolution": student.resolution or None,
         "method": distill.method,
@@ -136,13 +136,13 @@ def config_text(candidate: Candidate, request: Request) -> str:
         "temperature": distill.temperature,
         "mapping": distill.mapping,
         "epochs": train.epochs,
-        "seed": request.seed,
-        "target": request.target,
-        "threads": request.threads,
-        "batch": request.batch,
+        "seed": config.seed,
+        "target": config.target,
+        "threads": config.threads,
+        "batch": config.batch,
     }
-    config = {name: value for name, value in config.items() if value is not None}
-    text = yaml.safe_dump({**config, "set": settings}, sort_keys=False)
+    given = {name: value for name, value in flags.items() if value is not None}
+    text = yaml.safe_dump({**given, "set": settings}, sort_keys=False)
     return f"# kdsearch distill --config config.yaml\n{text}"
 
 
@@ -182,7 +182,7 @@ def _of_data(data: ImageData) -> dict[str, object]:
     return {"name": data.name, "images": images}
 
 
-def _metrics(package: Package, request: Request, cost: Cost, size: int) -> dict[str, object]:
+def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> dict[str, object]:
     agreement, latency = package.agreement, package.latency
     return {
         "onnx": {
@@ -199,9 +199,9 @@ def _metrics(package: Package, request: Request, cost: Cost, size: int) -> dict[
             "latency_high_ms": latency.high_ms,
             "contention": latency.contention,
         },
-        "within_budget": package.is_within(request.budget),
-        "budget": asdict(request.budget),
-        "target": asdict(described(request)),
+        "within_budget": package.is_within(config.budget),
+        "budget": asdict(config.budget),
+        "target": asdict(described(config)),
         "flops": cost.flops,
         "params": cost.params,
     }

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
-from kdsearch.study.study import Asked, Outcome, Price, Study, searched
+from kdsearch.study.study import Outcome, Price, Proposal, Study, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike
@@ -32,11 +32,11 @@ class Proposals:
     def __init__(
         self,
         study: Study,
-        source: Iterator[Asked],
+        source: Iterator[Proposal],
         *,
-        on_begin: Callable[[Asked], None] | None = None,
+        on_begin: Callable[[Proposal], None] | None = None,
         on_trial: OnTrial | None = None,
-        earlier: Callable[[Asked], TrialRecord | None] | None = None,
+        earlier: Callable[[Proposal], TrialRecord | None] | None = None,
     ) -> None:
         self._study = study
         self._source = source
@@ -44,24 +44,24 @@ class Proposals:
         self._on_trial = on_trial
         self._earlier = earlier or study.earlier
         self._running: set[str] = set()
-        self._waiting: Asked | None = None
+        self._waiting: Proposal | None = None
         self._failures: list[str] = []
 
-    def next(self) -> Asked | None:
+    def next(self) -> Proposal | None:
         """Return a trial to run; None when nothing is left, or only what waits for a running one.
 
         Trials that need not run are told on the way.
         """
-        while (asked := self._waiting or next(self._source, None)) is not None:
-            self._waiting = asked if asked.digest in self._running else None
+        while (proposal := self._waiting or next(self._source, None)) is not None:
+            self._waiting = proposal if proposal.digest in self._running else None
             if self._waiting is not None:
                 return None
-            if (earlier := self._earlier(asked)) is None:
-                self._running.add(asked.digest)
+            if (earlier := self._earlier(proposal)) is None:
+                self._running.add(proposal.digest)
                 if self._on_begin is not None:
-                    self._on_begin(asked)
-                return asked
-            self._tell(asked, _reused(earlier))
+                    self._on_begin(proposal)
+                return proposal
+            self._tell(proposal, _reused(earlier))
         return None
 
     @property
@@ -69,18 +69,18 @@ class Proposals:
         """Whether a trial is left that waits for an equal running one."""
         return self._waiting is not None
 
-    def end(self, asked: Asked, outcome: Outcome) -> None:
+    def end(self, proposal: Proposal, outcome: Outcome) -> None:
         """Take how a trial ended that `next` gave.
 
         Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
         could be trained between them breaks the row, one over the budget or that was reused does
         not. Controls and refits do not count: the search is over.
         """
-        self._running.remove(asked.digest)
-        record = self._tell(asked, outcome)
+        self._running.remove(proposal.digest)
+        record = self._tell(proposal, outcome)
         if record.state in _TRAINED:
             self._failures.clear()
-        elif record.state == "failed" and not asked.kind:
+        elif record.state == "failed" and not proposal.kind:
             self._fail(record.reason)
 
     def _fail(self, reason: str) -> None:
@@ -89,15 +89,15 @@ class Proposals:
             self._failures.clear()
         self._failures.append(cause)
         if len(self._failures) == MAX_FAILURES:
-            request, path = self._study.request, self._study.path
-            log = "the log" if request.data == OBJECTIVE else path / "kdsearch.log"
+            config, path = self._study.config, self._study.path
+            log = "the log" if config.data == OBJECTIVE else path / "kdsearch.log"
             raise TrialsFailedError(
                 f"stopped: {MAX_FAILURES} trials in a row failed of one cause:\n  {reason}\n"
-                f"Details: {log}. Once that is mended, {request.goes_on(path)}"
+                f"Details: {log}. Once that is mended, {config.goes_on(path)}"
             )
 
-    def _tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
-        record = self._study.tell(asked, outcome)
+    def _tell(self, proposal: Proposal, outcome: Outcome) -> TrialRecord:
+        record = self._study.tell(proposal, outcome)
         if self._on_trial is not None:
             self._on_trial(record)
         return record
@@ -112,7 +112,7 @@ def search(
     n_trials: int,
     is_enough: Callable[[], bool] = lambda: False,
     price: Price | None = None,
-) -> Iterator[Asked]:
+) -> Iterator[Proposal]:
     """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
     That is looked at between trials: a running one is finished. price: see `Study.ask`.

@@ -18,7 +18,7 @@ from kdsearch.spec import StudentSpec, TrainSpec
 from kdsearch.training.autotune import untaught
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.step import Execution
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})
 _COUNTS = (1, 2, 4, 8)
@@ -27,17 +27,17 @@ _SECONDS = 0.4
 _STEPS = 16  # of an epoch
 
 
-def fitting(bench: Bench, *, batch_size: int = TrainSpec().batch_size) -> int:
+def fitting(context: TrialContext, *, batch_size: int = TrainSpec().batch_size) -> int:
     """Return how many trials run at a time: one a core, or the number that is fastest on a GPU.
 
     About two seconds on a GPU, with a small student without a teacher on images of the study.
     """
-    if bench.device.type == "cpu":
+    if context.device.type == "cpu":
         return len(os.sched_getaffinity(0))
     best, found = 0.0, 1
     for count in _COUNTS:
         try:
-            rate = steps_per_second(count, bench, batch_size=batch_size)
+            rate = steps_per_second(count, context, batch_size=batch_size)
         except torch.OutOfMemoryError:
             break
         if rate < _GAIN * best:
@@ -46,25 +46,25 @@ def fitting(bench: Bench, *, batch_size: int = TrainSpec().batch_size) -> int:
     return found
 
 
-def steps_per_second(count: int, bench: Bench, *, batch_size: int) -> float:
+def steps_per_second(count: int, context: TrialContext, *, batch_size: int) -> float:
     """Return how many steps so many trainings side by side take, all together."""
     start = threading.Barrier(count)
     with ThreadPoolExecutor(count) as pool:
-        told = [pool.submit(_rate, bench, start, batch_size) for _ in range(count)]
+        told = [pool.submit(_rate, context, start, batch_size) for _ in range(count)]
     for error in (rate.exception() for rate in told):
         if error is not None and not isinstance(error, threading.BrokenBarrierError):
             raise error
     return sum(rate.result() for rate in told)
 
 
-def _rate(bench: Bench, start: threading.Barrier, batch_size: int) -> float:
+def _rate(context: TrialContext, start: threading.Barrier, batch_size: int) -> float:
     """Return the steps a second of one training, begun together with the others."""
-    with own_stream(bench.device):
+    with own_stream(context.device):
         try:
             step = untaught(
-                build_student(STUDENT, bench.data),
-                bench.data,
-                bench.device,
+                build_student(STUDENT, context.data),
+                context.data,
+                context.device,
                 steps=_STEPS,
                 batch_size=batch_size,
                 execution=Execution(),

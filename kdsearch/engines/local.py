@@ -12,10 +12,10 @@ from threading import Thread
 from typing import TypeAlias
 
 from kdsearch.engines.dispatch import Proposals
-from kdsearch.study.study import Asked, Outcome
+from kdsearch.study.study import Outcome, Proposal
 
-Evaluate: TypeAlias = Callable[[Asked], Outcome]
-_Ended: TypeAlias = "SimpleQueue[tuple[Asked, Evaluate, Outcome | BaseException]]"
+Evaluate: TypeAlias = Callable[[Proposal], Outcome]
+_Ended: TypeAlias = "SimpleQueue[tuple[Proposal, Evaluate, Outcome | BaseException]]"
 
 
 def run(proposals: Proposals, evaluators: Sequence[Evaluate]) -> None:
@@ -29,31 +29,31 @@ def run(proposals: Proposals, evaluators: Sequence[Evaluate]) -> None:
     if len(evaluators) > 1:
         _run_beside(proposals, evaluators)
         return
-    while (asked := proposals.next()) is not None:
-        proposals.end(asked, evaluators[0](asked))
+    while (proposal := proposals.next()) is not None:
+        proposals.end(proposal, evaluators[0](proposal))
 
 
 def _run_beside(proposals: Proposals, evaluators: Sequence[Evaluate]) -> None:
     free = list(evaluators)
     ended: _Ended = SimpleQueue()
     while True:
-        while free and (asked := proposals.next()) is not None:
+        while free and (proposal := proposals.next()) is not None:
             # A daemon: an interrupted run does not wait for it.
-            Thread(target=_evaluate, args=(asked, free.pop(0), ended), daemon=True).start()
+            Thread(target=_evaluate, args=(proposal, free.pop(0), ended), daemon=True).start()
         if len(free) == len(evaluators):
             return
-        asked, evaluate, outcome = ended.get()
+        proposal, evaluate, outcome = ended.get()
         if isinstance(outcome, BaseException):
             raise outcome
         free.append(evaluate)
-        proposals.end(asked, outcome)
+        proposals.end(proposal, outcome)
 
 
-def _evaluate(asked: Asked, evaluate: Evaluate, ended: _Ended) -> None:
+def _evaluate(proposal: Proposal, evaluate: Evaluate, ended: _Ended) -> None:
     """Put into the queue how a trial ended; what is raised is raised again by the driver."""
     outcome: Outcome | BaseException
     try:
-        outcome = evaluate(asked)
+        outcome = evaluate(proposal)
     except BaseException as error:
         outcome = error
-    ended.put((asked, evaluate, outcome))
+    ended.put((proposal, evaluate, outcome))

@@ -31,12 +31,12 @@ import torch
 
 from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.spec import Candidate
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import Outcome
 from kdsearch.training.trainer import Epoch, OnEpoch
 from kdsearch.trials.context import lay_out, load_data
-from kdsearch.trials.trial import Bench, run_trial
+from kdsearch.trials.trial import TrialContext, run_trial
 
 _READY = "ready"
 # What a worker tells: that it is ready, each epoch and how many there will be, a rung, at which it
@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(
         self,
-        request: Request,
+        config: StudyConfig,
         *,
         out: Path,
         device: torch.device,
@@ -65,7 +65,7 @@ class Worker:
         threads: int = 1,
         timeout: float | None = None,
     ) -> None:
-        self._given = request, out, device, unfinished, threads
+        self._given = config, out, device, unfinished, threads
         self._timeout = math.inf if timeout is None else timeout
         self._until = math.inf
         self._process: SpawnProcess | None = None
@@ -177,7 +177,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 @contextmanager
 def open_workers(
     count: int,
-    request: Request,
+    config: StudyConfig,
     *,
     out: Path,
     device: torch.device,
@@ -188,7 +188,7 @@ def open_workers(
     """Give that many workers, and stop them in the end."""
     one = partial(
         Worker,
-        request,
+        config,
         out=out,
         device=device,
         unfinished=unfinished,
@@ -205,7 +205,7 @@ def open_workers(
 
 def _work(
     pipe: _Pipe,
-    request: Request,
+    config: StudyConfig,
     out: Path,
     device: torch.device,
     unfinished: Path | None,
@@ -219,12 +219,12 @@ def _work(
     logger.addHandler(_ToDriver(pipe))
     with suppress(EOFError, ConnectionError):  # the driver is gone
         try:
-            _serve(pipe, replace(bench_of(request, out, device), unfinished=unfinished))
+            _serve(pipe, replace(bench_of(config, out, device), unfinished=unfinished))
         except KDSearchError as error:
             pipe.send(error)
 
 
-def _serve(pipe: _Pipe, bench: Bench) -> None:
+def _serve(pipe: _Pipe, context: TrialContext) -> None:
     def on_rung(rung: Rung) -> str | None:
         pipe.send(rung)
         answer = pipe.recv()
@@ -236,7 +236,7 @@ def _serve(pipe: _Pipe, bench: Bench) -> None:
         given = pipe.recv()
         assert isinstance(given, tuple)
         told = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
-        pipe.send(told(given[0], bench, given[1]))
+        pipe.send(told(given[0], context, given[1]))
 
 
 class _ToDriver(logging.Handler):
@@ -255,12 +255,12 @@ class _ToDriver(logging.Handler):
         )
 
 
-def bench_of(request: Request, out: Path, device: torch.device) -> Bench:
+def bench_of(config: StudyConfig, out: Path, device: torch.device) -> TrialContext:
     """Lay out the bench of a study that has begun. Raises StudyError where its images changed."""
-    data, found = load_data(request, out)
-    if found != request:
-        raise StudyError(f"{request.data} has changed since the study began")
-    return lay_out(request, data, out=out, device=device)
+    data, found = load_data(config, out)
+    if found != config:
+        raise StudyError(f"{config.data} has changed since the study began")
+    return lay_out(config, data, out=out, device=device)
 
 
 def _end_with_driver() -> None:

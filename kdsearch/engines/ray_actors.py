@@ -26,11 +26,11 @@ from kdsearch.engines.dispatch import Engine
 from kdsearch.engines.processes import bench_of
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 from kdsearch.training.trainer import Epoch
-from kdsearch.trials.trial import UNFINISHED, Bench, run_trial
+from kdsearch.trials.trial import UNFINISHED, TrialContext, run_trial
 
 if TYPE_CHECKING:
     from kdsearch.engines.ray_tune import Evaluate, Report
@@ -90,10 +90,10 @@ def open_actors(
     """Give what runs that many trials at a time on Ray, or as many as it has room for."""
     from kdsearch.engines import ray_cluster, ray_tune
 
-    def told(asked: Asked, epoch: Epoch, epochs: int) -> None:
-        on_epoch(asked.number, epoch, epochs)
+    def told(proposal: Proposal, epoch: Epoch, epochs: int) -> None:
+        on_epoch(proposal.number, epoch, epochs)
 
-    def judged(_: Asked, rung: Rung) -> str | None:
+    def judged(_: Proposal, rung: Rung) -> str | None:
         return on_rung(rung)
 
     sign = uuid.uuid4().hex
@@ -101,7 +101,7 @@ def open_actors(
     write_text(study.path / UNFINISHED / _SIGN, sign)
     start = partial(
         _start,
-        study.request,
+        study.config,
         study.path.absolute(),
         folder=Path.cwd(),
         device=device if device.type == "cpu" else torch.device(device.type, 0),
@@ -127,15 +127,15 @@ def open_actors(
 
 
 def _start(
-    request: Request, study: Path, *, folder: Path, device: torch.device, sign: str
+    config: StudyConfig, study: Path, *, folder: Path, device: torch.device, sign: str
 ) -> Evaluate:
     """Return what runs trials in an actor: lay out the bench, as every node can from the cache."""
     _go_to(folder)
     _require_shared(study, sign)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    bench = bench_of(request, study.parent, device)
-    return partial(_evaluate, replace(bench, unfinished=study / UNFINISHED), study)
+    context = bench_of(config, study.parent, device)
+    return partial(_evaluate, replace(context, unfinished=study / UNFINISHED), study)
 
 
 def _go_to(folder: Path) -> None:
@@ -158,11 +158,11 @@ def _require_shared(study: Path, sign: str) -> None:
         )
 
 
-def _evaluate(bench: Bench, study: Path, asked: Asked, report: Report) -> Outcome:
+def _evaluate(context: TrialContext, study: Path, proposal: Proposal, report: Report) -> Outcome:
     return run_trial(
-        Candidate.from_params(asked.params),
-        bench,
-        study / "trials" / f"{asked.number:06d}",
+        Candidate.from_params(proposal.params),
+        context,
+        study / "trials" / f"{proposal.number:06d}",
         on_epoch=report.progress,
-        on_rung=None if asked.kind else report.rung,
+        on_rung=None if proposal.kind else report.rung,
     )

@@ -34,7 +34,7 @@ from kdsearch.engines.dispatch import Proposals
 from kdsearch.engines.ray_cluster import quiet
 from kdsearch.errors import StudyError
 from kdsearch.study.early_stopping import Rung
-from kdsearch.study.study import Asked, Outcome
+from kdsearch.study.study import Outcome, Proposal
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ class Report(Protocol):
         """Ask the driver's `on_rung` why the trial is to stop there, or None; waits for it."""
 
 
-Evaluate: TypeAlias = Callable[[Asked, Report], Outcome]
+Evaluate: TypeAlias = Callable[[Proposal, Report], Outcome]
 Start: TypeAlias = Callable[[], Evaluate]
 OnProgress: TypeAlias = Callable[..., None]
-OnRung: TypeAlias = Callable[[Asked, Rung], "str | None"]
+OnRung: TypeAlias = Callable[[Proposal, Rung], "str | None"]
 
 
 def run(
@@ -132,10 +132,10 @@ class _Actor(tune.Trainable):
     def setup(  # type: ignore[override]  # `with_parameters` adds it
         self, config: dict[str, Any], *, start: Start, timeout: float | None
     ) -> None:
-        self._asked: SimpleQueue[Asked] = SimpleQueue()
+        self._asked: SimpleQueue[Proposal] = SimpleQueue()
         self._said: SimpleQueue[_Said] = SimpleQueue()
         self._answers: SimpleQueue[str | None] = SimpleQueue()
-        self._next: Asked | None = config["asked"]
+        self._next: Proposal | None = config["asked"]
         self._timeout = timeout
         self._began = math.inf  # the trial in the other thread
         self._is_hung = False
@@ -189,9 +189,9 @@ class _Actor(tune.Trainable):
         try:
             evaluate = start()
             while True:
-                asked = self._asked.get()
+                proposal = self._asked.get()
                 self._began = time.monotonic()
-                outcome = evaluate(asked, self)
+                outcome = evaluate(proposal, self)
                 self._began = math.inf
                 self._said.put(outcome)
         except BaseException as error:  # nobody waits for a thread
@@ -234,11 +234,11 @@ class _Search(Searcher):
     ) -> None:
         super().__init__()
         self.error: BaseException | None = None
-        self.running: dict[str, Asked] = {}
+        self.running: dict[str, Proposal] = {}
         self._proposals = proposals
         self._on_rung = on_rung
         self._on_progress = on_progress
-        self._again: list[Asked] = []
+        self._again: list[Proposal] = []
         self._deaths: defaultdict[int, dict[str | None, str]] = defaultdict(dict)
 
     def suggest(  # type: ignore[override]  # Ray's own annotation forgets FINISHED
@@ -246,10 +246,10 @@ class _Search(Searcher):
     ) -> dict[str, Any] | str | None:
         """Return the next trial; None while only running ones can bring more."""
         with self._kept_error():
-            asked = self._again.pop() if self._again else self._proposals.next()
-        if asked is not None:
-            self.running[trial_id] = asked
-            return {"asked": asked}
+            proposal = self._again.pop() if self._again else self._proposals.next()
+        if proposal is not None:
+            self.running[trial_id] = proposal
+            return {"asked": proposal}
         return None if self.running else str(Searcher.FINISHED)
 
     def on_trial_complete(
@@ -261,22 +261,22 @@ class _Search(Searcher):
         it takes the actor's death and the failed call for two failures, and the second finds the
         trial pending. Such a trial is suggested again.
         """
-        asked = self.running.pop(trial_id)
+        proposal = self.running.pop(trial_id)
         if not error:
             assert result is not None
             outcome = result["said"][-1]
-        elif len(deaths := list(self._deaths[asked.number].values())) <= RETRIES:
-            self._again.append(asked)
+        elif len(deaths := list(self._deaths[proposal.number].values())) <= RETRIES:
+            self._again.append(proposal)
             return
         else:
             reason = f"its Ray actor died {len(deaths)} times: {deaths[-1]}"
             outcome = Outcome(state="failed", reason=reason)
         with self._kept_error():
-            self._proposals.end(asked, outcome)
+            self._proposals.end(proposal, outcome)
 
     def lost(self, trial_id: str, error: Exception) -> None:
         """Note that the actor of a trial died; one that cannot begin at all ends the run."""
-        asked = self.running[trial_id]
+        proposal = self.running[trial_id]
         if not isinstance(error, RayActorError):
             self.error = error
         elif error.actor_init_failed:
@@ -284,13 +284,13 @@ class _Search(Searcher):
             self.error = StudyError(
                 f"a Ray actor cannot start: {cause}; is the same kdsearch on every node?"
             )
-        elif error.actor_id not in self._deaths[asked.number]:
-            self._deaths[asked.number][error.actor_id] = _cause(error)
-            _log.warning("the Ray actor of trial %d died: %s", asked.number, error)
+        elif error.actor_id not in self._deaths[proposal.number]:
+            self._deaths[proposal.number][error.actor_id] = _cause(error)
+            _log.warning("the Ray actor of trial %d died: %s", proposal.number, error)
 
     def heard(self, trial_id: str, said: list[_Said]) -> Rung | None:
         """Take what the actor of a trial said; return the rung that it waits at."""
-        asked = self.running[trial_id]
+        proposal = self.running[trial_id]
         for what in said:
             if isinstance(what, _Raised):
                 self.error = what.error
@@ -298,7 +298,7 @@ class _Search(Searcher):
                 logging.getLogger(what.name).handle(what)
             elif isinstance(what, _Progress) and self._on_progress is not None:
                 with self._kept_error():
-                    self._on_progress(asked, *what.what)
+                    self._on_progress(proposal, *what.what)
         return said[-1] if said and isinstance(said[-1], Rung) else None
 
     def judged(self, trial_id: str, rung: Rung) -> str | None:

@@ -20,7 +20,7 @@ from kdsearch.errors import StudyError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.spend import runs_of
 from kdsearch.study.study import Study, searched
 from kdsearch.study.summary import (
@@ -55,7 +55,7 @@ def summarise(study: Study) -> Summary:
     return Summary(
         study=study.name,
         budget=study.budget,
-        target=described(study.request),
+        target=described(study.config),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
         counts=count_states(records),
         front=tuple(_entry(record, test) for record in front),
@@ -74,8 +74,8 @@ def summarise(study: Study) -> Summary:
         ),
         shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
         images=Images(**cast("dict[str, int]", facts.get("images", {}))),
-        stopping=study.request.stopping,
-        min_accuracy=study.request.min_accuracy,
+        stopping=study.config.stopping,
+        min_accuracy=study.config.min_accuracy,
     )
 
 
@@ -106,20 +106,20 @@ def write_derived(study: Study) -> Summary:
 
 def _command(study: Study) -> str:
     """Return a command line that makes this study again, or goes on with it where it lies."""
-    asked = {**study.request.changes(Request()), "out": (str(study.path.parent), "results")}
+    asked = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
     flags = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, (value, default) in asked.items()
         if name not in _NO_FLAGS and value != default
     ]
-    if study.request.storage is not None:  # the password is in PGPASSWORD
-        flags.append(f"--storage {shlex.quote(study.request.storage.replace(':***@', '@'))}")
+    if study.config.storage is not None:  # the password is in PGPASSWORD
+        flags.append(f"--storage {shlex.quote(study.config.storage.replace(':***@', '@'))}")
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}
-    space = next((n for n, text in texts.items() if text == study.request.space), str(study.path))
-    if space != study.request.data:
+    space = next((n for n, text in texts.items() if text == study.config.space), str(study.path))
+    if space != study.config.data:
         flags.append(f"--space {shlex.quote(space)}")
-    if study.request.flip is not None:
-        flags.append("--flip" if study.request.flip else "--no-flip")
+    if study.config.flip is not None:
+        flags.append("--flip" if study.config.flip else "--no-flip")
     trials = study.facts().get("trials")
     flags += [f"--trials {trials}"] if trials else []
     flat_after = study.facts().get("flat_after")

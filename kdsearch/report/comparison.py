@@ -68,7 +68,7 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
     latencies of different targets. Raises SpecError where they trade different ones and none is
     named, for such latencies, and where a study has no complete trial of known cost on it.
     """
-    targets = str(described(one.request)), str(described(other.request))
+    targets = str(described(one.config)), str(described(other.config))
     axis = axis or _shared_axis(one, other, is_one_target=targets[0] == targets[1])
     if axis not in UNITS:
         raise SpecError(f"--axis {axis!r}: expected one of {', '.join(UNITS)}")
@@ -91,13 +91,13 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
         _side(study, front, reference, whole)
         for study, front in zip((one, other), fronts, strict=True)
     ]
-    changed = one.request.changes(other.request).keys() - {"storage_study"}  # two never share it
+    changed = one.config.changes(other.config).keys() - {"storage_study"}  # two never share it
     return Comparison(
         axis=axis,
         reference=reference,
         sides=(sides[0], sides[1]),
         targets=targets,
-        differs=tuple(sorted(one.request.typed(name) for name in changed)),
+        differs=tuple(sorted(one.config.typed(name) for name in changed)),
     )
 
 

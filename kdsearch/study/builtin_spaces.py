@@ -21,7 +21,7 @@ from kdsearch.space import (
     parse_space,
 )
 from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, TrainSpec, make
-from kdsearch.study.config import read_request
+from kdsearch.study.config import read_config
 
 _HERE = Path(__file__).parents[1]
 # Inside a wheel the folder lies in the package; in a checkout, beside it.
@@ -52,7 +52,7 @@ def find_space(name: str) -> SearchSpace:
     """
     known = builtin()
     path = known.get(name, Path(name))
-    if path.is_dir() and (study := read_request(path)) is not None:
+    if path.is_dir() and (study := read_config(path)) is not None:
         return parse_space(study.space, source=str(path / "study.yaml"), check=check_space)
     if not path.is_file():
         hint = did_you_mean(name, known)

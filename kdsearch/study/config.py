@@ -39,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class StudyConfig:
     """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
 
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
@@ -144,7 +144,7 @@ class Request:
         space = parse_space(self.space)
         return space if self.epochs is None else space.fixed("train.epochs", self.epochs)
 
-    def changes(self, other: Request) -> dict[str, tuple[object, object]]:
+    def changes(self, other: StudyConfig) -> dict[str, tuple[object, object]]:
         """Return what differs: name -> (here, there)."""
         names = (item.name for item in fields(self))
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
@@ -180,7 +180,7 @@ def resume_command(path: Path) -> str:
     return f"kdsearch run --name {path.name}{out}"
 
 
-def read_request(path: Path) -> Request | None:
+def read_config(path: Path) -> StudyConfig | None:
     """Return what `study.yaml` says, None where there is none yet. Raises StudyError."""
     file = path / "study.yaml"
     if not file.exists():
@@ -188,7 +188,7 @@ def read_request(path: Path) -> Request | None:
     try:
         kept = yaml.safe_load(file.read_text(encoding="utf-8"))
         kept.pop("versions")
-        return TypeAdapter(Request).validate_json(json.dumps(kept), strict=True)
+        return TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(
@@ -196,14 +196,14 @@ def read_request(path: Path) -> Request | None:
         ) from error
 
 
-def request_of(given: Mapping[str, object], start: Request | None = None) -> Request:
+def config_of(given: Mapping[str, object], start: StudyConfig | None = None) -> StudyConfig:
     """Return `start`, or the default request, with what the user gave; a subset of 0 is none."""
     if given.get("subset") == 0:
         given = {**given, "subset": None}
-    return replace(start or Request(), **given)  # type: ignore[arg-type]
+    return replace(start or StudyConfig(), **given)  # type: ignore[arg-type]
 
 
-def refuse_changes(name: str, old: Request, new: Request) -> None:
+def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:
     """Raise StudyError, showing the differences, unless both requests are the same."""
     changed = old.changes(new)
     if changed:
@@ -217,13 +217,13 @@ def refuse_changes(name: str, old: Request, new: Request) -> None:
         raise StudyError(f"the study {name!r} was started with another request:\n{lines}\n{advice}")
 
 
-def refuse_sampler(request: Request) -> None:
+def refuse_sampler(config: StudyConfig) -> None:
     """Raise SpecError where the sampler of a request would not see what it must learn from.
 
     NSGA-II and GP pass over trials that Optuna calls pruned: stopped, or turned away untrained; and
     over every dimension that not all trials have. GP proposes what was turned away again.
     """
-    name, budget = request.sampler, request.budget
+    name, budget = config.sampler, config.budget
     if name not in ("nsga2", "gp"):
         return
     limits = [] if budget.latency_ms is None else ["budget_ms"]
@@ -231,20 +231,20 @@ def refuse_sampler(request: Request) -> None:
         limits += ["budget_mflops"] if budget.flops is not None else []
         limits += ["budget_mparams"] if budget.params is not None else []
     over = "it learns nothing from what is over"
-    reasons = [f"{over} {request.typed(limit)}" for limit in limits]
-    if request.stopping != "off":
-        ended = f"{request.typed('stopping')} {request.stopping}"
+    reasons = [f"{over} {config.typed(limit)}" for limit in limits]
+    if config.stopping != "off":
+        ended = f"{config.typed('stopping')} {config.stopping}"
         reasons.append(f"it learns nothing from trials that {ended} ends")
-    owners = [n for n, dim in request.search_space().all_dims() if _owns_dims(dim)]
+    owners = [n for n, dim in config.search_space().all_dims() if _owns_dims(dim)]
     if owners:
         shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
-        flat = "" if request.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
+        flat = "" if config.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
         reasons.append(
             f"it draws what the options of {shown} own at random: it needs a space in which no "
             f"option owns dimensions{flat}"
         )
     if reasons:
-        sampler = request.typed("sampler")
+        sampler = config.typed("sampler")
         raise SpecError(
             f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
             "for tpe, or change that"

@@ -35,7 +35,7 @@ class Judge:
         self._images = images
         self._earlier = [replace(curve, is_rival=False) for curve in earlier]
         self._ended: dict[int, Curve] = {}
-        self.mode = study.request.stopping
+        self.mode = study.config.stopping
 
     def __call__(self, rung: Rung) -> str | None:
         """Return why the trial is to stop there, or None."""
@@ -60,7 +60,7 @@ def foretelling(study: Study, earlier: Study) -> list[Curve]:
 
     None where it saw other images, or traded another cost.
     """
-    one, other = study.request, earlier.request
+    one, other = study.config, earlier.config
     is_alike = (one.data_key, one.image_size) == (other.data_key, other.image_size)
     return curves_of(earlier) if is_alike and one.budget.axis() == other.budget.axis() else []
 

@@ -15,7 +15,7 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.space import Params
 from kdsearch.spec import Budget, TrialRecord
 from kdsearch.study.lease import Holder
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.progress import PROGRESS, Progress, Running, read_progress, write_progress
 from kdsearch.study.spend import (
     ENDED,
@@ -27,7 +27,7 @@ from kdsearch.study.spend import (
     planned_epochs,
     runs_of,
 )
-from kdsearch.study.study import Asked, Study
+from kdsearch.study.study import Proposal, Study
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _EVERY = 1.0  # second between two writes of the file
 
 
-class Ledger(Watch):
+class Ledger(Callback):
     """Keeps the account of one run; a context, which closes it. A killed run's is taken over.
 
     started: by `time.perf_counter`. What a killed run took is known to the last epoch it told.
@@ -87,17 +87,17 @@ class Ledger(Watch):
         with self._lock:
             self._write()
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Add a running trial."""
         began = Running(
-            number=asked.number,
-            what=name_trial(asked.params),
-            epochs=planned_epochs(asked.params),
+            number=proposal.number,
+            what=name_trial(proposal.params),
+            epochs=planned_epochs(proposal.params),
             began=time.time(),
-            kind=asked.kind,
+            kind=proposal.kind,
         )
         with self._lock:
-            self._running[asked.number] = began
+            self._running[proposal.number] = began
             beside = max(self._progress.beside, len(self._running))
             self._progress = replace(self._progress, beside=beside)
             self._write_in_time()

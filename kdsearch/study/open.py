@@ -12,7 +12,7 @@ import yaml
 
 from kdsearch.atomic import write_text
 from kdsearch.errors import StudyError
-from kdsearch.study.config import Request, read_request, refuse_changes, refuse_sampler
+from kdsearch.study.config import StudyConfig, read_config, refuse_changes, refuse_sampler
 from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
@@ -22,7 +22,7 @@ from kdsearch.study.study import Digest, Study, candidate_digest
 @contextmanager
 def open_study(
     path: Path,
-    request: Request,
+    config: StudyConfig,
     *,
     versions: Mapping[str, str],
     storage: str | None = None,
@@ -34,29 +34,29 @@ def open_study(
     Raises StudyError when the request differs from the one the study was started with (the
     differences are shown), when another driver holds it, or when its store is damaged.
     """
-    with _locked(path, request):
-        old = read_request(path)
+    with _locked(path, config):
+        old = read_config(path)
         if old is None:
-            refuse_sampler(request)
+            refuse_sampler(config)
             if (path / "study.db").exists():
                 raise StudyError(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "
-                    f"restore it, or start again with another {request.typed('name')}"
+                    f"restore it, or start again with another {config.typed('name')}"
                 )
-            content = {**asdict(request), "versions": dict(versions)}
+            content = {**asdict(config), "versions": dict(versions)}
             write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
-            refuse_changes(path.name, old, request)
-        kept = storage_of(path, request.storage, request.storage_study, storage)
-        with _driven(path, kept, request) as store:
-            yield Study(path, request, store, digest=digest)
+            refuse_changes(path.name, old, config)
+        kept = storage_of(path, config.storage, config.storage_study, storage)
+        with _driven(path, kept, config) as store:
+            yield Study(path, config, store, digest=digest)
 
 
 @contextmanager
-def _driven(path: Path, storage: Storage, request: Request) -> Iterator[Store]:
+def _driven(path: Path, storage: Storage, config: StudyConfig) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
     with _telling_to_open(storage):
-        store = Store(storage, metrics=("accuracy", request.budget.axis()))
+        store = Store(storage, metrics=("accuracy", config.budget.axis()))
     try:
         with store.held(str(path), is_locked=storage.is_inside):
             with _telling_to_open(storage):
@@ -66,17 +66,17 @@ def _driven(path: Path, storage: Storage, request: Request) -> Iterator[Store]:
     except STORE_ERRORS as error:
         raise StudyError(
             f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
-            f"{request.goes_on(path)}"
+            f"{config.goes_on(path)}"
         ) from error
 
 
 def load_study(path: Path, storage: str | None = None) -> Study:
     """Open a study to read it; another process may be running it. storage: see `open_study`."""
-    request, kept = find_storage(path, storage)
+    config, kept = find_storage(path, storage)
     with _telling_to_open(kept):
-        store = Store(kept, metrics=("accuracy", request.budget.axis()))
+        store = Store(kept, metrics=("accuracy", config.budget.axis()))
         store.load()
-    return Study(path, request, store)
+    return Study(path, config, store)
 
 
 def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
@@ -89,42 +89,42 @@ def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
     ]
 
 
-def refuse_driven(path: Path, request: Request, storage: str | None) -> None:
+def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
     """Raise StudyError where another driver has the study, before anything is loaded.
 
     Nothing is written. `open_study` looks again.
     """
     if (path / ".lock").exists():
-        with _locked(path, request):
+        with _locked(path, config):
             pass
-    kept_url(storage, request.storage, is_new=False)
-    kept = storage_of(path, request.storage, request.storage_study, storage)
+    kept_url(storage, config.storage, is_new=False)
+    kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside or (path / "study.db").is_file():
         with _telling_to_open(kept):
             require_free(kept, where=str(path))
 
 
-def reach(path: Path, request: Request, storage: str | None) -> None:
+def reach(path: Path, config: StudyConfig, storage: str | None) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
-    kept = storage_of(path, request.storage, request.storage_study, storage)
+    kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:
         with _telling_to_open(kept):
-            Store(kept, metrics=("accuracy", request.budget.axis()))
+            Store(kept, metrics=("accuracy", config.budget.axis()))
 
 
-def find_storage(path: Path, storage: str | None = None) -> tuple[Request, Storage]:
+def find_storage(path: Path, storage: str | None = None) -> tuple[StudyConfig, Storage]:
     """Return the request of the study at `path` and where its trials are."""
-    request = read_request(path)
-    if request is None or (request.storage is None and not (path / "study.db").is_file()):
+    config = read_config(path)
+    if config is None or (config.storage is None and not (path / "study.db").is_file()):
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
-    kept_url(storage, request.storage, is_new=False)
-    return request, storage_of(path, request.storage, request.storage_study, storage)
+    kept_url(storage, config.storage, is_new=False)
+    return config, storage_of(path, config.storage, config.storage_study, storage)
 
 
 @contextmanager
-def _locked(path: Path, request: Request) -> Iterator[None]:
+def _locked(path: Path, config: StudyConfig) -> Iterator[None]:
     """Hold the lock on the study's folder, which is made where there is none."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _locked(path: Path, request: Request) -> Iterator[None]:
         except OSError:
             raise StudyError(
                 f"{path} is being run by another process; wait for it, or give another "
-                f"{request.typed('name')}"
+                f"{config.typed('name')}"
             ) from None
         yield
 

@@ -17,7 +17,7 @@ from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.study.study import Asked, Study, candidate_digest
+from kdsearch.study.study import Proposal, Study, candidate_digest
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 
 FACT = "refit"  # the name of the study's fact
@@ -101,7 +101,7 @@ def _knee(study: Study, front: Sequence[TrialRecord]) -> int:
     return found
 
 
-def missing(study: Study, refit: Refit) -> Iterator[Asked]:
+def missing(study: Study, refit: Refit) -> Iterator[Proposal]:
     """Ask for each training that is not there yet, a seed after another."""
     for record in candidates(study, refit):
         for repeat in range(1, refit.seeds + 1):
@@ -131,8 +131,8 @@ def _trained(study: Study, params: Params) -> TrialRecord | None:
 def _repeats(
     study: Study, refit: Refit, record: TrialRecord, method: str | None = None
 ) -> list[TrialRecord]:
-    asked = (refit.params(record, repeat, method) for repeat in range(1, refit.seeds + 1))
-    return [found for params in asked if (found := _trained(study, params)) is not None]
+    proposal = (refit.params(record, repeat, method) for repeat in range(1, refit.seeds + 1))
+    return [found for params in proposal if (found := _trained(study, params)) is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from kdsearch.space import Choice, Constant, Int
 from kdsearch.spec import Candidate, TrainSpec, TrialRecord
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.formatting import SPACE, counted, duration
 from kdsearch.study.refit import CONTROLS, candidates, refit_of, trained
 from kdsearch.study.study import Study, candidate_digest, searched
@@ -121,7 +121,7 @@ def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
     if refit.count:
         most, ways = min(refit.count, n_trials), 1 + len(CONTROLS)
         count = most * refit.seeds * ways
-        epochs = refit.epochs or _most_epochs(study.request)
+        epochs = refit.epochs or _most_epochs(study.config)
         yield _plain(
             f"The search is followed by up to {counted(count, 'refit')}, "
             f"{counted(count * epochs, 'epoch')}: {counted(most, 'candidate')} x "
@@ -146,9 +146,9 @@ def refits_left(study: Study) -> Iterator[str]:
         )
 
 
-def _most_epochs(request: Request) -> int:
+def _most_epochs(config: StudyConfig) -> int:
     """Return the most epochs that a training of the search may have."""
-    dim = request.search_space().dims.get("train.epochs")
+    dim = config.search_space().dims.get("train.epochs")
     if isinstance(dim, Int):
         return dim.high
     if isinstance(dim, Choice):

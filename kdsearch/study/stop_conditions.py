@@ -6,7 +6,7 @@ import time
 
 from kdsearch.hpo.convergence import is_flat
 from kdsearch.study.formatting import duration
-from kdsearch.study.loggers.base import Watchers
+from kdsearch.study.loggers.base import Callbacks
 from kdsearch.study.study import Study, searched
 
 
@@ -20,7 +20,7 @@ class Ending:
     def __init__(
         self,
         study: Study,
-        watchers: Watchers,
+        watchers: Callbacks,
         *,
         time_limit: float | None = None,
         flat_after: int | None = None,

@@ -25,7 +25,7 @@ from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of, kind_of
 from kdsearch.study.config import (
-    Request,
+    StudyConfig,
 )
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
 
@@ -36,7 +36,7 @@ Digest: TypeAlias = Callable[[Params], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Proposal:
     """A trial to run: its number and its parameters, which `digest` names.
 
     draw: its place in the order of proposals, which seeds the sampler; None outside the search.
@@ -86,19 +86,19 @@ class Study:
     """
 
     def __init__(
-        self, path: Path, request: Request, store: Store, *, digest: Digest = candidate_digest
+        self, path: Path, config: StudyConfig, store: Store, *, digest: Digest = candidate_digest
     ) -> None:
         self.path = path
         self.name = path.name
-        self.request = request
-        self.budget = request.budget
-        self._space = request.search_space()
+        self.config = config
+        self.budget = config.budget
+        self._space = config.search_space()
         self.store = store
         self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
         self._guesses: dict[int, Params] | None = None
 
-    def ask(self, price: Price | None = None) -> Asked:
+    def ask(self, price: Price | None = None) -> Proposal:
         """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
@@ -109,32 +109,32 @@ class Study:
         """
         while True:
             records = self.records()
-            asked = self._draw(records)
-            cost = None if price is None else price(asked.params)
+            proposal = self._draw(records)
+            cost = None if price is None else price(proposal.params)
             reason = "" if cost is None else self.budget.explain(cost)
-            if cost is None or not reason or _turned_away_before(records, asked) >= REDRAWS:
-                return asked
+            if cost is None or not reason or _turned_away_before(records, proposal) >= REDRAWS:
+                return proposal
             violations = self.budget.violations(cost)
             over = Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
-            self.tell(asked, replace(over, turned_away=True))
+            self.tell(proposal, replace(over, turned_away=True))
 
-    def _draw(self, records: Sequence[TrialRecord]) -> Asked:
+    def _draw(self, records: Sequence[TrialRecord]) -> Proposal:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
         trial = self.store.propose(
             make_sampler(
-                self.request.sampler,
+                self.config.sampler,
                 self._space,
-                seed=int(digest_of([self.request.seed, draw]), 16) % 2**32,
+                seed=int(digest_of([self.config.seed, draw]), 16) % 2**32,
                 is_beside=any(record.state == "running" for record in records),
-                learns_floor=self.request.min_accuracy is None,
+                learns_floor=self.config.min_accuracy is None,
             ),
             self.guesses().get(draw),
         )
         params = self._space.walk(partial(suggest, trial))
         return self._begin(trial, params, draw=draw)
 
-    def ask_control(self, params: Params, control_of: int) -> Asked:
+    def ask_control(self, params: Params, control_of: int) -> Proposal:
         """Return a trial outside the search: the student of `control_of`, taught otherwise.
 
         It has no Optuna parameters, so that the sampler does not learn from it.
@@ -142,7 +142,7 @@ class Study:
         trial = self.store.propose(RandomSampler(seed=0))
         return self._begin(trial, params, control_of=control_of)
 
-    def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Asked:
+    def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Proposal:
         """Return a trial outside the search: `refit_of` trained again, or its student otherwise."""
         trial = self.store.propose(RandomSampler(seed=0))
         control_of = refit_of if is_control else None
@@ -174,8 +174,8 @@ class Study:
         draw: int | None = None,
         control_of: int | None = None,
         refit_of: int | None = None,
-    ) -> Asked:
-        asked = Asked(
+    ) -> Proposal:
+        proposal = Proposal(
             number=trial.number,
             params=params,
             digest=self._digest(params),
@@ -183,19 +183,19 @@ class Study:
             control_of=control_of,
             refit_of=refit_of,
         )
-        self.store.begin(trial, _note(asked))
-        return asked
+        self.store.begin(trial, _note(proposal))
+        return proposal
 
-    def earlier(self, asked: Asked) -> TrialRecord | None:
+    def earlier(self, proposal: Proposal) -> TrialRecord | None:
         """Return the trial of an equal candidate, whose outcome stands; None without.
 
         One that was stopped stands too, but not outside the search, where nothing is stopped.
         """
-        states = ("complete",) if asked.kind else ("complete", "pruned")
-        equal = (r for r in self.records() if r.digest == asked.digest and r.state in states)
+        states = ("complete",) if proposal.kind else ("complete", "pruned")
+        equal = (r for r in self.records() if r.digest == proposal.digest and r.state in states)
         return next((record for record in equal if record.reused_from is None), None)
 
-    def tell(self, asked: Asked, outcome: Outcome) -> TrialRecord:
+    def tell(self, proposal: Proposal, outcome: Outcome) -> TrialRecord:
         """Store how a trial ended; constraints go in before the values, as the sampler needs.
 
         A complete trial whose accuracy is not a number becomes a failed one.
@@ -209,14 +209,14 @@ class Study:
         if outcome.state == "complete":
             assert outcome.val is not None
             assert outcome.cost is not None
-            if self.request.min_accuracy is not None:
-                constraints[FLOOR] = self.request.min_accuracy - outcome.val
+            if self.config.min_accuracy is not None:
+                constraints[FLOOR] = self.config.min_accuracy - outcome.val
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self.store.end(
-            asked.number,
+            proposal.number,
             _TOLD[outcome.state],
             values,
-            note=_note(asked, outcome),
+            note=_note(proposal, outcome),
             constraints=constraints,
         )
         return _record(frozen)
@@ -240,7 +240,7 @@ class Study:
 
     def is_enough(self, record: TrialRecord) -> bool:
         """Whether a trial is accurate enough to be shipped."""
-        least = self.request.min_accuracy
+        least = self.config.min_accuracy
         return record.val is not None and (least is None or record.val >= least)
 
     def complete(self) -> list[TrialRecord]:
@@ -288,11 +288,11 @@ def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [r for r in records if not (r.kind or r.turned_away or r.state in _UNFINISHED)]
 
 
-def _turned_away_before(records: Sequence[TrialRecord], asked: Asked) -> int:
+def _turned_away_before(records: Sequence[TrialRecord], proposal: Proposal) -> int:
     """Return how many draws in a row just before one were turned away."""
-    assert asked.draw is not None
+    assert proposal.draw is not None
     turned_away = {record.draw for record in records if record.turned_away}
-    return next(n for n in count() if asked.draw - 1 - n not in turned_away)
+    return next(n for n in count() if proposal.draw - 1 - n not in turned_away)
 
 
 _UNFINISHED = ("running", "interrupted")
@@ -311,9 +311,9 @@ _TOLD = {
 }
 
 
-def _note(asked: Asked, outcome: Outcome | None = None) -> str:
+def _note(proposal: Proposal, outcome: Outcome | None = None) -> str:
     """Return what is kept of a trial beside its Optuna parameters."""
-    kept = {key: value for key, value in asdict(asked).items() if key != "number"}
+    kept = {key: value for key, value in asdict(proposal).items() if key != "number"}
     return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
 
 

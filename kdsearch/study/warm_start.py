@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
-from kdsearch.study.config import Request, read_request
+from kdsearch.study.config import StudyConfig, read_config
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.study import Study, searched
 
@@ -28,13 +28,13 @@ def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[P
 
     Raises SpecError for what the study's space does not have, StudyError while it is being run.
     """
-    request = read_request(path)
-    if request is None:
+    config = read_config(path)
+    if config is None:
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
-    guess = read_guess(request.search_space(), settings)
-    with open_study(path, request, versions={}, storage=storage) as study:
+    guess = read_guess(config.search_space(), settings)
+    with open_study(path, config, versions={}, storage=storage) as study:
         study.guess([guess])
         records = study.records()
         begun = {record.draw for record in records if record.state != "interrupted"}
@@ -114,37 +114,37 @@ def _unreached(space: SearchSpace, guess: Params) -> list[str]:
     return [name for name in guess if name not in walked]
 
 
-def start_of(request: Request, out: Path) -> Study | None:
+def start_of(config: StudyConfig, out: Path) -> Study | None:
     """Return the study that a request starts from. Raises StudyError where it is not there."""
-    if request.from_study is None:
+    if config.from_study is None:
         return None
-    path = Path(request.from_study)
-    if read_request(path) is None:
-        path = out / request.from_study
-    if read_request(path) is None:
+    path = Path(config.from_study)
+    if read_config(path) is None:
+        path = out / config.from_study
+    if read_config(path) is None:
         raise StudyError(
-            f"--from-study {request.from_study}: there is no such study, nor one under {out}; give "
+            f"--from-study {config.from_study}: there is no such study, nor one under {out}; give "
             "its name or its folder"
         )
     return load_study(path)
 
 
-def recipes_of(request: Request, out: Path) -> list[Params]:
+def recipes_of(config: StudyConfig, out: Path) -> list[Params]:
     """Return the front of the study that a request starts from, as far as it fits; cheapest first.
 
     What is out of range, or not on offer, is left to the sampler. Raises StudyError where nothing
     of it fits.
     """
-    start = start_of(request, out)
+    start = start_of(config, out)
     if start is None:
         return []
     front = start.front()
-    space = request.search_space()
+    space = config.search_space()
     fitting = [_fitting(space, record.params) for record in front]
     recipes = [recipe for i, recipe in enumerate(fitting) if recipe and recipe not in fitting[:i]]
     if not recipes:
         why = "has no complete trial" if not front else "shares no dimension with this space"
-        raise StudyError(f"--from-study {request.from_study}: that study {why}; leave it out")
+        raise StudyError(f"--from-study {config.from_study}: that study {why}; leave it out")
     spread = min(MOST, len(recipes))  # both ends of the front, and evenly between
     return [recipes[round(i * (len(recipes) - 1) / max(1, spread - 1))] for i in range(spread)]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data.base import ImageData
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models import students
 from kdsearch.models.features import Tapped
@@ -119,7 +119,7 @@ def load_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    with Turns(cache_dir, str(device)).training() as turn:
+    with DeviceLock(cache_dir, str(device)).training() as turn:
         session = Session(
             data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
         )

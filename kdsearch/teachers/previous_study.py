@@ -79,7 +79,7 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Earl
         return _of_folder(_shipped(Path(name)))
     folder = Path(trial["folder"])
     spec, weights = _trial(folder, int(trial["number"]), storage)
-    if load_study(folder, storage).request.data_key != data.key:
+    if load_study(folder, storage).config.data_key != data.key:
         raise SpecError(
             f"study:{name}: a trial teaches on its own study's images alone, the same "
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "

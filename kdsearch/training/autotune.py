@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from kdsearch.data.base import ImageData
-from kdsearch.json_cache import Measured, processor
+from kdsearch.json_cache import JsonCache, processor
 from kdsearch.models.model import Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.training.cuda_graph import own_stream
@@ -30,7 +30,7 @@ _BLOCK_SECONDS = 0.04
 _GAIN = 1.1  # what a form must save, so that noise does not choose
 
 
-class Executions(Measured[Execution]):
+class Executions(JsonCache[Execution]):
     """The form of each family's steps on this device, below `execution/`: half a second each."""
 
     def __init__(self, cache_dir: Path) -> None:

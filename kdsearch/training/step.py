@@ -115,7 +115,7 @@ class Step:
         self._batch_size = min(spec.batch_size, self._count)
         self._steps = self._count // self._batch_size
         self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs)
-        self.average = Average(model, spec.ema)
+        self.average = ModelEma(model, spec.ema)
         self._teachers = session.teachers if distiller.needs_teacher else ()
         self._heard: list[Outputs | None] = []
         self._images: ImageSet | None = None
@@ -338,7 +338,7 @@ def _over(held: ImageSet, new: ImageSet) -> ImageSet:
     return ImageSet(held.images.copy_(new.images), new.labels, held.rows.copy_(new.rows))
 
 
-class Average:
+class ModelEma:
     """An exponential moving average of a model's weights and floating-point buffers.
 
     The decay grows as (1 + t) / (10 + t) up to its value, so that the start is soon forgotten.

@@ -15,22 +15,22 @@ from torch import Tensor
 from kdsearch import data as datasets
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import latency_of
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
-from kdsearch.study.config import Request
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 
 CACHE = ".cache"
 _Number = TypeVar("_Number", int, float)
@@ -40,71 +40,71 @@ _Number = TypeVar("_Number", int, float)
 class Prepared:
     """A bench, and what was found out about its teacher."""
 
-    bench: Bench
+    context: TrialContext
     teacher: TeacherEntry
     seconds: float
 
 
-def load_data(request: Request, out: Path) -> tuple[ImageData, Request]:
+def load_data(config: StudyConfig, out: Path) -> tuple[ImageData, StudyConfig]:
     """Return the images, and the request with their digest and that of the teacher's weights.
 
     Raises SpecError at once where the target cannot be used here.
     """
-    target_in(request)
+    target_in(config)
     data = datasets.load(
-        request.data,
+        config.data,
         cache_dir=out / CACHE,
-        size=request.image_size,
-        seed=request.seed,
-        subset=request.subset,
-        flip=request.flip,
+        size=config.image_size,
+        seed=config.seed,
+        subset=config.subset,
+        flip=config.flip,
     )
-    files = [spec.weights_file for spec in teacher_specs(request)]
+    files = [spec.weights_file for spec in teacher_specs(config)]
     keys = [
         hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         for file in files
         if file is not None and file.is_file()
     ]
-    return data, replace(request, data_key=data.key, weights_key=",".join(keys) or None)
+    return data, replace(config, data_key=data.key, weights_key=",".join(keys) or None)
 
 
-def teacher_specs(request: Request) -> tuple[TeacherSpec, ...]:
+def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
     """Return the part of a request that is about each teacher, checked.
 
     Several are separated by commas, as are their weights, empty for those that need none.
     """
-    names = [name.strip() for name in request.teacher.split(",")]
+    names = [name.strip() for name in config.teacher.split(",")]
     if not all(names):
-        raise SpecError(f"--teacher {request.teacher!r}: a name is missing beside a comma")
+        raise SpecError(f"--teacher {config.teacher!r}: a name is missing beside a comma")
     weights = [""] * len(names)
-    if request.teacher_weights is not None:
-        weights = request.teacher_weights.split(",")
+    if config.teacher_weights is not None:
+        weights = config.teacher_weights.split(",")
     if len(weights) != len(names):
         raise SpecError(
             f"--teacher-weights: {len(weights)} for {len(names)} teachers; give one for each, "
             "separated by commas, empty for a teacher that needs none"
         )
     return tuple(
-        TeacherSpec(name=name, weights=file.strip() or None, epochs=request.teacher_epochs)
+        TeacherSpec(name=name, weights=file.strip() or None, epochs=config.teacher_epochs)
         for name, file in zip(names, weights, strict=True)
     )
 
 
 def prepare(
-    request: Request,
+    config: StudyConfig,
     data: ImageData,
     *,
     out: Path,
     device: torch.device,
-    watch: Watch,
+    callback: Callback,
 ) -> Prepared:
     """Load or train the teacher, measure it on validation, and lay out what trials share."""
     started = time.perf_counter()
-    bench = lay_out(request, data, out=out, device=device, on_epoch=watch.teacher_epoch)
-    teachers, latencies = bench.teachers, bench.latencies
+    context = lay_out(config, data, out=out, device=device, on_epoch=callback.teacher_epoch)
+    teachers, latencies = context.teachers, context.latencies
     val = common_accuracy(teachers, data.val, device)
     seconds = time.perf_counter() - started
-    priced = [_price_teacher(teacher, latencies, watch.note) for teacher in teachers]
+    priced = [_price_teacher(teacher, latencies, callback.note) for teacher in teachers]
     entry = TeacherEntry(
         name=" + ".join(teacher.name for teacher in teachers),
         val=val,
@@ -113,47 +113,47 @@ def prepare(
         params=sum(cost.params for cost in priced),
         latency_ms=_total([cost.latency_ms for cost in priced]),
     )
-    return Prepared(bench=bench, teacher=entry, seconds=seconds)
+    return Prepared(context=context, teacher=entry, seconds=seconds)
 
 
 def lay_out(
-    request: Request,
+    config: StudyConfig,
     data: ImageData,
     *,
     out: Path,
     device: torch.device,
     on_epoch: OnEpoch | None = None,
-) -> Bench:
+) -> TrialContext:
     """Load or train the teacher, and return what trials share."""
     teachers = tuple(
         load_teacher(
             spec,
             data,
             cache_dir=out / CACHE,
-            seed=request.seed,
+            seed=config.seed,
             device=device,
             on_epoch=on_epoch,
         )
-        for spec in teacher_specs(request)
+        for spec in teacher_specs(config)
     )
     feed = Feed(data.train, device)
-    return Bench(
+    return TrialContext(
         data=data,
         teachers=teachers,
         outputs=tuple(
             TeacherOutputs(
                 teacher,
                 feed,
-                view_seed=request.seed,
+                view_seed=config.seed,
                 max_bytes=MAX_BYTES // len(teachers),
                 disk=Disk(cache_dir=out / CACHE, data_key=data.key),
             )
             for teacher in teachers
         ),
-        budget=request.budget,
-        latencies=LatencyCache(out / CACHE, target_in(request)),
-        turns=Turns(out / CACHE, str(device)),
-        seed=request.seed,
+        budget=config.budget,
+        latencies=LatencyCache(out / CACHE, target_in(config)),
+        device_lock=DeviceLock(out / CACHE, str(device)),
+        seed=config.seed,
         device=device,
         train=feed,
         val=Feed(data.val, device),

@@ -22,7 +22,7 @@ from torch import Tensor
 from kdsearch.atomic import write_text
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import BUILDING, build_student, price
 from kdsearch.errors import (
@@ -51,7 +51,7 @@ UNFINISHED = "unfinished"  # the folder of trainings that have not ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class TrialContext:
     """What all trials of a study share.
 
     train, val: the images on the device; without, each training brings its own there. Without
@@ -63,7 +63,7 @@ class Bench:
     outputs: tuple[TeacherOutputs, ...]
     budget: Budget
     latencies: LatencyCache
-    turns: Turns
+    device_lock: DeviceLock
     seed: int
     device: torch.device
     train: Feed | None = None
@@ -74,7 +74,7 @@ class Bench:
 
 def run_trial(
     candidate: Candidate,
-    bench: Bench,
+    context: TrialContext,
     directory: Path,
     *,
     on_epoch: OnEpoch | None = None,
@@ -86,9 +86,9 @@ def run_trial(
     Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
     """
     started = time.perf_counter()
-    asked = _seconds_asking(bench)
+    asked = _seconds_asking(context)
     try:
-        outcome = _run(candidate, bench, directory, on_epoch, on_rung)
+        outcome = _run(candidate, context, directory, on_epoch, on_rung)
     except StudyError:
         raise
     except KDSearchError as error:
@@ -102,37 +102,37 @@ def run_trial(
     return replace(
         outcome,
         seconds=time.perf_counter() - started,
-        teacher_seconds=_seconds_asking(bench) - asked,
+        teacher_seconds=_seconds_asking(context) - asked,
     )
 
 
-def _seconds_asking(bench: Bench) -> float:
-    return sum(outputs.seconds for outputs in bench.outputs)
+def _seconds_asking(context: TrialContext) -> float:
+    return sum(outputs.seconds for outputs in context.outputs)
 
 
 def _run(
     candidate: Candidate,
-    bench: Bench,
+    context: TrialContext,
     directory: Path,
     on_epoch: OnEpoch | None,
     on_rung: OnRung | None,
 ) -> Outcome:
-    seed = _seed_of(candidate, bench.seed)
+    seed = _seed_of(candidate, context.seed)
     with BUILDING:
         torch.manual_seed(seed)
-        student = build_student(candidate.student, bench.data)
-        cost = price(student, budget=bench.budget, latencies=bench.latencies)
-    violations = bench.budget.violations(cost)
+        student = build_student(candidate.student, context.data)
+        cost = price(student, budget=context.budget, latencies=context.latencies)
+    violations = context.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
             state="infeasible",
             cost=cost,
             violations=violations,
-            reason=bench.budget.explain(cost),
+            reason=context.budget.explain(cost),
         )
     judge = None if on_rung is None else _judge(on_rung, cost)
-    train = partial(_train, bench=bench, seed=seed, on_epoch=on_epoch, judge=judge)
-    student, epochs = _trained(candidate, student, train, bench.device)
+    train = partial(_train, context=context, seed=seed, on_epoch=on_epoch, judge=judge)
+    student, epochs = _trained(candidate, student, train, context.device)
     last = epochs[-1]
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
@@ -202,35 +202,35 @@ def _train(
     candidate: Candidate,
     student: Model,
     *,
-    bench: Bench,
+    context: TrialContext,
     seed: int,
     on_epoch: OnEpoch | None,
     judge: Judge | None,
 ) -> list[Epoch]:
     form = Execution()
-    if bench.executions is not None:
-        with BUILDING, bench.turns.measuring():
-            if bench.device.type == "cuda":  # others have queued steps before they gave way
-                torch.cuda.synchronize(bench.device)
-            form = bench.executions.fastest(student, bench.data, bench.device)
+    if context.executions is not None:
+        with BUILDING, context.device_lock.measuring():
+            if context.device.type == "cuda":  # others have queued steps before they gave way
+                torch.cuda.synchronize(context.device)
+            form = context.executions.fastest(student, context.data, context.device)
     with BUILDING:
         torch.manual_seed(seed)
-        distiller = build_distiller(candidate, student, bench)
+        distiller = build_distiller(candidate, student, context)
     checkpoint = None
-    if bench.unfinished is not None:
+    if context.unfinished is not None:
         name = candidate.digest()
-        what = f"{name} | seed {seed} | {bench.data.key} | {bench.device.type} | {form}"
-        checkpoint = Checkpoint(bench.unfinished / f"{name}.pt", what, alone=BUILDING)
-    with bench.turns.training() as turn:
+        what = f"{name} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
+        checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILDING)
+    with context.device_lock.training() as turn:
         session = Session(
-            data=bench.data,
+            data=context.data,
             spec=candidate.train,
             seed=seed,
-            view_seed=bench.seed,
-            device=bench.device,
-            teachers=bench.outputs,
-            train=bench.train,
-            val=bench.val,
+            view_seed=context.seed,
+            device=context.device,
+            teachers=context.outputs,
+            train=context.train,
+            val=context.val,
             execution=form,
             turn=turn,
         )
@@ -245,19 +245,19 @@ def _peak(device: torch.device) -> str:
     return f"; peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
 
 
-def build_distiller(candidate: Candidate, student: Model, bench: Bench) -> Distiller:
+def build_distiller(candidate: Candidate, student: Model, context: TrialContext) -> Distiller:
     """Return the losses and adapters between this student and the study's teachers."""
-    images = bench.data.train.at(slice(2))
+    images = context.data.train.at(slice(2))
     train = candidate.train
     heard = parts_heard(candidate.distill)
-    shown = images.to(bench.device)
+    shown = images.to(context.device)
     return Distiller(
         candidate.distill,
         student=side_of(student, images),
-        teachers=[side_of(teacher, shown, heard) for teacher in bench.teachers],
+        teachers=[side_of(teacher, shown, heard) for teacher in context.teachers],
         setting=Setting(
-            samples=len(bench.data.train),
-            batch_size=min(train.batch_size, len(bench.data.train)) // train.accumulate,
+            samples=len(context.data.train),
+            batch_size=min(train.batch_size, len(context.data.train)) // train.accumulate,
         ),
         label_smoothing=train.label_smoothing,
     )

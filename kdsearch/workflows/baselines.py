@@ -12,39 +12,39 @@ from pathlib import Path
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student, latency_of
 from kdsearch.errors import KDSearchError
-from kdsearch.json_cache import Measured
+from kdsearch.json_cache import JsonCache
 from kdsearch.spec import StudentSpec
 from kdsearch.study.summary import ShelfEntry
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 
 # Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
 NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")
 
 
 def off_the_shelf(
-    bench: Bench, cache_dir: Path, note: Callable[[str], None]
+    context: TrialContext, cache_dir: Path, note: Callable[[str], None]
 ) -> tuple[ShelfEntry, ...]:
     """Return what each network costs here; one that cannot be built or priced is noted instead.
 
     What is known is kept below `cache_dir`, for every study of images and classes like these.
     """
-    kept = Measured(cache_dir / "shelf", ShelfEntry)
-    data = bench.data
+    kept = JsonCache(cache_dir / "shelf", ShelfEntry)
+    data = context.data
     images = f"{data.channels} x {data.size}, {data.num_classes} classes"
-    what = f"{images} | {bench.latencies.here()}"
+    what = f"{images} | {context.latencies.here()}"
     found = []
     for name in NETWORKS:
         try:
-            found.append(kept.get_or_measure(f"{name} | {what}", partial(_price, name, bench)))
+            found.append(kept.get_or_measure(f"{name} | {what}", partial(_price, name, context)))
         except KDSearchError as error:
             note(f"{name} is not shown beside the front: {error}")
     return tuple(found)
 
 
-def _price(name: str, bench: Bench) -> ShelfEntry:
-    student = build_student(StudentSpec(family=name), bench.data)
+def _price(name: str, context: TrialContext) -> ShelfEntry:
+    student = build_student(StudentSpec(family=name), context.data)
     flops, params = count(student.network, input_shape=student.preprocess.input_shape)
-    latency = latency_of(student, bench.latencies)
+    latency = latency_of(student, context.latencies)
     return ShelfEntry(
         name=name,
         flops=flops,

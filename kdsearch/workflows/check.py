@@ -26,14 +26,14 @@ from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
-from kdsearch.study.config import Request
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.loggers.base import Callback
 from kdsearch.training.distiller.teacher_ensemble import common_logits
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 from kdsearch.workflows.calibration import Calibration, calibration
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ class Checked:
 
 
 def check(
-    request: Request,
-    watch: Watch,
+    config: StudyConfig,
+    callback: Callback,
     *,
     out: Path,
     space: str | None = None,
@@ -120,19 +120,19 @@ def check(
     Raises KDSearchError for a request that cannot be met, and when no student can be built.
     """
     torch_device = pick_device(device)
-    teacher_specs(request)
-    data, request = load_data(request, out)
-    name = space or default_space(request.data, data.size)
+    teacher_specs(config)
+    data, config = load_data(config, out)
+    name = space or default_space(config.data, data.size)
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):
         raise SpecError("\n".join(student.reason for student, _ in built))
-    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
-    teachers = tuple(_teachers(prepared.bench))
+    prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
+    teachers = tuple(_teachers(prepared.context))
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
-    methods = _try_all(plan, models, prepared.bench, on_try or _nobody)
-    known = [spec.is_trained_here for spec in teacher_specs(request)]
+    methods = _try_all(plan, models, prepared.context, on_try or _nobody)
+    known = [spec.is_trained_here for spec in teacher_specs(config)]
     return Checked(
         data=data.name,
         classes=data.num_classes,
@@ -255,14 +255,14 @@ def _compared(student: StudentCheck, prepared: Prepared) -> StudentCheck:
     )
 
 
-def _teachers(bench: Bench) -> Iterator[TeacherCheck]:
+def _teachers(context: TrialContext) -> Iterator[TeacherCheck]:
     """Yield what each teacher says of validation and of training images; then their blend."""
-    splits = [_spaced(images, MAX_IMAGES) for images in (bench.data.val, bench.data.labelled)]
-    answers = [_answers(bench.teachers, images, bench.device) for images in splits]
-    names = [teacher.name for teacher in bench.teachers]
+    splits = [_spaced(images, MAX_IMAGES) for images in (context.data.val, context.data.labelled)]
+    answers = [_answers(context.teachers, images, context.device) for images in splits]
+    names = [teacher.name for teacher in context.teachers]
     if len(names) > 1:
         names.append("blend of all")
-        shares = torch.full((1, len(bench.teachers)), 1 / len(bench.teachers))
+        shares = torch.full((1, len(context.teachers)), 1 / len(context.teachers))
         answers = [
             torch.cat([logits, common_logits(shares, logits.transpose(0, 1))[None]])
             for logits in answers
@@ -291,16 +291,16 @@ def _answers(teachers: Sequence[Model], images: ImageSet, device: torch.device) 
 
 
 def _try_all(
-    plan: _Plan, models: Sequence[Model], bench: Bench, on_try: OnTry
+    plan: _Plan, models: Sequence[Model], context: TrialContext, on_try: OnTry
 ) -> tuple[MethodCheck, ...]:
     """Take one step with every method on every student; the teachers see the batch once."""
-    few = _spaced(bench.data.labelled, plan.batch_size)
-    data = replace(bench.data, train=few, val=_spaced(few, 2))
-    feed = Feed(few, bench.device)
+    few = _spaced(context.data.labelled, plan.batch_size)
+    data = replace(context.data, train=few, val=_spaced(few, 2))
+    feed = Feed(few, context.device)
     outputs = tuple(
-        TeacherOutputs(teacher, feed, view_seed=bench.seed) for teacher in bench.teachers
+        TeacherOutputs(teacher, feed, view_seed=context.seed) for teacher in context.teachers
     )
-    small = replace(bench, data=data, outputs=outputs, train=feed, val=None)
+    small = replace(context, data=data, outputs=outputs, train=feed, val=None)
     tries = [(method, model) for method in plan.methods for model in models]
     found = []
     for number, (method, model) in enumerate(tries):
@@ -309,22 +309,22 @@ def _try_all(
     return tuple(found)
 
 
-def _try(candidate: Candidate, model: Model, bench: Bench) -> MethodCheck:
+def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodCheck:
     """Take one step as a trial would; whatever a trial would fail of is the reason."""
     found = MethodCheck(
         method=candidate.distill.method, family=candidate.student.family, usable=False
     )
-    torch.manual_seed(bench.seed)
+    torch.manual_seed(context.seed)
     student = copy.deepcopy(model)
     try:
-        distiller = build_distiller(candidate, student, bench)
+        distiller = build_distiller(candidate, student, context)
         session = Session(
-            data=bench.data,
+            data=context.data,
             spec=replace(candidate.train, epochs=1),
-            seed=bench.seed,
-            view_seed=bench.seed,
-            device=bench.device,
-            teachers=bench.outputs,
+            seed=context.seed,
+            view_seed=context.seed,
+            device=context.device,
+            teachers=context.outputs,
         )
         (epoch,) = train(student, distiller, session)
     except KDSearchError as error:

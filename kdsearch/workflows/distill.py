@@ -22,8 +22,8 @@ from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Candidate, StudentSpec, digest_of
-from kdsearch.study.config import Request, study_path
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.config import StudyConfig, study_path
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.study import Outcome
 from kdsearch.study.summary import Target
@@ -47,12 +47,12 @@ class Distilled:
 
 def distill(
     candidate: Candidate,
-    request: Request,
+    config: StudyConfig,
     *,
     out: Path,
     name: str,
     device: str = "auto",
-    watch: Watch,
+    callback: Callback,
 ) -> Distilled:
     """Train one candidate under its teacher; the same seed as a study's gives the same student.
 
@@ -64,25 +64,25 @@ def distill(
     students.check(candidate.student)
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
-    data, request = load_data(request, out)
+    data, config = load_data(config, out)
     student = build_student(candidate.student, data)  # its mistakes show before any training
-    watch.note(f"Results go to {path}")
-    target_in(request).rehearse(student.preprocess.input_shape, watch.note)
-    prepared = prepare(request, data, out=out, device=torch_device, watch=watch)
-    build_distiller(candidate, student, prepared.bench)
-    watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
-    watch.search((), 1, budget=request.budget)
+    callback.note(f"Results go to {path}")
+    target_in(config).rehearse(student.preprocess.input_shape, callback.note)
+    prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
+    build_distiller(candidate, student, prepared.context)
+    callback.note(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    callback.search((), 1, budget=config.budget)
     with SummaryWriter(str(path / FOLDER)) as board:
 
         def record(epoch: Epoch, epochs: int) -> None:
             write_epoch(board, epoch)
             board.add_scalar("accuracy/teacher", prepared.teacher.val, epoch.number)
             board.add_scalar("memory/MB", _memory_bytes(torch_device) / 1e6, epoch.number)
-            watch.trial_epoch(0, epoch, epochs)
+            callback.trial_epoch(0, epoch, epochs)
 
-        kept = path / UNFINISHED / digest_of(asdict(request))
-        bench = replace(prepared.bench, unfinished=kept)
-        outcome = run_trial(candidate, bench, path, on_epoch=record)
+        kept = path / UNFINISHED / digest_of(asdict(config))
+        context = replace(prepared.context, unfinished=kept)
+        outcome = run_trial(candidate, context, path, on_epoch=record)
     if outcome.state != "complete":
         raise TrainingError(outcome.reason)
     assert outcome.cost is not None
@@ -98,12 +98,12 @@ def distill(
         path / "best",
         student,
         candidate,
-        request,
+        config,
         data,
         cost=outcome.cost,
         results=results,
         teacher={"validation": prepared.teacher.val},
-        latencies=prepared.bench.latencies,
+        latencies=prepared.context.latencies,
     )
     (path / WEIGHTS).unlink()
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)
@@ -149,7 +149,7 @@ class Measured:
 
 def measure_model(
     spec: StudentSpec,
-    request: Request,
+    config: StudyConfig,
     *,
     input_shape: Shape,
     note: Note,
@@ -161,7 +161,7 @@ def measure_model(
     `.onnx` or `.pt2`, whose latency alone is measured. Raises SpecError for an unknown name and
     CostError when the model cannot be priced.
     """
-    name, target = spec.family, target_in(request)
+    name, target = spec.family, target_in(config)
     target.rehearse(input_shape, note)
     if name.endswith((".onnx", ".pt2")):
         return Measured(
@@ -170,7 +170,7 @@ def measure_model(
             flops=None,
             params=None,
             latency=measure(Path(name), shape=input_shape, target=target),
-            target=described(request),
+            target=described(config),
         )
     channels, side, _ = input_shape
     network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
@@ -182,5 +182,5 @@ def measure_model(
         flops=flops,
         params=params,
         latency=measure(file, shape=input_shape, target=target),
-        target=described(request),
+        target=described(config),
     )

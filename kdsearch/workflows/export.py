@@ -24,8 +24,8 @@ from kdsearch.deploy.targets import target_in
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
-from kdsearch.study.config import Request, read_request, request_of, resume_command
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.config import StudyConfig, config_of, read_config, resume_command
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.open import find_storage, load_study
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
@@ -59,7 +59,7 @@ class Exported:
 def export_study(
     path: Path,
     formats: Sequence[str],
-    watch: Watch,
+    callback: Callback,
     *,
     out: Path,
     trial: int | None = None,
@@ -82,23 +82,23 @@ def export_study(
         runtimes.require(runtime)
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
-    request = request_of(asked or {}, _request(path))
+    config = config_of(asked or {}, _request(path))
     if trial is None:
         _require_shipped(path)
     if storage is not None:
         find_storage(path, storage)
-    data, found = load_data(request, out)
-    if request.data_key and found.data_key != request.data_key:
+    data, found = load_data(config, out)
+    if config.data_key and found.data_key != config.data_key:
         raise StudyError(
-            f"the images of {request.data!r} are no longer those of the study {path}; a file can "
+            f"the images of {config.data!r} are no longer those of the study {path}; a file can "
             "only be judged on the same ones"
         )
-    latencies = LatencyCache(out / CACHE, target_in(request))
+    latencies = LatencyCache(out / CACHE, target_in(config))
     folder = path / "best"
     if trial is not None:
         folder = path / "exported" / f"{trial:06d}"
         if not folder.is_dir():
-            _pack_trial(path, trial, folder, request, data, latencies, storage=storage)
+            _pack_trial(path, trial, folder, config, data, latencies, storage=storage)
     student = _student(
         previous_study.find_student(str(path if trial is None else folder), data), data
     )
@@ -108,16 +108,16 @@ def export_study(
         onnx=folder / "student.onnx",
         calibration=lambda: calibration(student, data),
     )
-    demands = Demands(budget=request.budget, max_drop=max_drop, is_folded=is_folded)
+    demands = Demands(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
     files = []
     for name in formats:
-        watch.note(f"Writing {name}")
+        callback.note(f"Writing {name}")
         file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
         if known_formats.get(name).is_8_bit and file.drop > max_drop:
-            watch.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
-            bench = lay_out(request, data, out=out, device=_CPU, on_epoch=watch.teacher_epoch)
+            callback.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
+            context = lay_out(config, data, out=out, device=_CPU, on_epoch=callback.teacher_epoch)
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
-            tuned = fine_tune(student, candidate, bench, source.calibration())
+            tuned = fine_tune(student, candidate, context, source.calibration())
             file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)
         files.append(file)
     _keep(folder, files)
@@ -155,15 +155,15 @@ def _better(
         return again
 
 
-def _request(path: Path) -> Request:
+def _request(path: Path) -> StudyConfig:
     """Return what the study asked for, or what a distillation without a study says it did."""
-    request = read_request(path)
-    if request is not None:
-        return request
+    config = read_config(path)
+    if config is not None:
+        return config
     file = path / "best" / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return request_of({key: config[key] for key in (*_ASKED, "seed") if key in config})
+        return config_of({key: config[key] for key in (*_ASKED, "seed") if key in config})
     except FileNotFoundError:
         raise StudyError(
             f"there is nothing to export at {path}: no study.yaml, no {file}"
@@ -199,7 +199,7 @@ def _pack_trial(
     path: Path,
     number: int,
     folder: Path,
-    request: Request,
+    config: StudyConfig,
     data: ImageData,
     latencies: LatencyCache,
     *,
@@ -225,7 +225,7 @@ def _pack_trial(
         folder,
         _student(earlier, data),
         Candidate.from_params(record.params),
-        request,
+        config,
         data,
         cost=record.cost,
         results={"validation": record.val},

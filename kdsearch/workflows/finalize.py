@@ -25,7 +25,7 @@ from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import resume_command
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.refit import (
     middle,
     missing,
@@ -34,11 +34,11 @@ from kdsearch.study.refit import (
     trained,
 )
 from kdsearch.study.spend import ENDED, spent
-from kdsearch.study.study import Asked, Study, searched
+from kdsearch.study.study import Proposal, Study, searched
 from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.context import CACHE, common_accuracy
-from kdsearch.trials.trial import WEIGHTS, Bench
+from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import off_the_shelf
 
 BEST = "best"  # the folder to ship
@@ -71,7 +71,9 @@ def _weights(study: Study, record: TrialRecord) -> Path:
     return study.directory(number) / WEIGHTS
 
 
-def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: Ledger) -> Finished:
+def finish(
+    study: Study, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
+) -> Finished:
     """Train controls, and refits where those are asked for; ship the best of all; write the report.
 
     The test split is read when that choice has been made.
@@ -90,19 +92,19 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     try:
         if not study.front():
             raise _nothing(study)
-        _note_surroundings(study, bench, watch)
+        _note_surroundings(study, context, callback)
         follow = _with_refits if refit_of(study).count else _with_controls
-        way, package = follow(study, bench, watch, timed)
+        way, package = follow(study, context, callback, timed)
         _read_test(
-            study, bench, [*study.front(), *trained(study), *_controls_of(study, way.record)]
+            study, context, [*study.front(), *trained(study), *_controls_of(study, way.record)]
         )
     except (BudgetError, TrialsFailedError):
         ledger.end(ENDED)
         write_derived(study)
         raise
     ledger.end(ENDED)
-    judged = _judged(study, way, len(bench.data.val))
-    notes = (*_skipped(bench), *judged, of_test(study), str(spent(study)))
+    judged = _judged(study, way, len(context.data.val))
+    notes = (*_skipped(context), *judged, of_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - training
     study.note(notes=notes, finish_seconds=seconds)
     told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
@@ -110,27 +112,31 @@ def finish(study: Study, bench: Bench, watch: Watch, engine: Engine, *, ledger: 
     return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
-def _with_controls(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Shipped:
+def _with_controls(
+    study: Study, context: TrialContext, callback: Callback, engine: Engine
+) -> _Shipped:
     """Ship the most accurate of the front, or that of its controls which beats it."""
     ways = [_Way(record=r, weights=r) for r in reversed(study.front())]
-    found = _ship(study, bench, watch, ways)
+    found = _ship(study, context, callback, ways)
     if found is None:
         raise _too_slow(study, ways)
     best = found[0].record
-    _train_controls(study, engine, best, watch)
+    _train_controls(study, engine, best, callback)
     winner = max([best, *_controls_of(study, best)], key=lambda record: record.val or 0.0)
     if winner is best:
         return found
-    return _ship(study, bench, watch, [_Way(record=best, weights=winner)]) or found
+    return _ship(study, context, callback, [_Way(record=best, weights=winner)]) or found
 
 
-def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _Shipped:
+def _with_refits(
+    study: Study, context: TrialContext, callback: Callback, engine: Engine
+) -> _Shipped:
     """Train the best candidates and their controls again, and ship the best recipe by its mean.
 
     Where the files of none of them keep the budget, the rest of the front follows.
     """
     front = study.front()
-    _train(study, engine, missing(study, refit_of(study)), watch, best=front[-1])
+    _train(study, engine, missing(study, refit_of(study)), callback, best=front[-1])
     records = {record.number: record for record in study.records()}
     recipes = {
         each.trial: max(each.recipes(), key=lambda recipe: recipe.val.mean)
@@ -139,7 +145,7 @@ def _with_refits(study: Study, bench: Bench, watch: Watch, engine: Engine) -> _S
     ranked = sorted(recipes, key=lambda trial: -recipes[trial].val.mean)
     ways = [_Way(record=records[n], weights=records[middle(recipes[n])]) for n in ranked]
     ways += [_Way(record=r, weights=r) for r in reversed(front) if r.number not in recipes]
-    found = _ship(study, bench, watch, ways)
+    found = _ship(study, context, callback, ways)
     if found is None:
         raise _too_slow(study, ways)
     return found
@@ -153,12 +159,12 @@ def _judged(study: Study, way: _Way, n_val: int) -> tuple[str, ...]:
     return tuple(of_controls(study, way.record, controls, n_val, shipped=way.weights.number))
 
 
-def _note_surroundings(study: Study, bench: Bench, watch: Watch) -> None:
+def _note_surroundings(study: Study, context: TrialContext, callback: Callback) -> None:
     """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
     if "shelf" not in study.facts():
-        shelf = off_the_shelf(bench, study.path.parent / CACHE, watch.note)
+        shelf = off_the_shelf(context, study.path.parent / CACHE, callback.note)
         study.note(shelf=[asdict(entry) for entry in shelf])
-    study.note(images={"val": len(bench.data.val), "test": len(bench.data.test)})
+    study.note(images={"val": len(context.data.val), "test": len(context.data.test)})
 
 
 def _nothing(study: Study) -> BudgetError | TrialsFailedError:
@@ -166,7 +172,7 @@ def _nothing(study: Study) -> BudgetError | TrialsFailedError:
     if complete := study.complete():
         best = max(complete, key=lambda record: record.val or 0.0)
         return BudgetError(
-            f"no student reaches --min-accuracy {study.request.min_accuracy}: the most accurate of "
+            f"no student reaches --min-accuracy {study.config.min_accuracy}: the most accurate of "
             f"{len(complete)}, no. {best.number}, has {100 * (best.val or 0.0):.2f} % on "
             "validation. Train longer (--epochs), raise the budget, or ask for less, with another "
             "--name."
@@ -188,24 +194,24 @@ def _nothing(study: Study) -> BudgetError | TrialsFailedError:
     )
 
 
-def _load_student(study: Study, record: TrialRecord, bench: Bench) -> Model:
-    student = build_student(Candidate.from_params(record.params).student, bench.data)
+def _load_student(study: Study, record: TrialRecord, context: TrialContext) -> Model:
+    student = build_student(Candidate.from_params(record.params).student, context.data)
     file = _weights(study, record)
     fit_weights(bare(student.network), read_weights(file), where=f"trial {record.number}")
     return student.freeze()
 
 
-def _read_test(study: Study, bench: Bench, records: Sequence[TrialRecord]) -> None:
+def _read_test(study: Study, context: TrialContext, records: Sequence[TrialRecord]) -> None:
     """Measure on the test split whatever has not been yet, the teacher included."""
     facts = study.facts()
     teacher = cast("dict[str, object]", facts["teacher"])
     if teacher["test"] is None:
-        teacher["test"] = common_accuracy(bench.teachers, bench.data.test, bench.device)
+        teacher["test"] = common_accuracy(context.teachers, context.data.test, context.device)
     test = dict(cast("dict[str, float]", facts.get("test", {})))
     for record in records:
         if str(record.number) not in test:
-            student = _load_student(study, record, bench).to(bench.device)
-            test[str(record.number)] = accuracy(student, bench.data.test, bench.device)
+            student = _load_student(study, record, context).to(context.device)
+            test[str(record.number)] = accuracy(student, context.data.test, context.device)
     study.note(test=test, teacher=teacher)
 
 
@@ -215,7 +221,9 @@ def _results(study: Study, record: TrialRecord) -> dict[str, float]:
     return {"validation": record.val, "test": test[str(record.number)]}
 
 
-def _ship(study: Study, bench: Bench, watch: Watch, ways: Sequence[_Way]) -> _Shipped | None:
+def _ship(
+    study: Study, context: TrialContext, callback: Callback, ways: Sequence[_Way]
+) -> _Shipped | None:
     """Put the first into best/ whose file, measured again, keeps the budget; None where none does.
 
     A student is measured once: of several tries one might keep it by chance.
@@ -224,14 +232,14 @@ def _ship(study: Study, bench: Bench, watch: Watch, ways: Sequence[_Way]) -> _Sh
         assert way.record.cost is not None
         package = pack(
             study.path / _TRIED,
-            _load_student(study, way.weights, bench),
+            _load_student(study, way.weights, context),
             Candidate.from_params(way.weights.params),
-            study.request,
-            bench.data,
+            study.config,
+            context.data,
             cost=way.record.cost,
             results={"validation": way.weights.val or 0.0},
             teacher=_teacher(study),
-            latencies=bench.latencies,
+            latencies=context.latencies,
         )
         if package.is_within(study.budget):
             shutil.rmtree(study.path / BEST, ignore_errors=True)
@@ -239,7 +247,7 @@ def _ship(study: Study, bench: Bench, watch: Watch, ways: Sequence[_Way]) -> _Sh
             study.note(best=way.record.number, shipped=way.weights.number)
             return way, replace(package, path=study.path / BEST)
         shutil.rmtree(package.path)
-        watch.note(
+        callback.note(
             f"Trial {way.weights.number} is not shipped: its file took {package.latency}, "
             f"over the budget of {study.budget.latency_ms} ms"
         )
@@ -262,31 +270,38 @@ def _controls_of(study: Study, best: TrialRecord) -> list[TrialRecord]:
     return [record for record in mine if record.state == "complete"]
 
 
-def _train_controls(study: Study, engine: Engine, best: TrialRecord, watch: Watch) -> None:
+def _train_controls(study: Study, engine: Engine, best: TrialRecord, callback: Callback) -> None:
     """Train the best student as each control is taught, with the same recipe."""
     student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
 
-    def source() -> Iterator[Asked]:
+    def source() -> Iterator[Proposal]:
         for method in CONTROLS:
             params: Params = {**student, "method.name": method}
             if all(record.params != params for record in _controls_of(study, best)):
-                watch.note(f"Control for no. {best.number}: the same student with method {method}")
+                callback.note(
+                    f"Control for no. {best.number}: the same student with method {method}"
+                )
                 yield study.ask_control(params, best.number)
 
-    _train(study, engine, source(), watch, best=best)
+    _train(study, engine, source(), callback, best=best)
 
 
 def _train(
-    study: Study, engine: Engine, source: Iterator[Asked], watch: Watch, *, best: TrialRecord
+    study: Study,
+    engine: Engine,
+    source: Iterator[Proposal],
+    callback: Callback,
+    *,
+    best: TrialRecord,
 ) -> None:
     """Run trials outside the search; an equal one stands for another while its weights are kept."""
 
-    def earlier(asked: Asked) -> TrialRecord | None:
-        found = study.earlier(asked)
+    def earlier(proposal: Proposal) -> TrialRecord | None:
+        found = study.earlier(proposal)
         return found if found is not None and _weights(study, found).is_file() else None
 
-    on_trial = partial(watch.trial, best=best)
-    engine(Proposals(study, source, on_begin=watch.begun, on_trial=on_trial, earlier=earlier))
+    on_trial = partial(callback.trial, best=best)
+    engine(Proposals(study, source, on_begin=callback.begun, on_trial=on_trial, earlier=earlier))
 
 
 def _seeds(study: Study) -> dict[str, object]:
@@ -298,11 +313,11 @@ def _seeds(study: Study) -> dict[str, object]:
 
 def _teacher(study: Study) -> dict[str, object]:
     told = cast("dict[str, float | None]", study.facts()["teacher"])
-    return {"name": study.request.teacher, "validation": told["val"], "test": told["test"]}
+    return {"name": study.config.teacher, "validation": told["val"], "test": told["test"]}
 
 
-def _skipped(bench: Bench) -> Iterator[str]:
-    skipped = bench.data.skipped
+def _skipped(context: TrialContext) -> Iterator[str]:
+    skipped = context.data.skipped
     if skipped:
         shown = ", ".join(skipped[:3]) + (", …" if skipped[3:] else "")
         yield f"{len(skipped)} unreadable images were left out: {shown}"

@@ -21,7 +21,7 @@ from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import OnEpoch, train
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 EPOCHS = 5
 _SLOWER = 0.1  # the rate begins at a tenth of the training's own
@@ -31,7 +31,7 @@ _LAYERS = (nn.Conv2d, nn.Linear)
 def fine_tune(
     student: Model,
     candidate: Candidate,
-    bench: Bench,
+    context: TrialContext,
     images: Iterable[Tensor],
     *,
     on_epoch: OnEpoch | None = None,
@@ -43,18 +43,18 @@ def fine_tune(
     tuned = copy.deepcopy(student).requires_grad_(True)
     recipe = candidate.train
     recipe = replace(recipe, epochs=EPOCHS, lr=_SLOWER * recipe.lr, warmup=0.0)
-    torch.manual_seed(bench.seed)
-    distiller = build_distiller(candidate, tuned, bench)
-    with rounded(tuned.network, images), bench.turns.training() as turn:
+    torch.manual_seed(context.seed)
+    distiller = build_distiller(candidate, tuned, context)
+    with rounded(tuned.network, images), context.device_lock.training() as turn:
         session = Session(
-            data=bench.data,
+            data=context.data,
             spec=recipe,
-            seed=bench.seed,
-            view_seed=bench.seed,
-            device=bench.device,
-            teachers=bench.outputs,
-            train=bench.train,
-            val=bench.val,
+            seed=context.seed,
+            view_seed=context.seed,
+            device=context.device,
+            teachers=context.outputs,
+            train=context.train,
+            val=context.val,
             turn=turn,
         )
         train(tuned, distiller, session, on_epoch=on_epoch)

@@ -38,28 +38,28 @@ from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.config import (
-    Request,
+    StudyConfig,
+    config_of,
     free_name,
-    read_request,
+    read_config,
     refuse_changes,
     refuse_sampler,
-    request_of,
     resume_command,
     study_path,
 )
 from kdsearch.study.early_stopping import Judge, OnRung, foretelling
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.loggers import Loggers, Watch, Watchers
+from kdsearch.study.loggers import Callback, Callbacks, Loggers
 from kdsearch.study.open import open_study, reach, refuse_driven
 from kdsearch.study.refit import Refit
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
-from kdsearch.study.study import Asked, Outcome, Price, Study, searched
+from kdsearch.study.study import Outcome, Price, Proposal, Study, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
-from kdsearch.trials.trial import UNFINISHED, WEIGHTS, Bench, run_trial
+from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finished, finish
 
 DEFAULT_TRIALS = 20
@@ -92,7 +92,7 @@ class Plan:
 
 def run(
     given: Mapping[str, object],
-    watch: Watch,
+    callback: Callback,
     *,
     out: Path,
     name: str | None = None,
@@ -101,22 +101,22 @@ def run(
 ) -> Finished:
     """Run a study, or go on with the one of that name, and return what it found.
 
-    given: fields of Request that the user set; `space` is a name or a file. What is not given is
-    taken from the study when there is one, else from Request's defaults. Raises BudgetError when
-    nothing fits the budget, and another KDSearchError for a request that cannot be met.
+    given: fields of StudyConfig that the user set; `space` is a name or a file. Other fields come
+    from the study when there is one, else from the defaults. Raises BudgetError when nothing fits
+    the budget, and another KDSearchError for a configuration that cannot run.
     """
     started = time.perf_counter()
     plan = plan or Plan()
     device = pick_device(plan.device)
     if plan.on_ray is not None:
         plan.on_ray.share(device)
-    request, data, path = _settle(given, out, name, plan.storage)
-    watch.note(f"Results go to {path}")
-    target_in(request).rehearse((data.channels, data.size, data.size), watch.note)
-    prepared = prepare(request, data, out=out, device=device, watch=watch)
-    watch.note(f"Teacher {request.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    config, data, path = _settle(given, out, name, plan.storage)
+    callback.note(f"Results go to {path}")
+    target_in(config).rehearse((data.channels, data.size, data.size), callback.note)
+    prepared = prepare(config, data, out=out, device=device, callback=callback)
+    callback.note(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
-    opened = open_study(path, request, versions=versions, storage=plan.storage)
+    opened = open_study(path, config, versions=versions, storage=plan.storage)
     with opened as study, _log_to(path / "kdsearch.log"):
         plan = _as_before(plan, study)
         total = plan.trials or DEFAULT_TRIALS
@@ -126,18 +126,20 @@ def run(
         study.note(teacher=teacher, teacher_seconds=seconds)
         study.note(trials=total, flat_after=plan.flat_after)
         refit.ask(study, plan.refit)
-        _tell(watch, refits_to_come(study, total))
-        _start_from(study, out, watch)
-        _keep_teachers(prepared.bench.teachers, request, path / "teacher")
+        _tell(callback, refits_to_come(study, total))
+        _start_from(study, out, callback)
+        _keep_teachers(prepared.context.teachers, config, path / "teacher")
         try:
             with (
                 Ledger(study, device=str(device), started=started) as ledger,
-                _watchers(study, watch, ledger, loggers) as watchers,
-                _engine(study, prepared.bench, watchers, plan, _told_before(study, out)) as engine,
+                _watchers(study, callback, ledger, loggers) as watchers,
+                _engine(
+                    study, prepared.context, watchers, plan, _told_before(study, out)
+                ) as engine,
             ):
-                _search(study, prepared.bench, engine, watchers, plan, total=total)
+                _search(study, prepared.context, engine, watchers, plan, total=total)
                 _tell(watchers, refits_left(study))
-                finished = finish(study, prepared.bench, watchers, engine, ledger=ledger)
+                finished = finish(study, prepared.context, watchers, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -152,44 +154,46 @@ def run(
             ) from None
 
 
-def _tell(watch: Watch, lines: Iterator[str]) -> None:
+def _tell(callback: Callback, lines: Iterator[str]) -> None:
     for line in lines:
-        watch.note(line)
+        callback.note(line)
 
 
 def _settle(
     given: Mapping[str, object], out: Path, name: str | None, storage: str | None
-) -> tuple[Request, ImageData, Path]:
+) -> tuple[StudyConfig, ImageData, Path]:
     """Return the full request, its images and the study's path; what cannot be is told here.
 
     Nothing has been trained yet.
     """
-    request, old = _resolve(given, None if name is None else study_path(out, name))
+    config, old = _resolve(given, None if name is None else study_path(out, name))
     if old is not None:
         assert name is not None
         refuse_driven(study_path(out, name), old, storage)
-    teacher_specs(request)
-    data, request = load_data(request, out)
-    if not request.space:
-        request = replace(request, space=find_space(default_space(request.data, data.size)).text)
-    refuse_sampler(request)
+    teacher_specs(config)
+    data, config = load_data(config, out)
+    if not config.space:
+        config = replace(config, space=find_space(default_space(config.data, data.size)).text)
+    refuse_sampler(config)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
-    request = _with_storage(request, storage, name, is_new=old is None)
+    config = _with_storage(config, storage, name, is_new=old is None)
     if old is not None:
-        refuse_changes(name, old, request)
+        refuse_changes(name, old, config)
     else:
-        recipes_of(request, out)
-    reach(path, request, storage)
-    return request, data, path
+        recipes_of(config, out)
+    reach(path, config, storage)
+    return config, data, path
 
 
-def _with_storage(request: Request, given: str | None, name: str, *, is_new: bool) -> Request:
+def _with_storage(
+    config: StudyConfig, given: str | None, name: str, *, is_new: bool
+) -> StudyConfig:
     """Return the request with where trials are kept: a new study has a name of its own there."""
-    url = kept_url(given, request.storage, is_new=is_new)
+    url = kept_url(given, config.storage, is_new=is_new)
     if url is None or not is_new:
-        return request
-    return replace(request, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
+        return config
+    return replace(config, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
 
 
 def _as_before(plan: Plan, study: Study) -> Plan:
@@ -202,49 +206,57 @@ def _as_before(plan: Plan, study: Study) -> Plan:
     return plan
 
 
-def _keep_teachers(teachers: Sequence[Model], request: Request, directory: Path) -> None:
+def _keep_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Path) -> None:
     """Save the teachers that were trained or fine-tuned here; several are numbered."""
-    for i, (teacher, spec) in enumerate(zip(teachers, teacher_specs(request), strict=True)):
+    for i, (teacher, spec) in enumerate(zip(teachers, teacher_specs(config), strict=True)):
         if spec.is_trained_here:
             number = f"-{i}" if len(teachers) > 1 else ""
             save_weights(bare(teacher.network), directory / f"teacher{number}.safetensors")
 
 
-def _resolve(given: Mapping[str, object], path: Path | None) -> tuple[Request, Request | None]:
+def _resolve(
+    given: Mapping[str, object], path: Path | None
+) -> tuple[StudyConfig, StudyConfig | None]:
     """Return the full request, and the one of the study at `path` when there is one."""
-    old = read_request(path) if path is not None else None
+    old = read_config(path) if path is not None else None
     if "space" in given:
         given = {**given, "space": find_space(str(given["space"])).text}
-    return request_of(given, old), old
+    return config_of(given, old), old
 
 
 @contextmanager
 def _watchers(
-    study: Study, watch: Watch, ledger: Ledger, loggers: Loggers | None
-) -> Iterator[Watchers]:
+    study: Study, callback: Callback, ledger: Ledger, loggers: Loggers | None
+) -> Iterator[Callbacks]:
     """Give what tells all of them, and close the loggers in the end."""
-    watchers = Watchers([ledger, watch, *(() if loggers is None else loggers.open(study))])
+    watchers = Callbacks([ledger, callback, *(() if loggers is None else loggers.open(study))])
     try:
         yield watchers
     finally:
         watchers.close()
 
 
-def _start_from(study: Study, out: Path, watch: Watch) -> None:
+def _start_from(study: Study, out: Path, callback: Callback) -> None:
     """Let a new study try the recipes of the one it starts from."""
-    recipes = [] if study.records() or study.guesses() else recipes_of(study.request, out)
+    recipes = [] if study.records() or study.guesses() else recipes_of(study.config, out)
     if recipes:
         study.guess(recipes)
-        watch.note(f"Tried first: {len(recipes)} recipes of {study.request.from_study}")
+        callback.note(f"Tried first: {len(recipes)} recipes of {study.config.from_study}")
 
 
-def _price(budget: Budget, bench: Bench) -> Price | None:
+def _price(budget: Budget, context: TrialContext) -> Price | None:
     """Return what prices a draw, None where a price would turn nothing away."""
-    return None if budget.flops is None and budget.params is None else Prices(bench.data)
+    return None if budget.flops is None and budget.params is None else Prices(context.data)
 
 
 def _search(
-    study: Study, bench: Bench, engine: Engine, watchers: Watchers, plan: Plan, *, total: int
+    study: Study,
+    context: TrialContext,
+    engine: Engine,
+    watchers: Callbacks,
+    plan: Plan,
+    *,
+    total: int,
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
@@ -253,14 +265,14 @@ def _search(
 
     watchers.search(searched(study.records()), total, budget=study.budget)
     enough = Ending(study, watchers, time_limit=plan.time_limit, flat_after=plan.flat_after)
-    price = _price(study.budget, bench)
+    price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)
     engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
 
 
 def _told_before(study: Study, out: Path) -> Sequence[Curve]:
     """Return what the study that this one starts from foretells, where anything is stopped."""
-    start = None if study.request.stopping == "off" else start_of(study.request, out)
+    start = None if study.config.stopping == "off" else start_of(study.config, out)
     return () if start is None else foretelling(study, start)
 
 
@@ -279,7 +291,7 @@ class _RunTrial(Protocol):
 
 @contextmanager
 def _engine(
-    study: Study, bench: Bench, watch: Watch, plan: Plan, earlier: Sequence[Curve]
+    study: Study, context: TrialContext, callback: Callback, plan: Plan, earlier: Sequence[Curve]
 ) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
@@ -287,34 +299,34 @@ def _engine(
     its own: processes would take turns. On a CPU several are processes of one thread each. With a
     timeout they are always processes, since a thread cannot be ended: a single one has all threads.
     """
-    judge = Judge(study, images=len(bench.data.val), earlier=earlier)
+    judge = Judge(study, images=len(context.data.val), earlier=earlier)
     if plan.on_ray is not None:
         actors = open_actors(
             plan.workers,
             study,
             plan.on_ray,
-            device=bench.device,
+            device=context.device,
             timeout=plan.trial_timeout,
-            on_epoch=watch.trial_epoch,
+            on_epoch=callback.trial_epoch,
             on_rung=judge,
         )
         with actors as engine:
             yield engine
         return
     unfinished = study.path / UNFINISHED
-    bench = replace(bench, unfinished=unfinished)
-    count = fitting(bench) if plan.workers is None else plan.workers
-    evaluate = partial(_evaluate, study, watch, judge)
-    if plan.trial_timeout is None and (count == 1 or bench.device.type == "cuda"):
+    context = replace(context, unfinished=unfinished)
+    count = fitting(context) if plan.workers is None else plan.workers
+    evaluate = partial(_evaluate, study, callback, judge)
+    if plan.trial_timeout is None and (count == 1 or context.device.type == "cuda"):
         yield partial(
-            local.run, evaluators=[partial(evaluate, partial(run_trial, bench=bench))] * count
+            local.run, evaluators=[partial(evaluate, partial(run_trial, context=context))] * count
         )
         return
     processes = open_workers(
         count,
-        study.request,
+        study.config,
         out=study.path.parent,
-        device=bench.device,
+        device=context.device,
         unfinished=unfinished,
         threads=torch.get_num_threads() if count == 1 else 1,
         timeout=plan.trial_timeout,
@@ -325,12 +337,14 @@ def _engine(
         )
 
 
-def _evaluate(study: Study, watch: Watch, on_rung: OnRung, run: _RunTrial, asked: Asked) -> Outcome:
+def _evaluate(
+    study: Study, callback: Callback, on_rung: OnRung, run: _RunTrial, proposal: Proposal
+) -> Outcome:
     return run(
-        Candidate.from_params(asked.params),
-        directory=study.directory(asked.number),
-        on_epoch=partial(watch.trial_epoch, asked.number),
-        on_rung=None if asked.kind else on_rung,
+        Candidate.from_params(proposal.params),
+        directory=study.directory(proposal.number),
+        on_epoch=partial(callback.trial_epoch, proposal.number),
+        on_rung=None if proposal.kind else on_rung,
     )
 
 

@@ -28,10 +28,10 @@ from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study.config import OBJECTIVE, Request, refuse_sampler
+from kdsearch.study.config import OBJECTIVE, StudyConfig, refuse_sampler
 from kdsearch.study.early_stopping import Judge, Rung
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]
@@ -85,7 +85,7 @@ def search(
     for name, limit in limits.items():
         if not 0 < limit < math.inf:
             raise SpecError(f"budget[{name!r}]={limit:g}: expected a number above 0")
-    request = Request(
+    config = StudyConfig(
         data=OBJECTIVE,
         space=_text(space),
         budget_ms=limits.get("latency_ms"),
@@ -95,11 +95,11 @@ def search(
         sampler=sampler,
         stopping=stopping,
     )
-    refuse_sampler(request)
+    refuse_sampler(config)
     with (
         _folder(path) as folder,
         open_study(
-            folder, request, versions={"kdsearch": version("kdsearch")}, digest=digest_of
+            folder, config, versions={"kdsearch": version("kdsearch")}, digest=digest_of
         ) as study,
     ):
         if path is None:
@@ -141,22 +141,22 @@ def _run(
     price: Callable[[Params], Cost],
     judge: Judge,
     epochs: int | None,
-    asked: Asked,
+    proposal: Proposal,
 ) -> Outcome:
     """Evaluate one candidate that keeps the budget."""
     started = time.perf_counter()
-    cost = price(asked.params)
+    cost = price(proposal.params)
     violations = study.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         reason = study.budget.explain(cost)
         return Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
     reports = _Reports(judge, cost, epochs)
     try:
-        val, reason = _number("evaluate returned", evaluate(asked.params, reports)), ""
+        val, reason = _number("evaluate returned", evaluate(proposal.params, reports)), ""
     except StopStudy:
         raise
     except Exception as error:  # a candidate must not end the search, whatever it does
-        logger.exception("trial %d failed", asked.number)
+        logger.exception("trial %d failed", proposal.number)
         val, reason = None, f"{type(error).__name__}: {error}"
     state = "failed" if val is None else "complete"
     if reports.stopped:

@@ -80,15 +80,15 @@ def test_a_second_export_keeps_what_the_first_measured(study: Path, shell: Shell
 
 
 def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) -> None:
-    request = study / "study.yaml"
-    before = request.read_text()
-    request.write_text(before.replace("budget_ms: 50.0", "budget_ms: 1.0e-06"))
+    config = study / "study.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("budget_ms: 50.0", "budget_ms: 1.0e-06"))
     try:
         answer = shell.type(
             "export", "exporting", "--out", str(shell.out), "--format", "onnx", "--json"
         )
     finally:
-        request.write_text(before)
+        config.write_text(before)
 
     (file,) = json.loads(answer.stdout)
     assert "over the budget of 1e-06" in file["misses"][0]
@@ -138,8 +138,8 @@ def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Sh
     from kdsearch.workflows.export import export_study
 
     def exported(max_drop: float) -> File:
-        with StudyConsole(quiet=True) as watch:
-            found = export_study(study, ["onnx-int8"], watch, out=shell.out, max_drop=max_drop)
+        with StudyConsole(quiet=True) as callback:
+            found = export_study(study, ["onnx-int8"], callback, out=shell.out, max_drop=max_drop)
         return found.files[0]
 
     plain, better = exported(1.0), exported(-1.0)  # -1: whatever it loses is too much
@@ -190,11 +190,11 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     import torch
 
     from kdsearch.models.model import Preprocess, batches
-    from kdsearch.study.config import read_request
+    from kdsearch.study.config import read_config
     from kdsearch.trials.context import load_data
 
     shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")
-    data, _ = load_data(read_request(study), shell.out)
+    data, _ = load_data(read_config(study), shell.out)
     file = study / "best" / "student-int8.onnx"
     said = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     preprocess = Preprocess(

@@ -12,7 +12,7 @@ from shell import SPACE, Shell, ended_trials
 
 from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Watch
+from kdsearch.study.loggers import Callback
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import Refit, candidates, trained
 from kdsearch.study.study import searched
@@ -138,7 +138,7 @@ def test_a_finished_study_is_refitted_later_without_further_trials(shell: Shell)
     assert "Candidates under" not in answer.stdout
 
 
-class Interrupting(Watch):
+class Interrupting(Callback):
     """Interrupts a run when so many refits have ended."""
 
     def __init__(self, until: int) -> None:
@@ -160,7 +160,7 @@ def test_a_study_interrupted_between_refits_trains_none_of_them_twice(
     for until in (1, 3):
         with pytest.raises(StudyInterruptedError):
             run(given, Interrupting(until), out=shell.out, name="halves", plan=plan)
-    run({}, Watch(), out=shell.out, name="halves", plan=Plan(device="cpu"))
+    run({}, Callback(), out=shell.out, name="halves", plan=Plan(device="cpu"))
     records = load_study(shell.out / "halves").records()
     refits = [record for record in records if record.kind]
     assert len(refits) == len({record.digest for record in refits}) in (4, 6)

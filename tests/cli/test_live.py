@@ -15,31 +15,31 @@ from kdsearch.study.study import Outcome, Study
 from kdsearch.training.trainer import Epoch
 
 
-def play(study: Study, watch: StudyConsole) -> None:
+def play(study: Study, callback: StudyConsole) -> None:
     """Let six trials end, two at a time, and leave one running in its third epoch."""
-    watch.search([], 10, budget=REQUEST.budget)
+    callback.search([], 10, budget=REQUEST.budget)
     beside = study.ask()
-    watch.begun(beside)
+    callback.begun(beside)
     for _ in range(6):
         asked = study.ask()
-        watch.begun(asked)
+        callback.begun(asked)
         record = study.tell(asked, replace(look_up(asked), seconds=30.0))
         front = study.front()
-        watch.trial(record, front[-1] if front else None)
+        callback.trial(record, front[-1] if front else None)
     epoch = Epoch(number=3, losses={}, val=0.1234, lr=0.1, seconds=1.0)
-    watch.trial_epoch(beside.number, epoch, 12)
+    callback.trial_epoch(beside.number, epoch, 12)
 
 
 def shown(path: Path, *, width: int, is_terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=is_terminal, color_system=None)
-    watch = StudyConsole(console=console)
+    callback = StudyConsole(console=console)
     with opened(path) as study:
-        play(study, watch)
+        play(study, callback)
     if is_terminal:
         out.seek(0)
         out.truncate()
-        console.print(watch._render())
+        console.print(callback._render())
     return out.getvalue()
 
 
@@ -63,12 +63,12 @@ def test_nothing_is_wider_than_a_narrow_terminal(fast_path: Path) -> None:
 
 def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path) -> None:
     out = io.StringIO()
-    watch = StudyConsole(console=Console(file=out, width=200))
+    callback = StudyConsole(console=Console(file=out, width=200))
     with opened(fast_path / "refit") as study:
-        watch.search([], 1, budget=REQUEST.budget)
+        callback.search([], 1, budget=REQUEST.budget)
         asked = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
         cost = Cost(flops=2_000_000, params=2000)
-        watch.trial(study.tell(asked, Outcome(state="complete", cost=cost, val=0.1448)), None)
+        callback.trial(study.tell(asked, Outcome(state="complete", cost=cost, val=0.1448)), None)
     assert " (seed 1) 14.48 % at 2 MFLOPs" in out.getvalue()
 
 

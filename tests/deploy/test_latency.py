@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdsearch.deploy.latency import Latency, LatencyCache, measure
 from kdsearch.deploy.targets import target_of
-from kdsearch.deploy.targets.base import Asked, Kept, Target
+from kdsearch.deploy.targets.base import Kept, Target, TimingRequest
 from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
-from kdsearch.json_cache import Measured, processor
+from kdsearch.json_cache import JsonCache, processor
 
 SHAPE = (8, 16, 16)
 MEASURED = Latency(ms=1.25, low_ms=1.2, high_ms=1.3, spread_ms=0.1, contention=1.0)
@@ -158,7 +158,7 @@ def test_an_entry_of_the_protocol_without_intervals_is_passed_over(tmp_path, cap
     """It lies under another name, so it is neither read nor called damaged."""
     cache = LatencyCache(tmp_path)
     here = f"{processor()} | onnxruntime {version('onnxruntime')}"
-    old = Measured(tmp_path / "latency", _Old)
+    old = JsonCache(tmp_path / "latency", _Old)
     old.get_or_measure(f"resnet | {here}", lambda: _Old(ms=1.0, spread_ms=0.1, contention=1.0))
 
     assert cache.latency_of("resnet", lambda: MEASURED) == MEASURED
@@ -253,8 +253,8 @@ class _Asks(Target):
     def version(self) -> str:
         return "1"
 
-    def take(self, asked: Asked, kept: Kept) -> Round:
-        self.names.add(asked.file.name)
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+        self.names.add(timing.file.name)
         return Round(ms=1.0)
 
 

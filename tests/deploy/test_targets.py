@@ -21,10 +21,10 @@ from torch import nn
 from kdsearch.deploy.latency import LatencyCache, measure
 from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import TARGETS, described, target_in, target_of
-from kdsearch.deploy.targets.base import Asked, Kept, Reference, Target
+from kdsearch.deploy.targets.base import Kept, Reference, Target, TimingRequest
 from kdsearch.deploy.targets.cmd import Cmd
 from kdsearch.errors import CostError, SpecError
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import Target as Described
 
 TIMING = """
@@ -116,20 +116,20 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is installed here")
 def test_a_missing_runtime_is_told_with_its_extra() -> None:
     with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
-        target_in(Request(target="openvino"))
+        target_in(StudyConfig(target="openvino"))
 
 
 def test_more_threads_than_cores_are_refused() -> None:
     cores = os.cpu_count() or 1
-    target_in(Request(threads=cores))
+    target_in(StudyConfig(threads=cores))
     with pytest.raises(SpecError, match=f"--threads {cores + 1}: this machine has {cores} cores"):
-        target_in(Request(threads=cores + 1))
+        target_in(StudyConfig(threads=cores + 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_told() -> None:
     with pytest.raises(SpecError, match="--target cuda: PyTorch sees no GPU"):
-        target_in(Request(target="cuda"))
+        target_in(StudyConfig(target="cuda"))
 
 
 @pytest.mark.skipif(
@@ -137,7 +137,7 @@ def test_a_missing_gpu_is_told() -> None:
 )
 def test_a_missing_tensorrt_is_told() -> None:
     with pytest.raises(SpecError, match=r"--target tensorrt: this ONNX Runtime has .*CPUExec"):
-        target_in(Request(target="tensorrt"))
+        target_in(StudyConfig(target="tensorrt"))
 
 
 @pytest.mark.gpu
@@ -177,7 +177,7 @@ def test_a_command_gets_the_file_the_batch_and_the_threads(tmp_path: Path) -> No
 def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
     target = target_of(command(tmp_path, "print('1 2'); print(30.0)"))
 
-    assert target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
+    assert target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told: str) -> None:
     target = target_of(command(tmp_path, script))
     with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
-        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
+        target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert ("no device" in str(error.value)) == ("no device" in script)
 
@@ -236,7 +236,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
     target.timeout_seconds = 2.0
     begun = time.monotonic()
     with pytest.raises(CostError, match="took more than 2 s"):
-        target.take(Asked(file=tmp_path, shape=SHAPE), nothing_kept)
+        target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert time.monotonic() - begun < 20
     assert gone(int(started.read_text()))
@@ -263,7 +263,7 @@ def gone(pid: int) -> bool:
 )
 def test_a_command_that_cannot_be_is_refused_before_a_study(text: str, told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        target_in(Request(target=text))
+        target_in(StudyConfig(target=text))
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch"])
@@ -294,12 +294,15 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) ->
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            cache.target.take(Asked(file=long, shape=SHAPE), nothing_kept)
+            cache.target.take(TimingRequest(file=long, shape=SHAPE), nothing_kept)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    assert cache.target.take(Asked(file=short, shape=SHAPE), cache._reference).ms < 3 * expected
+    assert (
+        cache.target.take(TimingRequest(file=short, shape=SHAPE), cache._reference).ms
+        < 3 * expected
+    )
 
 
 def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
@@ -313,15 +316,17 @@ def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_target_is_described_for_front_json() -> None:
-    assert described(Request()) == Described()
-    assert described(Request(target="cmd:ssh board run", batch=8)) == Described(
+    assert described(StudyConfig()) == Described()
+    assert described(StudyConfig(target="cmd:ssh board run", batch=8)) == Described(
         device="cmd", runtime="ssh board run", threads=1, batch=8
     )
-    assert str(described(Request(target="torch", threads=2))) == "cpu, torch, 2 threads, batch 1"
+    assert (
+        str(described(StudyConfig(target="torch", threads=2))) == "cpu, torch, 2 threads, batch 1"
+    )
 
 
 @pytest.mark.parametrize("flag", ["threads", "batch"])
 @pytest.mark.parametrize("value", [0, -1, 1025])
 def test_threads_and_batch_are_positive(flag: str, value: int) -> None:
     with pytest.raises(SpecError, match=f"--{flag} {value}: expected 1 to 1024"):
-        Request(**{flag: value})  # type: ignore[arg-type]
+        StudyConfig(**{flag: value})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trial import PLAIN, bench
+from test_trial import PLAIN, context
 
 from kdsearch.engines import gpu_packing
 from kdsearch.models.weights import read_weights
@@ -42,20 +42,20 @@ def test_more_run_side_by_side_while_that_pays(
         return told
 
     monkeypatch.setattr(gpu_packing, "steps_per_second", rate)
-    on_gpu = replace(bench(tmp_path), device=torch.device("cuda"))
+    on_gpu = replace(context(tmp_path), device=torch.device("cuda"))
     assert gpu_packing.fitting(on_gpu) == found
 
 
 def test_a_cpu_has_one_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 5})
-    assert gpu_packing.fitting(bench(tmp_path)) == 3
+    assert gpu_packing.fitting(context(tmp_path)) == 3
 
 
 def test_steps_of_several_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_packing, "_SECONDS", 0.05)
-    assert gpu_packing.steps_per_second(2, bench(tmp_path), batch_size=16) > 0
+    assert gpu_packing.steps_per_second(2, context(tmp_path), batch_size=16) > 0
     monkeypatch.setattr(gpu_packing, "_rate", lambda *_: 7.0)
-    assert gpu_packing.steps_per_second(3, bench(tmp_path), batch_size=16) == 21
+    assert gpu_packing.steps_per_second(3, context(tmp_path), batch_size=16) == 21
 
 
 def test_a_training_that_fails_stops_the_others_and_is_told(
@@ -71,7 +71,7 @@ def test_a_training_that_fails_stops_the_others_and_is_told(
 
     monkeypatch.setattr(gpu_packing, "untaught", second_fails)
     with pytest.raises(torch.OutOfMemoryError):
-        gpu_packing.steps_per_second(2, bench(tmp_path), batch_size=16)
+        gpu_packing.steps_per_second(2, context(tmp_path), batch_size=16)
 
 
 def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_p
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        shared, both = bench(tmp_path), threading.Barrier(2)
+        shared, both = context(tmp_path), threading.Barrier(2)
 
         def run(place: int) -> None:
             both.wait(20)
@@ -93,7 +93,7 @@ def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_p
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(run, range(len(candidates))))
         for place, candidate in enumerate(candidates):
-            run_trial(candidate, bench(tmp_path), tmp_path / f"alone{place}")
+            run_trial(candidate, context(tmp_path), tmp_path / f"alone{place}")
     finally:
         torch.set_num_threads(usual)
     for place in range(len(candidates)):

@@ -17,8 +17,8 @@ from kdsearch.engines import local
 from kdsearch.engines.dispatch import Proposals
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study.config import Request
-from kdsearch.study.study import Asked, Outcome, searched
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.study import Outcome, Proposal, searched
 
 TIMEOUT = 20.0
 
@@ -44,10 +44,10 @@ def test_a_control_does_not_count_as_a_trial_of_the_search(fast_path: Path) -> N
 def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
     ended: list[float] = []
 
-    def slow(asked: Asked) -> Outcome:
+    def slow(proposal: Proposal) -> Outcome:
         time.sleep(0.2)
         ended.append(time.perf_counter())
-        return look_up(asked)
+        return look_up(proposal)
 
     started = time.perf_counter()
     with opened(fast_path / "limited") as study:
@@ -66,7 +66,7 @@ def test_a_time_limit_of_zero_runs_nothing(fast_path: Path) -> None:
 def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) -> None:
     """An evaluator turns its failures into outcomes; what it raises ends the run."""
 
-    def breaks(_: Asked) -> Outcome:
+    def breaks(_: Proposal) -> Outcome:
         raise ZeroDivisionError
 
     path = fast_path / "broken"
@@ -81,9 +81,9 @@ def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) ->
 def test_one_evaluator_is_called_in_the_drivers_thread(fast_path: Path) -> None:
     seen: list[threading.Thread] = []
 
-    def evaluate(asked: Asked) -> Outcome:
+    def evaluate(proposal: Proposal) -> Outcome:
         seen.append(threading.current_thread())
-        return look_up(asked)
+        return look_up(proposal)
 
     with opened(fast_path / "alone") as study:
         run_search(study, [evaluate], n_trials=2)
@@ -95,12 +95,12 @@ def test_several_evaluators_run_at_the_same_time_each_one_trial(fast_path: Path)
     busy: set[int] = set()
 
     def slot(number: int) -> local.Evaluate:
-        def evaluate(asked: Asked) -> Outcome:
+        def evaluate(proposal: Proposal) -> Outcome:
             assert number not in busy
             busy.add(number)
             both.wait(TIMEOUT)
             busy.remove(number)
-            return look_up(asked)
+            return look_up(proposal)
 
         return evaluate
 
@@ -114,10 +114,10 @@ def test_trials_are_told_in_the_order_in_which_they_end(fast_path: Path) -> None
     ended: list[int] = []
     second_ended = threading.Event()
 
-    def evaluate(asked: Asked) -> Outcome:
-        if asked.number == 0:
+    def evaluate(proposal: Proposal) -> Outcome:
+        if proposal.number == 0:
             assert second_ended.wait(TIMEOUT)
-        return look_up(asked)
+        return look_up(proposal)
 
     def on_trial(record: TrialRecord) -> None:
         ended.append(record.number)
@@ -134,15 +134,15 @@ def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -
     overlaps: list[str] = []
     trained: list[str] = []
 
-    def evaluate(asked: Asked) -> Outcome:
-        overlaps.extend(digest for digest in running if digest == asked.digest)
-        running.append(asked.digest)
-        trained.append(asked.digest)
+    def evaluate(proposal: Proposal) -> Outcome:
+        overlaps.extend(digest for digest in running if digest == proposal.digest)
+        running.append(proposal.digest)
+        trained.append(proposal.digest)
         time.sleep(0.02)
-        running.remove(asked.digest)
-        return look_up(asked)
+        running.remove(proposal.digest)
+        return look_up(proposal)
 
-    with opened(fast_path / "equal", Request(space=SMALL_SPACE)) as study:
+    with opened(fast_path / "equal", StudyConfig(space=SMALL_SPACE)) as study:
         run_search(study, [evaluate] * 4, n_trials=20)
         records = study.records()
     assert overlaps == []
@@ -154,14 +154,14 @@ def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -
 def test_one_that_waited_for_an_equal_one_that_failed_is_trained(fast_path: Path) -> None:
     failed: set[str] = set()
 
-    def evaluate(asked: Asked) -> Outcome:
+    def evaluate(proposal: Proposal) -> Outcome:
         time.sleep(0.02)
-        if asked.digest not in failed:
-            failed.add(asked.digest)
+        if proposal.digest not in failed:
+            failed.add(proposal.digest)
             return Outcome(state="failed", reason="at first")
-        return look_up(asked)
+        return look_up(proposal)
 
-    with opened(fast_path / "again", Request(space=SMALL_SPACE)) as study:
+    with opened(fast_path / "again", StudyConfig(space=SMALL_SPACE)) as study:
         run_search(study, [evaluate] * 4, n_trials=20)
         records = study.records()
     assert [record.state for record in records].count("failed") == len(failed)
@@ -169,9 +169,9 @@ def test_one_that_waited_for_an_equal_one_that_failed_is_trained(fast_path: Path
 
 
 def test_beside_others_too_the_limit_is_looked_at_between_trials(fast_path: Path) -> None:
-    def slow(asked: Asked) -> Outcome:
+    def slow(proposal: Proposal) -> Outcome:
         time.sleep(0.2)
-        return look_up(asked)
+        return look_up(proposal)
 
     with opened(fast_path / "limited beside") as study:
         run_search(study, [slow] * 2, n_trials=100, time_limit=0.1)
@@ -185,13 +185,13 @@ def test_a_run_that_stops_abandons_its_trials_and_goes_on_later(fast_path: Path,
         wanted = [record.params for record in run_to(study, 4)]
     forever = threading.Event()
 
-    def evaluate(asked: Asked) -> Outcome:
-        if asked.number == 0 and stop == "error":
+    def evaluate(proposal: Proposal) -> Outcome:
+        if proposal.number == 0 and stop == "error":
             raise ZeroDivisionError
-        if asked.number == 1:
+        if proposal.number == 1:
             _thread.interrupt_main()
         forever.wait(TIMEOUT)
-        return look_up(asked)
+        return look_up(proposal)
 
     started = time.perf_counter()
     with opened(path) as study, pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
@@ -228,7 +228,7 @@ def test_a_table_needs_no_torch(fast_path: Path) -> None:
 def _failing(reasons: Iterator[str]) -> local.Evaluate:
     """Return what fails for each reason in turn; an empty one is a trial that ends well."""
 
-    def evaluate(asked: Asked) -> Outcome:
+    def evaluate(proposal: Proposal) -> Outcome:
         reason = next(reasons)
         if reason == "infeasible":
             return Outcome(state="infeasible", violations={"flops": 1.0})
@@ -259,9 +259,9 @@ def test_three_failures_of_one_cause_in_a_row_end_the_study(
     told = iter([*reasons, *["", ""] * 9])
     one = threading.Lock()
 
-    def evaluate(asked: Asked) -> Outcome:
+    def evaluate(proposal: Proposal) -> Outcome:
         with one:
-            return _failing(told)(asked)
+            return _failing(told)(proposal)
 
     with opened(path) as study:
         with pytest.raises(TrialsFailedError, match=r"(?s)3 trials .+\n  no end .+kdsearch\.log"):

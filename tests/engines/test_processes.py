@@ -14,7 +14,7 @@ from toy_data import CPU
 from kdsearch.engines.processes import Worker, open_workers
 from kdsearch.errors import StudyError
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.study.config import Request, request_of
+from kdsearch.study.config import StudyConfig, config_of
 from kdsearch.study.early_stopping import Rung
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.context import lay_out, load_data
@@ -45,18 +45,18 @@ class Fails(ResNet):
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, Path]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
     """Return a request whose teacher is in the cache of the results folder beside it."""
     out = tmp_path_factory.mktemp("results")
-    data, request = load_data(request_of({"teacher_epochs": 1}), out)
-    lay_out(request, data, out=out, device=CPU)
-    return request, out
+    data, config = load_data(config_of({"teacher_epochs": 1}), out)
+    lay_out(config, data, out=out, device=CPU)
+    return config, out
 
 
 @pytest.fixture(scope="module")
-def worker(given: tuple[Request, Path]) -> Iterator[Worker]:
-    request, out = given
-    with open_workers(1, request, out=out, device=CPU) as (one,):
+def worker(given: tuple[StudyConfig, Path]) -> Iterator[Worker]:
+    config, out = given
+    with open_workers(1, config, out=out, device=CPU) as (one,):
         yield one
 
 
@@ -68,13 +68,13 @@ def broken(folder: Path, name: str) -> Candidate:
 
 
 def test_a_trial_in_a_worker_has_the_bits_of_one_here(
-    worker: Worker, given: tuple[Request, Path], tmp_path: Path
+    worker: Worker, given: tuple[StudyConfig, Path], tmp_path: Path
 ) -> None:
-    request, out = given
+    config, out = given
     told: list[tuple[Epoch, int]] = []
     there = worker.run_trial(PLAIN, tmp_path / "there", on_epoch=lambda *e: told.append(e))
-    data, _ = load_data(request, out)
-    here = run_trial(PLAIN, lay_out(request, data, out=out, device=CPU), tmp_path / "here")
+    data, _ = load_data(config, out)
+    here = run_trial(PLAIN, lay_out(config, data, out=out, device=CPU), tmp_path / "here")
     assert there.state == "complete"
     assert replace(there, seconds=0, teacher_seconds=0) == replace(
         here, seconds=0, teacher_seconds=0
@@ -111,9 +111,9 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(worker: Worker, tmp_path:
     assert worker.run_trial(PLAIN, tmp_path / "1").state == "complete"
 
 
-def test_a_trial_that_hangs_fails_alone(given: tuple[Request, Path], tmp_path: Path) -> None:
-    request, out = given
-    with open_workers(1, request, out=out, device=CPU, timeout=1.5, threads=2) as (one,):
+def test_a_trial_that_hangs_fails_alone(given: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    config, out = given
+    with open_workers(1, config, out=out, device=CPU, timeout=1.5, threads=2) as (one,):
         outcome = one.run_trial(broken(tmp_path, "Hangs"), tmp_path / "0")
         assert (outcome.state, outcome.reason) == ("failed", "no end after 1.5 s (--trial-timeout)")
         assert 1.5 <= outcome.seconds < 10
@@ -141,9 +141,9 @@ def test_a_study_that_cannot_write_ends_with_its_own_error(worker: Worker, tmp_p
         worker.run_trial(PLAIN, tmp_path / "file" / "0")
 
 
-def test_a_worker_refuses_images_that_have_changed(given: tuple[Request, Path]) -> None:
-    request, out = given
-    changed = replace(request, data_key="other")
+def test_a_worker_refuses_images_that_have_changed(given: tuple[StudyConfig, Path]) -> None:
+    config, out = given
+    changed = replace(config, data_key="other")
     with (
         open_workers(1, changed, out=out, device=CPU) as (one,),
         pytest.raises(StudyError, match="digits has changed since the study began"),

@@ -16,7 +16,7 @@ from toy_data import CPU
 from kdsearch.engines.dispatch import Engine, Proposals, search
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.study.config import request_of
+from kdsearch.study.config import config_of
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Study
@@ -37,9 +37,9 @@ train: {epochs: 3, lr: 0.1}
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     out = tmp_path_factory.mktemp("results")
     given = {"teacher_epochs": 1, "space": SPACE, "budget_mflops": 5.0}
-    data, request = load_data(request_of(given), out)
-    lay_out(request, data, out=out, device=CPU)
-    with open_study(out / "one", request, versions={}) as opened:
+    data, config = load_data(config_of(given), out)
+    lay_out(config, data, out=out, device=CPU)
+    with open_study(out / "one", config, versions={}) as opened:
         yield opened
 
 

@@ -22,10 +22,10 @@ from table_study import SMALL_SPACE, look_up, opened, run_to
 from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Asked, Outcome, Study
+from kdsearch.study.study import Outcome, Proposal, Study
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -52,8 +52,8 @@ def _ray(_path: None) -> Iterator[None]:
         yield
 
 
-def table(asked: Asked, _: tune.Report) -> Outcome:
-    return look_up(asked)
+def table(proposal: Proposal, _: tune.Report) -> Outcome:
+    return look_up(proposal)
 
 
 def run_search(
@@ -112,7 +112,7 @@ class TestOnThisMachine:
         assert {record.state for record in found} == {"complete", "infeasible", "failed"}
 
     def test_equal_candidates_are_trained_once(self, fast_path: Path) -> None:
-        with opened(fast_path / "equal", Request(space=SMALL_SPACE)) as study:
+        with opened(fast_path / "equal", StudyConfig(space=SMALL_SPACE)) as study:
             found = run_search(study, partial(counted, fast_path), n_trials=12, workers=2)
         trained = Counter((fast_path / "trained").read_text().split())
         assert trained == dict.fromkeys((record.digest for record in found), 1)
@@ -139,9 +139,9 @@ class TestOnThisMachine:
     def test_the_driver_stops_a_trial_which_ends_by_itself(self, fast_path: Path) -> None:
         told: list[tuple[int, Rung, threading.Thread]] = []
 
-        def on_rung(asked: Asked, rung: Rung) -> str | None:
-            told.append((asked.number, rung, threading.current_thread()))
-            return "hopeless" if len(rung.curve) == 2 and asked.number == 0 else None
+        def on_rung(proposal: Proposal, rung: Rung) -> str | None:
+            told.append((proposal.number, rung, threading.current_thread()))
+            return "hopeless" if len(rung.curve) == 2 and proposal.number == 0 else None
 
         with opened(fast_path / "stopped") as study:
             found = run_search(study, climbing, n_trials=2, on_rung=on_rung)
@@ -163,9 +163,9 @@ class TestOnThisMachine:
         said: list[tuple[object, ...]] = []
         with opened(fast_path / "told") as study, caplog.at_level(logging.INFO, "kdsearch"):
             run_search(study, talking, n_trials=2, on_progress=lambda *what: said.append(what))
-        assert [(asked.number, *what) for asked, *what in said if isinstance(asked, Asked)] == [
-            (number, epoch, "of 3") for number in (0, 1) for epoch in (1, 2, 3)
-        ]
+        assert [
+            (proposal.number, *what) for proposal, *what in said if isinstance(proposal, Proposal)
+        ] == [(number, epoch, "of 3") for number in (0, 1) for epoch in (1, 2, 3)]
         assert [r.message for r in caplog.records if r.name == "kdsearch.told"] == ["0", "1"]
 
     def test_an_actor_starts_once_for_many_trials(self, fast_path: Path) -> None:
@@ -332,21 +332,21 @@ TOLD = {"complete": "COMPLETE", "infeasible": "PRUNED", "failed": "FAIL"}
 
 
 def look_up_again(record: TrialRecord) -> Outcome:
-    return look_up(Asked(number=record.number, params=record.params, digest=record.digest))
+    return look_up(Proposal(number=record.number, params=record.params, digest=record.digest))
 
 
-def somewhere(folder: Path, doomed: str, asked: Asked, _: tune.Report) -> Outcome:
+def somewhere(folder: Path, doomed: str, proposal: Proposal, _: tune.Report) -> Outcome:
     node = ray.get_runtime_context().get_node_id()
     with (folder / "begun").open("a") as file:
-        file.write(f"{asked.number} {node}\n")
-    if asked.number >= DOOMED:
+        file.write(f"{proposal.number} {node}\n")
+    if proposal.number >= DOOMED:
         if node == doomed:
             time.sleep(10 * TIMEOUT)
         until = time.monotonic() + 2 * TIMEOUT  # the other node may be slow to begin
         while not any(n >= DOOMED and where == doomed for n, where in begun(folder)):
             assert time.monotonic() < until
             time.sleep(0.05)
-    return look_up(asked)
+    return look_up(proposal)
 
 
 def begun(folder: Path) -> list[tuple[int, str]]:
@@ -355,26 +355,26 @@ def begun(folder: Path) -> list[tuple[int, str]]:
     return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
 
-def counted(folder: Path, asked: Asked, _: tune.Report) -> Outcome:
+def counted(folder: Path, proposal: Proposal, _: tune.Report) -> Outcome:
     with (folder / "trained").open("a") as file:
-        file.write(f"{asked.digest}\n")
+        file.write(f"{proposal.digest}\n")
     time.sleep(0.05)
-    return look_up(asked)
+    return look_up(proposal)
 
 
-def hangs_at_the_second(asked: Asked, report: tune.Report) -> Outcome:
-    if asked.number == 1:
+def hangs_at_the_second(proposal: Proposal, report: tune.Report) -> Outcome:
+    if proposal.number == 1:
         time.sleep(10 * TIMEOUT)
-    return look_up(asked)
+    return look_up(proposal)
 
 
-def slow(asked: Asked, report: tune.Report) -> Outcome:
+def slow(proposal: Proposal, report: tune.Report) -> Outcome:
     report.progress()
     time.sleep(1)
-    return look_up(asked)
+    return look_up(proposal)
 
 
-def climbing(asked: Asked, report: tune.Report) -> Outcome:
+def climbing(proposal: Proposal, report: tune.Report) -> Outcome:
     cost = Cost(flops=1_000_000, params=1)
     curve: tuple[float, ...] = ()
     for epoch in (1, 2, 3, 4):
@@ -385,11 +385,11 @@ def climbing(asked: Asked, report: tune.Report) -> Outcome:
     return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def talking(asked: Asked, report: tune.Report) -> Outcome:
+def talking(proposal: Proposal, report: tune.Report) -> Outcome:
     for epoch in (1, 2, 3):
         report.progress(epoch, "of 3")
-    logging.getLogger("kdsearch.told").info("%d", asked.number)
-    return look_up(asked)
+    logging.getLogger("kdsearch.told").info("%d", proposal.number)
+    return look_up(proposal)
 
 
 def starting(folder: Path) -> tune.Evaluate:
@@ -401,26 +401,26 @@ def no_start() -> tune.Evaluate:
     raise StudyError("no bench")
 
 
-def dying(folder: Path, times: int, asked: Asked, _: tune.Report) -> Outcome:
+def dying(folder: Path, times: int, proposal: Proposal, _: tune.Report) -> Outcome:
     """Train four epochs that are kept; number 1 dies after each, so many times."""
-    kept = folder / f"epochs-{asked.number}"
+    kept = folder / f"epochs-{proposal.number}"
     done = len(kept.read_text().split()) if kept.exists() else 0
     for _ in range(done, 4):
         done = left(folder, kept.name)
-        if asked.number == 1 and done <= times:
+        if proposal.number == 1 and done <= times:
             os.kill(os.getpid(), signal.SIGKILL)
     curve = tuple(epoch / 10 for epoch in range(1, done + 1))
     cost = Cost(flops=1_000_000, params=1)
     return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def with_pid(asked: Asked, report: tune.Report) -> Outcome:
+def with_pid(proposal: Proposal, report: tune.Report) -> Outcome:
     report.progress(os.getpid())
     cost = Cost(flops=1_000_000, params=1)
     return Outcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
 
 
-def raising(error: Exception, asked: Asked, _: tune.Report) -> Outcome:
+def raising(error: Exception, proposal: Proposal, _: tune.Report) -> Outcome:
     raise error
 
 
@@ -430,5 +430,5 @@ class UnsendableError(Exception):
         self.thread = threading.Lock()
 
 
-def raising_unsendable(asked: Asked, _: tune.Report) -> Outcome:
+def raising_unsendable(proposal: Proposal, _: tune.Report) -> Outcome:
     raise UnsendableError("a thread")

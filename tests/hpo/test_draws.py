@@ -21,9 +21,9 @@ from kdsearch.report.words import SPACE
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import FLAT_SPACE, SAMPLERS, Request, refuse_sampler
+from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.study import REDRAWS, Asked, Outcome, Study, searched
+from kdsearch.study.study import REDRAWS, Outcome, Proposal, Study, searched
 from kdsearch.workflows.finalize import finish
 
 # No choice owns a dimension, so that every sampler may draw.
@@ -112,18 +112,20 @@ def test_a_driver_killed_while_it_turns_away_goes_on_in_the_same_row(fast_path: 
         return nothing_fits(params)
 
     with opened(fast_path / "row") as study:
-        asked = study.ask(nothing_fits)
+        proposal = study.ask(nothing_fits)
     with pytest.raises(KilledError), opened(fast_path / "killed") as study:
         study.ask(killed)
     with opened(fast_path / "killed") as study:
         again = study.ask(nothing_fits)
         assert [r.state for r in study.records()].count("interrupted") == 1
-    assert (again.draw, again.params) == (asked.draw, asked.params) == (REDRAWS, asked.params)
+    assert (
+        (again.draw, again.params) == (proposal.draw, proposal.params) == (REDRAWS, proposal.params)
+    )
 
 
 def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) -> None:
-    def over(asked: Asked) -> Outcome:
-        cost = nothing_fits(asked.params)
+    def over(proposal: Proposal) -> Outcome:
+        cost = nothing_fits(proposal.params)
         return Outcome(state="infeasible", cost=cost, violations=study.budget.violations(cost))
 
     with opened(fast_path / "none") as study:
@@ -171,13 +173,13 @@ def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
 @pytest.fixture
 def floored(fast_path: Path) -> Iterator[Study]:
     """Return a study of students of 1 to 5 layers, which must reach .59; trials end at .525 up."""
-    request = replace(REQUEST, min_accuracy=0.59)
-    with opened(fast_path / "floored", request) as study:
+    config = replace(REQUEST, min_accuracy=0.59)
+    with opened(fast_path / "floored", config) as study:
         for _ in range(5 - len(study.records())):
-            asked = study.ask()
-            val = 0.5 + (asked.number + 1) / 40
-            cost = Cost(flops=(asked.number + 1) * 1_000_000, params=1)
-            study.tell(asked, Outcome(state="complete", cost=cost, val=val))
+            proposal = study.ask()
+            val = 0.5 + (proposal.number + 1) / 40
+            cost = Cost(flops=(proposal.number + 1) * 1_000_000, params=1)
+            study.tell(proposal, Outcome(state="complete", cost=cost, val=val))
         yield study
 
 
@@ -194,8 +196,8 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
     with opened(fast_path / "high", replace(REQUEST, min_accuracy=0.99)) as study:
         study.note(teacher=TEACHER)
         while not study.complete():
-            asked = study.ask()
-            study.tell(asked, look_up(asked))
+            proposal = study.ask()
+            study.tell(proposal, look_up(proposal))
         record = study.complete()[0]
         with (
             pytest.raises(BudgetError) as caught,
@@ -211,18 +213,18 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
 def test_a_sampler_draws_alike_whether_resumed_or_not(sampler: str, fast_path: Path) -> None:
     """30 trials: NSGA-II is in its second generation, GP and TPE have left their random start."""
     n = 14 if sampler == "gp" else 30
-    request = Request(space=FLAT, sampler=sampler, seed=1)
-    with opened(fast_path / f"{sampler}-whole", request) as study:
+    config = StudyConfig(space=FLAT, sampler=sampler, seed=1)
+    with opened(fast_path / f"{sampler}-whole", config) as study:
         whole = [run_asked(study, study.ask(), flat).params for _ in range(n)]
     parts = []
     for _ in range(n):
-        with opened(fast_path / f"{sampler}-parts", request) as study:
+        with opened(fast_path / f"{sampler}-parts", config) as study:
             parts.append(run_asked(study, study.ask(), flat).params)
     assert parts == whole
 
 
-def flat(asked: Asked) -> Outcome:
-    depth, width = (float(asked.params[f"student.resnet.{name}"]) for name in ("depth", "width"))
+def flat(proposal: Proposal) -> Outcome:
+    depth, width = (float(proposal.params[f"student.resnet.{name}"]) for name in ("depth", "width"))
     cost = Cost(flops=round(1e6 * depth * width), params=1)
     return Outcome(state="complete", cost=cost, val=0.9 - 0.4 / depth - 0.1 * (width - 0.6) ** 2)
 
@@ -230,10 +232,10 @@ def flat(asked: Asked) -> Outcome:
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "tpe"])
 def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -> None:
     """A control of accuracy 1 would be the best parent and the whole front."""
-    request = Request(space=FLAT, sampler=sampler, seed=1)
+    config = StudyConfig(space=FLAT, sampler=sampler, seed=1)
     drawn = {}
     for name in ("plain", "controlled"):
-        with opened(fast_path / f"{sampler}-{name}", request) as study:
+        with opened(fast_path / f"{sampler}-{name}", config) as study:
             for _ in range(45 if sampler == "nsga2" else 12):
                 run_asked(study, study.ask(), flat)
             if name == "controlled":
@@ -257,31 +259,31 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
 def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
     given: dict[str, object], told: str, tmp_path: Path
 ) -> None:
-    request = replace(Request(space=FLAT), **given)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=told), opened(tmp_path / "study", request):
+    config = replace(StudyConfig(space=FLAT), **given)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=told), opened(tmp_path / "study", config):
         pass
     assert not (tmp_path / "study" / "study.yaml").exists()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_may_draw_the_space_that_the_refusal_names(sampler: str) -> None:
-    refuse_sampler(Request(space=find_space(FLAT_SPACE).text, sampler=sampler))
+    refuse_sampler(StudyConfig(space=find_space(FLAT_SPACE).text, sampler=sampler))
 
 
 def test_nsga2_may_have_a_budget_whose_price_is_known_first(fast_path: Path) -> None:
-    request = Request(space=FLAT, sampler="nsga2", budget_mflops=5.0)
-    with opened(fast_path / "nsga2-gate", request) as study:
+    config = StudyConfig(space=FLAT, sampler="nsga2", budget_mflops=5.0)
+    with opened(fast_path / "nsga2-gate", config) as study:
         source = search(study, n_trials=25, price=priced_flat)
         local.run(Proposals(study, source), [flat])
         assert all(r.cost and r.cost.flops <= 5e6 for r in searched(study.records()))
 
 
 def priced_flat(params: Params) -> Cost | None:
-    return flat(Asked(number=0, params=params, digest="")).cost
+    return flat(Proposal(number=0, params=params, digest="")).cost
 
 
 def test_a_request_names_the_samplers() -> None:
     with pytest.raises(SpecError, match=r"--sampler 'tpee' \(did you mean 'tpe'\?\): expected tpe"):
-        Request(sampler="tpee")
+        StudyConfig(sampler="tpee")
     with pytest.raises(SpecError, match="--min-accuracy 90: expected a fraction"):
-        Request(min_accuracy=90.0)
+        StudyConfig(min_accuracy=90.0)

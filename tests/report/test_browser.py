@@ -34,7 +34,7 @@ class Opened:
         page.on("console", lambda message: self.said.append(message.text))
         page.on("pageerror", lambda error: self.said.append(str(error)))
         page.on("dialog", lambda dialog: self.said.append(dialog.message))
-        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("request", lambda config: self.asked.append(config.url))
         self._devtools = context.new_cdp_session(page)
         self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(path.as_uri())

@@ -15,14 +15,14 @@ from kdsearch.cli.tables import comparison_table
 from kdsearch.errors import SpecError
 from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
 from kdsearch.study.study import Outcome, Study
 
 
-def study_of(path: Path, points: list[tuple[float, int]], request: Request = REQUEST) -> Study:
+def study_of(path: Path, points: list[tuple[float, int]], config: StudyConfig = REQUEST) -> Study:
     """Return a study whose trials have these accuracies and MFLOPs."""
-    with opened(path, request) as study:
+    with opened(path, config) as study:
         for val, mega in points:
             cost = Cost(flops=mega * 1_000_000, params=mega, latency_ms=mega / 2)
             curve = (val / 2, val)

@@ -12,14 +12,14 @@ from table_study import look_up, opened, run_search
 
 from kdsearch.errors import SpecError, StopStudy
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Loggers, Watch, Watchers, names
+from kdsearch.study.loggers import Callback, Callbacks, Loggers, names
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.training.trainer import Epoch
 
 EPOCH = Epoch(number=1, losses={"loss": 1.0}, val=0.5, lr=0.1, seconds=1.0)
 
 
-class Notebook(Watch):
+class Notebook(Callback):
     """Keeps what it is told, and how many threads told it at a time."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Notebook(Watch):
         self.inside -= 1
 
 
-class Broken(Watch):
+class Broken(Callback):
     def __init__(self) -> None:
         self.told = 0
 
@@ -51,7 +51,7 @@ def test_a_watcher_that_raises_is_told_no_more_and_the_others_are(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken, notebook = Broken(), Notebook()
-    watchers = Watchers([broken, notebook])
+    watchers = Callbacks([broken, notebook])
     with caplog.at_level(logging.ERROR, logger="kdsearch"):
         for number in range(3):
             watchers.trial_epoch(number, EPOCH, 2)
@@ -64,17 +64,17 @@ def test_a_watcher_that_raises_is_told_no_more_and_the_others_are(
 
 
 def test_an_interrupt_is_no_failure_of_a_watcher() -> None:
-    class Interrupted(Watch):
+    class Interrupted(Callback):
         def note(self, text: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Watchers([Interrupted()]).note("")
+        Callbacks([Interrupted()]).note("")
 
 
 def test_one_thread_at_a_time_tells() -> None:
     notebook = Notebook()
-    watchers = Watchers([notebook])
+    watchers = Callbacks([notebook])
     threads = [
         threading.Thread(target=watchers.trial_epoch, args=(number, EPOCH, 2))
         for number in range(8)
@@ -105,7 +105,7 @@ def test_a_callback_is_told_each_trial_and_may_stop_the_study(
     loggers = Loggers(callback=f"{tmp_path / 'mine.py'}:after")
     notebook = Notebook()
     with opened(fast_path / "called") as study:
-        watchers = Watchers([notebook, *loggers.open(study)])
+        watchers = Callbacks([notebook, *loggers.open(study)])
 
         def on_trial(record: TrialRecord) -> None:
             watchers.trial(record, None)
@@ -153,7 +153,7 @@ def test_what_is_dropped_is_called_as_the_user_called_it(fast_path: Path, tmp_pa
     loggers = Loggers(["tensorboard", names[0], names[0]], callback=names[1])
     notebook = Notebook()
     with opened(fast_path / "dropped") as study:
-        watchers = Watchers([notebook, *loggers.open(study)])
+        watchers = Callbacks([notebook, *loggers.open(study)])
         run_search(study, [look_up], n_trials=2, on_trial=lambda r: watchers.trial(r, None))
         watchers.close()
     assert [note.split(" failed and")[0] for note in notebook.notes] == [
@@ -178,10 +178,10 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "flat") as study:
-        ending = Ending(study, Watchers([notebook]), flat_after=5)
+        ending = Ending(study, Callbacks([notebook]), flat_after=5)
         run_search(study, [look_up], n_trials=100, is_enough=ending)
         assert len(study.records()) < 100
-        assert not Ending(study, Watchers([]), flat_after=0)()
+        assert not Ending(study, Callbacks([]), flat_after=0)()
     (note,) = notebook.notes
     assert "the last 5 complete trials" in note
     assert "--flat-after 0 goes on" in note
@@ -190,17 +190,17 @@ def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
 def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "late") as study:
-        ending = Ending(study, Watchers([notebook]), time_limit=1e-9)
+        ending = Ending(study, Callbacks([notebook]), time_limit=1e-9)
         run_search(study, [look_up], n_trials=5, is_enough=ending)
         assert study.records() == []
     assert notebook.notes[0].startswith("No further trial: the time limit of")
 
 
 def test_stop_study_needs_no_words() -> None:
-    class Stops(Watch):
+    class Stops(Callback):
         def note(self, text: str) -> None:
             raise StopStudy
 
-    watchers = Watchers([Stops()])
+    watchers = Callbacks([Stops()])
     watchers.note("")
     assert watchers.stopped == "a callback asked to stop"

@@ -11,9 +11,9 @@ from table_study import REQUEST, SMALL_SPACE, look_up, opened, run_asked, run_se
 from kdsearch.errors import SpecError
 from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling
-from kdsearch.study.study import Asked, Outcome, Study, searched
+from kdsearch.study.study import Outcome, Proposal, Study, searched
 
 TEACHER = ("val", "test", "flops", "params", "latency_ms")
 EPOCHS = 10  # the default of TrainSpec
@@ -24,9 +24,9 @@ OFF = replace(
 SAFE = replace(OFF, stopping="safe")
 
 
-def train(study: Study, asked: Asked) -> Outcome:
+def train(study: Study, proposal: Proposal) -> Outcome:
     """Look up how a trial ends, let its curve rise to there, and stop where the rule says."""
-    told = look_up(asked)
+    told = look_up(proposal)
     if told.state != "complete":
         return told
     assert told.val is not None
@@ -35,13 +35,13 @@ def train(study: Study, asked: Asked) -> Outcome:
     curve = tuple(told.val * (0.5 + 0.5 * n / EPOCHS) for n in range(1, EPOCHS + 1))
     for epoch in (1, 2, 4, 8):
         reason = judge(Rung(curve=curve[:epoch], epochs=EPOCHS, cost=told.cost))
-        if reason is not None and asked.control_of is None:
+        if reason is not None and proposal.control_of is None:
             return replace(told, state="pruned", val=None, curve=curve[:epoch], reason=reason)
     return replace(told, curve=curve)
 
 
 def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
-    run_search(study, [lambda asked: train(study, asked)], n_trials=n_trials)
+    run_search(study, [lambda proposal: train(study, proposal)], n_trials=n_trials)
     return study.records()
 
 
@@ -88,16 +88,18 @@ def unnumbered(record: TrialRecord) -> TrialRecord:
 def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_control(
     fast_path: Path,
 ) -> None:
-    with opened(fast_path / "equal", Request(space=SMALL_SPACE, stopping="safe")) as study:
-        asked = study.ask()
-        outcome = replace(look_up(asked), state="pruned", val=None, curve=(0.1,), reason="hopeless")
-        stopped = study.tell(asked, outcome)
-        while (twin := study.ask()).digest != asked.digest:
+    with opened(fast_path / "equal", StudyConfig(space=SMALL_SPACE, stopping="safe")) as study:
+        proposal = study.ask()
+        outcome = replace(
+            look_up(proposal), state="pruned", val=None, curve=(0.1,), reason="hopeless"
+        )
+        stopped = study.tell(proposal, outcome)
+        while (twin := study.ask()).digest != proposal.digest:
             study.tell(twin, look_up(twin))
         record = run_asked(study, twin, lambda _: pytest.fail("trained"))
         assert (record.state, record.reused_from) == ("pruned", stopped.number)
         assert record.curve == (0.1,)
-        control = study.ask_control(asked.params, 0)
+        control = study.ask_control(proposal.params, 0)
         assert run_asked(study, control, look_up).state == "complete"
         study.note(teacher={"name": "t", **dict.fromkeys(TEACHER, 0.9)})
         assert summarise(study).counts.pruned == 2
@@ -126,7 +128,7 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
 
 def test_a_word_that_is_no_mode_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--stopping 'thight'.*did you mean.*safe, tight, off"):
-        Request(stopping="thight")
+        StudyConfig(stopping="thight")
 
 
 def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete(

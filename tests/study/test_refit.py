@@ -21,10 +21,10 @@ from kdsearch.report.findings import of_refits
 from kdsearch.report.marks import sort_out
 from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.study.spend import refits_left, refits_to_come
-from kdsearch.study.study import Asked, Outcome, Study, searched
+from kdsearch.study.study import Outcome, Proposal, Study, searched
 from kdsearch.study.summary import Trainings
 
 SPACE = """
@@ -35,17 +35,17 @@ method:
 train:
   lr: {float: [0.01, 1.0], log: true}
 """
-REQUEST = Request(space=SPACE, budget_mflops=15.0, seed=5)
+REQUEST = StudyConfig(space=SPACE, budget_mflops=15.0, seed=5)
 TEACHER = {"name": "t", "val": 0.9, "test": None, "flops": 1, "params": 1, "latency_ms": 1.0}
 IMAGES = {"val": 400, "test": 300}
 
 
-def evaluate(asked: Asked) -> Outcome:
+def evaluate(proposal: Proposal) -> Outcome:
     """Look a trial up; a seed and a method move its accuracy by up to two points."""
-    outcome = look_up(asked)
+    outcome = look_up(proposal)
     if outcome.val is None:
         return outcome
-    name = f"{asked.params.get('train.repeat', 0)} {asked.params['method.name']}"
+    name = f"{proposal.params.get('train.repeat', 0)} {proposal.params['method.name']}"
     moved = int(hashlib.sha256(name.encode()).hexdigest()[:4], 16) / 2**16
     return replace(outcome, val=outcome.val + 0.02 * moved, seconds=1.0)
 
@@ -57,7 +57,7 @@ def begun(path: Path, n_trials: int = 12) -> Study:
         return study
 
 
-def refitted(study: Study, refit: Refit, run: Callable[[Asked], Outcome] = evaluate) -> None:
+def refitted(study: Study, refit: Refit, run: Callable[[Proposal], Outcome] = evaluate) -> None:
     ask(study, refit)
     local.run(Proposals(study, missing(study, refit), earlier=lambda _: None), [run])
 
@@ -109,10 +109,10 @@ def test_a_candidate_is_not_held_against_itself(study: Study) -> None:
 def test_the_search_goes_on_as_if_there_were_no_refits(
     fast_path: Path, seed_of_search: int
 ) -> None:
-    request = replace(REQUEST, seed=seed_of_search)
+    config = replace(REQUEST, seed=seed_of_search)
     told = []
     for name, refit in (("plain", None), ("between", Refit(count=3, seeds=2))):
-        with opened(fast_path / f"{name}-{seed_of_search}", request) as study:
+        with opened(fast_path / f"{name}-{seed_of_search}", config) as study:
             run_search(study, [evaluate], n_trials=8)
             if refit is not None:
                 refitted(study, refit)
@@ -128,11 +128,11 @@ def test_interrupted_refits_are_trained_once_each(fast_path: Path, until: int) -
     begun(path)
     names: list[str] = []
 
-    def run(asked: Asked) -> Outcome:
+    def run(proposal: Proposal) -> Outcome:
         if len(names) == until:
             raise KeyboardInterrupt
-        names.append(asked.digest)
-        return evaluate(asked)
+        names.append(proposal.digest)
+        return evaluate(proposal)
 
     with opened(path, REQUEST) as study, pytest.raises(KeyboardInterrupt):
         refitted(study, refit, run)
@@ -189,10 +189,10 @@ def test_front_json_holds_candidates_their_spread_and_their_gains(study: Study) 
 def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
     begun(fast_path / "half")
 
-    def run(asked: Asked) -> Outcome:
-        if asked.params["train.repeat"] == 2:
+    def run(proposal: Proposal) -> Outcome:
+        if proposal.params["train.repeat"] == 2:
             return Outcome(state="failed", reason="out of memory")
-        return evaluate(asked)
+        return evaluate(proposal)
 
     with opened(fast_path / "half", REQUEST) as study:
         refitted(study, Refit(count=1, seeds=2), run)
@@ -333,11 +333,11 @@ def test_what_refits_mean_is_told_before_the_search_and_before_they_begin(fast_p
         (line,) = refits_to_come(study, 2)  # a front has no more than there are trials
         assert "up to 6,000 refits, 60,000 epochs: 2 candidates" in line
 
-        asked = Refit(count=2, seeds=2, epochs=7)
-        ask(study, asked)
-        total = len(list(missing(study, asked)))
+        proposal = Refit(count=2, seeds=2, epochs=7)
+        ask(study, proposal)
+        total = len(list(missing(study, proposal)))
         (line,) = refits_left(study)
         assert f"Refits begin: {total} trainings, {7 * total} epochs, of no. " in line
-        refitted(study, asked)
+        refitted(study, proposal)
         (line,) = refits_left(study)
         assert line.endswith(f"; {total} of them are there already")

@@ -18,7 +18,7 @@ from postgres import PASSWORD, QUOTED
 from table_study import REQUEST, run_to, tell_next
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.study.config import Request, read_request
+from kdsearch.study.config import StudyConfig, read_config
 from kdsearch.study.open import load_each, load_study, open_study, reach
 from kdsearch.study.storage_url import inside, kept_url, read_url, shown, storage_of
 from kdsearch.study.study import Study
@@ -27,13 +27,13 @@ WHERE = "postgresql://me:s3cret@db.example:5432/studies"
 KEPT = "postgresql+psycopg://me:***@db.example:5432/studies"
 
 
-def in_database(url: str, name: str) -> Request:
+def in_database(url: str, name: str) -> StudyConfig:
     return replace(REQUEST, storage=shown(read_url(url)), storage_study=name)
 
 
 @contextmanager
-def opened(path: Path, request: Request, url: str | None) -> Iterator[Study]:
-    with open_study(path, request, versions={"kdsearch": "0"}, storage=url) as study:
+def opened(path: Path, config: StudyConfig, url: str | None) -> Iterator[Study]:
+    with open_study(path, config, versions={"kdsearch": "0"}, storage=url) as study:
         yield study
 
 
@@ -43,12 +43,12 @@ def test_a_study_in_a_database_goes_on_as_one_in_its_folder(
     """The law of SQLite: killed after any trial, or within one, it proposes the same."""
     with opened(tmp_path / "whole", REQUEST, None) as study:
         whole = run_to(study, 12)
-    path, request = tmp_path / "table", in_database(postgres_url, "goes-on")
+    path, config = tmp_path / "table", in_database(postgres_url, "goes-on")
     for number in (3, 7):
-        with opened(path, request, postgres_url) as study:
+        with opened(path, config, postgres_url) as study:
             run_to(study, number)
             study.ask()  # and the driver dies
-    with opened(path, request, postgres_url) as study:
+    with opened(path, config, postgres_url) as study:
         assert [r.state for r in study.records()].count("interrupted") == 2
         records = [r for r in run_to(study, 12) if r.state != "interrupted"]
         assert study.facts() == {}
@@ -60,15 +60,15 @@ def test_a_study_in_a_database_goes_on_as_one_in_its_folder(
 def test_a_second_driver_is_refused_from_another_folder_too(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    request = in_database(postgres_url, "twice")
-    with opened(tmp_path / "one", request, postgres_url) as study:
+    config = in_database(postgres_url, "twice")
+    with opened(tmp_path / "one", config, postgres_url) as study:
         tell_next(study)
         with (
             pytest.raises(StudyError, match="is being run by process"),
-            opened(tmp_path / "copy", request, postgres_url),
+            opened(tmp_path / "copy", config, postgres_url),
         ):
             pass
-    with opened(tmp_path / "copy", request, postgres_url) as study:
+    with opened(tmp_path / "copy", config, postgres_url) as study:
         assert len(study.records()) == 1
 
 
@@ -76,20 +76,20 @@ def test_the_password_is_written_nowhere(
     postgres_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    path, request = tmp_path / "table", in_database(postgres_url, "secret")
-    with opened(path, request, postgres_url) as study:
+    path, config = tmp_path / "table", in_database(postgres_url, "secret")
+    with opened(path, config, postgres_url) as study:
         tell_next(study)
     wrong = postgres_url.replace(QUOTED, "wr0ng%25")
-    with pytest.raises(StudyError, match="cannot open") as refused, opened(path, request, wrong):
+    with pytest.raises(StudyError, match="cannot open") as refused, opened(path, config, wrong):
         pass
     gone = postgres_url.replace("host=/tmp", "host=/nowhere")
-    with pytest.raises(StudyError, match="cannot open") as missing, opened(path, request, gone):
+    with pytest.raises(StudyError, match="cannot open") as missing, opened(path, config, gone):
         pass
     told = "".join(
         "".join(traceback.format_exception(caught.value)) for caught in (refused, missing)
     )
     kept = (path / "study.yaml").read_text(encoding="utf-8")
-    for text in (told, kept, caplog.text, repr(read_request(path)), repr(study.request)):
+    for text in (told, kept, caplog.text, repr(read_config(path)), repr(study.config)):
         for secret in (PASSWORD, QUOTED, "wr0ng%", "wr0ng%25"):
             assert secret not in text
     assert "PGPASSWORD" in told
@@ -99,8 +99,8 @@ def test_the_password_is_written_nowhere(
 def test_libpqs_own_password_opens_a_study_without_the_flag(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, request = tmp_path / "table", in_database(postgres_url, "pgpassword")
-    with opened(path, request, postgres_url) as study:
+    path, config = tmp_path / "table", in_database(postgres_url, "pgpassword")
+    with opened(path, config, postgres_url) as study:
         tell_next(study)
     with pytest.raises(StudyError, match=r"no password supplied.*PGPASSWORD"):
         load_study(path)
@@ -137,7 +137,9 @@ def test_a_server_that_refuses_is_told_by_what_it_refuses(
 def test_a_study_is_nobody_elses_of_the_same_name() -> None:
     from kdsearch.workflows.run import _with_storage
 
-    names = {_with_storage(Request(), WHERE, "phones", is_new=True).storage_study for _ in range(2)}
+    names = {
+        _with_storage(StudyConfig(), WHERE, "phones", is_new=True).storage_study for _ in range(2)
+    }
     assert len(names) == 2
     assert all(str(name).startswith("phones-") for name in names)
 
@@ -197,13 +199,13 @@ def test_a_url_that_cannot_be_is_told_without_its_password(url: str, told: str) 
 
 def test_studies_are_read_side_by_side_wherever_they_are(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
-    for name, request, given in (
+    for name, config, given in (
         ("there", in_database(url, "there"), url),
         ("also", in_database(url, "also"), None),
         ("here", REQUEST, None),
         ("elsewhere", in_database(f"sqlite:///{tmp_path}/other.db", "elsewhere"), None),
     ):
-        with opened(tmp_path / name, request, given) as study:
+        with opened(tmp_path / name, config, given) as study:
             run_to(study, 1)
     paths = {name: tmp_path / name for name in ("there", "also", "here", "elsewhere")}
     for names in (("there", "here"), ("elsewhere", "also"), ("there", "also")):

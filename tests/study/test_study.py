@@ -28,11 +28,11 @@ from table_study import (
 from kdsearch.atomic import write_text
 from kdsearch.errors import DataError, SpecError, StudyError
 from kdsearch.spec import TrialRecord
-from kdsearch.study.config import Request, free_name, read_request, request_of, study_path
-from kdsearch.study.loggers import Watch
+from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
+from kdsearch.study.loggers import Callback
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Asked, Outcome, searched
+from kdsearch.study.study import Outcome, Proposal, searched
 from kdsearch.workflows.run import Plan, _as_before, run
 
 N = 14  # the sampler leaves its random start at ten
@@ -123,14 +123,14 @@ def test_a_driver_killed_before_telling_optuna_has_not_told(
         raise KeyboardInterrupt
 
     with opened(path) as study, monkeypatch.context() as patch:
-        asked = study.ask()
+        proposal = study.ask()
         patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", killed)
         with pytest.raises(KeyboardInterrupt):
-            study.tell(asked, look_up(asked))
+            study.tell(proposal, look_up(proposal))
 
     with opened(path) as study:
         assert study.records()[-1].state == "interrupted"
-        assert tell_next(study).params == asked.params
+        assert tell_next(study).params == proposal.params
 
 
 def test_infeasible_trials_are_pruned_and_carry_their_violations(
@@ -173,26 +173,26 @@ def test_a_seed_decides_the_trials(whole: list[TrialRecord], fast_path: Path) ->
 def test_trials_that_run_beside_each_other_have_draws_of_their_own(fast_path: Path) -> None:
     path = fast_path / "beside"
     with opened(path) as study:
-        asked = [study.ask() for _ in range(4)]
-        assert [trial.draw for trial in asked] == [0, 1, 2, 3]
-        assert len({trial.digest for trial in asked}) == 4
-        for trial in (asked[3], asked[1]):
+        proposal = [study.ask() for _ in range(4)]
+        assert [trial.draw for trial in proposal] == [0, 1, 2, 3]
+        assert len({trial.digest for trial in proposal}) == 4
+        for trial in (proposal[3], proposal[1]):
             study.tell(trial, look_up(trial))
     with opened(path) as study:
         assert [record.state for record in study.records()].count("interrupted") == 2
         again = [study.ask() for _ in range(3)]
     assert [trial.draw for trial in again] == [0, 2, 4]
-    assert [trial.params for trial in again[:2]] == [asked[0].params, asked[2].params]
+    assert [trial.params for trial in again[:2]] == [proposal[0].params, proposal[2].params]
 
 
 def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path) -> None:
     trained: list[str] = []
 
-    def train(asked: Asked) -> Outcome:
-        trained.append(asked.digest)
-        return look_up(asked)
+    def train(proposal: Proposal) -> Outcome:
+        trained.append(proposal.digest)
+        return look_up(proposal)
 
-    with opened(fast_path / "small", Request(space=SMALL_SPACE)) as study:
+    with opened(fast_path / "small", StudyConfig(space=SMALL_SPACE)) as study:
         run_search(study, [train], n_trials=12)
         records = study.records()
 
@@ -206,8 +206,8 @@ def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path
 def test_an_accuracy_that_is_not_a_number_is_a_failure(copy_at: CopyAt) -> None:
     path = copy_at(1)
     with opened(path) as study:
-        asked = study.ask()
-        record = study.tell(asked, replace(look_up(asked), state="complete", val=math.nan))
+        proposal = study.ask()
+        record = study.tell(proposal, replace(look_up(proposal), state="complete", val=math.nan))
         assert (record.state, record.val) == ("failed", None)
         assert record.reason == "the accuracy is nan"
         assert len(searched(study.records())) == 2
@@ -229,13 +229,13 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
     """By its lock, and by its lease from another folder: its data is not even there."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     path = tmp_path / "here" / "driven"
-    request = replace(REQUEST, data="no/such/folder", storage=url, storage_study="driven-1")
+    config = replace(REQUEST, data="no/such/folder", storage=url, storage_study="driven-1")
 
     def refused(out: Path, told: str) -> None:
         with pytest.raises(StudyError, match=told):
-            run({}, Watch(), out=out, name="driven")
+            run({}, Callback(), out=out, name="driven")
 
-    with opened(path, request):
+    with opened(path, config):
         refused(path.parent, "is being run by another process; wait for it")
         away = tmp_path / "there" / "driven"
         away.mkdir(parents=True)
@@ -243,7 +243,7 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
         refused(away.parent, "is being run by process .* end that one")
         assert [file.name for file in away.iterdir()] == ["study.yaml"]
     with pytest.raises(DataError):
-        run({}, Watch(), out=path.parent, name="driven")
+        run({}, Callback(), out=path.parent, name="driven")
 
 
 def test_a_run_asks_for_what_it_did_before_where_nothing_is_said(copy_at: CopyAt) -> None:
@@ -271,7 +271,7 @@ def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt)
 
 
 def test_a_request_is_read_back_as_it_was_written(fast_path: Path) -> None:
-    request = Request(
+    config = StudyConfig(
         data="folder/ü: 'x'",
         image_size=32,
         flip=False,
@@ -282,12 +282,12 @@ def test_a_request_is_read_back_as_it_was_written(fast_path: Path) -> None:
         seed=7,
         space=REQUEST.space,
     )
-    with opened(fast_path / "request", request):
+    with opened(fast_path / "request", config):
         pass
-    assert read_request(fast_path / "request") == request
+    assert read_config(fast_path / "request") == config
     kept = yaml.safe_load((fast_path / "request" / "study.yaml").read_text(encoding="utf-8"))
     assert kept["versions"] == {"kdsearch": "0"}
-    assert read_request(fast_path / "nothing") is None
+    assert read_config(fast_path / "nothing") is None
 
 
 def test_a_study_from_before_there_were_targets_is_one_of_the_cpu(fast_path: Path) -> None:
@@ -299,13 +299,13 @@ def test_a_study_from_before_there_were_targets_is_one_of_the_cpu(fast_path: Pat
     assert len(kept) == len(lines) - 3
     file.write_text("\n".join(kept), encoding="utf-8")
 
-    assert read_request(fast_path / "older") == replace(REQUEST, seed=5)
+    assert read_config(fast_path / "older") == replace(REQUEST, seed=5)
     with opened(fast_path / "older", replace(REQUEST, seed=5)) as study:
-        assert (study.request.target, study.request.threads, study.request.batch) == ("cpu", 1, 1)
+        assert (study.config.target, study.config.threads, study.config.batch) == ("cpu", 1, 1)
 
 
 def test_a_request_gives_the_budget_in_the_units_of_cost() -> None:
-    budget = Request(budget_ms=2.5, budget_mflops=20, budget_mparams=0.5).budget
+    budget = StudyConfig(budget_ms=2.5, budget_mflops=20, budget_mparams=0.5).budget
     assert (budget.latency_ms, budget.flops, budget.params) == (2.5, 20e6, 0.5e6)
 
 
@@ -328,7 +328,7 @@ def test_a_request_may_fix_the_epochs() -> None:
 def test_a_request_that_cannot_be_met_names_its_flag(given: dict[str, object]) -> None:
     (name,) = given
     with pytest.raises(SpecError, match=f"--{name.replace('_', '-')} "):
-        request_of(given)
+        config_of(given)
 
 
 BAD_NAMES = ["", ".", "..", "../x", "/tmp/x", "a/b", "a\\b", "x" * 300, "a\0b", "a b", "a\n", "-x"]
@@ -370,7 +370,7 @@ DAMAGED_YAML = {
 def test_a_damaged_request_is_named(kind: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(DAMAGED_YAML[kind], encoding="utf-8")
     with pytest.raises(StudyError, match=r"study\.yaml is damaged \(.+\); restore it"):
-        read_request(tmp_path)
+        read_config(tmp_path)
 
 
 def test_a_request_cut_short_is_damaged(copy_at: CopyAt) -> None:
@@ -437,8 +437,8 @@ def test_a_control_is_no_part_of_the_search(whole: list[TrialRecord], copy_at: C
     path = copy_at(N - 1)
     with opened(path) as study:
         before, best = study.front(), study.front()[-1]
-        asked = study.ask_control({**best.params, "method.name": "none"}, best.number)
-        record = study.tell(asked, replace(look_up(asked), val=1.0))
+        proposal = study.ask_control({**best.params, "method.name": "none"}, best.number)
+        record = study.tell(proposal, replace(look_up(proposal), val=1.0))
 
         assert record.control_of == best.number
         assert study.front() == before
@@ -491,7 +491,7 @@ def test_write_text_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_open_study_leaves_no_lock_behind_when_it_refuses(copy_at: CopyAt) -> None:
     path = copy_at(0)
-    with pytest.raises(StudyError), open_study(path, Request(), versions={}):
+    with pytest.raises(StudyError), open_study(path, StudyConfig(), versions={}):
         pass
     with opened(path) as study:
         assert study.records() == []

@@ -11,7 +11,7 @@ from table_study import REQUEST, SPACE, look_up, opened, run_asked, run_to
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params, parse_space
 from kdsearch.spec import Cost
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
 from kdsearch.study.study import Outcome, searched
 from kdsearch.study.warm_start import MOST, enqueue, read_guess, recipes_of
@@ -112,7 +112,7 @@ def test_of_a_recipe_what_does_not_fit_is_left_to_the_sampler(fast_path: Path) -
         run_to(study, 20)
         front = study.front()
     narrow = SPACE.replace("[0.01, 1.0]", "[0.0001, 0.001]").replace("vit:", "deit:")
-    recipes = recipes_of(Request(space=narrow, from_study="wide"), fast_path)
+    recipes = recipes_of(StudyConfig(space=narrow, from_study="wide"), fast_path)
     kept = [
         {k: v for k, v in r.params.items() if k in ("student.family", "student.resnet.depth")}
         for r in front
@@ -138,9 +138,9 @@ def test_of_a_long_front_both_ends_and_some_between_are_taken(fast_path: Path) -
 
 def test_a_study_to_start_from_must_be_there_and_have_something(fast_path: Path) -> None:
     with pytest.raises(StudyError, match="--from-study nope: there is no such study"):
-        recipes_of(Request(space=SPACE, from_study="nope"), fast_path)
+        recipes_of(StudyConfig(space=SPACE, from_study="nope"), fast_path)
     with opened(fast_path / "empty"):
         pass
     with pytest.raises(StudyError, match="--from-study empty: that study has no complete trial"):
-        recipes_of(Request(space=SPACE, from_study="empty"), fast_path)
+        recipes_of(StudyConfig(space=SPACE, from_study="empty"), fast_path)
     assert searched(load_study(fast_path / "empty").records()) == []

@@ -20,7 +20,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.study.loggers.base import Watch
+from kdsearch.study.loggers.base import Callback
 from kdsearch.study.open import load_study
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
@@ -40,7 +40,7 @@ train: {epochs: 1, lr: {float: [0.04, 0.3], log: true}}
 """
 
 
-class Silent(Watch):
+class Silent(Callback):
     """Tells nobody."""
 
 
@@ -57,7 +57,7 @@ def study(fast_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def data(study: Path) -> ImageData:
-    return load_data(load_study(study).request, study.parent)[0]
+    return load_data(load_study(study).config, study.parent)[0]
 
 
 def load(name: str, data: ImageData, tmp_path: Path, epochs: int | None = None) -> Model:

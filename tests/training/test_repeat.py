@@ -12,14 +12,14 @@ from torch import Tensor
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
 from kdsearch.models.weights import read_weights
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.trials.trial import WEIGHTS, Bench, run_trial
+from kdsearch.trials.trial import WEIGHTS, TrialContext, run_trial
 
 DATA = toy_data()
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
@@ -56,19 +56,19 @@ def trained(path: Path, distill: DistillSpec, **recipe: int) -> Trained:
     teacher = tiny_model().freeze()
     outputs = Listening(teacher, Feed(DATA.train, CPU), view_seed=0)
     outputs.heard = []
-    bench = Bench(
+    context = TrialContext(
         data=DATA,
         teachers=(teacher,),
         outputs=(outputs,),
         budget=Budget(),
         latencies=LatencyCache(path / "cache"),
-        turns=Turns(path / "cache"),
+        device_lock=DeviceLock(path / "cache"),
         seed=0,
         device=CPU,
     )
     train = replace(STILL, **recipe)  # type: ignore[arg-type]
     folder = path / f"{distill.method}-{recipe}"
-    outcome = run_trial(Candidate(student=STUDENT, distill=distill, train=train), bench, folder)
+    outcome = run_trial(Candidate(student=STUDENT, distill=distill, train=train), context, folder)
     return Trained(weights=read_weights(folder / WEIGHTS), heard=outputs.heard, val=outcome.val)
 
 

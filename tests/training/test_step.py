@@ -19,7 +19,7 @@ from toy_data import CPU, toy_data
 from kdsearch import methods
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs
@@ -28,7 +28,7 @@ from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Session, Step, Validation
-from kdsearch.trials.trial import Bench, build_distiller
+from kdsearch.trials.trial import TrialContext, build_distiller
 
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")
@@ -77,18 +77,18 @@ def step_of(
     torch.manual_seed(0)
     teacher = build_student(student, DATA).freeze()
     model = build_student(student, DATA)
-    bench = Bench(
+    context = TrialContext(
         data=DATA,
         teachers=(teacher,),
         outputs=(),
         budget=Budget(),
         latencies=LatencyCache(Path("none")),
-        turns=Turns(Path("none")),
+        device_lock=DeviceLock(Path("none")),
         seed=0,
         device=CPU,
     )
     candidate = Candidate(student=student, distill=distill, train=train)
-    distiller = build_distiller(candidate, model, bench)
+    distiller = build_distiller(candidate, model, context)
     session = Session(
         data=DATA,
         spec=train,

@@ -19,7 +19,7 @@ from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.training.step import Average, Execution, Session
+from kdsearch.training.step import Execution, ModelEma, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy, train
 
@@ -34,7 +34,7 @@ def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = No
     return Session(data=DATA, spec=spec, seed=seed, view_seed=7, device=CPU, teachers=outputs)
 
 
-class Asked:
+class Proposal:
     """A live teacher that remembers what it was asked."""
 
     def __init__(self, model: Model) -> None:
@@ -125,19 +125,19 @@ def test_the_losses_of_an_epoch_are_means_over_its_steps() -> None:
 
 def test_an_epoch_shows_each_image_once_under_its_own_view() -> None:
     student, teacher = tiny_model(), tiny_model(1).freeze()
-    asked = Asked(teacher)
+    proposal = Proposal(teacher)
     distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
-    train(student, distiller, replace(session(), teachers=(asked,)))
+    train(student, distiller, replace(session(), teachers=(proposal,)))
 
     shown: dict[int, list[int]] = {}
-    for (view, index), images in zip(asked.samples, asked.images, strict=True):
+    for (view, index), images in zip(proposal.samples, proposal.images, strict=True):
         shown.setdefault(view, []).extend(index.tolist())
         expected = augmented(DATA.train, index, view, seed=7, augment=DATA.augment)
         assert torch.equal(images, expected)
     assert list(shown) == [1, 2, 3, 4]
     assert all(sorted(rows) == list(range(96)) for rows in shown.values())
     assert len({tuple(rows) for rows in shown.values()}) == 4
-    assert asked.needs == {frozenset({"logits"})}
+    assert proposal.needs == {frozenset({"logits"})}
 
 
 def test_a_batch_in_parts_takes_the_same_steps() -> None:
@@ -201,12 +201,12 @@ def with_unlabelled(labelled: int) -> Session:
 
 def test_unlabelled_images_are_seen_only_with_a_teacher() -> None:
     teacher = tiny_model(1).freeze()
-    asked = Asked(teacher)
+    proposal = Proposal(teacher)
     shown = with_unlabelled(32)
     student = tiny_model()
     train(student, distiller_for(DistillSpec(method="kd"), student, teacher),
-          replace(shown, teachers=(asked,)))  # fmt: skip
-    seen = torch.cat([index for _, index in asked.samples])
+          replace(shown, teachers=(proposal,)))  # fmt: skip
+    seen = torch.cat([index for _, index in proposal.samples])
     assert sorted(seen.tolist()) == sorted(4 * list(range(96)))
 
     alone, few = tiny_model(), tiny_model()
@@ -227,7 +227,7 @@ def test_stored_and_live_outputs_train_alike(method: str) -> None:
         distiller = distiller_for(DistillSpec(method=method), student, teacher)
         on = session(teacher=teacher)
         curves.append(
-            train(student, distiller, replace(on, teachers=(Asked(teacher),)) if is_live else on)
+            train(student, distiller, replace(on, teachers=(Proposal(teacher),)) if is_live else on)
         )
     for stored, live in zip(*curves, strict=True):
         assert stored.losses == pytest.approx(live.losses, rel=1e-5)
@@ -236,12 +236,12 @@ def test_stored_and_live_outputs_train_alike(method: str) -> None:
 
 def test_a_pool_of_views_is_seen_in_turn() -> None:
     teacher = tiny_model(1).freeze()
-    asked = Asked(teacher)
+    proposal = Proposal(teacher)
     student = tiny_model()
     distiller = distiller_for(DistillSpec(method="kd"), student, teacher)
     spec = replace(SPEC, epochs=5, batch_size=96, views=2)
-    train(student, distiller, replace(session(spec), teachers=(asked,)))
-    assert [view for view, _ in asked.samples] == [1, 2, 1, 2, 1]
+    train(student, distiller, replace(session(spec), teachers=(proposal,)))
+    assert [view for view, _ in proposal.samples] == [1, 2, 1, 2, 1]
 
 
 NAN_LOSS = """
@@ -305,7 +305,7 @@ def test_epochs_report_the_learning_rate_they_began_with() -> None:
 
 def test_the_average_moves_by_its_decay_which_grows_from_two_elevenths() -> None:
     model = tiny_model()
-    average = Average(model, 0.25)
+    average = ModelEma(model, 0.25)
     start = model.network.module[7].bias.detach().clone()
     with torch.no_grad():
         model.network.module[7].bias += 1
@@ -337,10 +337,10 @@ def test_weights_end_in_the_layout_in_which_they_are_written(tmp_path: Path) -> 
 
 
 def test_a_judge_is_asked_at_rungs_alone_and_ends_the_training_there() -> None:
-    asked: list[tuple[tuple[float, ...], int]] = []
+    proposal: list[tuple[tuple[float, ...], int]] = []
 
     def judge(curve: tuple[float, ...], epochs: int) -> str | None:
-        asked.append((curve, epochs))
+        proposal.append((curve, epochs))
         return "enough" if len(curve) == 4 else None
 
     model, whole = tiny_model(), tiny_model()
@@ -348,6 +348,6 @@ def test_a_judge_is_asked_at_rungs_alone_and_ends_the_training_there() -> None:
     epochs = train(model, distiller_for(PLAIN, model), session(spec), judge=judge)
     all_of_them = train(whole, distiller_for(PLAIN, whole), session(spec))
     curve = tuple(epoch.val for epoch in all_of_them)
-    assert asked == [(curve[:n], 6) for n in (1, 2, 4)]
+    assert proposal == [(curve[:n], 6) for n in (1, 2, 4)]
     assert [epoch.stopped for epoch in epochs] == ["", "", "", "enough"]
     assert [epoch.val for epoch in epochs] == list(curve[:4])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from table_study import look_up, opened, run_search, run_to
-from test_trial import PLAIN, bench
+from test_trial import PLAIN, context
 from torch import nn
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 def test_a_trial_whose_measurement_cannot_be_kept_is_no_failed_trial(
     disk: Path, filler: Filler
 ) -> None:
-    laid = bench(disk / "measured")
+    laid = context(disk / "measured")
     filler.fill()
     with pytest.raises(StudyError, match=r"cannot write .+: No space left on device"):
         run_trial(PLAIN, laid, disk / "measured" / "0")

@@ -28,13 +28,13 @@ DRIVER = """
 import json, sys, time
 from pathlib import Path
 from table_study import REQUEST, look_up, run_search
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-path, n, url, request = json.loads(sys.argv[1])
+path, n, url, config = json.loads(sys.argv[1])
 def slow(asked):
     time.sleep(0.02)
     return look_up(asked)
-with open_study(Path(path), Request(**request), versions={"kdsearch": "0"}, storage=url) as study:
+with open_study(Path(path), StudyConfig(**config), versions={"k": "0"}, storage=url) as study:
     print("open", flush=True)
     run_search(study, [slow], n_trials=n)
 """

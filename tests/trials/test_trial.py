@@ -15,7 +15,7 @@ import yaml
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import Prices, build_student, latency_of
@@ -24,13 +24,13 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy
-from kdsearch.trials.trial import WEIGHTS, Bench, run_trial
+from kdsearch.trials.trial import WEIGHTS, TrialContext, run_trial
 
 DATA = toy_data()
 SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
@@ -38,16 +38,16 @@ TRAIN = TrainSpec(epochs=2, batch_size=16, lr=0.05)
 PLAIN = Candidate(student=SMALL, distill=DistillSpec(method="none"), train=TRAIN)
 
 
-def bench(path: Path, budget: Budget | None = None) -> Bench:
+def context(path: Path, budget: Budget | None = None) -> TrialContext:
     teacher = tiny_model().freeze()
     outputs = TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=0)
-    return Bench(
+    return TrialContext(
         data=DATA,
         teachers=(teacher,),
         outputs=(outputs,),
         budget=budget or Budget(),
         latencies=LatencyCache(path / "cache"),
-        turns=Turns(path / "cache"),
+        device_lock=DeviceLock(path / "cache"),
         seed=0,
         device=CPU,
     )
@@ -60,7 +60,7 @@ def student_of(candidate: Candidate, folder: Path) -> Model:
 
 
 def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
-    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     assert outcome.state == "complete"
     assert outcome.val == outcome.curve[-1]
     assert accuracy(student_of(PLAIN, tmp_path / "0"), DATA.val, CPU) == outcome.val
@@ -70,10 +70,10 @@ def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
 
 def test_the_same_candidate_gives_the_same_weights_whatever_ran_before(tmp_path: Path) -> None:
     other = replace(PLAIN, distill=DistillSpec(method="kd", temperature=2.0))
-    shared = bench(tmp_path)
+    shared = context(tmp_path)
     first = run_trial(other, shared, tmp_path / "0")
     run_trial(PLAIN, shared, tmp_path / "1")
-    again = run_trial(other, bench(tmp_path), tmp_path / "2")
+    again = run_trial(other, context(tmp_path), tmp_path / "2")
     assert first.curve == again.curve
     one, two = (safetensors.torch.load_file(tmp_path / n / WEIGHTS) for n in ("0", "2"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -86,7 +86,7 @@ def test_the_same_candidate_gives_the_same_weights_whatever_ran_before(tmp_path:
 def test_over_budget_there_is_no_training(tmp_path: Path, budget: Budget, priced: bool) -> None:
     """And no latency is measured for a student that FLOPs or parameters have turned away."""
     outcome = run_trial(
-        PLAIN, bench(tmp_path, budget), tmp_path / "0", on_epoch=lambda *_: pytest.fail("trained")
+        PLAIN, context(tmp_path, budget), tmp_path / "0", on_epoch=lambda *_: pytest.fail("trained")
     )
     assert outcome.state == "infeasible"
     assert max(outcome.violations.values()) > 0
@@ -107,7 +107,7 @@ def test_over_budget_there_is_no_training(tmp_path: Path, budget: Budget, priced
 def test_a_bad_candidate_fails_alone_and_says_why(
     tmp_path: Path, candidate: Candidate, reason: str
 ) -> None:
-    shared = bench(tmp_path)
+    shared = context(tmp_path)
     outcome = run_trial(candidate, shared, tmp_path / "0")
     assert outcome.state == "failed"
     assert reason in outcome.reason
@@ -120,7 +120,7 @@ def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> 
         path,
         student_of(candidate, folder),
         candidate,
-        Request(seed=3),
+        StudyConfig(seed=3),
         DATA,
         cost=outcome.cost,
         results={"validation": outcome.val or 0.0},
@@ -130,7 +130,7 @@ def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> 
 
 
 def test_the_shipped_file_is_the_student(tmp_path: Path) -> None:
-    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     package = packed(tmp_path / "best", PLAIN, outcome, tmp_path / "0")
     assert package.agreement.argmax == 1.0
     assert package.agreement.n == len(DATA.val)
@@ -150,7 +150,7 @@ def test_the_shipped_file_is_the_student(tmp_path: Path) -> None:
 
 def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
     """And what was shipped before stays whole."""
-    outcome = run_trial(PLAIN, bench(tmp_path), tmp_path / "0")
+    outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     packed(tmp_path / "best", PLAIN, outcome, tmp_path / "0")
     before = (tmp_path / "best" / "student.onnx").read_bytes()
     broken = student_of(PLAIN, tmp_path / "0")
@@ -161,7 +161,7 @@ def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
             tmp_path / "best",
             broken,
             PLAIN,
-            Request(),
+            StudyConfig(),
             DATA,
             cost=Cost(flops=1, params=1),
             results={},
@@ -174,7 +174,7 @@ def test_a_file_of_another_student_is_not_shipped(tmp_path: Path) -> None:
 def test_a_timm_student_keeps_timms_own_names(tmp_path: Path) -> None:
     name = "mobilenetv3_small_050"
     candidate = replace(PLAIN, student=StudentSpec(family=f"timm:{name}", resolution=32))
-    outcome = run_trial(candidate, bench(tmp_path), tmp_path / "0")
+    outcome = run_trial(candidate, context(tmp_path), tmp_path / "0")
     packed(tmp_path / "best", candidate, outcome, tmp_path / "0")
     plain = timm.create_model(name, num_classes=3, in_chans=1)
     plain.load_state_dict(safetensors.torch.load_file(tmp_path / "best" / "student.safetensors"))
@@ -185,7 +185,7 @@ def test_a_timm_student_keeps_timms_own_names(tmp_path: Path) -> None:
 
 def test_adapters_are_no_part_of_what_is_saved(tmp_path: Path) -> None:
     taught = replace(PLAIN, distill=DistillSpec(method="fitnet", mapping="0:1"))
-    run_trial(taught, bench(tmp_path), tmp_path / "0")
+    run_trial(taught, context(tmp_path), tmp_path / "0")
     own = build_student(SMALL, DATA)
     assert any(True for _ in distiller_for(taught.distill, own, tiny_model()).parameters())
     assert read_weights(tmp_path / "0" / WEIGHTS).keys() == own.network.state_dict().keys()
@@ -225,7 +225,7 @@ def test_out_of_memory_splits_the_batch_once_then_fails_alone(
     (tmp_path / "greedy.py").write_text(GREEDY)
     spec = DistillSpec(method=f"{tmp_path / 'greedy.py'}:Greedy", knobs={"most": most})
     candidate = replace(PLAIN, distill=spec)
-    outcome = run_trial(candidate, bench(tmp_path), tmp_path / "0")
+    outcome = run_trial(candidate, context(tmp_path), tmp_path / "0")
     assert outcome.state == state
     if state == "failed":
         assert outcome.reason == (
@@ -233,11 +233,11 @@ def test_out_of_memory_splits_the_batch_once_then_fails_alone(
         )
     if most == 8:  # the second start is the first one: as if the user had split the batch
         split = replace(candidate, train=replace(TRAIN, accumulate=2))
-        assert run_trial(split, bench(tmp_path), tmp_path / "1").state == "complete"
+        assert run_trial(split, context(tmp_path), tmp_path / "1").state == "complete"
 
 
 def test_a_trial_says_how_long_it_asked_the_teacher(tmp_path: Path) -> None:
-    shared = bench(tmp_path)
+    shared = context(tmp_path)
     kd = replace(PLAIN, distill=DistillSpec(method="kd"))
     first = run_trial(kd, shared, tmp_path / "0")
     again = run_trial(kd, shared, tmp_path / "1")
@@ -251,7 +251,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
-    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    shared = replace(context(tmp_path), unfinished=tmp_path / "unfinished")
     candidate = replace(PLAIN, train=replace(TRAIN, epochs=4))
     seen: list[int] = []
 
@@ -264,7 +264,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(
         run_trial(candidate, shared, tmp_path / "0", on_epoch=stop)
     again = run_trial(candidate, shared, tmp_path / "1", on_epoch=stop)
     assert seen == [1, 2, 3, 1, 2, 3, 4]  # what was on disk is told again, the rest trained
-    whole = run_trial(candidate, bench(tmp_path), tmp_path / "2")
+    whole = run_trial(candidate, context(tmp_path), tmp_path / "2")
     assert again.curve == whole.curve
     one, other = (read_weights(tmp_path / name / WEIGHTS) for name in ("1", "2"))
     for name, value in one.items():
@@ -276,7 +276,7 @@ def test_a_trial_that_is_stopped_leaves_its_curve_cost_and_reason_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
-    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    shared = replace(context(tmp_path), unfinished=tmp_path / "unfinished")
     candidate = replace(PLAIN, train=replace(TRAIN, epochs=5))
     rungs: list[Rung] = []
 
@@ -286,7 +286,7 @@ def test_a_trial_that_is_stopped_leaves_its_curve_cost_and_reason_alone(
 
     outcome = run_trial(candidate, shared, tmp_path / "0", on_rung=on_rung)
     assert (outcome.state, outcome.reason, outcome.val) == ("pruned", "hopeless", None)
-    whole = run_trial(candidate, bench(tmp_path), tmp_path / "1")
+    whole = run_trial(candidate, context(tmp_path), tmp_path / "1")
     assert outcome.curve == whole.curve[:2]
     assert outcome.cost is not None
     assert [(rung.curve, rung.epochs, rung.cost) for rung in rungs] == [
@@ -301,7 +301,7 @@ def test_the_rungs_of_a_trial_that_goes_on_are_those_it_had_not_passed(
 ) -> None:
     """And the judge is shown the accuracies of before the interruption."""
     monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
-    shared = replace(bench(tmp_path), unfinished=tmp_path / "unfinished")
+    shared = replace(context(tmp_path), unfinished=tmp_path / "unfinished")
     candidate = replace(PLAIN, train=replace(TRAIN, epochs=5))
     seen: list[tuple[float, ...]] = []
 
@@ -312,7 +312,7 @@ def test_the_rungs_of_a_trial_that_goes_on_are_those_it_had_not_passed(
     with pytest.raises(KeyboardInterrupt):
         run_trial(candidate, shared, tmp_path / "0", on_epoch=interrupt)
     run_trial(candidate, shared, tmp_path / "0", on_rung=lambda rung: seen.append(rung.curve))
-    whole = run_trial(candidate, bench(tmp_path), tmp_path / "1")
+    whole = run_trial(candidate, context(tmp_path), tmp_path / "1")
     assert seen == [whole.curve[:4]]
 
 
@@ -324,7 +324,7 @@ def test_a_price_before_the_trial_is_the_trials_own(tmp_path: Path) -> None:
         "method.name": "none",
         "train.epochs": 1,
     }
-    outcome = run_trial(Candidate.from_params(params), bench(tmp_path), tmp_path / "trial")
+    outcome = run_trial(Candidate.from_params(params), context(tmp_path), tmp_path / "trial")
     price = Prices(DATA)(params)
     assert price is not None
     assert outcome.cost is not None

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from toy_data import CPU, tiny_model, toy_data
 
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student, price
 from kdsearch.spec import Budget, StudentSpec
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 from kdsearch.workflows import baselines
 
 SMALL = "timm:mobilenetv3_small_050"
@@ -20,27 +20,27 @@ SMALL = "timm:mobilenetv3_small_050"
 def test_a_network_costs_what_the_same_student_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(
+    context = TrialContext(
         data=toy_data(),
         teachers=(tiny_model().freeze(),),
         outputs=(),
         budget=Budget(params=1.0),  # what breaks a budget is priced too
         latencies=LatencyCache(tmp_path),
-        turns=Turns(tmp_path),
+        device_lock=DeviceLock(tmp_path),
         seed=0,
         device=CPU,
     )
     monkeypatch.setattr(baselines, "NETWORKS", (SMALL, "timm:no_such_network"))
     told: list[str] = []
-    (found,) = baselines.off_the_shelf(bench, tmp_path, told.append)
+    (found,) = baselines.off_the_shelf(context, tmp_path, told.append)
     cost = price(
-        build_student(StudentSpec(family=SMALL), bench.data),
-        budget=bench.budget,
-        latencies=bench.latencies,
+        build_student(StudentSpec(family=SMALL), context.data),
+        budget=context.budget,
+        latencies=context.latencies,
     )
     assert (found.name, found.flops, found.params) == (SMALL, cost.flops, cost.params)
     assert found.latency_ms is not None
     assert found.latency_ms > 0
     assert len(told) == 1
     assert "no_such_network" in told[0]
-    assert baselines.off_the_shelf(bench, tmp_path, told.append) == (found,)  # all of it was kept
+    assert baselines.off_the_shelf(context, tmp_path, told.append) == (found,)  # all of it was kept

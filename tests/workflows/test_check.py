@@ -14,7 +14,7 @@ from kdsearch.cli.live import StudyConsole
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.space import Value
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.workflows.calibration import best_temperature, calibration
 from kdsearch.workflows.check import Checked, MethodCheck, check
 
@@ -65,10 +65,10 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def checked(out: Path, request: Request, **settings: Value) -> Checked:
+def checked(out: Path, config: StudyConfig, **settings: Value) -> Checked:
     params = STUDENT | {name.replace("__", "."): value for name, value in settings.items()}
-    with StudyConsole(quiet=True) as watch:
-        return check(request, watch, out=out, params=params, device="cpu")
+    with StudyConsole(quiet=True) as callback:
+        return check(config, callback, out=out, params=params, device="cpu")
 
 
 def by_name(found: Checked) -> dict[str, MethodCheck]:
@@ -129,8 +129,8 @@ def test_binary_data_refuses_dkd_and_says_why(tmp_path: Path, out: Path) -> None
                 Image.fromarray((noise + 150 * place).astype("uint8")).save(
                     folder / f"{number}.png"
                 )
-    request = Request(data=str(tmp_path), image_size=8, teacher_epochs=1)
-    tried = by_name(checked(out, request, train__batch_size=8))
+    config = StudyConfig(data=str(tmp_path), image_size=8, teacher_epochs=1)
+    tried = by_name(checked(out, config, train__batch_size=8))
     refused = {name for name, found in tried.items() if not found.usable}
     assert refused == {"dkd", "nkd"}
     assert "needs at least 3 classes, not 2; use kd" in tried["dkd"].reason
@@ -139,7 +139,7 @@ def test_binary_data_refuses_dkd_and_says_why(tmp_path: Path, out: Path) -> None
 
 
 def test_teacher_without_stages_is_told(teachers: str, out: Path) -> None:
-    found = checked(out, Request(teacher=f"{teachers}:flat"))
+    found = checked(out, StudyConfig(teacher=f"{teachers}:flat"))
     tried = by_name(found)
     assert sorted(tried) == list(METHODS.names())
     for name, method in tried.items():
@@ -150,7 +150,7 @@ def test_teacher_without_stages_is_told(teachers: str, out: Path) -> None:
 
 
 def test_batch_of_one_refuses_relations(teachers: str, out: Path) -> None:
-    found = checked(out, Request(teacher=f"{teachers}:wide"), train__batch_size=1)
+    found = checked(out, StudyConfig(teacher=f"{teachers}:wide"), train__batch_size=1)
     refused = {tried.method for tried in found.methods if not tried.usable}
     assert refused == {name for name in METHODS.names() if METHODS.get(name).min_batch > 1}
     for name in refused:
@@ -163,9 +163,9 @@ def test_batch_of_one_refuses_relations(teachers: str, out: Path) -> None:
 def test_class_token_refuses_grad_cam(teachers: str, out: Path, tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
     file.write_text("student: {family: deit}\nmethod: {name: {choice: [at, grad_cam]}}\n")
-    with StudyConsole(quiet=True) as watch:
-        request = Request(teacher=f"{teachers}:wide")
-        found = by_name(check(request, watch, out=out, space=str(file), device="cpu"))
+    with StudyConsole(quiet=True) as callback:
+        config = StudyConfig(teacher=f"{teachers}:wide")
+        found = by_name(check(config, callback, out=out, space=str(file), device="cpu"))
     assert found["at"].usable
     assert "class token" in found["grad_cam"].reason
 
@@ -175,12 +175,12 @@ def test_space_says_what_is_tried_and_teachers_are_blended(
 ) -> None:
     file = tmp_path / "space.yaml"
     file.write_text(SPACE)
-    request = Request(teacher=f"{teachers}:wide,{teachers}:flat")
+    config = StudyConfig(teacher=f"{teachers}:wide,{teachers}:flat")
     seen = []
-    with StudyConsole(quiet=True) as watch:
+    with StudyConsole(quiet=True) as callback:
         found = check(
-            request,
-            watch,
+            config,
+            callback,
             out=out,
             space=str(file),
             device="cpu",
@@ -208,9 +208,9 @@ def test_space_says_what_is_tried_and_teachers_are_blended(
 def test_a_teachers_blend_with_itself_is_itself(teachers: str, out: Path, tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
     file.write_text("student: {family: resnet}\n")
-    with StudyConsole(quiet=True) as watch:
-        request = Request(teacher="auto,auto", teacher_epochs=1)
-        found = check(request, watch, out=out, space=str(file), device="cpu")
+    with StudyConsole(quiet=True) as callback:
+        config = StudyConfig(teacher="auto,auto", teacher_epochs=1)
+        found = check(config, callback, out=out, space=str(file), device="cpu")
     one, other, blend = found.teachers
     assert one == other
     assert blend.validation.accuracy == one.validation.accuracy > 0.5
@@ -220,4 +220,4 @@ def test_a_teachers_blend_with_itself_is_itself(teachers: str, out: Path, tmp_pa
 
 def test_student_that_cannot_be_built_is_a_wrong_request(teachers: str, out: Path) -> None:
     with pytest.raises(SpecError, match="depth 1"):
-        checked(out, Request(teacher=f"{teachers}:flat"), student__resnet__depth=1)
+        checked(out, StudyConfig(teacher=f"{teachers}:flat"), student__resnet__depth=1)

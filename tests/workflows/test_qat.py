@@ -7,12 +7,12 @@ from torch import nn
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import Turns
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy
-from kdsearch.trials.trial import Bench
+from kdsearch.trials.trial import TrialContext
 from kdsearch.workflows.qat import fine_tune, rounded
 
 DATA = toy_data()
@@ -80,13 +80,13 @@ def test_the_network_is_itself_again() -> None:
 
 def test_training_for_8_bits_leaves_the_student_and_learns(tmp_path) -> None:
     teacher = tiny_model(seed=1).freeze()
-    bench = Bench(
+    context = TrialContext(
         data=DATA,
         teachers=(teacher,),
         outputs=(TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=0),),
         budget=Budget(),
         latencies=LatencyCache(tmp_path),
-        turns=Turns(tmp_path),
+        device_lock=DeviceLock(tmp_path),
         seed=0,
         device=CPU,
     )
@@ -94,7 +94,7 @@ def test_training_for_8_bits_leaves_the_student_and_learns(tmp_path) -> None:
     state = {name: value.clone() for name, value in student.state_dict().items()}
     candidate = Candidate.from_params(CANDIDATE)
 
-    tuned = fine_tune(student, candidate, bench, inputs())
+    tuned = fine_tune(student, candidate, context, inputs())
 
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     assert tuned.state_dict().keys() == state.keys()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
-from kdsearch.study.config import Request
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import Target as Described
 
 if TYPE_CHECKING:
@@ -33,16 +33,16 @@ def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
     return TARGETS.get(name)(threads=threads, batch=batch, command=command)
 
 
-def target_in(request: Request) -> Target:
+def target_in(config: StudyConfig) -> Target:
     """Return the target that a request names. Raises SpecError where it cannot be used here."""
-    target = target_of(request.target, threads=request.threads, batch=request.batch)
+    target = target_of(config.target, threads=config.threads, batch=config.batch)
     target.require()
     return target
 
 
-def described(what: Request | Target) -> Described:
+def described(what: StudyConfig | Target) -> Described:
     """Return a target, or a request's, as `front.json` names it."""
-    if isinstance(what, Request):
+    if isinstance(what, StudyConfig):
         what = target_of(what.target, threads=what.threads, batch=what.batch)
     return Described(
         device=what.device,

@@ -16,7 +16,7 @@ import numpy as np
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.targets._chain import chain
 from kdsearch.deploy.targets._fresh import Fresh, Plain
-from kdsearch.deploy.targets.base import Asked, Kept, Reference, Target
+from kdsearch.deploy.targets.base import Kept, Reference, Target, TimingRequest
 from kdsearch.deploy.timing import Round, Run, clock_of, pin, time_block, time_pairs, warm_up
 from kdsearch.errors import CostError, ExportError, SpecError
 
@@ -52,9 +52,9 @@ class Hosted(Target):
         """Return what makes the same target in the process that answers."""
         return {"threads": self.threads, "batch": self.batch}
 
-    def ask(self, asked: Asked) -> Plain:
+    def ask(self, timing: TimingRequest) -> Plain:
         """Return what a fork finds of a file."""
-        question = {"file": str(asked.file), "shape": asked.shape, "dtype": asked.dtype}
+        question = {"file": str(timing.file), "shape": timing.shape, "dtype": timing.dtype}
         return self._fresh.ask(question)
 
     @abstractmethod
@@ -64,22 +64,22 @@ class Hosted(Target):
     def answer(self, question: Plain) -> Plain:
         """Time what is asked for, in the process that asks."""
         channels, height, width = cast("list[int]", question["shape"])
-        asked = Asked(
+        timing = TimingRequest(
             file=Path(cast("str", question["file"])),
             shape=(channels, height, width),
             dtype=cast("str", question["dtype"]),
         )
-        return self.time(asked)
+        return self.time(timing)
 
     @abstractmethod
-    def time(self, asked: Asked) -> Plain:
+    def time(self, timing: TimingRequest) -> Plain:
         """Time a file, in the process that asks. Raises CostError where it does not run."""
 
-    def images(self, asked: Asked) -> NDArray[Any]:
+    def images(self, timing: TimingRequest) -> NDArray[Any]:
         """Return made images, a batch, of the type that the file takes."""
         made = np.random.default_rng(0)
-        shape = (self.batch, *asked.shape)
-        if asked.dtype == "uint8":
+        shape = (self.batch, *timing.shape)
+        if timing.dtype == "uint8":
             return made.integers(0, 256, shape, dtype=np.uint8)
         return made.standard_normal(shape, dtype=np.float32)
 
@@ -103,9 +103,9 @@ class InTurns(Hosted):
         for length in LENGTHS:
             chain(length, channels=CHANNELS, side=SIDE)
 
-    def take(self, asked: Asked, kept: Kept) -> Round:
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
         """Return what one fork finds: a ratio to a reference, times the time that is kept of it."""
-        found = self.ask(asked)
+        found = self.ask(timing)
         reference = self._known(cast("int", found["length"]), kept)
         return Round(
             ms=cast("float", found["ratio"]) * reference.ms,
@@ -116,7 +116,7 @@ class InTurns(Hosted):
     def _known(self, length: int, kept: Kept) -> Reference:
         """Return what a chain takes: the shortest is watched, longer ones are compared with it."""
 
-        def watch() -> Reference:
+        def callback() -> Reference:
             told = [self._fresh.ask({"watch": WATCH_SECONDS})["blocks"] for _ in range(WATCHES)]
             blocks = [ms for found in told for ms in cast("list[float]", found)]
             ms, slow = map(float, np.quantile(blocks, (_UNDISTURBED, _SLOW)))
@@ -130,7 +130,7 @@ class InTurns(Hosted):
 
         by = runtimes.require("onnxruntime").version()
         name = f"a chain of {length}, watched | {by} | {self.threads} threads"
-        return kept(name, watch if length == LENGTHS[0] else compare)
+        return kept(name, callback if length == LENGTHS[0] else compare)
 
     def answer(self, question: Plain) -> Plain:
         """Time a file, or a reference: the shortest alone, a longer one against that."""
@@ -149,10 +149,10 @@ class InTurns(Hosted):
         warm_up(longer, clock)
         return {"ratio": time_pairs(longer, shortest, clock).ratio}
 
-    def time(self, asked: Asked) -> Plain:
+    def time(self, timing: TimingRequest) -> Plain:
         """Return the ratio of a file to a reference of like duration, and its length."""
         clock = clock_of(self.threads)
-        run = self._load(asked)
+        run = self._load(timing)
         seconds = warm_up(run, clock)
         one = warm_up(self._reference(1), clock)
         length = min(LENGTHS, key=lambda length: abs(math.log(seconds / (length * one))))
@@ -161,11 +161,11 @@ class InTurns(Hosted):
         pairs = time_pairs(run, reference, clock)
         return {"ratio": pairs.ratio, "length": length, "contention": pairs.contention}
 
-    def _load(self, asked: Asked) -> Run:
+    def _load(self, timing: TimingRequest) -> Run:
         """Return a run of a file, which has run once."""
-        images = self.images(asked)
+        images = self.images(timing)
         try:
-            run = runtimes.load(self.takes[0], asked.file, threads=self.threads)
+            run = runtimes.load(self.takes[0], timing.file, threads=self.threads)
             run(images)
         except ExportError as error:
             raise CostError(str(error)) from error

@@ -21,7 +21,7 @@ Note: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class TimingRequest:
     """A file to time, and what it takes: images [batch, *shape] of a numpy type."""
 
     file: Path
@@ -100,7 +100,7 @@ class Target(ABC):
         return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
 
     @abstractmethod
-    def take(self, asked: Asked, kept: Kept) -> Round:
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
         """Return what one fresh process finds.
 
         Raises CostError where the runtime refuses the file or the images.

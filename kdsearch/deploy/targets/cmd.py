@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdsearch.deploy.targets._chain import chain
-from kdsearch.deploy.targets.base import Asked, Kept, Note, Shape, Target
+from kdsearch.deploy.targets.base import Kept, Note, Shape, Target, TimingRequest
 from kdsearch.deploy.timing import Patience, Round
 from kdsearch.errors import CostError, SpecError
 
@@ -58,7 +58,7 @@ class Cmd(Target):
             file = Path(folder) / "student.onnx"
             file.write_bytes(chain(1, channels=channels, side=side))
             try:
-                self._ask(Asked(file=file, shape=shape))
+                self._ask(TimingRequest(file=file, shape=shape))
             except CostError as error:
                 of = "x".join(map(str, shape))
                 raise SpecError(
@@ -73,19 +73,19 @@ class Cmd(Target):
         """Return nothing: what the command runs is its own."""
         return ""
 
-    def take(self, asked: Asked, kept: Kept) -> Round:
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
         """Return the median of what the command prints."""
         del kept
-        return self._ask(asked)
+        return self._ask(timing)
 
-    def _ask(self, asked: Asked) -> Round:
+    def _ask(self, timing: TimingRequest) -> Round:
         settings = {
-            "KDSEARCH_INPUT": "x".join(map(str, asked.shape)),
-            "KDSEARCH_DTYPE": asked.dtype,
+            "KDSEARCH_INPUT": "x".join(map(str, timing.shape)),
+            "KDSEARCH_DTYPE": timing.dtype,
             "KDSEARCH_BATCH": str(self.batch),
             "KDSEARCH_THREADS": str(self.threads),
         }
-        out, err, status = self._run([*shlex.split(self.command), str(asked.file)], settings)
+        out, err, status = self._run([*shlex.split(self.command), str(timing.file)], settings)
         if status:
             raise self._error(f"ended with {status}", err)
         try:

@@ -10,7 +10,7 @@ from typing import cast
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.targets._fresh import Plain
 from kdsearch.deploy.targets._hosted import Hosted
-from kdsearch.deploy.targets.base import Asked, Kept
+from kdsearch.deploy.targets.base import Kept, TimingRequest
 from kdsearch.deploy.timing import Round, Run
 from kdsearch.errors import CostError, SpecError
 
@@ -44,22 +44,22 @@ class Cuda(Hosted):
         """Import PyTorch; a child opens the device, which a fork cannot share."""
         runtimes.require("torch_export").prepare()
 
-    def take(self, asked: Asked, kept: Kept) -> Round:
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
         """Return what one fork finds; events tell the GPU's own time, so without a reference."""
         del kept
-        return Round(ms=cast("float", self.ask(asked)["ms"]))
+        return Round(ms=cast("float", self.ask(timing)["ms"]))
 
-    def _replay(self, asked: Asked) -> Run:
+    def _replay(self, timing: TimingRequest) -> Run:
         """Return a replay of the program on a batch of images."""
         import torch
 
         try:
-            module = torch.export.load(asked.file).module().to("cuda")
+            module = torch.export.load(timing.file).module().to("cuda")
         except Exception as error:  # a damaged archive may raise anything
             raise CostError(
-                f"PyTorch refuses {asked.file}; expected a .pt2 program: {error}"
+                f"PyTorch refuses {timing.file}; expected a .pt2 program: {error}"
             ) from error
-        images = torch.from_numpy(self.images(asked)).to("cuda")
+        images = torch.from_numpy(self.images(timing)).to("cuda")
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
             side.wait_stream(torch.cuda.current_stream())
@@ -71,11 +71,11 @@ class Cuda(Hosted):
                 module(images)
         return graph.replay
 
-    def time(self, asked: Asked) -> Plain:
+    def time(self, timing: TimingRequest) -> Plain:
         """Return the milliseconds of a replay, by the GPU's own clock."""
         import torch
 
-        replay = self._replay(asked)
+        replay = self._replay(timing)
 
         def block() -> float:
             start, end = (

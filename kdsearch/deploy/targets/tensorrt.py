@@ -11,7 +11,7 @@ from typing import cast
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.targets._fresh import Plain
 from kdsearch.deploy.targets._hosted import Hosted
-from kdsearch.deploy.targets.base import Asked, Kept
+from kdsearch.deploy.targets.base import Kept, TimingRequest
 from kdsearch.deploy.timing import Round, time_block, warm_up
 from kdsearch.errors import CostError, SpecError
 
@@ -49,25 +49,25 @@ class TensorRt(Hosted):
         """Import ONNX Runtime; a child opens the device, which a fork cannot share."""
         runtimes.require("onnxruntime").prepare()
 
-    def take(self, asked: Asked, kept: Kept) -> Round:
+    def take(self, timing: TimingRequest, kept: Kept) -> Round:
         """Return what one fork finds."""
         del kept
-        return Round(ms=cast("float", self.ask(asked)["ms"]))
+        return Round(ms=cast("float", self.ask(timing)["ms"]))
 
-    def time(self, asked: Asked) -> Plain:
+    def time(self, timing: TimingRequest) -> Plain:
         """Return the milliseconds of a run that begins and ends with its images on the GPU."""
         import onnxruntime
 
         from kdsearch.deploy.runtimes.onnxruntime import open_session
 
         try:
-            session = open_session(asked.file, provider=_PROVIDER)
+            session = open_session(timing.file, provider=_PROVIDER)
         except Exception as error:  # the runtime's exceptions have no common base
-            raise CostError(f"TensorRT refuses {asked.file}: {error}") from error
+            raise CostError(f"TensorRT refuses {timing.file}: {error}") from error
         binding = session.io_binding()
         binding.bind_ortvalue_input(
             session.get_inputs()[0].name,
-            onnxruntime.OrtValue.ortvalue_from_numpy(self.images(asked), "cuda", 0),
+            onnxruntime.OrtValue.ortvalue_from_numpy(self.images(timing), "cuda", 0),
         )
         binding.bind_output(session.get_outputs()[0].name, "cuda")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from kdsearch.errors import SpecError
 from kdsearch.registry import Registry
 from kdsearch.study.loggers._callback import Calls, find_callback
-from kdsearch.study.loggers.base import Logger, Watch, Watchers
+from kdsearch.study.loggers.base import Callback, Callbacks, Logger
 from kdsearch.study.study import Study
 
-__all__ = ["Logger", "Loggers", "Watch", "Watchers", "names"]
+__all__ = ["Callback", "Callbacks", "Logger", "Loggers", "names"]
 
 _REGISTRY: Registry[Logger] = Registry("kdsearch.study.loggers", Logger, what="logger")
 names = _REGISTRY.names

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdsearch.errors import StopStudy
 from kdsearch.spec import Budget, TrialRecord
-from kdsearch.study.study import Asked, Study
+from kdsearch.study.study import Proposal, Study
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class Callback:
     """Who is told how a study gets on; what a class leaves out, it leaves untold.
 
     typed: what the user typed for it, empty where nobody did.
@@ -34,7 +34,7 @@ class Watch:
     def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
         """Tell that the search begins, and the trials of it that have ended already."""
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Tell that a trial begins; several threads may tell at a time, here and below."""
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
@@ -44,7 +44,7 @@ class Watch:
         """Tell how a trial ended, and the most accurate one so far."""
 
 
-class Logger(Watch):
+class Logger(Callback):
     """A watcher of one study that keeps what it is told: a file, a service, a function."""
 
     def __init__(self, study: Study) -> None:
@@ -54,19 +54,19 @@ class Logger(Watch):
         """Write what is not written yet."""
 
 
-class Watchers(Watch):
+class Callbacks(Callback):
     """Tells several, one after another, and in one thread at a time.
 
     One that raises is told no more: its traceback goes to the log, and a note to the others.
     stopped: the reason that one gave with StopStudy, or None.
     """
 
-    def __init__(self, watchers: Iterable[Watch]) -> None:
+    def __init__(self, watchers: Iterable[Callback]) -> None:
         self._watchers = list(watchers)
         self._lock = RLock()
         self.stopped: str | None = None
 
-    def add(self, watcher: Watch) -> None:
+    def add(self, watcher: Callback) -> None:
         """Tell one more from now on."""
         with self._lock:
             self._watchers.append(watcher)
@@ -83,9 +83,9 @@ class Watchers(Watch):
         """Tell each."""
         self._tell(lambda watcher: watcher.search(done, n_trials, budget=budget))
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Tell each."""
-        self._tell(lambda watcher: watcher.begun(asked))
+        self._tell(lambda watcher: watcher.begun(proposal))
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Tell each."""
@@ -99,7 +99,7 @@ class Watchers(Watch):
         """Close the loggers among them."""
         self._tell(lambda watcher: watcher.close() if isinstance(watcher, Logger) else None)
 
-    def _tell(self, tell: Callable[[Watch], None]) -> None:
+    def _tell(self, tell: Callable[[Callback], None]) -> None:
         with self._lock:
             for watcher in tuple(self._watchers):
                 try:
@@ -109,7 +109,7 @@ class Watchers(Watch):
                 except Exception as error:
                     self._drop(watcher, error)
 
-    def _drop(self, watcher: Watch, error: Exception) -> None:
+    def _drop(self, watcher: Callback, error: Exception) -> None:
         self._watchers.remove(watcher)
         name = watcher.typed or type(watcher).__name__
         logger.exception("%s failed and is told no more", name)

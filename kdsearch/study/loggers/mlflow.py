@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Asked, Study
+from kdsearch.study.study import Proposal, Study
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -41,15 +41,15 @@ class MLflow(Logger):
         self._study = run.info.run_id
         self._runs: dict[int, str] = {}
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Begin a trial's run with its knobs."""
         run = self._client.create_run(
             self._experiment,
-            run_name=f"trial {asked.number}",
+            run_name=f"trial {proposal.number}",
             tags={"mlflow.parentRunId": self._study},
         )
-        self._runs[asked.number] = run.info.run_id
-        params = [Param(name, str(value)) for name, value in asked.params.items()]
+        self._runs[proposal.number] = run.info.run_id
+        params = [Param(name, str(value)) for name, value in proposal.params.items()]
         self._client.log_batch(run.info.run_id, params=params)
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Asked, Study
+from kdsearch.study.study import Proposal, Study
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -24,10 +24,10 @@ class TensorBoard(Logger):
         self._path = study.path / FOLDER
         self._writers: dict[int, SummaryWriter] = {}
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Say in words what is tried."""
-        self._writer(asked.number).add_text(
-            "trial", "\n".join(f"- {name}: {value}" for name, value in asked.params.items())
+        self._writer(proposal.number).add_text(
+            "trial", "\n".join(f"- {name}: {value}" for name, value in proposal.params.items())
         )
 
     def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:

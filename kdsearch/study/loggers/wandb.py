@@ -12,7 +12,7 @@ import wandb
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Asked, Study
+from kdsearch.study.study import Proposal, Study
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -25,14 +25,14 @@ class WandB(Logger):
         self._study = study
         self._runs: dict[int, wandb.Run] = {}
 
-    def begun(self, asked: Asked) -> None:
+    def begun(self, proposal: Proposal) -> None:
         """Begin a trial's run with its knobs."""
-        self._runs[asked.number] = wandb.init(
+        self._runs[proposal.number] = wandb.init(
             project="kdsearch",
             group=self._study.name,
-            name=f"{self._study.name}-{asked.number}",
+            name=f"{self._study.name}-{proposal.number}",
             dir=str(self._study.path),
-            config=dict(asked.params),
+            config=dict(proposal.params),
             mode="online" if os.environ.get("WANDB_MODE") == "online" else "offline",
             reinit="create_new",  # trials run side by side
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),

@@ -10,14 +10,14 @@ import pytest
 from table_study import look_up, opened
 
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Loggers, Watchers
+from kdsearch.study.loggers import Callbacks, Loggers
 from kdsearch.study.study import Study
 from kdsearch.training.trainer import Epoch
 
 
 def told(study: Study, name: str) -> list[TrialRecord]:
     """Tell one logger of two trials side by side, one of which is interrupted."""
-    watchers = Watchers(Loggers([name]).open(study))
+    watchers = Callbacks(Loggers([name]).open(study))
     asked, lost = study.ask(), study.ask()
     for trial in (asked, lost):
         watchers.begun(trial)
