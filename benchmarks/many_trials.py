@@ -25,7 +25,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study, open_study
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 
 EPOCHS = 16
 REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
@@ -54,7 +54,7 @@ class Mark:
     report_mb: float
 
 
-def look_up(study: Study, proposal: Proposal) -> Outcome:
+def look_up(study: OpenStudy, proposal: Proposal) -> Outcome:
     """Return a formula's outcome: accuracy grows with the cost and hangs on the candidate."""
     chance = random.Random(proposal.digest)
     family = proposal.params["student.family"]

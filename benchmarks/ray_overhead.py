@@ -30,7 +30,7 @@ from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig, config_of
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import UNFINISHED
 
@@ -121,7 +121,7 @@ def cpu_seconds() -> float:
 
 
 @contextmanager
-def here(opened: Study) -> Iterator[Engine]:
+def here(opened: OpenStudy) -> Iterator[Engine]:
     """Give the local engine with two worker processes."""
     with open_workers(
         _WORKERS,
@@ -134,7 +134,7 @@ def here(opened: Study) -> Iterator[Engine]:
         yield partial(local.run, evaluators=evaluators)
 
 
-def evaluate(opened: Study, worker: Worker, proposal: Proposal) -> Outcome:
+def evaluate(opened: OpenStudy, worker: Worker, proposal: Proposal) -> Outcome:
     """Run a trial in a worker, which asks at each rung, as one on Ray does."""
     return worker.run_trial(
         Candidate.from_params(proposal.params),
@@ -144,7 +144,7 @@ def evaluate(opened: Study, worker: Worker, proposal: Proposal) -> Outcome:
     )
 
 
-def there(opened: Study) -> AbstractContextManager[Engine]:
+def there(opened: OpenStudy) -> AbstractContextManager[Engine]:
     """Give two actors on a Ray of our own."""
     return open_actors(
         _WORKERS,

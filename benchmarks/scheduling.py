@@ -30,7 +30,7 @@ from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 
 BAR = 30.0
 REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
@@ -62,7 +62,7 @@ def rows(n_trials: int = 100) -> bars.Rows:
     ]
 
 
-def ours(study: Study, built: list[float]) -> Callable[[], object]:
+def ours(study: OpenStudy, built: list[float]) -> Callable[[], object]:
     """Return the next trial of a study, from asking to the front; `built`: gets building's ms."""
     data = trials.image_data(1)
     chance = random.Random(0)

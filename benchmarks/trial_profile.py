@@ -30,7 +30,7 @@ from kdsearch.hpo.sampler import suggest
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.training import step
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.optimizers import Optimizers
@@ -41,8 +41,8 @@ from kdsearch.trials.trial import TrialContext
 _BATCHES, _VAL_IMAGES, _EPOCHS, _BLOCKS = 8, 256, 2, 3
 # Where the package's rooms meet: what is called there counts for the part.
 _SEAMS: Sequence[tuple[str, object, str]] = (
-    ("scheduling", Study, "ask"),
-    ("scheduling", Study, "tell"),
+    ("scheduling", OpenStudy, "ask"),
+    ("scheduling", OpenStudy, "tell"),
     ("building", trial, "build_student"),
     ("building", trial, "build_distiller"),
     ("FLOPs", trial, "count"),

@@ -13,7 +13,7 @@ from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 
 SPACE = """
 student:
@@ -32,7 +32,7 @@ MAX_DEPTH = 15
 REQUEST = StudyConfig(space=SPACE, budget_mflops=float(MAX_DEPTH), seed=3)
 
 
-def opened(path: Path, config: StudyConfig = REQUEST) -> AbstractContextManager[Study]:
+def opened(path: Path, config: StudyConfig = REQUEST) -> AbstractContextManager[OpenStudy]:
     return open_study(path, config, versions={"kdsearch": "0"})
 
 
@@ -56,14 +56,14 @@ def look_up(proposal: Proposal) -> Outcome:
     )
 
 
-def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
+def run_to(study: OpenStudy, n_trials: int) -> list[TrialRecord]:
     """Go on to `n_trials` trials of the search and return every record."""
     run_search(study, [look_up], n_trials=n_trials)
     return study.records()
 
 
 def run_search(
-    study: Study,
+    study: OpenStudy,
     evaluators: Sequence[local.Evaluate],
     *,
     n_trials: int,
@@ -78,12 +78,12 @@ def run_search(
     local.run(Proposals(study, source, on_trial=on_trial), evaluators)
 
 
-def run_asked(study: Study, proposal: Proposal, evaluate: local.Evaluate) -> TrialRecord:
+def run_asked(study: OpenStudy, proposal: Proposal, evaluate: local.Evaluate) -> TrialRecord:
     """Run one trial that the study was asked for, and return its record."""
     local.run(Proposals(study, iter([proposal])), [evaluate])
     return study.records()[proposal.number]
 
 
-def tell_next(study: Study) -> TrialRecord:
+def tell_next(study: OpenStudy) -> TrialRecord:
     proposal = study.ask()
     return study.tell(proposal, look_up(proposal))

@@ -4,13 +4,13 @@ import json
 
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 
 
 class Lines(Logger):
     """Appends to trials.jsonl in the study's folder."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         self._file = (study.path / "trials.jsonl").open("a", encoding="utf-8")
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:

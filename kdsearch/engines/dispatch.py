@@ -15,7 +15,7 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
-from kdsearch.study.study import Outcome, Price, Proposal, Study, searched
+from kdsearch.study.study import OpenStudy, Outcome, Price, Proposal, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike
@@ -31,7 +31,7 @@ class Proposals:
 
     def __init__(
         self,
-        study: Study,
+        study: OpenStudy,
         source: Iterator[Proposal],
         *,
         on_begin: Callable[[Proposal], None] | None = None,
@@ -107,7 +107,7 @@ Engine: TypeAlias = Callable[[Proposals], None]
 
 
 def search(
-    study: Study,
+    study: OpenStudy,
     *,
     n_trials: int,
     is_enough: Callable[[], bool] = lambda: False,
@@ -115,7 +115,7 @@ def search(
 ) -> Iterator[Proposal]:
     """Yield new trials until the study holds `n_trials` of the search, or those are enough.
 
-    That is looked at between trials: a running one is finished. price: see `Study.ask`.
+    That is looked at between trials: a running one is finished. price: see `OpenStudy.ask`.
     """
     for _ in range(n_trials - len(searched(study.records()))):
         if is_enough():

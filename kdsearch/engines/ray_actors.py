@@ -28,7 +28,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import UNFINISHED, TrialContext, run_trial
 
@@ -79,7 +79,7 @@ class OnRay:
 @contextmanager
 def open_actors(
     count: int | None,
-    study: Study,
+    study: OpenStudy,
     on_ray: OnRay,
     *,
     device: torch.device,

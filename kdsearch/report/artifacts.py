@@ -22,7 +22,7 @@ from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.spend import runs_of
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import (
     Counts,
     Entry,
@@ -38,7 +38,7 @@ _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_stu
 _Entries = Sequence[dict[str, Any]]
 
 
-def summarise(study: Study) -> Summary:
+def summarise(study: OpenStudy) -> Summary:
     """Return the study's summary as its store has it now."""
     records, facts = study.records(), study.facts()
     if "teacher" not in facts:
@@ -79,7 +79,7 @@ def summarise(study: Study) -> Summary:
     )
 
 
-def write_derived(study: Study) -> Summary:
+def write_derived(study: OpenStudy) -> Summary:
     """Write all that is derived anew (`report.*`, `figures/` too) and return the summary."""
     summary, records = summarise(study), study.records()
     facts = study.facts()
@@ -104,7 +104,7 @@ def write_derived(study: Study) -> Summary:
     return summary
 
 
-def _command(study: Study) -> str:
+def _command(study: OpenStudy) -> str:
     """Return a command line that makes this study again, or goes on with it where it lies."""
     asked = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
     flags = [

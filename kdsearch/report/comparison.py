@@ -12,7 +12,7 @@ from kdsearch.deploy.targets import described
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 
 _LATENCY = "latency_ms"
 _MARGIN = 0.1  # of a front's extent: without, its two ends would count for nothing
@@ -61,7 +61,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
+def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Comparison:
     """Return how two studies compare on a cost.
 
     axis: `latency_ms`, `flops` or `params`; by default the one that both trade, FLOPs instead of
@@ -104,7 +104,7 @@ def compare(one: Study, other: Study, *, axis: str | None = None) -> Comparison:
 _Front = tuple[tuple[int, float, float], ...]
 
 
-def _shared_axis(one: Study, other: Study, *, is_one_target: bool) -> str:
+def _shared_axis(one: OpenStudy, other: OpenStudy, *, is_one_target: bool) -> str:
     axes = [one.budget.axis(), other.budget.axis()]
     if not is_one_target:
         axes = [axis for axis in axes if axis != _LATENCY] or ["flops"]
@@ -116,7 +116,7 @@ def _shared_axis(one: Study, other: Study, *, is_one_target: bool) -> str:
     return axes[0]
 
 
-def _front(study: Study, axis: str) -> _Front:
+def _front(study: OpenStudy, axis: str) -> _Front:
     """Return a study's front on an axis, which need not be the one it traded."""
     done = [
         (r.number, r.val, float(cost))
@@ -129,7 +129,7 @@ def _front(study: Study, axis: str) -> _Front:
     return tuple(done[i] for i in pareto.front([(val, cost) for _, val, cost in done]))
 
 
-def _side(study: Study, front: _Front, reference: tuple[float, float], whole: float) -> Side:
+def _side(study: OpenStudy, front: _Front, reference: tuple[float, float], whole: float) -> Side:
     records = searched(study.records())
     points = [(val, cost) for _, val, cost in front]
     return Side(

@@ -32,7 +32,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.config import resume_command
 from kdsearch.study.formatting import counted, duration
 from kdsearch.study.open import load_study
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Summary
 
 FRONT = "front"
@@ -63,7 +63,7 @@ def refresh(path: Path, storage: str | None = None) -> bool:
         return True
 
 
-def write_board(study: Study) -> None:
+def write_board(study: OpenStudy) -> None:
     """Write the figure, the notes and the artifacts; the caller keeps other drivers out."""
     board = _Board(study)
     summary, records = summarise(study), study.records()
@@ -78,7 +78,7 @@ def write_board(study: Study) -> None:
 class _Board:
     """Writes only what is not there, so that a second time costs a read."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         self._study = study
         self._storage = storage = study.store.disk
         self._id = study.store.study_id
@@ -135,7 +135,7 @@ def study_title(summary: Summary) -> str:
     return f"{summary.study}, within {limits}" if limits else summary.study
 
 
-def _about_study(study: Study, summary: Summary, records: list[TrialRecord]) -> str:
+def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord]) -> str:
     notes = cast("list[str]", study.facts().get("notes", []))
     lines = [
         f"# {_plain(study_title(summary))}",

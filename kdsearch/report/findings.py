@@ -11,7 +11,7 @@ from kdsearch.report import words
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import refit_of, summarised
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import TeacherEntry
 
 CONTROLS = {
@@ -23,7 +23,7 @@ _SUBJECTS = {"none": "distillation", "kd": "the search"}
 _KNOWN_BY_HEART = 0.05
 
 
-def of_test(study: Study) -> str:
+def of_test(study: OpenStudy) -> str:
     """Say which networks were shown the test split."""
     read = len(cast("dict[str, float]", study.facts()["test"]))
     return (
@@ -32,7 +32,7 @@ def of_test(study: Study) -> str:
     )
 
 
-def of_refits(study: Study, best: int) -> Iterator[str]:
+def of_refits(study: OpenStudy, best: int) -> Iterator[str]:
     """Yield what refits say of a study whose best is shipped, in words."""
     refit, (found, together) = refit_of(study), summarised(study)
     if refit.count > (count := len(study.front())):
@@ -89,7 +89,12 @@ def _percent(fraction: float) -> str:
 
 
 def of_controls(
-    study: Study, best: TrialRecord, controls: Sequence[TrialRecord], n_val: int, *, shipped: int
+    study: OpenStudy,
+    best: TrialRecord,
+    controls: Sequence[TrialRecord],
+    n_val: int,
+    *,
+    shipped: int,
 ) -> Iterator[str]:
     """Yield what distillation gained in one training each, what may be noise, what is shipped."""
     assert best.val is not None
@@ -116,7 +121,7 @@ def of_controls(
     yield from of_teacher(study, None if plain is None else plain.val)
 
 
-def of_teacher(study: Study, plain: float | None) -> Iterator[str]:
+def of_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
     """Yield what is wrong with the teacher. plain: what the best student reaches without one."""
     teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
     if teacher.test is not None and teacher.val - teacher.test > _KNOWN_BY_HEART:

@@ -17,7 +17,7 @@ from kdsearch.study.ledger import name_trial
 from kdsearch.study.open import load_study
 from kdsearch.study.progress import Progress, Running, read_progress
 from kdsearch.study.spend import KILLED, forecast, planned_epochs, runs_of
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts
 
 RUNNING, ELSEWHERE, NEW = "running", "running on another machine, or killed there", "new"
@@ -139,7 +139,7 @@ def to_json(found: Status) -> dict[str, object]:
     return asdict(found)
 
 
-def _state(study: Study, progress: Progress | None) -> tuple[str, bool]:
+def _state(study: OpenStudy, progress: Progress | None) -> tuple[str, bool]:
     if progress is not None:
         if progress.holder.is_dead():
             return KILLED, False
@@ -164,7 +164,7 @@ def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple
     )
 
 
-def _shipped(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _shipped(study: OpenStudy, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the training in best/, as long as its trial is on the front."""
     facts = study.facts()
     best, shipped = facts.get("best"), facts.get("shipped")
@@ -182,7 +182,7 @@ def _best(records: Sequence[TrialRecord]) -> Best | None:
     return Best(trial=record.number, what=what, val=record.val, cost=record.cost)
 
 
-def _trend(study: Study, ended: Sequence[TrialRecord]) -> tuple[float, ...]:
+def _trend(study: OpenStudy, ended: Sequence[TrialRecord]) -> tuple[float, ...]:
     done = [study.point(record) for record in ended if record.state == "complete"]
     counts = sorted({-(-len(done) * i // _POINTS) for i in range(1, _POINTS + 1)} - {0})
     volumes = hypervolumes(done, counts, limit=getattr(study.budget, study.budget.axis()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kdsearch.hpo.stopping import Curve, judge
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Judge:
     whose costs are on the same axis; they only foretell.
     """
 
-    def __init__(self, study: Study, *, images: int, earlier: Sequence[Curve] = ()) -> None:
+    def __init__(self, study: OpenStudy, *, images: int, earlier: Sequence[Curve] = ()) -> None:
         self._study = study
         self._images = images
         self._earlier = [replace(curve, is_rival=False) for curve in earlier]
@@ -49,13 +49,13 @@ class Judge:
         return verdict.reason if verdict.is_stop else None
 
 
-def curves_of(study: Study) -> list[Curve]:
+def curves_of(study: OpenStudy) -> list[Curve]:
     """Return the curves of the trials that ended, controls and reused ones left out."""
     axis = study.budget.axis()
     return [curve for r in searched(study.records()) if (curve := _curve_of(r, axis))]
 
 
-def foretelling(study: Study, earlier: Study) -> list[Curve]:
+def foretelling(study: OpenStudy, earlier: OpenStudy) -> list[Curve]:
     """Return the curves of an earlier study as far as they foretell those of this one.
 
     None where it saw other images, or traded another cost.

@@ -27,7 +27,7 @@ from kdsearch.study.spend import (
     planned_epochs,
     runs_of,
 )
-from kdsearch.study.study import Proposal, Study
+from kdsearch.study.study import OpenStudy, Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -41,7 +41,7 @@ class Ledger(Callback):
     started: by `time.perf_counter`. What a killed run took is known to the last epoch it told.
     """
 
-    def __init__(self, study: Study, *, device: str, started: float) -> None:
+    def __init__(self, study: OpenStudy, *, device: str, started: float) -> None:
         self._study = study
         self._started = started
         self._written = 0.0

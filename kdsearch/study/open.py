@@ -16,7 +16,7 @@ from kdsearch.study.config import StudyConfig, read_config, refuse_changes, refu
 from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
-from kdsearch.study.study import Digest, Study, candidate_digest
+from kdsearch.study.study import Digest, OpenStudy, candidate_digest
 
 
 @contextmanager
@@ -27,10 +27,11 @@ def open_study(
     versions: Mapping[str, str],
     storage: str | None = None,
     digest: Digest = candidate_digest,
-) -> Iterator[Study]:
+) -> Iterator[OpenStudy]:
     """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
 
-    storage: the request's storage with its password, where there is one to give. digest: see Study.
+    storage: the request's storage with its password, where there is one to give.
+    digest: see OpenStudy.
     Raises StudyError when the request differs from the one the study was started with (the
     differences are shown), when another driver holds it, or when its store is damaged.
     """
@@ -49,7 +50,7 @@ def open_study(
             refuse_changes(path.name, old, config)
         kept = storage_of(path, config.storage, config.storage_study, storage)
         with _driven(path, kept, config) as store:
-            yield Study(path, config, store, digest=digest)
+            yield OpenStudy(path, config, store, digest=digest)
 
 
 @contextmanager
@@ -70,16 +71,16 @@ def _driven(path: Path, storage: Storage, config: StudyConfig) -> Iterator[Store
         ) from error
 
 
-def load_study(path: Path, storage: str | None = None) -> Study:
+def load_study(path: Path, storage: str | None = None) -> OpenStudy:
     """Open a study to read it; another process may be running it. storage: see `open_study`."""
     config, kept = find_storage(path, storage)
     with _telling_to_open(kept):
         store = Store(kept, metrics=("accuracy", config.budget.axis()))
         store.load()
-    return Study(path, config, store)
+    return OpenStudy(path, config, store)
 
 
-def load_each(paths: Sequence[Path], storage: str | None = None) -> list[Study]:
+def load_each(paths: Sequence[Path], storage: str | None = None) -> list[OpenStudy]:
     """Open several studies to read them. storage: of those that are kept there, one at least."""
     kept = [find_storage(path)[0].storage for path in paths]
     there = [url for url in kept if storage is not None and is_at(url, storage)]

@@ -17,7 +17,7 @@ from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.study.study import Proposal, Study, candidate_digest
+from kdsearch.study.study import OpenStudy, Proposal, candidate_digest
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 
 FACT = "refit"  # the name of the study's fact
@@ -64,18 +64,18 @@ class Refit:
         return [m for m in CONTROLS if candidate_digest(self.params(record, 1, m)) != own]
 
 
-def refit_of(study: Study) -> Refit:
+def refit_of(study: OpenStudy) -> Refit:
     """Return what was last asked of a study, by default nothing."""
     return Refit(**cast("dict[str, int]", study.facts().get(FACT, {})))
 
 
-def ask(study: Study, refit: Refit | None) -> None:
+def ask(study: OpenStudy, refit: Refit | None) -> None:
     """Note what is asked of a study; None: as before."""
     if refit is not None:
         study.note(**{FACT: asdict(refit)})
 
 
-def candidates(study: Study, refit: Refit) -> list[TrialRecord]:
+def candidates(study: OpenStudy, refit: Refit) -> list[TrialRecord]:
     """Return whom to train again: the front's most accurate, its knee, then the next accurate."""
     front = study.front()
     if not front:
@@ -84,7 +84,7 @@ def candidates(study: Study, refit: Refit) -> list[TrialRecord]:
     return list({record.number: record for record in ranked}.values())[: refit.count]
 
 
-def roles(study: Study) -> dict[int, tuple[str, ...]]:
+def roles(study: OpenStudy) -> dict[int, tuple[str, ...]]:
     """Return what trials of the front are called."""
     front = study.front()
     if not front:
@@ -95,13 +95,13 @@ def roles(study: Study) -> dict[int, tuple[str, ...]]:
     return {best: (MOST_ACCURATE,), knee: (KNEE,)}
 
 
-def _knee(study: Study, front: Sequence[TrialRecord]) -> int:
+def _knee(study: OpenStudy, front: Sequence[TrialRecord]) -> int:
     found = pareto.knee([study.point(record) for record in front])
     assert found is not None
     return found
 
 
-def missing(study: Study, refit: Refit) -> Iterator[Proposal]:
+def missing(study: OpenStudy, refit: Refit) -> Iterator[Proposal]:
     """Ask for each training that is not there yet, a seed after another."""
     for record in candidates(study, refit):
         for repeat in range(1, refit.seeds + 1):
@@ -111,7 +111,7 @@ def missing(study: Study, refit: Refit) -> Iterator[Proposal]:
                     yield study.ask_refit(params, record.number, is_control=method is not None)
 
 
-def trained(study: Study) -> list[TrialRecord]:
+def trained(study: OpenStudy) -> list[TrialRecord]:
     """Return the trainings that count for what was last asked, each once."""
     refit = refit_of(study)
     found = {}
@@ -122,14 +122,14 @@ def trained(study: Study) -> list[TrialRecord]:
     return list(found.values())
 
 
-def _trained(study: Study, params: Params) -> TrialRecord | None:
+def _trained(study: OpenStudy, params: Params) -> TrialRecord | None:
     """Return the refit with these parameters that completed."""
     done = (r for r in study.records() if r.refit_of is not None and r.state == "complete")
     return next((record for record in done if record.params == params), None)
 
 
 def _repeats(
-    study: Study, refit: Refit, record: TrialRecord, method: str | None = None
+    study: OpenStudy, refit: Refit, record: TrialRecord, method: str | None = None
 ) -> list[TrialRecord]:
     proposal = (refit.params(record, repeat, method) for repeat in range(1, refit.seeds + 1))
     return [found for params in proposal if (found := _trained(study, params)) is not None]
@@ -153,7 +153,7 @@ class _Refitted:
         return own, [control[_seed(record)] for record in own]
 
 
-def _refitted(study: Study) -> list[_Refitted]:
+def _refitted(study: OpenStudy) -> list[_Refitted]:
     refit = refit_of(study)
     found = []
     for record in candidates(study, refit):
@@ -194,7 +194,7 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
     )
 
 
-def summarised(study: Study) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntry, ...]]:
+def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntry, ...]]:
     """Return the candidates, the most accurate on average first, and what they gained together."""
     found, facts = _refitted(study), study.facts()
     images = cast("dict[str, int]", facts.get("images", {}))

@@ -16,7 +16,7 @@ from kdsearch.spec import Candidate, TrainSpec, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.formatting import SPACE, counted, duration
 from kdsearch.study.refit import CONTROLS, candidates, refit_of, trained
-from kdsearch.study.study import Study, candidate_digest, searched
+from kdsearch.study.study import OpenStudy, candidate_digest, searched
 
 RUNS = "runs"  # the name of the study's fact
 ENDED, INTERRUPTED, FAILED, KILLED = "ended", "interrupted", "failed", "killed"
@@ -69,7 +69,7 @@ class Spend:
         return f"Spent: {', '.join(filter(None, parts))}".replace(SPACE, " ")
 
 
-def runs_of(study: Study) -> list[Run]:
+def runs_of(study: OpenStudy) -> list[Run]:
     """Return the runs that have ended, oldest first."""
     return [read_run(run) for run in cast("list[dict[str, Any]]", study.facts().get(RUNS, []))]
 
@@ -79,7 +79,7 @@ def read_run(kept: Mapping[str, object]) -> Run:
     return TypeAdapter(Run).validate_python(dict(kept))
 
 
-def spent(study: Study) -> Spend:
+def spent(study: OpenStudy) -> Spend:
     """Return what the study took until now, without a run that has not ended."""
     runs, records, facts = runs_of(study), study.records(), study.facts()
     trained = [record for record in records if record.reused_from is None]
@@ -115,7 +115,7 @@ def forecast(records: Sequence[TrialRecord], n_left: int, *, beside: int) -> flo
     return each * max(0, n_left) / max(1, beside)
 
 
-def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
+def refits_to_come(study: OpenStudy, n_trials: int) -> Iterator[str]:
     """Say, before a search, how many trainings the refits after it mean at most; if any are."""
     refit = refit_of(study)
     if refit.count:
@@ -130,7 +130,7 @@ def refits_to_come(study: Study, n_trials: int) -> Iterator[str]:
         )
 
 
-def refits_left(study: Study) -> Iterator[str]:
+def refits_left(study: OpenStudy) -> Iterator[str]:
     """Say, after a search, how many trainings its refits are; an equal one is trained once."""
     refit = refit_of(study)
     chosen = candidates(study, refit)

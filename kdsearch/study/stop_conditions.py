@@ -7,7 +7,7 @@ import time
 from kdsearch.hpo.convergence import is_flat
 from kdsearch.study.formatting import duration
 from kdsearch.study.loggers.base import Callbacks
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 
 
 class Ending:
@@ -19,7 +19,7 @@ class Ending:
 
     def __init__(
         self,
-        study: Study,
+        study: OpenStudy,
         watchers: Callbacks,
         *,
         time_limit: float | None = None,

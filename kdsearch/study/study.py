@@ -79,7 +79,7 @@ def candidate_digest(params: Params) -> str:
     return Candidate.from_params(params).digest()
 
 
-class Study:
+class OpenStudy:
     """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
 
     digest: names parameters, equal ones alike: of what has one digest only one is trained.

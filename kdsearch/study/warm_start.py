@@ -13,7 +13,7 @@ from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.study.config import StudyConfig, read_config
 from kdsearch.study.open import load_study, open_study
-from kdsearch.study.study import Study, searched
+from kdsearch.study.study import OpenStudy, searched
 
 MOST = 8  # recipes that are taken from an earlier study
 # The choice whose option stands in the names of what it owns.
@@ -114,7 +114,7 @@ def _unreached(space: SearchSpace, guess: Params) -> list[str]:
     return [name for name in guess if name not in walked]
 
 
-def start_of(config: StudyConfig, out: Path) -> Study | None:
+def start_of(config: StudyConfig, out: Path) -> OpenStudy | None:
     """Return the study that a request starts from. Raises StudyError where it is not there."""
     if config.from_study is None:
         return None

@@ -34,7 +34,7 @@ from kdsearch.study.refit import (
     trained,
 )
 from kdsearch.study.spend import ENDED, spent
-from kdsearch.study.study import Proposal, Study, searched
+from kdsearch.study.study import OpenStudy, Proposal, searched
 from kdsearch.study.summary import Summary
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.context import CACHE, common_accuracy
@@ -66,13 +66,13 @@ class _Way:
 _Shipped: TypeAlias = tuple[_Way, Package]
 
 
-def _weights(study: Study, record: TrialRecord) -> Path:
+def _weights(study: OpenStudy, record: TrialRecord) -> Path:
     number = record.number if record.reused_from is None else record.reused_from
     return study.directory(number) / WEIGHTS
 
 
 def finish(
-    study: Study, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
+    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
 ) -> Finished:
     """Train controls, and refits where those are asked for; ship the best of all; write the report.
 
@@ -113,7 +113,7 @@ def finish(
 
 
 def _with_controls(
-    study: Study, context: TrialContext, callback: Callback, engine: Engine
+    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine
 ) -> _Shipped:
     """Ship the most accurate of the front, or that of its controls which beats it."""
     ways = [_Way(record=r, weights=r) for r in reversed(study.front())]
@@ -129,7 +129,7 @@ def _with_controls(
 
 
 def _with_refits(
-    study: Study, context: TrialContext, callback: Callback, engine: Engine
+    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine
 ) -> _Shipped:
     """Train the best candidates and their controls again, and ship the best recipe by its mean.
 
@@ -151,7 +151,7 @@ def _with_refits(
     return found
 
 
-def _judged(study: Study, way: _Way, n_val: int) -> tuple[str, ...]:
+def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
     """Return what the controls and refits of the best say, in words."""
     if refit_of(study).count:
         return tuple(of_refits(study, way.record.number))
@@ -159,7 +159,7 @@ def _judged(study: Study, way: _Way, n_val: int) -> tuple[str, ...]:
     return tuple(of_controls(study, way.record, controls, n_val, shipped=way.weights.number))
 
 
-def _note_surroundings(study: Study, context: TrialContext, callback: Callback) -> None:
+def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:
     """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
     if "shelf" not in study.facts():
         shelf = off_the_shelf(context, study.path.parent / CACHE, callback.note)
@@ -167,7 +167,7 @@ def _note_surroundings(study: Study, context: TrialContext, callback: Callback) 
     study.note(images={"val": len(context.data.val), "test": len(context.data.test)})
 
 
-def _nothing(study: Study) -> BudgetError | TrialsFailedError:
+def _nothing(study: OpenStudy) -> BudgetError | TrialsFailedError:
     """Say why the front is empty: nothing is accurate enough or in the budget, or all failed."""
     if complete := study.complete():
         best = max(complete, key=lambda record: record.val or 0.0)
@@ -194,14 +194,14 @@ def _nothing(study: Study) -> BudgetError | TrialsFailedError:
     )
 
 
-def _load_student(study: Study, record: TrialRecord, context: TrialContext) -> Model:
+def _load_student(study: OpenStudy, record: TrialRecord, context: TrialContext) -> Model:
     student = build_student(Candidate.from_params(record.params).student, context.data)
     file = _weights(study, record)
     fit_weights(bare(student.network), read_weights(file), where=f"trial {record.number}")
     return student.freeze()
 
 
-def _read_test(study: Study, context: TrialContext, records: Sequence[TrialRecord]) -> None:
+def _read_test(study: OpenStudy, context: TrialContext, records: Sequence[TrialRecord]) -> None:
     """Measure on the test split whatever has not been yet, the teacher included."""
     facts = study.facts()
     teacher = cast("dict[str, object]", facts["teacher"])
@@ -215,14 +215,14 @@ def _read_test(study: Study, context: TrialContext, records: Sequence[TrialRecor
     study.note(test=test, teacher=teacher)
 
 
-def _results(study: Study, record: TrialRecord) -> dict[str, float]:
+def _results(study: OpenStudy, record: TrialRecord) -> dict[str, float]:
     assert record.val is not None
     test = cast("dict[str, float]", study.facts()["test"])
     return {"validation": record.val, "test": test[str(record.number)]}
 
 
 def _ship(
-    study: Study, context: TrialContext, callback: Callback, ways: Sequence[_Way]
+    study: OpenStudy, context: TrialContext, callback: Callback, ways: Sequence[_Way]
 ) -> _Shipped | None:
     """Put the first into best/ whose file, measured again, keeps the budget; None where none does.
 
@@ -254,7 +254,7 @@ def _ship(
     return None
 
 
-def _too_slow(study: Study, ways: Sequence[_Way]) -> BudgetError:
+def _too_slow(study: OpenStudy, ways: Sequence[_Way]) -> BudgetError:
     """Take an earlier run's best/ away, which was measured in another hour; return why."""
     shutil.rmtree(study.path / BEST, ignore_errors=True)
     return BudgetError(
@@ -264,13 +264,15 @@ def _too_slow(study: Study, ways: Sequence[_Way]) -> BudgetError:
     )
 
 
-def _controls_of(study: Study, best: TrialRecord) -> list[TrialRecord]:
+def _controls_of(study: OpenStudy, best: TrialRecord) -> list[TrialRecord]:
     """Return the controls of a trial that completed."""
     mine = [r for r in study.records() if r.kind == "control" and r.control_of == best.number]
     return [record for record in mine if record.state == "complete"]
 
 
-def _train_controls(study: Study, engine: Engine, best: TrialRecord, callback: Callback) -> None:
+def _train_controls(
+    study: OpenStudy, engine: Engine, best: TrialRecord, callback: Callback
+) -> None:
     """Train the best student as each control is taught, with the same recipe."""
     student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
 
@@ -287,7 +289,7 @@ def _train_controls(study: Study, engine: Engine, best: TrialRecord, callback: C
 
 
 def _train(
-    study: Study,
+    study: OpenStudy,
     engine: Engine,
     source: Iterator[Proposal],
     callback: Callback,
@@ -304,14 +306,14 @@ def _train(
     engine(Proposals(study, source, on_begin=callback.begun, on_trial=on_trial, earlier=earlier))
 
 
-def _seeds(study: Study) -> dict[str, object]:
+def _seeds(study: OpenStudy) -> dict[str, object]:
     """Return what the shipped recipe came to under several seeds, nothing without them."""
     recipe = summarise(study).best_recipe()
     spreads = {} if recipe is None else {"validation": recipe.val, "test": recipe.test}
     return {split: asdict(spread) for split, spread in spreads.items() if spread is not None}
 
 
-def _teacher(study: Study) -> dict[str, object]:
+def _teacher(study: OpenStudy) -> dict[str, object]:
     told = cast("dict[str, float | None]", study.facts()["teacher"])
     return {"name": study.config.teacher, "validation": told["val"], "test": told["test"]}
 

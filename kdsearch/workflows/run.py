@@ -55,7 +55,7 @@ from kdsearch.study.refit import Refit
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
-from kdsearch.study.study import Outcome, Price, Proposal, Study, searched
+from kdsearch.study.study import OpenStudy, Outcome, Price, Proposal, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
@@ -196,7 +196,7 @@ def _with_storage(
     return replace(config, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
 
 
-def _as_before(plan: Plan, study: Study) -> Plan:
+def _as_before(plan: Plan, study: OpenStudy) -> Plan:
     """Return the plan with what an earlier run was asked for, where this one says nothing."""
     kept = study.facts()
     if plan.trials is None:
@@ -226,7 +226,7 @@ def _resolve(
 
 @contextmanager
 def _watchers(
-    study: Study, callback: Callback, ledger: Ledger, loggers: Loggers | None
+    study: OpenStudy, callback: Callback, ledger: Ledger, loggers: Loggers | None
 ) -> Iterator[Callbacks]:
     """Give what tells all of them, and close the loggers in the end."""
     watchers = Callbacks([ledger, callback, *(() if loggers is None else loggers.open(study))])
@@ -236,7 +236,7 @@ def _watchers(
         watchers.close()
 
 
-def _start_from(study: Study, out: Path, callback: Callback) -> None:
+def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
     """Let a new study try the recipes of the one it starts from."""
     recipes = [] if study.records() or study.guesses() else recipes_of(study.config, out)
     if recipes:
@@ -250,7 +250,7 @@ def _price(budget: Budget, context: TrialContext) -> Price | None:
 
 
 def _search(
-    study: Study,
+    study: OpenStudy,
     context: TrialContext,
     engine: Engine,
     watchers: Callbacks,
@@ -270,7 +270,7 @@ def _search(
     engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
 
 
-def _told_before(study: Study, out: Path) -> Sequence[Curve]:
+def _told_before(study: OpenStudy, out: Path) -> Sequence[Curve]:
     """Return what the study that this one starts from foretells, where anything is stopped."""
     start = None if study.config.stopping == "off" else start_of(study.config, out)
     return () if start is None else foretelling(study, start)
@@ -291,7 +291,11 @@ class _RunTrial(Protocol):
 
 @contextmanager
 def _engine(
-    study: Study, context: TrialContext, callback: Callback, plan: Plan, earlier: Sequence[Curve]
+    study: OpenStudy,
+    context: TrialContext,
+    callback: Callback,
+    plan: Plan,
+    earlier: Sequence[Curve],
 ) -> Iterator[Engine]:
     """Give what runs the trials, as many at a time as there are workers.
 
@@ -338,7 +342,7 @@ def _engine(
 
 
 def _evaluate(
-    study: Study, callback: Callback, on_rung: OnRung, run: _RunTrial, proposal: Proposal
+    study: OpenStudy, callback: Callback, on_rung: OnRung, run: _RunTrial, proposal: Proposal
 ) -> Outcome:
     return run(
         Candidate.from_params(proposal.params),
@@ -348,7 +352,7 @@ def _evaluate(
     )
 
 
-def _keep_weights(study: Study, front: list[TrialRecord]) -> None:
+def _keep_weights(study: OpenStudy, front: list[TrialRecord]) -> None:
     """Delete the weights of dominated trials: a dominated trial never comes back to the front."""
     kept = {record.number for record in front}
     for record in searched(study.records()):

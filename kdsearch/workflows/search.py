@@ -31,7 +31,7 @@ from kdsearch.spec import Budget, Cost, digest_of
 from kdsearch.study.config import OBJECTIVE, StudyConfig, refuse_sampler
 from kdsearch.study.early_stopping import Judge, Rung
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]
@@ -55,7 +55,7 @@ def search(
     workers: int = 1,
     path: Path | str | None = None,
     on_trial: OnTrial | None = None,
-) -> Study:
+) -> OpenStudy:
     """Return a study of `n_trials` trials, whose `front()` trades a metric against a cost.
 
     space: a mapping as in a space file, or such a file. evaluate: gets the parameters by their
@@ -136,7 +136,7 @@ def _folder(path: Path | str | None) -> Iterator[Path]:
 
 
 def _run(
-    study: Study,
+    study: OpenStudy,
     evaluate: Evaluate,
     price: Callable[[Params], Cost],
     judge: Judge,

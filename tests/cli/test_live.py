@@ -11,11 +11,11 @@ from table_study import REQUEST, look_up, opened
 
 from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
-from kdsearch.study.study import Outcome, Study
+from kdsearch.study.study import OpenStudy, Outcome
 from kdsearch.training.trainer import Epoch
 
 
-def play(study: Study, callback: StudyConsole) -> None:
+def play(study: OpenStudy, callback: StudyConsole) -> None:
     """Let six trials end, two at a time, and leave one running in its third epoch."""
     callback.search([], 10, budget=REQUEST.budget)
     beside = study.ask()

@@ -19,7 +19,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.config import config_of
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.context import lay_out, load_data
 
@@ -34,7 +34,7 @@ train: {epochs: 3, lr: 0.1}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudy]:
     out = tmp_path_factory.mktemp("results")
     given = {"teacher_epochs": 1, "space": SPACE, "budget_mflops": 5.0}
     data, config = load_data(config_of(given), out)
@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
 
 @contextmanager
 def on_ray(
-    study: Study, told: list[tuple[int, int, int]], start: Callable[..., object] | None = None
+    study: OpenStudy, told: list[tuple[int, int, int]], start: Callable[..., object] | None = None
 ) -> Iterator[Engine]:
     """Give an engine of one actor; `start` is called in its stead with what it would call."""
 
@@ -75,7 +75,7 @@ def counted(file: Path, start: Callable[[], object]) -> object:
 
 @pytest.mark.slow
 def test_an_actor_lays_out_its_bench_once_and_tells_of_each_trial(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: OpenStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `counted`
     told: list[tuple[int, int, int]] = []
@@ -89,7 +89,9 @@ def test_an_actor_lays_out_its_bench_once_and_tells_of_each_trial(
 
 
 @pytest.mark.slow
-def test_a_node_that_does_not_see_the_folders_ends_the_run(study: Study, tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_folders_ends_the_run(
+    study: OpenStudy, tmp_path: Path
+) -> None:
     n_trials = 1 + len(study.records())
     with on_ray(study, []) as engine:
         assert isinstance(engine, partial)

@@ -25,7 +25,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Outcome, Proposal, Study
+from kdsearch.study.study import OpenStudy, Outcome, Proposal
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -57,7 +57,7 @@ def table(proposal: Proposal, _: tune.Report) -> Outcome:
 
 
 def run_search(
-    study: Study,
+    study: OpenStudy,
     evaluate: tune.Evaluate,
     *,
     n_trials: int,

@@ -23,7 +23,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.study import REDRAWS, Outcome, Proposal, Study, searched
+from kdsearch.study.study import REDRAWS, OpenStudy, Outcome, Proposal, searched
 from kdsearch.workflows.finalize import finish
 
 # No choice owns a dimension, so that every sampler may draw.
@@ -47,7 +47,7 @@ def nothing_fits(params: Params) -> Cost:
     return Cost(flops=99_000_000, params=1)
 
 
-def run_priced(study: Study, n: int) -> list[TrialRecord]:
+def run_priced(study: OpenStudy, n: int) -> list[TrialRecord]:
     source = search(study, n_trials=n, price=price)
     local.run(Proposals(study, source), [look_up])
     return study.records()
@@ -171,7 +171,7 @@ def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
 
 
 @pytest.fixture
-def floored(fast_path: Path) -> Iterator[Study]:
+def floored(fast_path: Path) -> Iterator[OpenStudy]:
     """Return a study of students of 1 to 5 layers, which must reach .59; trials end at .525 up."""
     config = replace(REQUEST, min_accuracy=0.59)
     with opened(fast_path / "floored", config) as study:
@@ -183,7 +183,7 @@ def floored(fast_path: Path) -> Iterator[Study]:
         yield study
 
 
-def test_what_is_not_accurate_enough_is_not_on_the_front(floored: Study) -> None:
+def test_what_is_not_accurate_enough_is_not_on_the_front(floored: OpenStudy) -> None:
     """The accuracies are .525, .55, .575, .6 and .625, dearer each."""
     assert [record.number for record in floored.front()] == [3, 4]
     assert len(floored.complete()) == 5

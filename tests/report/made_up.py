@@ -21,7 +21,7 @@ from kdsearch.study.summary import (
     TeacherEntry,
 )
 
-Study: TypeAlias = tuple[Summary, list[TrialRecord]]
+OpenStudy: TypeAlias = tuple[Summary, list[TrialRecord]]
 LIMIT_MS = 2.0
 SHELF = (
     ShelfEntry(
@@ -37,7 +37,7 @@ SHELF = (
 )
 
 
-def surrounded(study: Study) -> Study:
+def surrounded(study: OpenStudy) -> OpenStudy:
     """Return the study with all that a finished one notes beside its trials."""
     summary, records = study
     return replace(
@@ -58,7 +58,7 @@ def make_study(
     epochs: int = 16,
     name: str = "phones",
     family: str = "",
-) -> Study:
+) -> OpenStudy:
     """Return a study whose first trials completed, the rest in the order of the arguments."""
     rng = random.Random(7)
     states = ["complete"] * complete + ["infeasible"] * infeasible

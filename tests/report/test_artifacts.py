@@ -14,7 +14,7 @@ from kdsearch.errors import StudyError
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import Refit, ask, missing, trained
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import SCHEMA
 
 TEACHER = {
@@ -61,7 +61,7 @@ TOP = {
 
 
 @pytest.fixture(scope="module")
-def study(fast_path: Path) -> Study:
+def study(fast_path: Path) -> OpenStudy:
     """Return a finished study: 10 trials, two controls of the best, one of another."""
     with opened(fast_path / "phones") as study:
         study.note(teacher=TEACHER, teacher_seconds=2.5, trials=10)
@@ -78,12 +78,12 @@ def study(fast_path: Path) -> Study:
         return study
 
 
-def front_json(study: Study) -> dict[str, object]:
+def front_json(study: OpenStudy) -> dict[str, object]:
     content: dict[str, object] = json.loads((study.path / "front.json").read_text("utf-8"))
     return content
 
 
-def test_front_json_has_the_promised_fields_and_no_others(study: Study) -> None:
+def test_front_json_has_the_promised_fields_and_no_others(study: OpenStudy) -> None:
     content = front_json(study)
     assert content.keys() == TOP
     for name, fields in LAYOUT.items():
@@ -122,7 +122,7 @@ def test_front_json_has_the_promised_fields_of_refits(fast_path: Path) -> None:
         assert entry["gain"].keys() == GAIN
 
 
-def test_front_json_says_what_the_store_does(study: Study) -> None:
+def test_front_json_says_what_the_store_does(study: OpenStudy) -> None:
     content, records = front_json(study), study.records()
     best = study.front()[-1]
     states = [record.state for record in records if record.control_of is None]
@@ -169,7 +169,7 @@ def test_front_json_says_what_the_store_does(study: Study) -> None:
     ]
 
 
-def test_what_the_driver_noted_beside_the_trials_is_in_the_summary(study: Study) -> None:
+def test_what_the_driver_noted_beside_the_trials_is_in_the_summary(study: OpenStudy) -> None:
     entry = {
         "name": "timm:resnet18",
         "flops": 7,
@@ -187,7 +187,7 @@ def test_what_the_driver_noted_beside_the_trials_is_in_the_summary(study: Study)
     study.note(shelf=[], images={}, finish_seconds=0.0)
 
 
-def test_trials_csv_has_one_row_a_trial(study: Study) -> None:
+def test_trials_csv_has_one_row_a_trial(study: OpenStudy) -> None:
     with (study.path / "trials.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     records = study.records()
@@ -202,14 +202,14 @@ def test_trials_csv_has_one_row_a_trial(study: Study) -> None:
             assert row[name] == str(value)
 
 
-def test_the_report_is_written_whole_and_names_the_study(study: Study) -> None:
+def test_the_report_is_written_whole_and_names_the_study(study: OpenStudy) -> None:
     html = (study.path / "report.html").read_text(encoding="utf-8")
     assert html.rstrip().endswith("</html>")
     assert "phones" in html
     assert "A note" in html
 
 
-def test_derived_files_deleted_and_written_again_are_the_same(study: Study) -> None:
+def test_derived_files_deleted_and_written_again_are_the_same(study: OpenStudy) -> None:
     names = ("front.json", "trials.csv", "report.html", "report.md", "figures/front.svg")
     files = [study.path / name for name in names]
     before = [file.read_bytes() for file in files]
@@ -235,14 +235,14 @@ def test_a_study_that_has_only_begun_has_nothing_to_report(fast_path: Path) -> N
         summarise(study)
 
 
-def test_a_best_that_has_left_the_front_gives_way_to_the_most_accurate(study: Study) -> None:
+def test_a_best_that_has_left_the_front_gives_way_to_the_most_accurate(study: OpenStudy) -> None:
     study.note(best=10_000)
     summary = summarise(study)
     assert summary.best == study.front()[-1].number
     study.note(best=summary.best)
 
 
-def test_the_command_makes_the_same_study_again(study: Study) -> None:
+def test_the_command_makes_the_same_study_again(study: OpenStudy) -> None:
     html = (study.path / "report.html").read_text(encoding="utf-8")
     parent = study.path.parent
     assert f"--budget-mflops 15.0 --seed 3 --out {parent}" in html

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import Study, importances, make_study, surrounded
+from made_up import OpenStudy, importances, make_study, surrounded
 
 from kdsearch.report import render, write
 
@@ -20,7 +20,7 @@ BOTTOM = """() => {  // of the plot of the front, in pixels of the screen
 class Opened:
     """A report that is open, and all that it said or asked for."""
 
-    def __init__(self, context: Any, path: Path, study: Study, **size: int) -> None:
+    def __init__(self, context: Any, path: Path, study: OpenStudy, **size: int) -> None:
         summary, records = study
         html = render(
             summary, records, importances=importances(records), notes=[], command="kdsearch"
@@ -220,7 +220,7 @@ def _check_sorting(page: Any, rows: int) -> None:
         assert cells[len(known) :] == [""] * (rows - len(known))  # what is missing stays last
 
 
-def _check_filter(page: Any, study: Study) -> None:
+def _check_filter(page: Any, study: OpenStudy) -> None:
     page.locator("#filter").fill("Infeasible  student.resolution=16")
     wanted = {
         str(record.number)
@@ -238,7 +238,7 @@ def _check_filter(page: Any, study: Study) -> None:
     assert counted == f"{rows} rows: {rows - 2} trials, 2 controls"
 
 
-def _check_details(page: Any, study: Study) -> None:
+def _check_details(page: Any, study: OpenStudy) -> None:
     """A click on a point and the trial's number in the table tell the same: its every choice."""
     page.mouse.click(*_middle(page, "over budget"))
     page.wait_for_selector("dialog[open]")

@@ -17,10 +17,12 @@ from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
-from kdsearch.study.study import Outcome, Study
+from kdsearch.study.study import OpenStudy, Outcome
 
 
-def study_of(path: Path, points: list[tuple[float, int]], config: StudyConfig = REQUEST) -> Study:
+def study_of(
+    path: Path, points: list[tuple[float, int]], config: StudyConfig = REQUEST
+) -> OpenStudy:
     """Return a study whose trials have these accuracies and MFLOPs."""
     with opened(path, config) as study:
         for val, mega in points:

@@ -19,7 +19,7 @@ from table_study import look_up, opened, run_to
 from kdsearch.report.dashboard import OURS, artifact_store, refresh, write_board
 from kdsearch.study.open import load_study
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 
 TEACHER = dict.fromkeys(("val", "test", "flops", "params", "latency_ms")) | {
     "name": "auto",
@@ -61,7 +61,7 @@ def path(fast_path: Path) -> Path:
     return fast_path / "board"
 
 
-def keep_curve(study: Study, number: int) -> None:
+def keep_curve(study: OpenStudy, number: int) -> None:
     folder = study.directory(number)
     folder.mkdir(parents=True)
     (folder / "curve.csv").write_text(CURVE)

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from made_up import Study, importances, make_study, surrounded
+from made_up import OpenStudy, importances, make_study, surrounded
 
 from kdsearch.report import drawings, markdown, render
 from kdsearch.report.tables import spent
@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 COMMAND = "kdsearch run --name phones --budget-ms 2"
 
 
-def text_of(study: Study, command: str = COMMAND) -> str:
+def text_of(study: OpenStudy, command: str = COMMAND) -> str:
     summary, records = study
     return markdown(
         summary,

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up import LIMIT_MS, Study, importances, make_study
+from made_up import LIMIT_MS, OpenStudy, importances, make_study
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import StudyError
@@ -22,7 +22,7 @@ COMMAND = "kdsearch run --name phones --budget-ms 2"
 HOSTILE = "<script>alert(1)</script></script><!--\"'&"
 
 
-def html_of(study: Study) -> str:
+def html_of(study: OpenStudy) -> str:
     summary, records = study
     return render(summary, records, importances=importances(records), notes=[NOTE], command=COMMAND)
 

@@ -13,7 +13,7 @@ from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling
-from kdsearch.study.study import Outcome, Proposal, Study, searched
+from kdsearch.study.study import OpenStudy, Outcome, Proposal, searched
 
 TEACHER = ("val", "test", "flops", "params", "latency_ms")
 EPOCHS = 10  # the default of TrainSpec
@@ -24,7 +24,7 @@ OFF = replace(
 SAFE = replace(OFF, stopping="safe")
 
 
-def train(study: Study, proposal: Proposal) -> Outcome:
+def train(study: OpenStudy, proposal: Proposal) -> Outcome:
     """Look up how a trial ends, let its curve rise to there, and stop where the rule says."""
     told = look_up(proposal)
     if told.state != "complete":
@@ -40,7 +40,7 @@ def train(study: Study, proposal: Proposal) -> Outcome:
     return replace(told, curve=curve)
 
 
-def run_to(study: Study, n_trials: int) -> list[TrialRecord]:
+def run_to(study: OpenStudy, n_trials: int) -> list[TrialRecord]:
     run_search(study, [lambda proposal: train(study, proposal)], n_trials=n_trials)
     return study.records()
 

@@ -19,11 +19,11 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.progress import Progress, read_progress, write_progress
 from kdsearch.study.spend import forecast, runs_of, spent
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
 
-def ledger_of(study: Study, *, ago: float = 0.0) -> Ledger:
+def ledger_of(study: OpenStudy, *, ago: float = 0.0) -> Ledger:
     return Ledger(study, device="cpu", started=time.perf_counter() - ago)
 
 

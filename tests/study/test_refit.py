@@ -24,7 +24,7 @@ from kdsearch.report.verdict import verdict
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.study.spend import refits_left, refits_to_come
-from kdsearch.study.study import Outcome, Proposal, Study, searched
+from kdsearch.study.study import OpenStudy, Outcome, Proposal, searched
 from kdsearch.study.summary import Trainings
 
 SPACE = """
@@ -50,20 +50,20 @@ def evaluate(proposal: Proposal) -> Outcome:
     return replace(outcome, val=outcome.val + 0.02 * moved, seconds=1.0)
 
 
-def begun(path: Path, n_trials: int = 12) -> Study:
+def begun(path: Path, n_trials: int = 12) -> OpenStudy:
     with opened(path, REQUEST) as study:
         study.note(teacher=TEACHER, images=IMAGES, trials=n_trials)
         run_search(study, [evaluate], n_trials=n_trials)
         return study
 
 
-def refitted(study: Study, refit: Refit, run: Callable[[Proposal], Outcome] = evaluate) -> None:
+def refitted(study: OpenStudy, refit: Refit, run: Callable[[Proposal], Outcome] = evaluate) -> None:
     ask(study, refit)
     local.run(Proposals(study, missing(study, refit), earlier=lambda _: None), [run])
 
 
 @pytest.fixture(scope="module")
-def study(fast_path: Path) -> Study:
+def study(fast_path: Path) -> OpenStudy:
     """Return a study with the refits of two candidates, two seeds each."""
     begun(fast_path / "refitted")
     with opened(fast_path / "refitted", REQUEST) as study:
@@ -71,7 +71,7 @@ def study(fast_path: Path) -> Study:
         return study
 
 
-def test_the_most_accurate_comes_first_then_the_knee_then_the_next(study: Study) -> None:
+def test_the_most_accurate_comes_first_then_the_knee_then_the_next(study: OpenStudy) -> None:
     front = study.front()
     assert len(front) > 3
     turn = knee([study.point(record) for record in front])
@@ -82,7 +82,7 @@ def test_the_most_accurate_comes_first_then_the_knee_then_the_next(study: Study)
     assert len(candidates(study, Refit(count=100))) == len(front)
 
 
-def test_each_candidate_is_trained_under_each_seed_and_so_is_each_control(study: Study) -> None:
+def test_each_candidate_is_trained_under_each_seed_and_so_is_each_control(study: OpenStudy) -> None:
     told = [r for r in study.records() if r.kind]
     for record in candidates(study, Refit(count=2)):
         mine = [r for r in told if r.refit_of == record.number]
@@ -98,7 +98,7 @@ def test_each_candidate_is_trained_under_each_seed_and_so_is_each_control(study:
     assert all(r.draw is None for r in told)
 
 
-def test_a_candidate_is_not_held_against_itself(study: Study) -> None:
+def test_a_candidate_is_not_held_against_itself(study: OpenStudy) -> None:
     plain = next(r for r in study.complete() if r.params["method.name"] == "none")
     taught = next(r for r in study.complete() if r.params["method.name"] == "dkd")
     assert Refit(count=1).controls(plain) == ["kd"]
@@ -158,7 +158,7 @@ def test_more_seeds_train_the_rest_alone(fast_path: Path) -> None:
         assert len(summarised(study)[0][0].trained.trials) == 2
 
 
-def test_front_json_holds_candidates_their_spread_and_their_gains(study: Study) -> None:
+def test_front_json_holds_candidates_their_spread_and_their_gains(study: OpenStudy) -> None:
     found, together = summarised(study)
     assert sorted(each.trial for each in found) == sorted(
         record.number for record in candidates(study, Refit(count=2))
@@ -203,7 +203,7 @@ def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
         assert "was trained once" in told[-1]
 
 
-def test_the_test_split_is_in_it_once_every_network_was_read(study: Study) -> None:
+def test_the_test_split_is_in_it_once_every_network_was_read(study: OpenStudy) -> None:
     numbers = [record.number for record in trained(study)]
     study.note(test={str(number): 0.7 + number / 1000 for number in numbers[1:]})
     assert all(each.trained.test is None for each in summarised(study)[0])
@@ -215,7 +215,7 @@ def test_the_test_split_is_in_it_once_every_network_was_read(study: Study) -> No
     study.note(test={})
 
 
-def test_reports_show_the_candidates_and_what_they_gained(study: Study) -> None:
+def test_reports_show_the_candidates_and_what_they_gained(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     study.note(best=first.trial, shipped=first.trained.trials[0])
     write_derived(study)
@@ -280,7 +280,7 @@ def test_a_gain_that_is_shown_is_one_whose_interval_leaves_out_nought() -> None:
     assert gain.is_shown == (gain.low > 0) == (gain.p < 0.05)
 
 
-def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: Study) -> None:
+def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: OpenStudy) -> None:
     """A control ships here: its mean is ringed, at the candidate's cost, joined to its mean."""
     first = summarised(study)[0][0]
     ships = first.controls[0].trained
@@ -305,7 +305,7 @@ def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: Study) 
     assert len(marks.links) == len(means) + len(beside)
 
 
-def test_what_is_shipped_of_a_control_is_said(study: Study) -> None:
+def test_what_is_shipped_of_a_control_is_said(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     ships = next(c.trained for c in first.controls if c.trained.method == "kd")
     study.note(best=first.trial, shipped=ships.trials[0])

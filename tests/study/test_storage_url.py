@@ -21,7 +21,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.config import StudyConfig, read_config
 from kdsearch.study.open import load_each, load_study, open_study, reach
 from kdsearch.study.storage_url import inside, kept_url, read_url, shown, storage_of
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 
 WHERE = "postgresql://me:s3cret@db.example:5432/studies"
 KEPT = "postgresql+psycopg://me:***@db.example:5432/studies"
@@ -32,7 +32,7 @@ def in_database(url: str, name: str) -> StudyConfig:
 
 
 @contextmanager
-def opened(path: Path, config: StudyConfig, url: str | None) -> Iterator[Study]:
+def opened(path: Path, config: StudyConfig, url: str | None) -> Iterator[OpenStudy]:
     with open_study(path, config, versions={"kdsearch": "0"}, storage=url) as study:
         yield study
 

@@ -24,7 +24,7 @@ from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.study.open import load_study
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
@@ -135,7 +135,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(disk: Path, filler: 
         with pytest.raises(StudyError, match=r"cannot write .*front\.json: No space left"):
             write_derived(study)
     filler.free()
-    assert isinstance(load_study(path), Study)
+    assert isinstance(load_study(path), OpenStudy)
     filler.fill(100_000)  # enough for front.json and trials.csv, not for plotly
     with pytest.raises(StudyError, match="the report cannot be written: No space left"):
         write_derived(load_study(path))

@@ -11,7 +11,7 @@ from kdsearch.errors import SpecError
 from kdsearch.registry import Registry
 from kdsearch.study.loggers._callback import Calls, find_callback
 from kdsearch.study.loggers.base import Callback, Callbacks, Logger
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 
 __all__ = ["Callback", "Callbacks", "Logger", "Loggers", "names"]
 
@@ -29,7 +29,7 @@ class Loggers:
         self._classes = {name: _find(name) for name in wanted}
         self._callbacks = {} if callback is None else {callback: find_callback(callback)}
 
-    def open(self, study: Study) -> list[Logger]:
+    def open(self, study: OpenStudy) -> list[Logger]:
         """Return them for one study."""
         opened = {f"--log {name}": cls(study) for name, cls in self._classes.items()}
         calls = {f"--callback {path}": Calls(study, call) for path, call in self._callbacks.items()}

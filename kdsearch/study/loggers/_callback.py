@@ -9,9 +9,9 @@ from kdsearch.errors import SpecError
 from kdsearch.registry import import_object
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 
-Callback: TypeAlias = Callable[[Study, TrialRecord], object]
+Callback: TypeAlias = Callable[[OpenStudy, TrialRecord], object]
 
 
 def find_callback(path: str) -> Callback:
@@ -29,7 +29,7 @@ def find_callback(path: str) -> Callback:
 class Calls(Logger):
     """Calls `callback(study, record)` in the driver's thread; it may raise StopStudy."""
 
-    def __init__(self, study: Study, callback: Callback) -> None:
+    def __init__(self, study: OpenStudy, callback: Callback) -> None:
         self._study = study
         self._callback = callback
 

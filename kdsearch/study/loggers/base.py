@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdsearch.errors import StopStudy
 from kdsearch.spec import Budget, TrialRecord
-from kdsearch.study.study import Proposal, Study
+from kdsearch.study.study import OpenStudy, Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -47,7 +47,7 @@ class Callback:
 class Logger(Callback):
     """A watcher of one study that keeps what it is told: a file, a service, a function."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         """Begin with an open study, which is to be read only."""
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Proposal, Study
+from kdsearch.study.study import OpenStudy, Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -29,7 +29,7 @@ _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "infeasible": "KILLED", "
 class MLflow(Logger):
     """Writes to the experiment `kdsearch`; a resumed study begins a run of its own."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         store = f"sqlite:///{study.path.parent.resolve() / 'mlflow.db'}"
         is_named = mlflow.is_tracking_uri_set()
         self._client = mlflow.MlflowClient(None if is_named else store)

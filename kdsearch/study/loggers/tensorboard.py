@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Proposal, Study
+from kdsearch.study.study import OpenStudy, Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -20,7 +20,7 @@ FOLDER = "tensorboard"
 class TensorBoard(Logger):
     """Writes `tensorboard/000042/` in the study's folder."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         self._path = study.path / FOLDER
         self._writers: dict[int, SummaryWriter] = {}
 

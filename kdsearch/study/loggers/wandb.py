@@ -12,7 +12,7 @@ import wandb
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import Proposal, Study
+from kdsearch.study.study import OpenStudy, Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class WandB(Logger):
     """Writes `wandb/` in the study's folder; `wandb sync` sends it later."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: OpenStudy) -> None:
         self._study = study
         self._runs: dict[int, wandb.Run] = {}
 

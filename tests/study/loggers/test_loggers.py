@@ -11,11 +11,11 @@ from table_study import look_up, opened
 
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers import Callbacks, Loggers
-from kdsearch.study.study import Study
+from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
 
-def told(study: Study, name: str) -> list[TrialRecord]:
+def told(study: OpenStudy, name: str) -> list[TrialRecord]:
     """Tell one logger of two trials side by side, one of which is interrupted."""
     watchers = Callbacks(Loggers([name]).open(study))
     asked, lost = study.ask(), study.ask()
