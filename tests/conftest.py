@@ -20,6 +20,11 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
 _hosted.WATCHES, _hosted.WATCH_SECONDS = 1, 0.2  # nothing here is held to a few per cent
+TESTS = Path(__file__).parent
+# Scripts that tests start import this tree, and the modules beside this file.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+).rstrip(os.pathsep)
 _MEMORY = Path("/dev/shm")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 FLAGS = (

@@ -50,7 +50,7 @@ from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
 from kdsearch.study.study import Outcome
-from kdsearch.training.step import Average
+from kdsearch.training.step import ModelEma
 
 B, K = 6, 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -329,7 +329,7 @@ def test_peer_averages_weights_as_the_trainer_does():
     torch.manual_seed(0)
     network = build_student(trials.SMALL, trials.image_data(1)).network
     model = Model("any", network, None)
-    ours, theirs = Average(model, 0.3), peer.averaged(network, 0.3)
+    ours, theirs = ModelEma(model, 0.3), peer.averaged(network, 0.3)
     for step in range(4):
         network(torch.randn(4, 3, 32, 32))
         with torch.no_grad():

@@ -172,7 +172,6 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "results" / ".cache").symlink_to(prepared / "cache")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path

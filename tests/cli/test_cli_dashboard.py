@@ -44,7 +44,7 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_asks_nobody_else(
     shipped = json.loads((shell.out / "seen" / "front.json").read_text())["shipped"]["trial"]
     said: list[str] = []
     asked: list[str] = []
-    browser_context.on("request", lambda config: asked.append(config.url))
+    browser_context.on("request", lambda request: asked.append(request.url))
     page = browser_context.new_page()
     page.set_viewport_size({"width": 1400, "height": 1000})
     page.on("console", lambda message: said.append(message.text))

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.config
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -205,7 +205,7 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
 def _get(url: str) -> bytes:
     for _ in range(100):
         try:
-            with urllib.config.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=5) as answer:
                 return bytes(answer.read())
         except OSError:
             time.sleep(0.1)

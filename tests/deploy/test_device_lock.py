@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Barrier, Event, Thread
 
 import pytest
-from test_trial import DATA, PLAIN, context
+from toy_trial import DATA, PLAIN, context
 
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import Latency

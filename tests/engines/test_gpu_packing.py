@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trial import PLAIN, context
+from toy_trial import PLAIN, context
 
 from kdsearch.engines import gpu_packing
 from kdsearch.models.weights import read_weights

@@ -30,7 +30,7 @@ from kdsearch.study.study import OpenStudy, Outcome, Proposal
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from kdsearch.engines import tune  # noqa: E402
+from kdsearch.engines import ray_tune  # noqa: E402
 from kdsearch.engines.ray_cluster import connected, room  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -52,25 +52,25 @@ def _ray(_path: None) -> Iterator[None]:
         yield
 
 
-def table(proposal: Proposal, _: tune.Report) -> Outcome:
+def table(proposal: Proposal, _: ray_tune.Report) -> Outcome:
     return look_up(proposal)
 
 
 def run_search(
     study: OpenStudy,
-    evaluate: tune.Evaluate,
+    evaluate: ray_tune.Evaluate,
     *,
     n_trials: int,
     workers: int = 1,
     is_enough: Callable[[], bool] = lambda: False,
     timeout: float | None = None,
     on_trial: OnTrial | None = None,
-    on_rung: tune.OnRung | None = None,
-    on_progress: tune.OnProgress | None = None,
-    start: tune.Start | None = None,
+    on_rung: ray_tune.OnRung | None = None,
+    on_progress: ray_tune.OnProgress | None = None,
+    start: ray_tune.Start | None = None,
 ) -> list[TrialRecord]:
     source = search(study, n_trials=n_trials, is_enough=is_enough)
-    tune.run(
+    ray_tune.run(
         Proposals(study, source, on_trial=on_trial),
         start or partial(partial, evaluate),
         workers=workers,
@@ -335,7 +335,7 @@ def look_up_again(record: TrialRecord) -> Outcome:
     return look_up(Proposal(number=record.number, params=record.params, digest=record.digest))
 
 
-def somewhere(folder: Path, doomed: str, proposal: Proposal, _: tune.Report) -> Outcome:
+def somewhere(folder: Path, doomed: str, proposal: Proposal, _: ray_tune.Report) -> Outcome:
     node = ray.get_runtime_context().get_node_id()
     with (folder / "begun").open("a") as file:
         file.write(f"{proposal.number} {node}\n")
@@ -355,26 +355,26 @@ def begun(folder: Path) -> list[tuple[int, str]]:
     return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
 
-def counted(folder: Path, proposal: Proposal, _: tune.Report) -> Outcome:
+def counted(folder: Path, proposal: Proposal, _: ray_tune.Report) -> Outcome:
     with (folder / "trained").open("a") as file:
         file.write(f"{proposal.digest}\n")
     time.sleep(0.05)
     return look_up(proposal)
 
 
-def hangs_at_the_second(proposal: Proposal, report: tune.Report) -> Outcome:
+def hangs_at_the_second(proposal: Proposal, report: ray_tune.Report) -> Outcome:
     if proposal.number == 1:
         time.sleep(10 * TIMEOUT)
     return look_up(proposal)
 
 
-def slow(proposal: Proposal, report: tune.Report) -> Outcome:
+def slow(proposal: Proposal, report: ray_tune.Report) -> Outcome:
     report.progress()
     time.sleep(1)
     return look_up(proposal)
 
 
-def climbing(proposal: Proposal, report: tune.Report) -> Outcome:
+def climbing(proposal: Proposal, report: ray_tune.Report) -> Outcome:
     cost = Cost(flops=1_000_000, params=1)
     curve: tuple[float, ...] = ()
     for epoch in (1, 2, 3, 4):
@@ -385,23 +385,23 @@ def climbing(proposal: Proposal, report: tune.Report) -> Outcome:
     return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def talking(proposal: Proposal, report: tune.Report) -> Outcome:
+def talking(proposal: Proposal, report: ray_tune.Report) -> Outcome:
     for epoch in (1, 2, 3):
         report.progress(epoch, "of 3")
     logging.getLogger("kdsearch.told").info("%d", proposal.number)
     return look_up(proposal)
 
 
-def starting(folder: Path) -> tune.Evaluate:
+def starting(folder: Path) -> ray_tune.Evaluate:
     left(folder, "starts")
     return table
 
 
-def no_start() -> tune.Evaluate:
+def no_start() -> ray_tune.Evaluate:
     raise StudyError("no bench")
 
 
-def dying(folder: Path, times: int, proposal: Proposal, _: tune.Report) -> Outcome:
+def dying(folder: Path, times: int, proposal: Proposal, _: ray_tune.Report) -> Outcome:
     """Train four epochs that are kept; number 1 dies after each, so many times."""
     kept = folder / f"epochs-{proposal.number}"
     done = len(kept.read_text().split()) if kept.exists() else 0
@@ -414,13 +414,13 @@ def dying(folder: Path, times: int, proposal: Proposal, _: tune.Report) -> Outco
     return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def with_pid(proposal: Proposal, report: tune.Report) -> Outcome:
+def with_pid(proposal: Proposal, report: ray_tune.Report) -> Outcome:
     report.progress(os.getpid())
     cost = Cost(flops=1_000_000, params=1)
     return Outcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
 
 
-def raising(error: Exception, proposal: Proposal, _: tune.Report) -> Outcome:
+def raising(error: Exception, proposal: Proposal, _: ray_tune.Report) -> Outcome:
     raise error
 
 
@@ -430,5 +430,5 @@ class UnsendableError(Exception):
         self.thread = threading.Lock()
 
 
-def raising_unsendable(proposal: Proposal, _: tune.Report) -> Outcome:
+def raising_unsendable(proposal: Proposal, _: ray_tune.Report) -> Outcome:
     raise UnsendableError("a thread")

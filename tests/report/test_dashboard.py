@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.config import urlopen
+from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna

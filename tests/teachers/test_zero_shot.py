@@ -29,7 +29,7 @@ FACTORIES = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_clip import WIDTH, texts, tower
+from test_zero_shot import WIDTH, texts, tower
 from kdsearch.teachers.zero_shot import zero_shot
 
 def three():

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from toy_data import CPU, tiny_model, told_by, toy_data
+from toy_cache import (
+    DATA,
+    EVERYTHING,
+    FEED,
+    IMAGES,
+    LOGITS,
+    MIXED,
+    PLAIN,
+    RECIPES,
+    STAGE_BYTES,
+    TEACHER,
+    VIEW_BYTES,
+    view_of,
+)
+from toy_data import CPU, told_by
 
-from kdsearch.data.base import MIXES, POLICIES, Augment
+from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented
 from kdsearch.models import students
 from kdsearch.models.model import EVAL_BATCH, Model
 from kdsearch.spec import StudentSpec
 from kdsearch.training.teacher_cache import TeacherOutputs
-
-LOGITS = frozenset({"logits"})
-EVERYTHING = frozenset({"logits", "embedding", "stages", "attention", "gradient"})
-DATA = toy_data()
-IMAGES = DATA.train
-FEED = Feed(IMAGES, CPU)
-TEACHER = tiny_model().freeze()
-VIEW_BYTES = len(IMAGES) * (3 + 64) * 4
-STAGE_BYTES = len(IMAGES) * (8 * 8 * 8 + 16 * 4 * 4 + 16 * 2 * 2) * 4
-PLAIN = DATA.augment
-MIXED = replace(PLAIN, mix="mixup")
-RECIPES = [replace(PLAIN, policy=p, mix=m) for p in POLICIES for m in MIXES]
-
-
-def view_of(index: Tensor, view: int, *, augment: Augment = PLAIN) -> Tensor:
-    return augmented(IMAGES, index, view, seed=5, augment=augment)
 
 
 def stored(**settings: int) -> TeacherOutputs:

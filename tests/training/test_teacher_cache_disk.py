@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_cache import (
+from toy_cache import (
     EVERYTHING,
     FEED,
     IMAGES,
@@ -265,8 +265,8 @@ def test_processes_that_need_the_same_view_make_it_once(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from test_cache_disk import opened
-from test_cache import PLAIN
+from test_teacher_cache_disk import opened
+from toy_cache import PLAIN
 from kdsearch.training.teacher_cache.parts import View
 with opened(Path(sys.argv[1]))._files.making(View(PLAIN, 1)):
     print("holds", flush=True)

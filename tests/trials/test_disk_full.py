@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from table_study import look_up, opened, run_search, run_to
-from test_trial import PLAIN, context
 from torch import nn
 from toy_data import CPU, distiller_for, tiny_model, toy_data
+from toy_trial import PLAIN, context
 
 from kdsearch.data.feed import Feed
 from kdsearch.errors import StudyError

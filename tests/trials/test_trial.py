@@ -12,10 +12,9 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from toy_data import CPU, distiller_for, tiny_model, toy_data
+from toy_data import CPU, distiller_for, tiny_model
+from toy_trial import DATA, PLAIN, SMALL, TRAIN, context
 
-from kdsearch.data.feed import Feed
-from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import Prices, build_student, latency_of
@@ -23,34 +22,13 @@ from kdsearch.errors import ExportError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.study import Outcome
 from kdsearch.training.checkpoint import Checkpoint
-from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, accuracy
-from kdsearch.trials.trial import WEIGHTS, TrialContext, run_trial
-
-DATA = toy_data()
-SMALL = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
-TRAIN = TrainSpec(epochs=2, batch_size=16, lr=0.05)
-PLAIN = Candidate(student=SMALL, distill=DistillSpec(method="none"), train=TRAIN)
-
-
-def context(path: Path, budget: Budget | None = None) -> TrialContext:
-    teacher = tiny_model().freeze()
-    outputs = TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=0)
-    return TrialContext(
-        data=DATA,
-        teachers=(teacher,),
-        outputs=(outputs,),
-        budget=budget or Budget(),
-        latencies=LatencyCache(path / "cache"),
-        device_lock=DeviceLock(path / "cache"),
-        seed=0,
-        device=CPU,
-    )
+from kdsearch.trials.trial import WEIGHTS, run_trial
 
 
 def student_of(candidate: Candidate, folder: Path) -> Model:
