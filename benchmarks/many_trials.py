@@ -65,7 +65,7 @@ def look_up(study: OpenStudy, proposal: Proposal) -> Outcome:
     violations = study.budget.violations(cost)
     if max(violations.values()) > 0:
         reason = study.budget.explain(cost)
-        return Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+        return Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
     val = 0.5 + 0.03 * math.log10(flops / 1e4) + 0.1 * chance.random()
     curve = tuple(val * (1 - 0.5**epoch) for epoch in range(2, EPOCHS + 1))
     return Outcome(

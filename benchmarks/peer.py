@@ -88,7 +88,7 @@ def search(
     prices_first: bool,
     callbacks: Sequence[OnTrial] = (),
 ) -> None:
-    """Run trials. prices_first: turn a student over the budget away untrained; else train all."""
+    """Run trials. prices_first: reject students over the budget, else train them."""
     limit = on.context.budget.flops
     assert limit is not None
 

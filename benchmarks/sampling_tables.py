@@ -251,7 +251,7 @@ def by_us(table: Table, seed: int, n: int) -> list[Student]:
         cost = cost_of(proposal.params)
         violations = study.budget.violations(cost)
         if violations["flops"] > 0:
-            return Outcome(state="infeasible", cost=cost, violations=violations)
+            return Outcome(state="rejected", cost=cost, violations=violations)
         trained.append(table.look_up(proposal.params))
         val = table.measured(proposal.params, seed)
         return Outcome(state="complete", cost=cost, violations=violations, val=val)

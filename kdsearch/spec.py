@@ -291,14 +291,14 @@ _READERS: dict[type, TypeAdapter[Any]] = {spec: TypeAdapter(spec) for spec in _S
 class TrialRecord:
     """What is known of one trial. `curve` holds the validation metric after each of its `epochs`.
 
-    state: `complete`, `infeasible` (over budget, never trained), `pruned` (stopped early),
+    state: `complete`, `rejected` (over budget, never trained), `pruned` (stopped early),
     `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
     not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     refit_of: the trial that this one, or its control, trains again under another `repeat`.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
-    control. turned_away: infeasible by FLOPs or parameters as it was drawn; no trial was run.
+    control. rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
     """
 
     number: int
@@ -318,7 +318,7 @@ class TrialRecord:
     refit_of: int | None = None
     reused_from: int | None = None
     draw: int | None = None
-    turned_away: bool = False
+    rejected_early: bool = False
 
     @property
     def kind(self) -> str:

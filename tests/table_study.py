@@ -46,7 +46,7 @@ def look_up(proposal: Proposal) -> Outcome:
     violations = budget.violations(cost)
     if violations["flops"] > 0:
         return Outcome(
-            state="infeasible", cost=cost, violations=violations, reason=budget.explain(cost)
+            state="rejected", cost=cost, violations=violations, reason=budget.explain(cost)
         )
     if family == "vit" and depth == 1:
         return Outcome(state="failed", reason="a vit of one layer")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
 
 _LAST = 6  # ended trials that stay in sight
-_STYLES = {"complete": "green", "pruned": "yellow", "infeasible": "dim", "failed": "red"}
-_COUNTED = ("complete", "pruned", "infeasible", "failed")
+_STYLES = {"complete": "green", "pruned": "yellow", "rejected": "dim", "failed": "red"}
+_COUNTED = ("complete", "pruned", "rejected", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,7 @@ def _trained(trained: Trainings, gain: Gain | None = None) -> tuple[str, ...]:
 
 def _trials(summary: Summary) -> int:
     counts = summary.counts
-    return counts.complete + counts.pruned + counts.infeasible + counts.failed
+    return counts.complete + counts.pruned + counts.rejected + counts.failed
 
 
 def check_tables(checked: Checked) -> tuple[Table, Table, Table]:

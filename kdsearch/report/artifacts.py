@@ -137,10 +137,10 @@ def count_states(records: Sequence[TrialRecord]) -> Counts:
     return Counts(
         complete=states.count("complete"),
         pruned=states.count("pruned"),
-        infeasible=states.count("infeasible"),
+        rejected=states.count("rejected"),
         failed=states.count("failed"),
         reused=sum(record.reused_from is not None for record in ran),
-        turned_away=sum(record.turned_away for record in records),
+        rejected_early=sum(record.rejected_early for record in records),
     )
 
 
@@ -177,7 +177,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
             "control_of",
             "refit_of",
             "reused_from",
-            "turned_away",
+            "rejected_early",
             "reason",
             *names,
         ]
@@ -195,7 +195,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
                 record.control_of,
                 record.refit_of,
                 record.reused_from,
-                record.turned_away,
+                record.rejected_early,
                 record.reason,
                 *(record.params.get(name) for name in names),
             ]

@@ -30,7 +30,7 @@ from kdsearch.spec import Budget
 from kdsearch.study.summary import ShelfEntry
 
 MAX_MARKS = 1_000  # of a kind off the front: each is an SVG node, and 1,000 of them overlap anyway
-_STRIP = 0.07  # height of the band of infeasible students
+_STRIP = 0.07  # height of the band of rejected students
 
 
 def known_axes(marks: Marks) -> list[str]:
@@ -53,7 +53,7 @@ def scatter(
     `front_axis` is the cost that the front is about: only there are its points joined. Low strays
     lie outside the first view; `whole` is the range that shows them.
     """
-    strip = bool(marks.infeasible)
+    strip = bool(marks.rejected)
     front = sorted(marks.front, key=lambda mark: (mark.costs[front_axis] or 0.0, mark.val or 0.0))
     traces = [
         _links(marks.links, axis),
@@ -62,7 +62,7 @@ def scatter(
             thinned(marks.stopped), axis, "stopped early", _shape("triangle-down-open", ORANGE, 8)
         ),
         _marks(
-            thinned(marks.infeasible),
+            thinned(marks.rejected),
             axis,
             "over budget",
             _shape("x-thin", GREY, 7, 1.5),

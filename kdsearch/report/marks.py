@@ -1,4 +1,4 @@
-"""Which record is drawn as what: front, dominated, stopped, infeasible, refit, control, teacher.
+"""Which record is drawn as what: front, dominated, stopped, rejected, refit, control, teacher.
 
 Every mark carries all its costs, so that one list serves every cost axis. Hover text is short, for
 phones; a click tells a trial's every choice. It holds the few tags that plotly renders; whatever
@@ -44,7 +44,7 @@ class Marks:
     front: tuple[Mark, ...]
     dominated: tuple[Mark, ...]
     stopped: tuple[Mark, ...]
-    infeasible: tuple[Mark, ...]
+    rejected: tuple[Mark, ...]
     refits: tuple[Mark, ...]
     controls: tuple[Mark, ...]
     links: tuple[tuple[Mark, Mark], ...]
@@ -53,7 +53,7 @@ class Marks:
 
     def students(self) -> tuple[Mark, ...]:
         """Return every mark but the teacher's, each once or more."""
-        searched = (*self.front, *self.dominated, *self.stopped, *self.infeasible)
+        searched = (*self.front, *self.dominated, *self.stopped, *self.rejected)
         return (*searched, *self.refits, *self.controls)
 
 
@@ -89,7 +89,7 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
         front=front,
         dominated=dominated,
         stopped=_from_records(summary, rest, "pruned"),
-        infeasible=_from_records(summary, rest, "infeasible"),
+        rejected=_from_records(summary, rest, "rejected"),
         refits=tuple(refits),
         controls=tuple(controls),
         links=tuple(links),
@@ -156,7 +156,7 @@ def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) 
     found = []
     for record in records:
         val = _last_val(record)
-        if record.state != state or record.cost is None or (state != "infeasible" and val is None):
+        if record.state != state or record.cost is None or (state != "rejected" and val is None):
             continue
         reason = words.clipped(words.reason(record), 120)
         lines = [reason] if reason else []
@@ -182,7 +182,7 @@ def _delay(cost: Cost | Entry) -> tuple[float, float] | None:
 
 
 def _last_val(record: TrialRecord) -> float | None:
-    if record.state == "infeasible":
+    if record.state == "rejected":
         return None
     if record.state == "pruned" and record.curve:
         return finite(record.curve[-1])

@@ -13,7 +13,7 @@ from kdsearch.report.tables import Table
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted
 
-_KINDS = ("trial", "turned-away draw", "control", "refit", "refitted control")
+_KINDS = ("trial", "rejected candidate", "control", "refit", "refitted control")
 
 
 def escape(text: str) -> str:
@@ -106,7 +106,8 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
 def _counted(records: Sequence[TrialRecord]) -> str:
     """Say what the rows are: trials of the search, and what was trained outside it."""
     kinds = Counter(
-        record.kind or ("turned-away draw" if record.turned_away else "trial") for record in records
+        record.kind or ("rejected candidate" if record.rejected_early else "trial")
+        for record in records
     )
     told = ", ".join(counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
     return f"{counted(len(records), 'row')}: {told}" if len(kinds) > 1 else told

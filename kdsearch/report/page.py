@@ -139,7 +139,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
     """Say what the figure's lines and crosses mean, and what has no place in it."""
     failed = counted(summary.counts.failed, "failed trial")
     cost = words.AXES[summary.budget.axis()].name
-    kinds = (marks.dominated, marks.stopped, marks.infeasible)
+    kinds = (marks.dominated, marks.stopped, marks.rejected)
     thinned = any(len(figures.thinned(kind)) < len(kind) for kind in kinds)
     lowest = min(figures.close_up(marks), default=0.0)
     strays = sum(mark.val is not None and mark.val < lowest for mark in marks.students())
@@ -164,7 +164,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
         ),
         (marks.links, "A thin line leads from a control to what it controls."),
         (marks.stopped, "Trials stopped early stand at the last value they reached."),
-        (marks.infeasible, "Crosses along the bottom cost too much and were never trained."),
+        (marks.rejected, "Crosses along the bottom cost too much and were never trained."),
         (
             summary.shelf,
             "Dotted lines are common networks with the classes and at the size of this data, "

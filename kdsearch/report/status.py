@@ -60,13 +60,13 @@ class Status:
 
     def lines(self) -> list[str]:
         """Return it in words."""
-        ended = self.counts.complete + self.counts.pruned + self.counts.infeasible
+        ended = self.counts.complete + self.counts.pruned + self.counts.rejected
         ended += self.counts.failed
         of = "" if self.trials is None else f" of {self.trials}"
         told = [
             f"{self.study}: {self.state}",
             f"{ended}{of} trials: {self.counts.complete} complete, {self.counts.pruned} pruned, "
-            f"{self.counts.infeasible} infeasible, {self.counts.failed} failed",
+            f"{self.counts.rejected} rejected, {self.counts.failed} failed",
             *(_running_line(running) for running in self.running),
         ]
         if self.best is not None:

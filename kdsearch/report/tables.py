@@ -253,7 +253,7 @@ def spent(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, float]:
         "teacher: its outputs for the students": sum(r.teacher_seconds for r in records),
         "training students, their pricing included": _own_seconds(trained),
         "pricing students that broke the budget": _own_seconds(
-            [record for record in searched if record.state == "infeasible"]
+            [record for record in searched if record.state == "rejected"]
         ),
         "trials that failed": _own_seconds([r for r in searched if r.state == "failed"]),
         "controls": _own_seconds(controls),

@@ -34,7 +34,7 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
             f"{counted(len(records), 'trial')} completed, but none has been chosen."
         )
     over = [
-        (record, record.cost) for record in records if record.state == "infeasible" and record.cost
+        (record, record.cost) for record in records if record.state == "rejected" and record.cost
     ]
     if over:
         return _too_costly(summary.budget, over)

@@ -37,7 +37,7 @@ AXES = {
 
 STATES = {
     "complete": "completed",
-    "infeasible": "over budget, never trained",
+    "rejected": "over budget, never trained",
     "pruned": "stopped early",
     "failed": "failed",
     "running": "still running",
@@ -216,7 +216,7 @@ def conventions(summary: Summary) -> str:
 def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return how many trials ended in which state."""
     counts = summary.counts
-    found = {state: getattr(counts, state) for state in ("complete", "infeasible", "pruned")}
+    found = {state: getattr(counts, state) for state in ("complete", "rejected", "pruned")}
     found["failed"] = counts.failed
     found["running"] = sum(record.state == "running" for record in records)
     parts = [f"{number:,} {STATES[state]}" for state, number in found.items() if number]
@@ -225,9 +225,9 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     )
     if counts.reused:
         text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
-    if counts.turned_away:
-        were = "draw was" if counts.turned_away == 1 else "draws were"
-        text += f" {counts.turned_away:,} more {were} over the budget and turned away untried."
+    if counts.rejected_early:
+        were = "candidate was" if counts.rejected_early == 1 else "candidates were"
+        text += f" {counts.rejected_early:,} more {were} rejected by FLOPs or parameters."
     return text
 
 

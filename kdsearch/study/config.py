@@ -220,8 +220,8 @@ def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:
 def refuse_sampler(config: StudyConfig) -> None:
     """Raise SpecError where the sampler of a request would not see what it must learn from.
 
-    NSGA-II and GP pass over trials that Optuna calls pruned: stopped, or turned away untrained; and
-    over every dimension that not all trials have. GP proposes what was turned away again.
+    NSGA-II and GP ignore trials that Optuna calls pruned: pruned and rejected ones; and every
+    dimension that not all trials have. GP proposes rejected candidates again.
     """
     name, budget = config.sampler, config.budget
     if name not in ("nsga2", "gp"):

@@ -41,7 +41,7 @@ class Spend:
 
     wall: seconds of the runs, the teacher's training included. trials: seconds by device, summed
     over trials that may have run side by side. epochs_saved: planned ones of stopped trials.
-    untrained: trials turned away over the budget. reused: those equal to an earlier one.
+    rejected: candidates over the budget. reused: those equal to an earlier one.
     """
 
     runs: int
@@ -50,7 +50,7 @@ class Spend:
     trials: Mapping[str, float]
     epochs: int
     epochs_saved: int
-    untrained: int
+    rejected: int
     reused: int
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Spend:
             f"{duration(self.teacher)} for the teacher",
             f"{counted(self.epochs, 'epoch')} trained",
             f"{self.epochs_saved:,} saved by stopping" if self.epochs_saved else "",
-            f"{counted(self.untrained, 'trial')} turned away untrained",
+            f"{counted(self.rejected, 'candidate')} rejected before training",
             f"{self.reused:,} equal to an earlier one" if self.reused else "",
         ]
         return f"Spent: {', '.join(filter(None, parts))}".replace(SPACE, " ")
@@ -92,7 +92,7 @@ def spent(study: OpenStudy) -> Spend:
         trials={" and ".join(devices): sum(record.seconds for record in records)},
         epochs=sum(len(record.curve) for record in trained),
         epochs_saved=sum(planned_epochs(record.params) - len(record.curve) for record in stopped),
-        untrained=sum(record.state == "infeasible" for record in trained),
+        rejected=sum(record.state == "rejected" for record in trained),
         reused=sum(record.reused_from is not None for record in records),
     )
 
@@ -105,8 +105,8 @@ def planned_epochs(params: Mapping[str, Any]) -> int:
 def forecast(records: Sequence[TrialRecord], n_left: int, *, beside: int) -> float | None:
     """Return the seconds that `n_left` more trials of the search will take.
 
-    beside: how many run at a time. None before two have been trained. What is turned away or
-    reused counts at what it took, as it will go on to be.
+    beside: how many run at a time. None before two have been trained. Rejected and reused trials
+    count with the seconds that they took.
     """
     ended = searched(records)
     if sum(bool(record.curve) and record.reused_from is None for record in ended) < _ENOUGH:

@@ -20,6 +20,7 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
@@ -29,7 +30,7 @@ from kdsearch.study.config import (
 )
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
 
-REDRAWS = 20  # draws in a row that are turned away before one is run as it is
+REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
 # FLOPs and parameters of a student; None where they are not known before its trial.
 Price: TypeAlias = Callable[[Params], "Cost | None"]
 Digest: TypeAlias = Callable[[Params], str]
@@ -58,7 +59,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a trial ended: `complete`, `infeasible`, `pruned` or `failed` (see TrialRecord)."""
+    """How a trial ended: `complete`, `rejected`, `pruned` or `failed` (see TrialRecord)."""
 
     state: str
     cost: Cost | None = None
@@ -71,7 +72,7 @@ class Outcome:
     mode: str = ""
     reason: str = ""
     reused_from: int | None = None
-    turned_away: bool = False
+    rejected_early: bool = False
 
 
 def candidate_digest(params: Params) -> str:
@@ -105,18 +106,18 @@ class OpenStudy:
         place of an interrupted trial is the next one to be drawn.
 
         price: what a draw costs in FLOPs and parameters. One over the budget ends there and then,
-        infeasible, and the next is drawn; after REDRAWS in a row one is returned as it is.
+        rejected, and the next is drawn; after REDRAWS in a row one is returned as it is.
         """
         while True:
             records = self.records()
             proposal = self._draw(records)
             cost = None if price is None else price(proposal.params)
             reason = "" if cost is None else self.budget.explain(cost)
-            if cost is None or not reason or _turned_away_before(records, proposal) >= REDRAWS:
+            if cost is None or not reason or _rejected_just_before(records, proposal) >= REDRAWS:
                 return proposal
             violations = self.budget.violations(cost)
-            over = Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
-            self.tell(proposal, replace(over, turned_away=True))
+            over = Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
+            self.tell(proposal, replace(over, rejected_early=True))
 
     def _draw(self, records: Sequence[TrialRecord]) -> Proposal:
         drawn = {r.draw for r in records if r.state != "interrupted"}
@@ -284,15 +285,15 @@ _MIN_FOR_IMPORTANCE = 8
 
 
 def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of the search that ran to an end: no draws turned away."""
-    return [r for r in records if not (r.kind or r.turned_away or r.state in _UNFINISHED)]
+    """Return the trials of the search that ended, without candidates rejected early."""
+    return [r for r in records if not (r.kind or r.rejected_early or r.state in _UNFINISHED)]
 
 
-def _turned_away_before(records: Sequence[TrialRecord], proposal: Proposal) -> int:
-    """Return how many draws in a row just before one were turned away."""
+def _rejected_just_before(records: Sequence[TrialRecord], proposal: Proposal) -> int:
+    """Return how many candidates in a row were rejected just before this one."""
     assert proposal.draw is not None
-    turned_away = {record.draw for record in records if record.turned_away}
-    return next(n for n in count() if proposal.draw - 1 - n not in turned_away)
+    rejected_early = {record.draw for record in records if record.rejected_early}
+    return next(n for n in count() if proposal.draw - 1 - n not in rejected_early)
 
 
 _UNFINISHED = ("running", "interrupted")
@@ -305,7 +306,7 @@ _STATES = {
 }
 _TOLD = {
     "complete": TrialState.COMPLETE,
-    "infeasible": TrialState.PRUNED,
+    "rejected": TrialState.PRUNED,
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
@@ -324,6 +325,11 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     hold nothing: the driver was stopped while it was proposed.
     """
     kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
+    if "turned_away" in kept:
+        raise StudyError(
+            f"an older kdsearch stored trial {frozen.number}, in a format that this one does not "
+            "read; use that version, or start again with another --name"
+        )
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
     if _TOLD.get(kept.get("state")) is not frozen.state:

@@ -12,7 +12,7 @@ from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +139,16 @@ class Images:
 class Counts:
     """How many trials ended in which state; `reused` are complete ones that cost no training.
 
-    turned_away: draws over the budget that are no trials and stand in none of the other counts.
+    rejected_early: candidates rejected by FLOPs or parameters when they were sampled; they count as
+    no trials and are in no other count.
     """
 
     complete: int = 0
     pruned: int = 0
-    infeasible: int = 0
+    rejected: int = 0
     failed: int = 0
     reused: int = 0
-    turned_away: int = 0
+    rejected_early: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,7 +125,7 @@ def _run(
     violations = context.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return Outcome(
-            state="infeasible",
+            state="rejected",
             cost=cost,
             violations=violations,
             reason=context.budget.explain(cost),

@@ -178,8 +178,8 @@ def _nothing(study: OpenStudy) -> BudgetError | TrialsFailedError:
             "--name."
         )
     records = searched(study.records())
-    tried = [*records, *(r for r in study.records() if r.turned_away)]
-    priced = [r for r in tried if r.state == "infeasible" and r.cost is not None]
+    tried = [*records, *(r for r in study.records() if r.rejected_early)]
+    priced = [r for r in tried if r.state == "rejected" and r.cost is not None]
     if not priced:
         reasons = Counter(record.reason for record in records).most_common(3)
         told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)

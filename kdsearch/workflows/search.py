@@ -149,7 +149,7 @@ def _run(
     violations = study.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         reason = study.budget.explain(cost)
-        return Outcome(state="infeasible", cost=cost, violations=violations, reason=reason)
+        return Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
     reports = _Reports(judge, cost, epochs)
     try:
         val, reason = _number("evaluate returned", evaluate(proposal.params, reports)), ""

@@ -230,8 +230,8 @@ def _failing(reasons: Iterator[str]) -> local.Evaluate:
 
     def evaluate(proposal: Proposal) -> Outcome:
         reason = next(reasons)
-        if reason == "infeasible":
-            return Outcome(state="infeasible", violations={"flops": 1.0})
+        if reason == "rejected":
+            return Outcome(state="rejected", violations={"flops": 1.0})
         if reason:
             return Outcome(state="failed", reason=reason)
         return Outcome(state="complete", val=0.5, cost=Cost(flops=1, params=1, latency_ms=1.0))
@@ -246,7 +246,7 @@ ALIKE = ["no end after 3 s", "no end after 3.5 s", "no end after 1e+03 s"]
     ("reasons", "ran"),
     [
         (ALIKE, 3),
-        ([*ALIKE[:2], "infeasible", "infeasible", ALIKE[2]], 5),
+        ([*ALIKE[:2], "rejected", "rejected", ALIKE[2]], 5),
         ([*ALIKE[:2], "", *ALIKE[:2], "", *ALIKE[:2], "another", *ALIKE], 12),
     ],
     ids=["in a row", "over the budget between", "row broken"],

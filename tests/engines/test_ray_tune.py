@@ -109,7 +109,7 @@ class TestOnThisMachine:
             found = run_search(study, table, n_trials=30, on_trial=seen.append)
         assert without_times(found) == without_times(wanted)
         assert seen == found
-        assert {record.state for record in found} == {"complete", "infeasible", "failed"}
+        assert {record.state for record in found} == {"complete", "rejected", "failed"}
 
     def test_equal_candidates_are_trained_once(self, fast_path: Path) -> None:
         with opened(fast_path / "equal", StudyConfig(space=SMALL_SPACE)) as study:
@@ -124,7 +124,7 @@ class TestOnThisMachine:
             found = run_search(
                 study, slow, n_trials=100, workers=2, is_enough=lambda: time.monotonic() > until
             )
-            assert {record.state for record in found} <= {"complete", "infeasible", "failed"}
+            assert {record.state for record in found} <= {"complete", "rejected", "failed"}
         assert 1 <= len(found) <= 2
 
     def test_a_hung_trial_fails_alone_and_the_next_ones_run_elsewhere(
@@ -328,7 +328,7 @@ def test_forty_trials_end_once_each_though_a_node_dies(cluster: Cluster, fast_pa
     assert [trial.state.name for trial in shown.trials] == [TOLD[state] for state in states]
 
 
-TOLD = {"complete": "COMPLETE", "infeasible": "PRUNED", "failed": "FAIL"}
+TOLD = {"complete": "COMPLETE", "rejected": "PRUNED", "failed": "FAIL"}
 
 
 def look_up_again(record: TrialRecord) -> Outcome:

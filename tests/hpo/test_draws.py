@@ -1,4 +1,4 @@
-"""Draws over the budget are turned away before they are trials; samplers other than TPE."""
+"""Candidates over the budget are rejected before they are trials; samplers other than TPE."""
 
 from __future__ import annotations
 
@@ -53,35 +53,35 @@ def run_priced(study: OpenStudy, n: int) -> list[TrialRecord]:
     return study.records()
 
 
-def test_what_is_over_the_budget_is_turned_away_and_is_no_trial(fast_path: Path) -> None:
+def test_what_is_over_the_budget_is_rejected_early_and_is_no_trial(fast_path: Path) -> None:
     with opened(fast_path / "gate") as study:
         records = run_priced(study, 12)
         study.note(teacher=TEACHER)
         counts = summarise(study).counts
-    away = [record for record in records if record.turned_away]
+    away = [record for record in records if record.rejected_early]
     assert away
     assert len(searched(records)) == 12
-    assert not [record for record in searched(records) if record.state == "infeasible"]
+    assert not [record for record in searched(records) if record.state == "rejected"]
     assert [record.draw for record in records] == list(range(len(records)))
     for record in away:
         assert record.cost is not None
         over = record.cost.flops / (MAX_DEPTH * 1e6) - 1
-        assert record.state == "infeasible"
+        assert record.state == "rejected"
         assert record.violations == {"flops": pytest.approx(over)}
         assert record.reason == f"{record.cost.flops / 1e6:.4g} MFLOPs over {MAX_DEPTH}"
-    assert counts.turned_away == len(away)
+    assert counts.rejected_early == len(away)
     assert counts.complete + counts.failed == 12
-    assert counts.infeasible == 0
+    assert counts.rejected == 0
 
 
-def test_the_sampler_learns_from_what_was_turned_away(fast_path: Path) -> None:
+def test_the_sampler_learns_from_what_was_rejected_early(fast_path: Path) -> None:
     with opened(fast_path / "learns") as study:
         records = run_priced(study, 12)
         trials = study.store.trials()
     for record in records:
         trial = trials[record.number]
         assert trial.params
-        if record.turned_away:
+        if record.rejected_early:
             assert trial.state is TrialState.PRUNED
             assert trial.constraints["flops"] == record.violations["flops"]
 
@@ -96,8 +96,8 @@ def test_a_study_resumed_between_any_two_draws_draws_the_same(fast_path: Path) -
         assert study.records() == whole
 
 
-def test_a_driver_killed_while_it_turns_away_goes_on_in_the_same_row(fast_path: Path) -> None:
-    """The row counts what the dead driver turned away, so its end is where it would have been."""
+def test_a_killed_driver_resumes_the_same_row_of_rejections(fast_path: Path) -> None:
+    """The row includes what the dead driver rejected, so it ends at the same candidate."""
 
     class KilledError(Exception):
         pass
@@ -126,7 +126,7 @@ def test_a_driver_killed_while_it_turns_away_goes_on_in_the_same_row(fast_path: 
 def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) -> None:
     def over(proposal: Proposal) -> Outcome:
         cost = nothing_fits(proposal.params)
-        return Outcome(state="infeasible", cost=cost, violations=study.budget.violations(cost))
+        return Outcome(state="rejected", cost=cost, violations=study.budget.violations(cost))
 
     with opened(fast_path / "none") as study:
         source = search(study, n_trials=3, price=nothing_fits)
@@ -136,7 +136,7 @@ def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) ->
     assert len(records) == 3 * (REDRAWS + 1)
 
 
-def test_without_a_price_nothing_is_turned_away(fast_path: Path) -> None:
+def test_without_a_price_nothing_is_rejected_early(fast_path: Path) -> None:
     def unknown(params: Params) -> None:
         return None
 
@@ -144,7 +144,7 @@ def test_without_a_price_nothing_is_turned_away(fast_path: Path) -> None:
         plain = [study.ask().params for _ in range(4)]
     with opened(fast_path / "unknown") as study:
         assert [study.ask(unknown).params for _ in range(4)] == plain
-        assert not [record for record in study.records() if record.turned_away]
+        assert not [record for record in study.records() if record.rejected_early]
 
 
 def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(

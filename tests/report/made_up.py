@@ -51,7 +51,7 @@ def surrounded(study: OpenStudy) -> OpenStudy:
 
 def make_study(
     complete: int = 20,
-    infeasible: int = 6,
+    rejected: int = 6,
     pruned: int = 0,
     failed: int = 2,
     controls: int = 2,
@@ -61,7 +61,7 @@ def make_study(
 ) -> OpenStudy:
     """Return a study whose first trials completed, the rest in the order of the arguments."""
     rng = random.Random(7)
-    states = ["complete"] * complete + ["infeasible"] * infeasible
+    states = ["complete"] * complete + ["rejected"] * rejected
     states += ["pruned"] * pruned + ["failed"] * failed
     records = [
         _record(rng, number, state, epochs, family or rng.choice(("resnet", "mobilenetv2", "vit")))
@@ -84,7 +84,7 @@ def make_study(
             latency_ms=14.2,
         ),
         counts=Counts(
-            complete=complete + len(beside), pruned=pruned, infeasible=infeasible, failed=failed
+            complete=complete + len(beside), pruned=pruned, rejected=rejected, failed=failed
         ),
         front=tuple(_entry(record) for record in chosen),
         controls=tuple(_entry(record) for record in beside),
@@ -96,7 +96,7 @@ def make_study(
 
 
 def _record(rng: random.Random, number: int, state: str, epochs: int, family: str) -> TrialRecord:
-    latency = rng.uniform(2.1, 6.0) if state == "infeasible" else math.exp(rng.uniform(-2.3, 0.66))
+    latency = rng.uniform(2.1, 6.0) if state == "rejected" else math.exp(rng.uniform(-2.3, 0.66))
     final = min(0.97, 0.9 + 0.02 * math.log(latency / 0.1) + rng.gauss(0, 0.008))
     told = {"complete": epochs, "pruned": max(1, epochs // 4)}.get(state, 0)
     curve = tuple(final * (1 - 0.6 * math.exp(-4 * (i + 1) / epochs)) for i in range(told))
@@ -130,7 +130,7 @@ def _record(rng: random.Random, number: int, state: str, epochs: int, family: st
         reason={"failed": "loss became NaN at epoch 3", "pruned": "cannot reach the front"}.get(
             state, ""
         ),
-        violations={"latency_ms": latency * 1.03 / LIMIT_MS - 1} if state == "infeasible" else {},
+        violations={"latency_ms": latency * 1.03 / LIMIT_MS - 1} if state == "rejected" else {},
     )
 
 

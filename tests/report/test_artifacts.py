@@ -42,7 +42,7 @@ LAYOUT: dict[str, set[str]] = {
     "budget": {"latency_ms", "flops", "params"},
     "target": {"device", "runtime", "threads", "batch"},
     "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
-    "counts": {"complete", "pruned", "infeasible", "failed", "reused", "turned_away"},
+    "counts": {"complete", "pruned", "rejected", "failed", "reused", "rejected_early"},
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
     "images": {"val", "test"},
 }
@@ -126,18 +126,18 @@ def test_front_json_says_what_the_store_does(study: OpenStudy) -> None:
     content, records = front_json(study), study.records()
     best = study.front()[-1]
     states = [record.state for record in records if record.control_of is None]
-    assert content["schema"] == SCHEMA == 1
+    assert content["schema"] == SCHEMA == 2
     assert (content["study"], content["task"]) == ("phones", "classification")
     assert content["metric"] == "accuracy"
     assert content["budget"] == {"latency_ms": None, "flops": 15e6, "params": None}
     assert content["teacher"] == TEACHER
     assert content["counts"] == {
         "complete": states.count("complete"),
-        "infeasible": states.count("infeasible"),
+        "rejected": states.count("rejected"),
         "failed": states.count("failed"),
         "pruned": 0,
         "reused": 0,
-        "turned_away": 0,
+        "rejected_early": 0,
     }
     assert len(states) == 10
     assert content["best"] == best.number
@@ -223,10 +223,10 @@ def test_a_study_without_a_complete_trial_has_no_best(fast_path: Path) -> None:
     with opened(fast_path / "hopeless", replace(REQUEST, budget_mflops=0.5)) as study:
         study.note(teacher=TEACHER)
         asked = study.ask()
-        study.tell(asked, replace(look_up(asked), state="infeasible", val=None, curve=()))
+        study.tell(asked, replace(look_up(asked), state="rejected", val=None, curve=()))
         summary = write_derived(study)
     assert (summary.best, summary.front, summary.best_entry()) == (None, (), None)
-    assert summary.counts.infeasible == 1
+    assert summary.counts.rejected == 1
     assert front_json(study)["front"] == []
 
 

@@ -58,7 +58,7 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
     page = opened.page
     page.wait_for_selector("#front .points path")
 
-    # 20 complete, 3 stopped, 6 infeasible, 2 controls, the teacher, the ring around the best
+    # 20 complete, 3 stopped, 6 rejected, 2 controls, the teacher, the ring around the best
     assert page.locator(POINTS).count() == 33
     assert page.locator("#front .yerror").count() == len(study[0].front) + 2 + 1
     assert page.locator("#front .xerror").count() == 20 + 3 + 6 + 2
@@ -83,12 +83,12 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     "kinds",
     [
-        {"complete": 0, "infeasible": 0, "failed": 0},
-        {"complete": 1, "infeasible": 0, "failed": 0, "controls": 0, "epochs": 1},
-        {"complete": 0, "infeasible": 3, "failed": 0},
+        {"complete": 0, "rejected": 0, "failed": 0},
+        {"complete": 1, "rejected": 0, "failed": 0, "controls": 0, "epochs": 1},
+        {"complete": 0, "rejected": 3, "failed": 0},
         {"pruned": 4},
     ],
-    ids=["none", "one", "infeasible", "many"],
+    ids=["none", "one", "rejected", "many"],
 )
 def test_nothing_is_wider_than_the_screen(
     browser_context: Any, tmp_path: Path, width: int, kinds: dict[str, int]
@@ -136,7 +136,7 @@ def test_all_can_be_reached_by_the_keyboard(browser_context: Any, tmp_path: Path
 def test_a_large_study_opens_quickly(
     browser_context: Any, tmp_path: Path, trials: int, seconds: float, megabytes: float
 ) -> None:
-    kinds = {"complete": 0.6, "infeasible": 0.2, "pruned": 0.18, "failed": 0.02}
+    kinds = {"complete": 0.6, "rejected": 0.2, "pruned": 0.18, "failed": 0.02}
     study = surrounded(make_study(**{kind: int(share * trials) for kind, share in kinds.items()}))
     path, took = tmp_path / "report.html", []
     for _ in range(3):
@@ -221,11 +221,11 @@ def _check_sorting(page: Any, rows: int) -> None:
 
 
 def _check_filter(page: Any, study: OpenStudy) -> None:
-    page.locator("#filter").fill("Infeasible  student.resolution=16")
+    page.locator("#filter").fill("Rejected  student.resolution=16")
     wanted = {
         str(record.number)
         for record in study[1]
-        if record.state == "infeasible" and record.params["student.resolution"] == 16
+        if record.state == "rejected" and record.params["student.resolution"] == 16
     }
     assert 0 < len(wanted) < 6
     numbers = page.locator(".sortable tbody td:first-child").all_text_contents()

@@ -112,8 +112,8 @@ def test_marks_differ_in_shape_not_in_colour_alone() -> None:
 
 
 def test_many_marks_are_thinned_evenly() -> None:
-    summary, records = make_study(complete=10, infeasible=2 * MAX_MARKS + 1, failed=0)
-    kept = [mark.trial for mark in thinned(sort_out(summary, records).infeasible)]
+    summary, records = make_study(complete=10, rejected=2 * MAX_MARKS + 1, failed=0)
+    kept = [mark.trial for mark in thinned(sort_out(summary, records).rejected)]
     assert kept == list(range(10, 10 + 2 * MAX_MARKS + 1, 3))
     assert len(kept) <= MAX_MARKS
 

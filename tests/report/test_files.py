@@ -67,11 +67,11 @@ def test_markdown_shows_a_name_as_it_is() -> None:
 @pytest.mark.parametrize(
     "kinds",
     [
-        {"complete": 0, "infeasible": 0, "failed": 0},
-        {"complete": 0, "infeasible": 3, "failed": 0},
-        {"complete": 0, "infeasible": 0, "failed": 2},
+        {"complete": 0, "rejected": 0, "failed": 0},
+        {"complete": 0, "rejected": 3, "failed": 0},
+        {"complete": 0, "rejected": 0, "failed": 2},
     ],
-    ids=["none", "infeasible", "failed"],
+    ids=["none", "rejected", "failed"],
 )
 def test_a_study_without_a_result_has_no_figure_and_says_so(kinds: dict[str, int]) -> None:
     summary, records = made = surrounded(make_study(**kinds))
@@ -82,7 +82,7 @@ def test_a_study_without_a_result_has_no_figure_and_says_so(kinds: dict[str, int
 
 
 def test_a_single_trial_is_drawn() -> None:
-    summary, records = make_study(complete=1, infeasible=0, failed=0, controls=0, epochs=1)
+    summary, records = make_study(complete=1, rejected=0, failed=0, controls=0, epochs=1)
     for svg in drawings(summary, records).values():
         assert ET.fromstring(svg).tag == f"{SVG}svg"
 
@@ -121,13 +121,13 @@ def test_all_seconds_are_told() -> None:
     assert sum(parts.values()) == pytest.approx(whole)
     assert parts["teacher: its outputs for the students"] == 0.25 * len(records)
     assert parts["pricing students that broke the budget"] == 6 * 0.75
-    assert spent(*make_study(complete=0, infeasible=0, failed=0)) == {
+    assert spent(*make_study(complete=0, rejected=0, failed=0)) == {
         "teacher: loading or training it": 42.0
     }
 
 
 def test_every_trial_and_every_choice_is_in_the_page_once() -> None:
-    summary, records = make_study(complete=150, infeasible=20, pruned=5)
+    summary, records = make_study(complete=150, rejected=20, pruned=5)
     html = render(summary, records, importances={}, notes=[], command=COMMAND)
     assert html.rpartition("<tbody>")[2].count("<tr") == STATIC_ROWS
     found = re.search(r'id="trials-data">(.*?)</script>', html)

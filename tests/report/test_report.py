@@ -172,7 +172,7 @@ def test_the_budget_is_a_vertical_line() -> None:
 
 @pytest.mark.parametrize(("widest", "kind"), [(9.0, "linear"), (11.0, "log")])
 def test_costs_of_more_than_a_decade_get_a_log_axis(widest: float, kind: str) -> None:
-    summary, records = make_study(complete=1, infeasible=0, failed=0, controls=0)
+    summary, records = make_study(complete=1, rejected=0, failed=0, controls=0)
     entry = replace(summary.front[0], flops=1_000_000)
     summary = replace(
         summary,
@@ -193,10 +193,10 @@ def test_a_teacher_of_unknown_latency_leaves_that_axis_and_is_said_to() -> None:
 
 
 def test_students_priced_out_before_latency_are_counted() -> None:
-    summary, records = make_study(infeasible=3)
+    summary, records = make_study(rejected=3)
     records = [
         replace(record, cost=Cost(flops=record.cost.flops, params=record.cost.params))
-        if record.state == "infeasible" and record.cost
+        if record.state == "rejected" and record.cost
         else record
         for record in records
     ]
@@ -262,13 +262,13 @@ def test_nan_and_unknown_values_do_not_stop_the_report() -> None:
 
 
 def test_a_study_without_trials_says_so() -> None:
-    text = text_of(html_of(make_study(complete=0, infeasible=0, failed=0)))
+    text = text_of(html_of(make_study(complete=0, rejected=0, failed=0)))
     assert "Nothing to ship: no trial has been run yet." in text
     assert COMMAND in text
 
 
-def test_a_study_of_infeasible_trials_names_the_cheapest() -> None:
-    made = make_study(complete=0, infeasible=3, failed=0)
+def test_a_study_of_rejected_trials_names_the_cheapest() -> None:
+    made = make_study(complete=0, rejected=3, failed=0)
     cheapest = min(made[1], key=lambda record: record.cost.latency_ms)  # type: ignore
     text = text_of(html_of(made))
     assert "3 students tried, none within the budget of 2 ms" in text
@@ -277,19 +277,19 @@ def test_a_study_of_infeasible_trials_names_the_cheapest() -> None:
 
 
 def test_a_study_of_failed_trials_gives_the_reason() -> None:
-    text = text_of(html_of(make_study(complete=0, infeasible=0, failed=2)))
+    text = text_of(html_of(make_study(complete=0, rejected=0, failed=2)))
     assert "none of 2 trials completed. The first reason given: loss became NaN" in text
 
 
 def test_a_single_trial_is_a_report() -> None:
-    html = html_of(make_study(complete=1, infeasible=0, failed=0, controls=0, epochs=1))
+    html = html_of(make_study(complete=1, rejected=0, failed=0, controls=0, epochs=1))
     assert "Ship trial 0" in text_of(html)
     assert len(trace(html, "front")["x"]) == 1
 
 
 @pytest.mark.parametrize("epochs", [30, 300])
 def test_a_thousand_trials_stay_below_six_megabytes(epochs: int) -> None:
-    html = html_of(make_study(complete=600, infeasible=200, pruned=180, failed=20, epochs=epochs))
+    html = html_of(make_study(complete=600, rejected=200, pruned=180, failed=20, epochs=epochs))
     assert len(html.encode()) < 6_000_000
     thinned = "one epoch in" in text_of(html)
     assert thinned == (epochs == 300)

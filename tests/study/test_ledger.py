@@ -63,14 +63,14 @@ def test_a_run_is_closed_once(fast_path: Path) -> None:
 def test_the_spend_counts_epochs_and_what_was_never_trained(fast_path: Path) -> None:
     with opened(fast_path / "spent") as study:
         study.note(teacher_seconds=3.0)
-        for state in ("complete", "pruned", "infeasible"):
+        for state in ("complete", "pruned", "rejected"):
             asked = study.ask()
             outcome = replace(look_up(asked), state=state, seconds=2.0, curve=(0.1, 0.2))
-            if state == "infeasible":
+            if state == "rejected":
                 outcome = replace(outcome, curve=())
             study.tell(asked, replace(outcome, val=0.5 if state == "complete" else None))
         found = spent(study)
-    assert (found.epochs, found.untrained, found.reused) == (4, 1, 0)
+    assert (found.epochs, found.rejected, found.reused) == (4, 1, 0)
     assert found.epochs_saved == 10 - 2  # ten epochs are the default
     assert found.trials == {"cpu": 6.0}
     assert "6.0 s of trials on cpu, 3.0 s for the teacher, 4 epochs trained" in str(found)
@@ -87,7 +87,7 @@ def test_the_forecast_is_the_mean_times_what_is_left_over_those_beside() -> None
     assert forecast(trained([10.0]), 18, beside=1) is None
     assert forecast(trained([10.0, 20.0]), 18, beside=1) == 15 * 18
     assert forecast(trained([10.0, 20.0]), 18, beside=2) == 15 * 9
-    cheap = replace(trained([0.0])[0], state="infeasible", curve=())
+    cheap = replace(trained([0.0])[0], state="rejected", curve=())
     assert forecast([*trained([10.0, 20.0]), cheap], 3, beside=1) == 30
     assert forecast(trained([10.0, 20.0]), -1, beside=1) == 0
 
@@ -188,4 +188,4 @@ def test_a_status_needs_no_torch(fast_path: Path) -> None:
     )
     told, imported = found.stdout.splitlines()
     assert imported == "[]"
-    assert json.loads(told)["counts"]["complete"] + json.loads(told)["counts"]["infeasible"] <= 2
+    assert json.loads(told)["counts"]["complete"] + json.loads(told)["counts"]["rejected"] <= 2

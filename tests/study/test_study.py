@@ -81,7 +81,7 @@ def test_the_rooms_below_training_import_neither_torch_nor_ray() -> None:
 
 def test_the_table_shows_every_state(whole: list[TrialRecord]) -> None:
     """The laws below would be empty if it did not."""
-    assert {"complete", "infeasible"} <= states(whole)
+    assert {"complete", "rejected"} <= states(whole)
     assert len({record.digest for record in whole}) == N
 
 
@@ -133,13 +133,24 @@ def test_a_driver_killed_before_telling_optuna_has_not_told(
         assert tell_next(study).params == proposal.params
 
 
-def test_infeasible_trials_are_pruned_and_carry_their_violations(
+def test_a_trial_of_an_older_format_is_refused(copy_at: CopyAt) -> None:
+    path = copy_at(1)
+    with sqlite3.connect(path / "study.db") as database:
+        database.execute(
+            "UPDATE trial_user_attributes "
+            "SET value_json = replace(value_json, 'rejected_early', 'turned_away')"
+        )
+    with pytest.raises(StudyError, match="an older kdsearch stored trial 0"):
+        load_study(path).records()
+
+
+def test_rejected_trials_are_pruned_and_carry_their_violations(
     whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
     path = copy_at(N)
     store = optuna.load_study(study_name="table", storage=inside(path).full_url())
-    infeasible = [record for record in whole if record.state == "infeasible"]
-    for record in infeasible:
+    rejected = [record for record in whole if record.state == "rejected"]
+    for record in rejected:
         assert record.cost is not None
         violation = record.cost.flops / (MAX_DEPTH * 1e6) - 1
         trial = store.trials[record.number]

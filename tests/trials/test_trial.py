@@ -62,11 +62,11 @@ def test_the_same_candidate_gives_the_same_weights_whatever_ran_before(tmp_path:
     [(Budget(flops=1e3), False), (Budget(params=10), False), (Budget(latency_ms=1e-6), True)],
 )
 def test_over_budget_there_is_no_training(tmp_path: Path, budget: Budget, priced: bool) -> None:
-    """And no latency is measured for a student that FLOPs or parameters have turned away."""
+    """And no latency is measured for a student that FLOPs or parameters reject."""
     outcome = run_trial(
         PLAIN, context(tmp_path, budget), tmp_path / "0", on_epoch=lambda *_: pytest.fail("trained")
     )
-    assert outcome.state == "infeasible"
+    assert outcome.state == "rejected"
     assert max(outcome.violations.values()) > 0
     assert outcome.cost is not None
     assert (outcome.cost.latency_ms is not None) == priced

@@ -51,8 +51,8 @@ def test_the_front_holds_what_no_other_trial_beats_within_the_budget() -> None:
         space=SPACE, evaluate=evaluate, cost=cost, budget={"flops": 9e6}, n_trials=30, seed=1
     )
     records = study.records()
-    assert sum(not record.turned_away for record in records) == 30
-    assert any(record.turned_away for record in records)
+    assert sum(not record.rejected_early for record in records) == 30
+    assert any(record.rejected_early for record in records)
     assert all(cost(params)["flops"] <= 9e6 for params in seen)
     points = {(accuracy(p), cost(p)["flops"]) for p in seen}
     wanted = [p for p in points if not any(o[0] >= p[0] and o[1] <= p[1] for o in points - {p})]
@@ -173,7 +173,7 @@ def test_a_cost_keeps_its_fractions() -> None:
     )
     front = [study.point(record) for record in study.front()]
     assert all(accuracy == cost <= 0.5 for accuracy, cost in front)
-    assert len(front) == sum(not record.turned_away for record in study.records()) == 8
+    assert len(front) == sum(not record.rejected_early for record in study.records()) == 8
 
 
 def test_a_metric_may_be_negative() -> None:

@@ -23,7 +23,7 @@ from kdsearch.study.study import OpenStudy, Proposal
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
 
-_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
+_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "rejected": "KILLED", "failed": "FAILED"}
 
 
 class MLflow(Logger):
