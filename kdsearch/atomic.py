@@ -1,21 +1,35 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all: to a temporary name in its folder, then renamed."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdsearch.errors import StudyError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; it becomes `path` when the block ends, or is deleted if it raises.
+
+    The folder must exist. Raises OSError when the file cannot be renamed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
-    except OSError as error:
+    finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file with text (UTF-8) or bytes. Raises StudyError when the disk refuses."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
+from kdsearch.atomic import replacing
 from kdsearch.errors import KDSearchError
 
 if TYPE_CHECKING:
@@ -41,10 +40,9 @@ class JsonCache(Generic[T]):
         if value is None or not serves(value):
             value = make()
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
             entry = {"key": key, self._name: asdict(value)}
-            partial.write_text(json.dumps(entry), encoding="utf-8")
-            partial.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(entry), encoding="utf-8")
         return value
 
     @property

@@ -7,13 +7,13 @@ text under its checksum; one that is missing, damaged or could not be kept is wo
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+
+from kdsearch.atomic import replacing
 
 # A file that changes again within one tick of its file system's clock looks the same. FAT's takes
 # two seconds, the longest of those in use; ext4's takes 10 ms at most.
@@ -52,11 +52,10 @@ def recall(path: Path) -> str | None:
 
 def remember(path: Path, fact: str) -> None:
     """Keep a fact; where the disk refuses, the next process does without."""
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(f"{_checksum(fact)}\n{fact}", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(f"{_checksum(fact)}\n{fact}", encoding="utf-8")
     except OSError as error:
         _log.info("%s cannot be written, so that files are read again: %s", path, error)
 

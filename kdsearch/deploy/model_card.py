@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.deploy.timing import BUSY
 from kdsearch.study.summary import Target
 
@@ -41,9 +41,9 @@ def tell(folder: Path, **facts: object) -> None:
     file = folder / METRICS
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     metrics |= facts
-    write_text(file, json.dumps(metrics, indent=1) + "\n")
+    atomic.write(file, json.dumps(metrics, indent=1) + "\n")
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    write_text(folder / CARD, model_card(metrics, config))
+    atomic.write(folder / CARD, model_card(metrics, config))
 
 
 def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:

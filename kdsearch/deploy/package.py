@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import Agreement
@@ -94,7 +94,7 @@ def pack(
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape),
     )
-    write_text(fresh / model_card.CONFIG, config_text(candidate, config))
+    atomic.write(fresh / model_card.CONFIG, config_text(candidate, config))
     shutil.copyfile(PREDICT, fresh / "predict.py")
     model_card.tell(
         fresh,

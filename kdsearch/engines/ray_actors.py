@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.engines.dispatch import Engine
 from kdsearch.engines.processes import bench_of
 from kdsearch.errors import SpecError, StudyError
@@ -98,7 +98,7 @@ def open_actors(
 
     sign = uuid.uuid4().hex
     (study.path / UNFINISHED).mkdir(exist_ok=True)
-    write_text(study.path / UNFINISHED / _SIGN, sign)
+    atomic.write(study.path / UNFINISHED / _SIGN, sign)
     start = partial(
         _start,
         study.config,

@@ -6,11 +6,9 @@ safetensors, or a pickle loaded with `weights_only`; checkpoints that wrap a `st
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kdsearch.atomic import replacing
 from kdsearch.errors import SpecError, StudyError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -26,14 +25,11 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a module's state to a safetensors file, whole or not at all."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(state, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(state, temporary)
     except (OSError, safetensors.SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise StudyError(f"cannot write {path}: {error}") from error
 
 

@@ -5,11 +5,10 @@ It draws and words what it is given and measures nothing. No torch and no optuna
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from kdsearch.atomic import replacing
 from kdsearch.errors import StudyError
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
@@ -37,15 +36,12 @@ def render(
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: no reader sees half. StudyError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file whole or not at all. Raises StudyError when the disk refuses."""
     try:
         path.parent.mkdir(exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(text.encode(errors="replace"))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise StudyError(
             f"{path}: the report cannot be written: {error.strerror}; "
             "check that the folder exists, is yours and has 6 MB left"

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from kdsearch import report
-from kdsearch.atomic import write_text
+from kdsearch import atomic, report
 from kdsearch.deploy.targets import described
 from kdsearch.errors import StudyError
 from kdsearch.spec import Cost, TrialRecord
@@ -83,8 +82,8 @@ def write_derived(study: OpenStudy) -> Summary:
     """Write all that is derived anew (`report.*`, `figures/` too) and return the summary."""
     summary, records = summarise(study), study.records()
     facts = study.facts()
-    write_text(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
-    write_text(study.path / "trials.csv", _csv(records))
+    atomic.write(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
+    atomic.write(study.path / "trials.csv", _csv(records))
     importances, command = study.importances(), _command(study)
     notes = cast("Sequence[str]", facts.get("notes", ()))
     html = report.render(summary, records, importances=importances, notes=notes, command=command)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.errors import StudyError
 from kdsearch.study.config import StudyConfig, read_config, refuse_changes, refuse_sampler
 from kdsearch.study.lease import require_free
@@ -45,7 +45,7 @@ def open_study(
                     f"restore it, or start again with another {config.typed('name')}"
                 )
             content = {**asdict(config), "versions": dict(versions)}
-            write_text(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
+            atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, config)
         kept = storage_of(path, config.storage, config.storage_study, storage)

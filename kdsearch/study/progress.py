@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.errors import StudyError
 from kdsearch.study.lease import Holder
 
@@ -69,4 +69,4 @@ def read_progress(path: Path) -> Progress | None:
 
 def write_progress(path: Path, progress: Progress) -> None:
     """Replace the file."""
-    write_text(path / PROGRESS, json.dumps(asdict(progress)))
+    atomic.write(path / PROGRESS, json.dumps(asdict(progress)))

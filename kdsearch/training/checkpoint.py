@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdsearch import atomic
 from kdsearch.errors import StudyError
 from kdsearch.training.step import Step
 
@@ -64,17 +64,13 @@ class Checkpoint:
         """Write the file, where enough time has passed. Raises StudyError when the disk refuses."""
         if time.perf_counter() - self._last < self.every_seconds:
             return
-        partial = self._path.with_suffix(f".{os.getpid()}.part")
         content = io.BytesIO()
         torch.save({"what": self._what, "step": step.state(), "epochs": epochs}, content)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(_digest(content.getvalue()) + b"\n" + content.getvalue())
-            partial.replace(self._path)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise StudyError(f"cannot write {self._path}: {error.strerror}") from error
+        atomic.write(self._path, _digest(content.getvalue()) + b"\n" + content.getvalue())
         self._last = time.perf_counter()
 
     def remove(self) -> None:

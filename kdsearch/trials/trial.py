@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch.atomic import write_text
+from kdsearch import atomic
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
@@ -136,7 +136,7 @@ def _run(
     last = epochs[-1]
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
-        write_text(directory / "curve.csv", _curve_csv(epochs))
+        atomic.write(directory / "curve.csv", _curve_csv(epochs))
     return Outcome(
         state="pruned" if last.stopped else "complete",
         cost=cost,

@@ -25,7 +25,6 @@ from table_study import (
     tell_next,
 )
 
-from kdsearch.atomic import write_text
 from kdsearch.errors import DataError, SpecError, StudyError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
@@ -481,23 +480,6 @@ def test_facts_stay_and_add_up(copy_at: CopyAt) -> None:
         study.note(best=3, notes=["ü"])
         study.note(best=4)
     assert load_study(path).facts() == {"best": 4, "notes": ["ü"]}
-
-
-def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "long text")
-    write_text(tmp_path / "a", "ü")
-    assert (tmp_path / "a").read_text(encoding="utf-8") == "ü"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_write_text_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "folder" / "inside").mkdir(parents=True)
-    for path in ("file/child", "no/such/folder", "folder"):
-        with pytest.raises(StudyError, match="cannot write"):
-            write_text(tmp_path / path, "new")
-    assert (tmp_path / "file").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_open_study_leaves_no_lock_behind_when_it_refuses(copy_at: CopyAt) -> None:

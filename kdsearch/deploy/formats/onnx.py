@@ -7,7 +7,6 @@ one, 15 times quicker, whose file is thrown away once it is timed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from kdsearch.atomic import replacing
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.flops import unfused_attention
 from kdsearch.deploy.formats._program import cpu_copy
@@ -81,9 +81,8 @@ def to_onnx(
     _forget_origin(proto)
     onnx.helper.set_model_props(proto, dict(metadata))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(proto.SerializeToString())
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
 
 
 def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes:

@@ -1,6 +1,6 @@
 """Views on disk: `<cache>/teacher/KEY/AUGMENT/0001-answers.safetensors`, mapped into memory.
 
-A file appears whole (written beside, then renamed), and one process at a time makes a view. It
+A file appears whole, and one process at a time makes a view. It
 says what it is and has a checksum; a file that is damaged or about anything else is reported once,
 and is as good as none.
 """
@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import shutil
-import threading
 import time
 import zlib
 from collections import Counter
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdsearch.atomic import replacing
 from kdsearch.spec import digest_of
 from kdsearch.training.teacher_cache.parts import GROUPS, LARGE, Parts, View
 
@@ -94,19 +94,14 @@ class ViewFiles:
         """Write a group's parts. Raises OSError, or SafetensorError, when the disk refuses."""
         path = self._path(view, group)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         tensors = {
             f"{name}.{i}": tensor.cpu().contiguous()
             for name, found in parts.items()
             for i, tensor in enumerate(found)
         }
         about = {"what": self._what(view, group), "crc32": str(_crc32(tensors))}
-        try:
-            save_file(tensors, partial, metadata=about)
-            partial.replace(path)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=about)
 
     def make_room(self, size: int, parts: frozenset[str]) -> bool:
         """Say whether `size` bytes of these parts may be written, after dropping unused files."""
