@@ -12,7 +12,7 @@ at +- 5.4 points; from their own variance alone in 96 % at +- 8.7, from the comm
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,8 @@ _PRIOR = 4  # degrees of freedom that the common variance counts for
 _ROUNDING = 1 / 12  # the variance of a number of images, from the rounding alone
 Group: TypeAlias = Sequence[float]
 Pair: TypeAlias = tuple[Group, Group]
+# Of a value measured on so many images, from the choice of these images.
+Variance: TypeAlias = Callable[[float, int], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,41 +61,55 @@ class Gain:
         return self.p < 1 - CONFIDENCE
 
 
-def spreads(groups: Sequence[Group], images: int) -> list[Spread]:
+def binomial_variance(share: float, images: int) -> float:
+    """Return the variance of a share of so many images, above 0 at 0 and 1 too (Laplace's rule)."""
+    share = (share * images + 1) / (images + 2)
+    return share * (1 - share) / images
+
+
+def spreads(
+    groups: Sequence[Group], images: int, variance: Variance = binomial_variance
+) -> list[Spread]:
     """Return the spread of each recipe, with some of what the others say of it.
 
     It is never below what rounding to whole images hides, so that equal results state one too.
     """
-    units = [_unit(_mean(group), images) for group in groups]
+    units = [variance(_mean(group), images) for group in groups]
     found = []
-    for group, (variance, freedom) in zip(
+    for group, (square, freedom) in zip(
         groups, _variances(groups, units, floor=_ROUNDING / images**2), strict=True
     ):
-        mean, sd = _mean(group), math.sqrt(variance)
+        mean, sd = _mean(group), math.sqrt(square)
         reach = _reach(freedom) * sd * math.sqrt(1 + 1 / len(group))
         low, high = max(0.0, mean - reach), min(1.0, mean + reach)
         found.append(Spread(mean=mean, sd=sd, low=low, high=high, values=tuple(group)))
     return found
 
 
-def gains(pairs: Sequence[Pair], images: int) -> list[Gain]:
+def gains(pairs: Sequence[Pair], images: int, variance: Variance = binomial_variance) -> list[Gain]:
     """Return what each recipe gained over its control: a paired t-test, differences seed by seed.
 
     pairs: accuracies of a recipe and of its control, the same seeds in the same order.
     """
-    groups, variances = _differences(pairs, images)
+    groups, variances = _differences(pairs, images, variance)
     return [
         _gain(_mean(group), variance / len(group), freedom, len(group))
         for group, (variance, freedom) in zip(groups, variances, strict=True)
     ]
 
 
-def mean_gain(pairs: Sequence[Pair], images: int, *, beside: Sequence[Pair] = ()) -> Gain:
+def mean_gain(
+    pairs: Sequence[Pair],
+    images: int,
+    variance: Variance = binomial_variance,
+    *,
+    beside: Sequence[Pair] = (),
+) -> Gain:
     """Return what the recipes gained on average; it is about these recipes, under other seeds.
 
     beside: further pairs, which tell of the common variance alone, as they do in `gains`.
     """
-    differences, variances = _differences([*pairs, *beside], images)
+    differences, variances = _differences([*pairs, *beside], images, variance)
     groups, own = differences[: len(pairs)], variances[: len(pairs)]
     shares = [v / len(group) for group, (v, _) in zip(groups, own, strict=True)]
     count = sum(map(len, groups))
@@ -104,10 +120,10 @@ def mean_gain(pairs: Sequence[Pair], images: int, *, beside: Sequence[Pair] = ()
 
 
 def _differences(
-    pairs: Sequence[Pair], images: int
+    pairs: Sequence[Pair], images: int, variance: Variance
 ) -> tuple[list[list[float]], list[tuple[float, int]]]:
     groups = [[a - b for a, b in zip(one, other, strict=True)] for one, other in pairs]
-    units = [_unit(_mean(one), images) + _unit(_mean(other), images) for one, other in pairs]
+    units = [variance(_mean(one), images) + variance(_mean(other), images) for one, other in pairs]
     return groups, _variances(groups, units, floor=2 * _ROUNDING / images**2)
 
 
@@ -148,9 +164,3 @@ def _reach(freedom: int) -> float:
 
 def _mean(values: Group) -> float:
     return sum(values) / len(values)
-
-
-def _unit(accuracy: float, images: int) -> float:
-    """Return the binomial variance of an accuracy, above 0 at 0 and 1 too (Laplace's rule)."""
-    share = (accuracy * images + 1) / (images + 2)
-    return share * (1 - share) / images

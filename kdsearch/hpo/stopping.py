@@ -14,12 +14,14 @@ Curves are those of averaged weights. Cosine learning rates serve rungs best: ac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from kdsearch.hpo import pareto
+from kdsearch.hpo.statistics import Variance, binomial_variance
 from kdsearch.hpo.tails import student_tail
 
 MODES = ("safe", "tight", "off")
@@ -28,6 +30,7 @@ _CHANCE = 0.43  # times the share of the epochs that lie between this rung and t
 _RIDGE = 2.0  # as if so many trials more had said that an input of unit spread tells nothing
 _KEPT = 1 / 3  # what the fronts hold that a tight study keeps, after an epoch of _WEEDED
 _WEEDED = frozenset(4**n for n in range(10))
+_Noise: TypeAlias = Callable[[float], float]
 _MARGIN = 2.0  # standard errors of a difference, where too few of a schedule are complete
 
 
@@ -64,9 +67,17 @@ def is_rung(epoch: int, epochs: int) -> bool:
 
 
 def judge(
-    trial: Curve, others: Sequence[Curve], *, mode: str, images: int, floor: float | None = None
+    trial: Curve,
+    others: Sequence[Curve],
+    *,
+    mode: str,
+    images: int,
+    floor: float | None = None,
+    variance: Variance = binomial_variance,
 ) -> Verdict:
-    """Judge a trial after its last epoch so far. images: how many the accuracies stand on.
+    """Judge a trial after its last epoch so far. images: how many the values are measured on.
+
+    variance: of a value, from the choice of these images.
 
     An `others` that holds a value which is no number is left out; a trial whose own last value is
     none stops. What ends below the floor beats nothing, and what can hardly reach it stops.
@@ -93,9 +104,13 @@ def judge(
         bars = [floor]
     if not bars:
         return _verdict(False, trial, "nothing complete that costs no more is to be beaten")
+
+    def noise(value: float) -> float:
+        return variance(value, images)
+
     if len(teachers) < MIN_COMPLETE:
-        return _by_margin(trial, [t for t in teachers if _is_rival(t, floor)], images)
-    return _by_forecast(trial, teachers, max(bars), images)
+        return _by_margin(trial, [t for t in teachers if _is_rival(t, floor)], noise)
+    return _by_forecast(trial, teachers, max(bars), noise)
 
 
 def _is_rival(curve: Curve, floor: float | None) -> bool:
@@ -110,7 +125,7 @@ def _is_sunk(trial: Curve, teachers: Sequence[Curve], floor: float) -> bool:
     return any(teacher.values[epoch - 1] >= trial.values[-1] for teacher in low)
 
 
-def _by_forecast(trial: Curve, peers: Sequence[Curve], best: float, images: int) -> Verdict:
+def _by_forecast(trial: Curve, peers: Sequence[Curve], best: float, variance: _Noise) -> Verdict:
     """Stop where Student's t gives too small a chance to end above `best`.
 
     One ridge regression: final accuracy on the accuracies at this rung and at the one before, and
@@ -132,7 +147,7 @@ def _by_forecast(trial: Curve, peers: Sequence[Curve], best: float, images: int)
     slopes = inverse @ inputs.T @ ends
     freedom = len(peers) - 1 - len(used)
     spread = float(np.square(ends - inputs @ slopes).sum()) / freedom
-    noise = max(spread, _variance(best, images))
+    noise = max(spread, variance(best))
     mean = float(rows[:-1, -1].mean() + asked @ slopes)
     sd = math.sqrt(noise * (1 + 1 / len(peers) + float(asked @ inverse @ asked)))
     chance = student_tail((best - mean) / sd, freedom)
@@ -144,11 +159,11 @@ def _by_forecast(trial: Curve, peers: Sequence[Curve], best: float, images: int)
     return _verdict(chance < least, trial, words)
 
 
-def _by_margin(trial: Curve, rivals: Sequence[Curve], images: int) -> Verdict:
+def _by_margin(trial: Curve, rivals: Sequence[Curve], variance: _Noise) -> Verdict:
     """Stop where a completed one that costs no more was far ahead here, a fourth of the way on."""
     epoch, value = len(trial.values), trial.values[-1]
     ahead = max((r.values[epoch - 1] for r in rivals if r.cost <= trial.cost), default=value)
-    margin = _MARGIN * math.sqrt(_variance(value, images) + _variance(ahead, images))
+    margin = _MARGIN * math.sqrt(variance(value) + variance(ahead))
     is_stop = ahead - value > margin and 4 * epoch >= trial.epochs
     words = f"{value:.2%} beside {ahead:.2%} at no higher cost, margin {margin:.2%}"
     return _verdict(is_stop, trial, words)
@@ -176,12 +191,6 @@ def _least_chance(epoch: int, epochs: int) -> float:
 
 def _rung_before(epoch: int) -> int:
     return next((n for n in range(epoch - 1, 0, -1) if is_rung(n, epoch)), epoch)
-
-
-def _variance(accuracy: float, images: int) -> float:
-    """Return what the choice of images adds, above 0 at 0 and 1 too (Laplace's rule)."""
-    share = (accuracy * images + 1) / (images + 2)
-    return share * (1 - share) / images
 
 
 def _recipe(curve: Curve) -> tuple[int, str]:

@@ -1,4 +1,26 @@
-"""Tasks: what the labels ask of a student, and how its answers are judged.
+"""Tasks: what the labels ask of a network, and how its answers are measured.
 
-A task is one file. These modules import `data` and the modules at the top.
+A task is one file; the data name theirs (`ImageData.task`), and a user's own is called
+`FILE.py:Class` or `package.module:Class`. Imports `models`, `data` and the modules above them.
+`base` and this module load no torch.
 """
+
+from __future__ import annotations
+
+from kdsearch.registry import Registry
+from kdsearch.tasks.base import Facts, Meter, Metric, Task
+
+__all__ = ["DEFAULT", "TASKS", "Facts", "Meter", "Metric", "Task", "get", "names"]
+
+DEFAULT = "classification"
+TASKS: Registry[Task] = Registry("kdsearch.tasks", "kdsearch.tasks.base:Task", what="task")
+
+
+def get(name: str) -> type[Task]:
+    """Return the class of a task, by name or dotted path. Raises SpecError."""
+    return TASKS.get(name)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the built-in tasks in alphabetical order."""
+    return TASKS.names()

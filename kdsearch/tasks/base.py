@@ -1,0 +1,188 @@
+"""What a task is: what labels ask of a network, and how its answers are measured.
+
+An answer is the one tensor that a network returns at inference, [B, ...]; a file has that one
+output. Labels are one tensor row an image, [N, ...], in the form that the task chooses. Importing
+this module loads no torch: a study and its report read a `Metric` only.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kdsearch.errors import SpecError
+from kdsearch.hpo.statistics import binomial_variance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from kdsearch.data.base import Augment, ImageData
+    from kdsearch.data.views import Draws
+    from kdsearch.models.features import Outputs
+    from kdsearch.spec import StudentSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A share in [0, 1], higher is better, that trials are compared by.
+
+    key: its name in files: front.json, metrics.json, model card. label: its name in sentences and
+    on axes. is_percent: written as 97.31 %, differences in points; else as 0.9731. image_variance:
+    variance of one image's part in it; None: that of a right or wrong answer, p(1 - p).
+    """
+
+    key: str
+    label: str
+    is_percent: bool = True
+    image_variance: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """Return `%` or nothing."""
+        return "%" if self.is_percent else ""
+
+    @property
+    def points(self) -> str:
+        """Return the unit of a difference, ` points` or nothing, to follow its number."""
+        return " points" if self.is_percent else ""
+
+    def number(self, value: float) -> str:
+        """Return 0.9731 as '97.31', or as '0.9731' where the metric is no percentage."""
+        return f"{100 * value:.2f}" if self.is_percent else f"{value:.4f}"
+
+    def text(self, value: float) -> str:
+        """Return 0.9731 as '97.31 %', or as '0.9731'."""
+        return f"{self.number(value)} {self.unit}".strip()
+
+    def difference(self, value: float) -> str:
+        """Return 0.012 as '+1.20', in points, or as '+0.0120'."""
+        return f"{'-' if value < 0 else '+'}{self.number(abs(value))}"
+
+    def variance(self, value: float, images: int) -> float:
+        """Return the variance that the choice of so many images adds to a value."""
+        if self.image_variance is not None:
+            return self.image_variance / images
+        return binomial_variance(value, images)
+
+    def standard_error(self, value: float, images: int) -> float:
+        """Return the standard error of a value measured on so many images."""
+        return math.sqrt(self.variance(value, images))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a model card says of a task.
+
+    pipeline_tag: the task's name on Hugging Face. output: form and meaning of the answer.
+    limits: sentences on what the network cannot do.
+    """
+
+    pipeline_tag: str
+    output: str
+    limits: tuple[str, ...]
+
+
+class Meter(ABC):
+    """A metric over a split, batch by batch.
+
+    `add` changes tensors in place on their device and never waits for it, so that a GPU can replay
+    it as a graph; a meter that cannot sets `captures` to False. `value` waits.
+    """
+
+    captures: ClassVar[bool] = True
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all images."""
+
+    @abstractmethod
+    def add(self, answer: Tensor, labels: Tensor) -> None:
+        """Count a batch; images without a label count nowhere. Both: [B, ...]."""
+
+    @abstractmethod
+    def value(self) -> float:
+        """Return the metric over all images since `reset`. Raises DataError without images."""
+
+    def details(self) -> dict[str, float]:
+        """Return the metrics of `Task.also`, by key."""
+        return {}
+
+
+class Task(ABC):
+    """What depends on the kind of labels; everything else in kdsearch is the same for all tasks.
+
+    A task is chosen by the data (`ImageData.task`) and made with the data's `classes`, which may be
+    none. name: in messages and files. also: metrics reported besides. output: name of the one
+    output of an exported file.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[Metric]
+    also: ClassVar[tuple[Metric, ...]] = ()
+    output: ClassVar[str] = "output"
+
+    def __init__(self, classes: Sequence[str] = ()) -> None:
+        self.classes = tuple(classes)
+
+    @abstractmethod
+    def network(self, spec: StudentSpec, data: ImageData) -> nn.Module:
+        """Return an untrained student on the CPU: the body of a specification under a head."""
+
+    @abstractmethod
+    def target(
+        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: tuple[int, int]
+    ) -> Tensor:
+        """Return the labels of the samples at `index` [B] in a view, moved as its pixels were.
+
+        labels: of all samples. size: (H, W) of the view. Never waits for the device.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss over what is labelled, 0 with a graph where nothing is."""
+
+    @abstractmethod
+    def meter(self, device: torch.device) -> Meter:
+        """Return a meter of `metric`, on a device."""
+
+    @abstractmethod
+    def agreement(self, ours: Tensor, theirs: Tensor) -> float:
+        """Return the share of images [N, ...] for which two runtimes give the same answer."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Return what the model card says of the task."""
+
+    def metadata(self) -> dict[str, str]:
+        """Return what an exported file says of its answers, besides its preprocessing."""
+        return {}
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Return the network that is exported: as it is, or with its answers decoded."""
+        return network
+
+    def rows(
+        self, student: Outputs, teacher: Outputs | None, target: Tensor | None
+    ) -> tuple[Outputs, Outputs | None, Tensor | None]:
+        """Return rows of class logits [n, K] and targets [n] or [n, K] for methods that need them.
+
+        The rows are the `logits` of the outputs returned. Raises SpecError where answers are no
+        distributions over classes.
+        """
+        raise SpecError(f"the task {self.name!r} has no class logits that methods could compare")
+
+    def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
+        """Return the loss [B, T] of each image for the answers [B, T, ...] of T teachers."""
+        raise SpecError(f"the task {self.name!r} cannot weigh teachers by their losses")
+
+    @abstractmethod
+    def blend(self, weights: Tensor, answers: Tensor) -> Tensor:
+        """Return the common answer [B, ...] of T teachers: answers [B, T, ...], weights [B, T]."""
+
+    def labelled_by(self, target: Tensor, teacher: Outputs) -> Tensor:
+        """Return the target with the teacher's answer where an image has no label."""
+        raise SpecError(f"the task {self.name!r} takes no labels from a teacher")
