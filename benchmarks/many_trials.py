@@ -25,7 +25,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study, open_study
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
 EPOCHS = 16
 REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
@@ -54,7 +54,7 @@ class Mark:
     report_mb: float
 
 
-def look_up(study: OpenStudy, proposal: Proposal) -> Outcome:
+def look_up(study: OpenStudy, proposal: Proposal) -> TrialOutcome:
     """Return a formula's outcome: accuracy grows with the cost and hangs on the candidate."""
     chance = random.Random(proposal.digest)
     family = proposal.params["student.family"]
@@ -65,10 +65,10 @@ def look_up(study: OpenStudy, proposal: Proposal) -> Outcome:
     violations = study.budget.violations(cost)
     if max(violations.values()) > 0:
         reason = study.budget.explain(cost)
-        return Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
+        return TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
     val = 0.5 + 0.03 * math.log10(flops / 1e4) + 0.1 * chance.random()
     curve = tuple(val * (1 - 0.5**epoch) for epoch in range(2, EPOCHS + 1))
-    return Outcome(
+    return TrialOutcome(
         state="complete", cost=cost, violations=violations, val=val, curve=(*curve, val), seconds=1
     )
 

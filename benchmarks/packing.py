@@ -25,7 +25,7 @@ from benchmarks.paired import quartiles
 from kdsearch.engines.processes import open_workers
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
 
@@ -34,7 +34,7 @@ _BLOCKS = 3
 _WORKERS = 2
 _IMAGES = 512
 
-Run: TypeAlias = Callable[[Candidate, Path], Outcome]
+Run: TypeAlias = Callable[[Candidate, Path], TrialOutcome]
 
 
 def rows() -> bars.Rows:
@@ -84,7 +84,7 @@ def row(config: StudyConfig, case: str, *, epochs: int) -> bars.Row:
     )
 
 
-def run_here(context: TrialContext, candidate: Candidate, directory: Path) -> Outcome:
+def run_here(context: TrialContext, candidate: Candidate, directory: Path) -> TrialOutcome:
     """Run a trial in this process."""
     return run_trial(candidate, context, directory)
 
@@ -95,7 +95,7 @@ def seconds(runs: Sequence[Run], chosen: Sequence[Candidate], folder: Path) -> f
     for run in runs:
         free.put(run)
 
-    def one(place: int) -> Outcome:
+    def one(place: int) -> TrialOutcome:
         run = free.get()
         try:
             return run(chosen[place], folder / str(place))

@@ -30,7 +30,7 @@ from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig, config_of
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import UNFINISHED
 
@@ -134,7 +134,7 @@ def here(opened: OpenStudy) -> Iterator[Engine]:
         yield partial(local.run, evaluators=evaluators)
 
 
-def evaluate(opened: OpenStudy, worker: Worker, proposal: Proposal) -> Outcome:
+def evaluate(opened: OpenStudy, worker: Worker, proposal: Proposal) -> TrialOutcome:
     """Run a trial in a worker, which asks at each rung, as one on Ray does."""
     return worker.run_trial(
         Candidate.from_params(proposal.params),

@@ -15,7 +15,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 0.4
@@ -46,7 +46,9 @@ def _rows(teacher: Model, folder: Path) -> Iterator[bars.Row]:
         )
 
 
-def rejection(student: StudentSpec, context: TrialContext, folder: Path) -> Callable[[], Outcome]:
+def rejection(
+    student: StudentSpec, context: TrialContext, folder: Path
+) -> Callable[[], TrialOutcome]:
     """Return a trial of a student that no budget of one FLOP allows."""
     candidate = Candidate(student=student)
     return lambda: run_trial(candidate, context, folder)

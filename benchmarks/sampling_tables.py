@@ -38,7 +38,7 @@ from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome, Proposal
+from kdsearch.study.study import Proposal, TrialOutcome
 
 COUNTS = (25, 50, 100)
 MORE = 4  # how many times as many trainings random may have
@@ -247,14 +247,14 @@ def by_us(table: Table, seed: int, n: int) -> list[Student]:
     def cost_of(params: Params) -> Cost:
         return Cost(flops=round(table.look_up(params).flops), params=1)
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         cost = cost_of(proposal.params)
         violations = study.budget.violations(cost)
         if violations["flops"] > 0:
-            return Outcome(state="rejected", cost=cost, violations=violations)
+            return TrialOutcome(state="rejected", cost=cost, violations=violations)
         trained.append(table.look_up(proposal.params))
         val = table.measured(proposal.params, seed)
-        return Outcome(state="complete", cost=cost, violations=violations, val=val)
+        return TrialOutcome(state="complete", cost=cost, violations=violations, val=val)
 
     config = StudyConfig(space=table.text, budget_mflops=table.mflops, seed=seed)
     with (

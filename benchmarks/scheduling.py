@@ -30,7 +30,7 @@ from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
 BAR = 30.0
 REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)
@@ -67,12 +67,12 @@ def ours(study: OpenStudy, built: list[float]) -> Callable[[], object]:
     data = trials.image_data(1)
     chance = random.Random(0)
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         student = Candidate.from_params(proposal.params).student
         built.append(_ms(partial(build_student, student, data)))
         cost = Cost(flops=chance.randint(10**6, 2 * 10**7), params=10**5)
         violations = study.budget.violations(cost)
-        return Outcome(state="complete", cost=cost, violations=violations, val=chance.random())
+        return TrialOutcome(state="complete", cost=cost, violations=violations, val=chance.random())
 
     def step() -> None:
         local.run(Proposals(study, search(study, n_trials=len(study.records()) + 1)), [evaluate])

@@ -44,8 +44,8 @@ from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import config_of
-from kdsearch.study.loggers.base import Callback
 from kdsearch.teachers.load import load_teacher
 from kdsearch.trials.context import load_data, teacher_specs
 from kdsearch.workflows.run import Plan, run
@@ -163,11 +163,13 @@ class Trials(Callback):
         """Return those since the start."""
         return time.perf_counter() - self._started
 
-    def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
+    def on_search_begin(
+        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
+    ) -> None:
         """Note how long it took until the search begins."""
         self.began = self.seconds()
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Keep a trial of the search."""
         if not record.kind:
             self.told.append((self.seconds(), record))

@@ -13,7 +13,7 @@ from kdsearch.engines.dispatch import OnTrial, Proposals, search
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
 SPACE = """
 student:
@@ -36,7 +36,7 @@ def opened(path: Path, config: StudyConfig = REQUEST) -> AbstractContextManager[
     return open_study(path, config, versions={"kdsearch": "0"})
 
 
-def look_up(proposal: Proposal) -> Outcome:
+def look_up(proposal: Proposal) -> TrialOutcome:
     """Return one MFLOP a layer, accuracy that grows with it; a vit of one layer fails."""
     params = proposal.params
     family = params["student.family"]
@@ -45,13 +45,13 @@ def look_up(proposal: Proposal) -> Outcome:
     budget = Budget(flops=MAX_DEPTH * 1e6)
     violations = budget.violations(cost)
     if violations["flops"] > 0:
-        return Outcome(
+        return TrialOutcome(
             state="rejected", cost=cost, violations=violations, reason=budget.explain(cost)
         )
     if family == "vit" and depth == 1:
-        return Outcome(state="failed", reason="a vit of one layer")
+        return TrialOutcome(state="failed", reason="a vit of one layer")
     val = 0.5 + depth / 40 + float(params.get("train.lr", 0.1)) / 10
-    return Outcome(
+    return TrialOutcome(
         state="complete", cost=cost, violations=violations, val=val, curve=(val / 2, val)
     )
 

@@ -49,7 +49,7 @@ from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.training.step import ModelEma
 
 B, K = 6, 5
@@ -288,9 +288,11 @@ def test_study_and_peer_hold_as_many_trials(tmp_path):
 def test_packed_trials_run_side_by_side_and_none_may_fail(tmp_path: Path) -> None:
     both = Barrier(2)
 
-    def run(_: Candidate, directory: Path) -> Outcome:
+    def run(_: Candidate, directory: Path) -> TrialOutcome:
         both.wait(20)
-        return Outcome(state="complete" if directory.name != "3" else "failed", reason="broken")
+        return TrialOutcome(
+            state="complete" if directory.name != "3" else "failed", reason="broken"
+        )
 
     chosen = packing.candidates(1)
     assert len({candidate.digest() for candidate in chosen}) == len(chosen) == 8

@@ -13,7 +13,7 @@ class Lines(Logger):
     def __init__(self, study: OpenStudy) -> None:
         self._file = (study.path / "trials.jsonl").open("a", encoding="utf-8")
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write how a trial ended."""
         said = {"trial": record.number, "state": record.state, "val": record.val}
         print(json.dumps(said), file=self._file, flush=True)

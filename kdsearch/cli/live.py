@@ -17,9 +17,9 @@ from rich.text import Text
 
 from kdsearch.cli.tables import cost_text, show
 from kdsearch.spec import UNITS, Budget, TrialRecord
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.ledger import name_trial
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.spend import forecast, planned_epochs
 from kdsearch.study.study import Proposal
 
@@ -81,26 +81,28 @@ class StudyConsole(Callback):
         """Take the live table down."""
         self._live.stop()
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Print one line."""
         if not self._quiet:
             show(text, console=self._console)
 
-    def teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
+    def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Show how far the teacher's training is; plain output gets its first and last."""
         detail = f"validation {100 * epoch.val:.2f} %"
         if epoch.number == 1:
-            self.note(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
+            self.on_message(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
         self._stage = f"Teacher: epoch {epoch.number} of {epochs}, {detail}"
         if epoch.number == epochs:
             self._stage = ""
-            self.note(f"Teacher trained: {detail}")
+            self.on_message(f"Teacher trained: {detail}")
 
     def attempt(self, number: int, total: int, what: str) -> None:
         """Show which of the methods is being tried."""
         self._stage = f"Methods: {number} of {total}, {what}"
 
-    def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
+    def on_search_begin(
+        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
+    ) -> None:
         """Begin to count trials."""
         with self._lock:
             self._budget, self._total = budget, n_trials
@@ -111,9 +113,9 @@ class StudyConsole(Callback):
                 default=None,
             )
         if done:
-            self.note(f"{len(done)} of {n_trials} trials are there already")
+            self.on_message(f"{len(done)} of {n_trials} trials are there already")
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_begin(self, proposal: Proposal) -> None:
         """Add a trial to those that run."""
         row = _Row(
             what=name_trial(proposal.params),
@@ -124,13 +126,13 @@ class StudyConsole(Callback):
             self._running[proposal.number] = row
             self._beside = max(self._beside, len(self._running))
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Show how far a running trial is."""
         with self._lock:
             row = self._running.get(number) or _Row(what="", epochs=epochs, kind="")
             self._running[number] = replace(row, epoch=epoch.number, epochs=epochs, val=epoch.val)
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Show how a trial ended and the best so far; what is no terminal gets a line."""
         with self._lock:
             self._running.pop(record.number, None)
@@ -139,7 +141,7 @@ class StudyConsole(Callback):
             if not record.kind:
                 self._ended.append(record)
         if not self._is_live:
-            self.note(self._line(record))
+            self.on_message(self._line(record))
         self._foretell()
 
     def _foretell(self) -> None:
@@ -149,7 +151,7 @@ class StudyConsole(Callback):
             self._has_foretold = True
             n_left = self._total - len(self._ended)
             if n_left > 0:
-                self.note(
+                self.on_message(
                     f"About {_time(left)} for {n_left} more trial{'s' if n_left > 1 else ''} "
                     f"({self._beside} at a time); "
                     "none begins after a --time-limit"

@@ -226,7 +226,7 @@ def measure(
         Candidate.from_params(params).student,
         config_of(only_given(target=target, threads=threads, batch=batch)),
         input_shape=shape,
-        note=StudyConsole(quiet=as_json).note,
+        note=StudyConsole(quiet=as_json).on_message,
         classes=classes,
     )
     if as_json:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
-from kdsearch.study.study import OpenStudy, Outcome, Price, Proposal, searched
+from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike
@@ -69,7 +69,7 @@ class Proposals:
         """Whether a trial is left that waits for an equal running one."""
         return self._waiting is not None
 
-    def end(self, proposal: Proposal, outcome: Outcome) -> None:
+    def end(self, proposal: Proposal, outcome: TrialOutcome) -> None:
         """Take how a trial ended that `next` gave.
 
         Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
@@ -96,7 +96,7 @@ class Proposals:
                 f"Details: {log}. Once that is mended, {config.goes_on(path)}"
             )
 
-    def _tell(self, proposal: Proposal, outcome: Outcome) -> TrialRecord:
+    def _tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
         record = self._study.tell(proposal, outcome)
         if self._on_trial is not None:
             self._on_trial(record)
@@ -123,9 +123,9 @@ def search(
         yield study.ask(price)
 
 
-def _reused(earlier: TrialRecord) -> Outcome:
+def _reused(earlier: TrialRecord) -> TrialOutcome:
     """Return the outcome of an equal earlier trial, which stands for this one too."""
-    return Outcome(
+    return TrialOutcome(
         state=earlier.state,
         cost=earlier.cost,
         violations=earlier.violations,

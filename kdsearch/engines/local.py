@@ -12,10 +12,10 @@ from threading import Thread
 from typing import TypeAlias
 
 from kdsearch.engines.dispatch import Proposals
-from kdsearch.study.study import Outcome, Proposal
+from kdsearch.study.study import Proposal, TrialOutcome
 
-Evaluate: TypeAlias = Callable[[Proposal], Outcome]
-_Ended: TypeAlias = "SimpleQueue[tuple[Proposal, Evaluate, Outcome | BaseException]]"
+Evaluate: TypeAlias = Callable[[Proposal], TrialOutcome]
+_Ended: TypeAlias = "SimpleQueue[tuple[Proposal, Evaluate, TrialOutcome | BaseException]]"
 
 
 def run(proposals: Proposals, evaluators: Sequence[Evaluate]) -> None:
@@ -51,7 +51,7 @@ def _run_beside(proposals: Proposals, evaluators: Sequence[Evaluate]) -> None:
 
 def _evaluate(proposal: Proposal, evaluate: Evaluate, ended: _Ended) -> None:
     """Put into the queue how a trial ended; what is raised is raised again by the driver."""
-    outcome: Outcome | BaseException
+    outcome: TrialOutcome | BaseException
     try:
         outcome = evaluate(proposal)
     except BaseException as error:

@@ -33,7 +33,7 @@ from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.training.trainer import Epoch, OnEpoch
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
@@ -42,7 +42,7 @@ _READY = "ready"
 # What a worker tells: that it is ready, each epoch and how many there will be, a rung, at which it
 # waits for the answer, and how the trial ended. It also sends what it logs, and what the study
 # cannot survive.
-_Told: TypeAlias = str | tuple[Epoch, int] | Rung | Outcome
+_Told: TypeAlias = str | tuple[Epoch, int] | Rung | TrialOutcome
 _Sent: TypeAlias = _Told | logging.LogRecord | KDSearchError
 _Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path] | str | None]"
 
@@ -77,7 +77,7 @@ class Worker:
         *,
         on_epoch: OnEpoch | None = None,
         on_rung: OnRung | None = None,
-    ) -> Outcome:
+    ) -> TrialOutcome:
         """Run one trial; a worker that dies makes of it a failed one that says how.
 
         Raises KDSearchError for what the study as a whole cannot survive, such as a worker that
@@ -95,7 +95,7 @@ class Worker:
             reason = f"no end after {self._timeout:g} s (--trial-timeout)"
         except (EOFError, ConnectionError):
             reason = f"its worker process {self._end()}"
-        return Outcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
+        return TrialOutcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
 
     def stop(self) -> None:
         """End the process at once, and the trial that it is at."""
@@ -119,8 +119,8 @@ class Worker:
             raise StudyError(f"a worker process {self._end()} before its first trial") from None
         assert ready == _READY
 
-    def _outcome(self, on_epoch: OnEpoch | None, on_rung: OnRung | None) -> Outcome:
-        while not isinstance(told := self._told(), Outcome):
+    def _outcome(self, on_epoch: OnEpoch | None, on_rung: OnRung | None) -> TrialOutcome:
+        while not isinstance(told := self._told(), TrialOutcome):
             if isinstance(told, Rung):
                 self._pipe.send(None if on_rung is None else on_rung(told))
                 continue

@@ -28,7 +28,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import UNFINISHED, TrialContext, run_trial
 
@@ -158,7 +158,9 @@ def _require_shared(study: Path, sign: str) -> None:
         )
 
 
-def _evaluate(context: TrialContext, study: Path, proposal: Proposal, report: Report) -> Outcome:
+def _evaluate(
+    context: TrialContext, study: Path, proposal: Proposal, report: Report
+) -> TrialOutcome:
     return run_trial(
         Candidate.from_params(proposal.params),
         context,

@@ -34,7 +34,7 @@ from kdsearch.engines.dispatch import Proposals
 from kdsearch.engines.ray_cluster import quiet
 from kdsearch.errors import StudyError
 from kdsearch.study.early_stopping import Rung
-from kdsearch.study.study import Outcome, Proposal
+from kdsearch.study.study import Proposal, TrialOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Report(Protocol):
         """Ask the driver's `on_rung` why the trial is to stop there, or None; waits for it."""
 
 
-Evaluate: TypeAlias = Callable[[Proposal, Report], Outcome]
+Evaluate: TypeAlias = Callable[[Proposal, Report], TrialOutcome]
 Start: TypeAlias = Callable[[], Evaluate]
 OnProgress: TypeAlias = Callable[..., None]
 OnRung: TypeAlias = Callable[[Proposal, Rung], "str | None"]
@@ -123,7 +123,7 @@ class _Raised:
     error: BaseException
 
 
-_Said: TypeAlias = _Progress | logging.LogRecord | Rung | Outcome | _Raised
+_Said: TypeAlias = _Progress | logging.LogRecord | Rung | TrialOutcome | _Raised
 
 
 class _Actor(tune.Trainable):
@@ -163,13 +163,13 @@ class _Actor(tune.Trainable):
                 said.append(self._said.get(timeout=left))
             except Empty:
                 break
-            is_last = isinstance(said[-1], Rung | Outcome | _Raised)
+            is_last = isinstance(said[-1], Rung | TrialOutcome | _Raised)
         took = time.monotonic() - self._began
         if not is_last and self._timeout is not None and took > self._timeout:
             self._is_hung = True
             reason = f"no end after {self._timeout:g} s (--trial-timeout)"
-            said.append(Outcome(state="failed", reason=reason, seconds=took))
-        return {"said": said, "done": bool(said) and isinstance(said[-1], Outcome)}
+            said.append(TrialOutcome(state="failed", reason=reason, seconds=took))
+        return {"said": said, "done": bool(said) and isinstance(said[-1], TrialOutcome)}
 
     def answer(self, reason: str | None) -> None:
         """Take the driver's answer at a rung."""
@@ -270,7 +270,7 @@ class _Search(Searcher):
             return
         else:
             reason = f"its Ray actor died {len(deaths)} times: {deaths[-1]}"
-            outcome = Outcome(state="failed", reason=reason)
+            outcome = TrialOutcome(state="failed", reason=reason)
         with self._kept_error():
             self._proposals.end(proposal, outcome)
 

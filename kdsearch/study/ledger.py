@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.space import Params
 from kdsearch.spec import Budget, TrialRecord
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.lease import Holder
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.progress import PROGRESS, Progress, Running, read_progress, write_progress
 from kdsearch.study.spend import (
     ENDED,
@@ -82,12 +82,14 @@ class Ledger(Callback):
                 self._add(replace(self._now(), running=()), how)
                 (self._study.path / PROGRESS).unlink(missing_ok=True)
 
-    def search(self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget) -> None:
+    def on_search_begin(
+        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
+    ) -> None:
         """Say that the run is under way."""
         with self._lock:
             self._write()
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_begin(self, proposal: Proposal) -> None:
         """Add a running trial."""
         began = Running(
             number=proposal.number,
@@ -102,7 +104,7 @@ class Ledger(Callback):
             self._progress = replace(self._progress, beside=beside)
             self._write_in_time()
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Note how far a trial is."""
         with self._lock:
             if number in self._running:
@@ -111,7 +113,7 @@ class Ledger(Callback):
                 self._running[number] = told
             self._write_in_time()
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Strike out a trial that ended."""
         with self._lock:
             self._running.pop(record.number, None)

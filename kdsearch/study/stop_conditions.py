@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from kdsearch.hpo.convergence import is_flat
+from kdsearch.study.callbacks import Callbacks
 from kdsearch.study.formatting import duration
-from kdsearch.study.loggers.base import Callbacks
 from kdsearch.study.study import OpenStudy, searched
 
 
@@ -14,19 +14,19 @@ class Ending:
     """Says that no further trial is to begin, and tells once why.
 
     time_limit: seconds of this run's search. flat_after: see `trend.is_flat`; 0 or None: never. A
-    watcher that raised StopStudy ends the search too.
+    callback that raised StopStudy ends the search too.
     """
 
     def __init__(
         self,
         study: OpenStudy,
-        watchers: Callbacks,
+        callbacks: Callbacks,
         *,
         time_limit: float | None = None,
         flat_after: int | None = None,
     ) -> None:
         self._study = study
-        self._watchers = watchers
+        self._callbacks = callbacks
         self._flat_after = flat_after
         self._time_limit = time_limit
         self._began = time.perf_counter()
@@ -37,13 +37,13 @@ class Ending:
         reason = self._reason()
         if reason is not None and not self._is_told:
             self._is_told = True
-            self._watchers.note(f"No further trial: {reason}")
+            self._callbacks.on_message(f"No further trial: {reason}")
         return reason is not None
 
     def _reason(self) -> str | None:
         limit, after = self._time_limit, self._flat_after
-        if self._watchers.stopped is not None:
-            return self._watchers.stopped
+        if self._callbacks.stopped is not None:
+            return self._callbacks.stopped
         if limit is not None and time.perf_counter() - self._began >= limit:
             return f"the time limit of {duration(limit)} is reached"
         if after and self._is_flat(after):

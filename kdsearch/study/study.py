@@ -58,7 +58,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended: `complete`, `rejected`, `pruned` or `failed` (see TrialRecord)."""
 
     state: str
@@ -116,7 +116,7 @@ class OpenStudy:
             if cost is None or not reason or _rejected_just_before(records, proposal) >= REDRAWS:
                 return proposal
             violations = self.budget.violations(cost)
-            over = Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
+            over = TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
             self.tell(proposal, replace(over, rejected_early=True))
 
     def _draw(self, records: Sequence[TrialRecord]) -> Proposal:
@@ -196,7 +196,7 @@ class OpenStudy:
         equal = (r for r in self.records() if r.digest == proposal.digest and r.state in states)
         return next((record for record in equal if record.reused_from is None), None)
 
-    def tell(self, proposal: Proposal, outcome: Outcome) -> TrialRecord:
+    def tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
         """Store how a trial ended; constraints go in before the values, as the sampler needs.
 
         A complete trial whose accuracy is not a number becomes a failed one.
@@ -312,7 +312,7 @@ _TOLD = {
 }
 
 
-def _note(proposal: Proposal, outcome: Outcome | None = None) -> str:
+def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
     """Return what is kept of a trial beside its Optuna parameters."""
     kept = {key: value for key, value in asdict(proposal).items() if key != "number"}
     return json.dumps(kept | ({} if outcome is None else asdict(outcome)))

@@ -22,8 +22,8 @@ from kdsearch.deploy.pricing import latency_of
 from kdsearch.deploy.targets import target_in
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks.classification import evaluate
 from kdsearch.teachers.load import TeacherSpec, load_teacher
@@ -100,11 +100,11 @@ def prepare(
 ) -> Prepared:
     """Load or train the teacher, measure it on validation, and lay out what trials share."""
     started = time.perf_counter()
-    context = lay_out(config, data, out=out, device=device, on_epoch=callback.teacher_epoch)
+    context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
     teachers, latencies = context.teachers, context.latencies
     val = common_accuracy(teachers, data.val, device)
     seconds = time.perf_counter() - started
-    priced = [_price_teacher(teacher, latencies, callback.note) for teacher in teachers]
+    priced = [_price_teacher(teacher, latencies, callback.on_message) for teacher in teachers]
     entry = TeacherEntry(
         name=" + ".join(teacher.name for teacher in teachers),
         val=val,

@@ -37,7 +37,7 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, digest_of
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, parts_heard
@@ -79,7 +79,7 @@ def run_trial(
     *,
     on_epoch: OnEpoch | None = None,
     on_rung: OnRung | None = None,
-) -> Outcome:
+) -> TrialOutcome:
     """Price a candidate, distil it when it fits, and leave its weights and curve in `directory`.
 
     on_rung: answers why the trial is to stop there, or None; one that stops leaves no weights.
@@ -92,13 +92,13 @@ def run_trial(
     except StudyError:
         raise
     except KDSearchError as error:
-        outcome = Outcome(state="failed", reason=str(error))
+        outcome = TrialOutcome(state="failed", reason=str(error))
     except Exception as error:  # a candidate must not end the study, whatever it does
         if isinstance(error, OSError) and error.errno in NO_WRITE:  # no fault of the candidate
             file = error.filename or directory
             raise StudyError(f"cannot write {file}: {error.strerror}") from error
         logger.exception("%s failed", candidate)
-        outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
+        outcome = TrialOutcome(state="failed", reason=f"{type(error).__name__}: {error}")
     return replace(
         outcome,
         seconds=time.perf_counter() - started,
@@ -116,7 +116,7 @@ def _run(
     directory: Path,
     on_epoch: OnEpoch | None,
     on_rung: OnRung | None,
-) -> Outcome:
+) -> TrialOutcome:
     seed = _seed_of(candidate, context.seed)
     with BUILDING:
         torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def _run(
         cost = price(student, budget=context.budget, latencies=context.latencies)
     violations = context.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
-        return Outcome(
+        return TrialOutcome(
             state="rejected",
             cost=cost,
             violations=violations,
@@ -137,7 +137,7 @@ def _run(
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
         atomic.write(directory / "curve.csv", _curve_csv(epochs))
-    return Outcome(
+    return TrialOutcome(
         state="pruned" if last.stopped else "complete",
         cost=cost,
         violations=violations,

@@ -26,8 +26,8 @@ from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.loggers.base import Callback
 from kdsearch.training.distiller.teacher_ensemble import common_logits
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs

@@ -22,10 +22,10 @@ from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Candidate, StudentSpec, digest_of
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, study_path
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.study.summary import Target
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch, accuracy
@@ -39,7 +39,7 @@ _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 class Distilled:
     """A distilled student, on disk: accuracies of it and of its teacher, and the folder."""
 
-    outcome: Outcome
+    outcome: TrialOutcome
     teacher_val: float
     results: dict[str, float]
     package: Package
@@ -66,19 +66,19 @@ def distill(
     torch_device = pick_device(device)
     data, config = load_data(config, out)
     student = build_student(candidate.student, data)  # its mistakes show before any training
-    callback.note(f"Results go to {path}")
-    target_in(config).rehearse(student.preprocess.input_shape, callback.note)
+    callback.on_message(f"Results go to {path}")
+    target_in(config).rehearse(student.preprocess.input_shape, callback.on_message)
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
     build_distiller(candidate, student, prepared.context)
-    callback.note(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
-    callback.search((), 1, budget=config.budget)
+    callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    callback.on_search_begin((), 1, budget=config.budget)
     with SummaryWriter(str(path / FOLDER)) as board:
 
         def record(epoch: Epoch, epochs: int) -> None:
             write_epoch(board, epoch)
             board.add_scalar("accuracy/teacher", prepared.teacher.val, epoch.number)
             board.add_scalar("memory/MB", _memory_bytes(torch_device) / 1e6, epoch.number)
-            callback.trial_epoch(0, epoch, epochs)
+            callback.on_epoch(0, epoch, epochs)
 
         kept = path / UNFINISHED / digest_of(asdict(config))
         context = replace(prepared.context, unfinished=kept)

@@ -24,8 +24,8 @@ from kdsearch.deploy.targets import target_in
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, config_of, read_config, resume_command
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.open import find_storage, load_study
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
@@ -111,11 +111,15 @@ def export_study(
     demands = Demands(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
     files = []
     for name in formats:
-        callback.note(f"Writing {name}")
+        callback.on_message(f"Writing {name}")
         file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
         if known_formats.get(name).is_8_bit and file.drop > max_drop:
-            callback.note(f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits")
-            context = lay_out(config, data, out=out, device=_CPU, on_epoch=callback.teacher_epoch)
+            callback.on_message(
+                f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits"
+            )
+            context = lay_out(
+                config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch
+            )
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
             tuned = fine_tune(student, candidate, context, source.calibration())
             file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)

@@ -23,9 +23,9 @@ from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.findings import CONTROLS, of_controls, of_refits, of_test
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.loggers.base import Callback
 from kdsearch.study.refit import (
     middle,
     missing,
@@ -162,7 +162,7 @@ def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
 def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:
     """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
     if "shelf" not in study.facts():
-        shelf = off_the_shelf(context, study.path.parent / CACHE, callback.note)
+        shelf = off_the_shelf(context, study.path.parent / CACHE, callback.on_message)
         study.note(shelf=[asdict(entry) for entry in shelf])
     study.note(images={"val": len(context.data.val), "test": len(context.data.test)})
 
@@ -247,7 +247,7 @@ def _ship(
             study.note(best=way.record.number, shipped=way.weights.number)
             return way, replace(package, path=study.path / BEST)
         shutil.rmtree(package.path)
-        callback.note(
+        callback.on_message(
             f"Trial {way.weights.number} is not shipped: its file took {package.latency}, "
             f"over the budget of {study.budget.latency_ms} ms"
         )
@@ -280,7 +280,7 @@ def _train_controls(
         for method in CONTROLS:
             params: Params = {**student, "method.name": method}
             if all(record.params != params for record in _controls_of(study, best)):
-                callback.note(
+                callback.on_message(
                     f"Control for no. {best.number}: the same student with method {method}"
                 )
                 yield study.ask_control(params, best.number)
@@ -302,8 +302,12 @@ def _train(
         found = study.earlier(proposal)
         return found if found is not None and _weights(study, found).is_file() else None
 
-    on_trial = partial(callback.trial, best=best)
-    engine(Proposals(study, source, on_begin=callback.begun, on_trial=on_trial, earlier=earlier))
+    on_trial = partial(callback.on_trial_end, best=best)
+    engine(
+        Proposals(
+            study, source, on_begin=callback.on_trial_begin, on_trial=on_trial, earlier=earlier
+        )
+    )
 
 
 def _seeds(study: OpenStudy) -> dict[str, object]:

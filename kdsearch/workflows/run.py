@@ -37,6 +37,7 @@ from kdsearch.report.dashboard import write_board
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import (
     StudyConfig,
     config_of,
@@ -49,13 +50,13 @@ from kdsearch.study.config import (
 )
 from kdsearch.study.early_stopping import Judge, OnRung, foretelling
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.loggers import Callback, Callbacks, Loggers
+from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study, reach, refuse_driven
 from kdsearch.study.refit import Refit
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
-from kdsearch.study.study import OpenStudy, Outcome, Price, Proposal, searched
+from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
@@ -111,10 +112,10 @@ def run(
     if plan.on_ray is not None:
         plan.on_ray.share(device)
     config, data, path = _settle(given, out, name, plan.storage)
-    callback.note(f"Results go to {path}")
-    target_in(config).rehearse((data.channels, data.size, data.size), callback.note)
+    callback.on_message(f"Results go to {path}")
+    target_in(config).rehearse((data.channels, data.size, data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
-    callback.note(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
     opened = open_study(path, config, versions=versions, storage=plan.storage)
     with opened as study, _log_to(path / "kdsearch.log"):
@@ -132,14 +133,14 @@ def run(
         try:
             with (
                 Ledger(study, device=str(device), started=started) as ledger,
-                _watchers(study, callback, ledger, loggers) as watchers,
+                _callbacks(study, callback, ledger, loggers) as callbacks,
                 _engine(
-                    study, prepared.context, watchers, plan, _told_before(study, out)
+                    study, prepared.context, callbacks, plan, _told_before(study, out)
                 ) as engine,
             ):
-                _search(study, prepared.context, engine, watchers, plan, total=total)
-                _tell(watchers, refits_left(study))
-                finished = finish(study, prepared.context, watchers, engine, ledger=ledger)
+                _search(study, prepared.context, engine, callbacks, plan, total=total)
+                _tell(callbacks, refits_left(study))
+                finished = finish(study, prepared.context, callbacks, engine, ledger=ledger)
             write_board(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -156,7 +157,7 @@ def run(
 
 def _tell(callback: Callback, lines: Iterator[str]) -> None:
     for line in lines:
-        callback.note(line)
+        callback.on_message(line)
 
 
 def _settle(
@@ -225,15 +226,15 @@ def _resolve(
 
 
 @contextmanager
-def _watchers(
+def _callbacks(
     study: OpenStudy, callback: Callback, ledger: Ledger, loggers: Loggers | None
 ) -> Iterator[Callbacks]:
     """Give what tells all of them, and close the loggers in the end."""
-    watchers = Callbacks([ledger, callback, *(() if loggers is None else loggers.open(study))])
+    callbacks = Callbacks([ledger, callback, *(() if loggers is None else loggers.open(study))])
     try:
-        yield watchers
+        yield callbacks
     finally:
-        watchers.close()
+        callbacks.close()
 
 
 def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
@@ -241,7 +242,7 @@ def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
     recipes = [] if study.records() or study.guesses() else recipes_of(study.config, out)
     if recipes:
         study.guess(recipes)
-        callback.note(f"Tried first: {len(recipes)} recipes of {study.config.from_study}")
+        callback.on_message(f"Tried first: {len(recipes)} recipes of {study.config.from_study}")
 
 
 def _price(budget: Budget, context: TrialContext) -> Price | None:
@@ -253,7 +254,7 @@ def _search(
     study: OpenStudy,
     context: TrialContext,
     engine: Engine,
-    watchers: Callbacks,
+    callbacks: Callbacks,
     plan: Plan,
     *,
     total: int,
@@ -261,13 +262,13 @@ def _search(
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
-        watchers.trial(record, front[-1] if front else None)
+        callbacks.on_trial_end(record, front[-1] if front else None)
 
-    watchers.search(searched(study.records()), total, budget=study.budget)
-    enough = Ending(study, watchers, time_limit=plan.time_limit, flat_after=plan.flat_after)
+    callbacks.on_search_begin(searched(study.records()), total, budget=study.budget)
+    enough = Ending(study, callbacks, time_limit=plan.time_limit, flat_after=plan.flat_after)
     price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)
-    engine(Proposals(study, source, on_begin=watchers.begun, on_trial=on_trial))
+    engine(Proposals(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
 
 
 def _told_before(study: OpenStudy, out: Path) -> Sequence[Curve]:
@@ -286,7 +287,7 @@ class _RunTrial(Protocol):
         directory: Path,
         on_epoch: OnEpoch | None = None,
         on_rung: OnRung | None = None,
-    ) -> Outcome: ...
+    ) -> TrialOutcome: ...
 
 
 @contextmanager
@@ -311,7 +312,7 @@ def _engine(
             plan.on_ray,
             device=context.device,
             timeout=plan.trial_timeout,
-            on_epoch=callback.trial_epoch,
+            on_epoch=callback.on_epoch,
             on_rung=judge,
         )
         with actors as engine:
@@ -343,11 +344,11 @@ def _engine(
 
 def _evaluate(
     study: OpenStudy, callback: Callback, on_rung: OnRung, run: _RunTrial, proposal: Proposal
-) -> Outcome:
+) -> TrialOutcome:
     return run(
         Candidate.from_params(proposal.params),
         directory=study.directory(proposal.number),
-        on_epoch=partial(callback.trial_epoch, proposal.number),
+        on_epoch=partial(callback.on_epoch, proposal.number),
         on_rung=None if proposal.kind else on_rung,
     )
 

@@ -31,7 +31,7 @@ from kdsearch.spec import Budget, Cost, digest_of
 from kdsearch.study.config import OBJECTIVE, StudyConfig, refuse_sampler
 from kdsearch.study.early_stopping import Judge, Rung
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]
@@ -142,14 +142,14 @@ def _run(
     judge: Judge,
     epochs: int | None,
     proposal: Proposal,
-) -> Outcome:
+) -> TrialOutcome:
     """Evaluate one candidate that keeps the budget."""
     started = time.perf_counter()
     cost = price(proposal.params)
     violations = study.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         reason = study.budget.explain(cost)
-        return Outcome(state="rejected", cost=cost, violations=violations, reason=reason)
+        return TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
     reports = _Reports(judge, cost, epochs)
     try:
         val, reason = _number("evaluate returned", evaluate(proposal.params, reports)), ""
@@ -161,7 +161,7 @@ def _run(
     state = "failed" if val is None else "complete"
     if reports.stopped:
         state, val, reason = "pruned", None, reports.stopped
-    return Outcome(
+    return TrialOutcome(
         state=state,
         cost=cost,
         violations=violations,

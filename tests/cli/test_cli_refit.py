@@ -12,7 +12,7 @@ from shell import SPACE, Shell, ended_trials
 
 from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Callback
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import Refit, candidates, trained
 from kdsearch.study.study import searched
@@ -144,7 +144,7 @@ class Interrupting(Callback):
     def __init__(self, until: int) -> None:
         self._left = until
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if record.kind:
             self._left -= 1
             if self._left == 0:

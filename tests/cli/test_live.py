@@ -11,23 +11,23 @@ from table_study import REQUEST, look_up, opened
 
 from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
-from kdsearch.study.study import OpenStudy, Outcome
+from kdsearch.study.study import OpenStudy, TrialOutcome
 from kdsearch.training.trainer import Epoch
 
 
 def play(study: OpenStudy, callback: StudyConsole) -> None:
     """Let six trials end, two at a time, and leave one running in its third epoch."""
-    callback.search([], 10, budget=REQUEST.budget)
+    callback.on_search_begin([], 10, budget=REQUEST.budget)
     beside = study.ask()
-    callback.begun(beside)
+    callback.on_trial_begin(beside)
     for _ in range(6):
         asked = study.ask()
-        callback.begun(asked)
+        callback.on_trial_begin(asked)
         record = study.tell(asked, replace(look_up(asked), seconds=30.0))
         front = study.front()
-        callback.trial(record, front[-1] if front else None)
+        callback.on_trial_end(record, front[-1] if front else None)
     epoch = Epoch(number=3, losses={}, val=0.1234, lr=0.1, seconds=1.0)
-    callback.trial_epoch(beside.number, epoch, 12)
+    callback.on_epoch(beside.number, epoch, 12)
 
 
 def shown(path: Path, *, width: int, is_terminal: bool) -> str:
@@ -65,10 +65,12 @@ def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path
     out = io.StringIO()
     callback = StudyConsole(console=Console(file=out, width=200))
     with opened(fast_path / "refit") as study:
-        callback.search([], 1, budget=REQUEST.budget)
+        callback.on_search_begin([], 1, budget=REQUEST.budget)
         asked = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
         cost = Cost(flops=2_000_000, params=2000)
-        callback.trial(study.tell(asked, Outcome(state="complete", cost=cost, val=0.1448)), None)
+        callback.on_trial_end(
+            study.tell(asked, TrialOutcome(state="complete", cost=cost, val=0.1448)), None
+        )
     assert " (seed 1) 14.48 % at 2 MFLOPs" in out.getvalue()
 
 

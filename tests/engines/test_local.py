@@ -18,7 +18,7 @@ from kdsearch.engines.dispatch import Proposals
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.study import Outcome, Proposal, searched
+from kdsearch.study.study import Proposal, TrialOutcome, searched
 
 TIMEOUT = 20.0
 
@@ -44,7 +44,7 @@ def test_a_control_does_not_count_as_a_trial_of_the_search(fast_path: Path) -> N
 def test_the_time_limit_is_looked_at_between_trials(fast_path: Path) -> None:
     ended: list[float] = []
 
-    def slow(proposal: Proposal) -> Outcome:
+    def slow(proposal: Proposal) -> TrialOutcome:
         time.sleep(0.2)
         ended.append(time.perf_counter())
         return look_up(proposal)
@@ -66,7 +66,7 @@ def test_a_time_limit_of_zero_runs_nothing(fast_path: Path) -> None:
 def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) -> None:
     """An evaluator turns its failures into outcomes; what it raises ends the run."""
 
-    def breaks(_: Proposal) -> Outcome:
+    def breaks(_: Proposal) -> TrialOutcome:
         raise ZeroDivisionError
 
     path = fast_path / "broken"
@@ -81,7 +81,7 @@ def test_an_error_of_the_objective_leaves_the_study_to_go_on(fast_path: Path) ->
 def test_one_evaluator_is_called_in_the_drivers_thread(fast_path: Path) -> None:
     seen: list[threading.Thread] = []
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         seen.append(threading.current_thread())
         return look_up(proposal)
 
@@ -95,7 +95,7 @@ def test_several_evaluators_run_at_the_same_time_each_one_trial(fast_path: Path)
     busy: set[int] = set()
 
     def slot(number: int) -> local.Evaluate:
-        def evaluate(proposal: Proposal) -> Outcome:
+        def evaluate(proposal: Proposal) -> TrialOutcome:
             assert number not in busy
             busy.add(number)
             both.wait(TIMEOUT)
@@ -114,7 +114,7 @@ def test_trials_are_told_in_the_order_in_which_they_end(fast_path: Path) -> None
     ended: list[int] = []
     second_ended = threading.Event()
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         if proposal.number == 0:
             assert second_ended.wait(TIMEOUT)
         return look_up(proposal)
@@ -134,7 +134,7 @@ def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -
     overlaps: list[str] = []
     trained: list[str] = []
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         overlaps.extend(digest for digest in running if digest == proposal.digest)
         running.append(proposal.digest)
         trained.append(proposal.digest)
@@ -154,11 +154,11 @@ def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -
 def test_one_that_waited_for_an_equal_one_that_failed_is_trained(fast_path: Path) -> None:
     failed: set[str] = set()
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         time.sleep(0.02)
         if proposal.digest not in failed:
             failed.add(proposal.digest)
-            return Outcome(state="failed", reason="at first")
+            return TrialOutcome(state="failed", reason="at first")
         return look_up(proposal)
 
     with opened(fast_path / "again", StudyConfig(space=SMALL_SPACE)) as study:
@@ -169,7 +169,7 @@ def test_one_that_waited_for_an_equal_one_that_failed_is_trained(fast_path: Path
 
 
 def test_beside_others_too_the_limit_is_looked_at_between_trials(fast_path: Path) -> None:
-    def slow(proposal: Proposal) -> Outcome:
+    def slow(proposal: Proposal) -> TrialOutcome:
         time.sleep(0.2)
         return look_up(proposal)
 
@@ -185,7 +185,7 @@ def test_a_run_that_stops_abandons_its_trials_and_goes_on_later(fast_path: Path,
         wanted = [record.params for record in run_to(study, 4)]
     forever = threading.Event()
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         if proposal.number == 0 and stop == "error":
             raise ZeroDivisionError
         if proposal.number == 1:
@@ -228,13 +228,13 @@ def test_a_table_needs_no_torch(fast_path: Path) -> None:
 def _failing(reasons: Iterator[str]) -> local.Evaluate:
     """Return what fails for each reason in turn; an empty one is a trial that ends well."""
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         reason = next(reasons)
         if reason == "rejected":
-            return Outcome(state="rejected", violations={"flops": 1.0})
+            return TrialOutcome(state="rejected", violations={"flops": 1.0})
         if reason:
-            return Outcome(state="failed", reason=reason)
-        return Outcome(state="complete", val=0.5, cost=Cost(flops=1, params=1, latency_ms=1.0))
+            return TrialOutcome(state="failed", reason=reason)
+        return TrialOutcome(state="complete", val=0.5, cost=Cost(flops=1, params=1, latency_ms=1.0))
 
     return evaluate
 
@@ -259,7 +259,7 @@ def test_three_failures_of_one_cause_in_a_row_end_the_study(
     told = iter([*reasons, *["", ""] * 9])
     one = threading.Lock()
 
-    def evaluate(proposal: Proposal) -> Outcome:
+    def evaluate(proposal: Proposal) -> TrialOutcome:
         with one:
             return _failing(told)(proposal)
 

@@ -25,7 +25,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import OpenStudy, Outcome, Proposal
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -52,7 +52,7 @@ def _ray(_path: None) -> Iterator[None]:
         yield
 
 
-def table(proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def table(proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     return look_up(proposal)
 
 
@@ -331,11 +331,11 @@ def test_forty_trials_end_once_each_though_a_node_dies(cluster: Cluster, fast_pa
 TOLD = {"complete": "COMPLETE", "rejected": "PRUNED", "failed": "FAIL"}
 
 
-def look_up_again(record: TrialRecord) -> Outcome:
+def look_up_again(record: TrialRecord) -> TrialOutcome:
     return look_up(Proposal(number=record.number, params=record.params, digest=record.digest))
 
 
-def somewhere(folder: Path, doomed: str, proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def somewhere(folder: Path, doomed: str, proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     node = ray.get_runtime_context().get_node_id()
     with (folder / "begun").open("a") as file:
         file.write(f"{proposal.number} {node}\n")
@@ -355,37 +355,37 @@ def begun(folder: Path) -> list[tuple[int, str]]:
     return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
 
-def counted(folder: Path, proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def counted(folder: Path, proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     with (folder / "trained").open("a") as file:
         file.write(f"{proposal.digest}\n")
     time.sleep(0.05)
     return look_up(proposal)
 
 
-def hangs_at_the_second(proposal: Proposal, report: ray_tune.Report) -> Outcome:
+def hangs_at_the_second(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     if proposal.number == 1:
         time.sleep(10 * TIMEOUT)
     return look_up(proposal)
 
 
-def slow(proposal: Proposal, report: ray_tune.Report) -> Outcome:
+def slow(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     report.progress()
     time.sleep(1)
     return look_up(proposal)
 
 
-def climbing(proposal: Proposal, report: ray_tune.Report) -> Outcome:
+def climbing(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     cost = Cost(flops=1_000_000, params=1)
     curve: tuple[float, ...] = ()
     for epoch in (1, 2, 3, 4):
         curve = (*curve, epoch / 10)
         report.progress(epoch)
         if epoch in (1, 2) and (reason := report.rung(Rung(curve=curve, epochs=4, cost=cost))):
-            return Outcome(state="pruned", cost=cost, curve=curve, reason=reason)
-    return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
+            return TrialOutcome(state="pruned", cost=cost, curve=curve, reason=reason)
+    return TrialOutcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def talking(proposal: Proposal, report: ray_tune.Report) -> Outcome:
+def talking(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     for epoch in (1, 2, 3):
         report.progress(epoch, "of 3")
     logging.getLogger("kdsearch.told").info("%d", proposal.number)
@@ -401,7 +401,7 @@ def no_start() -> ray_tune.Evaluate:
     raise StudyError("no bench")
 
 
-def dying(folder: Path, times: int, proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def dying(folder: Path, times: int, proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     """Train four epochs that are kept; number 1 dies after each, so many times."""
     kept = folder / f"epochs-{proposal.number}"
     done = len(kept.read_text().split()) if kept.exists() else 0
@@ -411,16 +411,16 @@ def dying(folder: Path, times: int, proposal: Proposal, _: ray_tune.Report) -> O
             os.kill(os.getpid(), signal.SIGKILL)
     curve = tuple(epoch / 10 for epoch in range(1, done + 1))
     cost = Cost(flops=1_000_000, params=1)
-    return Outcome(state="complete", cost=cost, curve=curve, val=curve[-1])
+    return TrialOutcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
-def with_pid(proposal: Proposal, report: ray_tune.Report) -> Outcome:
+def with_pid(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     report.progress(os.getpid())
     cost = Cost(flops=1_000_000, params=1)
-    return Outcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
+    return TrialOutcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
 
 
-def raising(error: Exception, proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def raising(error: Exception, proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     raise error
 
 
@@ -430,5 +430,5 @@ class UnsendableError(Exception):
         self.thread = threading.Lock()
 
 
-def raising_unsendable(proposal: Proposal, _: ray_tune.Report) -> Outcome:
+def raising_unsendable(proposal: Proposal, _: ray_tune.Report) -> TrialOutcome:
     raise UnsendableError("a thread")

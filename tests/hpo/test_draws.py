@@ -23,7 +23,7 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.study import REDRAWS, OpenStudy, Outcome, Proposal, searched
+from kdsearch.study.study import REDRAWS, OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.workflows.finalize import finish
 
 # No choice owns a dimension, so that every sampler may draw.
@@ -124,9 +124,9 @@ def test_a_killed_driver_resumes_the_same_row_of_rejections(fast_path: Path) -> 
 
 
 def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) -> None:
-    def over(proposal: Proposal) -> Outcome:
+    def over(proposal: Proposal) -> TrialOutcome:
         cost = nothing_fits(proposal.params)
-        return Outcome(state="rejected", cost=cost, violations=study.budget.violations(cost))
+        return TrialOutcome(state="rejected", cost=cost, violations=study.budget.violations(cost))
 
     with opened(fast_path / "none") as study:
         source = search(study, n_trials=3, price=nothing_fits)
@@ -179,7 +179,7 @@ def floored(fast_path: Path) -> Iterator[OpenStudy]:
             proposal = study.ask()
             val = 0.5 + (proposal.number + 1) / 40
             cost = Cost(flops=(proposal.number + 1) * 1_000_000, params=1)
-            study.tell(proposal, Outcome(state="complete", cost=cost, val=val))
+            study.tell(proposal, TrialOutcome(state="complete", cost=cost, val=val))
         yield study
 
 
@@ -223,10 +223,12 @@ def test_a_sampler_draws_alike_whether_resumed_or_not(sampler: str, fast_path: P
     assert parts == whole
 
 
-def flat(proposal: Proposal) -> Outcome:
+def flat(proposal: Proposal) -> TrialOutcome:
     depth, width = (float(proposal.params[f"student.resnet.{name}"]) for name in ("depth", "width"))
     cost = Cost(flops=round(1e6 * depth * width), params=1)
-    return Outcome(state="complete", cost=cost, val=0.9 - 0.4 / depth - 0.1 * (width - 0.6) ** 2)
+    return TrialOutcome(
+        state="complete", cost=cost, val=0.9 - 0.4 / depth - 0.1 * (width - 0.6) ** 2
+    )
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "gp", "tpe"])

@@ -17,7 +17,7 @@ from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
-from kdsearch.study.study import OpenStudy, Outcome
+from kdsearch.study.study import OpenStudy, TrialOutcome
 
 
 def study_of(
@@ -30,7 +30,7 @@ def study_of(
             curve = (val / 2, val)
             study.tell(
                 study.ask(),
-                Outcome(state="complete", cost=cost, val=val, curve=curve, seconds=2.0),
+                TrialOutcome(state="complete", cost=cost, val=val, curve=curve, seconds=2.0),
             )
     return load_study(path)
 

@@ -1,4 +1,4 @@
-"""Who watches a study: one that fails ends nothing, and is told of; a callback may stop."""
+"""Callbacks of a study: one that raises is logged and dropped; any may stop the search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from table_study import look_up, opened, run_search
 
 from kdsearch.errors import SpecError, StopStudy
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Callback, Callbacks, Loggers, names
+from kdsearch.study.callbacks import Callback, Callbacks
+from kdsearch.study.loggers import Loggers, names
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.training.trainer import Epoch
 
@@ -20,17 +21,17 @@ EPOCH = Epoch(number=1, losses={"loss": 1.0}, val=0.5, lr=0.1, seconds=1.0)
 
 
 class Notebook(Callback):
-    """Keeps what it is told, and how many threads told it at a time."""
+    """Keeps its messages and epochs, and how many threads called it at a time."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.epochs: list[int] = []
         self.inside = self.most_inside = 0
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
         time.sleep(0.002)
@@ -40,22 +41,22 @@ class Notebook(Callback):
 
 class Broken(Callback):
     def __init__(self) -> None:
-        self.told = 0
+        self.calls = 0
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        self.told += 1
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        self.calls += 1
         raise ZeroDivisionError("no disk")
 
 
-def test_a_watcher_that_raises_is_told_no_more_and_the_others_are(
+def test_a_callback_that_raises_is_dropped_and_the_others_are_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken, notebook = Broken(), Notebook()
-    watchers = Callbacks([broken, notebook])
+    callbacks = Callbacks([broken, notebook])
     with caplog.at_level(logging.ERROR, logger="kdsearch"):
         for number in range(3):
-            watchers.trial_epoch(number, EPOCH, 2)
-    assert broken.told == 1
+            callbacks.on_epoch(number, EPOCH, 2)
+    assert broken.calls == 1
     assert notebook.epochs == [0, 1, 2]
     (note,) = notebook.notes
     assert "Broken failed" in note
@@ -63,21 +64,20 @@ def test_a_watcher_that_raises_is_told_no_more_and_the_others_are(
     assert "Traceback" in caplog.text
 
 
-def test_an_interrupt_is_no_failure_of_a_watcher() -> None:
+def test_an_interrupt_is_no_failure_of_a_callback() -> None:
     class Interrupted(Callback):
-        def note(self, text: str) -> None:
+        def on_message(self, text: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Callbacks([Interrupted()]).note("")
+        Callbacks([Interrupted()]).on_message("")
 
 
-def test_one_thread_at_a_time_tells() -> None:
+def test_callbacks_run_in_one_thread_at_a_time() -> None:
     notebook = Notebook()
-    watchers = Callbacks([notebook])
+    callbacks = Callbacks([notebook])
     threads = [
-        threading.Thread(target=watchers.trial_epoch, args=(number, EPOCH, 2))
-        for number in range(8)
+        threading.Thread(target=callbacks.on_epoch, args=(number, EPOCH, 2)) for number in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -98,19 +98,17 @@ def after(study, record):
 """
 
 
-def test_a_callback_is_told_each_trial_and_may_stop_the_study(
-    fast_path: Path, tmp_path: Path
-) -> None:
+def test_a_function_gets_each_trial_and_may_stop_the_study(fast_path: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CALLBACK)
     loggers = Loggers(callback=f"{tmp_path / 'mine.py'}:after")
     notebook = Notebook()
     with opened(fast_path / "called") as study:
-        watchers = Callbacks([notebook, *loggers.open(study)])
+        callbacks = Callbacks([notebook, *loggers.open(study)])
 
         def on_trial(record: TrialRecord) -> None:
-            watchers.trial(record, None)
+            callbacks.on_trial_end(record, None)
 
-        ending = Ending(study, watchers)
+        ending = Ending(study, callbacks)
         run_search(study, [look_up], n_trials=9, on_trial=on_trial, is_enough=ending)
         records = study.records()
     assert len(records) == 3
@@ -127,7 +125,9 @@ def test_a_callback_is_told_each_trial_and_may_stop_the_study(
         ("none.py:after", "there is no file"),
     ],
 )
-def test_a_callback_that_is_none_is_refused_at_once(tmp_path: Path, name: str, said: str) -> None:
+def test_a_callback_that_is_no_function_is_refused_at_once(
+    tmp_path: Path, name: str, said: str
+) -> None:
     (tmp_path / "mine.py").write_text(CALLBACK)
     with pytest.raises(SpecError) as caught:
         Loggers(callback=str(tmp_path / name))
@@ -139,7 +139,7 @@ MINE = """
 from kdsearch.study.loggers import Logger
 
 class Mine(Logger):
-    def trial(self, record, best):
+    def on_trial_end(self, record, best):
         raise ZeroDivisionError
 
 def after(study, record):
@@ -147,15 +147,15 @@ def after(study, record):
 """
 
 
-def test_what_is_dropped_is_called_as_the_user_called_it(fast_path: Path, tmp_path: Path) -> None:
+def test_a_dropped_callback_is_named_by_its_option(fast_path: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     names = (f"{tmp_path / 'mine.py'}:Mine", f"{tmp_path / 'mine.py'}:after")
     loggers = Loggers(["tensorboard", names[0], names[0]], callback=names[1])
     notebook = Notebook()
     with opened(fast_path / "dropped") as study:
-        watchers = Callbacks([notebook, *loggers.open(study)])
-        run_search(study, [look_up], n_trials=2, on_trial=lambda r: watchers.trial(r, None))
-        watchers.close()
+        callbacks = Callbacks([notebook, *loggers.open(study)])
+        run_search(study, [look_up], n_trials=2, on_trial=lambda r: callbacks.on_trial_end(r, None))
+        callbacks.close()
     assert [note.split(" failed and")[0] for note in notebook.notes] == [
         f"--log {names[0]}",
         f"--callback {names[1]}",
@@ -198,9 +198,9 @@ def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:
 
 def test_stop_study_needs_no_words() -> None:
     class Stops(Callback):
-        def note(self, text: str) -> None:
+        def on_message(self, text: str) -> None:
             raise StopStudy
 
-    watchers = Callbacks([Stops()])
-    watchers.note("")
-    assert watchers.stopped == "a callback asked to stop"
+    callbacks = Callbacks([Stops()])
+    callbacks.on_message("")
+    assert callbacks.stopped == "a callback stopped the study"

@@ -13,7 +13,7 @@ from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling
-from kdsearch.study.study import OpenStudy, Outcome, Proposal, searched
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 
 TEACHER = ("val", "test", "flops", "params", "latency_ms")
 EPOCHS = 10  # the default of TrainSpec
@@ -24,7 +24,7 @@ OFF = replace(
 SAFE = replace(OFF, stopping="safe")
 
 
-def train(study: OpenStudy, proposal: Proposal) -> Outcome:
+def train(study: OpenStudy, proposal: Proposal) -> TrialOutcome:
     """Look up how a trial ends, let its curve rise to there, and stop where the rule says."""
     told = look_up(proposal)
     if told.state != "complete":

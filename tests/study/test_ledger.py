@@ -99,10 +99,10 @@ def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> 
         assert status(path).counts.complete == 0
         run_to(study, 5)
         asked = study.ask()
-        ledger.begun(asked)
+        ledger.on_trial_begin(asked)
         epoch = Epoch(number=3, losses={}, val=0.25, lr=0.1, seconds=1.0)
         ledger._written = 0.0  # a second has passed
-        ledger.trial_epoch(asked.number, epoch, 10)
+        ledger.on_epoch(asked.number, epoch, 10)
         before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
         found = status(path)
         after = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}

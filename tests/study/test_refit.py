@@ -24,7 +24,7 @@ from kdsearch.report.verdict import verdict
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.refit import Refit, ask, candidates, middle, missing, summarised, trained
 from kdsearch.study.spend import refits_left, refits_to_come
-from kdsearch.study.study import OpenStudy, Outcome, Proposal, searched
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.summary import Trainings
 
 SPACE = """
@@ -40,7 +40,7 @@ TEACHER = {"name": "t", "val": 0.9, "test": None, "flops": 1, "params": 1, "late
 IMAGES = {"val": 400, "test": 300}
 
 
-def evaluate(proposal: Proposal) -> Outcome:
+def evaluate(proposal: Proposal) -> TrialOutcome:
     """Look a trial up; a seed and a method move its accuracy by up to two points."""
     outcome = look_up(proposal)
     if outcome.val is None:
@@ -57,7 +57,9 @@ def begun(path: Path, n_trials: int = 12) -> OpenStudy:
         return study
 
 
-def refitted(study: OpenStudy, refit: Refit, run: Callable[[Proposal], Outcome] = evaluate) -> None:
+def refitted(
+    study: OpenStudy, refit: Refit, run: Callable[[Proposal], TrialOutcome] = evaluate
+) -> None:
     ask(study, refit)
     local.run(Proposals(study, missing(study, refit), earlier=lambda _: None), [run])
 
@@ -128,7 +130,7 @@ def test_interrupted_refits_are_trained_once_each(fast_path: Path, until: int) -
     begun(path)
     names: list[str] = []
 
-    def run(proposal: Proposal) -> Outcome:
+    def run(proposal: Proposal) -> TrialOutcome:
         if len(names) == until:
             raise KeyboardInterrupt
         names.append(proposal.digest)
@@ -189,9 +191,9 @@ def test_front_json_holds_candidates_their_spread_and_their_gains(study: OpenStu
 def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
     begun(fast_path / "half")
 
-    def run(proposal: Proposal) -> Outcome:
+    def run(proposal: Proposal) -> TrialOutcome:
         if proposal.params["train.repeat"] == 2:
-            return Outcome(state="failed", reason="out of memory")
+            return TrialOutcome(state="failed", reason="out of memory")
         return evaluate(proposal)
 
     with opened(fast_path / "half", REQUEST) as study:

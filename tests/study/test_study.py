@@ -27,11 +27,11 @@ from table_study import (
 
 from kdsearch.errors import DataError, SpecError, StudyError
 from kdsearch.spec import TrialRecord
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
-from kdsearch.study.loggers import Callback
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Outcome, Proposal, searched
+from kdsearch.study.study import Proposal, TrialOutcome, searched
 from kdsearch.workflows.run import Plan, _as_before, run
 
 N = 14  # the sampler leaves its random start at ten
@@ -198,7 +198,7 @@ def test_trials_that_run_beside_each_other_have_draws_of_their_own(fast_path: Pa
 def test_equal_candidates_are_trained_once_and_counted_as_reused(fast_path: Path) -> None:
     trained: list[str] = []
 
-    def train(proposal: Proposal) -> Outcome:
+    def train(proposal: Proposal) -> TrialOutcome:
         trained.append(proposal.digest)
         return look_up(proposal)
 

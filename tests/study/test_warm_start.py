@@ -13,7 +13,7 @@ from kdsearch.space import Params, parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
-from kdsearch.study.study import Outcome, searched
+from kdsearch.study.study import TrialOutcome, searched
 from kdsearch.study.warm_start import MOST, enqueue, read_guess, recipes_of
 
 TABLE = parse_space(SPACE)
@@ -128,7 +128,7 @@ def test_of_a_long_front_both_ends_and_some_between_are_taken(fast_path: Path) -
             asked = study.ask()
             n = len(study.records())  # dearer and more accurate each: all are on the front
             cost = Cost(flops=n * 1000, params=1)
-            study.tell(asked, Outcome(state="complete", cost=cost, val=0.5 + n / 100))
+            study.tell(asked, TrialOutcome(state="complete", cost=cost, val=0.5 + n / 100))
         front = study.front()
     recipes = recipes_of(replace(REQUEST, from_study="long"), fast_path)
     assert len(recipes) == MOST < len(front)

@@ -20,7 +20,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.study.loggers.base import Callback
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student

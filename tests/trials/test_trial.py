@@ -25,7 +25,7 @@ from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
-from kdsearch.study.study import Outcome
+from kdsearch.study.study import TrialOutcome
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.trainer import Epoch, accuracy
 from kdsearch.trials.trial import WEIGHTS, run_trial
@@ -92,7 +92,7 @@ def test_a_bad_candidate_fails_alone_and_says_why(
     assert run_trial(PLAIN, shared, tmp_path / "1").state == "complete"
 
 
-def packed(path: Path, candidate: Candidate, outcome: Outcome, folder: Path) -> Package:
+def packed(path: Path, candidate: Candidate, outcome: TrialOutcome, folder: Path) -> Package:
     assert outcome.cost is not None
     return pack(
         path,

@@ -41,7 +41,7 @@ class MLflow(Logger):
         self._study = run.info.run_id
         self._runs: dict[int, str] = {}
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_begin(self, proposal: Proposal) -> None:
         """Begin a trial's run with its knobs."""
         run = self._client.create_run(
             self._experiment,
@@ -52,13 +52,13 @@ class MLflow(Logger):
         params = [Param(name, str(value)) for name, value in proposal.params.items()]
         self._client.log_batch(run.info.run_id, params=params)
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write accuracy, losses and learning rate."""
         losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
         values = {"accuracy": epoch.val, "lr": epoch.lr, **losses}
         self._write(self._runs[number], values, epoch.number)
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write what came out and end the run; one that was never run has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:

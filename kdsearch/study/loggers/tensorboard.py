@@ -24,17 +24,17 @@ class TensorBoard(Logger):
         self._path = study.path / FOLDER
         self._writers: dict[int, SummaryWriter] = {}
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_begin(self, proposal: Proposal) -> None:
         """Say in words what is tried."""
         self._writer(proposal.number).add_text(
             "trial", "\n".join(f"- {name}: {value}" for name, value in proposal.params.items())
         )
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write the curves of one epoch."""
         write_epoch(self._writer(number), epoch)
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write the knobs beside what they gave, where there is something, and end the run."""
         writer = self._writer(record.number)
         if record.val is not None:

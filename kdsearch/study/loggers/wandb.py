@@ -25,7 +25,7 @@ class WandB(Logger):
         self._study = study
         self._runs: dict[int, wandb.Run] = {}
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_begin(self, proposal: Proposal) -> None:
         """Begin a trial's run with its knobs."""
         self._runs[proposal.number] = wandb.init(
             project="kdsearch",
@@ -38,13 +38,13 @@ class WandB(Logger):
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
 
-    def trial_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write accuracy, losses and learning rate."""
         losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
         values = {"accuracy": epoch.val, "lr": epoch.lr, **losses}
         self._runs[number].log(values, step=epoch.number)
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write what came out and end the run; one that was never run has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:

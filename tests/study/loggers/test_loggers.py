@@ -1,4 +1,4 @@
-"""Every logger is told of one study and must hold it afterwards, whatever it writes."""
+"""Every logger writes one study and must hold it afterwards."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import pytest
 from table_study import look_up, opened
 
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers import Callbacks, Loggers
+from kdsearch.study.callbacks import Callbacks
+from kdsearch.study.loggers import Loggers
 from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
 
 def told(study: OpenStudy, name: str) -> list[TrialRecord]:
-    """Tell one logger of two trials side by side, one of which is interrupted."""
-    watchers = Callbacks(Loggers([name]).open(study))
+    """Log two trials at a time with one logger; one of them is interrupted."""
+    callbacks = Callbacks(Loggers([name]).open(study))
     asked, lost = study.ask(), study.ask()
     for trial in (asked, lost):
-        watchers.begun(trial)
+        callbacks.on_trial_begin(trial)
         for number, val in ((1, 0.25), (2, 0.5)):
             epoch = Epoch(number=number, losses={"kd": 2.0 / number}, val=val, lr=0.1, seconds=1.0)
-            watchers.trial_epoch(trial.number, epoch, 2)
+            callbacks.on_epoch(trial.number, epoch, 2)
     record = study.tell(asked, replace(look_up(asked), state="complete", val=0.5))
-    watchers.trial(record, record)
-    assert len(watchers._watchers) == 1, "the logger failed"
-    watchers.close()
-    assert len(watchers._watchers) == 1, "the logger failed to close"
+    callbacks.on_trial_end(record, record)
+    assert len(callbacks._callbacks) == 1, "the logger failed"
+    callbacks.close()
+    assert len(callbacks._callbacks) == 1, "the logger failed to close"
     return [record]
 
 

@@ -1,4 +1,4 @@
-"""A user's function, called after each trial as Optuna's callbacks are."""
+"""`--callback`: a user's function, called after each trial as Optuna's callbacks are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TypeAlias, cast
 from kdsearch.errors import SpecError
 from kdsearch.registry import import_object
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers.base import Logger
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.study import OpenStudy
 
-Callback: TypeAlias = Callable[[OpenStudy, TrialRecord], object]
+TrialFunction: TypeAlias = Callable[[OpenStudy, TrialRecord], object]
 
 
-def find_callback(path: str) -> Callback:
+def find_function(path: str) -> TrialFunction:
     """Return the function at `module:function` or `path/to/file.py:function`.
 
     Raises SpecError where there is none.
@@ -23,16 +23,16 @@ def find_callback(path: str) -> Callback:
     if not callable(found):
         kind = type(found).__name__
         raise SpecError(f"--callback {path!r}: expected a function (study, record), found a {kind}")
-    return cast("Callback", found)
+    return cast("TrialFunction", found)
 
 
-class Calls(Logger):
-    """Calls `callback(study, record)` in the driver's thread; it may raise StopStudy."""
+class FunctionCallback(Callback):
+    """Calls `function(study, record)` in the driver's thread; it may raise StopStudy."""
 
-    def __init__(self, study: OpenStudy, callback: Callback) -> None:
+    def __init__(self, study: OpenStudy, function: TrialFunction) -> None:
         self._study = study
-        self._callback = callback
+        self._function = function
 
-    def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Call it."""
-        self._callback(self._study, record)
+        self._function(self._study, record)

@@ -1,0 +1,111 @@
+"""Study callbacks: a callback that raises is logged and dropped, and the study continues."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import StopStudy
+from kdsearch.spec import Budget, TrialRecord
+from kdsearch.study.study import Proposal
+
+if TYPE_CHECKING:
+    from kdsearch.training.trainer import Epoch
+
+logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """Override only the events you need. Any of them may raise StopStudy, which ends the search.
+
+    typed: the command-line option that added it, empty without one.
+    """
+
+    typed: str = ""
+
+    def on_message(self, text: str) -> None:
+        """Receive one line for the user."""
+
+    def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Receive an epoch of the teacher's training."""
+
+    def on_search_begin(
+        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
+    ) -> None:
+        """Receive the trials that earlier runs finished, before the first new one."""
+
+    def on_trial_begin(self, proposal: Proposal) -> None:
+        """Receive a trial that begins. Several threads may call this and the next two at a time."""
+
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Receive an epoch of a trial."""
+
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Receive a finished trial, and the most accurate one so far."""
+
+    def close(self) -> None:
+        """Write what is not written yet; the study is over."""
+
+
+class Callbacks(Callback):
+    """Calls several callbacks one after another, and in one thread at a time.
+
+    One that raises is dropped: its traceback goes to the log, a message to the others.
+    stopped: the reason that a callback gave with StopStudy, or None.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback]) -> None:
+        self._callbacks = list(callbacks)
+        self._lock = RLock()
+        self.stopped: str | None = None
+
+    def on_message(self, text: str) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_message(text))
+
+    def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_teacher_epoch(epoch, epochs))
+
+    def on_search_begin(
+        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
+    ) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_search_begin(done, n_trials, budget=budget))
+
+    def on_trial_begin(self, proposal: Proposal) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_trial_begin(proposal))
+
+    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_epoch(number, epoch, epochs))
+
+    def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_trial_end(record, best))
+
+    def close(self) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.close())
+
+    def _each(self, call: Callable[[Callback], None]) -> None:
+        with self._lock:
+            for callback in tuple(self._callbacks):
+                try:
+                    call(callback)
+                except StopStudy as stop:
+                    self.stopped = str(stop) or "a callback stopped the study"
+                except Exception as error:
+                    self._drop(callback, error)
+
+    def _drop(self, callback: Callback, error: Exception) -> None:
+        self._callbacks.remove(callback)
+        name = callback.typed or type(callback).__name__
+        logger.exception("%s failed and is dropped", name)
+        self.on_message(
+            f"{name} failed and is dropped, the study continues: "
+            f"{type(error).__name__}: {error} (traceback in kdsearch.log)"
+        )
