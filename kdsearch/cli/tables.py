@@ -1,4 +1,4 @@
-"""What commands print: lines and tables."""
+"""The tables that commands print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:
-    """Return one cost with its unit."""
+    """Return one cost with its unit, '-' if unknown."""
     value = getattr(cost, axis)
     if value is None:
         return "-"
@@ -29,7 +29,7 @@ def cost_text(cost: Cost | Entry, axis: str) -> str:
 
 
 def show(*parts: str | Table, console: Console | None = None) -> None:
-    """Print lines, as they are, and tables."""
+    """Print lines literally, and tables."""
     console = console or Console()
     for part in parts:
         if isinstance(part, str):
@@ -39,13 +39,13 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
 
 
 def front_table(summary: Summary) -> Table:
-    """Return the front as a table, cheapest first; the best is marked."""
+    """Return the front, cheapest first, with a star at the best trial."""
     found = f"{len(summary.front)} of {_trials(summary)} trials"
     ships = summary.to_ship()
-    shipped = "is shipped" if summary.shipped else "is the best so far"
-    shipped += "" if ships == summary.best else f" as trial {ships} has trained it, see below"
-    table = Table(title=f"Front of {summary.study}: {found}; * {shipped}")
-    for heading in ("no.", "val, %", "test, %", "ms", "MFLOPs", "params"):
+    star = "shipped" if summary.shipped else "the best so far"
+    star += "" if ships == summary.best else f" (weights of trial {ships})"
+    table = Table(title=f"Front of {summary.study}: {found}; * = {star}")
+    for heading in ("trial", "val, %", "test, %", "ms", "MFLOPs", "params"):
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
     table.add_column("method")
@@ -65,7 +65,7 @@ def front_table(summary: Summary) -> Table:
 
 
 def _latency(entry: Entry) -> str:
-    """Return the latency, with its interval where there is one, as '1.83 (1.79-1.88)'."""
+    """Return a latency with its interval, if known, as '1.83 (1.79-1.88)'."""
     if entry.latency_ms is None:
         return "-"
     low, high = entry.latency_low_ms, entry.latency_high_ms
@@ -74,15 +74,15 @@ def _latency(entry: Entry) -> str:
 
 
 def candidates_table(summary: Summary) -> Iterator[Table]:
-    """Yield the candidates that were trained again beside their controls, where there are any."""
+    """Yield the table of retrained candidates and their controls, if there are any."""
     if not summary.candidates:
         return
     count = max(len(each.trained.trials) for each in summary.candidates)
     table = Table(
-        title=f"Candidates under {count} seeds; controls are the same student, the same seeds",
+        title=f"Retrained with {count} seeds; controls: same student, same seeds",
         caption="\u00b1: standard deviation of one training; [ ]: 95 %, paired by seed",
     )
-    table.add_column("no.", justify="right")
+    table.add_column("trial", justify="right")
     table.add_column("method")
     for heading in ("val, %", "test, %", "gain, points", "p"):
         table.add_column(heading, justify="right")
@@ -118,7 +118,7 @@ def _trials(summary: Summary) -> int:
 
 
 def check_tables(checked: Checked) -> tuple[Table, Table, Table]:
-    """Return what was found about the teachers, the students and the methods."""
+    """Return the tables of teachers, students and methods."""
     return _teachers_table(checked), _students_table(checked), _methods_table(checked)
 
 
@@ -174,7 +174,7 @@ def _gap(ratio: float | None) -> str:
 def _methods_table(checked: Checked) -> Table:
     table = Table(
         title=f"Methods: one step, batch of {checked.batch_size}",
-        caption="tried on each family at its smallest",
+        caption="tried on the smallest student of each family",
     )
     for heading in ("method", "can be used", "why not"):
         table.add_column(heading, overflow="fold")
@@ -187,10 +187,10 @@ def _methods_table(checked: Checked) -> Table:
         for found in tried:
             if not found.usable:
                 reasons.setdefault(found.reason, []).append(found.family)
-        told = "yes" if len(working) == len(tried) else "no" if not working else "in part"
+        usable = "yes" if len(working) == len(tried) else "no" if not working else "in part"
         table.add_row(
             method,
-            told,
+            usable,
             "\n".join(
                 reason if len(families) == len(tried) else f"{', '.join(families)}: {reason}"
                 for reason, families in reasons.items()
@@ -200,7 +200,7 @@ def _methods_table(checked: Checked) -> Table:
 
 
 def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
-    """Return two studies side by side, and in words what the figures stand on."""
+    """Return the table of two studies, and notes on its numbers."""
     scale, unit = UNITS[found.axis]
     one, other = found.sides
     table = Table(caption=f"front: validation accuracy at {unit}; *: dominated by the other study")
@@ -216,16 +216,16 @@ def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
         rows = [f"{100 * val:.2f} % at {c * scale:.3g}{mark}" for val, c, mark in marked]
         fronts.append("\n".join(rows))
     table.add_row("front", *fronts)
-    accuracy, cost = found.reference
+    score, cost = found.reference
     notes = [
-        f"Hypervolume: of the area above {100 * accuracy:.2f} % and below {cost * scale:.3g} "
-        f"{unit}, up to the best and the cheapest of both"
+        f"Hypervolume: share of the area above {100 * score:.2f} % and below {cost * scale:.3g} "
+        f"{unit}, up to the best score and the lowest cost of both"
     ]
     if found.targets[0] != found.targets[1]:
         notes.append(
-            f"Latencies are of different targets and not compared: {one.study} of "
-            f"{found.targets[0]}; {other.study} of {found.targets[1]}"
+            f"Latencies of different targets are not compared: {one.study} on "
+            f"{found.targets[0]}; {other.study} on {found.targets[1]}"
         )
     if found.differs:
-        notes.append(f"The requests differ in {', '.join(found.differs)}")
+        notes.append(f"The configurations differ in {', '.join(found.differs)}")
     return table, *notes

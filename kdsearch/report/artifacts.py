@@ -1,6 +1,6 @@
-"""What is derived from a study's store and may be deleted: front.json, trials.csv, report.*.
+"""Write the files derived from the trials of a study: front.json, trials.csv, report.*, figures/.
 
-No torch here: a report needs no GPU and no model.
+They may be deleted at any time. No torch: a report needs no GPU and no model.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import io
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, cast
 
-from kdsearch import atomic, report
+from kdsearch import atomic
 from kdsearch.deploy.targets import described
 from kdsearch.errors import StudyError
+from kdsearch.report.drawings import drawings
+from kdsearch.report.markdown import markdown
+from kdsearch.report.page import render
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
@@ -38,7 +42,7 @@ _Entries = Sequence[dict[str, Any]]
 
 
 def summarise(study: OpenStudy) -> Summary:
-    """Return the study's summary as its store has it now."""
+    """Return the summary of a study as it is now. Raises StudyError before the search."""
     records, facts = study.records(), study.facts()
     if "teacher" not in facts:
         raise StudyError(f"the study {study.name!r} has nothing to report yet")
@@ -79,17 +83,13 @@ def summarise(study: OpenStudy) -> Summary:
 
 
 def write_derived(study: OpenStudy) -> Summary:
-    """Write all that is derived anew (`report.*`, `figures/` too) and return the summary."""
+    """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
-    facts = study.facts()
-    atomic.write(study.path / "front.json", json.dumps(summary.to_json(), indent=1) + "\n")
-    atomic.write(study.path / "trials.csv", _csv(records))
     importances, command = study.importances(), _command(study)
-    notes = cast("Sequence[str]", facts.get("notes", ()))
-    html = report.render(summary, records, importances=importances, notes=notes, command=command)
-    report.write(study.path / "report.html", html)
-    figures = report.drawings(summary, records)
-    text = report.markdown(
+    notes = cast("Sequence[str]", study.facts().get("notes", ()))
+    figures = drawings(summary, records)
+    html = render(summary, records, importances=importances, notes=notes, command=command)
+    text = markdown(
         summary,
         records,
         importances=importances,
@@ -97,18 +97,30 @@ def write_derived(study: OpenStudy) -> Summary:
         command=command,
         figures=figures,
     )
-    report.write(study.path / "report.md", text)
-    for name, svg in figures.items():
-        report.write(study.path / "figures" / name, svg)
+    files = {
+        "front.json": json.dumps(summary.to_json(), indent=1) + "\n",
+        "trials.csv": _csv(records),
+        "report.html": html,
+        "report.md": text,
+        **{f"figures/{name}": svg for name, svg in figures.items()},
+    }
+    for name, content in files.items():
+        _write(study.path / name, content)
     return summary
 
 
+def _write(path: Path, text: str) -> None:
+    """Write a file whole. A name of an image that is not UTF-8 gets question marks."""
+    path.parent.mkdir(exist_ok=True)
+    atomic.write(path, text.encode(errors="replace"))
+
+
 def _command(study: OpenStudy) -> str:
-    """Return a command line that makes this study again, or goes on with it where it lies."""
-    asked = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
+    """Return the command line that runs this study again, or resumes it in its folder."""
+    flags_of = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
     flags = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, (value, default) in asked.items()
+        for name, (value, default) in flags_of.items()
         if name not in _NO_FLAGS and value != default
     ]
     if study.config.storage is not None:  # the password is in PGPASSWORD
@@ -130,7 +142,7 @@ def _command(study: OpenStudy) -> str:
 
 
 def count_states(records: Sequence[TrialRecord]) -> Counts:
-    """Return how many trials of the search ended in which state."""
+    """Return the number of trials of the search in each state."""
     ran = searched(records)
     states = [record.state for record in ran]
     return Counts(
@@ -150,53 +162,29 @@ def _entry(record: TrialRecord, test: Test) -> Entry:
         trial=record.number,
         val=record.val,
         test=test.get(str(record.number)),
-        flops=record.cost.flops,
-        params=record.cost.params,
-        latency_ms=record.cost.latency_ms,
-        latency_spread_ms=record.cost.latency_spread_ms,
-        latency_low_ms=record.cost.latency_low_ms,
-        latency_high_ms=record.cost.latency_high_ms,
         config=record.params,
+        **asdict(record.cost),
     )
+
+
+_CSV = ("seconds", "mode", "control_of", "refit_of", "reused_from", "rejected_early", "reason")
 
 
 def _csv(records: Sequence[TrialRecord]) -> str:
-    names = sorted({name for record in records for name in record.params})
+    params = sorted({name for record in records for name in record.params})
+    costs = [item.name for item in fields(Cost)]
     text = io.StringIO()
     writer = csv.writer(text)
-    costs = tuple(item.name for item in fields(Cost))
-    writer.writerow(
-        [
-            "trial",
-            "state",
-            "val",
-            *costs,
-            "seconds",
-            "mode",
-            "control_of",
-            "refit_of",
-            "reused_from",
-            "rejected_early",
-            "reason",
-            *names,
-        ]
-    )
+    writer.writerow(["trial", "state", "val", *costs, *_CSV, *params])
     for record in records:
         cost = record.cost or Cost()
+        row = replace(record, seconds=round(record.seconds, 3))
         writer.writerow(
             [
-                record.number,
-                record.state,
-                record.val,
+                *(row.number, row.state, row.val),
                 *(getattr(cost, name) for name in costs),
-                round(record.seconds, 3),
-                record.mode,
-                record.control_of,
-                record.refit_of,
-                record.reused_from,
-                record.rejected_early,
-                record.reason,
-                *(record.params.get(name) for name in names),
+                *(getattr(row, name) for name in _CSV),
+                *(row.params.get(name) for name in params),
             ]
         )
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""Colours, shapes and axes that the figures share.
+"""Colours and axes that the figures share.
 
 Marks differ in shape as well as in colour (palette: Okabe and Ito, 2008), and each colour has a
 contrast of 3 or more against both papers.
@@ -15,11 +15,11 @@ from kdsearch.spec import Budget
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#1F83C4", "#D55E00", "#0B936A", "#BC6094", "#B87F00"
 GREY = "#7F8890"
-_BEYOND = 4  # times the dearest point: a budget farther out would crush the points
+_BEYOND = 4  # times the largest cost: a budget farther out would crush the points
 
 
 def layout(**more: object) -> dict[str, object]:
-    """Return what the layouts of all figures have in common."""
+    """Return the layout that all figures share."""
     return {
         "template": None,
         "margin": {"l": 60, "r": 16, "t": 16, "b": 56},
@@ -31,7 +31,7 @@ def layout(**more: object) -> dict[str, object]:
 
 
 def shown_limit(budget: Budget, axis: str, costs: Iterable[float | None]) -> float | None:
-    """Return the limit on a cost where it is near enough to be drawn beside these."""
+    """Return the limit on a cost, None if it is too far from these costs to be drawn."""
     limit: float | None = getattr(budget, axis)
     known = [cost for cost in costs if cost is not None]
     if limit is None or not known or limit <= _BEYOND * max(known):
@@ -40,13 +40,13 @@ def shown_limit(budget: Budget, axis: str, costs: Iterable[float | None]) -> flo
 
 
 def is_log(costs: Iterable[float | None]) -> bool:
-    """Return whether these costs span more than a decade."""
+    """Return True if these costs span more than a decade."""
     known = [cost for cost in costs if cost is not None]
     return bool(known) and min(known) > 0 and max(known) > 10 * min(known)
 
 
 def cost_axis(axis: str, costs: Sequence[float | None]) -> dict[str, object]:
-    """Return an axis for these costs, logarithmic where they span more than a decade."""
+    """Return an axis for these costs, logarithmic if they span more than a decade."""
     known = [cost for cost in costs if cost is not None]
     log = is_log(known)
     return {
@@ -54,7 +54,7 @@ def cost_axis(axis: str, costs: Sequence[float | None]) -> dict[str, object]:
         "type": "log" if log else "linear",
         "tickformat": "~g" if axis == "latency_ms" else "~s",
         "autorange": True,
-        # 1, 2, 5 in every decade; powers of ten alone where those would crowd
+        # 1, 2, 5 in every decade; powers of ten alone if those would crowd
         **(
             {"dtick": "D2" if max(known) < 300 * min(known) else 1}
             if log
@@ -64,7 +64,7 @@ def cost_axis(axis: str, costs: Sequence[float | None]) -> dict[str, object]:
 
 
 def metric_axis(metric: str, values: Iterable[float | None]) -> dict[str, object]:
-    """Return an axis around the values, never closer than a point around a single one."""
+    """Return an axis around the values, at least a point to both sides."""
     low, high = span(values)
     return {
         "title": {"text": f"validation {escape(words.clipped(metric, 30))}", "standoff": 10},
@@ -82,7 +82,7 @@ def span(values: Iterable[float | None]) -> tuple[float, float]:
 
 
 def without_strays(values: Iterable[float | None], always: Iterable[float | None]) -> list[float]:
-    """Return the values but those far below the rest (Tukey's fences), and all of `always`."""
+    """Return the values without low outliers (Tukey's fences), and all of `always`."""
     known = [value for value in map(finite, values) if value is not None]
     kept = [value for value in map(finite, always) if value is not None]
     if len(known) < 4:

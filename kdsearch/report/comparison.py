@@ -1,7 +1,7 @@
-"""Two studies side by side: their fronts on one axis, hypervolumes from one reference, the spend.
+"""Compare two studies: their fronts on one axis, hypervolumes from one reference, their effort.
 
-No torch here. Accuracies are those of validation; a study that is running is compared as it stands.
-Latencies of different targets are never held against each other.
+No torch. Scores are those of validation. A running study is compared with its trials so far.
+Latencies of different targets are never compared.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.study import OpenStudy, searched
 
 _LATENCY = "latency_ms"
-_MARGIN = 0.1  # of a front's extent: without, its two ends would count for nothing
+_MARGIN = 0.1  # of a front's extent: without it, its two ends would add no hypervolume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """What one study found.
+class ComparedStudy:
+    """The front and the effort of one study.
 
-    front: (trial, accuracy, cost), cheapest first. hypervolume: a share of the area between the
-    reference and the ideal corner of both fronts. seconds: of trials, added up.
+    front: (trial, score, cost), cheapest first. hypervolume: share of the area between the
+    reference and the ideal corner of both fronts. seconds: summed over trials.
     """
 
     study: str
@@ -34,25 +34,25 @@ class Side:
     epochs: int
     seconds: float
 
-    def dominates(self, accuracy: float, cost: float) -> bool:
-        """Whether one of the front is at least as good on both axes and better on one."""
+    def dominates(self, score: float, cost: float) -> bool:
+        """Return True if a point of the front is no worse on both axes and better on one."""
         return any(
-            val >= accuracy and own <= cost and (val, own) != (accuracy, cost)
+            val >= score and own <= cost and (val, own) != (score, cost)
             for _, val, own in self.front
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Both sides, and what they were held against.
+    """Both studies and their common reference.
 
-    reference: (accuracy, cost) that hypervolumes count from. targets: what latencies were measured
-    on, in words. differs: what the requests differ in, as it is typed.
+    reference: (score, cost) of the corner of the hypervolumes. targets: device and runtime of the
+    latencies. differs: the flags in which the configurations differ.
     """
 
     axis: str
     reference: tuple[float, float]
-    sides: tuple[Side, Side]
+    sides: tuple[ComparedStudy, ComparedStudy]
     targets: tuple[str, str]
     differs: tuple[str, ...]
 
@@ -62,11 +62,11 @@ class Comparison:
 
 
 def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Comparison:
-    """Return how two studies compare on a cost.
+    """Return the comparison of two studies on one cost.
 
-    axis: `latency_ms`, `flops` or `params`; by default the one that both trade, FLOPs instead of
-    latencies of different targets. Raises SpecError where they trade different ones and none is
-    named, for such latencies, and where a study has no complete trial of known cost on it.
+    axis: `latency_ms`, `flops` or `params`; by default the cost that both studies optimise, or
+    FLOPs if their targets differ. Raises SpecError if they optimise different costs and no axis
+    is given, for latencies of different targets, and for a study without a complete trial.
     """
     targets = str(described(one.config)), str(described(other.config))
     axis = axis or _shared_axis(one, other, is_one_target=targets[0] == targets[1])
@@ -75,11 +75,11 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
     if axis == _LATENCY and targets[0] != targets[1]:
         raise SpecError(
             f"--axis {axis}: {one.name} was measured on {targets[0]}, {other.name} on "
-            f"{targets[1]}, and what is faster on one may be slower on the other; give --axis "
-            "flops or --axis params"
+            f"{targets[1]}; latencies of different targets cannot be compared; give --axis flops "
+            "or --axis params"
         )
     fronts = [_front(study, axis) for study in (one, other)]
-    points = [(accuracy, cost) for front in fronts for _, accuracy, cost in front]
+    points = [(score, cost) for front in fronts for _, score, cost in front]
     best, cheapest = max(a for a, _ in points), min(c for _, c in points)
     worst, dearest = min(a for a, _ in points), max(c for _, c in points)
     reference = (
@@ -110,14 +110,14 @@ def _shared_axis(one: OpenStudy, other: OpenStudy, *, is_one_target: bool) -> st
         axes = [axis for axis in axes if axis != _LATENCY] or ["flops"]
     if axes[0] != axes[-1]:
         raise SpecError(
-            f"{one.name} trades {axes[0]} and {other.name} trades {axes[1]}; say which to compare: "
+            f"{one.name} optimises {axes[0]} and {other.name} optimises {axes[1]}; give "
             f"--axis {axes[0]} or --axis {axes[1]}"
         )
     return axes[0]
 
 
 def _front(study: OpenStudy, axis: str) -> _Front:
-    """Return a study's front on an axis, which need not be the one it traded."""
+    """Return the front of a study on any axis, also one that it did not optimise."""
     done = [
         (r.number, r.val, float(cost))
         for r in searched(study.records())
@@ -129,10 +129,12 @@ def _front(study: OpenStudy, axis: str) -> _Front:
     return tuple(done[i] for i in pareto.front([(val, cost) for _, val, cost in done]))
 
 
-def _side(study: OpenStudy, front: _Front, reference: tuple[float, float], whole: float) -> Side:
+def _side(
+    study: OpenStudy, front: _Front, reference: tuple[float, float], whole: float
+) -> ComparedStudy:
     records = searched(study.records())
     points = [(val, cost) for _, val, cost in front]
-    return Side(
+    return ComparedStudy(
         study=study.name,
         front=front,
         hypervolume=pareto.hypervolume(points, reference) / whole,

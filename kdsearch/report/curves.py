@@ -1,4 +1,4 @@
-"""The learning curves: one line a trial, the rungs, and where trials were stopped."""
+"""The learning curves: one line a trial, the rungs, and a cross at the end of a pruned trial."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB
 def curves(
     records: Iterable[TrialRecord], *, best: int | None, metric: str, rungs: bool = False
 ) -> go.Figure:
-    """Return validation accuracy after each epoch; the best is thick, a cross ends a stopped one.
+    """Return the validation metric after each epoch; the best trial is thick.
 
-    Trainings outside the search have a colour of their own.
-
-    At least one record must hold a curve. rungs: whether to mark where trials are judged.
+    A cross ends a pruned trial. Controls and refits have another colour. At least one record must
+    hold a curve. rungs: mark the epochs at which trials may be pruned.
     """
-    told = [record for record in records if record.curve]
-    step = _step(told)
-    longest = max(len(record.curve) for record in told)
+    trained = [record for record in records if record.curve]
+    step = _step(trained)
+    longest = max(len(record.curve) for record in trained)
     groups = {
-        "completed": [r for r in told if r.state == "complete" and not r.kind],
-        "not completed": [r for r in told if r.state != "complete" and not r.kind],
-        "controls, refits": [r for r in told if r.kind],
+        "completed": [r for r in trained if r.state == "complete" and not r.kind],
+        "not completed": [r for r in trained if r.state != "complete" and not r.kind],
+        "controls, refits": [r for r in trained if r.kind],
     }
-    alpha = max(0.1, min(0.7, 12 / len(told)))  # in the colour, so that crossing lines add up
+    alpha = max(0.1, min(0.7, 12 / len(trained)))  # in the colour, so that crossing lines add up
     traces = []
     for (name, group), colour in zip(groups.items(), _COLOURS, strict=True):
         if group:
             traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1))
             traces.append(_legend_line(name, f"rgb({colour})"))
-    stopped = [record for record in told if record.state == "pruned"]
-    if stopped:
-        traces.append(_stops(stopped))
-    for record in told:
+    pruned = [record for record in trained if record.state == "pruned"]
+    if pruned:
+        traces.append(_pruned(pruned))
+    for record in trained:
         if record.number == best:
             name = f"trial {best}, to ship"
             traces += [_lines([record], step, name, VERMILLION, 3), _legend_line(name, VERMILLION)]
-    values = (value for record in told for value in record.curve)
+    values = (value for record in trained for value in record.curve)
     marked = [epoch for epoch in range(1, longest) if rungs and is_rung(epoch, longest)]
     figure = go.Figure(data=traces)
     figure.update_layout(
@@ -65,7 +64,7 @@ def curves(
 
 
 def thinning(records: Iterable[TrialRecord]) -> int:
-    """Return n where the curves show every n-th epoch, 1 where they show all."""
+    """Return n if the curves show every n-th epoch, 1 if they show all."""
     return _step([record for record in records if record.curve])
 
 
@@ -80,7 +79,7 @@ def _lines(
     colour: str,
     width: float,
 ) -> go.Scatter:
-    """Return one trace of many lines: they part where a value is None."""
+    """Return one trace of many lines, separated by None."""
     x: list[int | None] = []
     y: list[float | None] = []
     trials: list[int | None] = []
@@ -105,14 +104,14 @@ def _lines(
     )
 
 
-def _stops(records: Sequence[TrialRecord]) -> go.Scatter:
+def _pruned(records: Sequence[TrialRecord]) -> go.Scatter:
     return go.Scatter(
-        name="stopped here",
+        name="pruned here",
         x=[len(record.curve) for record in records],
         y=[finite(record.curve[-1]) for record in records],
         customdata=[record.number for record in records],
         hovertext=[
-            f"trial {record.number}, stopped<br>{escape(words.clipped(words.reason(record), 120))}"
+            f"trial {record.number}, pruned<br>{escape(words.clipped(words.reason(record), 120))}"
             for record in records
         ],
         hoverinfo="text",
@@ -122,7 +121,7 @@ def _stops(records: Sequence[TrialRecord]) -> go.Scatter:
 
 
 def _legend_line(name: str, colour: str) -> go.Scatter:
-    """Return an empty trace that stands in the legend for lines too faint to be seen there."""
+    """Return an empty trace for the legend, where the lines themselves are too faint."""
     return go.Scatter(
         name=name,
         legendgroup=name,

@@ -1,8 +1,7 @@
-"""What optuna-dashboard shows beyond the trials: our front, notes in words, curves as tables.
+"""Add the front, notes and curves of a study to optuna-dashboard.
 
-Written into the store in the dashboard's own scheme, at the end of a run and when the dashboard is
-started on a study that does not run: the driver alone writes a running one's. A note that somebody
-wrote there stays. No torch.
+They are written to the storage in the format of the dashboard: at the end of a run, and when the
+dashboard starts on a study that is not running. A note that a user wrote is kept. No torch.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Summary
 
 FRONT = "front"
-OURS = "_Written by kdsearch, and anew after each run; take this line out to keep your own text._"
+OURS = "_Written by kdsearch after each run. Delete this line to keep your own text._"
 _ARTIFACTS = "artifacts"
 _CURVE = "curve.csv"
 
 
 def artifact_store(path: Path) -> FileSystemArtifactStore:
-    """Return where the artifacts of the study at `path` are kept."""
+    """Return the artifact store of the study at `path`."""
     (path / _ARTIFACTS).mkdir(exist_ok=True)
     return FileSystemArtifactStore(path / _ARTIFACTS)
 
 
 def refresh(path: Path, storage: str | None = None) -> bool:
-    """Write what the dashboard shows, unless a driver runs the study; return whether it was.
+    """Update the dashboard of a study; return False, and write nothing, while it is running.
 
     storage: see `open_study`.
     """
@@ -59,24 +58,24 @@ def refresh(path: Path, storage: str | None = None) -> bool:
             return False
         study = load_study(path, storage)
         if "teacher" in study.facts():
-            write_board(study)
+            write_dashboard(study)
         return True
 
 
-def write_board(study: OpenStudy) -> None:
-    """Write the figure, the notes and the artifacts; the caller keeps other drivers out."""
-    board = _Board(study)
+def write_dashboard(study: OpenStudy) -> None:
+    """Write the figure, the notes and the artifacts. The caller holds the lock of the study."""
+    dashboard = _Dashboard(study)
     summary, records = summarise(study), study.records()
-    board.draw(summary, records)
-    board.note(None, _about_study(study, summary, records))
+    dashboard.draw(summary, records)
+    dashboard.note(None, _about_study(study, summary, records))
     for record in records:
         if record.state != "running":
-            board.note(record, _about_trial(record))
-            board.keep_curve(record)
+            dashboard.note(record, _about_trial(record))
+            dashboard.keep_curve(record)
 
 
-class _Board:
-    """Writes only what is not there, so that a second time costs a read."""
+class _Dashboard:
+    """Writes only missing or changed entries."""
 
     def __init__(self, study: OpenStudy) -> None:
         self._study = study
@@ -88,7 +87,7 @@ class _Board:
         self._files = artifact_store(study.path)
 
     def draw(self, summary: Summary, records: list[TrialRecord]) -> None:
-        """Draw the front on the axis of the budget."""
+        """Save the figure of the front on the axis of the budget."""
         marks = sort_out(summary, records)
         axis = summary.budget.axis()
         if axis in figures.known_axes(marks):
@@ -102,7 +101,7 @@ class _Board:
             save_plotly_graph_object(handle, figure, graph_object_id=FRONT)
 
     def note(self, record: TrialRecord | None, text: str) -> None:
-        """Write a note on a trial, or on the study, unless somebody else's stands there."""
+        """Write a note on a trial, or on the study, unless a user has written one."""
         trial_id = None if record is None else self._trial_ids[record.number]
         before = get_note_from_system_attrs(self._attrs, trial_id)
         body = f"{text}\n\n{OURS}"
@@ -112,12 +111,12 @@ class _Board:
             version = before["version"] + 1
             save_note_with_version(self._storage, self._id, trial_id, version, body)
             return
-        # That reads all attributes to clear an older text: 24 ms a note at 200 trials, against 2.
+        # save_note reads all attributes to clear an older text: 24 ms a note at 200 trials, here 2
         for key, value in (*split_body(body, trial_id).items(), (note_ver_key(trial_id), 1)):
             self._storage.set_study_system_attr(self._id, key, value)
 
     def keep_curve(self, record: TrialRecord) -> None:
-        """Keep a trial's curve as an artifact, under the study: an ended trial takes none."""
+        """Save the curve of a trial as an artifact of the study: an ended trial accepts none."""
         file = self._study.directory(record.number) / _CURVE
         name = str(uuid5(NAMESPACE_URL, f"{self._study.name}/{record.number}/{_CURVE}"))
         key = f"{DASHBOARD_ARTIFACTS_ATTR_PREFIX}{self._trial_ids[record.number]}:{name}"
@@ -125,8 +124,8 @@ class _Board:
             return
         with file.open("rb") as content:
             self._files.write(name, content)
-        kept = {"artifact_id": name, "filename": _CURVE, "mimetype": "text/csv", "encoding": None}
-        self._storage.set_study_system_attr(self._id, key, json.dumps(kept))
+        entry = {"artifact_id": name, "filename": _CURVE, "mimetype": "text/csv", "encoding": None}
+        self._storage.set_study_system_attr(self._id, key, json.dumps(entry))
 
 
 def study_title(summary: Summary) -> str:
@@ -142,7 +141,7 @@ def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord])
         _plain(verdict(summary, records)),
         _plain(words.tally(summary, records)),
         *(f"- {_plain(note)}" for note in notes),
-        f"Goes on with `{resume_command(study.path)}`.",
+        f"Resume: `{resume_command(study.path)}`",
         _plain(words.conventions(summary)),
     ]
     return "\n\n".join(lines)
@@ -159,10 +158,10 @@ def _about_trial(record: TrialRecord) -> str:
         lines.append(", ".join(words.amount(a, v) for a, v in words.costs(record.cost).items()))
     took = f"{duration(record.seconds)}, {counted(len(record.curve), 'epoch')}"
     lines.append(f"{took}{f', {_plain(record.mode)}' if record.mode else ''}")
-    tried = "\n".join(f"| `{name}` | {_plain(str(v))} |" for name, v in record.params.items())
-    return "\n\n".join([*lines, f"| tried | |\n|---|---|\n{tried}"])
+    rows = "\n".join(f"| `{name}` | {_plain(str(v))} |" for name, v in record.params.items())
+    return "\n\n".join([*lines, f"| parameter | value |\n|---|---|\n{rows}"])
 
 
 def _plain(text: str) -> str:
-    """Escape what Markdown would take for more than text."""
+    """Escape the characters that Markdown gives a meaning."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#~" else c for c in text)

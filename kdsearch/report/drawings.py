@@ -1,4 +1,4 @@
-"""The front and the curves as SVG files, for papers and pull requests: no plotly, no browser."""
+"""The front and the curves as SVG files, for papers and pull requests. No plotly, no browser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _INK = "#1b2026"
 _SHAPES: Mapping[str, Callable[[float, float], str]] = {
     "dominated": lambda x, y: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{GREY}"/>',
     "front": lambda x, y: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{BLUE}"/>',
-    "seeds": lambda x, y: _path(x, y, "m-5-5h10v10h-10z", BLUE),
+    "mean over seeds": lambda x, y: _path(x, y, "m-5-5h10v10h-10z", BLUE),
     "control": lambda x, y: _path(x, y, "m0-6l6 6l-6 6l-6-6z", GREEN),
     "teacher": lambda x, y: _path(
         x, y, "m0-8l2 6h6l-5 4l2 6l-5-4l-5 4l2-6l-5-4h6z", PURPLE, PURPLE
@@ -42,7 +42,7 @@ _SHAPES: Mapping[str, Callable[[float, float], str]] = {
 
 
 def drawings(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, str]:
-    """Return the figures that there is something for, by the names of their files."""
+    """Return the figures that have data, by file name."""
     found = {}
     priced = [m for m in sort_out(summary, records).students() if m.val is not None]
     if any(mark.costs[summary.budget.axis()] is not None for mark in priced):
@@ -54,14 +54,14 @@ def drawings(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frame:
-    """Where numbers stand on the paper."""
+    """The data range of a drawing, and the map from data to paper."""
 
     low: tuple[float, float]
     high: tuple[float, float]
     log: bool = False
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the place of a point; what lies outside stands at the edge."""
+        """Return the position of a point; points outside the range are moved to its edge."""
         low, high, value = self.low[0], self.high[0], x
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(x)
@@ -70,7 +70,7 @@ class _Frame:
         return _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - up * (_BOTTOM - _TOP)
 
     def draw(self, title: str, x_title: str, y_title: str, inside: Iterable[str]) -> str:
-        """Return the whole drawing: paper, grid, titles, and what stands inside."""
+        """Return the whole drawing: paper, grid, titles and the parts inside."""
         parts = []
         for x in _ticks(self.low[0], self.high[0], log=self.log):
             place = self.at(x, self.low[1])[0]
@@ -97,7 +97,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     groups: dict[str, Sequence[Mark]] = {
         "dominated": marks.dominated,
         "front": marks.front,
-        "seeds": marks.refits,
+        "mean over seeds": marks.refits,
         "control": marks.controls,
         "teacher": (marks.teacher,),
         "to ship": marks.best,
@@ -112,8 +112,8 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     known = [cost for cost in (*costs, limit) if cost is not None]
     log = is_log(known)
     below, above = (min(known) / 1.3, max(known) * 1.3) if log else (0.0, max(known) * 1.08)
-    beside = [val for name in placed if name != "dominated" for _, val, _ in placed[name]]
-    low, high = span(without_strays((val for _, val, _ in points), beside))
+    always = [val for name in placed if name != "dominated" for _, val, _ in placed[name]]
+    low, high = span(without_strays((val for _, val, _ in points), always))
     frame = _Frame(low=(below, low), high=(above, high), log=log)
     parts = [_upright(frame, getattr(e, axis), words.network(e.name)) for e in summary.shelf]
     parts.append(_upright(frame, limit, f"budget {words.amount(axis, limit)}", "6 4"))
@@ -138,12 +138,12 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    told, ships = [record for record in records if record.curve], summary.to_ship()
-    longest = max(2, *(len(record.curve) for record in told))
-    low, high = span(value for record in told for value in record.curve)
+    trained, ships = [record for record in records if record.curve], summary.to_ship()
+    longest = max(2, *(len(record.curve) for record in trained))
+    low, high = span(value for record in trained for value in record.curve)
     frame = _Frame(low=(1, low), high=(longest, high))
     parts = []
-    for record in sorted(told, key=lambda record: record.number == ships):
+    for record in sorted(trained, key=lambda record: record.number == ships):
         points = [
             frame.at(i + 1, value)
             for i, value in enumerate(record.curve)
@@ -151,14 +151,14 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
         ]
         is_best = record.number == ships
         look = f'stroke="{VERMILLION if is_best else BLUE}" stroke-width="{3 if is_best else 1}"'
-        faint = 1 if is_best else max(0.08, min(0.7, 8 / len(told)))
+        faint = 1 if is_best else max(0.08, min(0.7, 8 / len(trained)))
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{joined}" fill="none" {look} opacity="{faint:.2f}"/>')
         if record.state == "pruned" and points:
             parts.append(_path(*points[-1], "m-3-3l6 6m-6 0l6-6", _INK))
     if ships is not None:
         parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship", more=""))
-    title = f"{summary.study}: validation curves; a cross ends one that was stopped"
+    title = f"{summary.study}: validation curves; a cross ends a pruned trial"
     return frame.draw(title, "epoch", f"validation {summary.metric}", parts)
 
 
@@ -176,7 +176,7 @@ def _ticks(low: float, high: float, *, log: bool = False) -> list[float]:
 
 
 def _upright(frame: _Frame, x: float | None, name: str, dash: str = "1 3") -> str:
-    """Return a labelled vertical line, '' where the cost is not known."""
+    """Return a labelled vertical line, '' if the cost is not known."""
     if x is None:
         return ""
     place = frame.at(x, 0)[0]

@@ -1,6 +1,6 @@
-"""The figure of the front: accuracy against each cost, with all that it is held against.
+"""The figure of the front: the metric over each cost, with controls, teacher and baselines.
 
-Text, grid and paper are coloured by the page, which knows the theme. Every string from the study is
+The page colours text, grid and paper, since it knows the theme. Every string from the study is
 escaped.
 """
 
@@ -29,12 +29,12 @@ from kdsearch.report.marks import Mark, Marks, escape, finite
 from kdsearch.spec import Budget
 from kdsearch.study.summary import ShelfEntry
 
-MAX_MARKS = 1_000  # of a kind off the front: each is an SVG node, and 1,000 of them overlap anyway
+MAX_MARKS = 1_000  # of one kind off the front: each is an SVG node, and 1,000 overlap anyway
 _STRIP = 0.07  # height of the band of rejected students
 
 
 def known_axes(marks: Marks) -> list[str]:
-    """Return the costs that at least one student has a number for."""
+    """Return the cost axes on which at least one student is known."""
     students = marks.students()
     return [axis for axis in words.AXES if any(mark.costs[axis] is not None for mark in students)]
 
@@ -48,28 +48,26 @@ def scatter(
     metric: str,
     shelf: Sequence[ShelfEntry] = (),
 ) -> go.Figure:
-    """Return accuracy against one cost; the same traces in the same order on every axis.
+    """Return the metric over one cost; every axis has the same traces in the same order.
 
-    `front_axis` is the cost that the front is about: only there are its points joined. Low strays
-    lie outside the first view; `whole` is the range that shows them.
+    front_axis: the cost that the front optimises; its points are joined on that axis only. Low
+    outliers lie outside the first view; `whole` is the range that shows them.
     """
     strip = bool(marks.rejected)
     front = sorted(marks.front, key=lambda mark: (mark.costs[front_axis] or 0.0, mark.val or 0.0))
     traces = [
         _links(marks.links, axis),
         _marks(thinned(marks.dominated), axis, "dominated", _shape("circle", GREY, 7, opacity=0.8)),
-        _marks(
-            thinned(marks.stopped), axis, "stopped early", _shape("triangle-down-open", ORANGE, 8)
-        ),
+        _marks(thinned(marks.pruned), axis, "pruned", _shape("triangle-down-open", ORANGE, 8)),
         _marks(
             thinned(marks.rejected),
             axis,
-            "over budget",
+            "rejected",
             _shape("x-thin", GREY, 7, 1.5),
             strip=strip,
         ),
         _marks(front, axis, "front", _shape("circle", BLUE, 9), joined=axis == front_axis),
-        _marks(marks.refits, axis, "under several seeds", _shape("square-open", BLUE, 11, line=2)),
+        _marks(marks.refits, axis, "mean over seeds", _shape("square-open", BLUE, 11, line=2)),
         _marks(marks.controls, axis, "control", _shape("diamond-open", GREEN, 12, line=2)),
         _marks([marks.teacher], axis, "teacher", _shape("star", PURPLE, 15)),
         _marks(marks.best, axis, "to ship", _shape("circle-open", VERMILLION, 19, 3)),
@@ -92,31 +90,31 @@ def scatter(
 
 
 def close_up(marks: Marks) -> list[float]:
-    """Return the accuracies drawn around at first: no strays, nothing that was stopped."""
+    """Return the values that set the first view: no low outliers and no pruned trials."""
     beside = (*marks.front, *marks.refits, *marks.controls, marks.teacher)
     trained = [mark.val for mark in (*marks.dominated, *beside)]
     return without_strays(trained, [mark.val for mark in beside])
 
 
 def whole(marks: Marks) -> tuple[float, float]:
-    """Return the range that shows every accuracy."""
+    """Return the range that shows every mark."""
     return span(mark.val for mark in (*marks.students(), marks.teacher))
 
 
 def thinned(marks: Sequence[Mark]) -> Sequence[Mark]:
-    """Return at most MAX_MARKS of them, evenly chosen."""
+    """Return at most MAX_MARKS of them, evenly spaced."""
     return marks[:: max(1, -(-len(marks) // MAX_MARKS))]
 
 
 def views(figures: Mapping[str, go.Figure]) -> dict[str, dict[str, object]]:
-    """Return, for every cost axis, what has to change for the figure to show it."""
+    """Return, for every cost axis, the changes that make the figure show it."""
     return {
         axis: {
             "traces": {
                 "x": [trace.x for trace in figure.data],
                 "mode": [trace.mode for trace in figure.data],
                 "visible": [trace.visible for trace in figure.data],
-                # Without lengths of their own bars would be a tenth of the value.
+                # plotly draws bars without lengths as a tenth of the value
                 "error_x.visible": [
                     axis == "latency_ms" and trace.error_x.array is not None
                     for trace in figure.data
@@ -175,7 +173,7 @@ def _marks(
 
 
 def _delays(marks: Sequence[Mark]) -> dict[str, object]:
-    """Return how far the intervals of latency reach to both sides, empty without any."""
+    """Return the lengths of the latency bars to both sides, empty without intervals."""
     if not any(mark.delay for mark in marks):
         return {}
     below, above = [], []
@@ -209,7 +207,7 @@ def _strip_axis() -> dict[str, object]:
         "domain": [0, _STRIP],
         "range": [-1, 1],
         "tickvals": [0],
-        "ticktext": ["untrained"],
+        "ticktext": ["rejected"],
         "showgrid": False,
         "zeroline": False,
         "fixedrange": True,
@@ -231,7 +229,7 @@ def _budget_line(axis: str, limit: float) -> dict[str, object]:
 
 
 def _shelf_line(axis: str, entry: ShelfEntry, base: float, *, at_top: bool) -> dict[str, object]:
-    """Return a line whose name stands at its foot, or at its top, away from its neighbours'."""
+    """Return a line with its name at the foot or at the top, apart from its neighbours'."""
     place = {"xanchor": "right" if at_top else "left", "yanchor": "bottom"}
     label = {
         "text": escape(words.network(entry.name)),

@@ -1,4 +1,4 @@
-"""What a study found, in sentences: what was gained, what may be noise, what is wrong. No torch."""
+"""The findings of a study in sentences: gains, noise, trouble with the teacher. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import refit_of, summarised
 from kdsearch.study.study import OpenStudy
-from kdsearch.study.summary import TeacherEntry
+from kdsearch.study.summary import TeacherEntry, Trainings
 
 CONTROLS = {
     "none": "without a teacher",
@@ -20,66 +20,70 @@ CONTROLS = {
     "kd": "with plain KD at its defaults",
 }
 _SUBJECTS = {"none": "distillation", "kd": "the search"}
-_KNOWN_BY_HEART = 0.05
+_MEMORISED = 0.05  # a larger drop from validation to test: the teacher knows the validation images
 
 
-def of_test(study: OpenStudy) -> str:
-    """Say which networks were shown the test split."""
-    read = len(cast("dict[str, float]", study.facts()["test"]))
+def about_test(study: OpenStudy) -> str:
+    """Return how many networks were evaluated on the test split."""
+    count = len(cast("dict[str, float]", study.facts()["test"]))
     return (
-        f"The test split was read once for each of {read} students and the teacher, after the "
-        "search; nothing was chosen by it"
-    )
+        f"The test set was used only for the final numbers of {counted(count, 'student')} and the "
+        "teacher."
+    ).replace(SPACE, " ")
 
 
-def of_refits(study: OpenStudy, best: int) -> Iterator[str]:
-    """Yield what refits say of a study whose best is shipped, in words."""
-    refit, (found, together) = refit_of(study), summarised(study)
+def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
+    """Yield the results of the refits of a study whose trial `best` is shipped."""
+    refit, (candidates, together) = refit_of(study), summarised(study)
     if refit.count > (count := len(study.front())):
-        yield f"--refit {refit.count}: the front has {counted(count, 'candidate')}, all taken"
+        yield f"--refit {refit.count}: the front has {counted(count, 'candidate')}, all retrained."
     failed = [r for r in study.records() if r.refit_of is not None and r.state == "failed"]
     if failed:
-        told = counted(len(failed), "refit")
-        yield f"{told} failed, such as trial {failed[-1].number}: {failed[-1].reason}"
-    candidate = next((each for each in found if each.trial == best), None)
+        example = f"trial {failed[-1].number}: {failed[-1].reason}"
+        yield f"{counted(len(failed), 'refit')} failed, for example {example}"
+    candidate = next((each for each in candidates if each.trial == best), None)
     recipe = None if candidate is None else candidate.shipped_recipe()
     if candidate is None or recipe is None:
-        yield f"No. {best} was trained once; see `kdsearch.log` on its refits"
-        yield from of_teacher(study, None)
+        yield f"Trial {best} was trained once: its refits are not complete, see `kdsearch.log`."
+        yield from about_teacher(study, None)
         return
     is_own = recipe is candidate.trained
-    yield (
-        f"No. {best}{'' if is_own else f', its student {CONTROLS[recipe.method]}'}: "
-        f"{_percent(recipe.val.mean)} on validation, the mean of {len(recipe.trials)} seeds, "
-        f"standard deviation {100 * recipe.val.sd:.2f} points; of 20 more trainings about 19 would "
-        f"end within {_percent(recipe.val.low)} to {_percent(recipe.val.high)}. Shipped is "
-        f"{'the median' if len(recipe.trials) % 2 else 'the lower of the middle two'}, "
-        f"trial {candidate.shipped}"
-    )
+    which = "" if is_own else f", its student {CONTROLS[recipe.method]}"
+    yield f"Trial {best}{which}: {_seeds(recipe)} The shipped file is trial {candidate.shipped}."
     for control in candidate.controls:
-        yield _gained("", control.trained.method, control.gain)
+        yield _gain("", control.trained.method, control.gain)
     if not is_own:
-        yield f"What was found for no. {best} is on average below that, so it is not shipped"
-    if len(found) > 1:
+        yield f"The searched recipe of trial {best} scored lower on average and is not shipped."
+    if len(candidates) > 1:
         yield (
-            f"No. {best} was chosen by these averages, which flatters it a little; what all "
-            f"{len(found)} candidates gained is not chosen, and follows"
+            f"Trial {best} was picked by these averages, so its gain is slightly too high. The "
+            f"average of all {len(candidates)} candidates is not affected:"
         )
         for entry in together:
-            yield _gained(f"{entry.candidates} candidates: ", entry.over, entry.gain)
+            yield _gain(f"{entry.candidates} candidates: ", entry.over, entry.gain)
     plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
-    yield from of_teacher(study, next(plain, None))
+    yield from about_teacher(study, next(plain, None))
 
 
-def _gained(who: str, method: str, gain: Gain) -> str:
-    """Say what was gained over a control, and whether the trainings show it."""
-    verb = "gained" if gain.difference > 0 else "lost"
-    subject, against = _SUBJECTS[method], f"the same student {CONTROLS[method]}"
+def _seeds(recipe: Trainings) -> str:
+    """Return the mean of several seeds and the range of a new training."""
+    val = recipe.val
+    return (
+        f"{_percent(val.mean)} on validation, the mean of {len(recipe.trials)} seeds, standard "
+        f"deviation {100 * val.sd:.2f} points. A new training would reach {_percent(val.low)} to "
+        f"{_percent(val.high)} (95 %)."
+    )
+
+
+def _gain(who: str, method: str, gain: Gain) -> str:
+    """Return the gain over a control, and whether the trainings show it."""
+    subject = _SUBJECTS[method]
+    found = f"{subject} {'gained' if gain.difference > 0 else 'lost'}"
     if not gain.is_shown:
-        verb = "gained nothing that these trainings show"
+        found = f"no measurable gain from {subject}"
     text = (
-        f"{who}{subject} {verb}: {words.gain_interval(gain)} points of validation accuracy over "
-        f"{against}, {gain.pairs} pairs of the same seed, p {words.chance(gain.p)}"
+        f"{who}{found}: {words.gain_interval(gain)} points of validation accuracy over the same "
+        f"student {CONTROLS[method]} ({gain.pairs} pairs of equal seeds, p {words.chance(gain.p)})."
     )
     return text[0].upper() + text[1:]
 
@@ -88,7 +92,7 @@ def _percent(fraction: float) -> str:
     return words.percent(fraction).replace(SPACE, " ")
 
 
-def of_controls(
+def about_controls(
     study: OpenStudy,
     best: TrialRecord,
     controls: Sequence[TrialRecord],
@@ -96,42 +100,43 @@ def of_controls(
     *,
     shipped: int,
 ) -> Iterator[str]:
-    """Yield what distillation gained in one training each, what may be noise, what is shipped."""
+    """Yield the gain over each control in one training, the noise, and the control that ships."""
     assert best.val is not None
     by_method = {str(record.params["method.name"]): record for record in controls}
-    noise = math.sqrt(2 * best.val * (1 - best.val) / n_val)
     for method, what in CONTROLS.items():
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (
-                f"{words.gained(best.val - control.val)} of validation accuracy against the "
-                f"same student {what} ({100 * best.val:.2f} % against {100 * control.val:.2f} %)"
+                f"{words.gained(best.val - control.val)} of validation accuracy over the same "
+                f"student {what} ({_percent(best.val)} against {_percent(control.val)})"
             )
     for method, control in by_method.items():
         if control.number == shipped:
             yield (
-                f"Shipped is the student of no. {best.number} {CONTROLS[method]}, trial {shipped}: "
-                "what the search found for it came out lower"
+                f"The control {CONTROLS[method]}, trial {shipped}, scored higher than trial "
+                f"{best.number} and is shipped."
             )
+    noise = 100 * math.sqrt(2 * best.val * (1 - best.val) / n_val)
     yield (
-        f"One training each, judged on {n_val} validation images: the standard error of such a "
-        f"difference is about {100 * noise:.2f} points; --refit 3 tells more"
+        f"One training each on {n_val} validation images: the standard error of a difference is "
+        f"{noise:.2f} points. Differences below about {2 * noise:.1f} points may be noise; "
+        "--refit 3 narrows that."
     )
     plain = by_method.get("none")
-    yield from of_teacher(study, None if plain is None else plain.val)
+    yield from about_teacher(study, None if plain is None else plain.val)
 
 
-def of_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
-    """Yield what is wrong with the teacher. plain: what the best student reaches without one."""
+def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
+    """Yield what is wrong with the teacher. plain: validation of the student without a teacher."""
     teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
-    if teacher.test is not None and teacher.val - teacher.test > _KNOWN_BY_HEART:
+    if teacher.test is not None and teacher.val - teacher.test > _MEMORISED:
         yield (
-            f"The teacher scores {100 * teacher.val:.2f} % on validation and "
-            f"{100 * teacher.test:.2f} % on test: it has probably been trained on these validation "
-            "images, so trust the students' test accuracy more than their validation accuracy"
+            f"The teacher scores {_percent(teacher.val)} on validation and "
+            f"{_percent(teacher.test)} on test. It was probably trained on these validation "
+            "images: trust the test accuracy of the students more than their validation accuracy."
         )
     if plain is not None and teacher.val <= plain:
         yield (
-            f"The teacher ({100 * teacher.val:.2f} %) is no better than this student without one "
-            f"({100 * plain:.2f} %): a better teacher is the first thing to look for"
+            f"The teacher ({_percent(teacher.val)}) is no better than this student without a "
+            f"teacher ({_percent(plain)}). Look for a better teacher first."
         )

@@ -1,4 +1,4 @@
-"""The report in GitHub-flavoured Markdown, for pull requests: the same words and tables."""
+"""The report in GitHub-flavoured Markdown, with the words and tables of the page."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def markdown(
         "\n".join(f"- {_text(note)}" for note in notes),
         "## What mattered",
         _listed({n: f"{v:.3f}" for n, v in _ranked(importances)})
-        or "Too few trials completed to tell.",
+        or "Not known yet: too few trials completed.",
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
         _listed({n: duration(v) for n, v in tables.spent(summary, records).items()})
-        or "Nothing has been timed yet.",
+        or "No time has been recorded yet.",
         "## How to reproduce",
         _fenced(command),
-        "Every trial: `trials.csv`; the page with all figures: `report.html`.",
+        "All trials: `trials.csv`. All figures: `report.html`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -76,7 +76,7 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text that GitHub shows as it is: on one line, nothing of it markup."""
+    """Return text that GitHub shows literally, on one line."""
     plain = html.escape(
         " ".join(text.split(" ")).replace("\n", " ").replace("\r", " "), quote=False
     )

@@ -1,7 +1,7 @@
-"""Which record is drawn as what: front, dominated, stopped, rejected, refit, control, teacher.
+"""The marks of the figures: front, dominated, pruned, rejected, refits, controls, teacher.
 
 Every mark carries all its costs, so that one list serves every cost axis. Hover text is short, for
-phones; a click tells a trial's every choice. It holds the few tags that plotly renders; whatever
+phones; a click shows the whole configuration. It holds the few tags that plotly renders; whatever
 comes from the study is escaped.
 """
 
@@ -16,14 +16,14 @@ from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.formatting import SPACE, counted
-from kdsearch.study.summary import CandidateEntry, Entry, Summary
+from kdsearch.study.summary import CandidateEntry, Entry, Summary, TeacherEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One point: `val` is None where nothing was trained; `error` is its standard error.
+    """One point: `val` is None for a rejected student; `error` is the standard error of `val`.
 
-    delay: the ends of its latency's interval, where there is one.
+    delay: the ends of the latency interval, if it is known.
     """
 
     trial: int | None
@@ -36,14 +36,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """All points of a study. `links` join a control to what it controls, refits to their trial.
+    """All points of a study. `links` join a control to its student, refits to their trial.
 
-    refits: what candidates come to on average; then the controls are averages, too.
+    refits: means of the retrained candidates; with them the controls are means, too.
     """
 
     front: tuple[Mark, ...]
     dominated: tuple[Mark, ...]
-    stopped: tuple[Mark, ...]
+    pruned: tuple[Mark, ...]
     rejected: tuple[Mark, ...]
     refits: tuple[Mark, ...]
     controls: tuple[Mark, ...]
@@ -52,8 +52,8 @@ class Marks:
     best: tuple[Mark, ...]
 
     def students(self) -> tuple[Mark, ...]:
-        """Return every mark but the teacher's, each once or more."""
-        searched = (*self.front, *self.dominated, *self.stopped, *self.rejected)
+        """Return all marks but that of the teacher, each once or more."""
+        searched = (*self.front, *self.dominated, *self.pruned, *self.rejected)
         return (*searched, *self.refits, *self.controls)
 
 
@@ -63,12 +63,12 @@ def escape(text: str) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """Return None for what cannot be drawn: unknown, NaN or infinite."""
+    """Return None for values that cannot be drawn: unknown, NaN or infinite."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
-    """Return what is drawn as what. Front, refits and controls are the summary's."""
+    """Return the marks of a study. Front, refits and controls come from the summary."""
     front = tuple(_from_entry(summary, entry, "on the front") for entry in summary.front)
     placed = {mark.trial for mark in front}
     rest = [record for record in records if record.number not in placed and not record.kind]
@@ -88,7 +88,7 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
     return Marks(
         front=front,
         dominated=dominated,
-        stopped=_from_records(summary, rest, "pruned"),
+        pruned=_from_records(summary, rest, "pruned"),
         rejected=_from_records(summary, rest, "rejected"),
         refits=tuple(refits),
         controls=tuple(controls),
@@ -99,9 +99,9 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
 
 
 def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
-    """Yield a candidate's recipe and its controls, each under several seeds.
+    """Yield the means of a candidate and of its controls over several seeds.
 
-    A mark stands for one of its trainings, too: that which ships, or the first.
+    The trial of a mark is one of its trainings: the shipped one, or the first.
     """
     (entry,) = (entry for entry in summary.front if entry.trial == candidate.trial)
     number = f"trial {candidate.trial}"
@@ -111,8 +111,8 @@ def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
         lines = [f"validation {summary.metric} {words.spread(recipe.val)}{SPACE}%"]
         if recipe.test is not None:
             lines.append(f"test {summary.metric} {words.spread(recipe.test)}{SPACE}%")
-        lines += _cost_lines(words.costs(entry), words.latency(entry))
-        who = f"{number} trained again" if is_own else f"control of {number} trained again"
+        lines += _cost_lines(entry)
+        who = f"{number} retrained" if is_own else f"control of {number} retrained"
         yield Mark(
             trial=ships if is_shipped else recipe.trials[0],
             val=recipe.val.mean,
@@ -144,7 +144,7 @@ def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
             [
                 f"validation {summary.metric} {words.estimate(entry.val, summary.images.val)}",
                 *lines,
-                *_cost_lines(words.costs(entry), words.latency(entry)),
+                *_cost_lines(entry),
             ],
             entry.config,
         ),
@@ -152,7 +152,7 @@ def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
 
 
 def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) -> tuple[Mark, ...]:
-    """Return a mark for every record in that state that has a place: a cost, and an accuracy."""
+    """Return a mark for every record in that state with a cost and, if trained, a score."""
     found = []
     for record in records:
         val = _last_val(record)
@@ -163,7 +163,7 @@ def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) 
         if val is not None:
             when = f" after epoch {len(record.curve)}" if state == "pruned" else ""
             lines.append(f"validation {summary.metric} {words.percent(val)}{when}")
-        lines += _cost_lines(words.costs(record.cost), words.latency(record.cost))
+        lines += _cost_lines(record.cost)
         found.append(
             Mark(
                 trial=record.number,
@@ -191,7 +191,6 @@ def _last_val(record: TrialRecord) -> float | None:
 
 def _teacher(summary: Summary) -> Mark:
     teacher = summary.teacher
-    latency = words.amount("latency_ms", teacher.latency_ms)
     return Mark(
         trial=None,
         val=finite(teacher.val),
@@ -201,19 +200,16 @@ def _teacher(summary: Summary) -> Mark:
             f"teacher {teacher.name}",
             [
                 f"validation {summary.metric} {words.estimate(teacher.val, summary.images.val)}",
-                *_cost_lines(words.costs(teacher), latency),
+                *_cost_lines(teacher),
             ],
             {},
         ),
     )
 
 
-def _cost_lines(costs: Mapping[str, float | None], latency: str) -> list[str]:
-    rest = {axis: value for axis, value in costs.items() if axis != "latency_ms"}
-    return [
-        f"latency {latency}",
-        *(words.amount(axis, value) for axis, value in rest.items() if value is not None),
-    ]
+def _cost_lines(owner: Cost | Entry | TeacherEntry) -> list[str]:
+    known = {a: v for a, v in words.costs(owner).items() if a != "latency_ms" and v is not None}
+    return [f"latency {words.latency(owner)}", *(words.amount(a, v) for a, v in known.items())]
 
 
 def _hover(title: str, lines: Sequence[str], params: Params) -> str:

@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every value is escaped here, whatever it is."""
+"""Pieces of HTML. Every value is escaped here."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def escape(text: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """Return one part of the page."""
+    """Return one section of the page."""
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
 def paragraph(text: str) -> str:
-    """Return a paragraph of small print, '' without a text."""
+    """Return a paragraph of small print, '' for no text."""
     return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
 def listed(texts: Sequence[str]) -> str:
-    """Return a list of small print, '' without any."""
+    """Return a list in small print, '' for no texts."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="note">{items}</ul>' if items else ""
 
 
 def table(content: Table) -> str:
     """Return a table in a region that scrolls sideways."""
-    # The span is as wide as the screen at most, where the table is wider.
+    # the span is never wider than the screen, even if the table is
     title = f"<caption><span>{escape(content.caption)}</span></caption>" if content.caption else ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in content.head)
     body = "".join(
@@ -56,7 +56,7 @@ def table(content: Table) -> str:
 
 
 def bars(values: Mapping[str, float], label: str, write: Callable[[float], str]) -> str:
-    """Return horizontal bars in the order given, each with its name and its value."""
+    """Return horizontal bars in the given order, each with its name and its value."""
     longest = max(values.values()) or 1.0
     rows = "".join(
         f'<tr><th scope="row">{escape(name).replace(".", ".<wbr>")}</th><td class="bar">'
@@ -68,7 +68,7 @@ def bars(values: Mapping[str, float], label: str, write: Callable[[float], str])
 
 
 def figure(name: str, payload: Mapping[str, object], label: str) -> str:
-    """Return the place of a figure and its data."""
+    """Return the element of a figure and its data."""
     small = " small" if name.startswith("slice") else ""
     return (
         f'<div class="figure{small}" id="{name}" role="figure" aria-label="{escape(label)}"></div>'
@@ -77,14 +77,14 @@ def figure(name: str, payload: Mapping[str, object], label: str) -> str:
 
 
 def data(name: str, payload: Mapping[str, object]) -> str:
-    """Return data for the page's script, which no `<` can end: all but `<br>` go."""
+    """Return data for the script of the page; escape every `<` but that of `<br>`."""
     text = json.dumps(payload, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     text = re.sub("<(?!br>)", r"\\u003c", text)
     return f'<script type="application/json" id="{name}-data">{text}</script>'
 
 
 def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
-    """Return the first trials in a table whose header cells hold the buttons that sort it."""
+    """Return the table of trials with its filter, sort buttons and dialog."""
     head = "".join(
         f'<th scope="col"{_class(is_number)}><button type="button">{title}</button></th>'
         for title, is_number in trials.COLUMNS
@@ -94,8 +94,8 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
         '<div class="choice"><label for="filter">Filter</label><input type="search" id="filter" '
         'placeholder="such as: resnet complete" autocomplete="off" spellcheck="false">'
         f'<span id="shown" aria-live="polite">{_counted(records)}</span></div>'
-        '<div class="wide tall" tabindex="0" role="region" aria-label="every trial">'
-        '<table class="sortable" aria-label="every trial; the buttons in the header sort">'
+        '<div class="wide tall" tabindex="0" role="region" aria-label="all trials">'
+        '<table class="sortable" aria-label="all trials; the buttons in the header sort">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         '<dialog id="detail" aria-labelledby="detail-title"><h2 id="detail-title"></h2><dl></dl>'
         '<button type="button">Close</button></dialog>'
@@ -104,13 +104,13 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
 
 
 def _counted(records: Sequence[TrialRecord]) -> str:
-    """Say what the rows are: trials of the search, and what was trained outside it."""
+    """Return the number of rows of each kind."""
     kinds = Counter(
         record.kind or ("rejected candidate" if record.rejected_early else "trial")
         for record in records
     )
-    told = ", ".join(counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
-    return f"{counted(len(records), 'row')}: {told}" if len(kinds) > 1 else told
+    text = ", ".join(counted(kinds[kind], kind) for kind in sorted(kinds, key=_KINDS.index))
+    return f"{counted(len(records), 'row')}: {text}" if len(kinds) > 1 else text
 
 
 def _trial(record: TrialRecord, best: int | None) -> str:

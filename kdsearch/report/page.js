@@ -8,7 +8,7 @@ function isDark() {
   return root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches;
 }
 
-// Plotly knows no CSS variables: resolve them on an element, in the theme that is on.
+// Plotly does not read CSS variables: resolve them on an element, in the current theme.
 function colour(name) {
   themeButton.style.outlineColor = `var(--${name})`;
   const value = getComputedStyle(themeButton).outlineColor;
@@ -68,7 +68,7 @@ function draw(figure) {
   });
 }
 
-// A figure is drawn when it comes near the screen: the first is there sooner.
+// Draw a figure when it comes near the screen, so that the first one appears sooner.
 const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
@@ -103,22 +103,22 @@ function compare(a, b, isNumber) {
   return isNumber ? Number(a.replaceAll(",", "")) - Number(b.replaceAll(",", "")) : a.localeCompare(b);
 }
 
-const STEP = 200; // rows made at a time: the rest as they are scrolled to
+const STEP = 200; // rows made at a time; scrolling makes more
 const table = document.querySelector(".sortable");
 const dialog = document.getElementById("detail");
 const trials = table ? read("trials") : { columns: [], trials: [] };
 const heads = table ? [...table.tHead.rows[0].cells] : [];
-const choices = trials.columns.length; // the cell behind the columns holds the trial's choices
+const choices = trials.columns.length; // the cell after the columns holds the configuration of the trial
 const shown = document.getElementById("shown");
-const counted = shown?.textContent; // what the rows are, when all are there
+const counted = shown?.textContent; // the text for all rows
 let order = trials.trials;
 
 function detail(number) {
   const trial = trials.trials.find((cells) => cells[0] === String(number));
   if (!trial) return;
   dialog.querySelector("h2").textContent = `Trial ${number}`;
-  const told = trials.columns.map((title, i) => [title, trial[i]]).slice(1);
-  const items = [...told, ...Object.entries(trial[choices])].filter(([, value]) => value !== "");
+  const cells = trials.columns.map((title, i) => [title, trial[i]]).slice(1);
+  const items = [...cells, ...Object.entries(trial[choices])].filter(([, value]) => value !== "");
   dialog.querySelector("dl").replaceChildren(...items.flatMap(([name, value]) => {
     const pair = [document.createElement("dt"), document.createElement("dd")];
     pair.forEach((element, i) => { element.textContent = [name, value][i]; });
@@ -137,7 +137,7 @@ function row(cells) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = cells[i];
-    button.setAttribute("aria-label", `choices of trial ${cells[i]}`);
+    button.setAttribute("aria-label", `configuration of trial ${cells[i]}`);
     cell.append(button);
   });
   return made;
@@ -161,7 +161,7 @@ function sort(index, direction) {
   const isNumber = heads[index].classList.contains("n");
   order = [...order].sort((a, b) => {
     const [left, right] = [a[index], b[index]];
-    const swapped = left !== "" && right !== "" ? sign : 1; // what is missing stays last
+    const swapped = left !== "" && right !== "" ? sign : 1; // missing values stay last
     return swapped * compare(left, right, isNumber);
   });
 }
@@ -170,8 +170,8 @@ function filter() {
   const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/);
   order = trials.trials.filter((cells) => {
     const chosen = Object.entries(cells[choices]).map((pair) => pair.join("="));
-    const said = [...cells.slice(0, choices), ...chosen].join(" ").toLowerCase();
-    return wanted.every((word) => said.includes(word));
+    const text = [...cells.slice(0, choices), ...chosen].join(" ").toLowerCase();
+    return wanted.every((word) => text.includes(word));
   });
   const sorted = heads.findIndex((head) => head.ariaSort);
   if (sorted >= 0) sort(sorted, heads[sorted].ariaSort);

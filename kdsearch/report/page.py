@@ -1,7 +1,7 @@
-"""One HTML page that needs nothing but itself: style, script and plotly.js are inlined, once each.
+"""The HTML report: one file with style, script and plotly.js inlined.
 
-The page forbids itself every request and every script but its own two (content security policy
-by hash), so that a name in a study can neither run nor call home.
+Its content security policy forbids every request, and every script but its own two (by hash), so
+that no name in a study can run code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kdsearch.study.formatting import counted, duration
 from kdsearch.study.summary import Summary
 
 _FILES = {
-    "study.yaml": "the request: space, data, teacher, budget, seed, versions",
-    "study.db": "every trial (Optuna storage); all else is derived from it",
-    "front.json": "the numbers of this page for programs",
+    "study.yaml": "the configuration: space, data, teacher, budget, seed, versions",
+    "study.db": "all trials (Optuna storage); the other files are derived from it",
+    "front.json": "the numbers of this page, for programs",
     "trials.csv": "one row a trial",
     "report.md": "this page in Markdown, with figures/*.svg",
     "trials/": "weights and curve of each trial",
@@ -35,7 +35,7 @@ _FILES = {
 }
 
 
-def page(
+def render(
     summary: Summary,
     records: Sequence[TrialRecord],
     *,
@@ -43,7 +43,11 @@ def page(
     notes: Sequence[str],
     command: str,
 ) -> str:
-    """Return the whole page."""
+    """Return the report as one self-contained HTML page.
+
+    importances: share of each parameter, empty if too few trials completed. notes: the findings.
+    command: the command that runs the same study.
+    """
     ordered = sorted(records, key=lambda record: record.number)
     script = _asset("page.js")
     sections = (
@@ -53,7 +57,7 @@ def page(
         section("What mattered", _mattered(summary, ordered, importances)),
         section("Learning curves", _curves(summary, ordered)),
         section("Where the time went", _spent(summary, ordered)),
-        section("Every trial", _trials(summary, ordered)),
+        section("All trials", _trials(summary, ordered)),
         section("How to reproduce", _reproduce(summary, command)),
     )
     return Template(_asset("page.html")).substitute(
@@ -85,7 +89,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     marks = sort_out(summary, records)
     axes = figures.known_axes(marks)
     if not axes:
-        return paragraph("No student has been priced yet, so there is nothing to draw.")
+        return paragraph("No student has been measured yet.")
     budgeted = summary.budget.axis()
     drawn = {
         axis: figures.scatter(
@@ -112,7 +116,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return (
         _chooser(axes, first, has_ranges=bool(ranges))
         + markup.figure(
-            "front", payload, f"validation {summary.metric} of every trial against its cost"
+            "front", payload, f"validation {summary.metric} of all trials over their cost"
         )
         + f'<p class="note" id="front-note" aria-live="polite">'
         f"{escape(_absent(summary, marks, first))}</p>"
@@ -122,64 +126,63 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 
 def _chooser(axes: Sequence[str], first: str, *, has_ranges: bool) -> str:
-    """Return the buttons that choose the cost, and one that shows all accuracies."""
+    """Return the buttons that choose the cost axis and the range."""
     buttons = "".join(
         f'<button type="button" data-axis="{axis}" aria-pressed="{str(axis == first).lower()}">'
         f"{words.AXES[axis].name}</button>"
         for axis in axes
     )
-    whole = '<button type="button" id="whole" aria-pressed="false">low accuracies too</button>'
+    whole = '<button type="button" id="whole" aria-pressed="false">all trials</button>'
     return (
-        f'<div class="choice" role="group" aria-label="what the figure shows"><span>Cost:</span>'
+        '<div class="choice" role="group" aria-label="cost axis and range"><span>Cost:</span>'
         f"{buttons}{whole if has_ranges else ''}</div>"
     )
 
 
 def _legend(summary: Summary, marks: Marks) -> list[str]:
-    """Say what the figure's lines and crosses mean, and what has no place in it."""
+    """Return what the lines and marks of the figure mean, and what it leaves out."""
     failed = counted(summary.counts.failed, "failed trial")
     cost = words.AXES[summary.budget.axis()].name
-    kinds = (marks.dominated, marks.stopped, marks.rejected)
+    kinds = (marks.dominated, marks.pruned, marks.rejected)
     thinned = any(len(figures.thinned(kind)) < len(kind) for kind in kinds)
     lowest = min(figures.close_up(marks), default=0.0)
-    strays = sum(mark.val is not None and mark.val < lowest for mark in marks.students())
+    outliers = sum(mark.val is not None and mark.val < lowest for mark in marks.students())
     sentences = (
         (
             marks.front,
-            "The line joins the front, the trials that no other beats in both "
-            f"{summary.metric} and {cost}; it is drawn over {cost} only.",
+            "The line joins the front: the trials that no other trial beats in both "
+            f"{summary.metric} and {cost}. It is drawn over {cost} only.",
         ),
         (
             summary.images.val,
-            f"Upright bars are one binomial standard error of {summary.images.val or 0:,} images.",
+            f"Vertical bars: one standard error over {summary.images.val or 0:,} images.",
         ),
         (
             any(mark.delay for mark in marks.students()),
-            "Level bars are where 95 % of further processes find the latency.",
+            "Horizontal bars: 95 % range of latency over new processes.",
         ),
         (
             marks.refits,
-            "Squares are what candidates come to under several seeds, and diamonds their controls, "
-            "with the standard deviation of one training.",
+            "Squares: retrained candidates, mean over seeds. Diamonds: their controls. "
+            "Bars: standard deviation of one training.",
         ),
-        (marks.links, "A thin line leads from a control to what it controls."),
-        (marks.stopped, "Trials stopped early stand at the last value they reached."),
-        (marks.rejected, "Crosses along the bottom cost too much and were never trained."),
+        (marks.links, "A thin line joins a control and its student."),
+        (marks.pruned, "Pruned trials are shown at the last value they reached."),
+        (marks.rejected, "Crosses at the bottom: rejected students, over budget, never trained."),
         (
             summary.shelf,
-            "Dotted lines are common networks with the classes and at the size of this data, "
-            "measured as the students are; they were not trained, so only their cost is known.",
+            "Dotted lines: baseline networks, same input and outputs as the students, not trained.",
         ),
-        (strays, f"{counted(strays, 'low trial')} below the first view."),
-        (thinned, f"Of each kind off the front at most {figures.MAX_MARKS:,} are drawn, evenly."),
-        (summary.counts.failed, f"{failed} without a place in the figure."),
-        (True, "A click on a point shows its choices, as does its number in the table of trials."),
+        (outliers, f'{counted(outliers, "trial")} below this range; "all trials" shows them.'),
+        (thinned, f"At most {figures.MAX_MARKS:,} marks of each kind off the front are drawn."),
+        (summary.counts.failed, f"{failed} not drawn."),
+        (True, "Click a point, or its number in the table of trials, to see its configuration."),
     )
     return [text for present, text in sentences if present]
 
 
 def _absent(summary: Summary, marks: Marks, axis: str) -> str:
-    """Say what a figure on this axis cannot show."""
+    """Return what the figure cannot show on this axis."""
     name = words.AXES[axis].name
     parts = []
     if marks.teacher.costs[axis] is None:
@@ -191,13 +194,13 @@ def _absent(summary: Summary, marks: Marks, axis: str) -> str:
     costs += [getattr(entry, axis) for entry in summary.shelf]
     limit = getattr(summary.budget, axis)
     if limit is not None and shown_limit(summary.budget, axis, costs) is None:
-        parts.append(f"The budget of {words.amount(axis, limit)} lies far to the right.")
+        parts.append(f"The budget of {words.amount(axis, limit)} is far to the right.")
     return " ".join(parts)
 
 
 def _gains(summary: Summary, records: Sequence[TrialRecord], notes: Sequence[str]) -> str:
     found = tables.candidates(summary) or tables.gains(summary, records)
-    why = "No trial on the front has a control, so what distillation gained is not known."
+    why = "No trial on the front has a control, so the gain from distillation is not known."
     return (paragraph(why) if found is None else markup.table(found)) + markup.listed(notes)
 
 
@@ -206,15 +209,12 @@ def _mattered(
 ) -> str:
     if importances:
         ranked = dict(sorted(importances.items(), key=lambda item: -item[1]))
-        told = paragraph(
-            f"How much of the differences in validation {summary.metric} between completed trials "
-            "each choice explains (PED-ANOVA)."
-        ) + markup.bars(ranked, "importance of each choice", lambda value: f"{value:.3f}")
+        text = paragraph(
+            f"Share of the differences in validation {summary.metric} that each parameter "
+            "explains, over completed trials (PED-ANOVA)."
+        ) + markup.bars(ranked, "importance of each parameter", lambda value: f"{value:.3f}")
     else:
-        told = paragraph(
-            "Which choice mattered cannot be told: too few trials completed "
-            f"({summary.counts.complete:,})."
-        )
+        text = paragraph(f"Not known: too few trials completed ({summary.counts.complete:,}).")
     drawn = "".join(
         "<div>"
         + markup.figure(
@@ -222,47 +222,49 @@ def _mattered(
             slices.slice_of(
                 records, name, best=summary.to_ship(), metric=summary.metric
             ).to_plotly_json(),
-            f"validation {summary.metric} against {name}",
+            f"validation {summary.metric} over {name}",
         )
         + "</div>"
         for i, name in enumerate(slices.chosen(importances, records))
     )
-    return told + (f'<div class="slices">{drawn}</div>' if drawn else "")
+    return text + (f'<div class="slices">{drawn}</div>' if drawn else "")
 
 
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not any(record.curve for record in records):
-        return paragraph("No trial has reached the end of its first epoch.")
+        return paragraph("No trial has completed an epoch yet.")
     has_rungs = summary.stopping != "off"
     figure = curves.curves(records, best=summary.to_ship(), metric=summary.metric, rungs=has_rungs)
     step = curves.thinning(records)
-    text = f"One line a trial: validation {summary.metric} after each epoch."
+    text = f"One line per trial: validation {summary.metric} after each epoch."
     if step > 1:
-        text += f" With this many trials only one epoch in {step} and the last are drawn."
+        text += f" With this many trials, one epoch in {step} and the last one are drawn."
     if has_rungs:
-        text += f" Dotted lines are the rungs at which the rule {summary.stopping} judges trials."
+        text += (
+            f" Dotted lines: the rungs, at which --stopping {summary.stopping} may prune a trial."
+        )
     if any(record.state == "pruned" for record in records):
-        text += " A cross ends a trial that was stopped; the table of trials says why."
+        text += " A cross ends a pruned trial; the table of trials gives the reason."
     return markup.figure(
-        "curves", figure.to_plotly_json(), "validation curve of every trial"
+        "curves", figure.to_plotly_json(), "validation curves of all trials"
     ) + paragraph(text)
 
 
 def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
     parts = tables.spent(summary, records)
     if not parts:
-        return paragraph("Nothing has been timed yet.")
+        return paragraph("No time has been recorded yet.")
     total = duration(sum(parts.values()))
     wall = summary.seconds.wall
-    clock = f"{duration(wall)} over all runs" if wall else "several at a time take less"
+    clock = f"; wall time of all runs: {duration(wall)}" if wall else ""
     return markup.bars(parts, "seconds of each part", duration) + paragraph(
-        f"{total} in all, added up over trials; by the clock: {clock}."
+        f"{total} in all, summed over trials{clock}."
     )
 
 
 def _trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not records:
-        return paragraph("No trial has been run yet.")
+        return paragraph("No trial has run yet.")
     return markup.all_trials(records, summary.to_ship())
 
 
@@ -274,14 +276,14 @@ def _reproduce(summary: Summary, command: str) -> str:
     )
     return (
         f'<pre tabindex="0"><code>{escape(command)}</code></pre>'
-        f"<p>The same command goes on where the study <strong>{escape(summary.study)}</strong> was "
-        f"stopped. Its files lie beside this page:</p><dl>{listed}</dl>"
+        f"<p>The same command resumes the study <strong>{escape(summary.study)}</strong>. "
+        f"Its files are in the folder of this page:</p><dl>{listed}</dl>"
     )
 
 
 @cache
 def _policy(*scripts: str) -> str:
-    """Return the policy that lets only these scripts run and nothing be asked for."""
+    """Return the policy that allows only these scripts and no request."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts

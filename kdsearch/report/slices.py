@@ -1,4 +1,4 @@
-"""Slices: the accuracy of completed trials against one choice at a time."""
+"""Slices: the metric of completed trials over one parameter at a time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kdsearch.spec import TrialRecord
 
 MOST = 4
 MAX_POINTS = 1_000
-_ALWAYS = ("student.family", "method.name")  # where importances are unknown
+_ALWAYS = ("student.family", "method.name")  # if importances are unknown
 
 
 def chosen(importances: Mapping[str, float], records: Sequence[TrialRecord]) -> list[str]:
-    """Return the most important choices that differ between completed trials, at most MOST."""
+    """Return the most important parameters that differ between completed trials, at most MOST."""
     ranked = sorted(importances, key=lambda name: -importances[name]) or list(_ALWAYS)
     done = completed(records)
     return [name for name in ranked if len({_value(r, name) for r in done} - {None}) > 1][:MOST]
 
 
 def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of the search that have an accuracy."""
+    """Return the completed trials of the search with a finite score."""
     return [
         record
         for record in records
@@ -35,12 +35,12 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def slice_of(
     records: Sequence[TrialRecord], name: str, *, best: int | None, metric: str
 ) -> go.Figure:
-    """Return accuracy against one choice: points over a number, boxes over the options."""
+    """Return the metric over one parameter: points for numbers, boxes for options."""
     done = [record for record in completed(records) if _value(record, name) is not None]
     values = [_value(record, name) for record in done]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     is_number = len(numbers) == len(values) and len(set(numbers)) > 4
-    accuracies = [record.val for record in done]
+    scores = [record.val for record in done]
     many = max(1, -(-len(done) // MAX_POINTS))
     xaxis: dict[str, object] = {"title": {"text": escape(name)}}
     if is_number:
@@ -51,13 +51,13 @@ def slice_of(
         xaxis |= {"type": "category", "automargin": True}
         xaxis |= {"categoryarray": [str(v) for v in order]} if order else {}
         values = [escape(str(value)) for value in values]
-        traces = [_boxes(values, accuracies, all_points=len(done) <= 200)]
+        traces = [_boxes(values, scores, all_points=len(done) <= 200)]
     traces += [_best(r, v) for r, v in zip(done, values, strict=True) if r.number == best]
     figure = go.Figure(data=traces)
     figure.update_layout(
         layout(
             xaxis=xaxis,
-            yaxis=metric_axis(metric, without_strays(accuracies, ())),
+            yaxis=metric_axis(metric, without_strays(scores, ())),
             showlegend=False,
         )
     )
@@ -79,10 +79,10 @@ def _points(records: Sequence[TrialRecord], values: Sequence[object]) -> go.Scat
     )
 
 
-def _boxes(values: Sequence[object], accuracies: Sequence[object], *, all_points: bool) -> go.Box:
+def _boxes(values: Sequence[object], scores: Sequence[object], *, all_points: bool) -> go.Box:
     return go.Box(
         x=values,
-        y=accuracies,
+        y=scores,
         boxpoints="all" if all_points else "outliers",
         pointpos=0,
         jitter=0.5,

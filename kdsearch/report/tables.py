@@ -1,4 +1,4 @@
-"""The report's tables as plain cells, for page and Markdown alike; nothing is escaped here."""
+"""The tables of the report as plain cells, for the page and for Markdown; nothing is escaped."""
 
 from __future__ import annotations
 
@@ -25,69 +25,64 @@ class Table:
 
 
 def against_teacher(summary: Summary, best: Entry) -> Table:
-    """Return student and teacher side by side."""
-    teacher, images, recipe = summary.teacher, summary.images, summary.best_recipe()
-    rows = [
+    """Return the table that compares the best student with the teacher."""
+    teacher, recipe = summary.teacher, summary.best_recipe()
+    splits = (
+        ("validation", best.val, teacher.val, summary.images.val, recipe.val if recipe else None),
+        ("test", best.test, teacher.test, summary.images.test, recipe.test if recipe else None),
+    )
+    rows: list[_Row] = [
         (
-            f"validation {summary.metric}",
-            _averaged(best.val, images.val, None if recipe is None else recipe.val),
-            words.estimate(teacher.val, images.val),
-            f"{words.points(best.val - teacher.val)} points",
-        ),
-        (
-            f"test {summary.metric}",
-            _averaged(best.test, images.test, None if recipe is None else recipe.test),
-            words.estimate(teacher.test, images.test),
-            ""
-            if best.test is None or teacher.test is None
-            else f"{words.points(best.test - teacher.test)} points",
-        ),
+            f"{split} {summary.metric}",
+            _averaged(own, images, spread),
+            words.estimate(reference, images),
+            "" if own is None or reference is None else f"{words.points(own - reference)} points",
+        )
+        for split, own, reference, images, spread in splits
+    ]
+    rows.append(
         (
             "latency",
             words.latency(best),
-            words.amount("latency_ms", teacher.latency_ms),
+            words.latency(teacher),
             words.compared(best.latency_ms, teacher.latency_ms).replace("fewer", "less"),
-        ),
-        *(
-            (
-                words.AXES[axis].title,
-                words.scaled(value),
-                words.scaled(reference),
-                words.compared(value, reference),
-            )
-            for axis, value, reference in (
-                ("flops", best.flops, teacher.flops),
-                ("params", best.params, teacher.params),
-            )
-        ),
-    ]
-    own = summary.shipped
-    if recipe is not None and own is not None:
-        split = (("validation", own.val), ("test", own.test))
-        rows += [
-            (f"{name} {summary.metric} of trial {own.trial} itself", words.percent(val), "", "")
-            for name, val in split
-        ]
-    caption = f"The student to ship, trial {best.trial}, against its teacher, {teacher.name}"
-    if recipe is not None:
-        seeds = counted(len(recipe.trials), "seed")
-        caption += f"; of the student mean \u00b1 standard deviation of {seeds}"
-    return Table(
-        caption=caption,
-        head=("", "student", "teacher", "student to teacher"),
-        rows=tuple(rows),
+        )
     )
+    rows += [
+        (
+            words.AXES[axis].title,
+            words.scaled(value),
+            words.scaled(reference),
+            words.compared(value, reference),
+        )
+        for axis, value, reference in (
+            ("flops", best.flops, teacher.flops),
+            ("params", best.params, teacher.params),
+        )
+    ]
+    caption = f"The student to ship, trial {best.trial}, compared with its teacher, {teacher.name}"
+    if recipe is not None:
+        caption += (
+            f"; student: mean \u00b1 standard deviation, {counted(len(recipe.trials), 'seed')}"
+        )
+        if own := summary.shipped:
+            rows += [
+                (f"{split} {summary.metric} of trial {own.trial} alone", words.percent(val), "", "")
+                for split, val in (("validation", own.val), ("test", own.test))
+            ]
+    head = ("", "student", "teacher", "student to teacher")
+    return Table(caption=caption, head=head, rows=tuple(rows))
 
 
 def _averaged(fraction: float | None, images: int | None, spread: Spread | None) -> str:
-    """Return an accuracy: of several seeds with their spread, of one with its own error."""
+    """Return a score: the mean of several seeds with its spread, or one with its error."""
     if spread is None:
         return words.estimate(fraction, images)
     return f"{words.spread(spread)}{SPACE}%"
 
 
 def front(summary: Summary) -> Table:
-    """Return the front, cheapest first, then the teacher and what stands on the shelf."""
+    """Return the front, cheapest first, then the teacher and the baseline networks."""
     head = (
         "",
         "method",
@@ -109,25 +104,25 @@ def front(summary: Summary) -> Table:
     rows += [
         (
             words.network(entry.name),
-            "off the shelf",
-            "untrained",
-            "untrained",
+            "baseline",
+            "not trained",
+            "not trained",
             words.latency(entry),
             words.scaled(entry.flops),
             words.scaled(entry.params),
         )
         for entry in summary.shelf
     ]
-    caption = "The front, cheapest first, and what it is held against"
+    caption = "Best trade-offs, cheapest first, compared with the teacher and baseline networks"
     if summary.images.val:
-        caption += "; \u00b1 one binomial standard error"
+        caption += "; \u00b1 one standard error"
     if summary.candidates:
-        caption += "; accuracies of the search's own trainings, which chose the front: see below"
+        caption += "; scores of the search, before retraining"
     return Table(caption=caption, head=head, rows=tuple(rows))
 
 
 def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
-    """Return every control beside the trial it controls, the best's first; None without a pair."""
+    """Return each trial with its controls, the best trial first; None without controls."""
     entries = {entry.trial: entry for entry in (*summary.controls, *summary.front)}
     subjects = {record.number: record.control_of for record in records}
     controls: dict[int, list[Entry]] = {}
@@ -161,12 +156,12 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
         f"test {summary.metric}",
         "gain, points",
     )
-    caption = "A control trains the student of another trial by another method, at equal cost"
+    caption = "A control trains the same student with another method, at equal cost"
     return Table(caption=caption, head=head, rows=tuple(rows))
 
 
 def candidates(summary: Summary) -> Table | None:
-    """Return the candidates that were trained again beside their controls; None without any."""
+    """Return the retrained candidates with their controls; None without refits."""
     if not summary.candidates:
         return None
     rows: list[_Row] = []
@@ -195,7 +190,7 @@ def candidates(summary: Summary) -> Table | None:
         "",
         "method",
         f"validation {metric}, %",
-        "one more seed, %",
+        "95 % range of a new seed, %",
         f"test {metric}, %",
         "gain, points",
         "p",
@@ -203,9 +198,9 @@ def candidates(summary: Summary) -> Table | None:
     )
     count = max(len(each.trained.trials) for each in summary.candidates)
     caption = (
-        f"Candidates trained again under {count} seeds, each beside its student taught otherwise "
-        "under the same seeds: mean \u00b1 the standard deviation of one training, estimated over "
-        "all of these; where one more seed ends in 19 of 20 cases; gains by a paired test"
+        f"Candidates retrained with {count} seeds, each compared with the same student trained "
+        "another way, same seeds. Mean \u00b1 standard deviation of one training (estimated from "
+        "all refits); gains with 95 % intervals from a paired t-test"
     )
     return Table(caption=caption, head=head, rows=tuple(rows))
 
@@ -237,28 +232,28 @@ def _gained(gain: Gain, test: Gain | None) -> _Row:
 
 
 def config(params: Params) -> Table:
-    """Return the choices of one trial."""
+    """Return the configuration of one trial."""
     rows = tuple((name, str(value)) for name, value in params.items())
-    return Table(caption="", head=("choice", "value"), rows=rows)
+    return Table(caption="", head=("parameter", "value"), rows=rows)
 
 
 def spent(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Return where the seconds of trials went, parts of no time left out."""
+    """Return the seconds spent on each part, without parts that took no time."""
     searched = [record for record in records if not record.kind]
     controls = [record for record in records if record.kind == "control"]
     refits = [record for record in records if record.refit_of is not None]
     trained = [record for record in searched if record.state in ("complete", "pruned")]
     parts = {
-        "teacher: loading or training it": summary.seconds.teacher,
-        "teacher: its outputs for the students": sum(r.teacher_seconds for r in records),
-        "training students, their pricing included": _own_seconds(trained),
-        "pricing students that broke the budget": _own_seconds(
+        "teacher: loading or training": summary.seconds.teacher,
+        "teacher: outputs for the students": sum(r.teacher_seconds for r in records),
+        "training students (with latency measurement)": _own_seconds(trained),
+        "measuring rejected students": _own_seconds(
             [record for record in searched if record.state == "rejected"]
         ),
-        "trials that failed": _own_seconds([r for r in searched if r.state == "failed"]),
+        "failed trials": _own_seconds([r for r in searched if r.state == "failed"]),
         "controls": _own_seconds(controls),
         "refits and their controls": _own_seconds(refits),
-        "test split, export, networks off the shelf": summary.seconds.finish,
+        "test split, export, baseline networks": summary.seconds.finish,
     }
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
 
@@ -271,16 +266,14 @@ def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
     return (
         words.estimate(entry.val, summary.images.val),
         words.estimate(entry.test, summary.images.test),
-        words.latency(entry)
-        if isinstance(entry, Entry)
-        else words.amount("latency_ms", entry.latency_ms),
+        words.latency(entry),
         words.scaled(entry.flops),
         words.scaled(entry.params),
     )
 
 
 def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = None) -> _Row:
-    """Return one trial's numbers, and what `subject` gained over it."""
+    """Return the row of one trial, with the gain of `subject` over it."""
     val_gain = test_gain = ""
     if subject is not None:
         val_gain = words.gain(subject.val - entry.val)

@@ -1,4 +1,4 @@
-"""Every trial as a row of the sortable table; the page's script makes rows of cells on demand."""
+"""The table of all trials: its columns and cells. The script of the page turns cells into rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
 
-MAX_REASON = 160  # characters; trials.csv holds the whole
-STATIC_ROWS = 100  # in the page itself: what is read at first, and all without JavaScript
-COLUMNS = (  # title, whether it is a number
+MAX_REASON = 160  # characters; trials.csv holds the whole reason
+STATIC_ROWS = 100  # in the HTML itself, readable without JavaScript
+COLUMNS = (  # title, is_number
     ("trial", True),
     ("state", False),
     ("family", False),
@@ -24,7 +24,7 @@ COLUMNS = (  # title, whether it is a number
 
 
 def cells(record: TrialRecord, best: int | None) -> list[str]:
-    """Return a trial's cells, '' for what is not known."""
+    """Return the cells of a trial, '' for unknown values."""
     cost = record.cost
     return [
         str(record.number),
@@ -41,7 +41,7 @@ def cells(record: TrialRecord, best: int | None) -> list[str]:
 
 
 def payload(records: Iterable[TrialRecord], best: int | None) -> dict[str, object]:
-    """Return what the page's script makes rows and details of."""
+    """Return the data of the table for the script of the page."""
     return {
         "best": best,
         "columns": [title for title, _ in COLUMNS],
@@ -63,7 +63,7 @@ def _remark(record: TrialRecord, best: int | None) -> str:
     if record.kind:
         parts.append(record.outside())
     if record.reused_from is not None:
-        parts.append(f"equals trial {record.reused_from}, not trained again")
+        parts.append(f"equals trial {record.reused_from}, not trained")
     if reason := words.reason(record):
         parts.append(words.clipped(reason, MAX_REASON))
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""What to ship and why, or what is wrong when there is nothing to ship. Plain text."""
+"""The verdict of a study: the student to ship and why, or why there is none. Plain text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary
 
 _UNSHIPPED = (
-    "Nothing has been shipped yet: controls, the test split and the exported file are still to "
-    "come, by the command at the end of this page."
+    "Nothing has been shipped yet. The command at the end of this page trains the controls, "
+    "exports the student and reads the test split."
 )
 
 
@@ -19,12 +19,10 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in one sentence, and the next step where there is none."""
     best = summary.stated_best()
     if best is not None:
-        told = _ship(summary, best)
-        return told if summary.shipped else f"{_UNSHIPPED} {told}"
+        text = _ship(summary, best)
+        return text if summary.shipped else f"{_UNSHIPPED} {text}"
     if not records:
-        return (
-            "Nothing to ship: no trial has been run yet. Run the command at the end of this page."
-        )
+        return "Nothing to ship: no trial has run yet. Run the command at the end of this page."
     states = [record.state for record in records]
     if "complete" in states and summary.min_accuracy is not None and not summary.front:
         return _too_inaccurate(summary.min_accuracy, records)
@@ -53,34 +51,32 @@ def _ship(summary: Summary, best: Entry) -> str:
         if reference and (text := words.compared(value, reference))
     ]
     verb = "Ship" if summary.shipped else "The best so far is"
+    smaller = f"It has {' and '.join(against)} than the teacher {teacher.name}. " if against else ""
     return (
-        f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
-        f"{_accuracy(summary, best)}{test}, "
-        f"{_speed(summary, best)}; "
-        f"it has {' and '.join(against)} than the teacher {teacher.name}, "
-        f"{_distance(best.val - teacher.val)} its {words.percent(teacher.val)}."
+        f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}. "
+        f"Its validation {summary.metric} is {_score(summary, best)}{test}, "
+        f"{_distance(best.val - teacher.val)} the teacher's {words.percent(teacher.val)}. "
+        f"{smaller}{_speed(summary, best)}"
     )
 
 
 def _what(summary: Summary, best: Entry) -> str:
-    """Say what student it is; of a refit or a control, whose."""
+    """Return the kind of the student; for a refit or a control also its trial on the front."""
     kind = words.family(best.config)
     text = f", a {kind} student" if kind else ""
     if best.trial == summary.best:
         return text
     method = words.method(best.config)
     taught = "without a teacher" if method == "none" else f"by {method}"
-    return f"{text} ({taught}; no. {summary.best} of the front)"
+    return f"{text} ({taught}; trial{SPACE}{summary.best} of the front)"
 
 
-def _accuracy(summary: Summary, best: Entry) -> str:
-    """Say what the student scores on validation, and on what that stands."""
-    recipe, what = summary.best_recipe(), f"validation {summary.metric}"
+def _score(summary: Summary, best: Entry) -> str:
+    """Return the score of the student on validation with its error or spread."""
+    recipe = summary.best_recipe()
     if recipe is None:
-        return f"{words.estimate(best.val, summary.images.val)} {what}"
-    seeds = counted(len(recipe.trials), "seed")
-    found = f"{words.spread(recipe.val)}{SPACE}%"
-    return f"{found} {what}, mean and standard deviation of {seeds}"
+        return words.estimate(best.val, summary.images.val)
+    return f"{words.spread(recipe.val)}{SPACE}% (mean of {counted(len(recipe.trials), 'seed')})"
 
 
 def _why(summary: Summary, best: Entry) -> str:
@@ -88,7 +84,7 @@ def _why(summary: Summary, best: Entry) -> str:
     among = f"within the budget of {limits}" if limits else "with no budget set"
     is_second = best.val < max(entry.val for entry in summary.front)
     if summary.candidates:
-        of = f" of {counted(len(summary.candidates), 'candidate')} trained again"
+        of = f" of {counted(len(summary.candidates), 'retrained candidate')}"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = best.val < max(means)
     return f"the most accurate{of}{' whose exported file was' if is_second else ''} {among}"
@@ -96,8 +92,8 @@ def _why(summary: Summary, best: Entry) -> str:
 
 def _speed(summary: Summary, best: Entry) -> str:
     if best.latency_ms is None:
-        return "latency not measured"
-    return f"{words.latency(best)} on {words.target(summary.target)}"
+        return "Its latency was not measured."
+    return f"Its latency is {words.latency(best)} on {words.target(summary.target)}."
 
 
 def _distance(difference: float) -> str:
@@ -111,15 +107,15 @@ def _too_inaccurate(least: float, records: Sequence[TrialRecord]) -> str:
     done = [record for record in records if record.state == "complete"]
     best = max(done, key=lambda record: record.val or 0.0)
     return (
-        f"Nothing to ship: of {counted(len(done), 'completed trial')} none reaches "
-        f"--min-accuracy {least:g}; the most accurate, {words.trial(best.number, best.params)}, "
+        f"Nothing to ship: none of {counted(len(done), 'completed trial')} reaches "
+        f"--min-accuracy {least:g}. The best, {words.trial(best.number, best.params)}, "
         f"has {words.percent(best.val)} on validation. Train longer (--epochs), raise the budget, "
-        "or ask for less, with another --name."
+        "or lower --min-accuracy, with another --name."
     )
 
 
 def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str:
-    """Name the cheapest by the budgeted cost; by FLOPs where that one was never measured."""
+    """Name the cheapest student by the budgeted cost; by FLOPs if that was never measured."""
     axis = budget.axis()
     if all(getattr(cost, axis) is None for _, cost in over):
         axis = "flops"
@@ -130,13 +126,13 @@ def _too_costly(budget: Budget, over: Sequence[tuple[TrialRecord, Cost]]) -> str
         words.amount(name, getattr(cost, name)) for name in words.AXES if name in broken
     )
     return (
-        f"Nothing to ship: {counted(len(over), 'student')} tried, none within the budget of "
-        f"{words.limits(budget)}; the cheapest seen is {words.trial(record.number, record.params)} "
-        f"with {price}. Raise the budget to that, or let the search space reach smaller students."
+        f"Nothing to ship: {counted(len(over), 'student')} rejected, none within the budget of "
+        f"{words.limits(budget)}. The cheapest is {words.trial(record.number, record.params)} "
+        f"with {price}. Raise the budget to that, or add smaller students to the search space."
     )
 
 
 def _none_completed(records: Sequence[TrialRecord]) -> str:
     reason = next((record.reason for record in records if record.reason), "")
-    said = f" The first reason given: {words.clipped(reason, 300)}" if reason else ""
-    return f"Nothing to ship: none of {counted(len(records), 'trial')} completed.{said}"
+    first = f" The first reason: {words.clipped(reason, 300)}" if reason else ""
+    return f"Nothing to ship: none of {counted(len(records), 'trial')} completed.{first}"

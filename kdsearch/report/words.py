@@ -1,6 +1,6 @@
-"""Numbers and facts of a study as plain text. Nothing here is HTML: who writes a page escapes.
+"""The words of the report: numbers, costs and facts of a study as plain text. No HTML here.
 
-Convention: fractions are shown in percent, differences in points, costs with their unit.
+Fractions are shown in percent, differences in points, costs with their unit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNKNOWN = "not measured"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One kind of cost: how it is called, and what `fewer` means for it."""
+    """One kind of cost: its axis title, its unit and its name in a sentence."""
 
     title: str
     unit: str
@@ -37,15 +37,15 @@ AXES = {
 
 STATES = {
     "complete": "completed",
-    "rejected": "over budget, never trained",
-    "pruned": "stopped early",
+    "rejected": "rejected (over budget)",
+    "pruned": "pruned (stopped early)",
     "failed": "failed",
     "running": "still running",
 }
 
 
 def digits(value: float, count: int = 3) -> str:
-    """Return the number with `count` digits that count, never in powers of ten."""
+    """Return the number with `count` significant digits, never in powers of ten."""
     if value == 0:
         return "0"
     decimals = count - 1 - math.floor(math.log10(abs(value)))
@@ -54,7 +54,7 @@ def digits(value: float, count: int = 3) -> str:
 
 
 def scaled(value: float | None) -> str:
-    """Return 3210000 as '3.21 M', or that nobody knows it."""
+    """Return 3210000 as '3.21 M', None as 'not measured'."""
     if value is None:
         return UNKNOWN
     value = float(f"{value:.3g}")
@@ -65,7 +65,7 @@ def scaled(value: float | None) -> str:
 
 
 def amount(axis: str, value: float | None) -> str:
-    """Return a cost with its unit, '3.21 M FLOPs', or that nobody measured it."""
+    """Return a cost with its unit, '3.21 M FLOPs', None as 'not measured'."""
     if value is None:
         return UNKNOWN
     unit = AXES[axis].unit
@@ -74,9 +74,11 @@ def amount(axis: str, value: float | None) -> str:
     return f"{scaled(value)}{SPACE}{unit}"
 
 
-def latency(cost: Cost | Entry | ShelfEntry) -> str:
-    """Return the latency with its interval, where there is one, as '1.83 ms (1.79 to 1.88)'."""
+def latency(cost: Cost | Entry | ShelfEntry | TeacherEntry) -> str:
+    """Return a latency with its interval, if known, as '1.83 ms (1.79 to 1.88)'."""
     text = amount("latency_ms", cost.latency_ms)
+    if isinstance(cost, TeacherEntry):
+        return text
     if cost.latency_low_ms is None or cost.latency_high_ms is None:
         return text
     return f"{text} ({digits(cost.latency_low_ms)} to {digits(cost.latency_high_ms)})"
@@ -110,7 +112,7 @@ def points(difference: float) -> str:
 
 
 def gain(difference: float) -> str:
-    """Return what was gained, '+1.20', or '-1.20, lost' with a minus sign."""
+    """Return a gain as '+1.20', a loss as '-1.20, lost' with a minus sign."""
     text = points(difference)
     return f"{text}, lost" if text.startswith(MINUS) else text
 
@@ -137,7 +139,7 @@ def chance(p: float) -> str:
 
 
 def compared(value: float | None, reference: float | None) -> str:
-    """Return how `value` stands to a reference cost, '41.2x fewer', or '' where one is unknown."""
+    """Return the ratio of two costs, '41.2x fewer', or '' if one is unknown."""
     if not value or not reference:
         return ""
     if value <= reference:
@@ -146,12 +148,12 @@ def compared(value: float | None, reference: float | None) -> str:
 
 
 def clipped(text: str, length: int) -> str:
-    """Return at most `length` characters of the text, with an ellipsis where some were cut."""
+    """Return at most `length` characters of the text, ending in an ellipsis if it was longer."""
     return text if len(text) <= length else f"{text[: length - 1]}\u2026"
 
 
 def reason(record: TrialRecord) -> str:
-    """Return why the trial did not complete: what the record says, else what broke the budget."""
+    """Return why the trial did not complete: its own reason, else the limits it broke."""
     if record.reason:
         return record.reason
     return ", ".join(
@@ -162,12 +164,12 @@ def reason(record: TrialRecord) -> str:
 
 
 def family(params: Params) -> str:
-    """Return the student's family, or '' in a space that has none."""
+    """Return the student's family, '' in a space without one."""
     return str(params.get("student.family", ""))
 
 
 def method(params: Params) -> str:
-    """Return the name of the distillation method, or '' in a space that has none."""
+    """Return the name of the distillation method, '' in a space without one."""
     return str(params.get("method.name", ""))
 
 
@@ -178,16 +180,16 @@ def trial(number: int, params: Params) -> str:
 
 
 def shipping(summary: Summary, number: int) -> str:
-    """Return 'to ship' of that training, what becomes of the front's best where another is."""
+    """Return 'to ship' for the training to ship; for the best trial, the one that ships instead."""
     if number == summary.to_ship():
         return "to ship" if summary.shipped else "the best so far"
     if number != summary.best:
         return ""
-    return f"its student ships, as trained in {summary.to_ship()}"
+    return f"shipped (weights of trial {summary.to_ship()})"
 
 
 def network(name: str) -> str:
-    """Return the name of a library's network without the library's."""
+    """Return the name of a network without its library."""
     return name.rpartition(":")[2]
 
 
@@ -204,17 +206,17 @@ def target(where: Target) -> str:
 
 
 def conventions(summary: Summary) -> str:
-    """Return what a reader must know of the units."""
+    """Return the units and conventions that a reader must know."""
     return (
         f"{summary.metric.capitalize()} is on the validation set unless it says test. FLOPs count "
-        f"one multiply-add once, for one image. Latency is of undisturbed runs on "
-        f"{target(summary.target)}, and in brackets where 95{SPACE}% of further processes find it, "
-        "slower moments of the machine included; a budget holds for the upper end."
+        f"one multiply-add once, for one image. Latency is measured on {target(summary.target)}. "
+        f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "
+        "The upper end must be within the budget."
     )
 
 
 def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    """Return how many trials ended in which state."""
+    """Return the number of trials in each state, in one sentence."""
     counts = summary.counts
     found = {state: getattr(counts, state) for state in ("complete", "rejected", "pruned")}
     found["failed"] = counts.failed
@@ -224,10 +226,10 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
         f"{counted(sum(found.values()), 'trial')}: {'; '.join(parts)}." if parts else "No trials."
     )
     if counts.reused:
-        text += f" {counts.reused:,} of the completed equal an earlier trial and cost no training."
+        text += f" {counts.reused:,} of the completed equal an earlier trial and were not trained."
     if counts.rejected_early:
-        were = "candidate was" if counts.rejected_early == 1 else "candidates were"
-        text += f" {counts.rejected_early:,} more {were} rejected by FLOPs or parameters."
+        more = counted(counts.rejected_early, "more candidate")
+        text += f" {more} rejected by FLOPs or parameters when sampled, not counted as trials."
     return text
 
 

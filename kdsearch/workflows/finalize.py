@@ -20,7 +20,7 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import summarise, write_derived
-from kdsearch.report.findings import CONTROLS, of_controls, of_refits, of_test
+from kdsearch.report.findings import CONTROLS, about_controls, about_refits, about_test
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
@@ -104,7 +104,7 @@ def finish(
         raise
     ledger.end(ENDED)
     judged = _judged(study, way, len(context.data.val))
-    notes = (*_skipped(context), *judged, of_test(study), str(spent(study)))
+    notes = (*_skipped(context), *judged, about_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - training
     study.note(notes=notes, finish_seconds=seconds)
     told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
@@ -154,9 +154,9 @@ def _with_refits(
 def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
     """Return what the controls and refits of the best say, in words."""
     if refit_of(study).count:
-        return tuple(of_refits(study, way.record.number))
+        return tuple(about_refits(study, way.record.number))
     controls = _controls_of(study, way.record)
-    return tuple(of_controls(study, way.record, controls, n_val, shipped=way.weights.number))
+    return tuple(about_controls(study, way.record, controls, n_val, shipped=way.weights.number))
 
 
 def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:

@@ -33,7 +33,7 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
-from kdsearch.report.dashboard import write_board
+from kdsearch.report.dashboard import write_dashboard
 from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import default_space, find_space
@@ -141,7 +141,7 @@ def run(
                 _search(study, prepared.context, engine, callbacks, plan, total=total)
                 _tell(callbacks, refits_left(study))
                 finished = finish(study, prepared.context, callbacks, engine, ledger=ledger)
-            write_board(study)
+            write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
         except TrialsFailedError:

@@ -21,7 +21,7 @@ from kdsearch.study.summary import (
     TeacherEntry,
 )
 
-OpenStudy: TypeAlias = tuple[Summary, list[TrialRecord]]
+Study: TypeAlias = tuple[Summary, list[TrialRecord]]
 LIMIT_MS = 2.0
 SHELF = (
     ShelfEntry(
@@ -37,8 +37,8 @@ SHELF = (
 )
 
 
-def surrounded(study: OpenStudy) -> OpenStudy:
-    """Return the study with all that a finished one notes beside its trials."""
+def surrounded(study: Study) -> Study:
+    """Return the study with baselines, image counts and a stopping rule, as a finished one has."""
     summary, records = study
     return replace(
         summary,
@@ -58,7 +58,7 @@ def make_study(
     epochs: int = 16,
     name: str = "phones",
     family: str = "",
-) -> OpenStudy:
+) -> Study:
     """Return a study whose first trials completed, the rest in the order of the arguments."""
     rng = random.Random(7)
     states = ["complete"] * complete + ["rejected"] * rejected
@@ -98,8 +98,8 @@ def make_study(
 def _record(rng: random.Random, number: int, state: str, epochs: int, family: str) -> TrialRecord:
     latency = rng.uniform(2.1, 6.0) if state == "rejected" else math.exp(rng.uniform(-2.3, 0.66))
     final = min(0.97, 0.9 + 0.02 * math.log(latency / 0.1) + rng.gauss(0, 0.008))
-    told = {"complete": epochs, "pruned": max(1, epochs // 4)}.get(state, 0)
-    curve = tuple(final * (1 - 0.6 * math.exp(-4 * (i + 1) / epochs)) for i in range(told))
+    trained = {"complete": epochs, "pruned": max(1, epochs // 4)}.get(state, 0)
+    curve = tuple(final * (1 - 0.6 * math.exp(-4 * (i + 1) / epochs)) for i in range(trained))
     params = {
         "student.family": family,
         f"student.{family}.width": round(rng.uniform(0.25, 2), 3),
@@ -126,7 +126,7 @@ def _record(rng: random.Random, number: int, state: str, epochs: int, family: st
         cost=None if state == "failed" else cost,
         val=final if state == "complete" else None,
         curve=curve,
-        seconds=3.5 * told,
+        seconds=3.5 * trained,
         reason={"failed": "loss became NaN at epoch 3", "pruned": "cannot reach the front"}.get(
             state, ""
         ),

@@ -122,7 +122,7 @@ def test_front_json_has_the_promised_fields_of_refits(fast_path: Path) -> None:
         assert entry["gain"].keys() == GAIN
 
 
-def test_front_json_says_what_the_store_does(study: OpenStudy) -> None:
+def test_front_json_agrees_with_the_store(study: OpenStudy) -> None:
     content, records = front_json(study), study.records()
     best = study.front()[-1]
     states = [record.state for record in records if record.control_of is None]
@@ -169,7 +169,7 @@ def test_front_json_says_what_the_store_does(study: OpenStudy) -> None:
     ]
 
 
-def test_what_the_driver_noted_beside_the_trials_is_in_the_summary(study: OpenStudy) -> None:
+def test_facts_of_the_study_are_in_the_summary(study: OpenStudy) -> None:
     entry = {
         "name": "timm:resnet18",
         "flops": 7,
@@ -242,7 +242,7 @@ def test_a_best_that_has_left_the_front_gives_way_to_the_most_accurate(study: Op
     study.note(best=summary.best)
 
 
-def test_the_command_makes_the_same_study_again(study: OpenStudy) -> None:
+def test_the_command_runs_the_same_study_again(study: OpenStudy) -> None:
     html = (study.path / "report.html").read_text(encoding="utf-8")
     parent = study.path.parent
     assert f"--budget-mflops 15.0 --seed 3 --out {parent}" in html

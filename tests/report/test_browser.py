@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import OpenStudy, importances, make_study, surrounded
+from made_up import Study, importances, make_study, surrounded
 
-from kdsearch.report import render, write
+from kdsearch.report.page import render
 
 pytestmark = pytest.mark.browser
 POINTS = "#front .scatterlayer .points path"
@@ -18,23 +18,23 @@ BOTTOM = """() => {  // of the plot of the front, in pixels of the screen
 
 
 class Opened:
-    """A report that is open, and all that it said or asked for."""
+    """An open report, with its console messages and its requests."""
 
-    def __init__(self, context: Any, path: Path, study: OpenStudy, **size: int) -> None:
+    def __init__(self, context: Any, path: Path, study: Study, **size: int) -> None:
         summary, records = study
         html = render(
             summary, records, importances=importances(records), notes=[], command="kdsearch"
         )
-        write(path, html)
-        self.said: list[str] = []
-        self.asked: list[str] = []
+        path.write_text(html, encoding="utf-8")
+        self.messages: list[str] = []
+        self.requests: list[str] = []
         self.page = page = context.new_page()
         if size:
             page.set_viewport_size(size)
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("dialog", lambda dialog: self.said.append(dialog.message))
-        page.on("request", lambda config: self.asked.append(config.url))
+        page.on("console", lambda message: self.messages.append(message.text))
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
+        page.on("dialog", lambda dialog: self.messages.append(dialog.message))
+        page.on("request", lambda request: self.requests.append(request.url))
         self._devtools = context.new_cdp_session(page)
         self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(path.as_uri())
@@ -58,7 +58,7 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
     page = opened.page
     page.wait_for_selector("#front .points path")
 
-    # 20 complete, 3 stopped, 6 rejected, 2 controls, the teacher, the ring around the best
+    # 20 complete, 3 pruned, 6 rejected, 2 controls, the teacher, the ring around the best
     assert page.locator(POINTS).count() == 33
     assert page.locator("#front .yerror").count() == len(study[0].front) + 2 + 1
     assert page.locator("#front .xerror").count() == 20 + 3 + 6 + 2
@@ -74,8 +74,10 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
     _check_theme(page)
     _check_modebar(page)  # last: the notice of its download lies over the marks
     page.screenshot(path=tmp_path / "dark.png", full_page=True)
-    assert opened.said == []
-    outside = [url for url in opened.asked if not url.startswith("blob:null/")]  # the image it drew
+    assert opened.messages == []
+    outside = [
+        url for url in opened.requests if not url.startswith("blob:null/")
+    ]  # the image it drew
     assert outside == [path.as_uri()]
 
 
@@ -111,10 +113,10 @@ def test_nothing_is_wider_than_the_screen(
     for label in page.locator("#front .shape-label text").all():  # none reaches into the ticks
         bottom, inner = page.evaluate(BOTTOM), label.bounding_box()
         assert inner["y"] + inner["height"] <= bottom + 2, label.text_content()
-    assert opened.said == []
+    assert opened.messages == []
 
 
-def test_all_can_be_reached_by_the_keyboard(browser_context: Any, tmp_path: Path) -> None:
+def test_every_control_is_reachable_by_keyboard(browser_context: Any, tmp_path: Path) -> None:
     opened = Opened(browser_context, tmp_path / "report.html", surrounded(make_study()))
     opened.settle()
     page = opened.page
@@ -182,9 +184,9 @@ def _check_hover(page: Any) -> None:
     page.mouse.move(x - 30, y)
     page.mouse.move(x, y, steps=5)
     page.wait_for_selector("#front .hoverlayer text")
-    said = page.locator("#front .hoverlayer").text_content()
-    assert "teacher resnet34" in said
-    assert "validation accuracy" in said
+    hover = page.locator("#front .hoverlayer").text_content()
+    assert "teacher resnet34" in hover
+    assert "validation accuracy" in hover
 
 
 def _check_axis(page: Any) -> None:
@@ -220,7 +222,7 @@ def _check_sorting(page: Any, rows: int) -> None:
         assert cells[len(known) :] == [""] * (rows - len(known))  # what is missing stays last
 
 
-def _check_filter(page: Any, study: OpenStudy) -> None:
+def _check_filter(page: Any, study: Study) -> None:
     page.locator("#filter").fill("Rejected  student.resolution=16")
     wanted = {
         str(record.number)
@@ -238,16 +240,16 @@ def _check_filter(page: Any, study: OpenStudy) -> None:
     assert counted == f"{rows} rows: {rows - 2} trials, 2 controls"
 
 
-def _check_details(page: Any, study: OpenStudy) -> None:
-    """A click on a point and the trial's number in the table tell the same: its every choice."""
-    page.mouse.click(*_middle(page, "over budget"))
+def _check_details(page: Any, study: Study) -> None:
+    """A click on a point and on the number in the table show the same configuration."""
+    page.mouse.click(*_middle(page, "rejected"))
     page.wait_for_selector("dialog[open]")
-    told = page.locator("#detail dl").inner_text()
+    shown = page.locator("#detail dl").inner_text()
     number = page.locator("#detail h2").inner_text().removeprefix("Trial ")
-    assert [name for name in study[1][int(number)].params if name not in told] == []
+    assert [name for name in study[1][int(number)].params if name not in shown] == []
     page.keyboard.press("Escape")
-    page.locator(f"[aria-label='choices of trial {number}']").press("Enter")
-    assert page.locator("#detail dl").inner_text() == told
+    page.locator(f"[aria-label='configuration of trial {number}']").press("Enter")
+    assert page.locator("#detail dl").inner_text() == shown
     page.locator("#detail button").press("Enter")
     assert page.locator("dialog[open]").count() == 0
 

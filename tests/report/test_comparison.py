@@ -1,4 +1,4 @@
-"""Two studies held beside each other, on values worked out by hand."""
+"""Two studies compared, on values worked out by hand."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_hypervolumes_count_from_one_reference(fast_path: Path) -> None:
     assert found.differs == ()
 
 
-def test_a_point_is_dominated_by_what_is_no_worse_and_once_better(fast_path: Path) -> None:
+def test_a_point_is_dominated_by_one_that_is_no_worse_and_better_once(fast_path: Path) -> None:
     side = compare(*[study_of(fast_path / "dominates", [(0.8, 4)])] * 2).sides[0]
     assert side.dominates(0.8, 5e6)
     assert side.dominates(0.7, 4e6)
@@ -74,7 +74,7 @@ def test_single_points_have_a_volume(fast_path: Path) -> None:
     assert compare(study, study).sides[0].hypervolume == pytest.approx(1.0)
 
 
-def test_studies_that_trade_different_costs_need_an_axis(fast_path: Path) -> None:
+def test_studies_that_optimise_different_costs_need_an_axis(fast_path: Path) -> None:
     one = study_of(fast_path / "by flops", [(0.5, 2)])
     timed = replace(REQUEST, budget_mflops=None, budget_ms=9.0, seed=4)
     other = study_of(fast_path / "by ms", [(0.6, 2)], timed)
@@ -99,8 +99,8 @@ def test_latencies_of_different_targets_are_not_compared(
     found = compare(one, two)
     assert found.axis == "flops"
     _, *notes = comparison_table(found)
-    (told,) = (note for note in notes if "Latencies are of different targets" in note)
-    assert all(target in told for target in found.targets)
+    (shown,) = (note for note in notes if "Latencies of different targets" in note)
+    assert all(target in shown for target in found.targets)
     with pytest.raises(SpecError, match="give --axis flops or --axis params"):
         compare(one, two, axis="latency_ms")
     by_params = study_of(
@@ -111,7 +111,7 @@ def test_latencies_of_different_targets_are_not_compared(
     assert compare(one, by_params).axis == "params"
 
 
-def test_a_study_with_nothing_complete_is_refused(fast_path: Path) -> None:
+def test_a_study_without_a_complete_trial_is_refused(fast_path: Path) -> None:
     with opened(fast_path / "empty") as study:
         study.ask()
     empty = load_study(fast_path / "empty")
@@ -127,4 +127,4 @@ def test_the_command_prints_both_fronts(fast_path: Path) -> None:
     assert "50.00 % at 2 *" in shown
     assert "90.00 % at 10 " in shown
     assert "80.00 % at 1 " in shown
-    assert "The requests differ in --seed" in shown
+    assert "The configurations differ in --seed" in shown

@@ -1,4 +1,4 @@
-"""What optuna-dashboard's own interface answers of a study: figure, notes, curves."""
+"""The study as optuna-dashboard serves it: figure, notes, curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from optuna_dashboard import save_note, wsgi
 from table_study import look_up, opened, run_to
 
-from kdsearch.report.dashboard import OURS, artifact_store, refresh, write_board
+from kdsearch.report.dashboard import OURS, artifact_store, refresh, write_dashboard
 from kdsearch.study.open import load_study
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import OpenStudy
@@ -57,7 +57,7 @@ def path(fast_path: Path) -> Path:
         keep_curve(study, 0)
         asked = study.ask()
         study.tell(asked, replace(look_up(asked), state="failed", val=None, reason="a | b"))
-        write_board(study)
+        write_dashboard(study)
     return fast_path / "board"
 
 
@@ -107,7 +107,7 @@ def test_the_dashboard_has_values_constraints_figure_notes_and_curves(
     assert dashboard.text(place) == CURVE
 
 
-def test_written_again_it_is_the_same(path: Path) -> None:
+def test_a_second_refresh_changes_nothing(path: Path) -> None:
     before = attrs_of(path)
     assert refresh(path)
     assert attrs_of(path) == before
@@ -119,7 +119,7 @@ def attrs_of(path: Path) -> dict[str, object]:
     return found
 
 
-def test_a_note_of_somebody_else_stays(fast_path: Path) -> None:
+def test_a_note_of_a_user_is_kept(fast_path: Path) -> None:
     path = fast_path / "own words"
     with opened(path) as study:
         study.note(teacher=TEACHER)
@@ -132,7 +132,7 @@ def test_a_note_of_somebody_else_stays(fast_path: Path) -> None:
     assert OURS in str(attrs["dashboard:1:note_str:0"])
 
 
-def test_a_running_study_is_left_to_its_driver(fast_path: Path) -> None:
+def test_a_running_study_is_not_refreshed(fast_path: Path) -> None:
     path = fast_path / "held"
     with opened(path) as study:
         study.note(teacher=TEACHER)

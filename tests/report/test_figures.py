@@ -1,4 +1,4 @@
-"""What the figures show: errors, budgets, networks off the shelf, rungs, stops, slices."""
+"""The figures: errors, budgets, baselines, rungs, pruned trials, slices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_error_bars_stand_on_the_number_of_images() -> None:
     assert all(trace.error_y.array is None for trace in without)
 
 
-def test_level_bars_are_the_intervals_of_latency_on_that_axis_alone() -> None:
+def test_horizontal_bars_are_the_intervals_of_latency_on_that_axis_alone() -> None:
     summary, records = make_study()
     drawn = figure(summary, records)
     (front,) = (t for t in drawn.data if t.name == "front")  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def test_level_bars_are_the_intervals_of_latency_on_that_axis_alone() -> None:
     assert not any(flops)
 
 
-def test_networks_off_the_shelf_stand_at_their_costs() -> None:
+def test_baseline_networks_stand_at_their_costs() -> None:
     summary, records = surrounded(make_study())
     places = {
         axis: [
@@ -94,10 +94,10 @@ def test_a_budget_far_beyond_the_points_does_not_crush_them(
     assert axes.shown_limit(Budget(latency_ms=limit), "latency_ms", [3.0, 100.0, None]) == shown
 
 
-def test_low_strays_are_outside_the_first_view_only() -> None:
+def test_low_outliers_are_outside_the_first_view_only() -> None:
     summary, records = make_study(controls=0)
-    stray = next(r for r in records if r.number not in {e.trial for e in summary.front})
-    records = [replace(r, val=0.1) if r is stray else r for r in records]
+    outlier = next(r for r in records if r.number not in {e.trial for e in summary.front})
+    records = [replace(r, val=0.1) if r is outlier else r for r in records]
     marks = sort_out(summary, records)
     assert min(close_up(marks)) > 0.8
     assert whole(marks)[0] < 0.1
@@ -118,20 +118,20 @@ def test_many_marks_are_thinned_evenly() -> None:
     assert len(kept) <= MAX_MARKS
 
 
-def test_rungs_and_stops_are_marked() -> None:
+def test_rungs_and_pruned_trials_are_marked() -> None:
     summary, records = make_study(pruned=3, epochs=16)
     drawn = curves(records, best=summary.best, metric="accuracy", rungs=True)
     assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8, 12]
-    stops = next(trace for trace in drawn.data if trace.name == "stopped here")
-    stopped = [record for record in records if record.state == "pruned"]
-    assert list(stops.x) == [4, 4, 4]
-    assert list(stops.y) == [record.curve[-1] for record in stopped]
-    assert all("cannot reach the front" in text for text in stops.hovertext)
+    ends = next(trace for trace in drawn.data if trace.name == "pruned here")
+    pruned = [record for record in records if record.state == "pruned"]
+    assert list(ends.x) == [4, 4, 4]
+    assert list(ends.y) == [record.curve[-1] for record in pruned]
+    assert all("cannot reach the front" in text for text in ends.hovertext)
     plain = curves(records, best=None, metric="accuracy")
     assert plain.layout.shapes == ()
 
 
-def test_slices_are_of_the_most_important_choices_that_differ() -> None:
+def test_slices_show_the_most_important_parameters_that_differ() -> None:
     _, records = make_study()
     named = {"train.weight_decay": 0.9, "method.alpha": 0.1, "student.resolution": 0.3}
     assert chosen(named, records) == ["student.resolution", "method.alpha"]  # the decay is fixed
@@ -178,7 +178,7 @@ def test_contrast_is_that_of_wcag() -> None:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_and_marks_can_be_told_from_the_paper(theme: int) -> None:
+def test_text_and_marks_stand_out_from_the_paper(theme: int) -> None:
     known = colours(theme)
     for text in ("ink", "muted", "accent"):
         for paper in ("paper", "raised"):

@@ -1,4 +1,4 @@
-"""Markdown, SVG files, the table of trials and where the time went."""
+"""Markdown, SVG files, the table of trials and the time of each part."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from made_up import OpenStudy, importances, make_study, surrounded
+from made_up import Study, importances, make_study, surrounded
 
-from kdsearch.report import drawings, markdown, render
+from kdsearch.report.drawings import drawings
+from kdsearch.report.markdown import markdown
+from kdsearch.report.page import render
 from kdsearch.report.tables import spent
 from kdsearch.report.trials import STATIC_ROWS, payload
 
@@ -19,7 +21,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 COMMAND = "kdsearch run --name phones --budget-ms 2"
 
 
-def text_of(study: OpenStudy, command: str = COMMAND) -> str:
+def text_of(study: Study, command: str = COMMAND) -> str:
     summary, records = study
     return markdown(
         summary,
@@ -31,7 +33,7 @@ def text_of(study: OpenStudy, command: str = COMMAND) -> str:
     )
 
 
-def test_markdown_says_what_the_page_says() -> None:
+def test_markdown_holds_the_words_of_the_page() -> None:
     text = text_of(surrounded(make_study())).replace("\u00a0", " ")
     summary, _ = make_study()
     for part in ("The front", "What distillation gained", "What mattered", "Where the time went"):
@@ -40,7 +42,7 @@ def test_markdown_says_what_the_page_says() -> None:
     for entry in summary.front:
         assert f"| trial {entry.trial} (" in text
         assert f"{100 * entry.val:.2f} \u00b1 " in text
-    assert "| small | off the shelf | untrained |" in text
+    assert "| small | baseline | not trained |" in text
     assert "![The front](figures/front.svg)" in text
     assert "- A note" in text
     assert f"```sh\n{COMMAND}\n```" in text
@@ -73,7 +75,7 @@ def test_markdown_shows_a_name_as_it_is() -> None:
     ],
     ids=["none", "rejected", "failed"],
 )
-def test_a_study_without_a_result_has_no_figure_and_says_so(kinds: dict[str, int]) -> None:
+def test_a_study_without_a_result_has_a_verdict_and_no_figure(kinds: dict[str, int]) -> None:
     summary, records = made = surrounded(make_study(**kinds))
     assert drawings(summary, records) == {}
     text = text_of(made)
@@ -111,7 +113,7 @@ def test_names_are_escaped_in_drawings() -> None:
         assert not list(ET.fromstring(svg).iter(f"{SVG}script"))
 
 
-def test_all_seconds_are_told() -> None:
+def test_the_parts_add_up_to_all_seconds() -> None:
     summary, records = surrounded(make_study(pruned=3))
     records = [
         replace(record, seconds=record.seconds + 1, teacher_seconds=0.25) for record in records
@@ -119,21 +121,21 @@ def test_all_seconds_are_told() -> None:
     parts = spent(summary, records)
     whole = summary.seconds.teacher + summary.seconds.finish + sum(r.seconds for r in records)
     assert sum(parts.values()) == pytest.approx(whole)
-    assert parts["teacher: its outputs for the students"] == 0.25 * len(records)
-    assert parts["pricing students that broke the budget"] == 6 * 0.75
+    assert parts["teacher: outputs for the students"] == 0.25 * len(records)
+    assert parts["measuring rejected students"] == 6 * 0.75
     assert spent(*make_study(complete=0, rejected=0, failed=0)) == {
-        "teacher: loading or training it": 42.0
+        "teacher: loading or training": 42.0
     }
 
 
-def test_every_trial_and_every_choice_is_in_the_page_once() -> None:
+def test_every_trial_and_its_configuration_is_in_the_page_once() -> None:
     summary, records = make_study(complete=150, rejected=20, pruned=5)
     html = render(summary, records, importances={}, notes=[], command=COMMAND)
     assert html.rpartition("<tbody>")[2].count("<tr") == STATIC_ROWS
     found = re.search(r'id="trials-data">(.*?)</script>', html)
     assert found is not None
-    told = json.loads(found.group(1))
-    assert told == json.loads(json.dumps(payload(records, summary.best)))
-    assert [int(cells[0]) for cells in told["trials"]] == [record.number for record in records]
-    assert [cells[-1].keys() for cells in told["trials"]] == [r.params.keys() for r in records]
-    assert {len(cells) for cells in told["trials"]} == {len(told["columns"]) + 1}
+    data = json.loads(found.group(1))
+    assert data == json.loads(json.dumps(payload(records, summary.best)))
+    assert [int(cells[0]) for cells in data["trials"]] == [record.number for record in records]
+    assert [cells[-1].keys() for cells in data["trials"]] == [r.params.keys() for r in records]
+    assert {len(cells) for cells in data["trials"]} == {len(data["columns"]) + 1}

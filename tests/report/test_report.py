@@ -6,14 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from made_up import LIMIT_MS, OpenStudy, importances, make_study
+from made_up import LIMIT_MS, Study, importances, make_study
 from plotly.offline import get_plotlyjs
 
-from kdsearch.errors import StudyError
-from kdsearch.report import render, tables, words, write
+from kdsearch.report import tables, words
+from kdsearch.report.page import render
 from kdsearch.spec import Budget, Cost
 from kdsearch.study.summary import TeacherEntry
 
@@ -22,7 +21,7 @@ COMMAND = "kdsearch run --name phones --budget-ms 2"
 HOSTILE = "<script>alert(1)</script></script><!--\"'&"
 
 
-def html_of(study: OpenStudy) -> str:
+def html_of(study: Study) -> str:
     summary, records = study
     return render(summary, records, importances=importances(records), notes=[NOTE], command=COMMAND)
 
@@ -105,7 +104,7 @@ def test_hover_text_holds_no_tag_but_its_own() -> None:
     assert set(re.findall(r"<[^>]*>", "".join(texts))) == {"<b>", "</b>", "<br>"}
 
 
-def test_the_result_is_told_with_units() -> None:
+def test_the_verdict_has_units() -> None:
     summary, records = make_study()
     best = summary.best_entry()
     assert best is not None
@@ -119,12 +118,11 @@ def test_the_result_is_told_with_units() -> None:
     summary = replace(summary, front=(best,), shipped=best, teacher=teacher)
     text = text_of(html_of((summary, records)))
     assert f"Ship trial {best.trial}, a resnet student, the most accurate within the budget" in text
-    assert "budget of 2 ms: 97.31 % validation accuracy" in text
-    assert "(96.80 % on the test set)" in text
-    assert "1.83 ms (1.79 to 1.88) on cpu, onnxruntime, 1 thread, batch 1" in text
+    assert "budget of 2 ms. Its validation accuracy is 97.31 % (96.80 % on the test set)" in text
+    assert "Its latency is 1.83 ms (1.79 to 1.88) on cpu, onnxruntime, 1 thread, batch 1." in text
     assert "100\u00d7 fewer FLOPs (3.21 M against 321 M)" in text
     assert "10\u00d7 fewer parameters (272 k against 2.72 M)" in text
-    assert "0.49 points below its 97.80 %" in text
+    assert "0.49 points below the teacher's 97.80 %" in text
     assert "one multiply-add once" in text
 
 
@@ -136,7 +134,7 @@ def test_the_parts_come_in_order() -> None:
         "What mattered",
         "Learning curves",
         "Where the time went",
-        "Every trial",
+        "All trials",
         "How to reproduce",
     ]
 
@@ -150,7 +148,7 @@ def test_the_figure_holds_exactly_the_fronts_points() -> None:
     assert drawn["line"]["shape"] == "hv"  # type: ignore[call-overload]
     assert trace(html, "to ship")["x"] == [summary.best_entry().latency_ms]  # type: ignore
     assert len(drawn["x"]) + len(trace(html, "dominated")["x"]) == 20
-    assert len(trace(html, "over budget")["x"]) == 6
+    assert len(trace(html, "rejected")["x"]) == 6
     assert len(trace(html, "control")["x"]) == 2
 
 
@@ -183,7 +181,7 @@ def test_costs_of_more_than_a_decade_get_a_log_axis(widest: float, kind: str) ->
     assert payload(html_of((summary, records)))["layout"]["xaxis"]["type"] == kind  # type: ignore
 
 
-def test_a_teacher_of_unknown_latency_leaves_that_axis_and_is_said_to() -> None:
+def test_a_teacher_of_unknown_latency_is_not_drawn_and_the_note_says_so() -> None:
     summary, records = make_study()
     summary = replace(summary, teacher=replace(summary.teacher, latency_ms=None))
     html = html_of((summary, records))
@@ -192,7 +190,7 @@ def test_a_teacher_of_unknown_latency_leaves_that_axis_and_is_said_to() -> None:
     assert payload(html)["views"]["flops"]["note"] == ""  # type: ignore
 
 
-def test_students_priced_out_before_latency_are_counted() -> None:
+def test_students_rejected_before_a_latency_are_counted() -> None:
     summary, records = make_study(rejected=3)
     records = [
         replace(record, cost=Cost(flops=record.cost.flops, params=record.cost.params))
@@ -226,7 +224,7 @@ def test_importances_are_bars_longest_first() -> None:
     html = render(summary, records, importances={"a": 0.1, "b": 0.4}, notes=[], command=COMMAND)
     assert re.findall(r"width:([\d.]+)%", own(html))[:2] == ["100.0", "25.0"]
     none = render(summary, records, importances={}, notes=[], command=COMMAND)
-    assert "too few trials completed (22)" in text_of(none)
+    assert "Not known: too few trials completed (22)" in text_of(none)
 
 
 def test_curves_hold_every_epoch_of_every_trial() -> None:
@@ -261,9 +259,9 @@ def test_nan_and_unknown_values_do_not_stop_the_report() -> None:
     assert "NaN," not in own(html_of((summary, records)))
 
 
-def test_a_study_without_trials_says_so() -> None:
+def test_a_study_without_trials_has_nothing_to_ship() -> None:
     text = text_of(html_of(make_study(complete=0, rejected=0, failed=0)))
-    assert "Nothing to ship: no trial has been run yet." in text
+    assert "Nothing to ship: no trial has run yet." in text
     assert COMMAND in text
 
 
@@ -271,14 +269,14 @@ def test_a_study_of_rejected_trials_names_the_cheapest() -> None:
     made = make_study(complete=0, rejected=3, failed=0)
     cheapest = min(made[1], key=lambda record: record.cost.latency_ms)  # type: ignore
     text = text_of(html_of(made))
-    assert "3 students tried, none within the budget of 2 ms" in text
-    assert f"the cheapest seen is trial {cheapest.number} (" in text
+    assert "3 students rejected, none within the budget of 2 ms" in text
+    assert f"The cheapest is trial {cheapest.number} (" in text
     assert f"with {cheapest.cost.latency_ms:.2f} ms" in text  # type: ignore[union-attr]
 
 
 def test_a_study_of_failed_trials_gives_the_reason() -> None:
     text = text_of(html_of(make_study(complete=0, rejected=0, failed=2)))
-    assert "none of 2 trials completed. The first reason given: loss became NaN" in text
+    assert "none of 2 trials completed. The first reason: loss became NaN" in text
 
 
 def test_a_single_trial_is_a_report() -> None:
@@ -302,31 +300,20 @@ def test_the_page_is_fit_for_phones_and_screen_readers() -> None:
     assert "<title>phones: kdsearch report</title>" in page
 
 
-def test_write_leaves_the_page_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    write(path, "new \u00d7")
-    assert path.read_text(encoding="utf-8") == "new \u00d7"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_write_names_the_path_it_cannot_write(tmp_path: Path) -> None:
-    path = tmp_path / "absent" / "folder" / "report.html"
-    with pytest.raises(StudyError, match=re.escape(str(path))):
-        write(path, "page")
-
-
 def test_the_report_needs_neither_torch_nor_optuna() -> None:
-    code = "import kdsearch.report, sys; print({'torch', 'optuna'} & set(sys.modules))"
+    code = (
+        "import kdsearch.report.page, kdsearch.report.markdown, sys;"
+        "print({'torch', 'optuna'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_what_has_not_been_shipped_is_not_said_to_ship() -> None:
+def test_an_unshipped_student_is_the_best_so_far() -> None:
     summary, records = make_study()
     summary = replace(summary, shipped=None)
     text = text_of(html_of((summary, records)))
-    assert "Nothing has been shipped yet: controls" in text
+    assert "Nothing has been shipped yet." in text
     assert f"The best so far is trial {summary.best}" in text
     assert "Ship trial" not in text
     assert f"trial {summary.best} (" in text

@@ -17,7 +17,7 @@ from kdsearch.hpo.pareto import knee
 from kdsearch.hpo.statistics import Gain, Spread, gains, spreads
 from kdsearch.report import tables
 from kdsearch.report.artifacts import summarise, write_derived
-from kdsearch.report.findings import of_refits
+from kdsearch.report.findings import about_refits
 from kdsearch.report.marks import sort_out
 from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
@@ -199,7 +199,7 @@ def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
     with opened(fast_path / "half", REQUEST) as study:
         refitted(study, Refit(count=1, seeds=2), run)
         assert summarised(study) == ((), ())
-        told = list(of_refits(study, study.front()[-1].number))
+        told = list(about_refits(study, study.front()[-1].number))
         assert "failed" in told[0]
         assert "out of memory" in told[0]
         assert "was trained once" in told[-1]
@@ -224,17 +224,17 @@ def test_reports_show_the_candidates_and_what_they_gained(study: OpenStudy) -> N
     text = (study.path / "report.md").read_text(encoding="utf-8")
     page = (study.path / "report.html").read_text(encoding="utf-8")
     for shown in (text, page):
-        assert "Candidates trained again under 2 seeds" in shown
+        assert "Candidates retrained with 2 seeds" in shown
         assert (
             f"{100 * first.trained.val.mean:.2f} \u00b1 {100 * first.trained.val.sd:.2f}" in shown
         )
-        assert "mean and standard deviation of 2" in shown
+        assert "mean of 2" in shown
         assert "has a control" not in shown
     assert f"refit of trial {first.trial}" in page
     assert "--refit 2 --seeds 2" in text.rpartition("kdsearch run")[2]
     assert "--refit-epochs" not in text
     assert summarise(study).candidates[0].shipped == first.trained.trials[0]
-    told = list(of_refits(study, first.trial))
+    told = list(about_refits(study, first.trial))
     assert f"{100 * first.trained.val.mean:.2f} %" in told[0]
     assert f"trial {first.trained.trials[0]}" in told[0]
     assert any("istillation" in line and " p " in line for line in told)
@@ -311,15 +311,15 @@ def test_what_is_shipped_of_a_control_is_said(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     ships = next(c.trained for c in first.controls if c.trained.method == "kd")
     study.note(best=first.trial, shipped=ships.trials[0])
-    told = list(of_refits(study, first.trial))
-    assert f"No. {first.trial}, its student with plain KD at its defaults: " in told[0]
+    told = list(about_refits(study, first.trial))
+    assert f"Trial {first.trial}, its student with plain KD at its defaults: " in told[0]
     assert f"{100 * ships.val.mean:.2f} %" in told[0]
     assert f"trial {ships.trials[0]}" in told[0]
     assert any("is not shipped" in line for line in told)
     summary = summarise(study)
     said = verdict(summary, study.records()).replace("\u00a0", " ")
     assert said.startswith(f"Ship trial {ships.trials[0]}")
-    assert f"(by kd; no. {first.trial} of the front)" in said
+    assert f"(by kd; trial {first.trial} of the front)" in said
     (row,) = (row for row in tables.candidates(summary).rows if "to ship" in row[0])
     assert row[0] == "its control, kd, to ship"
 
