@@ -13,6 +13,7 @@ from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
 from kdsearch.study.summary import Entry, Summary, Trainings
+from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
@@ -45,15 +46,17 @@ def front_table(summary: Summary) -> Table:
     star = "shipped" if summary.shipped else "the best so far"
     star += "" if ships == summary.best else f" (weights of trial {ships})"
     table = Table(title=f"Front of {summary.study}: {found}; * = {star}")
-    for heading in ("trial", "val, %", "test, %", "ms", "MFLOPs", "params"):
+    metric = summary.metric
+    scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
+    for heading in ("trial", *scores, "ms", "MFLOPs", "params"):
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
     table.add_column("method")
     for entry in summary.front:
         table.add_row(
             f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
-            f"{100 * entry.val:.2f}",
-            "-" if entry.test is None else f"{100 * entry.test:.2f}",
+            metric.number(entry.val),
+            "-" if entry.test is None else metric.number(entry.test),
             _latency(entry),
             "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
             "-" if entry.params is None else f"{entry.params:,}",
@@ -84,7 +87,9 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
     )
     table.add_column("trial", justify="right")
     table.add_column("method")
-    for heading in ("val, %", "test, %", "gain, points", "p"):
+    metric = summary.metric
+    scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
+    for heading in (*scores, words.heading("gain", metric.points), "p"):
         table.add_column(heading, justify="right")
     for each in summary.candidates:
         shipped = each.shipped_recipe() if each.trial == summary.best else None
@@ -93,21 +98,21 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
             is_shipped, gain = recipe is shipped, controls.get(id(recipe))
             table.add_row(
                 f"{each.trial if gain is None else 'control'}{' *' if is_shipped else ''}",
-                *_trained(recipe, gain),
+                *_trained(metric, recipe, gain),
                 style="bold" if is_shipped else None,
             )
     for entry in summary.gains if len(summary.candidates) > 1 else ():
-        gained = (words.gain_interval(entry.gain), words.chance(entry.gain.p))
+        gained = (words.gain_interval(metric, entry.gain), words.chance(entry.gain.p))
         table.add_row(f"all {entry.candidates}", f"over {entry.over}", "", "", *gained)
     yield table
 
 
-def _trained(trained: Trainings, gain: Gain | None = None) -> tuple[str, ...]:
+def _trained(metric: Metric, trained: Trainings, gain: Gain | None = None) -> tuple[str, ...]:
     return (
         trained.method,
-        words.spread(trained.val),
-        "-" if trained.test is None else words.spread(trained.test),
-        "" if gain is None else words.gain_interval(gain),
+        words.spread(metric, trained.val),
+        "-" if trained.test is None else words.spread(metric, trained.test),
+        "" if gain is None else words.gain_interval(metric, gain),
         "" if gain is None else words.chance(gain.p),
     )
 
@@ -203,7 +208,9 @@ def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
     """Return the table of two studies, and notes on its numbers."""
     scale, unit = UNITS[found.axis]
     one, other = found.sides
-    table = Table(caption=f"front: validation accuracy at {unit}; *: dominated by the other study")
+    table = Table(
+        caption=f"front: validation {found.metric.label} at {unit}; *: dominated by the other study"
+    )
     for heading in ("", one.study, other.study):
         table.add_column(heading, justify="right")
     table.add_row("hypervolume", *(f"{side.hypervolume:.3f}" for side in found.sides))
@@ -213,13 +220,13 @@ def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
     fronts = []
     for side, rival in ((one, other), (other, one)):
         marked = ((val, c, " *" if rival.dominates(val, c) else "") for _, val, c in side.front)
-        rows = [f"{100 * val:.2f} % at {c * scale:.3g}{mark}" for val, c, mark in marked]
+        rows = [f"{found.metric.text(val)} at {c * scale:.3g}{mark}" for val, c, mark in marked]
         fronts.append("\n".join(rows))
     table.add_row("front", *fronts)
     score, cost = found.reference
     notes = [
-        f"Hypervolume: share of the area above {100 * score:.2f} % and below {cost * scale:.3g} "
-        f"{unit}, up to the best score and the lowest cost of both"
+        f"Hypervolume: share of the area above {found.metric.text(score)} and below "
+        f"{cost * scale:.3g} {unit}, up to the best score and the lowest cost of both"
     ]
     if found.targets[0] != found.targets[1]:
         notes.append(

@@ -79,6 +79,7 @@ def summarise(study: OpenStudy) -> Summary:
         images=Images(**cast("dict[str, int]", facts.get("images", {}))),
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
+        metric=study.metric,
     )
 
 

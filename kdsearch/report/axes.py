@@ -12,6 +12,7 @@ from statistics import quantiles
 from kdsearch.report import words
 from kdsearch.report.marks import escape, finite
 from kdsearch.spec import Budget
+from kdsearch.tasks.base import Metric
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#1F83C4", "#D55E00", "#0B936A", "#BC6094", "#B87F00"
 GREY = "#7F8890"
@@ -63,14 +64,19 @@ def cost_axis(axis: str, costs: Sequence[float | None]) -> dict[str, object]:
     }
 
 
-def metric_axis(metric: str, values: Iterable[float | None]) -> dict[str, object]:
+def metric_axis(metric: Metric, values: Iterable[float | None]) -> dict[str, object]:
     """Return an axis around the values, at least a point to both sides."""
     low, high = span(values)
     return {
-        "title": {"text": f"validation {escape(words.clipped(metric, 30))}", "standoff": 10},
-        "tickformat": ".2~%",
+        "title": {"text": f"validation {escape(words.clipped(metric.label, 30))}", "standoff": 10},
+        "tickformat": ".2~%" if metric.is_percent else "~r",
         "range": [low, high],
     }
+
+
+def hover(metric: Metric) -> str:
+    """Return the part of a hover template that writes the value of a point."""
+    return "%{y:.2%}" if metric.is_percent else "%{y:.4f}"
 
 
 def span(values: Iterable[float | None]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.study import OpenStudy, searched
+from kdsearch.tasks.base import Metric
 
 _LATENCY = "latency_ms"
 _MARGIN = 0.1  # of a front's extent: without it, its two ends would add no hypervolume
@@ -50,6 +51,7 @@ class Comparison:
     latencies. differs: the flags in which the configurations differ.
     """
 
+    metric: Metric
     axis: str
     reference: tuple[float, float]
     sides: tuple[ComparedStudy, ComparedStudy]
@@ -57,17 +59,22 @@ class Comparison:
     differs: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Return the content as plain values."""
-        return asdict(self)
+        """Return the content as plain values; the metric is its key."""
+        return {**asdict(self), "metric": self.metric.key}
 
 
 def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Comparison:
     """Return the comparison of two studies on one cost.
 
     axis: `latency_ms`, `flops` or `params`; by default the cost that both studies optimise, or
-    FLOPs if their targets differ. Raises SpecError if they optimise different costs and no axis
-    is given, for latencies of different targets, and for a study without a complete trial.
+    FLOPs if their targets differ. Raises SpecError for different metrics, for different costs
+    without an axis, for latencies of different targets, and without a complete trial.
     """
+    if one.metric != other.metric:
+        raise SpecError(
+            f"{one.name} is measured by {one.metric.label} and {other.name} by "
+            f"{other.metric.label}: they cannot be compared"
+        )
     targets = str(described(one.config)), str(described(other.config))
     axis = axis or _shared_axis(one, other, is_one_target=targets[0] == targets[1])
     if axis not in UNITS:
@@ -93,6 +100,7 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
     ]
     changed = one.config.changes(other.config).keys() - {"storage_study"}  # two never share it
     return Comparison(
+        metric=one.metric,
         axis=axis,
         reference=reference,
         sides=(sides[0], sides[1]),

@@ -8,16 +8,17 @@ import plotly.graph_objects as go
 
 from kdsearch.hpo.stopping import is_rung
 from kdsearch.report import words
-from kdsearch.report.axes import GREY, ORANGE, VERMILLION, layout, metric_axis
+from kdsearch.report.axes import GREY, ORANGE, VERMILLION, hover, layout, metric_axis
 from kdsearch.report.marks import escape, finite
 from kdsearch.spec import TrialRecord
+from kdsearch.tasks.base import Metric
 
 _COLOURS = "31,131,196", "184,127,0", "11,147,106"
 MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB
 
 
 def curves(
-    records: Iterable[TrialRecord], *, best: int | None, metric: str, rungs: bool = False
+    records: Iterable[TrialRecord], *, best: int | None, metric: Metric, rungs: bool = False
 ) -> go.Figure:
     """Return the validation metric after each epoch; the best trial is thick.
 
@@ -25,7 +26,7 @@ def curves(
     hold a curve. rungs: mark the epochs at which trials may be pruned.
     """
     trained = [record for record in records if record.curve]
-    step = _step(trained)
+    step, value = _step(trained), hover(metric)
     longest = max(len(record.curve) for record in trained)
     groups = {
         "completed": [r for r in trained if r.state == "complete" and not r.kind],
@@ -36,7 +37,7 @@ def curves(
     traces = []
     for (name, group), colour in zip(groups.items(), _COLOURS, strict=True):
         if group:
-            traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1))
+            traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1, value=value))
             traces.append(_legend_line(name, f"rgb({colour})"))
     pruned = [record for record in trained if record.state == "pruned"]
     if pruned:
@@ -44,7 +45,10 @@ def curves(
     for record in trained:
         if record.number == best:
             name = f"trial {best}, to ship"
-            traces += [_lines([record], step, name, VERMILLION, 3), _legend_line(name, VERMILLION)]
+            traces += [
+                _lines([record], step, name, VERMILLION, 3, value=value),
+                _legend_line(name, VERMILLION),
+            ]
     values = (value for record in trained for value in record.curve)
     marked = [epoch for epoch in range(1, longest) if rungs and is_rung(epoch, longest)]
     figure = go.Figure(data=traces)
@@ -78,6 +82,8 @@ def _lines(
     name: str,
     colour: str,
     width: float,
+    *,
+    value: str,
 ) -> go.Scatter:
     """Return one trace of many lines, separated by None."""
     x: list[int | None] = []
@@ -97,7 +103,7 @@ def _lines(
         x=x,
         y=y,
         customdata=trials,
-        hovertemplate="trial %{customdata}, epoch %{x}: %{y:.2%}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}, epoch %{{x}}: {value}<extra></extra>",
         mode="markers" if single else "lines",
         line={"color": colour, "width": width},
         marker={"color": colour, "size": 6},

@@ -33,6 +33,7 @@ from kdsearch.study.formatting import counted, duration
 from kdsearch.study.open import load_study
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Summary
+from kdsearch.tasks.base import Metric
 
 FRONT = "front"
 OURS = "_Written by kdsearch after each run. Delete this line to keep your own text._"
@@ -70,7 +71,7 @@ def write_dashboard(study: OpenStudy) -> None:
     dashboard.note(None, _about_study(study, summary, records))
     for record in records:
         if record.state != "running":
-            dashboard.note(record, _about_trial(record))
+            dashboard.note(record, _about_trial(record, summary.metric))
             dashboard.keep_curve(record)
 
 
@@ -147,13 +148,13 @@ def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord])
     return "\n\n".join(lines)
 
 
-def _about_trial(record: TrialRecord) -> str:
+def _about_trial(record: TrialRecord, metric: Metric) -> str:
     kind = f", {record.outside()}" if record.kind else ""
     ended = words.STATES.get(record.state, record.state)
     reason = words.reason(record)
     lines = [f"**{ended}**{kind}{f': {_plain(reason)}' if reason else ''}"]
     if record.val is not None:
-        lines.append(f"validation accuracy {words.percent(record.val)}")
+        lines.append(f"validation {metric.label} {words.score(metric, record.val)}")
     if record.cost is not None:
         lines.append(", ".join(words.amount(a, v) for a, v in words.costs(record.cost).items()))
     took = f"{duration(record.seconds)}, {counted(len(record.curve), 'epoch')}"

@@ -22,6 +22,7 @@ from kdsearch.report.axes import (
 from kdsearch.report.marks import Mark, finite, sort_out
 from kdsearch.spec import TrialRecord
 from kdsearch.study.summary import Summary
+from kdsearch.tasks.base import Metric
 
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 700, 40, 384
@@ -69,7 +70,7 @@ class _Frame:
         up = min(1.0, max(0.0, (y - self.low[1]) / (self.high[1] - self.low[1])))
         return _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - up * (_BOTTOM - _TOP)
 
-    def draw(self, title: str, x_title: str, y_title: str, inside: Iterable[str]) -> str:
+    def draw(self, title: str, x_title: str, metric: Metric, inside: Iterable[str]) -> str:
         """Return the whole drawing: paper, grid, titles and the parts inside."""
         parts = []
         for x in _ticks(self.low[0], self.high[0], log=self.log):
@@ -79,10 +80,21 @@ class _Frame:
         for y in _ticks(self.low[1], self.high[1]):
             place = self.at(self.low[0], y)[1]
             parts.append(_line(_LEFT, place, _RIGHT, place, "#d8dde3"))
-            parts.append(_text(_LEFT - 8, place + 4, f"{100 * y:.4g} %", anchor="end"))
+            parts.append(
+                _text(
+                    _LEFT - 8,
+                    place + 4,
+                    f"{100 * y:.4g} %" if metric.is_percent else f"{y:.4g}",
+                    anchor="end",
+                )
+            )
         parts.append(_text((_LEFT + _RIGHT) / 2, _HEIGHT - 14, x_title, anchor="middle"))
         turned = f'transform="rotate(-90 14 {(_TOP + _BOTTOM) / 2})"'
-        parts.append(_text(14, (_TOP + _BOTTOM) / 2, y_title, anchor="middle", more=turned))
+        parts.append(
+            _text(
+                14, (_TOP + _BOTTOM) / 2, f"validation {metric.label}", anchor="middle", more=turned
+            )
+        )
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
             f'role="img" font-family="sans-serif" font-size="12" fill="{_INK}">'
@@ -134,7 +146,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     names = [name for name, group in placed.items() if group]
     parts += [_key(i, name) for i, name in enumerate(names)]
     title = words.AXES[axis].title + (" (log scale)" if log else "")
-    return frame.draw(f"{summary.study}: the front", title, f"validation {summary.metric}", parts)
+    return frame.draw(f"{summary.study}: the front", title, summary.metric, parts)
 
 
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
@@ -159,7 +171,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if ships is not None:
         parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship", more=""))
     title = f"{summary.study}: validation curves; a cross ends a pruned trial"
-    return frame.draw(title, "epoch", f"validation {summary.metric}", parts)
+    return frame.draw(title, "epoch", summary.metric, parts)
 
 
 def _ticks(low: float, high: float, *, log: bool = False) -> list[float]:

@@ -28,6 +28,7 @@ from kdsearch.report.axes import (
 from kdsearch.report.marks import Mark, Marks, escape, finite
 from kdsearch.spec import Budget
 from kdsearch.study.summary import ShelfEntry
+from kdsearch.tasks.base import Metric
 
 MAX_MARKS = 1_000  # of one kind off the front: each is an SVG node, and 1,000 overlap anyway
 _STRIP = 0.07  # height of the band of rejected students
@@ -45,7 +46,7 @@ def scatter(
     axis: str,
     front_axis: str,
     budget: Budget,
-    metric: str,
+    metric: Metric,
     shelf: Sequence[ShelfEntry] = (),
 ) -> go.Figure:
     """Return the metric over one cost; every axis has the same traces in the same order.

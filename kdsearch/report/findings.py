@@ -13,6 +13,7 @@ from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import refit_of, summarised
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import TeacherEntry, Trainings
+from kdsearch.tasks.base import Metric
 
 CONTROLS = {
     "none": "without a teacher",
@@ -49,9 +50,10 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
         return
     is_own = recipe is candidate.trained
     which = "" if is_own else f", its student {CONTROLS[recipe.method]}"
-    yield f"Trial {best}{which}: {_seeds(recipe)} The shipped file is trial {candidate.shipped}."
+    seeds = _seeds(study.metric, recipe)
+    yield f"Trial {best}{which}: {seeds} The shipped file is trial {candidate.shipped}."
     for control in candidate.controls:
-        yield _gain("", control.trained.method, control.gain)
+        yield _gain(study.metric, "", control.trained.method, control.gain)
     if not is_own:
         yield f"The searched recipe of trial {best} scored lower on average and is not shipped."
     if len(candidates) > 1:
@@ -60,36 +62,33 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
             f"average of all {len(candidates)} candidates is not affected:"
         )
         for entry in together:
-            yield _gain(f"{entry.candidates} candidates: ", entry.over, entry.gain)
+            yield _gain(study.metric, f"{entry.candidates} candidates: ", entry.over, entry.gain)
     plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
     yield from about_teacher(study, next(plain, None))
 
 
-def _seeds(recipe: Trainings) -> str:
+def _seeds(metric: Metric, recipe: Trainings) -> str:
     """Return the mean of several seeds and the range of a new training."""
     val = recipe.val
     return (
-        f"{_percent(val.mean)} on validation, the mean of {len(recipe.trials)} seeds, standard "
-        f"deviation {100 * val.sd:.2f} points. A new training would reach {_percent(val.low)} to "
-        f"{_percent(val.high)} (95 %)."
+        f"{metric.text(val.mean)} on validation, the mean of {len(recipe.trials)} seeds, standard "
+        f"deviation {metric.number(val.sd)}{metric.points}. A new training would reach "
+        f"{metric.text(val.low)} to {metric.text(val.high)} (95 %)."
     )
 
 
-def _gain(who: str, method: str, gain: Gain) -> str:
+def _gain(metric: Metric, who: str, method: str, gain: Gain) -> str:
     """Return the gain over a control, and whether the trainings show it."""
     subject = _SUBJECTS[method]
     found = f"{subject} {'gained' if gain.difference > 0 else 'lost'}"
     if not gain.is_shown:
         found = f"no measurable gain from {subject}"
     text = (
-        f"{who}{found}: {words.gain_interval(gain)} points of validation accuracy over the same "
-        f"student {CONTROLS[method]} ({gain.pairs} pairs of equal seeds, p {words.chance(gain.p)})."
+        f"{who}{found}: {words.gain_interval(metric, gain)}{metric.points} of validation "
+        f"{metric.label} over the same student {CONTROLS[method]} ({gain.pairs} pairs of equal "
+        f"seeds, p {words.chance(gain.p)})."
     )
     return text[0].upper() + text[1:]
-
-
-def _percent(fraction: float) -> str:
-    return words.percent(fraction).replace(SPACE, " ")
 
 
 def about_controls(
@@ -102,13 +101,14 @@ def about_controls(
 ) -> Iterator[str]:
     """Yield the gain over each control in one training, the noise, and the control that ships."""
     assert best.val is not None
+    metric = study.metric
     by_method = {str(record.params["method.name"]): record for record in controls}
     for method, what in CONTROLS.items():
         control = by_method.get(method)
         if control is not None and control.val is not None:
             yield (
-                f"{words.gained(best.val - control.val)} of validation accuracy over the same "
-                f"student {what} ({_percent(best.val)} against {_percent(control.val)})"
+                f"{words.gained(metric, best.val - control.val)} of validation {metric.label} "
+                f"over the same student {what} ({metric.text(best.val)} against {metric.text(control.val)})"
             )
     for method, control in by_method.items():
         if control.number == shipped:
@@ -116,11 +116,11 @@ def about_controls(
                 f"The control {CONTROLS[method]}, trial {shipped}, scored higher than trial "
                 f"{best.number} and is shipped."
             )
-    noise = 100 * math.sqrt(2 * best.val * (1 - best.val) / n_val)
+    noise = math.sqrt(2 * metric.variance(best.val, n_val))
     yield (
         f"One training each on {n_val} validation images: the standard error of a difference is "
-        f"{noise:.2f} points. Differences below about {2 * noise:.1f} points may be noise; "
-        "--refit 3 narrows that."
+        f"{metric.number(noise)}{metric.points}. Differences below about "
+        f"{metric.number(2 * noise)}{metric.points} may be noise; --refit 3 narrows that."
     )
     plain = by_method.get("none")
     yield from about_teacher(study, None if plain is None else plain.val)
@@ -128,15 +128,16 @@ def about_controls(
 
 def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
     """Yield what is wrong with the teacher. plain: validation of the student without a teacher."""
-    teacher = TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
+    metric, teacher = study.metric, TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
     if teacher.test is not None and teacher.val - teacher.test > _MEMORISED:
         yield (
-            f"The teacher scores {_percent(teacher.val)} on validation and "
-            f"{_percent(teacher.test)} on test. It was probably trained on these validation "
-            "images: trust the test accuracy of the students more than their validation accuracy."
+            f"The teacher scores {metric.text(teacher.val)} on validation and "
+            f"{metric.text(teacher.test)} on test. It was probably trained on these validation "
+            f"images: trust the test {metric.label} of the students, not their validation "
+            f"{metric.label}."
         )
     if plain is not None and teacher.val <= plain:
         yield (
-            f"The teacher ({_percent(teacher.val)}) is no better than this student without a "
-            f"teacher ({_percent(plain)}). Look for a better teacher first."
+            f"The teacher ({metric.text(teacher.val)}) is no better than this student without a "
+            f"teacher ({metric.text(plain)}). Look for a better teacher first."
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.formatting import counted
 from kdsearch.study.summary import CandidateEntry, Entry, Summary, TeacherEntry
 
 
@@ -104,13 +104,13 @@ def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
     The trial of a mark is one of its trainings: the shipped one, or the first.
     """
     (entry,) = (entry for entry in summary.front if entry.trial == candidate.trial)
-    number = f"trial {candidate.trial}"
+    number, metric, label = f"trial {candidate.trial}", summary.metric, summary.metric.label
     for recipe in candidate.recipes():
         is_own, ships = recipe is candidate.trained, summary.to_ship()
         is_shipped = candidate.trial == summary.best and ships in recipe.trials
-        lines = [f"validation {summary.metric} {words.spread(recipe.val)}{SPACE}%"]
+        lines = [f"validation {label} {words.spread(metric, recipe.val, unit=True)}"]
         if recipe.test is not None:
-            lines.append(f"test {summary.metric} {words.spread(recipe.test)}{SPACE}%")
+            lines.append(f"test {label} {words.spread(metric, recipe.test, unit=True)}")
         lines += _cost_lines(entry)
         who = f"{number} retrained" if is_own else f"control of {number} retrained"
         yield Mark(
@@ -132,18 +132,19 @@ def _control_words(subject: int | None) -> str:
 
 
 def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
-    lines = [f"test {summary.metric} {words.percent(entry.test)}"] if entry.test is not None else []
+    metric, images = summary.metric, summary.images.val
+    test = [] if entry.test is None else [f"test {metric.label} {words.score(metric, entry.test)}"]
     return Mark(
         trial=entry.trial,
         val=finite(entry.val),
         costs=words.costs(entry),
-        error=words.standard_error(entry.val, summary.images.val),
+        error=words.standard_error(metric, entry.val, images),
         delay=_delay(entry),
         hover=_hover(
             f"trial {entry.trial}, {role}",
             [
-                f"validation {summary.metric} {words.estimate(entry.val, summary.images.val)}",
-                *lines,
+                f"validation {metric.label} {words.estimate(metric, entry.val, images)}",
+                *test,
                 *_cost_lines(entry),
             ],
             entry.config,
@@ -153,7 +154,7 @@ def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:
 
 def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) -> tuple[Mark, ...]:
     """Return a mark for every record in that state with a cost and, if trained, a score."""
-    found = []
+    found, metric = [], summary.metric
     for record in records:
         val = _last_val(record)
         if record.state != state or record.cost is None or (state != "rejected" and val is None):
@@ -162,7 +163,7 @@ def _from_records(summary: Summary, records: Iterable[TrialRecord], state: str) 
         lines = [reason] if reason else []
         if val is not None:
             when = f" after epoch {len(record.curve)}" if state == "pruned" else ""
-            lines.append(f"validation {summary.metric} {words.percent(val)}{when}")
+            lines.append(f"validation {metric.label} {words.score(metric, val)}{when}")
         lines += _cost_lines(record.cost)
         found.append(
             Mark(
@@ -190,16 +191,16 @@ def _last_val(record: TrialRecord) -> float | None:
 
 
 def _teacher(summary: Summary) -> Mark:
-    teacher = summary.teacher
+    teacher, metric, images = summary.teacher, summary.metric, summary.images.val
     return Mark(
         trial=None,
         val=finite(teacher.val),
         costs=words.costs(teacher),
-        error=words.standard_error(teacher.val, summary.images.val),
+        error=words.standard_error(metric, teacher.val, images),
         hover=_hover(
             f"teacher {teacher.name}",
             [
-                f"validation {summary.metric} {words.estimate(teacher.val, summary.images.val)}",
+                f"validation {metric.label} {words.estimate(metric, teacher.val, images)}",
                 *_cost_lines(teacher),
             ],
             {},

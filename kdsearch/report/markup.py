@@ -12,6 +12,7 @@ from kdsearch.report import trials
 from kdsearch.report.tables import Table
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted
+from kdsearch.tasks.base import Metric
 
 _KINDS = ("trial", "rejected candidate", "control", "refit", "refitted control")
 
@@ -83,13 +84,13 @@ def data(name: str, payload: Mapping[str, object]) -> str:
     return f'<script type="application/json" id="{name}-data">{text}</script>'
 
 
-def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
+def all_trials(records: Sequence[TrialRecord], best: int | None, metric: Metric) -> str:
     """Return the table of trials with its filter, sort buttons and dialog."""
     head = "".join(
         f'<th scope="col"{_class(is_number)}><button type="button">{title}</button></th>'
-        for title, is_number in trials.COLUMNS
+        for title, is_number in trials.columns(metric)
     )
-    body = "\n".join(_trial(record, best) for record in records[: trials.STATIC_ROWS])
+    body = "\n".join(_trial(record, best, metric) for record in records[: trials.STATIC_ROWS])
     return (
         '<div class="choice"><label for="filter">Filter</label><input type="search" id="filter" '
         'placeholder="such as: resnet complete" autocomplete="off" spellcheck="false">'
@@ -99,7 +100,7 @@ def all_trials(records: Sequence[TrialRecord], best: int | None) -> str:
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         '<dialog id="detail" aria-labelledby="detail-title"><h2 id="detail-title"></h2><dl></dl>'
         '<button type="button">Close</button></dialog>'
-        + data("trials", trials.payload(records, best))
+        + data("trials", trials.payload(records, best, metric))
     )
 
 
@@ -113,10 +114,12 @@ def _counted(records: Sequence[TrialRecord]) -> str:
     return f"{counted(len(records), 'row')}: {text}" if len(kinds) > 1 else text
 
 
-def _trial(record: TrialRecord, best: int | None) -> str:
+def _trial(record: TrialRecord, best: int | None, metric: Metric) -> str:
     cells = "".join(
         f"<td{_class(is_number)}>{escape(value)}</td>"
-        for value, (_, is_number) in zip(trials.cells(record, best), trials.COLUMNS, strict=True)
+        for value, (_, is_number) in zip(
+            trials.cells(record, best, metric), trials.columns(metric), strict=True
+        )
     )
     return f"<tr{' class=best' if record.number == best else ''}>{cells}</tr>"
 

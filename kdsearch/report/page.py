@@ -116,7 +116,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return (
         _chooser(axes, first, has_ranges=bool(ranges))
         + markup.figure(
-            "front", payload, f"validation {summary.metric} of all trials over their cost"
+            "front", payload, f"validation {summary.metric.label} of all trials over their cost"
         )
         + f'<p class="note" id="front-note" aria-live="polite">'
         f"{escape(_absent(summary, marks, first))}</p>"
@@ -151,7 +151,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
         (
             marks.front,
             "The line joins the front: the trials that no other trial beats in both "
-            f"{summary.metric} and {cost}. It is drawn over {cost} only.",
+            f"{summary.metric.label} and {cost}. It is drawn over {cost} only.",
         ),
         (
             summary.images.val,
@@ -210,7 +210,7 @@ def _mattered(
     if importances:
         ranked = dict(sorted(importances.items(), key=lambda item: -item[1]))
         text = paragraph(
-            f"Share of the differences in validation {summary.metric} that each parameter "
+            f"Share of the differences in validation {summary.metric.label} that each parameter "
             "explains, over completed trials (PED-ANOVA)."
         ) + markup.bars(ranked, "importance of each parameter", lambda value: f"{value:.3f}")
     else:
@@ -222,7 +222,7 @@ def _mattered(
             slices.slice_of(
                 records, name, best=summary.to_ship(), metric=summary.metric
             ).to_plotly_json(),
-            f"validation {summary.metric} over {name}",
+            f"validation {summary.metric.label} over {name}",
         )
         + "</div>"
         for i, name in enumerate(slices.chosen(importances, records))
@@ -236,7 +236,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     has_rungs = summary.stopping != "off"
     figure = curves.curves(records, best=summary.to_ship(), metric=summary.metric, rungs=has_rungs)
     step = curves.thinning(records)
-    text = f"One line per trial: validation {summary.metric} after each epoch."
+    text = f"One line per trial: validation {summary.metric.label} after each epoch."
     if step > 1:
         text += f" With this many trials, one epoch in {step} and the last one are drawn."
     if has_rungs:
@@ -265,7 +265,7 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
 def _trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not records:
         return paragraph("No trial has run yet.")
-    return markup.all_trials(records, summary.to_ship())
+    return markup.all_trials(records, summary.to_ship(), summary.metric)
 
 
 def _reproduce(summary: Summary, command: str) -> str:

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from kdsearch.report.axes import BLUE, VERMILLION, is_log, layout, metric_axis, without_strays
+from kdsearch.report.axes import (
+    BLUE,
+    VERMILLION,
+    hover,
+    is_log,
+    layout,
+    metric_axis,
+    without_strays,
+)
 from kdsearch.report.marks import escape, finite
 from kdsearch.space import Value
 from kdsearch.spec import TrialRecord
+from kdsearch.tasks.base import Metric
 
 MOST = 4
 MAX_POINTS = 1_000
@@ -33,7 +42,7 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def slice_of(
-    records: Sequence[TrialRecord], name: str, *, best: int | None, metric: str
+    records: Sequence[TrialRecord], name: str, *, best: int | None, metric: Metric
 ) -> go.Figure:
     """Return the metric over one parameter: points for numbers, boxes for options."""
     done = [record for record in completed(records) if _value(record, name) is not None]
@@ -45,14 +54,14 @@ def slice_of(
     xaxis: dict[str, object] = {"title": {"text": escape(name)}}
     if is_number:
         xaxis |= {"type": "log", "dtick": "D2"} if is_log(numbers) else {"type": "linear"}
-        traces = [_points(done[::many], values[::many])]
+        traces = [_points(done[::many], values[::many], metric)]
     else:
         order = sorted(set(numbers)) if len(numbers) == len(values) else None
         xaxis |= {"type": "category", "automargin": True}
         xaxis |= {"categoryarray": [str(v) for v in order]} if order else {}
         values = [escape(str(value)) for value in values]
         traces = [_boxes(values, scores, all_points=len(done) <= 200)]
-    traces += [_best(r, v) for r, v in zip(done, values, strict=True) if r.number == best]
+    traces += [_best(r, v, metric) for r, v in zip(done, values, strict=True) if r.number == best]
     figure = go.Figure(data=traces)
     figure.update_layout(
         layout(
@@ -68,12 +77,12 @@ def _value(record: TrialRecord, name: str) -> Value | None:
     return record.params.get(name)
 
 
-def _points(records: Sequence[TrialRecord], values: Sequence[object]) -> go.Scatter:
+def _points(records: Sequence[TrialRecord], values: Sequence[object], metric: Metric) -> go.Scatter:
     return go.Scatter(
         x=values,
         y=[record.val for record in records],
         customdata=[record.number for record in records],
-        hovertemplate="trial %{customdata}<br>%{x}: %{y:.2%}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}<br>%{{x}}: {hover(metric)}<extra></extra>",
         mode="markers",
         marker={"color": BLUE, "size": 6, "opacity": 0.7},
     )
@@ -93,12 +102,12 @@ def _boxes(values: Sequence[object], scores: Sequence[object], *, all_points: bo
     )
 
 
-def _best(record: TrialRecord, value: object) -> go.Scatter:
+def _best(record: TrialRecord, value: object, metric: Metric) -> go.Scatter:
     return go.Scatter(
         x=[value],
         y=[record.val],
         customdata=[record.number],
-        hovertemplate="trial %{customdata}, to ship: %{y:.2%}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}, to ship: {hover(metric)}<extra></extra>",
         mode="markers",
         marker={
             "symbol": "circle-open",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdsearch.hpo.statistics import Gain, Spread
+from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary, TeacherEntry, Trainings
+from kdsearch.tasks.base import Metric
 
 _Row = tuple[str, ...]
 
@@ -26,17 +27,21 @@ class Table:
 
 def against_teacher(summary: Summary, best: Entry) -> Table:
     """Return the table that compares the best student with the teacher."""
-    teacher, recipe = summary.teacher, summary.best_recipe()
+    metric, teacher, recipe = summary.metric, summary.teacher, summary.best_recipe()
     splits = (
         ("validation", best.val, teacher.val, summary.images.val, recipe.val if recipe else None),
         ("test", best.test, teacher.test, summary.images.test, recipe.test if recipe else None),
     )
     rows: list[_Row] = [
         (
-            f"{split} {summary.metric}",
-            _averaged(own, images, spread),
-            words.estimate(reference, images),
-            "" if own is None or reference is None else f"{words.points(own - reference)} points",
+            f"{split} {metric.label}",
+            words.estimate(metric, own, images)
+            if spread is None
+            else words.spread(metric, spread, unit=True),
+            words.estimate(metric, reference, images),
+            ""
+            if own is None or reference is None
+            else f"{words.points(metric, own - reference)}{metric.points}",
         )
         for split, own, reference, images, spread in splits
     ]
@@ -67,18 +72,16 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
         )
         if own := summary.shipped:
             rows += [
-                (f"{split} {summary.metric} of trial {own.trial} alone", words.percent(val), "", "")
+                (
+                    f"{split} {metric.label} of trial {own.trial} alone",
+                    words.score(metric, val),
+                    "",
+                    "",
+                )
                 for split, val in (("validation", own.val), ("test", own.test))
             ]
     head = ("", "student", "teacher", "student to teacher")
     return Table(caption=caption, head=head, rows=tuple(rows))
-
-
-def _averaged(fraction: float | None, images: int | None, spread: Spread | None) -> str:
-    """Return a score: the mean of several seeds with its spread, or one with its error."""
-    if spread is None:
-        return words.estimate(fraction, images)
-    return f"{words.spread(spread)}{SPACE}%"
 
 
 def front(summary: Summary) -> Table:
@@ -86,8 +89,8 @@ def front(summary: Summary) -> Table:
     head = (
         "",
         "method",
-        f"validation {summary.metric}",
-        f"test {summary.metric}",
+        f"validation {summary.metric.label}",
+        f"test {summary.metric.label}",
         "latency",
         "FLOPs",
         "parameters",
@@ -151,10 +154,10 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
     head = (
         "",
         "method",
-        f"validation {summary.metric}",
-        "gain, points",
-        f"test {summary.metric}",
-        "gain, points",
+        f"validation {summary.metric.label}",
+        words.heading("gain", summary.metric.points),
+        f"test {summary.metric.label}",
+        words.heading("gain", summary.metric.points),
     )
     caption = "A control trains the same student with another method, at equal cost"
     return Table(caption=caption, head=head, rows=tuple(rows))
@@ -164,16 +167,16 @@ def candidates(summary: Summary) -> Table | None:
     """Return the retrained candidates with their controls; None without refits."""
     if not summary.candidates:
         return None
-    rows: list[_Row] = []
+    metric, rows = summary.metric, list[_Row]()
     for each in summary.candidates:
         config = next(entry.config for entry in summary.front if entry.trial == each.trial)
         title = _marked(words.trial(each.trial, config), *each.roles, _ships(summary, each.trained))
-        rows.append((title, *_trained(each.trained), "", "", ""))
+        rows.append((title, *_trained(metric, each.trained), "", "", ""))
         rows += [
             (
                 _marked(f"its control, {control.trained.method}", _ships(summary, control.trained)),
-                *_trained(control.trained),
-                *_gained(control.gain, control.test_gain),
+                *_trained(metric, control.trained),
+                *_gained(metric, control.gain, control.test_gain),
             )
             for control in each.controls
         ]
@@ -181,20 +184,19 @@ def candidates(summary: Summary) -> Table | None:
         (
             f"{counted(entry.candidates, 'candidate')} over {entry.over}",
             *("" for _ in range(4)),
-            *_gained(entry.gain, entry.test_gain),
+            *_gained(metric, entry.gain, entry.test_gain),
         )
         for entry in (summary.gains if len(summary.candidates) > 1 else ())
     ]
-    metric = summary.metric
     head = (
         "",
         "method",
-        f"validation {metric}, %",
-        "95 % range of a new seed, %",
-        f"test {metric}, %",
-        "gain, points",
+        words.heading(f"validation {metric.label}", metric.unit),
+        words.heading("95 % range of a new seed", metric.unit),
+        words.heading(f"test {metric.label}", metric.unit),
+        words.heading("gain", metric.points),
         "p",
-        "gain on test, points",
+        words.heading("gain on test", metric.points),
     )
     count = max(len(each.trained.trials) for each in summary.candidates)
     caption = (
@@ -213,21 +215,20 @@ def _ships(summary: Summary, trained: Trainings) -> str:
     return "to ship" if summary.to_ship() in trained.trials else ""
 
 
-def _trained(trained: Trainings) -> _Row:
-    low, high = 100 * trained.val.low, 100 * trained.val.high
+def _trained(metric: Metric, trained: Trainings) -> _Row:
     return (
         trained.method,
-        words.spread(trained.val),
-        f"{low:.2f} to {high:.2f}",
-        words.UNKNOWN if trained.test is None else words.spread(trained.test),
+        words.spread(metric, trained.val),
+        f"{metric.number(trained.val.low)} to {metric.number(trained.val.high)}",
+        words.UNKNOWN if trained.test is None else words.spread(metric, trained.test),
     )
 
 
-def _gained(gain: Gain, test: Gain | None) -> _Row:
+def _gained(metric: Metric, gain: Gain, test: Gain | None) -> _Row:
     return (
-        words.gain_interval(gain),
+        words.gain_interval(metric, gain),
         words.chance(gain.p),
-        "" if test is None else words.gain_interval(test),
+        "" if test is None else words.gain_interval(metric, test),
     )
 
 
@@ -264,8 +265,8 @@ def _own_seconds(records: Sequence[TrialRecord]) -> float:
 
 def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
     return (
-        words.estimate(entry.val, summary.images.val),
-        words.estimate(entry.test, summary.images.test),
+        words.estimate(summary.metric, entry.val, summary.images.val),
+        words.estimate(summary.metric, entry.test, summary.images.test),
         words.latency(entry),
         words.scaled(entry.flops),
         words.scaled(entry.params),
@@ -276,14 +277,14 @@ def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = No
     """Return the row of one trial, with the gain of `subject` over it."""
     val_gain = test_gain = ""
     if subject is not None:
-        val_gain = words.gain(subject.val - entry.val)
+        val_gain = words.gain(summary.metric, subject.val - entry.val)
         if subject.test is not None and entry.test is not None:
-            test_gain = words.gain(subject.test - entry.test)
+            test_gain = words.gain(summary.metric, subject.test - entry.test)
     return (
         title,
         words.method(entry.config),
-        words.estimate(entry.val, summary.images.val),
+        words.estimate(summary.metric, entry.val, summary.images.val),
         val_gain,
-        words.estimate(entry.test, summary.images.test),
+        words.estimate(summary.metric, entry.test, summary.images.test),
         test_gain,
     )

@@ -6,24 +6,29 @@ from collections.abc import Iterable
 
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
+from kdsearch.tasks.base import Metric
 
 MAX_REASON = 160  # characters; trials.csv holds the whole reason
 STATIC_ROWS = 100  # in the HTML itself, readable without JavaScript
-COLUMNS = (  # title, is_number
-    ("trial", True),
-    ("state", False),
-    ("family", False),
-    ("method", False),
-    ("validation, %", True),
-    ("latency, ms", True),
-    ("MFLOPs", True),
-    ("parameters", True),
-    ("seconds", True),
-    ("remark", False),
-)
 
 
-def cells(record: TrialRecord, best: int | None) -> list[str]:
+def columns(metric: Metric) -> tuple[tuple[str, bool], ...]:
+    """Return the title of each column, and whether it holds numbers."""
+    return (
+        ("trial", True),
+        ("state", False),
+        ("family", False),
+        ("method", False),
+        (words.heading("validation", metric.unit), True),
+        ("latency, ms", True),
+        ("MFLOPs", True),
+        ("parameters", True),
+        ("seconds", True),
+        ("remark", False),
+    )
+
+
+def cells(record: TrialRecord, best: int | None, metric: Metric) -> list[str]:
     """Return the cells of a trial, '' for unknown values."""
     cost = record.cost
     return [
@@ -31,7 +36,7 @@ def cells(record: TrialRecord, best: int | None) -> list[str]:
         record.state,
         words.family(record.params),
         words.method(record.params),
-        "" if record.val is None else f"{100 * record.val:.2f}",
+        "" if record.val is None else metric.number(record.val),
         "" if cost is None or cost.latency_ms is None else f"{cost.latency_ms:.3f}",
         "" if cost is None or cost.flops is None else f"{cost.flops / 1e6:.3f}",
         "" if cost is None or cost.params is None else f"{cost.params:,}",
@@ -40,14 +45,14 @@ def cells(record: TrialRecord, best: int | None) -> list[str]:
     ]
 
 
-def payload(records: Iterable[TrialRecord], best: int | None) -> dict[str, object]:
+def payload(records: Iterable[TrialRecord], best: int | None, metric: Metric) -> dict[str, object]:
     """Return the data of the table for the script of the page."""
     return {
         "best": best,
-        "columns": [title for title, _ in COLUMNS],
+        "columns": [title for title, _ in columns(metric)],
         "trials": [
             [
-                *cells(record, best),
+                *cells(record, best, metric),
                 {
                     name: f"{value:.4g}" if isinstance(value, float) else str(value)
                     for name, value in record.params.items()

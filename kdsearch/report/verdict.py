@@ -8,6 +8,7 @@ from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary
+from kdsearch.tasks.base import Metric
 
 _UNSHIPPED = (
     "Nothing has been shipped yet. The command at the end of this page trains the controls, "
@@ -25,7 +26,7 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
         return "Nothing to ship: no trial has run yet. Run the command at the end of this page."
     states = [record.state for record in records]
     if "complete" in states and summary.min_accuracy is not None and not summary.front:
-        return _too_inaccurate(summary.min_accuracy, records)
+        return _below_minimum(summary.metric, summary.min_accuracy, records)
     if "complete" in states:
         return (
             f"Nothing to ship yet: {states.count('complete'):,} of "
@@ -40,8 +41,10 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 
 def _ship(summary: Summary, best: Entry) -> str:
-    teacher = summary.teacher
-    test = "" if best.test is None else f" ({words.percent(best.test)} on the test set)"
+    teacher, metric = summary.teacher, summary.metric
+    test = (
+        "" if best.test is None else f" ({words.score(summary.metric, best.test)} on the test set)"
+    )
     against = [
         f"{text} {words.AXES[axis].name} ({words.scaled(value)} against {words.scaled(reference)})"
         for axis, value, reference in (
@@ -54,8 +57,9 @@ def _ship(summary: Summary, best: Entry) -> str:
     smaller = f"It has {' and '.join(against)} than the teacher {teacher.name}. " if against else ""
     return (
         f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}. "
-        f"Its validation {summary.metric} is {_score(summary, best)}{test}, "
-        f"{_distance(best.val - teacher.val)} the teacher's {words.percent(teacher.val)}. "
+        f"Its validation {metric.label} is {_score(summary, best)}{test}, "
+        f"{_distance(metric, best.val - teacher.val)} the teacher's "
+        f"{words.score(metric, teacher.val)}. "
         f"{smaller}{_speed(summary, best)}"
     )
 
@@ -75,8 +79,9 @@ def _score(summary: Summary, best: Entry) -> str:
     """Return the score of the student on validation with its error or spread."""
     recipe = summary.best_recipe()
     if recipe is None:
-        return words.estimate(best.val, summary.images.val)
-    return f"{words.spread(recipe.val)}{SPACE}% (mean of {counted(len(recipe.trials), 'seed')})"
+        return words.estimate(summary.metric, best.val, summary.images.val)
+    spread = words.spread(summary.metric, recipe.val, unit=True)
+    return f"{spread} (mean of {counted(len(recipe.trials), 'seed')})"
 
 
 def _why(summary: Summary, best: Entry) -> str:
@@ -87,7 +92,7 @@ def _why(summary: Summary, best: Entry) -> str:
         of = f" of {counted(len(summary.candidates), 'retrained candidate')}"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = best.val < max(means)
-    return f"the most accurate{of}{' whose exported file was' if is_second else ''} {among}"
+    return f"the best{of}{' whose exported file was' if is_second else ''} {among}"
 
 
 def _speed(summary: Summary, best: Entry) -> str:
@@ -96,21 +101,21 @@ def _speed(summary: Summary, best: Entry) -> str:
     return f"Its latency is {words.latency(best)} on {words.target(summary.target)}."
 
 
-def _distance(difference: float) -> str:
-    text = words.points(abs(difference)).lstrip("+")
-    if text == "0.00":
+def _distance(metric: Metric, difference: float) -> str:
+    text = words.points(metric, abs(difference))
+    if not text.startswith("+"):
         return "level with"
-    return f"{text} points {'above' if difference > 0 else 'below'}"
+    return f"{text[1:]}{metric.points} {'above' if difference > 0 else 'below'}"
 
 
-def _too_inaccurate(least: float, records: Sequence[TrialRecord]) -> str:
+def _below_minimum(metric: Metric, least: float, records: Sequence[TrialRecord]) -> str:
     done = [record for record in records if record.state == "complete"]
     best = max(done, key=lambda record: record.val or 0.0)
     return (
         f"Nothing to ship: none of {counted(len(done), 'completed trial')} reaches "
         f"--min-accuracy {least:g}. The best, {words.trial(best.number, best.params)}, "
-        f"has {words.percent(best.val)} on validation. Train longer (--epochs), raise the budget, "
-        "or lower --min-accuracy, with another --name."
+        f"has {words.score(metric, best.val)} on validation. Train longer (--epochs), raise the "
+        "budget, or lower --min-accuracy, with another --name."
     )
 
 

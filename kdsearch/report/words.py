@@ -14,6 +14,7 @@ from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
+from kdsearch.tasks.base import Metric
 
 TIMES = "\u00d7"
 MINUS = "\u2212"
@@ -89,48 +90,68 @@ def percent(fraction: float | None) -> str:
     return UNKNOWN if fraction is None else f"{100 * fraction:.2f}{SPACE}%"
 
 
-def standard_error(fraction: float, images: int | None) -> float | None:
-    """Return the binomial standard error of an accuracy; Laplace's rule keeps it above 0 at 1."""
-    if not images:
-        return None
-    share = (fraction * images + 1) / (images + 2)
-    return math.sqrt(share * (1 - share) / images)
+def score(metric: Metric, value: float | None) -> str:
+    """Return 0.9731 of a percentage as '97.31 %'."""
+    return UNKNOWN if value is None else _with_unit(metric, metric.number(value))
 
 
-def estimate(fraction: float | None, images: int | None) -> str:
+def standard_error(metric: Metric, value: float | None, images: int | None) -> float | None:
+    """Return the standard error of a score on so many images, None if one is unknown."""
+    return None if value is None or not images else metric.standard_error(value, images)
+
+
+def estimate(metric: Metric, value: float | None, images: int | None) -> str:
     """Return 0.9731 of 2,000 images as '97.31 ± 0.36 %'."""
-    error = None if fraction is None else standard_error(fraction, images)
-    if fraction is None or error is None:
-        return percent(fraction)
-    return f"{100 * fraction:.2f} \u00b1 {100 * error:.2f}{SPACE}%"
+    error = standard_error(metric, value, images)
+    if value is None or error is None:
+        return score(metric, value)
+    return _with_unit(metric, f"{metric.number(value)} \u00b1 {metric.number(error)}")
 
 
-def points(difference: float) -> str:
-    """Return the difference of two fractions as '+1.20', in points."""
-    text = f"{100 * difference:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", MINUS)
+def points(metric: Metric, difference: float) -> str:
+    """Return the difference of two scores as '+1.20', in points for a percentage."""
+    if metric.number(abs(difference)) == metric.number(0):
+        return metric.number(0)
+    return metric.difference(difference).replace("-", MINUS)
 
 
-def gain(difference: float) -> str:
+def gain(metric: Metric, difference: float) -> str:
     """Return a gain as '+1.20', a loss as '-1.20, lost' with a minus sign."""
-    text = points(difference)
+    text = points(metric, difference)
     return f"{text}, lost" if text.startswith(MINUS) else text
 
 
-def gained(difference: float) -> str:
+def gained(metric: Metric, difference: float) -> str:
     """Return 'Gained 1.20 points' or 'Lost 1.20 points', to begin a sentence."""
-    text = points(difference)
-    return f"{'Lost' if text.startswith(MINUS) else 'Gained'} {text.lstrip(f'+{MINUS}')} points"
+    text = points(metric, difference)
+    verb = "Lost" if text.startswith(MINUS) else "Gained"
+    return f"{verb} {text.lstrip(f'+{MINUS}')}{metric.points}"
 
 
-def spread(found: Spread) -> str:
-    """Return a mean and the standard deviation of one training as '97.31 ± 0.36', in percent."""
-    return f"{100 * found.mean:.2f} \u00b1 {100 * found.sd:.2f}"
+def spread(metric: Metric, found: Spread, *, unit: bool = False) -> str:
+    """Return a mean and the standard deviation of one training as '97.31 ± 0.36'."""
+    text = f"{metric.number(found.mean)} \u00b1 {metric.number(found.sd)}"
+    return _with_unit(metric, text) if unit else text
 
 
-def gain_interval(found: Gain) -> str:
-    """Return a gain and its confidence interval as '+1.20 [+0.40, +2.00]', in points."""
-    return f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+def gain_interval(metric: Metric, found: Gain) -> str:
+    """Return a gain and its confidence interval as '+1.20 [+0.40, +2.00]'."""
+    low, high = points(metric, found.low), points(metric, found.high)
+    return f"{points(metric, found.difference)} [{low}, {high}]"
+
+
+def heading(title: str, unit: str) -> str:
+    """Return the heading of a column with its unit, if it has one."""
+    return f"{title}, {unit.strip()}" if unit.strip() else title
+
+
+def _with_unit(metric: Metric, text: str) -> str:
+    return f"{text}{SPACE}{metric.unit}" if metric.unit else text
+
+
+def sentence(text: str) -> str:
+    """Return the text with a capital letter: the rest of a label such as mIoU stays."""
+    return text[:1].upper() + text[1:]
 
 
 def chance(p: float) -> str:
@@ -208,8 +229,8 @@ def target(where: Target) -> str:
 def conventions(summary: Summary) -> str:
     """Return the units and conventions that a reader must know."""
     return (
-        f"{summary.metric.capitalize()} is on the validation set unless it says test. FLOPs count "
-        f"one multiply-add once, for one image. Latency is measured on {target(summary.target)}. "
+        f"{sentence(summary.metric.label)} is on the validation set unless it says test. "
+        f"FLOPs count one multiply-add once, for one image. Latency is measured on {target(summary.target)}. "
         f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "
         "The upper end must be within the budget."
     )

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import optuna
 from optuna.samplers import RandomSampler
@@ -29,6 +29,7 @@ from kdsearch.study.config import (
     StudyConfig,
 )
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
+from kdsearch.tasks.base import ACCURACY, Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
 # FLOPs and parameters of a student; None where they are not known before its trial.
@@ -275,6 +276,12 @@ class OpenStudy:
         """Return what the driver noted of the study as a whole (teacher, test results, times)."""
         facts: dict[str, object] = json.loads(self.store.note() or "{}")
         return facts
+
+    @property
+    def metric(self) -> Metric:
+        """Return the metric that trials are compared by: the fact `metric`, else accuracy."""
+        fact = self.facts().get("metric")
+        return ACCURACY if fact is None else Metric(**cast("dict[str, Any]", fact))
 
     def note(self, **facts: object) -> None:
         """Add to the study's facts; an equal name replaces the old value."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget
+from kdsearch.tasks.base import ACCURACY, Metric
 
 SCHEMA = 2
 
@@ -190,7 +191,7 @@ class Summary:
     best: int | None = None
     seconds: Seconds = field(default_factory=Seconds)
     task: str = "classification"
-    metric: str = "accuracy"
+    metric: Metric = ACCURACY
     candidates: tuple[CandidateEntry, ...] = ()
     gains: tuple[GainEntry, ...] = ()
     shelf: tuple[ShelfEntry, ...] = ()
@@ -222,5 +223,5 @@ class Summary:
         return replace(best, val=recipe.val.mean, test=None if test is None else test.mean)
 
     def to_json(self) -> Mapping[str, object]:
-        """Return the mapping that `front.json` holds."""
-        return asdict(self)
+        """Return the mapping that `front.json` holds; the metric is its key."""
+        return {**asdict(self), "metric": self.metric.key}

@@ -73,6 +73,10 @@ class Metric:
         return math.sqrt(self.variance(value, images))
 
 
+ACCURACY = Metric(key="accuracy", label="accuracy")
+"""The metric of classification, and of a study that states none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a model card says of a task.

@@ -16,6 +16,7 @@ from kdsearch.report.marks import sort_out
 from kdsearch.report.slices import chosen, slice_of
 from kdsearch.spec import Budget, TrialRecord
 from kdsearch.study.summary import Summary
+from kdsearch.tasks.base import ACCURACY
 
 
 def figure(summary: Summary, records: list[TrialRecord], axis: str = "latency_ms") -> object:
@@ -24,24 +25,24 @@ def figure(summary: Summary, records: list[TrialRecord], axis: str = "latency_ms
         axis=axis,
         front_axis="latency_ms",
         budget=summary.budget,
-        metric="accuracy",
+        metric=ACCURACY,
         shelf=summary.shelf,
     )
 
 
 def test_the_standard_error_is_binomial_and_never_zero() -> None:
     # Laplace: (49 + 1) / (98 + 2) = 1/2, so the error is sqrt(1/4 / 98)
-    assert words.standard_error(0.5, 98) == pytest.approx(0.0505076272)
+    assert words.standard_error(ACCURACY, 0.5, 98) == pytest.approx(0.0505076272)
     # (98 + 1) / 100 = .99: sqrt(.99 * .01 / 98)
-    assert words.standard_error(1.0, 98) == pytest.approx(0.0100508909)
-    assert words.standard_error(0.5, None) is None
-    assert words.estimate(0.5, 98).replace("\u00a0", " ") == "50.00 \u00b1 5.05 %"
+    assert words.standard_error(ACCURACY, 1.0, 98) == pytest.approx(0.0100508909)
+    assert words.standard_error(ACCURACY, 0.5, None) is None
+    assert words.estimate(ACCURACY, 0.5, 98).replace("\u00a0", " ") == "50.00 \u00b1 5.05 %"
 
 
 def test_error_bars_stand_on_the_number_of_images() -> None:
     summary, records = surrounded(make_study())
     drawn = next(t for t in figure(summary, records).data if t.name == "front")  # type: ignore
-    expected = [words.standard_error(val, 2_000) for val in drawn.y]
+    expected = [words.standard_error(ACCURACY, val, 2_000) for val in drawn.y]
     assert list(drawn.error_y.array) == expected
     without = figure(*make_study()).data  # type: ignore[attr-defined]
     assert all(trace.error_y.array is None for trace in without)
@@ -120,14 +121,14 @@ def test_many_marks_are_thinned_evenly() -> None:
 
 def test_rungs_and_pruned_trials_are_marked() -> None:
     summary, records = make_study(pruned=3, epochs=16)
-    drawn = curves(records, best=summary.best, metric="accuracy", rungs=True)
+    drawn = curves(records, best=summary.best, metric=ACCURACY, rungs=True)
     assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8, 12]
     ends = next(trace for trace in drawn.data if trace.name == "pruned here")
     pruned = [record for record in records if record.state == "pruned"]
     assert list(ends.x) == [4, 4, 4]
     assert list(ends.y) == [record.curve[-1] for record in pruned]
     assert all("cannot reach the front" in text for text in ends.hovertext)
-    plain = curves(records, best=None, metric="accuracy")
+    plain = curves(records, best=None, metric=ACCURACY)
     assert plain.layout.shapes == ()
 
 
@@ -143,11 +144,11 @@ def test_slices_show_the_most_important_parameters_that_differ() -> None:
 def test_a_slice_holds_completed_trials_of_the_search() -> None:
     summary, records = make_study()
     done = [r for r in records if r.state == "complete" and r.control_of is None]
-    drawn = slice_of(records, "method.alpha", best=summary.best, metric="accuracy").data
+    drawn = slice_of(records, "method.alpha", best=summary.best, metric=ACCURACY).data
     assert list(drawn[0].x) == [record.params["method.alpha"] for record in done]
     assert list(drawn[0].y) == [record.val for record in done]
     assert list(drawn[1].customdata) == [summary.best]
-    boxes = slice_of(records, "method.name", best=summary.best, metric="accuracy").data[0]
+    boxes = slice_of(records, "method.name", best=summary.best, metric=ACCURACY).data[0]
     assert boxes.type == "box"
     assert list(boxes.x) == [record.params["method.name"] for record in done]
 

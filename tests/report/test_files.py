@@ -15,6 +15,7 @@ from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
 from kdsearch.report.tables import spent
 from kdsearch.report.trials import STATIC_ROWS, payload
+from kdsearch.tasks.base import Metric
 
 HOSTILE = "<script>alert(1)</script>|`*_![x](http://x)\n# y & <b>"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -109,7 +110,9 @@ def test_the_drawing_holds_every_trained_student_where_it_belongs() -> None:
 
 def test_names_are_escaped_in_drawings() -> None:
     summary, records = surrounded(make_study(name=HOSTILE, family=HOSTILE))
-    for svg in drawings(replace(summary, metric=HOSTILE), records).values():
+    for svg in drawings(
+        replace(summary, metric=Metric(key="odd", label=HOSTILE)), records
+    ).values():
         assert not list(ET.fromstring(svg).iter(f"{SVG}script"))
 
 
@@ -135,7 +138,7 @@ def test_every_trial_and_its_configuration_is_in_the_page_once() -> None:
     found = re.search(r'id="trials-data">(.*?)</script>', html)
     assert found is not None
     data = json.loads(found.group(1))
-    assert data == json.loads(json.dumps(payload(records, summary.best)))
+    assert data == json.loads(json.dumps(payload(records, summary.best, summary.metric)))
     assert [int(cells[0]) for cells in data["trials"]] == [record.number for record in records]
     assert [cells[-1].keys() for cells in data["trials"]] == [r.params.keys() for r in records]
     assert {len(cells) for cells in data["trials"]} == {len(data["columns"]) + 1}
