@@ -34,6 +34,7 @@ from kdsearch.models.students.base import Student
 from kdsearch.models.students.resnet import ResNet
 from kdsearch.models.students.vit import ViT
 from kdsearch.spec import DistillSpec
+from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.cifar_resnet import CifarResNet
 from kdsearch.training.distiller import Distiller, Side
 
@@ -163,6 +164,7 @@ class Package(nn.Module):
         super().__init__()
         self.distiller = Distiller(
             DistillSpec(method=name),
+            task=Classification(),
             student=Side(outputs=pair.example(), resolution=RESOLUTION),
             teachers=[Side(outputs=pair.taught, resolution=RESOLUTION, head=pair.head)],
             setting=Setting(samples=SAMPLES, batch_size=len(pair.target)),

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from kdsearch import data as datasets
-from kdsearch import methods
+from kdsearch import methods, tasks
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
@@ -31,7 +31,8 @@ from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.training.trainer import accuracy, train
+from kdsearch.training.trainer import train
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.trial import TrialContext, build_distiller
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.5, "depth": 3})
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "defaults",
         "student": "resnet width 0.5 depth 3",
         "recipe": {"epochs": given.epochs, "batch_size": 64, "images": given.subset},
-        "teacher_test": accuracy(teacher, data.test, device),
+        "teacher_test": evaluate(teacher, data.test, tasks.of(data), device),
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
         "rows": list(_against_control(rows)),
     }
@@ -130,7 +131,7 @@ def _row(name: str, context: TrialContext, given: argparse.Namespace) -> dict[st
             train(student, distiller, session)
         except KDSearchError as error:
             return {"method": name, "refused": str(error)}
-        found.append(accuracy(student, context.data.test, context.device))
+        found.append(evaluate(student, context.data.test, context.task, context.device))
     return {"method": name, "test": found}
 
 

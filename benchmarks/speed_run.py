@@ -38,7 +38,7 @@ from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Execution, Session, Step
-from kdsearch.training.trainer import accuracy
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.trial import side_of
 
 CEILING = 1.1
@@ -160,6 +160,7 @@ def ours(script: Script, session: Session) -> Run:
     network: Any = bare(model.network)
     distiller = Distiller(
         DistillSpec(method="none"),
+        task=session.task,
         student=side_of(model, data.train.at(slice(2))),
         label_smoothing=spec.label_smoothing,
     )
@@ -170,7 +171,7 @@ def ours(script: Script, session: Session) -> Run:
         for number in range(1, spec.epochs + 1):
             step.epoch(number)
         seconds = _now(device) - started
-        found = accuracy(step.average.model, data.test, device)
+        found = evaluate(step.average.model, data.test, session.task, device)
         step.close()
     return Run(seconds=seconds, accuracy=found, mode=step.mode)
 

@@ -31,7 +31,8 @@ from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study.open import open_study
 from kdsearch.study.study import OpenStudy
-from kdsearch.training import step
+from kdsearch.tasks.classification import Classification
+from kdsearch.training import ema, step, validation
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.optimizers import Optimizers
 from kdsearch.training.teacher_cache import TeacherOutputs
@@ -48,7 +49,7 @@ _SEAMS: Sequence[tuple[str, object, str]] = (
     ("FLOPs", trial, "count"),
     ("latency", trial, "latency_of"),
     ("input", step, "shown"),
-    ("input", step, "targets"),
+    ("input", Classification, "target"),
     ("input", Preprocess, "__call__"),
     ("teacher", TeacherOutputs, "rows"),
     ("student", Model, "features"),
@@ -56,8 +57,8 @@ _SEAMS: Sequence[tuple[str, object, str]] = (
     ("backward", torch.autograd, "backward"),
     ("optimiser", Optimizers, "zero_grad"),
     ("optimiser", Optimizers, "step"),
-    ("optimiser", step.ModelEma, "update"),
-    ("validation", step.Validation, "__call__"),
+    ("optimiser", ema.ModelEma, "update"),
+    ("validation", validation.Validation, "__call__"),
 )
 PARTS = (*dict.fromkeys(part for part, _, _ in _SEAMS), REST)
 _WHOLE = ("building", "FLOPs", "latency", "teacher", "validation")

@@ -50,7 +50,7 @@ from kdsearch.spec import Budget, Candidate, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
 from kdsearch.study.study import TrialOutcome
-from kdsearch.training.step import ModelEma
+from kdsearch.training.ema import ModelEma
 
 B, K = 6, 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])

@@ -12,6 +12,7 @@ from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
+from kdsearch.tasks.classification import Classification
 from kdsearch.training.distiller import Distiller, parts_heard
 from kdsearch.training.step import TeacherSource
 from kdsearch.trials.trial import side_of
@@ -70,6 +71,7 @@ def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = Non
     some = images(4).images
     return Distiller(
         spec,
+        task=Classification(),
         student=side_of(student, some),
         teachers=[] if teacher is None else [side_of(teacher, some, parts_heard(spec))],
         setting=Setting(samples=96),

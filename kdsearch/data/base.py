@@ -5,6 +5,7 @@ Images are uint8 `[N, C, S, S]`, labels int64 `[N]`; no I/O happens here, and no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 UNLABELLED = -1
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
+
+
+def no_label(dtype: torch.dtype) -> float:
+    """Return the value that fills the label of an image without one: NaN, or -1 of integers."""
+    return math.nan if dtype.is_floating_point else UNLABELLED
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Return which images have a label, bool [N]. labels: [N, ...]."""
+    known = ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
+    return known if known.ndim == 1 else known.flatten(1).any(dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +65,7 @@ class Source:
     channels: int = 3
     flip: bool = True
     held_out: float = 0.1
+    task: str = "classification"
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -158,11 +171,12 @@ class ImageData:
     std: tuple[float, ...]
     augment: Augment
     skipped: tuple[str, ...] = ()
+    task: str = "classification"
 
     @property
     def labelled(self) -> ImageSet:
         """Return the images of train that have a label, without copying them."""
-        return self.train.take(slice(int((self.train.labels != UNLABELLED).sum())))
+        return self.train.take(slice(int(is_labelled(self.train.labels).sum())))
 
     @property
     def channels(self) -> int:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.data import policies
-from kdsearch.data.base import UNLABELLED, Augment, ImageSet
+from kdsearch.data.base import Augment, ImageSet
 from kdsearch.errors import DataError
 
 _SMALL = 64  # px
@@ -97,8 +97,7 @@ def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment:
     index: int64 [B], on the images' device. A sample's number decides its view, never the row where
     its image lies. A pad of p offers (2p + 1)^2 crops, a flip twice as many views. The policy's
     operations come next; then mixup (Zhang et al., ICLR 2018, arXiv:1710.09412) or cutmix (Yun et
-    al., ICCV 2019, arXiv:1905.04899) with the same view of another sample. `targets` tells what is
-    in them.
+    al., ICCV 2019, arXiv:1905.04899) with the same view of another sample.
     """
     device = images.images.device
     drawn = draws(view, seed=seed, augment=augment, count=len(images), device=device)
@@ -119,25 +118,17 @@ def shown(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) -> Te
     return blend.add_(1 << (_WEIGHT_BITS - 1)).bitwise_right_shift_(_WEIGHT_BITS).byte()
 
 
-def targets(
-    labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, *, num_classes: int, size: int
-) -> Tensor:
-    """Return the labels of the samples at `index` [B] in the view that was drawn.
+def mixed_with(index: Tensor, drawn: Draws) -> Tensor | None:
+    """Return the samples, int64 [B], that are mixed into those at `index`; None without a mix."""
+    return None if drawn.partners is None else drawn.partners[index]
 
-    labels: int64 [N] of all samples, -1: unlabelled. size: S of the view. Without a mix these are
-    int64 [B]; else float32 [B, K], each class's share, where an unlabelled image has none.
-    """
-    if drawn.partners is None:
-        return labels[index]
+
+def own_share(index: Tensor, drawn: Draws, augment: Augment, size: int) -> Tensor:
+    """Return the share [B] of a mixed view that shows the sample itself. size: S of the view."""
     if augment.mix == "cutmix":
         rows, columns = _box(index, drawn, size)
-        share = 1 - rows.sum(1) * columns.sum(1) / size**2
-    else:
-        share = _weight(index, drawn) / (1 << _WEIGHT_BITS)
-    both = torch.stack([labels[index], labels[drawn.partners[index]]], dim=1)
-    shares = torch.stack([share, 1 - share], dim=1) * (both != UNLABELLED)
-    found = torch.zeros(len(index), num_classes, device=labels.device)
-    return found.scatter_add_(1, both.clamp(min=0), shares)
+        return 1 - rows.sum(1) * columns.sum(1) / size**2
+    return _weight(index, drawn) / (1 << _WEIGHT_BITS)
 
 
 def partners(index: Tensor, view: int, *, seed: int, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import saved
@@ -18,7 +19,6 @@ from kdsearch.deploy.formats.onnx import for_pricing
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets.base import Shape, Target
 from kdsearch.errors import CostError, ExportError
-from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.space import Params
@@ -32,9 +32,7 @@ BUILDING = threading.Lock()
 
 def build_student(spec: StudentSpec, data: ImageData) -> Model:
     """Return an untrained student on the CPU, with the preprocessing of its data."""
-    network = students.build(
-        spec, in_channels=data.channels, num_classes=data.num_classes, data_size=data.size
-    )
+    network = tasks.of(data).network(spec, data)
     preprocess = Preprocess(
         mean=data.mean,
         std=data.std,

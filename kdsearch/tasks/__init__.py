@@ -7,12 +7,17 @@ A task is one file; the data name theirs (`ImageData.task`), and a user's own is
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 from kdsearch.registry import Registry
-from kdsearch.tasks.base import Facts, Meter, Metric, Task
+from kdsearch.tasks.base import ACCURACY, Facts, Meter, Metric, Task
 
-__all__ = ["DEFAULT", "TASKS", "Facts", "Meter", "Metric", "Task", "get", "names"]
+if TYPE_CHECKING:
+    from kdsearch.data.base import ImageData
 
-DEFAULT = "classification"
+__all__ = ["ACCURACY", "TASKS", "Facts", "Meter", "Metric", "Task", "get", "names", "of"]
+
 TASKS: Registry[Task] = Registry("kdsearch.tasks", "kdsearch.tasks.base:Task", what="task")
 
 
@@ -24,3 +29,13 @@ def get(name: str) -> type[Task]:
 def names() -> tuple[str, ...]:
     """Return the names of the built-in tasks in alphabetical order."""
     return TASKS.names()
+
+
+def of(data: ImageData) -> Task:
+    """Return the task of a data set, made for its classes. Raises SpecError or DataError."""
+    return _made(data.task, data.classes)
+
+
+@lru_cache(maxsize=8)
+def _made(name: str, classes: tuple[str, ...]) -> Task:
+    return get(name)(classes)

@@ -138,11 +138,11 @@ class Task(ABC):
 
     @abstractmethod
     def target(
-        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: tuple[int, int]
+        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: int
     ) -> Tensor:
         """Return the labels of the samples at `index` [B] in a view, moved as its pixels were.
 
-        labels: of all samples. size: (H, W) of the view. Never waits for the device.
+        labels: of all samples. size: S of the view. Never waits for the device.
         """
 
     @abstractmethod

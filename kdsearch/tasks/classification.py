@@ -1,54 +1,152 @@
-"""Image classification: one label an image, judged by top-1 accuracy in [0, 1]."""
+"""Image classification: one class an image, measured by top-1 accuracy.
+
+Labels are class indices, int64 [N], -1 for none; an answer is logits [B, K]. Where images are
+mixed, targets are the shares of the classes, [B, K].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdsearch.data.base import UNLABELLED
+from kdsearch.data.base import UNLABELLED, Augment, ImageData
+from kdsearch.data.views import Draws, mixed_with, own_share
 from kdsearch.errors import DataError
+from kdsearch.models import students
+from kdsearch.tasks.base import ACCURACY, Facts, Meter, Task
+
+if TYPE_CHECKING:
+    from kdsearch.models.features import Outputs
+    from kdsearch.spec import StudentSpec
 
 
-def task_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy over what is labelled, 0 where nothing is. logits: [B, K].
+class Classification(Task):
+    """One of K classes an image."""
 
-    target: class indices [B], -1 where there is no label, or the shares of the classes [B, K],
-    whose row sums to less than 1 where part of a mixed image has none: such an image weighs as
-    much as its row. Smoothing spreads its part of that weight evenly over the classes.
-    """
-    if target.ndim == 1:
-        total = F.cross_entropy(
-            logits,
-            target,
-            ignore_index=UNLABELLED,
-            label_smoothing=label_smoothing,
-            reduction="sum",
+    name = "classification"
+    metric = ACCURACY
+    output = "logits"
+
+    def network(self, spec: StudentSpec, data: ImageData) -> nn.Module:
+        """Return a student whose last layer gives K logits."""
+        return students.build(
+            spec, in_channels=data.channels, num_classes=len(self.classes), data_size=data.size
         )
-        return total / (target != UNLABELLED).sum().clamp(min=1)
-    mass = target.sum(dim=1, keepdim=True)
-    smooth = (1 - label_smoothing) * target + label_smoothing / target.shape[1] * mass
-    labelled = mass.sum()
-    total = F.cross_entropy(logits, smooth, reduction="sum")
-    return total / labelled.where(labelled > 0, 1)
+
+    def target(
+        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: int
+    ) -> Tensor:
+        """Return class indices [B], or where images are mixed the shares of the classes [B, K].
+
+        An unlabelled image, int64 -1, has no share: then a row sums to less than 1.
+        """
+        other = mixed_with(index, drawn)
+        if other is None:
+            return labels[index]
+        share = own_share(index, drawn, augment, size)
+        both = torch.stack([labels[index], labels[other]], dim=1)
+        shares = torch.stack([share, 1 - share], dim=1) * (both != UNLABELLED)
+        found = torch.zeros(len(index), len(self.classes), device=labels.device)
+        return found.scatter_add_(1, both.clamp(min=0), shares)
+
+    def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the mean cross-entropy over what is labelled, 0 where nothing is.
+
+        A mixed image weighs as much as its row sums to. Smoothing spreads its part of that weight
+        evenly over the classes.
+        """
+        logits = outputs.logits
+        if target.ndim == 1:
+            total = F.cross_entropy(
+                logits,
+                target,
+                ignore_index=UNLABELLED,
+                label_smoothing=smoothing,
+                reduction="sum",
+            )
+            return total / (target != UNLABELLED).sum().clamp(min=1)
+        mass = target.sum(dim=1, keepdim=True)
+        smooth = (1 - smoothing) * target + smoothing / target.shape[1] * mass
+        labelled = mass.sum()
+        total = F.cross_entropy(logits, smooth, reduction="sum")
+        return total / labelled.where(labelled > 0, 1)
+
+    def rows(
+        self, student: Outputs, teacher: Outputs | None, target: Tensor | None
+    ) -> tuple[Outputs, Outputs | None, Tensor | None]:
+        """Return all three as they are: an image is a row."""
+        return student, teacher, target
+
+    def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each image, 0 without a label. answers: [B, T, K]."""
+        truth = target
+        if target.ndim == 1:
+            one_hot = F.one_hot(target.clamp(min=0), answers.shape[2]).float()
+            truth = one_hot * (target >= 0)[:, None]
+        return -(F.log_softmax(answers.float(), dim=2) * truth[:, None]).sum(dim=2)
+
+    def blend(self, weights: Tensor, answers: Tensor) -> Tensor:
+        """Return log of the weighted mean of the teachers' probabilities, [B, K], as logits."""
+        return (weights.log()[:, :, None] + F.log_softmax(answers.float(), dim=2)).logsumexp(dim=1)
+
+    def labelled_by(self, target: Tensor, teacher: Outputs) -> Tensor:
+        """Give what is unlabelled, all of it or a share, to the teacher's most probable class."""
+        best = teacher.logits.argmax(dim=1)
+        if target.ndim == 1:
+            return torch.where(target < 0, best, target)
+        missing = 1 - target.sum(dim=1, keepdim=True)
+        return target.scatter_add(1, best[:, None], missing)
+
+    def meter(self, device: torch.device) -> Meter:
+        """Return a meter of top-1 accuracy."""
+        return Top1(device)
+
+    def agreement(self, ours: Tensor, theirs: Tensor) -> float:
+        """Return the share of images [N, K] of which both predict the same class."""
+        return float((ours.argmax(dim=1) == theirs.argmax(dim=1)).float().mean())
+
+    def metadata(self) -> dict[str, str]:
+        """Return the names of the classes, in the order of the logits."""
+        return {"classes": json.dumps(self.classes)}
+
+    def facts(self) -> Facts:
+        """Return what the card of a classifier says."""
+        count = len(self.classes)
+        return Facts(
+            pipeline_tag="image-classification",
+            output=f"float32 [batch, {count}], in the order of: {', '.join(self.classes)}",
+            limits=(
+                f"It knows these {count} classes alone, and gives every image one of them. "
+                "It was judged on images like those it was trained on.",
+                "Shares of classes are not calibrated.",
+            ),
+        )
 
 
-def evaluate(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> float:
-    """Return the fraction of images whose largest logit is their label's.
+class Top1(Meter):
+    """The share of labelled images whose largest logit is their label's."""
 
-    predict: images to logits [B, K], in whatever mode the caller has put the model; no gradient
-    is recorded. The device is waited for once, at the end. Raises DataError without images.
-    """
-    hits: list[Tensor] = []
-    images = 0
-    with torch.no_grad():
-        for inputs, target in batches:
-            hits.append((predict(inputs).argmax(dim=1) == target).sum())
-            images += len(target)
-    if not images:
-        raise DataError("there are no images to evaluate on")
-    return torch.stack(hits).sum().item() / images
+    def __init__(self, device: torch.device) -> None:
+        self._hits = torch.zeros((), dtype=torch.int64, device=device)
+        self._images = torch.zeros((), dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._hits.zero_()
+        self._images.zero_()
+
+    def add(self, answer: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits [B, K], class indices [B]."""
+        self._hits.add_((answer.argmax(dim=1) == labels).sum())
+        self._images.add_((labels != UNLABELLED).sum())
+
+    def value(self) -> float:
+        """Return the accuracy in [0, 1]."""
+        images = int(self._images)
+        if not images:
+            raise DataError("there are no images to evaluate on")
+        return int(self._hits) / images

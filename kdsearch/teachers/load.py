@@ -19,10 +19,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.models import students
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
@@ -114,6 +114,7 @@ def load_teacher(
         return model.to(device).freeze()
     distiller = Distiller(
         DistillSpec(method="none"),
+        task=tasks.of(data),
         student=Side(
             outputs=model.example(data.train.at(slice(2))), resolution=model.preprocess.resolution
         ),
@@ -142,12 +143,7 @@ def _key(spec: TeacherSpec, recipe: TrainSpec, model: Model, data: ImageData, se
 
 
 def _auto(data: ImageData) -> Model:
-    network = students.build(
-        AUTO_STUDENT,
-        in_channels=data.channels,
-        num_classes=data.num_classes,
-        data_size=data.size,
-    )
+    network = tasks.of(data).network(AUTO_STUDENT, data)
     preprocess = Preprocess(
         mean=data.mean, std=data.std, resolution=data.size, channels=data.channels
     )

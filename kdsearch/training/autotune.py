@@ -122,4 +122,6 @@ def untaught(
         device=device,
         execution=execution,
     )
-    return Step(student, Distiller(DistillSpec(method="none"), student=side), session)
+    return Step(
+        student, Distiller(DistillSpec(method="none"), task=session.task, student=side), session
+    )

@@ -1,4 +1,4 @@
-"""One step of a training, and one batch of its validation, on tensors that stay where they are.
+"""One step of a training, on tensors that stay where they are.
 
 All that differs between steps (which samples, their view, the rate, the weights of the terms) is
 read from tensors on the device, written once an epoch, so that a step never waits for the host
@@ -7,7 +7,6 @@ and a GPU can replay it as a graph. A CPU runs the same lines.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,15 +16,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kdsearch import tasks
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
-from kdsearch.data.views import Draws, draws, partners, shown, targets
+from kdsearch.data.views import Draws, draws, partners, shown
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
-from kdsearch.models.model import EVAL_BATCH, Model
+from kdsearch.models.model import Model
 from kdsearch.spec import TrainSpec
+from kdsearch.tasks import Task
 from kdsearch.training.cuda_graph import Repeated, attributes_of, set_attributes
 from kdsearch.training.distiller import Distiller, Pace
+from kdsearch.training.ema import ModelEma
 from kdsearch.training.optimizers import Optimizers
 
 
@@ -77,6 +79,11 @@ class Session:
     execution: Execution = Execution()
     captures: bool = True
     turn: AbstractContextManager[None] = field(default_factory=nullcontext)
+
+    @property
+    def task(self) -> Task:
+        """Return the task of the data."""
+        return tasks.of(self.data)
 
     @property
     def augment(self) -> Augment:
@@ -298,14 +305,8 @@ class Step:
         session, distiller = self._session, self._distiller
         assert self._images is not None
         images = shown(self._images, index, self._drawn, session.augment)
-        target = targets(
-            self._images.labels,
-            index,
-            self._drawn,
-            session.augment,
-            num_classes=session.data.num_classes,
-            size=session.data.size,
-        )
+        labels, size = self._images.labels, session.data.size
+        target = session.task.target(labels, index, self._drawn, session.augment, size)
         teachers = [
             replace(source.live(images, need=distiller.need), index=index) if rows is None else rows
             for source, rows in zip(self._teachers, heard, strict=True)
@@ -336,68 +337,3 @@ def _over(held: ImageSet, new: ImageSet) -> ImageSet:
     if held.rows is None or new.rows is None:
         return new
     return ImageSet(held.images.copy_(new.images), new.labels, held.rows.copy_(new.rows))
-
-
-class ModelEma:
-    """An exponential moving average of a model's weights and floating-point buffers.
-
-    The decay grows as (1 + t) / (10 + t) up to its value, so that the start is soon forgotten.
-    """
-
-    def __init__(self, model: Model, decay: float) -> None:
-        self.model = copy.deepcopy(model).freeze()
-        self._decay = decay
-        held, current = self.model.state_dict(), model.state_dict()  # these share their memory
-        floating = [name for name, value in held.items() if value.is_floating_point()]
-        self._floating = [held[name] for name in floating], [current[name] for name in floating]
-        self._others = [(held[name], current[name]) for name in held.keys() - floating]
-
-    def share_at(self, step: int) -> float:
-        """Return how far the average moves towards the weights after step `step`, from 0."""
-        return 1 - min(self._decay, (2 + step) / (11 + step))
-
-    @torch.no_grad()
-    def update(self, share: Tensor) -> None:
-        """Move towards the weights by a share of the way, a 0-d tensor on their device."""
-        held, current = self._floating
-        torch._foreach_lerp_(held, current, [share] * len(held))
-        for old, new in self._others:
-            old.copy_(new)
-
-
-class Validation:
-    """The top-1 accuracy of a model on a split, batch by batch through the same few tensors.
-
-    Batches are as equal as can be, at most 256 images; the last ones are filled up with blanks
-    that are never right.
-    """
-
-    def __init__(self, model: Model, feed: Feed, *, captures: bool = True) -> None:
-        self._model = model
-        self._feed = feed
-        batches = -(-len(feed) // EVAL_BATCH)
-        size = -(-len(feed) // batches)
-        place = feed.device if feed.is_resident else "cpu"
-        self._indices = torch.split(torch.arange(len(feed), device=place), size)
-        shape = (size, *feed.images.shape[1:])
-        self._batch = torch.zeros(shape, dtype=torch.uint8, device=feed.device)
-        self._labels = torch.zeros(size, dtype=torch.int64, device=feed.device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=feed.device)
-        self._repeated = Repeated(self._work, feed.device, captures=captures)
-
-    def __call__(self) -> float:
-        """Return the accuracy in [0, 1] of the model as it is now."""
-        self._hits.zero_()
-        for index, images in self._feed.batches(self._indices):
-            self._batch[: len(index)].copy_(images.at(index))
-            self._labels.fill_(-1)[: len(index)].copy_(images.labels[index])
-            self._repeated()
-        return int(self._hits) / len(self._feed)
-
-    def close(self) -> None:
-        """Give a graph's memory back."""
-        self._repeated.close()
-
-    @torch.no_grad()
-    def _work(self) -> None:
-        self._hits.add_((self._model(self._batch).argmax(dim=1) == self._labels).sum())

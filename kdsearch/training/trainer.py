@@ -14,16 +14,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from kdsearch.data.base import ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.errors import TrainingError
 from kdsearch.hpo.stopping import is_rung
-from kdsearch.models.model import Model, batches, evaluating
-from kdsearch.tasks.classification import evaluate
+from kdsearch.models.model import Model
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.distiller import Distiller
-from kdsearch.training.step import Session, Step, Validation
+from kdsearch.training.step import Session, Step
+from kdsearch.training.validation import Validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +69,7 @@ def train(
         validation = Validation(
             step.average.model,
             session.val or Feed(session.data.val, session.device),
+            session.task.meter(session.device),
             captures=session.captures,
         )
         try:
@@ -133,12 +133,6 @@ def _epochs(
         if checkpoint is not None and number < count:
             checkpoint.keep(step, [asdict(done) for done in epochs])
     return epochs
-
-
-def accuracy(model: Model, images: ImageSet, device: torch.device) -> float:
-    """Return the top-1 accuracy of a model in evaluation mode on a split, in [0, 1]."""
-    with evaluating(model), torch.no_grad():
-        return evaluate(model, batches(images, device))
 
 
 @contextmanager

@@ -25,11 +25,12 @@ from kdsearch.models.model import Model, batches
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TeacherEntry
-from kdsearch.tasks.classification import evaluate
+from kdsearch.tasks import Task
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
+from kdsearch.training.validation import measured
 from kdsearch.trials.trial import TrialContext
 
 CACHE = ".cache"
@@ -102,7 +103,7 @@ def prepare(
     started = time.perf_counter()
     context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
     teachers, latencies = context.teachers, context.latencies
-    val = common_accuracy(teachers, data.val, device)
+    val = evaluate_teachers(teachers, data.val, context.task, device)
     seconds = time.perf_counter() - started
     priced = [_price_teacher(teacher, latencies, callback.on_message) for teacher in teachers]
     entry = TeacherEntry(
@@ -161,13 +162,17 @@ def lay_out(
     )
 
 
-def common_accuracy(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> float:
-    """Return the accuracy of the mean of the teachers' probabilities."""
+def evaluate_teachers(
+    teachers: Sequence[Model], images: ImageSet, task: Task, device: torch.device
+) -> float:
+    """Return the metric of the teachers' common answer, each at the same weight."""
 
     def predict(batch: Tensor) -> Tensor:
-        return torch.stack([teacher(batch).softmax(dim=1) for teacher in teachers]).mean(dim=0)
+        answers = torch.stack([teacher(batch) for teacher in teachers], dim=1)
+        weights = torch.full(answers.shape[:2], 1 / len(teachers), device=answers.device)
+        return task.blend(weights, answers)
 
-    return evaluate(predict, batches(images, device))
+    return measured(predict, batches(images, device), task.meter(device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch import atomic
+from kdsearch import atomic, tasks
 from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
@@ -38,6 +38,7 @@ from kdsearch.models.weights import save_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, digest_of
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import TrialOutcome
+from kdsearch.tasks import Task
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, parts_heard
@@ -70,6 +71,11 @@ class TrialContext:
     val: Feed | None = None
     executions: Executions | None = None
     unfinished: Path | None = None
+
+    @property
+    def task(self) -> Task:
+        """Return the task of the data."""
+        return tasks.of(self.data)
 
 
 def run_trial(
@@ -253,6 +259,7 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
     shown = images.to(context.device)
     return Distiller(
         candidate.distill,
+        task=context.task,
         student=side_of(student, images),
         teachers=[side_of(teacher, shown, heard) for teacher in context.teachers],
         setting=Setting(

@@ -28,7 +28,6 @@ from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.training.distiller.teacher_ensemble import common_logits
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
@@ -264,7 +263,7 @@ def _teachers(context: TrialContext) -> Iterator[TeacherCheck]:
         names.append("blend of all")
         shares = torch.full((1, len(context.teachers)), 1 / len(context.teachers))
         answers = [
-            torch.cat([logits, common_logits(shares, logits.transpose(0, 1))[None]])
+            torch.cat([logits, context.task.blend(shares, logits.transpose(0, 1))[None]])
             for logits in answers
         ]
     for name, *both in zip(names, *answers, strict=True):

@@ -28,7 +28,8 @@ from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.study import TrialOutcome
 from kdsearch.study.summary import Target
 from kdsearch.training import distiller
-from kdsearch.training.trainer import Epoch, accuracy
+from kdsearch.training.trainer import Epoch
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import load_data, pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, build_distiller, run_trial
 
@@ -92,7 +93,7 @@ def distill(
     student.freeze()
     results = {
         "validation": outcome.val,
-        "test": accuracy(student.to(torch_device), data.test, torch_device),
+        "test": evaluate(student.to(torch_device), data.test, context.task, torch_device),
     }
     package = pack(
         path / "best",

@@ -36,8 +36,8 @@ from kdsearch.study.refit import (
 from kdsearch.study.spend import ENDED, spent
 from kdsearch.study.study import OpenStudy, Proposal, searched
 from kdsearch.study.summary import Summary
-from kdsearch.training.trainer import accuracy
-from kdsearch.trials.context import CACHE, common_accuracy
+from kdsearch.training.validation import evaluate
+from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import off_the_shelf
 
@@ -206,12 +206,16 @@ def _read_test(study: OpenStudy, context: TrialContext, records: Sequence[TrialR
     facts = study.facts()
     teacher = cast("dict[str, object]", facts["teacher"])
     if teacher["test"] is None:
-        teacher["test"] = common_accuracy(context.teachers, context.data.test, context.device)
+        teacher["test"] = evaluate_teachers(
+            context.teachers, context.data.test, context.task, context.device
+        )
     test = dict(cast("dict[str, float]", facts.get("test", {})))
     for record in records:
         if str(record.number) not in test:
             student = _load_student(study, record, context).to(context.device)
-            test[str(record.number)] = accuracy(student, context.data.test, context.device)
+            test[str(record.number)] = evaluate(
+                student, context.data.test, context.task, context.device
+            )
     study.note(test=test, teacher=teacher)
 
 

@@ -14,10 +14,10 @@ from kdsearch.data.views import (
     draws,
     partners,
     shown,
-    targets,
     to_input,
 )
 from kdsearch.errors import DataError
+from kdsearch.tasks.classification import Classification
 
 MASK = (1 << 64) - 1
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def recipes() -> list[Augment]:
 
 def shares_of(labels, index, view, augment, *, seed=1, num_classes=4, size=8):
     drawn = draws(view, seed=seed, augment=augment, count=len(labels), device=labels.device)
-    return targets(labels, index, drawn, augment, num_classes=num_classes, size=size)
+    return Classification(range(num_classes)).target(labels, index, drawn, augment, size)
 
 
 @pytest.mark.parametrize("augment", recipes(), ids=str)
@@ -209,7 +209,7 @@ def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
             held.partners.copy_(drawn.partners)
         expected = augmented(images, index, view, seed=1, augment=augment)
         assert torch.equal(shown(whole, index, held, augment), expected)
-        found = targets(index % 4, index, held, augment, num_classes=4, size=8)
+        found = Classification(range(4)).target(index % 4, index, held, augment, 8)
         assert torch.equal(found, shares_of(index % 4, index, view, augment))
 
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch.errors import DataError
-from kdsearch.tasks.classification import evaluate, task_loss
+from kdsearch.models.features import Outputs
+from kdsearch.tasks.classification import Classification, Top1
+from kdsearch.training.validation import measured
+
+CPU = torch.device("cpu")
+
+
+def task_loss(logits: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    return Classification().loss(Outputs(logits, logits), target, smoothing=smoothing)
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_classes():
@@ -21,7 +29,7 @@ def test_label_smoothing_moves_mass_to_every_class():
     # by hand: log-softmax of (log 3, 0) is (log 3/4, log 1/4); target 0 smoothed by 0.2: (.9, .1)
     logits = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
     by_hand = -0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
-    loss = task_loss(logits, torch.tensor([0]), label_smoothing=0.2)
+    loss = task_loss(logits, torch.tensor([0]), 0.2)
     assert loss.item() == pytest.approx(by_hand)
 
 
@@ -43,7 +51,7 @@ def test_loss_of_labelled_images_is_torchs(classes, smoothing):
     logits, target = logits_for(len(classes)), torch.tensor(classes)
     expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
     for given_as in (target, F.one_hot(target, 5).double()):
-        loss = task_loss(logits, given_as, label_smoothing=smoothing)
+        loss = task_loss(logits, given_as, smoothing)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits))
         expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
@@ -58,7 +66,7 @@ def test_unlabelled_images_count_for_nothing(smoothing):
     target = torch.tensor([4, -1, 1, -1])
     shares = F.one_hot(target.clamp(min=0), 5).double() * (target >= 0)[:, None]
     for given_as in (target, shares):
-        loss = task_loss(logits, given_as, label_smoothing=smoothing)
+        loss = task_loss(logits, given_as, smoothing)
         torch.testing.assert_close(loss, expected)
         slope = gradient(loss, logits)
         assert slope[[1, 3]].count_nonzero() == 0
@@ -79,14 +87,14 @@ def test_smoothing_moves_a_part_of_the_labelled_share_alone():
     logits = torch.tensor([[math.log(3), 0.0]] * 2, dtype=torch.float64)
     shares = torch.tensor([[0.5, 0.0], [1.0, 0.0]], dtype=torch.float64)
     by_hand = -(1.35 * math.log(3 / 4) + 0.15 * math.log(1 / 4)) / 1.5
-    assert task_loss(logits, shares, label_smoothing=0.2).item() == pytest.approx(by_hand)
+    assert task_loss(logits, shares, 0.2).item() == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("target", [torch.full((3,), -1), torch.zeros(3, 5)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_no_label_at_all_is_no_loss_and_no_gradient(target, smoothing):
     logits = logits_for(3)
-    loss = task_loss(logits, target, label_smoothing=smoothing)
+    loss = task_loss(logits, target, smoothing)
     assert loss.item() == 0
     assert gradient(loss, logits).count_nonzero() == 0
 
@@ -99,7 +107,7 @@ def test_accuracy_weighs_images_not_batches():
         (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])),  # 3 of 3
         (torch.tensor([3]), torch.tensor([0])),  # 0 of 1
     ]
-    assert evaluate(one_hot, batches) == 0.75
+    assert measured(one_hot, batches, Top1(CPU)) == 0.75
 
 
 def test_evaluation_records_no_gradient():
@@ -110,10 +118,10 @@ def test_evaluation_records_no_gradient():
         seen.append(images @ weight)
         return seen[-1]
 
-    evaluate(predict, [(torch.eye(2), torch.tensor([0, 1]))])
+    measured(predict, [(torch.eye(2), torch.tensor([0, 1]))], Top1(CPU))
     assert not seen[0].requires_grad
 
 
 def test_no_images_are_refused():
     with pytest.raises(DataError, match="no images"):
-        evaluate(torch.nn.Identity(), [])
+        measured(torch.nn.Identity(), [], Top1(CPU))

@@ -13,9 +13,11 @@ from toy_data import CPU, tiny_network, toy_data
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.errors import SpecError
 from kdsearch.models.model import Model
+from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.load import TeacherSpec, load_teacher
-from kdsearch.training.trainer import Epoch, accuracy
+from kdsearch.training.trainer import Epoch
+from kdsearch.training.validation import evaluate
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 DATA = toy_data()
@@ -211,7 +213,7 @@ def test_a_trained_teacher_is_kept_for_the_next_study(tmp_path: Path) -> None:
 
 
 def test_the_teacher_that_is_trained_on_the_spot_learns(tmp_path: Path) -> None:
-    assert accuracy(load("auto", tmp_path), DATA.val, CPU) > 0.9
+    assert evaluate(load("auto", tmp_path), DATA.val, Classification(), CPU) > 0.9
 
 
 def test_cifar_resnets_are_those_of_the_paper() -> None:
@@ -260,6 +262,6 @@ def test_published_weights_load_strictly_and_classify(tmp_path: Path) -> None:
     )
     weights = CIFAR / "teachers" / "resnet20.safetensors"
     teacher = load("cifar_resnet20", tmp_path, data, weights=weights)
-    assert accuracy(teacher, some, CPU) >= 0.88
+    assert evaluate(teacher, some, Classification(), CPU) >= 0.88
     with pytest.raises(SpecError, match="60 missing"):
         load("cifar_resnet32", tmp_path, data, weights=weights)

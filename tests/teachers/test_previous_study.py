@@ -22,9 +22,10 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
+from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
-from kdsearch.training.trainer import accuracy
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import load_data
 from kdsearch.workflows.run import Plan, run
 
@@ -106,7 +107,7 @@ def test_a_trial_teaches_as_well_as_it_was_judged(
     records = load_study(study).records()
     for number in kept:
         teacher = load(f"study:{study}#{number}", data, tmp_path)
-        assert accuracy(teacher, data.val, CPU) == records[number].val
+        assert evaluate(teacher, data.val, Classification(), CPU) == records[number].val
     best = load(f"study:{study}#{load_study(study).facts()['best']}", data, tmp_path)
     shipped = load(f"study:{study}", data, tmp_path)
     assert torch.equal(best(data.val.at(slice(None))), shipped(data.val.at(slice(None))))

@@ -14,8 +14,11 @@ from kdsearch.methods.base import Setting
 from kdsearch.models import students
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.spec import DistillSpec, StudentSpec
+from kdsearch.tasks.classification import Classification
 from kdsearch.training.distiller import Distiller, Side, check
 from kdsearch.training.distiller.recipe import resolve
+
+TASK = Classification()
 
 K = 5
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
@@ -77,6 +80,7 @@ class Pair:
     def distiller(self, spec, *, teachers=None, **settings):
         return Distiller(
             spec,
+            task=TASK,
             student=Side(outputs=self.out(), resolution=16),
             teachers=[self.side] if teachers is None else teachers,
             setting=Setting(samples=SAMPLES, batch_size=8),
@@ -302,7 +306,7 @@ def test_classes_must_agree_where_logits_are_compared(name):
 def test_binary_task_is_refused_by_dkd_before_training():
     binary = bare_side(Outputs(torch.zeros(1, 2), torch.zeros(1, 3)))
     with pytest.raises(SpecError, match="at least 3 classes"):
-        Distiller(DistillSpec(method="dkd"), student=binary, teachers=[binary])
+        Distiller(DistillSpec(method="dkd"), task=TASK, student=binary, teachers=[binary])
 
 
 def test_teacher_without_stages_is_told_which_methods_remain():
@@ -325,6 +329,7 @@ def test_batches_too_small_for_relations_are_refused():
     with pytest.raises(SpecError, match=r"at least 2 of them, not 1; raise train\.batch_size"):
         Distiller(
             DistillSpec(method="rkd"),
+            task=TASK,
             student=bare_side(pair.out()),
             teachers=[pair.side],
             setting=Setting(batch_size=1),
@@ -457,6 +462,7 @@ def test_gradnorm_measures_families_whose_maps_are_views_of_tokens(family):
     student = network.features(torch.randn(8, 3, 16, 16))
     losses = Distiller(
         DistillSpec(method="at+kd", balance="gradnorm"),
+        task=TASK,
         student=bare_side(student),
         teachers=[Pair().side],
     )
@@ -554,18 +560,21 @@ def test_a_distillation_token_hears_the_teacher_and_the_class_token_the_labels()
     heads = (out.logits, out.logits.flip(1))
     student = replace(out, logits=sum(heads) / 2, heads=heads)
     losses = Distiller(
-        DistillSpec(method="hard_label"), student=bare_side(student), teachers=[pair.side]
+        DistillSpec(method="hard_label"),
+        task=TASK,
+        student=bare_side(student),
+        teachers=[pair.side],
     )
     found = losses(student, [pair.taught], TARGET)
     torch.testing.assert_close(found["task"], F.cross_entropy(heads[0], TARGET))
     said = pair.taught.logits.argmax(1)
     torch.testing.assert_close(found["hard_label"], F.cross_entropy(heads[1], said))
     for silent in (DistillSpec(method="kd", alpha=0.0), DistillSpec(method="kd", weight=0.0)):
-        mute = Distiller(silent, student=bare_side(student), teachers=[pair.side])
+        mute = Distiller(silent, task=TASK, student=bare_side(student), teachers=[pair.side])
         torch.testing.assert_close(
             mute(student, [pair.taught], TARGET)["task"], F.cross_entropy(student.logits, TARGET)
         )
-    alone = Distiller(DistillSpec(method="none"), student=bare_side(student))
+    alone = Distiller(DistillSpec(method="none"), task=TASK, student=bare_side(student))
     torch.testing.assert_close(
         alone(student, [], TARGET)["task"], F.cross_entropy(student.logits, TARGET)
     )

@@ -10,9 +10,11 @@ import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
 from kdsearch.spec import OPTIMIZERS, DistillSpec, TrainSpec
+from kdsearch.tasks.classification import Classification
 from kdsearch.training.optimizers import Optimizers, _matrices, _warm_cosine
 from kdsearch.training.step import Session
-from kdsearch.training.trainer import accuracy, train
+from kdsearch.training.trainer import train
+from kdsearch.training.validation import evaluate
 
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
 PLAIN = DistillSpec(method="none")
@@ -93,7 +95,7 @@ def test_muon_learns_and_repeats_itself() -> None:
     models = [tiny_model(), tiny_model()]
     curves = [train(model, distiller_for(PLAIN, model), session) for model in models]
     assert [e.losses for e in curves[0]] == [e.losses for e in curves[1]]
-    assert accuracy(models[0], data.test, CPU) > 0.9
+    assert evaluate(models[0], data.test, Classification(), CPU) > 0.9
 
 
 def test_the_schedule_rises_to_one_and_falls_to_zero() -> None:

@@ -25,9 +25,11 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.tasks.classification import Top1
 from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
 from kdsearch.training.distiller import Distiller
-from kdsearch.training.step import Session, Step, Validation
+from kdsearch.training.step import Session, Step
+from kdsearch.training.validation import Validation
 from kdsearch.trials.trial import TrialContext, build_distiller
 
 DATA = toy_data(channels=3, size=16)
@@ -165,7 +167,7 @@ def test_validation_waits_once_at_the_end() -> None:
     torch.manual_seed(0)
     model = build_student(RESNET, DATA).freeze().to(NOWHERE)
     with pytest.raises(RuntimeError, match="item"):
-        Validation(model, Feed(DATA.val, NOWHERE))()
+        Validation(model, Feed(DATA.val, NOWHERE), Top1(NOWHERE))()
 
 
 @pytest.mark.parametrize("count", [1, 60, 255, 256, 257, 700])
@@ -175,7 +177,7 @@ def test_validation_counts_every_image_once_and_no_blank(count: int) -> None:
     some = DATA.val.take(torch.arange(count) % len(DATA.val))
     with torch.no_grad():
         hits = model(some.at(slice(None))).argmax(dim=1) == some.labels
-    assert Validation(model, Feed(some, CPU))() == int(hits.sum()) / count
+    assert Validation(model, Feed(some, CPU), Top1(CPU))() == int(hits.sum()) / count
 
 
 @pytest.mark.parametrize("method", methods.names())

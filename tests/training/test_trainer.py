@@ -19,9 +19,14 @@ from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import DistillSpec, TrainSpec
-from kdsearch.training.step import Execution, ModelEma, Session
+from kdsearch.tasks.classification import Classification
+from kdsearch.training.ema import ModelEma
+from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.training.trainer import Epoch, accuracy, train
+from kdsearch.training.trainer import Epoch, train
+from kdsearch.training.validation import evaluate
+
+TASK = Classification()
 
 DATA = toy_data()
 SPEC = TrainSpec(epochs=4, batch_size=16, lr=0.05, ema=0.9)
@@ -64,8 +69,8 @@ def trained(spec: TrainSpec = SPEC, *, seed: int = 0) -> tuple[Model, list[Epoch
 
 def test_what_can_be_told_apart_is_learned() -> None:
     model, epochs = trained(replace(SPEC, epochs=8))
-    assert accuracy(tiny_model(), DATA.test, CPU) < 0.6
-    assert accuracy(model, DATA.test, CPU) > 0.9
+    assert evaluate(tiny_model(), DATA.test, TASK, CPU) < 0.6
+    assert evaluate(model, DATA.test, TASK, CPU) > 0.9
     assert epochs[-1].losses["loss"] < epochs[0].losses["loss"] / 2
 
 
@@ -86,7 +91,9 @@ def test_the_model_ends_with_the_averaged_weights_and_evaluating() -> None:
     """Without an average (ema = 0) the same steps end at weights of another accuracy."""
     slow = replace(SPEC, epochs=3, lr=0.004)
     (raw, _), (model, epochs) = trained(replace(slow, ema=0.0)), trained(replace(slow, ema=0.999))
-    assert accuracy(model, DATA.val, CPU) == epochs[-1].val != accuracy(raw, DATA.val, CPU)
+    assert (
+        evaluate(model, DATA.val, TASK, CPU) == epochs[-1].val != evaluate(raw, DATA.val, TASK, CPU)
+    )
     assert not model.training
 
 
@@ -177,7 +184,7 @@ def test_clipping_bounds_the_first_step_by_rate_times_norm() -> None:
 def test_bfloat16_learns_too_and_gives_other_losses() -> None:
     model, epochs = trained(replace(SPEC, epochs=8, precision="bf16"))
     _, exact = trained(replace(SPEC, epochs=8))
-    assert accuracy(model, DATA.test, CPU) > 0.9
+    assert evaluate(model, DATA.test, TASK, CPU) > 0.9
     assert epochs[0].losses != exact[0].losses
     assert epochs[0].losses["loss"] == pytest.approx(exact[0].losses["loss"], rel=0.02)
     assert all(p.dtype is torch.float32 for p in model.parameters())

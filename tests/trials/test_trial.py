@@ -26,9 +26,13 @@ from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.study import TrialOutcome
+from kdsearch.tasks.classification import Classification
 from kdsearch.training.checkpoint import Checkpoint
-from kdsearch.training.trainer import Epoch, accuracy
+from kdsearch.training.trainer import Epoch
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.trial import WEIGHTS, run_trial
+
+TASK = Classification()
 
 
 def student_of(candidate: Candidate, folder: Path) -> Model:
@@ -41,7 +45,7 @@ def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
     outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     assert outcome.state == "complete"
     assert outcome.val == outcome.curve[-1]
-    assert accuracy(student_of(PLAIN, tmp_path / "0"), DATA.val, CPU) == outcome.val
+    assert evaluate(student_of(PLAIN, tmp_path / "0"), DATA.val, TASK, CPU) == outcome.val
     lines = (tmp_path / "0" / "curve.csv").read_text().splitlines()
     assert len(lines) == 1 + PLAIN.train.epochs
 
@@ -156,9 +160,8 @@ def test_a_timm_student_keeps_timms_own_names(tmp_path: Path) -> None:
     packed(tmp_path / "best", candidate, outcome, tmp_path / "0")
     plain = timm.create_model(name, num_classes=3, in_chans=1)
     plain.load_state_dict(safetensors.torch.load_file(tmp_path / "best" / "student.safetensors"))
-    assert accuracy(
-        Model("plain", plain, student_of(candidate, tmp_path / "0").preprocess), DATA.val, CPU
-    ) == pytest.approx(outcome.val)
+    model = Model("plain", plain, student_of(candidate, tmp_path / "0").preprocess)
+    assert evaluate(model, DATA.val, TASK, CPU) == pytest.approx(outcome.val)
 
 
 def test_adapters_are_no_part_of_what_is_saved(tmp_path: Path) -> None:

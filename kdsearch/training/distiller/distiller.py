@@ -15,11 +15,11 @@ from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs
 from kdsearch.spec import DistillSpec
-from kdsearch.tasks.classification import task_loss
+from kdsearch.tasks import Task
 from kdsearch.training.distiller.adapters import Side, bodies
 from kdsearch.training.distiller.loss_balance import GradNorm, Uncertainty
 from kdsearch.training.distiller.recipe import Recipe, Term, resolve
-from kdsearch.training.distiller.teacher_ensemble import Blend, common_logits, gate_loss
+from kdsearch.training.distiller.teacher_ensemble import Blend
 
 _ORDER = ("stages", "attention", "outputs", "embedding", "logits")
 
@@ -65,12 +65,14 @@ class Distiller(nn.Module):
         self,
         spec: DistillSpec,
         *,
+        task: Task,
         student: Side,
         teachers: Sequence[Side] = (),
         setting: Setting | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.task = task
         self.recipe: Recipe = resolve(spec)
         self.label_smoothing = label_smoothing
         terms = self.recipe.terms
@@ -80,10 +82,12 @@ class Distiller(nn.Module):
         if self.need and not teachers:
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
         self.hears_labels = any(term.method.labels != "unused" for term in terms)
+        if self.hears_labels or any("logits" in term.method.hears for term in terms):
+            task.rows(student.outputs, None, None)  # refuses a task without classes
         self.blend: Blend | None = None
         if self.need and (len(teachers) > 1 or spec.teacher_shares()):
             width = student.outputs.embedding.shape[1]
-            self.blend = Blend(spec, teachers=len(teachers), embedding=width)
+            self.blend = Blend(spec, task, teachers=len(teachers), embedding=width)
         if len(teachers) == 1 and spec.teachers in ("confidence", "learned"):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
@@ -115,11 +119,11 @@ class Distiller(nn.Module):
         if self.needs_teacher and not teachers:
             raise SpecError("the distiller was given no teacher's outputs")
         pace = pace or self.pace(0.0)
-        task_logits = student.logits
+        answers = student
         if student.heads and any(map(_teaches_logits, self._parts, pace.is_open[1:])):
-            task_logits = student.heads[0]
+            answers = replace(student, logits=student.heads[0])
             student = replace(student, logits=student.heads[1])
-        task = task_loss(task_logits, target, label_smoothing=self.label_smoothing)
+        task = self.task.loss(answers, target, smoothing=self.label_smoothing)
         named = {"task": task}
         extra = task.new_zeros(())
         weights: Tensor | None = None
@@ -128,16 +132,20 @@ class Distiller(nn.Module):
             logits = torch.stack([teacher.logits for teacher in teachers], dim=1)
             weights = self.blend(student.embedding, logits, target)
             if self.blend.gate is not None:
-                named["gate"] = extra = gate_loss(weights, logits, target)
+                common = self.task.blend(weights, logits.detach())
+                named["gate"] = extra = self.task.loss(replace(student, logits=common), target)
             weights = weights.detach()
-            heard = (replace(teachers[0], logits=common_logits(weights, logits)), *teachers)
+            heard = (replace(teachers[0], logits=self.task.blend(weights, logits)), *teachers)
         if self.hears_labels and heard:
-            target = _with_labels(target, heard[0].logits)
+            target = self.task.labelled_by(target, heard[0])
         values = []
         for part, is_open in zip(self._parts, pace.is_open[1:], strict=True):
             value = task.new_zeros(())
             if is_open:
-                value = part(student, heard, target, weights=weights, warmth=pace.warmth)
+                given = student, heard, target
+                if part.compares_classes:
+                    given = self._rows(student, heard, target)
+                value = part(*given, weights=weights, warmth=pace.warmth)
             named[part.name] = named.get(part.name, task.new_zeros(())) + value
             values.append(value)
         return named | {"loss": extra + self._sum(pace, task, values, student)}
@@ -152,6 +160,14 @@ class Distiller(nn.Module):
             factors=factors,
             warmth=self.recipe.temperature_schedule(progress),
         )
+
+    def _rows(
+        self, student: Outputs, heard: tuple[Outputs, ...], target: Tensor
+    ) -> tuple[Outputs, tuple[Outputs, ...], Tensor]:
+        """Return rows of class logits of the student and of the first teacher, and their target."""
+        mine, theirs, rows = self.task.rows(student, heard[0] if heard else None, target)
+        assert rows is not None
+        return mine, () if theirs is None else (theirs, *heard[1:]), rows
 
     @property
     def _parts(self) -> list[_Part]:
@@ -203,6 +219,7 @@ class _Part(nn.Module):
         super().__init__()
         self.name = term.name
         self.hears = term.method.hears
+        self.compares_classes = term.method.need == "logits"
         self.weight = term.weight
         self.usual_weight = term.method.weight
         self.schedule = term.schedule
@@ -277,12 +294,3 @@ def _need(terms: Sequence[Term], teachers: Sequence[Side]) -> frozenset[str]:
     if "attention" in need and not all(side.outputs.attention for side in teachers):
         need.add("stages")
     return frozenset(need)
-
-
-def _with_labels(target: Tensor, logits: Tensor) -> Tensor:
-    """Give what is unlabelled, all of it or a share, to the teacher's most probable class."""
-    best = logits.argmax(dim=1)
-    if target.ndim == 1:
-        return torch.where(target < 0, best, target)
-    missing = 1 - target.sum(dim=1, keepdim=True)
-    return target.scatter_add(1, best[:, None], missing)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
 from kdsearch.spec import DistillSpec
-from kdsearch.tasks.classification import task_loss
+from kdsearch.tasks import Task
 
 
 class Blend(nn.Module):
@@ -24,7 +23,7 @@ class Blend(nn.Module):
 
     shares: Tensor
 
-    def __init__(self, spec: DistillSpec, *, teachers: int, embedding: int) -> None:
+    def __init__(self, spec: DistillSpec, task: Task, *, teachers: int, embedding: int) -> None:
         super().__init__()
         fixed = spec.teacher_shares()
         if fixed is not None and len(fixed) != teachers:
@@ -33,37 +32,16 @@ class Blend(nn.Module):
                 f"{'is' if teachers == 1 else 'are'} {teachers} teacher{'s' * (teachers != 1)}"
             )
         self.kind = spec.teachers
+        self.task = task
         self.register_buffer("shares", torch.tensor(fixed or [1 / teachers] * teachers))
         self.gate = nn.Linear(embedding, teachers) if self.kind == "learned" else None
 
     def forward(self, embedding: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the weights. embedding: [B, D]; logits: of the teachers, [B, T, K]."""
+        """Return the weights. embedding: [B, D]; logits: the teachers' answers, [B, T, ...]."""
         if self.gate is not None:
             weights: Tensor = self.gate(embedding.detach().float()).softmax(dim=1)
             return weights
         if self.kind != "confidence":
             return self.shares.expand(len(logits), -1)
-        truth = _probabilities(target, logits.shape[2])
-        wrong = -(F.log_softmax(logits.float(), dim=2) * truth[:, None]).sum(dim=2)
+        wrong = self.task.image_losses(logits, target)
         return (1 - wrong.softmax(dim=1)) / (logits.shape[1] - 1)
-
-
-def common_logits(weights: Tensor, logits: Tensor) -> Tensor:
-    """Return log of the weighted mean of the teachers' probabilities, [B, K], as logits.
-
-    weights: [B, T]; logits: [B, T, K].
-    """
-    return (weights.log()[:, :, None] + F.log_softmax(logits.float(), dim=2)).logsumexp(dim=1)
-
-
-def gate_loss(weights: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy of the blend with the labels."""
-    return task_loss(common_logits(weights, logits.detach()), target)
-
-
-def _probabilities(target: Tensor, classes: int) -> Tensor:
-    """Return [B, K] of labels; the row of an unlabelled sample (-1) is 0."""
-    if target.ndim == 2:
-        return target
-    one_hot = F.one_hot(target.clamp(min=0), classes).float()
-    return one_hot * (target >= 0)[:, None]
