@@ -38,7 +38,7 @@ from kdsearch.workflows.qat import EPOCHS, fine_tune, rounded
 
 BAR = 1.0  # points
 _CPU = torch.device("cpu")
-TAUGHT = DistillSpec(method="kd", temperature=4.0, alpha=0.9)
+TAUGHT = DistillSpec(method="kd", alpha=0.9, knobs={"temperature": 4.0})
 SGD: Params = {"lr": 0.1}
 ADAMW: Params = {"lr": 2e-3, "optimizer": "adamw", "weight_decay": 0.05}
 STUDENTS: tuple[tuple[str, Params, Params], ...] = (

@@ -25,7 +25,7 @@ from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 0.9
-TAUGHT = DistillSpec(method="kd", temperature=2.0, alpha=0.5)
+TAUGHT = DistillSpec(method="kd", alpha=0.5, knobs={"temperature": 2.0})
 METHODS = (TAUGHT, DistillSpec(method="none"), DistillSpec(method="kd"))
 KNOBS: tuple[tuple[str, Params], ...] = (
     ("resnet", {"width": 0.125, "depth": 3}),

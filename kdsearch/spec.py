@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from math import inf
 from typing import Any, TypeVar
 
@@ -61,20 +61,18 @@ class DistillSpec:
 
     method: a method's name, or several joined by `+`; then `knobs` holds each one's own settings
     under its name, such as `at.weight`. alpha: weight of the teacher's signal in [0, 1]; None
-    means the (first) method's default, likewise `weight`. temperature: of the methods that have
-    one; where none has, a `kd` term at that temperature joins features and relations.
-    mapping: `last`, `even`, `stride`, `all` pairs with learned weights, or explicit pairs such as
-    `0:1,2:3` (student:teacher). *_schedule: see `parse_schedule`; a temperature moves between
-    itself and 1. balance: `fixed` weights, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115)
-    or `gradnorm` (after Chen et al., ICML 2018, 1711.02257). order: the terms `together`, or
-    `progressive`: shallow pairs of stages first, then deep ones, then relations, then responses.
+    means the (first) method's default, likewise `weight`. mapping: `last`, `even`, `stride`,
+    `all` pairs with learned weights, or explicit pairs such as `0:1,2:3` (student:teacher).
+    *_schedule: see `parse_schedule`; a temperature moves between its knob's value and 1.
+    balance: `fixed` weights, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115) or `gradnorm`
+    (after Chen et al., ICML 2018, 1711.02257). order: the terms `together`, or `progressive`:
+    shallow pairs of stages first, then deep ones, then relations, then responses.
     teachers: how several share: `equal`, `confidence`, `learned`, or fixed such as `0.7,0.3`.
     """
 
     method: str = "kd"
     alpha: float | None = None
     weight: float | None = None
-    temperature: float | None = None
     mapping: str | None = None
     alpha_schedule: str = "constant"
     weight_schedule: str = "constant"
@@ -89,8 +87,6 @@ class DistillSpec:
             raise SpecError(f"method.alpha: {self.alpha} is not in [0, 1]")
         if self.weight is not None and not 0 <= self.weight < inf:
             raise SpecError(f"method.weight: {self.weight} is not a number >= 0")
-        if self.temperature is not None and not 0 < self.temperature < inf:
-            raise SpecError(f"method.temperature: {self.temperature} is not a number > 0")
         for name in ("alpha_schedule", "weight_schedule", "temperature_schedule"):
             parse_schedule(f"method.{name}", getattr(self, name))
         for name, known in (("balance", BALANCES), ("order", ORDERS)):
@@ -206,9 +202,12 @@ class Candidate:
     def digest(self) -> str:
         """Return a short name that equals for equal candidates and for no others.
 
-        What has its default is left out, so that a new setting renames no old candidate.
+        A setting at its default is left out, so that a new setting renames no old candidate.
         """
-        return digest_of([unusual(part) for part in (self.student, self.distill, self.train)])
+        own = dict(self.distill.knobs)  # a temperature counts beside the knobs, as it always has:
+        warm = {key: own.pop(key) for key in ("temperature",) if key in own}  # digests seed trials
+        distill = unusual(replace(self.distill, knobs=own)) | warm
+        return digest_of([unusual(self.student), distill, unusual(self.train)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,6 @@ candidates = st.builds(
         method=st.sampled_from(["kd", "at", "my.package:Loss"]),
         alpha=st.none() | shares,
         weight=st.none() | positive,
-        temperature=st.none() | positive,
         mapping=st.none() | st.sampled_from(MAPPINGS),
         knobs=knobs,
     ),
@@ -144,7 +143,6 @@ REFUSED: dict[str, dict[str, Value]] = {
     "method.alpha: 'half'": {"method.kd.alpha": "half"},
     "method.alpha: nan": {"method.kd.alpha": float("nan")},
     "method.weight: -1.0": {"method.kd.weight": -1},
-    "method.temperature: 0.0": {"method.kd.temperature": 0},
     "method.mapping: 3": {"method.kd.mapping": 3},
 }
 

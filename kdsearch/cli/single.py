@@ -61,7 +61,7 @@ def distill(
     alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's signal.")] = None,
     weight: Annotated[float | None, typer.Option(help="Weight of the method's term.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of the method, or of a kd term that joins it.")
+        float | None, typer.Option(help="Of the method's part that has one, as kd in at+kd.")
     ] = None,
     mapping: Annotated[
         str | None, typer.Option(help="last, even, stride, all or pairs such as 0:1,2:3.")
@@ -79,7 +79,7 @@ def distill(
 ) -> None:
     """Distil one student, without a search.
 
-    Example: kdsearch distill --student mobilenet --method at --temperature 4 --alpha 0.9
+    Example: kdsearch distill --student mobilenet --method at+kd --temperature 4 --alpha 0.9
     """
     given = only_given(
         data=data,
@@ -97,7 +97,11 @@ def distill(
     require_positive(resolution=resolution)
     params: dict[str, Value] = {"student.family": student, "method.name": method}
     params |= read_settings(set, student=student, method=method)
-    spec = {"alpha": alpha, "weight": weight, "temperature": temperature, "mapping": mapping}
+    spec: dict[str, Value | None] = {"alpha": alpha, "weight": weight, "mapping": mapping}
+    if temperature is not None:
+        from kdsearch.training.distiller import temperature_knob
+
+        spec[temperature_knob(method)] = temperature
     flags = {f"method.{method}.{key}": value for key, value in spec.items()}
     flags |= {"student.resolution": resolution, "train.epochs": epochs}
     typed = {key: value for key, value in flags.items() if value is not None}

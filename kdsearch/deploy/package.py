@@ -116,7 +116,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
     student, distill, train = candidate.student, candidate.distill, candidate.train
     settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
     settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
-    named = ("method", "alpha", "weight", "temperature", "mapping", "knobs")
+    named = ("method", "alpha", "weight", "mapping", "knobs")
     others = {k: v for k, v in unusual(distill).items() if k not in named}
     settings |= {f"method.{k}": str(v) for k, v in others.items()}
     settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
@@ -133,7 +133,6 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
         "method": distill.method,
         "alpha": distill.alpha,
         "weight": distill.weight,
-        "temperature": distill.temperature,
         "mapping": distill.mapping,
         "epochs": train.epochs,
         "seed": config.seed,
@@ -158,7 +157,7 @@ def candidate_of(text: str) -> Candidate:
             params[owners[section] + knob] = value
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise SpecError(f"config.yaml names no candidate ({error!r}); ship it again") from error
-    flags = ("alpha", "weight", "temperature", "mapping")
+    flags = ("alpha", "weight", "mapping")
     params |= {f"method.{method}.{flag}": config[flag] for flag in flags if flag in config}
     params |= {"student.resolution": config.get("resolution", 0), "train.epochs": config["epochs"]}
     return Candidate.from_params(params)

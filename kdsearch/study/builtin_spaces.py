@@ -83,7 +83,7 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
             yield from _check_student(name, rest, dim)
         elif section == "method" and rest != "name":
             yield from _check_owned(name, rest, methods, _method_knobs, "method")
-            yield from _check_method(space, name, rest, methods, dim)
+            yield from _check_method(name, rest, methods, dim)
 
 
 def _options(dim: Dim | None) -> list[str]:
@@ -162,14 +162,12 @@ def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
 
 
 def _check_method(
-    space: SearchSpace, name: str, rest: str, methods: Sequence[str], dim: Dim
+    name: str, rest: str, methods: Sequence[str], dim: Dim
 ) -> Iterator[tuple[str, str]]:
-    """Resolve the recipe with both ends of a range; beside it only the temperature counts."""
+    """Resolve the recipe with both ends of a range, all other settings at their defaults."""
     method = next((method for method in methods if rest.startswith(f"{method}.")), "")
-    warm = f"method.{method}.temperature"
-    beside = {key: _extremes(found)[-1] for key, found in space.all_dims() if key == warm}
     for value in _extremes(dim):
-        if mistake := _mistake(method, beside | {name: value}):
+        if mistake := _mistake(method, {name: value}):
             yield name, mistake
             return
 

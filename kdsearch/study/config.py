@@ -35,6 +35,7 @@ _NOT_TYPED = {
     "weights_key": "the content of --teacher-weights",
     "storage_study": "the name in --storage",
 }
+FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -181,13 +182,22 @@ def resume_command(path: Path) -> str:
 
 
 def read_config(path: Path) -> StudyConfig | None:
-    """Return what `study.yaml` says, None where there is none yet. Raises StudyError."""
+    """Return what `study.yaml` holds, None where there is none yet.
+
+    Raises StudyError where it is damaged or of another format.
+    """
     file = path / "study.yaml"
     if not file.exists():
         return None
     try:
         kept = yaml.safe_load(file.read_text(encoding="utf-8"))
         kept.pop("versions")
+        found = kept.pop("format", 1)
+        if found != FORMAT:
+            raise StudyError(
+                f"{file} has format {found}, and this kdsearch reads format {FORMAT}; open the "
+                "study with the kdsearch that made it, or start another one"
+            )
         return TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]

@@ -12,7 +12,13 @@ import yaml
 
 from kdsearch import atomic
 from kdsearch.errors import StudyError
-from kdsearch.study.config import StudyConfig, read_config, refuse_changes, refuse_sampler
+from kdsearch.study.config import (
+    FORMAT,
+    StudyConfig,
+    read_config,
+    refuse_changes,
+    refuse_sampler,
+)
 from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
@@ -44,7 +50,7 @@ def open_study(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "
                     f"restore it, or start again with another {config.typed('name')}"
                 )
-            content = {**asdict(config), "versions": dict(versions)}
+            content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
             atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
         else:
             refuse_changes(path.name, old, config)

@@ -97,10 +97,12 @@ def test_an_optimizer_may_own_its_rate() -> None:
 def test_values_of_a_method_are_tried_before_any_trial() -> None:
     text = HEAD + (
         "method: {name: {choice: {kd: {temperature: {float: [-1.0, 4.0]}, alpha: 2.0},\n"
-        "  at: {temperature: 4.0, temperature_schedule: cosine, mapping: {choice: [lats]}}}}}\n"
+        "  at: {temperature: 4.0, mapping: {choice: [lats]}},\n"
+        "  at+kd: {kd: {temperature: 4.0}, temperature_schedule: cosine}}}}\n"
     )
     found = mistakes(text)
-    assert len(found) == 3
+    assert len(found) == 4
+    assert any("unknown knob 'temperature' for method 'at'" in line for line in found)
     assert any("temperature" in line and "-1.0 is not a number > 0" in line for line in found)
     assert any("alpha" in line and "2.0 is not in [0, 1]" in line for line in found)
     assert any("mapping" in line and "did you mean 'last'" in line for line in found)

@@ -300,18 +300,19 @@ def test_a_request_is_read_back_as_it_was_written(fast_path: Path) -> None:
     assert read_config(fast_path / "nothing") is None
 
 
-def test_a_study_from_before_there_were_targets_is_one_of_the_cpu(fast_path: Path) -> None:
-    with opened(fast_path / "older", replace(REQUEST, seed=5)):
+@pytest.mark.parametrize(("line", "found"), [("", 1), ("format: 3\n", 3)])
+def test_a_study_of_another_format_is_refused(fast_path: Path, line: str, found: int) -> None:
+    path = fast_path / f"format-{found}"
+    with opened(path, REQUEST):
         pass
-    file = fast_path / "older" / "study.yaml"
-    lines = file.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.partition(":")[0] not in ("target", "threads", "batch")]
-    assert len(kept) == len(lines) - 3
-    file.write_text("\n".join(kept), encoding="utf-8")
-
-    assert read_config(fast_path / "older") == replace(REQUEST, seed=5)
-    with opened(fast_path / "older", replace(REQUEST, seed=5)) as study:
-        assert (study.config.target, study.config.threads, study.config.batch) == ("cpu", 1, 1)
+    file = path / "study.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("format: 2\n")
+    file.write_text(text.replace("format: 2\n", line), encoding="utf-8")
+    said = f"has format {found}, and this kdsearch reads format 2; open the study with the kdsearch"
+    for use in (read_config, load_study):
+        with pytest.raises(StudyError, match=said):
+            use(path)
 
 
 def test_a_request_gives_the_budget_in_the_units_of_cost() -> None:
@@ -370,8 +371,8 @@ DAMAGED_YAML = {
     "a list": "- 1",
     "no YAML": "a: [1",
     "no versions": "data: digits\n",
-    "unknown key": "colour: red\nversions: {}\n",
-    "wrong type": "epochs: many\nversions: {}\n",
+    "unknown key": "format: 2\ncolour: red\nversions: {}\n",
+    "wrong type": "format: 2\nepochs: many\nversions: {}\n",
     "binary": "\x00",
 }
 

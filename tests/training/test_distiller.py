@@ -15,7 +15,7 @@ from kdsearch.models import students
 from kdsearch.models.features import Outputs, gradient_of
 from kdsearch.spec import DistillSpec, StudentSpec
 from kdsearch.tasks.classification import Classification
-from kdsearch.training.distiller import Distiller, Side, check
+from kdsearch.training.distiller import Distiller, Side, check, temperature_knob
 from kdsearch.training.distiller.recipe import resolve
 
 TASK = Classification()
@@ -126,7 +126,8 @@ def test_twenty_steps_lower_the_term(name, mapping, pair):
 
 def test_total_follows_the_formula():
     pair = Pair()
-    spec = DistillSpec(method="rkd", alpha=0.3, weight=7.0, temperature=2.0)
+    knobs = {"rkd.weight": 7.0, "kd.temperature": 2.0}
+    spec = DistillSpec(method="rkd+kd", alpha=0.3, knobs=knobs)
     out, taught = pair.out(), pair.taught
     found = pair.losses(spec, label_smoothing=0.1)
 
@@ -152,7 +153,7 @@ def test_defaults_come_from_the_method(name):
 
 def test_temperature_and_knobs_reach_the_method():
     pair = Pair()
-    found = pair.losses(DistillSpec(method="dkd", temperature=2.0, knobs={"beta": 3.0}))
+    found = pair.losses(DistillSpec(method="dkd", knobs={"temperature": 2.0, "beta": 3.0}))
     by_hand = methods.get("dkd")(temperature=2.0, beta=3.0)(
         pair.out().logits, pair.taught.logits, TARGET
     )
@@ -172,7 +173,7 @@ def test_alias_reports_under_the_methods_name():
         (DistillSpec(method="kd"), {"logits"}),
         (DistillSpec(method="rkd"), {"embedding"}),
         (DistillSpec(method="at"), {"stages"}),
-        (DistillSpec(method="at", temperature=4.0), {"stages", "logits"}),
+        (DistillSpec(method="at+kd"), {"stages", "logits"}),
     ],
 )
 def test_need_names_what_the_teacher_must_deliver(spec, need):
@@ -255,22 +256,20 @@ def test_method_of_the_user_plugs_in_by_path(tmp_path: Path):
         ),
         (DistillSpec(method="at", knobs={"p": 2}), "unknown knob 'p'; it accepts no knobs"),
         (DistillSpec(method="rkd", knobs={"angle": -1.0}), r"rkd\.angle: -1\.0"),
-        (DistillSpec(method="kd", temperature=2.0, knobs={"temperature": 4.0}), "given twice"),
+        (DistillSpec(method="at", knobs={"temperature": 4.0}), "unknown knob 'temperature'"),
+        (DistillSpec(method="kd", knobs={"temperature": 0.0}), r"kd\.temperature: 0\.0 is not"),
         (DistillSpec(method="kd", mapping="last"), "methods that compare stages; 'kd' compares"),
         (DistillSpec(method="at", mapping="lats"), "did you mean 'last'"),
         (DistillSpec(method="none", alpha=0.5), r"hears no teacher.*method\.alpha = 0\.5"),
-        (DistillSpec(method="none", temperature=4.0), r"no use for method\.temperature = 4\.0"),
         (DistillSpec(method="none", mapping="last"), r"no use for method\.mapping = 'last'"),
-        (
-            DistillSpec(method="hard_label", temperature=4.0),
-            "no temperature; hard_label.kd joins",
-        ),
         (DistillSpec(method="kd+"), r"a name is missing beside a '\+'"),
         (DistillSpec(method="none", balance="gradnorm"), r"no use for method\.balance"),
         (DistillSpec(method="kd+at", knobs={"kd.mapping": "last"}), "compares logits, not stages"),
         (DistillSpec(method="kd", alpha=0.9, alpha_schedule="linear:1->2"), "takes alpha to 1.8"),
         (
-            DistillSpec(method="kd", temperature=0.5, temperature_schedule="linear:1->3"),
+            DistillSpec(
+                method="kd", knobs={"temperature": 0.5}, temperature_schedule="linear:1->3"
+            ),
             r"takes the temperature of 'kd' to -0\.5",
         ),
         (DistillSpec(method="kd+none"), "none is the absence of a teacher"),
@@ -282,7 +281,7 @@ def test_method_of_the_user_plugs_in_by_path(tmp_path: Path):
         ),
         (DistillSpec(method="kd+at", knobs={"at.weight": -1.0}), r"at\.weight: -1\.0 is not"),
         (DistillSpec(method="reviewkd", mapping="all"), "compares its pairs together"),
-        (DistillSpec(method="at", temperature_schedule="linear"), "has a temperature"),
+        (DistillSpec(method="at", temperature_schedule="linear"), r"has a temperature; use at\+kd"),
     ],
 )
 def test_contradictory_recipe_is_refused_without_a_network(spec, says):
@@ -350,9 +349,29 @@ def test_terms_joined_by_plus_add_up_with_their_own_settings():
     torch.testing.assert_close(found["loss"], 0.6 * found["task"] + 0.4 * (3 * at + 2 * kd))
 
 
-def test_a_common_temperature_goes_to_every_term_that_has_one():
-    spec = DistillSpec(method="kd+dkd+at", temperature=2.5)
-    assert [term.temperature for term in resolve(spec).terms] == [2.5, 2.5, None]
+def test_each_term_has_its_own_temperature():
+    spec = DistillSpec(method="kd+dkd+at", knobs={"kd.temperature": 2.5})
+    assert [term.temperature for term in resolve(spec).terms] == [2.5, 4.0, None]
+
+
+@pytest.mark.parametrize(
+    ("method", "knob"), [("kd", "temperature"), ("dkd", "temperature"), ("at+kd", "kd.temperature")]
+)
+def test_the_temperature_is_a_knob_of_the_one_part_that_has_one(method, knob):
+    assert temperature_knob(method) == knob
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("at", r"method 'at' has no temperature; at\+kd adds a part with one"),
+        ("none", "method 'none' has no temperature; use kd"),
+        ("kd+dkd", r"several temperatures; set each: --set method\.kd\.temperature=4, --set"),
+    ],
+)
+def test_a_temperature_for_no_part_or_for_several_is_refused(method, message):
+    with pytest.raises(SpecError, match=message):
+        temperature_knob(method)
 
 
 def test_schedules_move_alpha_weight_and_temperature_with_progress():
@@ -361,7 +380,7 @@ def test_schedules_move_alpha_weight_and_temperature_with_progress():
         method="kd",
         alpha=0.8,
         weight=2.0,
-        temperature=5.0,
+        knobs={"temperature": 5.0},
         alpha_schedule="linear",
         weight_schedule="linear:0->1@0-0.5",
         temperature_schedule="cosine",
@@ -505,7 +524,9 @@ def blended(pair, spec, other):
 def test_fixed_shares_mix_the_teachers_probabilities():
     pair = Pair()
     other = second(pair)
-    _, found = blended(pair, DistillSpec(method="kd", temperature=1.0, teachers="3,1"), other)
+    _, found = blended(
+        pair, DistillSpec(method="kd", teachers="3,1", knobs={"temperature": 1.0}), other
+    )
     mixed = 0.75 * pair.taught.logits.softmax(1) + 0.25 * other.logits.softmax(1)
     kd = methods.get("kd")(temperature=1.0)(pair.out().logits, mixed.log(), TARGET)
     torch.testing.assert_close(found["kd"], kd)

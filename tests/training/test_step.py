@@ -137,7 +137,7 @@ def test_no_recipe_waits_for_the_device(recipe: dict[str, object], nowhere: torc
 def test_no_schedule_waits_for_the_device(nowhere: torch.device) -> None:
     distill = DistillSpec(
         method="at+kd",
-        temperature=3.0,
+        knobs={"kd.temperature": 3.0},
         alpha_schedule="cosine",
         temperature_schedule="linear:1->0.5",
         balance="uncertainty",

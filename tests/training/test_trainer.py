@@ -295,7 +295,7 @@ def test_adapters_learn_with_the_student() -> None:
 def test_distilling_from_a_good_teacher_copies_it() -> None:
     teacher, _ = trained(replace(SPEC, epochs=8))
     student = tiny_model(3)
-    spec = DistillSpec(method="kd", alpha=1.0, temperature=2.0)
+    spec = DistillSpec(method="kd", alpha=1.0, knobs={"temperature": 2.0})
     distiller = distiller_for(spec, student, teacher.freeze())
     train(student, distiller, session(replace(SPEC, epochs=8), teacher=teacher))
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
 
 
 def test_the_same_candidate_gives_the_same_weights_whatever_ran_before(tmp_path: Path) -> None:
-    other = replace(PLAIN, distill=DistillSpec(method="kd", temperature=2.0))
+    other = replace(PLAIN, distill=DistillSpec(method="kd", knobs={"temperature": 2.0}))
     shared = context(tmp_path)
     first = run_trial(other, shared, tmp_path / "0")
     run_trial(PLAIN, shared, tmp_path / "1")

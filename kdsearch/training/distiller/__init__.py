@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from kdsearch.training.distiller.adapters import Side
 from kdsearch.training.distiller.distiller import Distiller, Pace
-from kdsearch.training.distiller.recipe import check, knobs_of, parts_heard
+from kdsearch.training.distiller.recipe import check, knobs_of, parts_heard, temperature_knob
 
-__all__ = ["Distiller", "Pace", "Side", "check", "knobs_of", "parts_heard"]
+__all__ = ["Distiller", "Pace", "Side", "check", "knobs_of", "parts_heard", "temperature_knob"]

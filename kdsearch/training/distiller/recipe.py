@@ -71,6 +71,24 @@ def knobs_of(method: str) -> tuple[str, ...]:
     )
 
 
+def temperature_knob(method: str) -> str:
+    """Return the knob that sets the one temperature of a method: `temperature`, `kd.temperature`.
+
+    Raises SpecError where no part of the method has a temperature, or several have one.
+    """
+    found = [knob for knob in knobs_of(method) if knob.rpartition(".")[2] == "temperature"]
+    if not found:
+        has_teacher = METHODS.get(_names(method)[0]).need != "nothing"
+        hint = f"{method}+kd adds a part with one" if has_teacher else "use kd"
+        raise SpecError(f"method {method!r} has no temperature; {hint}")
+    if len(found) > 1:
+        raise SpecError(
+            f"method {method!r} has several temperatures; set each: "
+            f"{', '.join(f'--set method.{knob}=4' for knob in found)}"
+        )
+    return found[0]
+
+
 def parts_heard(spec: DistillSpec) -> frozenset[str]:
     """Return the parts of a teacher's outputs that a recipe reads. Raises SpecError."""
     return frozenset(part for term in resolve(spec).terms for part in term.method.hears)
@@ -86,20 +104,11 @@ def resolve(spec: DistillSpec) -> Recipe:
     names = _names(spec.method)
     if METHODS.get(names[0]).need == "nothing":
         _refuse_teaching(spec)
-    own = _settings_of(names, spec)
-    temperature = spec.temperature
-    if temperature is not None:
-        _check_temperature(names, own)
-        warm = [name for name in names if "temperature" in _arguments(METHODS.get(name))]
-        for name in warm:
-            own[name].setdefault("temperature", temperature)
-        if not warm:
-            own["kd"] = {"temperature": temperature, "weight_schedule": spec.weight_schedule}
-    terms = tuple(_term(name, settings, spec) for name, settings in own.items())
+    terms = tuple(_term(name, own, spec) for name, own in _settings_of(names, spec).items())
     if spec.temperature_schedule != "constant" and not any(term.temperature for term in terms):
         raise SpecError(
-            f"method.temperature_schedule: no term of {spec.method!r} has a temperature; "
-            "give method.temperature, which joins a kd term"
+            f"method.temperature_schedule: no part of {spec.method!r} has a temperature; "
+            f"use {spec.method}+kd"
         )
     if not any(term.method.need in _NEEDS_PAIRS for term in terms) and spec.mapping:
         raise SpecError(
@@ -176,21 +185,6 @@ def _settings_of(names: list[str], spec: DistillSpec) -> dict[str, dict[str, Val
     for settings in found.values():
         settings.setdefault("weight_schedule", spec.weight_schedule)
     return found
-
-
-def _check_temperature(names: list[str], own: Mapping[str, Mapping[str, Value]]) -> None:
-    if len(names) == 1 and "temperature" in own[names[0]]:
-        raise SpecError(f"method {names[0]!r}: the temperature is given twice, also as a knob")
-    for name in names:
-        method = METHODS.get(name)
-        if (
-            len(names) == 1
-            and "temperature" not in _arguments(method)
-            and (method.need == "logits" or not method.hears)
-        ):
-            raise SpecError(
-                f"method {name!r} has no temperature; {name}+kd joins it with a term that has one"
-            )
 
 
 def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> Term:
