@@ -31,7 +31,7 @@ from benchmarks.curve_tables import (
     write_statistics,
 )
 from kdsearch.hpo import pareto
-from kdsearch.hpo.stopping import Curve, is_rung, judge
+from kdsearch.hpo.stopping import Curve, CurvePruner, is_rung
 
 MADE, STUDENTS, QUARTER = 5, 83, 0.25  # tables; students of each of two schedules
 Stop: TypeAlias = Callable[[Curve, Sequence[Curve]], bool]
@@ -81,7 +81,8 @@ BARS = (
 
 def by_rule(mode: str) -> Stop:
     """Return the rule of kdsearch."""
-    return lambda trial, others: judge(trial, others, mode=mode, images=IMAGES).is_stop
+    pruner = CurvePruner(mode=mode, images=IMAGES)
+    return lambda trial, others: pruner.prune(trial, others).should_prune
 
 
 def asha(trial: Curve, others: Sequence[Curve], *, eta: int = 4) -> bool:

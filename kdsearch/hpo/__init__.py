@@ -1,5 +1,5 @@
-"""Sampling, early stopping and statistics: numpy and Optuna alone, no torch.
+"""Samplers, early stopping, Pareto fronts and statistics; numpy and Optuna, no torch.
 
-These modules know parameters, curves and costs, and nothing of images or networks.
+These modules work on parameters, curves and costs, not on images or networks.
 They import only the modules at the top of kdsearch.
 """

@@ -1,12 +1,13 @@
-"""What trainings that differ by their seed alone say: their mean, their spread, what one gained.
+"""Statistics of trainings that differ by their seed alone: mean, spread, paired gain. No numpy.
 
-Accuracies are fractions of a split's images. Three trainings say little of their own spread (two
-degrees of freedom), so a recipe's variance is its own moved towards that of all recipes, which
-counts as four more degrees (moderated, after Smyth, 2004, doi:10.2202/1544-6115.1027). Recipes
-need not be equally sure: their variances are compared as multiples of the binomial ones. On digits,
-18 recipes in groups of nine, an interval from three seeds held a fourth result in 95 % of the cases
-at +- 5.4 points; from their own variance alone in 96 % at +- 8.7, from the common one in 93 % at
-+- 4.6. All of it is about other seeds on the same images; other images differ by their own error.
+Accuracies are fractions of a split's images. Three trainings estimate their own spread poorly (two
+degrees of freedom). So a recipe's variance is moved towards the common variance of all recipes,
+which counts as four more degrees of freedom (moderated, after Smyth, 2004,
+doi:10.2202/1544-6115.1027). Recipes may be noisier than others: variances are compared as multiples
+of the binomial ones. On digits, 18 recipes in groups of nine, an interval from three seeds held a
+fourth result in 95 % of the cases at +- 5.4 points; from the recipe's own variance alone in 96 % at
++- 8.7, from the common one alone in 93 % at +- 4.6. All intervals are about other seeds on the same
+images; other images add an error of their own.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kdsearch.hpo.tails import student_point, student_tail
-
 CONFIDENCE = 0.95
 _PRIOR = 4  # degrees of freedom that the common variance counts for
-_ROUNDING = 1 / 12  # the variance of a number of images, from the rounding alone
+_ROUNDING = 1 / 12  # variance of a rounded number of images
 Group: TypeAlias = Sequence[float]
 Pair: TypeAlias = tuple[Group, Group]
-# Of a value measured on so many images, from the choice of these images.
+# Variance(value, images): of a value measured on so many images, from their choice.
 Variance: TypeAlias = Callable[[float, int], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Accuracies of one recipe, a seed each; `sd` is that of one, and one more lies in [low, high].
+    """Accuracies of one recipe under several seeds.
 
-    That holds in CONFIDENCE of the cases (a prediction interval of Student's t).
+    sd: standard deviation of one training. low, high: prediction interval of Student's t, which
+    holds the result of one more seed in CONFIDENCE of the cases.
     """
 
     mean: float
@@ -43,10 +43,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """The mean difference between recipes over `pairs` of trainings with the same seeds.
+    """Mean difference between a recipe and its control over `pairs` of trainings of equal seeds.
 
-    low, high: its confidence interval. p: the chance of one as large, either way, where there is
-    none.
+    low, high: confidence interval of the difference. p: two-sided p-value.
     """
 
     difference: float
@@ -57,12 +56,12 @@ class Gain:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the trainings show that there is a difference."""
+        """True if the difference is significant at CONFIDENCE."""
         return self.p < 1 - CONFIDENCE
 
 
 def binomial_variance(share: float, images: int) -> float:
-    """Return the variance of a share of so many images, above 0 at 0 and 1 too (Laplace's rule)."""
+    """Return the variance of a share of `images`, above 0 at shares 0 and 1 (Laplace's rule)."""
     share = (share * images + 1) / (images + 2)
     return share * (1 - share) / images
 
@@ -70,9 +69,9 @@ def binomial_variance(share: float, images: int) -> float:
 def spreads(
     groups: Sequence[Group], images: int, variance: Variance = binomial_variance
 ) -> list[Spread]:
-    """Return the spread of each recipe, with some of what the others say of it.
+    """Return the spread of each recipe, its variance moderated by those of the others.
 
-    It is never below what rounding to whole images hides, so that equal results state one too.
+    A standard deviation is at least that of rounding to whole images, also for equal results.
     """
     units = [variance(_mean(group), images) for group in groups]
     found = []
@@ -87,7 +86,7 @@ def spreads(
 
 
 def gains(pairs: Sequence[Pair], images: int, variance: Variance = binomial_variance) -> list[Gain]:
-    """Return what each recipe gained over its control: a paired t-test, differences seed by seed.
+    """Return the gain of each recipe over its control: a paired t-test over the seeds.
 
     pairs: accuracies of a recipe and of its control, the same seeds in the same order.
     """
@@ -103,13 +102,13 @@ def mean_gain(
     images: int,
     variance: Variance = binomial_variance,
     *,
-    beside: Sequence[Pair] = (),
+    others: Sequence[Pair] = (),
 ) -> Gain:
-    """Return what the recipes gained on average; it is about these recipes, under other seeds.
+    """Return the average gain of these recipes; the interval is about other seeds.
 
-    beside: further pairs, which tell of the common variance alone, as they do in `gains`.
+    others: further pairs, which only add to the common variance, as they do in `gains`.
     """
-    differences, variances = _differences([*pairs, *beside], images, variance)
+    differences, variances = _differences([*pairs, *others], images, variance)
     groups, own = differences[: len(pairs)], variances[: len(pairs)]
     shares = [v / len(group) for group, (v, _) in zip(groups, own, strict=True)]
     count = sum(map(len, groups))
@@ -164,3 +163,28 @@ def _reach(freedom: int) -> float:
 
 def _mean(values: Group) -> float:
     return sum(values) / len(values)
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """Return the chance that Student's t exceeds `t` (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    inside = math.sin(angle) * total
+    return 0.5 - (0.5 * inside if not odd else (angle + inside) / math.pi)
+
+
+def student_point(chance: float, freedom: int) -> float:
+    """Return the t that is exceeded with a chance in (0, .5): by halving, to the last bits."""
+    low, high = 0.0, 1.0
+    while student_tail(high, freedom) > chance:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > chance else (low, middle)
+    return high

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kdsearch.hpo.stopping import Curve, judge
+from kdsearch.hpo.stopping import Curve, CurvePruner
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.study import OpenStudy, searched
 
@@ -32,10 +32,10 @@ class Judge:
 
     def __init__(self, study: OpenStudy, *, images: int, earlier: Sequence[Curve] = ()) -> None:
         self._study = study
-        self._images = images
         self._earlier = [replace(curve, is_rival=False) for curve in earlier]
         self._ended: dict[int, Curve] = {}
         self.mode = study.config.stopping
+        self._pruner = CurvePruner(mode=self.mode, images=images)
 
     def __call__(self, rung: Rung) -> str | None:
         """Return why the trial is to stop there, or None."""
@@ -45,8 +45,8 @@ class Judge:
                 self._ended[record.number] = curve
         trial = Curve(values=rung.curve, epochs=rung.epochs, cost=_on(axis, rung.cost))
         others = [*self._earlier, *self._ended.values()]
-        verdict = judge(trial, others, mode=self.mode, images=self._images)
-        return verdict.reason if verdict.is_stop else None
+        decision = self._pruner.prune(trial, others)
+        return decision.reason if decision.should_prune else None
 
 
 def curves_of(study: OpenStudy) -> list[Curve]:

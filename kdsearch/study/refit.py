@@ -190,7 +190,7 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
     return _Scored(
         spreads=dict(zip(groups, told, strict=True)),
         gains=dict(zip(pairs, gains(list(pairs.values()), images), strict=True)),
-        together={m: mean_gain(of, images, beside=others[m]) for m, of in of_method.items()},
+        together={m: mean_gain(of, images, others=others[m]) for m, of in of_method.items()},
     )
 
 

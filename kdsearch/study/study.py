@@ -128,7 +128,7 @@ class OpenStudy:
                 self.config.sampler,
                 self._space,
                 seed=int(digest_of([self.config.seed, draw]), 16) % 2**32,
-                is_beside=any(record.state == "running" for record in records),
+                has_running=any(record.state == "running" for record in records),
                 learns_floor=self.config.min_accuracy is None,
             ),
             self.guesses().get(draw),

@@ -155,7 +155,7 @@ def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete
         assert alone(hopeless) is None
         reason = told(hopeless)
         assert reason is not None
-        assert "foretells" in reason
+        assert "predicts" in reason
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdsearch.hpo.tails import student_point, student_tail
+from kdsearch.hpo.statistics import student_point, student_tail
 
 
 def test_students_tail_has_the_values_of_the_printed_tables() -> None:
