@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.bars import Row, parser, tell
 from benchmarks.paired import Ratio, alternate
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.files import calibration
-from kdsearch.deploy.formats.base import Source, answer
+from kdsearch.deploy.files import calibration_images
+from kdsearch.deploy.formats.base import Source, logits_of
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
 from kdsearch.deploy.pricing import build_student
@@ -34,7 +34,7 @@ from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, build_distiller
-from kdsearch.workflows.qat import EPOCHS, fine_tune, rounded
+from kdsearch.workflows.qat import EPOCHS, fake_quantised, fine_tune
 
 BAR = 1.0  # points
 _CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def _rows(case: str, candidate: Candidate, context: TrialContext, out: Path) -> 
     student = _distilled(candidate, context)
     labels = torch.cat([labels for _, labels in batches(context.data.val, _CPU)])
     started = time.perf_counter()
-    images = calibration(student, context.data)
+    images = calibration_images(student, context.data)
     tuned = fine_tune(student, candidate, context, images)
     seconds = round(time.perf_counter() - started, 1)
     plain, trained = (
@@ -203,7 +203,7 @@ def _written(student: Model, context: TrialContext, folder: Path) -> tuple[Path,
         network=student.network,
         input_shape=shape,
         onnx=whole,
-        calibration=lambda: calibration(student, context.data),
+        calibration_images=lambda: calibration_images(student, context.data),
     )
     OnnxInt8().write(source, rounded_to)
     return whole, rounded_to
@@ -217,14 +217,14 @@ def _logits(student: Model, context: TrialContext) -> Tensor:
 def _said(file: Path, student: Model, context: TrialContext) -> Tensor:
     run = runtimes.load("onnxruntime", file, threads=1)
     shown = [student.preprocess(images) for images, _ in batches(context.data.val, _CPU)]
-    return torch.cat([answer(run, images) for images in shown])
+    return torch.cat([logits_of(run, images) for images in shown])
 
 
 def _agreement(
     student: Model, said: Tensor, whole: Tensor, context: TrialContext
 ) -> dict[str, float]:
     """Return how often the file answers as its network does, and as that does while it rounds."""
-    with rounded(student.network, calibration(student, context.data)):
+    with fake_quantised(student.network, calibration_images(student, context.data)):
         foretold = _logits(student, context)
     same = (said.argmax(1) == other.argmax(1) for other in (whole, foretold))
     as_fp32, as_rounded = (round(float(each.float().mean()), 4) for each in same)
@@ -235,7 +235,7 @@ def _speeds(files: Sequence[Path], student: Model, context: TrialContext) -> lis
     """Return each int8 file's milliseconds an image, beside those of the first, the fp32 file."""
     image = student.preprocess(context.data.val.at(slice(1)))
     runs = [runtimes.load("onnxruntime", file, threads=1) for file in files]
-    times = alternate([lambda run=run: answer(run, image) for run in runs], seconds=1.0)  # type: ignore[misc]
+    times = alternate([lambda run=run: logits_of(run, image) for run in runs], seconds=1.0)  # type: ignore[misc]
     return [
         {"ms": times.ms(i), "fp32_ms": times.ms(0), "speed": times.ratio(0, i).median}
         for i in range(1, len(files))

@@ -29,7 +29,7 @@ from kdsearch.study.open import load_study
 
 _LINES = 6  # printed by a run at most before it is stopped: about as many trials
 _STOPS = 6  # of a study at most; then it ends by itself
-KEPT_OF_CACHE = ("latency", "execution", "shelf")
+KEPT_OF_CACHE = ("latency", "execution", "baselines")
 TRIALS = {1: 12, 2: 10}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 Found: TypeAlias = dict[str, object]

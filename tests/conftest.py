@@ -14,12 +14,12 @@ import pytest
 import torch
 from postgres import NoServerError, served
 
-from kdsearch.deploy.targets import _hosted
+from kdsearch.deploy.targets import _local
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
-_hosted.WATCHES, _hosted.WATCH_SECONDS = 1, 0.2  # nothing here is held to a few per cent
+_local.WATCHES, _local.WATCH_SECONDS = 1, 0.2  # nothing here is held to a few per cent
 TESTS = Path(__file__).parent
 # Scripts that tests start import this tree, and the modules beside this file.
 os.environ["PYTHONPATH"] = os.pathsep.join(

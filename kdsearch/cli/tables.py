@@ -17,7 +17,7 @@ from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
-    from kdsearch.workflows.check import Checked, MethodCheck
+    from kdsearch.workflows.check import CheckReport, MethodCheck
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:
@@ -122,12 +122,12 @@ def _trials(summary: Summary) -> int:
     return counts.complete + counts.pruned + counts.rejected + counts.failed
 
 
-def check_tables(checked: Checked) -> tuple[Table, Table, Table]:
+def check_tables(checked: CheckReport) -> tuple[Table, Table, Table]:
     """Return the tables of teachers, students and methods."""
     return _teachers_table(checked), _students_table(checked), _methods_table(checked)
 
 
-def _teachers_table(checked: Checked) -> Table:
+def _teachers_table(checked: CheckReport) -> Table:
     table = Table(
         title=f"Teacher on {checked.data}, {checked.classes} classes",
         caption="sure: mean confidence; NLL in nats an image; ECE over 15 bins; best T: the "
@@ -150,7 +150,7 @@ def _teachers_table(checked: Checked) -> Table:
     return table
 
 
-def _students_table(checked: Checked) -> Table:
+def _students_table(checked: CheckReport) -> Table:
     flops = "-" if checked.teacher_flops is None else f"{checked.teacher_flops / 1e6:,.2f}"
     table = Table(
         title=f"Capacity: teacher {flops} MFLOPs, {checked.teacher_params:,} parameters",
@@ -176,7 +176,7 @@ def _gap(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:,.0f}x"
 
 
-def _methods_table(checked: Checked) -> Table:
+def _methods_table(checked: CheckReport) -> Table:
     table = Table(
         title=f"Methods: one step, batch of {checked.batch_size}",
         caption="tried on the smallest student of each family",

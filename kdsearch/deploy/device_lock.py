@@ -23,13 +23,13 @@ class DeviceLock:
         self._device = device
 
     @contextmanager
-    def training(self) -> Iterator[AbstractContextManager[None]]:
+    def shared(self) -> Iterator[AbstractContextManager[None]]:
         """Give one training, in one thread, what it enters for each step."""
         with self._open() as (gate, room):
             yield _Step(gate, room)
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Wait until nobody else uses the device, and keep everybody out meanwhile."""
         with self._open() as (gate, room):
             flock(gate, LOCK_EX)

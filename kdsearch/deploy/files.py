@@ -23,15 +23,15 @@ from kdsearch.deploy.formats.base import (
     Format,
     Source,
     agreement_of,
-    answer,
-    of_several_sizes,
+    in_several_sizes,
+    logits_of,
 )
 from kdsearch.deploy.latency import Latency, LatencyCache
-from kdsearch.deploy.targets import described
-from kdsearch.deploy.targets.base import Target as Aimed
+from kdsearch.deploy.targets import target_info
+from kdsearch.deploy.targets.base import Target
 from kdsearch.models.model import Model, batches
 from kdsearch.spec import Budget
-from kdsearch.study.summary import Target
+from kdsearch.study.summary import TargetInfo
 
 CALIBRATION = 256  # training images that ranges are taken from
 _CALIBRATION_BATCH = 16
@@ -40,7 +40,7 @@ _Show = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class File:
+class ExportedFile:
     """A written file and what was measured on it.
 
     runtime: what loaded it; target: where its latency is from. val: its accuracy on validation;
@@ -52,7 +52,7 @@ class File:
     format: str
     name: str
     runtime: str
-    target: Target
+    target: TargetInfo
     bytes: int
     val: float
     drop: float
@@ -63,7 +63,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demands:
+class ExportOptions:
     """What a file must keep to: the budget of latency, and the accuracy it may lose.
 
     is_folded: whether ONNX files take raw pixels, uint8 [B, H, W, C]; `-uint8` in their names.
@@ -81,10 +81,10 @@ def write_file(
     folder: Path,
     data: ImageData,
     *,
-    demands: Demands,
+    demands: ExportOptions,
     latencies: LatencyCache,
     whole: float | None = None,
-) -> File:
+) -> ExportedFile:
     """Write `student` in a format to `folder`, load it again by its runtime, and measure it.
 
     whole: the accuracy that its drop is measured from, where that is not the student's own. Its
@@ -107,11 +107,11 @@ def write_file(
         there = latencies.for_runtime(kind.runtime)
         latency = _time(path, there, show(student, data.val.at(slice(1)))[1])
         elsewhere = there.target.device != latencies.target.device
-        found = File(
+        found = ExportedFile(
             format=name.replace("_", "-"),
             name=path.name,
             runtime=run.label,
-            target=described(there.target),
+            target=target_info(there.target),
             bytes=sum(file.stat().st_size for file in Path(fresh).iterdir()),
             val=val,
             drop=drop,
@@ -128,7 +128,7 @@ def write_file(
     return found
 
 
-def calibration(student: Model, data: ImageData) -> Iterator[Tensor]:
+def calibration_images(student: Model, data: ImageData) -> Iterator[Tensor]:
     """Yield normalised training images in small batches, spread over the set, views plain."""
     count = min(CALIBRATION, len(data.train))
     chosen = torch.linspace(0, len(data.train) - 1, count).long()
@@ -136,7 +136,7 @@ def calibration(student: Model, data: ImageData) -> Iterator[Tensor]:
         yield student.preprocess(data.train.at(part))
 
 
-def best(files: Sequence[File]) -> File | None:
+def best(files: Sequence[ExportedFile]) -> ExportedFile | None:
     """Return the fastest file that misses nothing, None without one."""
     sound = [file for file in files if not file.misses]
     return min(sound, key=lambda file: file.latency.ms, default=None)
@@ -149,10 +149,10 @@ def _answers(
     """Return the student's logits on validation, the file's, and the labels."""
     expected, found, labels = [], [], []
     for number, (images, target) in enumerate(batches(data.val, _CPU)):
-        for part in (images,) if number else of_several_sizes(images):
+        for part in (images,) if number else in_several_sizes(images):
             inputs, fed = show(student, part)
             expected.append(student.network(inputs))
-            found.append(answer(run, fed))
+            found.append(logits_of(run, fed))
         labels.append(target)
     return torch.cat(expected), torch.cat(found), torch.cat(labels)
 
@@ -185,7 +185,7 @@ def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
 
 
 def _misses(
-    kind: type[Format], agreement: Agreement, drop: float, demands: Demands
+    kind: type[Format], agreement: Agreement, drop: float, demands: ExportOptions
 ) -> Iterator[str]:
     if not kind.tolerance.accepts(agreement):
         yield (
@@ -196,7 +196,7 @@ def _misses(
         yield f"loses {100 * drop:.2f} points, over --max-drop {demands.max_drop:g}"
 
 
-def _delays(latency: Latency, budget: Budget, unmeasured: Aimed | None) -> Iterator[str]:
+def _delays(latency: Latency, budget: Budget, unmeasured: Target | None) -> Iterator[str]:
     """Yield why a latency is not to be called within the budget. unmeasured: the study's target."""
     if unmeasured is not None:
         yield f"timed on the CPU, since --target {unmeasured.name} takes no such file"

@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdsearch.deploy.device_lock import DeviceLock
-from kdsearch.deploy.targets import target_for, target_of
+from kdsearch.deploy.targets import parse_target, target_for
 from kdsearch.deploy.targets.base import Reference, Shape, Target, TimingRequest
-from kdsearch.deploy.timing import Latency, settle
+from kdsearch.deploy.timing import Latency, measure_rounds
 from kdsearch.json_cache import JsonCache, processor
 
 __all__ = ["Latency", "LatencyCache", "measure"]
@@ -26,9 +26,9 @@ class LatencyCache(JsonCache[Latency]):
     def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
         super().__init__(cache_dir / "latency", Latency)
         self._cache_dir = cache_dir
-        self.target = target_of("cpu") if target is None else target
+        self.target = parse_target("cpu") if target is None else target
         self._references = JsonCache(cache_dir / "references", Reference)
-        self._turns = DeviceLock(cache_dir, self.target.shared)
+        self._device_lock = DeviceLock(cache_dir, self.target.shared)
 
     def for_runtime(self, name: str) -> LatencyCache:
         """Return that of the same host for files of a runtime: by the target if it takes them."""
@@ -55,10 +55,10 @@ class LatencyCache(JsonCache[Latency]):
                 path.write_bytes(file)
                 return self.measure(path, shape=shape, dtype=dtype, limit=limit)
         timing = TimingRequest(file=file, shape=shape, dtype=dtype)
-        with self._turns.measuring():
-            return settle(
-                lambda: self.target.take(timing, self._reference),
-                self.target.patience,
+        with self._device_lock.exclusive():
+            return measure_rounds(
+                lambda: self.target.measure_round(timing, self._reference),
+                self.target.round_limits,
                 math.inf if limit is None else limit,
             )
 

@@ -15,7 +15,7 @@ import yaml
 
 from kdsearch import atomic
 from kdsearch.deploy.timing import BUSY
-from kdsearch.study.summary import Target
+from kdsearch.study.summary import TargetInfo
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
 _SPLITS = ("validation", "test")
@@ -36,7 +36,7 @@ said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolu
 """
 
 
-def tell(folder: Path, **facts: object) -> None:
+def update(folder: Path, **facts: object) -> None:
     """Add facts to a shipped folder's metrics.json, and write its card anew."""
     file = folder / METRICS
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -92,7 +92,7 @@ def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return (
         f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
-        f"{metrics['params']:,} parameters, {_latency(onnx)} on {Target(**metrics['target'])}."
+        f"{metrics['params']:,} parameters, {_latency(onnx)} on {TargetInfo(**metrics['target'])}."
     )
 
 
@@ -134,7 +134,7 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "\nMilliseconds are of undisturbed runs, and in brackets where 95 % of fresh processes "
         f"lie, slower moments of the machine included, on {metrics['machine']}: "
-        f"{Target(**metrics['target'])}.{beside}"
+        f"{TargetInfo(**metrics['target'])}.{beside}"
     )
 
 
@@ -156,7 +156,7 @@ def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
     for file in metrics.get("files", {}).values():
         if file["name"] != "student.onnx":
             took = {f"latency_{name}": value for name, value in file["latency"].items()}
-            latency = f"{_latency(took)}, {Target(**file['target'])}"
+            latency = f"{_latency(took)}, {TargetInfo(**file['target'])}"
             why = "; ".join(file["misses"])
             yield (
                 f"| `{file['name']}` | {file['bytes']:,} | {100 * file['val']:.2f} % | {latency} | "

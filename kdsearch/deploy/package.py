@@ -23,7 +23,7 @@ from kdsearch.deploy.formats.base import Agreement
 from kdsearch.deploy.formats.onnx import OPSET, accuracy, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.pricing import file_for
-from kdsearch.deploy.targets import described
+from kdsearch.deploy.targets import target_info
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.json_cache import processor
 from kdsearch.models.features import bare
@@ -96,7 +96,7 @@ def pack(
     )
     atomic.write(fresh / model_card.CONFIG, config_text(candidate, config))
     shutil.copyfile(PREDICT, fresh / "predict.py")
-    model_card.tell(
+    model_card.update(
         fresh,
         accuracy=dict(results),
         teacher={"name": config.teacher, **teacher},
@@ -200,7 +200,7 @@ def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> di
         },
         "within_budget": package.is_within(config.budget),
         "budget": asdict(config.budget),
-        "target": asdict(described(config)),
+        "target": asdict(target_info(config)),
         "flops": cost.flops,
         "params": cost.params,
     }

@@ -14,7 +14,7 @@ from torch import nn
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.flops import count
-from kdsearch.deploy.formats._program import saved
+from kdsearch.deploy.formats._program import program_bytes
 from kdsearch.deploy.formats.onnx import for_pricing
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets.base import Shape, Target
@@ -27,7 +27,7 @@ from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of, unusu
 logger = logging.getLogger(__name__)
 # Trials may be threads of one process, which has one stream of random numbers and one state of
 # torch's exporter: what draws or traces is done by one thread at a time.
-BUILDING = threading.Lock()
+BUILD_LOCK = threading.Lock()
 
 
 def build_student(spec: StudentSpec, data: ImageData) -> Model:
@@ -59,7 +59,7 @@ def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
     )
 
 
-class Prices:
+class StaticCosts:
     """FLOPs and parameters of students before their trials, counted once an architecture.
 
     35 ms of CPU for a student of `digits`, 60 ms for one of `classification-small`.
@@ -79,7 +79,7 @@ class Prices:
 
     def _count(self, spec: StudentSpec) -> Cost | None:
         try:
-            with BUILDING:
+            with BUILD_LOCK:
                 student = build_student(spec, self._data)
                 flops, params = count(student.network, input_shape=student.preprocess.input_shape)
         except Exception as error:  # a candidate must not end the study, whatever it does
@@ -114,6 +114,6 @@ def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:
     if "onnxruntime" in target.takes:
         return for_pricing(network, input_shape=shape)
     try:
-        return saved(network, input_shape=shape)
+        return program_bytes(network, input_shape=shape)
     except ExportError as error:
         raise CostError(str(error)) from error

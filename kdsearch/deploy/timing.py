@@ -94,34 +94,36 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How often to ask: `at_least` rounds, then until narrow, `at_most` or `seconds` are over."""
+class RoundLimits:
+    """Rounds of one latency: `min_rounds`, then more until it is narrow, up to either limit."""
 
-    at_least: int = 4
-    at_most: int = 12
-    seconds: float = 8.0
+    min_rounds: int = 4
+    max_rounds: int = 12
+    max_seconds: float = 8.0
 
     def __post_init__(self) -> None:
-        assert _FEWEST <= self.at_least <= self.at_most <= len(_T) + 1
+        assert _FEWEST <= self.min_rounds <= self.max_rounds <= len(_T) + 1
 
 
-def settle(take: Callable[[], Round], patience: Patience, limit: float = math.inf) -> Latency:
-    """Return the latency of rounds, taken until its interval is narrow or patience ends.
+def measure_rounds(
+    measure: Callable[[], Round], limits: RoundLimits, limit_ms: float = math.inf
+) -> Latency:
+    """Return the latency of rounds, measured until its interval is narrow or a limit is reached.
 
-    One that lies over `limit` milliseconds as a whole need not be narrow.
+    Stops early, with `is_cut`, once the whole interval exceeds `limit_ms`.
     """
     rounds: list[Round] = []
-    end = time.monotonic() + patience.seconds
+    end = time.monotonic() + limits.max_seconds
     while True:
-        rounds.append(take())
+        rounds.append(measure())
         if len(rounds) < _FEWEST:
             continue
         found = latency_of_rounds(rounds)
-        if len(rounds) >= patience.at_least and (
-            found.is_narrow or len(rounds) == patience.at_most or time.monotonic() > end
+        if len(rounds) >= limits.min_rounds and (
+            found.is_narrow or len(rounds) == limits.max_rounds or time.monotonic() > end
         ):
             return found
-        if found.low_ms > limit:
+        if found.low_ms > limit_ms:
             return replace(found, is_cut=True)
 
 

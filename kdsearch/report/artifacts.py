@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdsearch import atomic
-from kdsearch.deploy.targets import described
+from kdsearch.deploy.targets import target_info
 from kdsearch.errors import StudyError
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
@@ -27,11 +27,11 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.spend import runs_of
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import (
+    Baseline,
     Counts,
     Entry,
     Images,
     Seconds,
-    ShelfEntry,
     Summary,
     TeacherEntry,
 )
@@ -58,7 +58,7 @@ def summarise(study: OpenStudy) -> Summary:
     return Summary(
         study=study.name,
         budget=study.budget,
-        target=described(study.config),
+        target=target_info(study.config),
         teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
         counts=count_states(records),
         front=tuple(_entry(record, test) for record in front),
@@ -75,7 +75,9 @@ def summarise(study: OpenStudy) -> Summary:
             wall=sum(run.seconds for run in runs_of(study)),
             finish=cast("float", facts.get("finish_seconds", 0.0)),
         ),
-        shelf=tuple(ShelfEntry(**entry) for entry in cast("_Entries", facts.get("shelf", ()))),
+        baselines=tuple(
+            Baseline(**entry) for entry in cast("_Entries", facts.get("baselines", ()))
+        ),
         images=Images(**cast("dict[str, int]", facts.get("images", {}))),
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from kdsearch.deploy.targets import described
+from kdsearch.deploy.targets import target_info
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.spec import UNITS, TrialRecord
@@ -75,7 +75,7 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
             f"{one.name} is measured by {one.metric.label} and {other.name} by "
             f"{other.metric.label}: they cannot be compared"
         )
-    targets = str(described(one.config)), str(described(other.config))
+    targets = str(target_info(one.config)), str(target_info(other.config))
     axis = axis or _shared_axis(one, other, is_one_target=targets[0] == targets[1])
     if axis not in UNITS:
         raise SpecError(f"--axis {axis!r}: expected one of {', '.join(UNITS)}")

@@ -119,7 +119,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
         for name, group in groups.items()
     }
     points = [point for group in placed.values() for point in group]
-    costs = [cost for cost, _, _ in points] + [getattr(e, axis) for e in summary.shelf]
+    costs = [cost for cost, _, _ in points] + [getattr(e, axis) for e in summary.baselines]
     limit = shown_limit(summary.budget, axis, costs)
     known = [cost for cost in (*costs, limit) if cost is not None]
     log = is_log(known)
@@ -127,7 +127,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     always = [val for name in placed if name != "dominated" for _, val, _ in placed[name]]
     low, high = span(without_strays((val for _, val, _ in points), always))
     frame = _Frame(low=(below, low), high=(above, high), log=log)
-    parts = [_upright(frame, getattr(e, axis), words.network(e.name)) for e in summary.shelf]
+    parts = [_upright(frame, getattr(e, axis), words.network(e.name)) for e in summary.baselines]
     parts.append(_upright(frame, limit, f"budget {words.amount(axis, limit)}", "6 4"))
     stairs = [frame.at(cost, val) for cost, val, _ in placed["front"]]
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in stairs[1:])

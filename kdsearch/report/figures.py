@@ -27,7 +27,7 @@ from kdsearch.report.axes import (
 )
 from kdsearch.report.marks import Mark, Marks, escape, finite
 from kdsearch.spec import Budget
-from kdsearch.study.summary import ShelfEntry
+from kdsearch.study.summary import Baseline
 from kdsearch.tasks.base import Metric
 
 MAX_MARKS = 1_000  # of one kind off the front: each is an SVG node, and 1,000 overlap anyway
@@ -47,7 +47,7 @@ def scatter(
     front_axis: str,
     budget: Budget,
     metric: Metric,
-    shelf: Sequence[ShelfEntry] = (),
+    baselines: Sequence[Baseline] = (),
 ) -> go.Figure:
     """Return the metric over one cost; every axis has the same traces in the same order.
 
@@ -75,14 +75,14 @@ def scatter(
     ]
     figure = go.Figure(data=traces)
     costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
-    costs += [getattr(entry, axis) for entry in shelf]
+    costs += [getattr(entry, axis) for entry in baselines]
     limit = shown_limit(budget, axis, costs)
     base = _STRIP + 0.03 if strip else 0
     figure.update_layout(
         layout(
             xaxis={**cost_axis(axis, [*costs, limit]), "anchor": "y2" if strip else "y"},
             yaxis={**metric_axis(metric, close_up(marks)), "domain": [base, 1]},
-            shapes=_uprights(axis, shelf, limit, base),
+            shapes=_uprights(axis, baselines, limit, base),
         )
     )
     if strip:
@@ -216,11 +216,11 @@ def _strip_axis() -> dict[str, object]:
 
 
 def _uprights(
-    axis: str, shelf: Sequence[ShelfEntry], limit: float | None, base: float
+    axis: str, baselines: Sequence[Baseline], limit: float | None, base: float
 ) -> list[dict[str, object]]:
-    priced = [entry for entry in shelf if getattr(entry, axis) is not None]
+    priced = [entry for entry in baselines if getattr(entry, axis) is not None]
     priced.sort(key=lambda entry: getattr(entry, axis))
-    lines = [_shelf_line(axis, entry, base, at_top=i % 2 == 1) for i, entry in enumerate(priced)]
+    lines = [_baseline_line(axis, entry, base, at_top=i % 2 == 1) for i, entry in enumerate(priced)]
     return lines + ([] if limit is None else [_budget_line(axis, limit)])
 
 
@@ -229,7 +229,7 @@ def _budget_line(axis: str, limit: float) -> dict[str, object]:
     return _line(limit, 0, {"dash": "dash", "width": 1.5}, {**label, "yanchor": "bottom"})
 
 
-def _shelf_line(axis: str, entry: ShelfEntry, base: float, *, at_top: bool) -> dict[str, object]:
+def _baseline_line(axis: str, entry: Baseline, base: float, *, at_top: bool) -> dict[str, object]:
     """Return a line with its name at the foot or at the top, apart from its neighbours'."""
     place = {"xanchor": "right" if at_top else "left", "yanchor": "bottom"}
     label = {

@@ -98,7 +98,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
             front_axis=budgeted,
             budget=summary.budget,
             metric=summary.metric,
-            shelf=summary.shelf,
+            baselines=summary.baselines,
         )
         for axis in axes
     }
@@ -170,7 +170,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
         (marks.pruned, "Pruned trials are shown at the last value they reached."),
         (marks.rejected, "Crosses at the bottom: rejected students, over budget, never trained."),
         (
-            summary.shelf,
+            summary.baselines,
             "Dotted lines: baseline networks, same input and outputs as the students, not trained.",
         ),
         (outliers, f'{counted(outliers, "trial")} below this range; "all trials" shows them.'),
@@ -191,7 +191,7 @@ def _absent(summary: Summary, marks: Marks, axis: str) -> str:
     if missing := sum(placed.values()):
         parts.append(f"{counted(missing, 'trial')} without a measured {name} not drawn.")
     costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
-    costs += [getattr(entry, axis) for entry in summary.shelf]
+    costs += [getattr(entry, axis) for entry in summary.baselines]
     limit = getattr(summary.budget, axis)
     if limit is not None and shown_limit(summary.budget, axis, costs) is None:
         parts.append(f"The budget of {words.amount(axis, limit)} is far to the right.")

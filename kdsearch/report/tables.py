@@ -114,7 +114,7 @@ def front(summary: Summary) -> Table:
             words.scaled(entry.flops),
             words.scaled(entry.params),
         )
-        for entry in summary.shelf
+        for entry in summary.baselines
     ]
     caption = "Best trade-offs, cheapest first, compared with the teacher and baseline networks"
     if summary.images.val:

@@ -13,7 +13,7 @@ from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.formatting import SPACE, counted
-from kdsearch.study.summary import Entry, ShelfEntry, Summary, Target, TeacherEntry
+from kdsearch.study.summary import Baseline, Entry, Summary, TargetInfo, TeacherEntry
 from kdsearch.tasks.base import Metric
 
 TIMES = "\u00d7"
@@ -75,7 +75,7 @@ def amount(axis: str, value: float | None) -> str:
     return f"{scaled(value)}{SPACE}{unit}"
 
 
-def latency(cost: Cost | Entry | ShelfEntry | TeacherEntry) -> str:
+def latency(cost: Cost | Entry | Baseline | TeacherEntry) -> str:
     """Return a latency with its interval, if known, as '1.83 ms (1.79 to 1.88)'."""
     text = amount("latency_ms", cost.latency_ms)
     if isinstance(cost, TeacherEntry):
@@ -220,7 +220,7 @@ def limits(budget: Budget) -> str:
     return " and ".join(amount(axis, value) for axis, value in found.items() if value is not None)
 
 
-def target(where: Target) -> str:
+def target(where: TargetInfo) -> str:
     """Return the device and runtime that latency was measured on."""
     threads = counted(where.threads, "thread")
     return f"{where.device}, {where.runtime}, {threads}, batch{SPACE}{where.batch}"

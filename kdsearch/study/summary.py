@@ -17,7 +17,7 @@ SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class TargetInfo:
     """The device and runtime that latency was measured on."""
 
     device: str = "cpu"
@@ -116,7 +116,7 @@ class GainEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShelfEntry:
+class Baseline:
     """What a common network costs on the data and the target of the study; it was not trained."""
 
     name: str
@@ -157,7 +157,7 @@ class Seconds:
     """Wall time of the parts; `refit` is what was trained after the search, controls included.
 
     outputs: what of search and refit went into asking the teacher. finish: what followed the
-    search beside refit: the test split, the exported file, the networks off the shelf. wall: of all
+    search beside refit: the test split, the exported file, the baselines. wall: of all
     runs together, whatever ran side by side or failed.
     """
 
@@ -174,7 +174,7 @@ class Summary:
     """The content of `front.json`. `best` is the trial of the front whose student is to be shipped.
 
     shipped: the training whose weights are in best/, None before they are: `best` itself, or one of
-    its refits or controls. shelf: common networks at the study's size and number of classes.
+    its refits or controls. baselines: common networks at the study's size and number of classes.
     stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
     has at least that.
     candidates: those that were trained again, the most accurate on average first; then `controls`
@@ -183,7 +183,7 @@ class Summary:
 
     study: str
     budget: Budget
-    target: Target
+    target: TargetInfo
     teacher: TeacherEntry
     counts: Counts
     front: tuple[Entry, ...] = ()
@@ -194,7 +194,7 @@ class Summary:
     metric: Metric = ACCURACY
     candidates: tuple[CandidateEntry, ...] = ()
     gains: tuple[GainEntry, ...] = ()
-    shelf: tuple[ShelfEntry, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     images: Images = field(default_factory=Images)
     stopping: str = "off"
     min_accuracy: float | None = None

@@ -120,7 +120,7 @@ def load_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    with DeviceLock(cache_dir, str(device)).training() as turn:
+    with DeviceLock(cache_dir, str(device)).shared() as turn:
         session = Session(
             data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
         )
@@ -171,7 +171,7 @@ def _load(spec: TeacherSpec, data: ImageData) -> Model:
     return model
 
 
-def _student(spec: TeacherSpec, earlier: previous_study.Earlier, data: ImageData) -> Model:
+def _student(spec: TeacherSpec, earlier: previous_study.SavedStudent, data: ImageData) -> Model:
     if earlier.classes != data.classes and spec.epochs is None:
         raise SpecError(
             f"--teacher {spec.name}: it tells apart {_listed(earlier.classes)}; the data "

@@ -31,7 +31,7 @@ _TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
+class SavedStudent:
     """A student on disk: what to build, its weights, its classes and how it is shown images."""
 
     spec: StudentSpec
@@ -69,7 +69,7 @@ def weights_file(name: str) -> Path:
     return _trial(folder, number)[1]
 
 
-def find_student(name: str, data: ImageData, storage: str | None = None) -> Earlier:
+def find_student(name: str, data: ImageData, storage: str | None = None) -> SavedStudent:
     """Return the student at `FOLDER` or `FOLDER#TRIAL`, to teach on `data`. Raises SpecError.
 
     storage: of the study, see `open_study`.
@@ -91,7 +91,7 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Earl
         resolution=spec.resolution or data.size,
         channels=data.channels,
     )
-    return Earlier(spec=spec, weights=weights, classes=data.classes, preprocess=preprocess)
+    return SavedStudent(spec=spec, weights=weights, classes=data.classes, preprocess=preprocess)
 
 
 def _shipped(folder: Path) -> Path:
@@ -100,7 +100,7 @@ def _shipped(folder: Path) -> Path:
         if (found / "config.yaml").is_file():
             return found
     message = f"study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
-    numbers = kept(folder)
+    numbers = trials_with_weights(folder)
     if numbers:
         message += f"; the trials whose weights are kept: {_listed(folder, numbers)}"
     raise SpecError(message)
@@ -116,12 +116,13 @@ def _trial(folder: Path, number: int, storage: str | None = None) -> tuple[Stude
     if not weights.is_file():
         raise SpecError(
             f"study:{folder}#{number}: its weights were not kept (trials on the front "
-            f"keep theirs); those that have them: {_listed(folder, kept(folder)) or 'none'}"
+            f"keep theirs); those that have them: "
+            f"{_listed(folder, trials_with_weights(folder)) or 'none'}"
         )
     return _offline(Candidate.from_params(record.params).student), weights
 
 
-def kept(folder: Path) -> list[int]:
+def trials_with_weights(folder: Path) -> list[int]:
     """Return the numbers of the trials whose weights are there."""
     return sorted(int(file.parent.name) for file in folder.glob(f"trials/[0-9]*/{_WEIGHTS}"))
 
@@ -130,7 +131,7 @@ def _listed(folder: Path, numbers: list[int]) -> str:
     return ", ".join(f"study:{folder}#{number}" for number in numbers)
 
 
-def _of_folder(folder: Path) -> Earlier:
+def _of_folder(folder: Path) -> SavedStudent:
     """Read what was shipped: config.yaml says what to build, student.onnx for which images."""
     said = metadata_of(folder / "student.onnx")
     file = folder / "config.yaml"
@@ -145,7 +146,7 @@ def _of_folder(folder: Path) -> Earlier:
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise SpecError(f"{file} does not name a student ({error!r}); ship it again") from error
     spec = make(StudentSpec, family=family, resolution=resolution, knobs=knobs)
-    return Earlier(
+    return SavedStudent(
         spec=_offline(spec),
         weights=folder / _WEIGHTS,
         classes=tuple(json.loads(said["classes"])),

@@ -19,7 +19,7 @@ from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import latency_of
-from kdsearch.deploy.targets import target_in
+from kdsearch.deploy.targets import require_target
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
 from kdsearch.study.callbacks import Callback
@@ -51,7 +51,7 @@ def load_data(config: StudyConfig, out: Path) -> tuple[ImageData, StudyConfig]:
 
     Raises SpecError at once where the target cannot be used here.
     """
-    target_in(config)
+    require_target(config)
     data = datasets.load(
         config.data,
         cache_dir=out / CACHE,
@@ -152,7 +152,7 @@ def lay_out(
             for teacher in teachers
         ),
         budget=config.budget,
-        latencies=LatencyCache(out / CACHE, target_in(config)),
+        latencies=LatencyCache(out / CACHE, require_target(config)),
         device_lock=DeviceLock(out / CACHE, str(device)),
         seed=config.seed,
         device=device,

@@ -24,7 +24,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
-from kdsearch.deploy.pricing import BUILDING, build_student, price
+from kdsearch.deploy.pricing import BUILD_LOCK, build_student, price
 from kdsearch.errors import (
     NO_WRITE,
     KDSearchError,
@@ -124,7 +124,7 @@ def _run(
     on_rung: OnRung | None,
 ) -> TrialOutcome:
     seed = _seed_of(candidate, context.seed)
-    with BUILDING:
+    with BUILD_LOCK:
         torch.manual_seed(seed)
         student = build_student(candidate.student, context.data)
         cost = price(student, budget=context.budget, latencies=context.latencies)
@@ -215,19 +215,19 @@ def _train(
 ) -> list[Epoch]:
     form = Execution()
     if context.executions is not None:
-        with BUILDING, context.device_lock.measuring():
+        with BUILD_LOCK, context.device_lock.exclusive():
             if context.device.type == "cuda":  # others have queued steps before they gave way
                 torch.cuda.synchronize(context.device)
             form = context.executions.fastest(student, context.data, context.device)
-    with BUILDING:
+    with BUILD_LOCK:
         torch.manual_seed(seed)
         distiller = build_distiller(candidate, student, context)
     checkpoint = None
     if context.unfinished is not None:
         name = candidate.digest()
         what = f"{name} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
-        checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILDING)
-    with context.device_lock.training() as turn:
+        checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILD_LOCK)
+    with context.device_lock.shared() as turn:
         session = Session(
             data=context.data,
             spec=candidate.train,

@@ -1,4 +1,4 @@
-"""Common networks off the shelf, priced as students are: what a user would ship without a search.
+"""Baselines: common untrained networks, priced as students are.
 
 They are built at the data's size and number of classes, and not trained, so only costs are known.
 """
@@ -14,21 +14,21 @@ from kdsearch.deploy.pricing import build_student, latency_of
 from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import JsonCache
 from kdsearch.spec import StudentSpec
-from kdsearch.study.summary import ShelfEntry
+from kdsearch.study.summary import Baseline
 from kdsearch.trials.trial import TrialContext
 
 # Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
 NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")
 
 
-def off_the_shelf(
+def measure_baselines(
     context: TrialContext, cache_dir: Path, note: Callable[[str], None]
-) -> tuple[ShelfEntry, ...]:
+) -> tuple[Baseline, ...]:
     """Return what each network costs here; one that cannot be built or priced is noted instead.
 
     What is known is kept below `cache_dir`, for every study of images and classes like these.
     """
-    kept = JsonCache(cache_dir / "shelf", ShelfEntry)
+    kept = JsonCache(cache_dir / "baselines", Baseline)
     data = context.data
     images = f"{data.channels} x {data.size}, {data.num_classes} classes"
     what = f"{images} | {context.latencies.here()}"
@@ -41,11 +41,11 @@ def off_the_shelf(
     return tuple(found)
 
 
-def _price(name: str, context: TrialContext) -> ShelfEntry:
+def _price(name: str, context: TrialContext) -> Baseline:
     student = build_student(StudentSpec(family=name), context.data)
     flops, params = count(student.network, input_shape=student.preprocess.input_shape)
     latency = latency_of(student, context.latencies)
-    return ShelfEntry(
+    return Baseline(
         name=name,
         flops=flops,
         params=params,

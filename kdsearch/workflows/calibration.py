@@ -32,7 +32,7 @@ class Calibration:
     temperature: float | None
 
 
-def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+def measure_calibration(logits: Tensor, labels: Tensor) -> Calibration:
     """Return how right and how sure logits [N, K] are about labels [N]."""
     logits = logits.double()
     confidence, predicted = logits.softmax(dim=1).max(dim=1)

@@ -33,7 +33,7 @@ from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
 from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
 from kdsearch.trials.trial import TrialContext, build_distiller
-from kdsearch.workflows.calibration import Calibration, calibration
+from kdsearch.workflows.calibration import Calibration, measure_calibration
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of 0.7 points at the most
@@ -86,7 +86,7 @@ class MethodCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckReport:
     """What was found; notes: what follows from it, in sentences."""
 
     data: str
@@ -110,7 +110,7 @@ def check(
     params: Params | None = None,
     device: str = "auto",
     on_try: OnTry | None = None,
-) -> Checked:
+) -> CheckReport:
     """Try the methods on the students, and measure the teachers of a request.
 
     space: a name or a file; its methods, in the middle of their ranges. None: every method at its
@@ -132,7 +132,7 @@ def check(
     models = [model for student, model in built if model and student.size != "largest"]
     methods = _try_all(plan, models, prepared.context, on_try or _nobody)
     known = [spec.is_trained_here for spec in teacher_specs(config)]
-    return Checked(
+    return CheckReport(
         data=data.name,
         classes=data.num_classes,
         space=name,
@@ -268,7 +268,8 @@ def _teachers(context: TrialContext) -> Iterator[TeacherCheck]:
         ]
     for name, *both in zip(names, *answers, strict=True):
         validation, train_set = (
-            calibration(logits, images.labels) for logits, images in zip(both, splits, strict=True)
+            measure_calibration(logits, images.labels)
+            for logits, images in zip(both, splits, strict=True)
         )
         yield TeacherCheck(name=name, validation=validation, train=train_set)
 

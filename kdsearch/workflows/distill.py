@@ -15,7 +15,7 @@ from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import Latency, measure
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import build_student, file_for
-from kdsearch.deploy.targets import described, target_in
+from kdsearch.deploy.targets import require_target, target_info
 from kdsearch.deploy.targets.base import Note, Shape
 from kdsearch.errors import StudyError, TrainingError
 from kdsearch.models import students
@@ -26,7 +26,7 @@ from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.study import TrialOutcome
-from kdsearch.study.summary import Target
+from kdsearch.study.summary import TargetInfo
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
@@ -68,7 +68,7 @@ def distill(
     data, config = load_data(config, out)
     student = build_student(candidate.student, data)  # its mistakes show before any training
     callback.on_message(f"Results go to {path}")
-    target_in(config).rehearse(student.preprocess.input_shape, callback.on_message)
+    require_target(config).dry_run(student.preprocess.input_shape, callback.on_message)
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
     build_distiller(candidate, student, prepared.context)
     callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
@@ -145,7 +145,7 @@ class Measured:
     flops: int | None
     params: int | None
     latency: Latency
-    target: Target
+    target: TargetInfo
 
 
 def measure_model(
@@ -162,8 +162,8 @@ def measure_model(
     `.onnx` or `.pt2`, whose latency alone is measured. Raises SpecError for an unknown name and
     CostError when the model cannot be priced.
     """
-    name, target = spec.family, target_in(config)
-    target.rehearse(input_shape, note)
+    name, target = spec.family, require_target(config)
+    target.dry_run(input_shape, note)
     if name.endswith((".onnx", ".pt2")):
         return Measured(
             name=name,
@@ -171,7 +171,7 @@ def measure_model(
             flops=None,
             params=None,
             latency=measure(Path(name), shape=input_shape, target=target),
-            target=described(config),
+            target=target_info(config),
         )
     channels, side, _ = input_shape
     network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
@@ -183,5 +183,5 @@ def measure_model(
         flops=flops,
         params=params,
         latency=measure(file, shape=input_shape, target=target),
-        target=described(config),
+        target=target_info(config),
     )

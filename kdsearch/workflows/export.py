@@ -15,12 +15,12 @@ import yaml
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats as known_formats
 from kdsearch.deploy import model_card, runtimes
-from kdsearch.deploy.files import Demands, File, best, calibration, write_file
+from kdsearch.deploy.files import ExportedFile, ExportOptions, best, calibration_images, write_file
 from kdsearch.deploy.formats.base import Source
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import candidate_of, pack
-from kdsearch.deploy.targets import target_in
+from kdsearch.deploy.targets import require_target
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
@@ -52,8 +52,8 @@ class Exported:
     """The folder, the files that were written there, and the fastest that misses nothing."""
 
     path: Path
-    files: tuple[File, ...]
-    best: File | None
+    files: tuple[ExportedFile, ...]
+    best: ExportedFile | None
 
 
 def export_study(
@@ -93,7 +93,7 @@ def export_study(
             f"the images of {config.data!r} are no longer those of the study {path}; a file can "
             "only be judged on the same ones"
         )
-    latencies = LatencyCache(out / CACHE, target_in(config))
+    latencies = LatencyCache(out / CACHE, require_target(config))
     folder = path / "best"
     if trial is not None:
         folder = path / "exported" / f"{trial:06d}"
@@ -106,9 +106,9 @@ def export_study(
         network=student.network,
         input_shape=student.preprocess.input_shape,
         onnx=folder / "student.onnx",
-        calibration=lambda: calibration(student, data),
+        calibration_images=lambda: calibration_images(student, data),
     )
-    demands = Demands(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
+    demands = ExportOptions(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
     files = []
     for name in formats:
         callback.on_message(f"Writing {name}")
@@ -121,7 +121,7 @@ def export_study(
                 config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch
             )
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
-            tuned = fine_tune(student, candidate, context, source.calibration())
+            tuned = fine_tune(student, candidate, context, source.calibration_images())
             file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)
         files.append(file)
     _keep(folder, files)
@@ -129,15 +129,15 @@ def export_study(
 
 
 def _better(
-    file: File,
+    file: ExportedFile,
     tuned: Model,
     source: Source,
     folder: Path,
     data: ImageData,
     *,
-    demands: Demands,
+    demands: ExportOptions,
     latencies: LatencyCache,
-) -> File:
+) -> ExportedFile:
     """Put the file of the tuned student in place of the first where it loses less."""
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
@@ -179,7 +179,7 @@ def _request(path: Path) -> StudyConfig:
 def _require_shipped(path: Path) -> None:
     """Raise StudyError for a study that has not chosen what to ship."""
     if not (path / "best" / "config.yaml").is_file():
-        numbers = _shown(previous_study.kept(path))
+        numbers = _shown(previous_study.trials_with_weights(path))
         other = f", or export a trial whose weights are kept: --trial {numbers}" if numbers else ""
         raise StudyError(
             f"the study {path.name!r} has not shipped a student yet; `{resume_command(path)}` goes "
@@ -192,7 +192,7 @@ def _shown(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers[:_SHOWN])) + (", …" if numbers[_SHOWN:] else "")
 
 
-def _student(earlier: previous_study.Earlier, data: ImageData) -> Model:
+def _student(earlier: previous_study.SavedStudent, data: ImageData) -> Model:
     if earlier.classes != data.classes:
         raise StudyError(f"the student's classes are not those of {data.name!r}")
     network = earlier.build(len(earlier.classes))
@@ -210,7 +210,7 @@ def _pack_trial(
     storage: str | None,
 ) -> None:
     """Pack one trial as the best is packed. Raises SpecError for one without weights."""
-    study, numbers = load_study(path, storage), previous_study.kept(path)
+    study, numbers = load_study(path, storage), previous_study.trials_with_weights(path)
     record = next((r for r in study.records() if r.number == number), None)
     advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
     if record is None:
@@ -238,7 +238,7 @@ def _pack_trial(
     )
 
 
-def _keep(folder: Path, files: Sequence[File]) -> None:
+def _keep(folder: Path, files: Sequence[ExportedFile]) -> None:
     """Add the files to metrics.json, each under its name, and to the card."""
     known = json.loads((folder / model_card.METRICS).read_text(encoding="utf-8")).get("files", {})
-    model_card.tell(folder, files={**known, **{file.name: asdict(file) for file in files}})
+    model_card.update(folder, files={**known, **{file.name: asdict(file) for file in files}})

@@ -39,14 +39,14 @@ from kdsearch.study.summary import Summary
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
-from kdsearch.workflows.baselines import off_the_shelf
+from kdsearch.workflows.baselines import measure_baselines
 
 BEST = "best"  # the folder to ship
 _TRIED = ".tried"  # where one stands until its file has been measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Finalized:
     """What a study found, and the folder to ship."""
 
     path: Path
@@ -71,9 +71,9 @@ def _weights(study: OpenStudy, record: TrialRecord) -> Path:
     return study.directory(number) / WEIGHTS
 
 
-def finish(
+def finalize(
     study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
-) -> Finished:
+) -> Finalized:
     """Train controls, and refits where those are asked for; ship the best of all; write the report.
 
     The test split is read when that choice has been made.
@@ -108,8 +108,8 @@ def finish(
     seconds = time.perf_counter() - started - training
     study.note(notes=notes, finish_seconds=seconds)
     told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
-    model_card.tell(package.path, **told, notes=judged, seeds=_seeds(study))
-    return Finished(path=study.path, summary=write_derived(study), package=package, notes=notes)
+    model_card.update(package.path, **told, notes=judged, seeds=_seeds(study))
+    return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
 def _with_controls(
@@ -160,10 +160,10 @@ def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
 
 
 def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:
-    """Note what the report shows beside the trials: networks off the shelf, numbers of images."""
-    if "shelf" not in study.facts():
-        shelf = off_the_shelf(context, study.path.parent / CACHE, callback.on_message)
-        study.note(shelf=[asdict(entry) for entry in shelf])
+    """Note what the report shows beside the trials: baselines, numbers of images."""
+    if "baselines" not in study.facts():
+        baselines = measure_baselines(context, study.path.parent / CACHE, callback.on_message)
+        study.note(baselines=[asdict(entry) for entry in baselines])
     study.note(images={"val": len(context.data.val), "test": len(context.data.test)})
 
 

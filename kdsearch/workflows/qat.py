@@ -45,7 +45,7 @@ def fine_tune(
     recipe = replace(recipe, epochs=EPOCHS, lr=_SLOWER * recipe.lr, warmup=0.0)
     torch.manual_seed(context.seed)
     distiller = build_distiller(candidate, tuned, context)
-    with rounded(tuned.network, images), context.device_lock.training() as turn:
+    with fake_quantised(tuned.network, images), context.device_lock.shared() as turn:
         session = Session(
             data=context.data,
             spec=recipe,
@@ -62,7 +62,7 @@ def fine_tune(
 
 
 @contextmanager
-def rounded(network: nn.Module, images: Iterable[Tensor]) -> Iterator[None]:
+def fake_quantised(network: nn.Module, images: Iterable[Tensor]) -> Iterator[None]:
     """Let the convolutions and linear layers of a network round to 8 bits meanwhile."""
     ranges = _ranges(network, images)
     handles = []

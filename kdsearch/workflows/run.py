@@ -20,8 +20,8 @@ from typing import Protocol, cast
 import torch
 
 from kdsearch.data.base import ImageData
-from kdsearch.deploy.pricing import Prices
-from kdsearch.deploy.targets import target_in
+from kdsearch.deploy.pricing import StaticCosts
+from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Engine, Proposals, search
 from kdsearch.engines.gpu_packing import fitting
@@ -61,7 +61,7 @@ from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
-from kdsearch.workflows.finalize import Finished, finish
+from kdsearch.workflows.finalize import Finalized, finalize
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
@@ -99,7 +99,7 @@ def run(
     name: str | None = None,
     plan: Plan | None = None,
     loggers: Loggers | None = None,
-) -> Finished:
+) -> Finalized:
     """Run a study, or go on with the one of that name, and return what it found.
 
     given: fields of StudyConfig that the user set; `space` is a name or a file. Other fields come
@@ -113,7 +113,7 @@ def run(
         plan.on_ray.share(device)
     config, data, path = _settle(given, out, name, plan.storage)
     callback.on_message(f"Results go to {path}")
-    target_in(config).rehearse((data.channels, data.size, data.size), callback.on_message)
+    require_target(config).dry_run((data.channels, data.size, data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
     callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
@@ -140,7 +140,7 @@ def run(
             ):
                 _search(study, prepared.context, engine, callbacks, plan, total=total)
                 _tell(callbacks, refits_left(study))
-                finished = finish(study, prepared.context, callbacks, engine, ledger=ledger)
+                finished = finalize(study, prepared.context, callbacks, engine, ledger=ledger)
             write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -247,7 +247,7 @@ def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
 
 def _price(budget: Budget, context: TrialContext) -> Price | None:
     """Return what prices a draw, None where a price would turn nothing away."""
-    return None if budget.flops is None and budget.params is None else Prices(context.data)
+    return None if budget.flops is None and budget.params is None else StaticCosts(context.data)
 
 
 def _search(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shell import Shell
 
-from kdsearch.deploy.files import File
+from kdsearch.deploy.files import ExportedFile
 from kdsearch.deploy.formats import accuracy
 from kdsearch.deploy.package import candidate_of
 from kdsearch.study.open import load_study
@@ -137,7 +137,7 @@ def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Sh
     from kdsearch.cli.live import StudyConsole
     from kdsearch.workflows.export import export_study
 
-    def exported(max_drop: float) -> File:
+    def exported(max_drop: float) -> ExportedFile:
         with StudyConsole(quiet=True) as callback:
             found = export_study(study, ["onnx-int8"], callback, out=shell.out, max_drop=max_drop)
         return found.files[0]

@@ -55,7 +55,7 @@ def test_study_leaves_what_readme_lists(study: Path) -> None:
     front = json.loads((study / "front.json").read_text())
     assert front["study"] == "phones"
     assert front["counts"]["complete"] == 2
-    assert [entry["name"] for entry in front["shelf"]] == list(NETWORKS)
+    assert [entry["name"] for entry in front["baselines"]] == list(NETWORKS)
     assert front["images"]["val"] > 0 < front["seconds"]["finish"]
     weights = {p.parent.name for p in study.glob("trials/*/student.safetensors")}
     shown = [*front["front"], *front["controls"]]

@@ -46,7 +46,7 @@ def test_two_trainings_step_at_the_same_time(tmp_path: Path) -> None:
     both = Barrier(2)
 
     def train() -> None:
-        with DeviceLock(tmp_path).training() as turn, turn:
+        with DeviceLock(tmp_path).shared() as turn, turn:
             both.wait(TIMEOUT)
 
     with threads(train, train):
@@ -58,7 +58,7 @@ def test_a_measurement_overlaps_nothing(tmp_path: Path) -> None:
     overlaps: list[list[str]] = []
 
     def train() -> None:
-        with DeviceLock(tmp_path).training() as turn:
+        with DeviceLock(tmp_path).shared() as turn:
             for _ in range(100):
                 with turn:
                     inside.append("step")
@@ -67,7 +67,7 @@ def test_a_measurement_overlaps_nothing(tmp_path: Path) -> None:
 
     def measure() -> None:
         for _ in range(10):
-            with DeviceLock(tmp_path).measuring():
+            with DeviceLock(tmp_path).exclusive():
                 inside.append("measurement")
                 time.sleep(0.003)
                 overlaps.append(list(inside))
@@ -84,7 +84,7 @@ def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Pa
 
     def train(start: float) -> None:
         time.sleep(start)
-        with DeviceLock(tmp_path).training() as turn:
+        with DeviceLock(tmp_path).shared() as turn:
             while not done.is_set():
                 with turn:
                     time.sleep(0.05)
@@ -93,7 +93,7 @@ def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Pa
         try:
             time.sleep(0.2)
             started = time.perf_counter()
-            with DeviceLock(tmp_path).measuring():
+            with DeviceLock(tmp_path).exclusive():
                 waited = time.perf_counter() - started
         finally:
             done.set()
@@ -101,7 +101,7 @@ def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Pa
 
 
 def test_devices_have_turns_of_their_own(tmp_path: Path) -> None:
-    with DeviceLock(tmp_path).measuring(), DeviceLock(tmp_path, "cuda:0").training() as turn, turn:
+    with DeviceLock(tmp_path).exclusive(), DeviceLock(tmp_path, "cuda:0").shared() as turn, turn:
         pass
 
 
@@ -110,7 +110,7 @@ import sys, time
 from pathlib import Path
 from kdsearch.deploy.device_lock import DeviceLock
 turns = DeviceLock(Path(sys.argv[1]))
-with turns.training() as step, step if sys.argv[2] == "training" else turns.measuring():
+with turns.shared() as step, step if sys.argv[2] == "training" else turns.exclusive():
     print("holds", flush=True)
     time.sleep(60)
 """
@@ -125,7 +125,7 @@ def test_a_killed_holder_frees_its_turn(tmp_path: Path, how: str) -> None:
         had_it = Event()
 
         def measure() -> None:
-            with DeviceLock(tmp_path).measuring():
+            with DeviceLock(tmp_path).exclusive():
                 had_it.set()
 
         with threads(measure):
@@ -135,10 +135,10 @@ def test_a_killed_holder_frees_its_turn(tmp_path: Path, how: str) -> None:
 
 
 def test_an_error_frees_a_turn(tmp_path: Path) -> None:
-    with DeviceLock(tmp_path).training() as turn:
+    with DeviceLock(tmp_path).shared() as turn:
         with pytest.raises(ZeroDivisionError), turn:
             raise ZeroDivisionError
-        with DeviceLock(tmp_path).measuring():
+        with DeviceLock(tmp_path).exclusive():
             pass
 
 
@@ -151,8 +151,8 @@ def test_a_student_is_not_measured_during_anothers_step(
         measured.set()
         return Latency(ms=1.0, low_ms=0.9, high_ms=1.1, spread_ms=0.1, contention=1.0)
 
-    monkeypatch.setattr("kdsearch.deploy.latency.settle", measure)
-    hold.enter_context(hold.enter_context(DeviceLock(tmp_path / "cache").training()))
+    monkeypatch.setattr("kdsearch.deploy.latency.measure_rounds", measure)
+    hold.enter_context(hold.enter_context(DeviceLock(tmp_path / "cache").shared()))
     with threads(
         lambda: price(
             build_student(PLAIN.student, DATA), budget=shared.budget, latencies=shared.latencies
@@ -166,7 +166,7 @@ def test_a_student_is_not_measured_during_anothers_step(
 def test_a_trial_makes_no_epoch_during_anothers_measurement(tmp_path: Path) -> None:
     shared, trained, hold = context(tmp_path), Event(), ExitStack()
     price(build_student(PLAIN.student, DATA), budget=shared.budget, latencies=shared.latencies)
-    hold.enter_context(DeviceLock(tmp_path / "cache").measuring())
+    hold.enter_context(DeviceLock(tmp_path / "cache").exclusive())
 
     def run() -> None:
         run_trial(PLAIN, shared, tmp_path / "0", on_epoch=lambda *_: trained.set())

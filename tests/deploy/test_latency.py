@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdsearch.deploy.latency import Latency, LatencyCache, measure
-from kdsearch.deploy.targets import target_of
-from kdsearch.deploy.targets.base import Kept, Target, TimingRequest
+from kdsearch.deploy.targets import parse_target
+from kdsearch.deploy.targets.base import References, Target, TimingRequest
 from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
 from kdsearch.json_cache import JsonCache, processor
@@ -54,7 +54,7 @@ def test_network_of_forty_times_the_work_takes_several_times_as_long():
 
 def test_batch_of_sixteen_takes_longer_than_one_image():
     one = measure(network(10), shape=SHAPE)
-    many = measure(network(10), shape=SHAPE, target=target_of("cpu", batch=16))
+    many = measure(network(10), shape=SHAPE, target=parse_target("cpu", batch=16))
 
     assert many.ms > 4 * one.ms
 
@@ -76,7 +76,7 @@ def test_slow_moments_of_the_reference_are_of_every_student(tmp_path, monkeypatc
     answers = {"watch": {"blocks": [1.0] * 90 + [1.2] * 10}, "length": {"ratio": 8.0}}
     file = {"ratio": 0.5, "length": 8, "contention": 1.0}
     monkeypatch.setattr(
-        target._fresh, "ask", lambda said: next((answers[k] for k in answers if k in said), file)
+        target._server, "ask", lambda said: next((answers[k] for k in answers if k in said), file)
     )
 
     found = cache.measure(network(1), shape=SHAPE)
@@ -89,7 +89,7 @@ def test_slow_moments_of_the_reference_are_of_every_student(tmp_path, monkeypatc
 
 
 def test_two_threads_are_measured_by_the_wall_clock():
-    assert measure(network(10), shape=SHAPE, target=target_of("cpu", threads=2)).ms > 0
+    assert measure(network(10), shape=SHAPE, target=parse_target("cpu", threads=2)).ms > 0
 
 
 def test_file_and_its_bytes_are_the_same_network(tmp_path):
@@ -144,8 +144,8 @@ def test_cache_keeps_keys_apart(tmp_path):
 
 
 def test_cache_keeps_targets_and_their_settings_apart(tmp_path):
-    one, two = (LatencyCache(tmp_path, target_of("cpu", threads=n)) for n in (1, 2))
-    batch = LatencyCache(tmp_path, target_of("cpu", batch=2))
+    one, two = (LatencyCache(tmp_path, parse_target("cpu", threads=n)) for n in (1, 2))
+    batch = LatencyCache(tmp_path, parse_target("cpu", batch=2))
     other = Latency(ms=7.0, low_ms=6.5, high_ms=7.5, spread_ms=0.5, contention=1.0)
     one.latency_of("resnet", lambda: MEASURED)
 
@@ -232,7 +232,7 @@ def test_measuring_needs_no_torch():
 
 
 def test_files_of_a_runtime_that_the_target_takes_are_timed_on_it(tmp_path):
-    cache = LatencyCache(tmp_path, target_of("cpu", threads=2, batch=4))
+    cache = LatencyCache(tmp_path, parse_target("cpu", threads=2, batch=4))
 
     assert cache.for_runtime("onnxruntime") is cache
     other = cache.for_runtime("torch_export").target
@@ -253,7 +253,7 @@ class _Asks(Target):
     def version(self) -> str:
         return "1"
 
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         self.names.add(timing.file.name)
         return Round(ms=1.0)
 

@@ -54,7 +54,7 @@ INT8 = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / model_card.CONFIG).write_text(yaml.safe_dump(CONFIG))
-    model_card.tell(tmp_path, **METRICS)
+    model_card.update(tmp_path, **METRICS)
     return tmp_path
 
 
@@ -88,8 +88,8 @@ def test_it_says_what_was_measured(folder, said):
 
 
 def test_what_is_found_later_is_added(folder):
-    model_card.tell(folder, files={"student-int8.onnx": INT8})
-    model_card.tell(folder, notes=["Gain: 1.00 points"])
+    model_card.update(folder, files={"student-int8.onnx": INT8})
+    model_card.update(folder, notes=["Gain: 1.00 points"])
 
     text = (folder / model_card.CARD).read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `student-int8.onnx`"))
@@ -103,13 +103,13 @@ def test_what_is_found_later_is_added(folder):
 
 @pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
 def test_a_busy_machine_is_told(folder, contention, is_told):
-    model_card.tell(folder, onnx={**METRICS["onnx"], "contention": contention})
+    model_card.update(folder, onnx={**METRICS["onnx"], "contention": contention})
     assert ("It was busy meanwhile" in (folder / model_card.CARD).read_text()) == is_told
 
 
 def test_other_seeds_stand_beside_it(folder):
     seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
-    model_card.tell(folder, seeds={"validation": seeds})
+    model_card.update(folder, seeds={"validation": seeds})
 
     said = "| 95.00 % | 20 | 89.25 ± 1.25 (85.00 to 93.50), 2 seeds |"
     assert said in (folder / model_card.CARD).read_text()

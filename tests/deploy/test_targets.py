@@ -20,12 +20,12 @@ from torch import nn
 
 from kdsearch.deploy.latency import LatencyCache, measure
 from kdsearch.deploy.pricing import file_for
-from kdsearch.deploy.targets import TARGETS, described, target_in, target_of
-from kdsearch.deploy.targets.base import Kept, Reference, Target, TimingRequest
+from kdsearch.deploy.targets import TARGETS, parse_target, require_target, target_info
+from kdsearch.deploy.targets.base import Reference, References, Target, TimingRequest
 from kdsearch.deploy.targets.cmd import Cmd
 from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.summary import Target as Described
+from kdsearch.study.summary import TargetInfo
 
 TIMING = """
 import os, sys, time
@@ -43,7 +43,7 @@ for _ in range(30):
 """
 
 
-def nothing_kept(_name: str, make: Kept) -> Reference:
+def nothing_kept(_name: str, make: References) -> Reference:
     raise AssertionError("no reference was to be asked for")
 
 
@@ -55,7 +55,7 @@ def command(tmp_path: Path, script: str) -> str:
 
 def usable(name: str) -> Target:
     """The target, or the test is skipped where it cannot be used here."""
-    target = target_of(name)
+    target = parse_target(name)
     try:
         target.require()
     except SpecError as error:
@@ -77,18 +77,18 @@ def test_the_targets_are_these() -> None:
 
 def test_an_unknown_target_is_refused_with_those_there_are() -> None:
     with pytest.raises(SpecError, match=r"unknown --target 'cpuu' \(did you mean 'cpu'\?\); known"):
-        target_of("cpuu")
+        parse_target("cpuu")
     for wrong in ("nonsense", "cm:python"):
         with pytest.raises(SpecError, match=f"unknown --target '{wrong}'; known: cmd:COMMAND, cpu"):
-            target_of(wrong)
+            parse_target(wrong)
     with pytest.raises(SpecError, match="only cmd takes what stands after a colon"):
-        target_of("cpu:0").require()
+        parse_target("cpu:0").require()
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch", "openvino", "cuda", "tensorrt"])
 @pytest.mark.parametrize("wrong", ["threads", "batch"])
 def test_settings_are_part_of_the_key(name: str, wrong: str) -> None:
-    assert target_of(name).key() != target_of(name, **{wrong: 2}).key()
+    assert parse_target(name).key() != parse_target(name, **{wrong: 2}).key()
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch", "openvino"])
@@ -116,20 +116,20 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is installed here")
 def test_a_missing_runtime_is_told_with_its_extra() -> None:
     with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
-        target_in(StudyConfig(target="openvino"))
+        require_target(StudyConfig(target="openvino"))
 
 
 def test_more_threads_than_cores_are_refused() -> None:
     cores = os.cpu_count() or 1
-    target_in(StudyConfig(threads=cores))
+    require_target(StudyConfig(threads=cores))
     with pytest.raises(SpecError, match=f"--threads {cores + 1}: this machine has {cores} cores"):
-        target_in(StudyConfig(threads=cores + 1))
+        require_target(StudyConfig(threads=cores + 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_told() -> None:
     with pytest.raises(SpecError, match="--target cuda: PyTorch sees no GPU"):
-        target_in(StudyConfig(target="cuda"))
+        require_target(StudyConfig(target="cuda"))
 
 
 @pytest.mark.skipif(
@@ -137,7 +137,7 @@ def test_a_missing_gpu_is_told() -> None:
 )
 def test_a_missing_tensorrt_is_told() -> None:
     with pytest.raises(SpecError, match=r"--target tensorrt: this ONNX Runtime has .*CPUExec"):
-        target_in(StudyConfig(target="tensorrt"))
+        require_target(StudyConfig(target="tensorrt"))
 
 
 @pytest.mark.gpu
@@ -153,7 +153,7 @@ def test_a_gpu_tells_a_longer_network_from_a_shorter(name: str) -> None:
 
 
 def test_a_command_that_times_onnxruntime_agrees_with_cpu(tmp_path: Path) -> None:
-    target = target_of(command(tmp_path, TIMING))
+    target = parse_target(command(tmp_path, TIMING))
     target.require()
     file = network(40)
     ours, theirs = measure(file, shape=SHAPE), measure(file, shape=SHAPE, target=target)
@@ -169,15 +169,15 @@ def test_a_command_gets_the_file_the_batch_and_the_threads(tmp_path: Path) -> No
         "print(int(e['KDSEARCH_BATCH']) + int(e['KDSEARCH_THREADS'])\n"
         "    + int(e['KDSEARCH_INPUT'].split('x')[0]) + 100 * os.path.isfile(sys.argv[-1]))"
     )
-    target = target_of(command(tmp_path, script), threads=3, batch=16)
+    target = parse_target(command(tmp_path, script), threads=3, batch=16)
 
     assert measure(network(1), shape=SHAPE, target=target).ms == pytest.approx(127)
 
 
 def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
-    target = target_of(command(tmp_path, "print('1 2'); print(30.0)"))
+    target = parse_target(command(tmp_path, "print('1 2'); print(30.0)"))
 
-    assert target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
+    assert target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept).ms == 2
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told: str) -> None:
-    target = target_of(command(tmp_path, script))
+    target = parse_target(command(tmp_path, script))
     with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
-        target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
+        target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert ("no device" in str(error.value)) == ("no device" in script)
 
@@ -207,7 +207,7 @@ def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told:
 def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Path) -> None:
     script = TIMING.replace("os, sys, time\n", "os, sys, time; time.sleep(0.2)\n")
     told: list[str] = []
-    target_of(command(tmp_path, script), batch=2).rehearse((3, 16, 16), told.append)
+    parse_target(command(tmp_path, script), batch=2).dry_run((3, 16, 16), told.append)
 
     first, then = told
     assert first.startswith("Trying --target cmd:")
@@ -217,9 +217,9 @@ def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Pa
 
 
 def test_a_command_that_fails_its_rehearsal_is_refused_with_what_it_said(tmp_path: Path) -> None:
-    target = target_of(command(tmp_path, "raise SystemExit('adb: no devices')"))
+    target = parse_target(command(tmp_path, "raise SystemExit('adb: no devices')"))
     with pytest.raises(SpecError, match=r"(?s)small ONNX file of 1x8x8: .*ended with 1.*adb: no d"):
-        target.rehearse((1, 8, 8), lambda _: None)
+        target.dry_run((1, 8, 8), lambda _: None)
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
         f"open({str(started)!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60)"
     )
-    target = target_of(command(tmp_path, script))
+    target = parse_target(command(tmp_path, script))
     assert isinstance(target, Cmd)
     target.timeout_seconds = 2.0
     begun = time.monotonic()
     with pytest.raises(CostError, match="took more than 2 s"):
-        target.take(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
+        target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert time.monotonic() - begun < 20
     assert gone(int(started.read_text()))
@@ -263,7 +263,7 @@ def gone(pid: int) -> bool:
 )
 def test_a_command_that_cannot_be_is_refused_before_a_study(text: str, told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        target_in(StudyConfig(target=text))
+        require_target(StudyConfig(target=text))
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch"])
@@ -274,7 +274,7 @@ def test_a_process_that_dies_costs_its_student_alone(name: str, tmp_path: Path) 
     file.write_bytes(file_of(target, 2))
     cache = LatencyCache(tmp_path, target)
     assert cache.measure(file, shape=SHAPE).ms > 0
-    parent = target._fresh._parent  # type: ignore[attr-defined]
+    parent = target._server._parent  # type: ignore[attr-defined]
     parent.send_signal(signal.SIGKILL)
     parent.wait()
 
@@ -294,21 +294,21 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) ->
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            cache.target.take(TimingRequest(file=long, shape=SHAPE), nothing_kept)
+            cache.target.measure_round(TimingRequest(file=long, shape=SHAPE), nothing_kept)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
     assert (
-        cache.target.take(TimingRequest(file=short, shape=SHAPE), cache._reference).ms
+        cache.target.measure_round(TimingRequest(file=short, shape=SHAPE), cache._reference).ms
         < 3 * expected
     )
 
 
 def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
-    target = target_of("cpu")
+    target = parse_target("cpu")
     measure(network(1), shape=SHAPE, target=target)
-    parent: subprocess.Popen[str] = target._fresh._parent  # type: ignore[attr-defined]
+    parent: subprocess.Popen[str] = target._server._parent  # type: ignore[attr-defined]
     assert parent.poll() is None
     del target
 
@@ -316,12 +316,12 @@ def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_target_is_described_for_front_json() -> None:
-    assert described(StudyConfig()) == Described()
-    assert described(StudyConfig(target="cmd:ssh board run", batch=8)) == Described(
+    assert target_info(StudyConfig()) == TargetInfo()
+    assert target_info(StudyConfig(target="cmd:ssh board run", batch=8)) == TargetInfo(
         device="cmd", runtime="ssh board run", threads=1, batch=8
     )
     assert (
-        str(described(StudyConfig(target="torch", threads=2))) == "cpu, torch, 2 threads, batch 1"
+        str(target_info(StudyConfig(target="torch", threads=2))) == "cpu, torch, 2 threads, batch 1"
     )
 
 

@@ -13,10 +13,10 @@ import pytest
 from kdsearch.deploy.timing import (
     FLOOR,
     Latency,
-    Patience,
     Round,
+    RoundLimits,
     latency_of_rounds,
-    settle,
+    measure_rounds,
     time_block,
     time_pairs,
     warm_up,
@@ -82,7 +82,9 @@ def test_an_interval_holds_19_of_20_next_rounds() -> None:
 
 def test_settling_ends_when_the_interval_is_narrow() -> None:
     source = iter(rounds(1.0, 1.2, 1.0, 1.0, *[1.0] * 100))
-    found = settle(lambda: next(source), Patience(at_least=3, at_most=12, seconds=60))
+    found = measure_rounds(
+        lambda: next(source), RoundLimits(min_rounds=3, max_rounds=12, max_seconds=60)
+    )
     taken = 104 - len(list(source))
 
     assert found.ms == 1.0
@@ -91,7 +93,7 @@ def test_settling_ends_when_the_interval_is_narrow() -> None:
 
 def test_settling_takes_at_least_so_many_rounds() -> None:
     source = iter(rounds(*[1.0] * 10))
-    settle(lambda: next(source), Patience(at_least=5, at_most=12, seconds=60))
+    measure_rounds(lambda: next(source), RoundLimits(min_rounds=5, max_rounds=12, max_seconds=60))
 
     assert len(list(source)) == 5
 
@@ -102,7 +104,9 @@ def test_settling_gives_up_and_says_so() -> None:
             yield from rounds(1.0, 2.0)
 
     source = noise()
-    found = settle(lambda: next(source), Patience(at_least=3, at_most=6, seconds=60))
+    found = measure_rounds(
+        lambda: next(source), RoundLimits(min_rounds=3, max_rounds=6, max_seconds=60)
+    )
 
     assert not found.is_narrow
     assert "not within 3 %" in str(found)
@@ -110,11 +114,11 @@ def test_settling_gives_up_and_says_so() -> None:
 
 def test_what_is_over_the_limit_as_a_whole_need_not_be_narrow() -> None:
     """Logs 0, .1, 0: half of it is 4.303 * .0577 * sqrt(4/3) = .287, so from .75 on."""
-    patience = Patience(at_least=4, at_most=12, seconds=60)
+    limits = RoundLimits(min_rounds=4, max_rounds=12, max_seconds=60)
     taken = []
     for limit in (0.7, 0.9):
         source = iter(rounds(*[1.0, math.exp(0.1)] * 6))
-        found = settle(lambda source=source: next(source), patience, limit)  # type: ignore[misc]
+        found = measure_rounds(lambda source=source: next(source), limits, limit)  # type: ignore[misc]
         taken.append((12 - len(list(source)), found.is_cut))
 
     assert taken[0] == (3, True)
@@ -123,7 +127,7 @@ def test_what_is_over_the_limit_as_a_whole_need_not_be_narrow() -> None:
 
 def test_settling_ends_with_its_time() -> None:
     source = iter(rounds(1.0, 2.0, 3.0, 4.0))
-    settle(lambda: next(source), Patience(at_least=3, at_most=12, seconds=0))
+    measure_rounds(lambda: next(source), RoundLimits(min_rounds=3, max_rounds=12, max_seconds=0))
 
     assert len(list(source)) == 1
 

@@ -24,7 +24,7 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.study import REDRAWS, OpenStudy, Proposal, TrialOutcome, searched
-from kdsearch.workflows.finalize import finish
+from kdsearch.workflows.finalize import finalize
 
 # No choice owns a dimension, so that every sampler may draw.
 FLAT = """
@@ -203,7 +203,7 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
             pytest.raises(BudgetError) as caught,
             Ledger(study, device="cpu", started=0.0) as ledger,
         ):
-            finish(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
+            finalize(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
     assert str(caught.value).startswith(
         f"no student reaches --min-accuracy 0.99: the most accurate of 1, no. {record.number}, has "
     )

@@ -11,23 +11,23 @@ from typing import TypeAlias
 from kdsearch.hpo.pareto import front
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.summary import (
+    Baseline,
     Counts,
     Entry,
     Images,
     Seconds,
-    ShelfEntry,
     Summary,
-    Target,
+    TargetInfo,
     TeacherEntry,
 )
 
 Study: TypeAlias = tuple[Summary, list[TrialRecord]]
 LIMIT_MS = 2.0
-SHELF = (
-    ShelfEntry(
+BASELINES = (
+    Baseline(
         name="timm:small", flops=2_000_000, params=600_000, latency_ms=0.3, latency_spread_ms=0.01
     ),
-    ShelfEntry(
+    Baseline(
         name="timm:large",
         flops=90_000_000,
         params=11_000_000,
@@ -42,7 +42,7 @@ def surrounded(study: Study) -> Study:
     summary, records = study
     return replace(
         summary,
-        shelf=SHELF,
+        baselines=BASELINES,
         images=Images(val=2_000, test=1_000),
         stopping="safe",
         seconds=replace(summary.seconds, finish=12.5),
@@ -74,7 +74,7 @@ def make_study(
     summary = Summary(
         study=name,
         budget=Budget(latency_ms=LIMIT_MS),
-        target=Target(),
+        target=TargetInfo(),
         teacher=TeacherEntry(
             name="resnet34",
             val=0.978,

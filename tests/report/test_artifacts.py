@@ -54,7 +54,7 @@ CANDIDATE = {"trial", "roles", "shipped", "trained", "controls"}
 CONTROL = {"trained", "gain", "test_gain"}
 TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
-    *("schema", "study", "task", "metric", "front", "controls", "best", "shelf", "stopping"),
+    *("schema", "study", "task", "metric", "front", "controls", "best", "baselines", "stopping"),
     *("min_accuracy", "candidates", "gains", "shipped"),
     *LAYOUT,
 }
@@ -177,14 +177,14 @@ def test_facts_of_the_study_are_in_the_summary(study: OpenStudy) -> None:
         "latency_ms": 0.5,
         "latency_spread_ms": 0.1,
     }
-    assert summarise(study).shelf == ()
-    study.note(shelf=[entry], images={"val": 40, "test": 30}, finish_seconds=1.5)
+    assert summarise(study).baselines == ()
+    study.note(baselines=[entry], images={"val": 40, "test": 30}, finish_seconds=1.5)
     content = summarise(study).to_json()
     ends = {"latency_low_ms": None, "latency_high_ms": None}  # an older study's has none
-    assert content["shelf"] == ({**entry, **ends},)
+    assert content["baselines"] == ({**entry, **ends},)
     assert content["images"] == {"val": 40, "test": 30}
     assert content["seconds"]["finish"] == 1.5  # type: ignore[index]
-    study.note(shelf=[], images={}, finish_seconds=0.0)
+    study.note(baselines=[], images={}, finish_seconds=0.0)
 
 
 def test_trials_csv_has_one_row_a_trial(study: OpenStudy) -> None:

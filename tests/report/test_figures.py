@@ -26,7 +26,7 @@ def figure(summary: Summary, records: list[TrialRecord], axis: str = "latency_ms
         front_axis="latency_ms",
         budget=summary.budget,
         metric=ACCURACY,
-        shelf=summary.shelf,
+        baselines=summary.baselines,
     )
 
 

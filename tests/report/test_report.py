@@ -316,4 +316,4 @@ def test_an_unshipped_student_is_the_best_so_far() -> None:
     assert f"The best so far is trial {summary.best}" in text
     assert "Ship trial" not in text
     assert f"trial {summary.best} (" in text
-    assert "the best so far" in tables.front(summary).rows[-2 - len(summary.shelf)][0]
+    assert "the best so far" in tables.front(summary).rows[-2 - len(summary.baselines)][0]

@@ -17,7 +17,7 @@ from toy_trial import DATA, PLAIN, SMALL, TRAIN, context
 
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack
-from kdsearch.deploy.pricing import Prices, build_student, latency_of
+from kdsearch.deploy.pricing import StaticCosts, build_student, latency_of
 from kdsearch.errors import ExportError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
@@ -306,7 +306,7 @@ def test_a_price_before_the_trial_is_the_trials_own(tmp_path: Path) -> None:
         "train.epochs": 1,
     }
     outcome = run_trial(Candidate.from_params(params), context(tmp_path), tmp_path / "trial")
-    price = Prices(DATA)(params)
+    price = StaticCosts(DATA)(params)
     assert price is not None
     assert outcome.cost is not None
     assert (price.flops, price.params) == (outcome.cost.flops, outcome.cost.params)
@@ -316,7 +316,7 @@ def test_a_price_before_the_trial_is_the_trials_own(tmp_path: Path) -> None:
 def test_an_architecture_is_priced_once_whatever_its_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prices, built = Prices(DATA), []
+    prices, built = StaticCosts(DATA), []
 
     def counted(*args: object, **kwargs: object) -> Model:
         built.append(args)
@@ -332,4 +332,4 @@ def test_an_architecture_is_priced_once_whatever_its_recipe(
 
 
 def test_what_cannot_be_built_has_no_price() -> None:
-    assert Prices(DATA)({"student.family": "resnet", "student.resnet.depth": -1}) is None
+    assert StaticCosts(DATA)({"student.family": "resnet", "student.resnet.depth": -1}) is None

@@ -1,4 +1,4 @@
-"""Networks off the shelf are priced as students are, and one that cannot be is told."""
+"""Baselines are priced as students are, and one that cannot be is told."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_network_costs_what_the_same_student_would(
     )
     monkeypatch.setattr(baselines, "NETWORKS", (SMALL, "timm:no_such_network"))
     told: list[str] = []
-    (found,) = baselines.off_the_shelf(context, tmp_path, told.append)
+    (found,) = baselines.measure_baselines(context, tmp_path, told.append)
     cost = price(
         build_student(StudentSpec(family=SMALL), context.data),
         budget=context.budget,
@@ -43,4 +43,6 @@ def test_a_network_costs_what_the_same_student_would(
     assert found.latency_ms > 0
     assert len(told) == 1
     assert "no_such_network" in told[0]
-    assert baselines.off_the_shelf(context, tmp_path, told.append) == (found,)  # all of it was kept
+    assert baselines.measure_baselines(context, tmp_path, told.append) == (
+        found,
+    )  # all of it was kept

@@ -15,8 +15,8 @@ from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
-from kdsearch.workflows.calibration import best_temperature, calibration
-from kdsearch.workflows.check import Checked, MethodCheck, check
+from kdsearch.workflows.calibration import best_temperature, measure_calibration
+from kdsearch.workflows.check import CheckReport, MethodCheck, check
 
 SPACE = """\
 student:
@@ -65,13 +65,13 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def checked(out: Path, config: StudyConfig, **settings: Value) -> Checked:
+def checked(out: Path, config: StudyConfig, **settings: Value) -> CheckReport:
     params = STUDENT | {name.replace("__", "."): value for name, value in settings.items()}
     with StudyConsole(quiet=True) as callback:
         return check(config, callback, out=out, params=params, device="cpu")
 
 
-def by_name(found: Checked) -> dict[str, MethodCheck]:
+def by_name(found: CheckReport) -> dict[str, MethodCheck]:
     return {tried.method: tried for tried in found.methods}
 
 
@@ -83,7 +83,7 @@ def two_logits(*confidences: float) -> torch.Tensor:
 def test_calibration_of_four_samples_by_hand() -> None:
     # Bins are 1/15 wide. 0.95 (right) and 0.94 (wrong) share the last one, (0.933, 1]: its
     # accuracy is 0.5, its confidence 0.945. 0.7 (right) and 0.55 (wrong) are alone.
-    found = calibration(two_logits(0.95, 0.94, 0.7, 0.55), torch.tensor([0, 1, 0, 1]))
+    found = measure_calibration(two_logits(0.95, 0.94, 0.7, 0.55), torch.tensor([0, 1, 0, 1]))
     assert found.images == 4
     assert found.accuracy == 0.5
     assert found.confidence == pytest.approx((0.95 + 0.94 + 0.7 + 0.55) / 4)
@@ -94,7 +94,7 @@ def test_calibration_of_four_samples_by_hand() -> None:
 def test_confidence_at_the_edge_of_a_bin_belongs_to_the_lower_one() -> None:
     # 1 falls into the last bin, with 0.94; a single sample's error is |right - confidence|.
     certain = torch.tensor([[100.0, 0.0], [math.log(0.94 / 0.06), 0.0]], dtype=torch.float64)
-    found = calibration(certain, torch.tensor([0, 1]))
+    found = measure_calibration(certain, torch.tensor([0, 1]))
     assert found.ece == pytest.approx(0.97 - 0.5)
 
 

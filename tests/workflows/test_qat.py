@@ -13,7 +13,7 @@ from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import accuracy
 from kdsearch.trials.trial import TrialContext
-from kdsearch.workflows.qat import fine_tune, rounded
+from kdsearch.workflows.qat import fake_quantised, fine_tune
 
 DATA = toy_data()
 CANDIDATE = {
@@ -34,7 +34,7 @@ def test_a_weight_keeps_its_largest_of_each_channel_and_255_levels() -> None:
     with torch.no_grad():
         layer.weight[1] *= 100
 
-    with rounded(nn.Sequential(layer), [torch.randn(4, 200)]):
+    with fake_quantised(nn.Sequential(layer), [torch.randn(4, 200)]):
         weight = layer.weight.detach()
         original = layer.parametrizations.weight.original.detach()  # type: ignore[union-attr]
 
@@ -53,7 +53,7 @@ def test_what_a_layer_reads_is_rounded_between_the_ends_it_was_shown() -> None:
     nn.init.ones_(layer.weight)
     x = torch.tensor([[-1.0], [0.0], [0.3], [1.9], [9.0]], requires_grad=True)
 
-    with rounded(nn.Sequential(layer), [torch.tensor([[-0.55], [2.0]])]):
+    with fake_quantised(nn.Sequential(layer), [torch.tensor([[-0.55], [2.0]])]):
         y = nn.Sequential(layer)(x)
         y.sum().backward()
 
@@ -69,7 +69,7 @@ def test_the_network_is_itself_again() -> None:
     images = inputs()[0]
     before = network.eval()(images)
 
-    with rounded(network, inputs()):
+    with fake_quantised(network, inputs()):
         during = network(images)
 
     assert not torch.equal(during, before)
@@ -98,8 +98,8 @@ def test_training_for_8_bits_leaves_the_student_and_learns(tmp_path) -> None:
 
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     assert tuned.state_dict().keys() == state.keys()
-    with rounded(tuned.network, inputs()):
+    with fake_quantised(tuned.network, inputs()):
         in_8_bits = accuracy(tuned, DATA.val, CPU)
-    with rounded(student.network, inputs()):
+    with fake_quantised(student.network, inputs()):
         untuned = accuracy(student, DATA.val, CPU)
     assert in_8_bits > 0.9 > untuned

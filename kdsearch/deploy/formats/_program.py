@@ -45,7 +45,7 @@ def program_of(
     return program
 
 
-def saved(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes:
+def program_bytes(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes:
     """Return a program for any batch as the bytes of its `.pt2` file. Raises ExportError."""
     written = io.BytesIO()
     program = program_of(model, input_shape=input_shape)

@@ -27,7 +27,7 @@ class Source:
     network: nn.Module
     input_shape: tuple[int, int, int]
     onnx: Path
-    calibration: Callable[[], Iterable[Tensor]]
+    calibration_images: Callable[[], Iterable[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +89,9 @@ def compare(model: nn.Module, run: Run, images: Iterable[Tensor]) -> Agreement:
     expected, found = [], []
     with torch.no_grad():
         for number, batch in enumerate(images):
-            for part in (batch,) if number else of_several_sizes(batch):
+            for part in (batch,) if number else in_several_sizes(batch):
                 expected.append(model(part))
-                found.append(answer(run, part))
+                found.append(logits_of(run, part))
     return agreement_of(torch.cat(expected), torch.cat(found))
 
 
@@ -106,11 +106,11 @@ def agreement_of(ours: Tensor, theirs: Tensor) -> Agreement:
     )
 
 
-def answer(run: Run, images: Tensor) -> Tensor:
+def logits_of(run: Run, images: Tensor) -> Tensor:
     """Return the logits of a loaded file as a tensor."""
     return torch.from_numpy(run(np.ascontiguousarray(images.cpu().numpy())))
 
 
-def of_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
+def in_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
     """Return a batch as one image, seven, and the rest, so that a file is tried on each."""
     return tuple(part for part in (batch[:1], batch[1:8], batch[8:]) if len(part))

@@ -21,7 +21,7 @@ from kdsearch.atomic import replacing
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.flops import unfused_attention
 from kdsearch.deploy.formats._program import cpu_copy
-from kdsearch.deploy.formats.base import EXACT, Agreement, Format, Source, answer, compare
+from kdsearch.deploy.formats.base import EXACT, Agreement, Format, Source, compare, logits_of
 from kdsearch.deploy.runtimes import Runtime
 from kdsearch.errors import CostError, ExportError
 
@@ -137,7 +137,7 @@ def accuracy(path: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     Raises ExportError when the file does not load or run.
     """
     run = _load(path)
-    right = [(answer(run, images).argmax(1) == labels.cpu()) for images, labels in batches]
+    right = [(logits_of(run, images).argmax(1) == labels.cpu()) for images, labels in batches]
     return float(torch.cat(right).float().mean())
 
 

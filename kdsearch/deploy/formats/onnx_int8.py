@@ -44,7 +44,7 @@ class OnnxInt8(Format):
             folded = Path(folder) / "folded.onnx"
             try:
                 quant_pre_process(source.onnx, folded)
-                _quantise(folded, path, source.calibration())
+                _quantise(folded, path, source.calibration_images())
             except Exception as error:  # onnxruntime's exceptions have no common base
                 raise ExportError(f"{source.onnx} cannot be quantised: {error}") from error
         proto = onnx.load(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdsearch.deploy.formats._program import saved
+from kdsearch.deploy.formats._program import program_bytes
 from kdsearch.deploy.formats.base import Format, Source
 
 
@@ -16,4 +16,4 @@ class TorchExport(Format):
 
     def write(self, source: Source, path: Path) -> None:
         """Write the traced program."""
-        path.write_bytes(saved(source.network, input_shape=source.input_shape))
+        path.write_bytes(program_bytes(source.network, input_shape=source.input_shape))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.summary import Target as Described
+from kdsearch.study.summary import TargetInfo
 
 if TYPE_CHECKING:
     from kdsearch.deploy.targets.base import Target
@@ -21,7 +21,7 @@ TARGETS: Registry[Target] = Registry(
 )
 
 
-def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
+def parse_target(text: str, *, threads: int = 1, batch: int = 1) -> Target:
     """Return the target that `cpu`, `cmd:COMMAND` and so on name. Raises SpecError."""
     name, _, command = text.partition(":")
     if name not in TARGETS.names():
@@ -33,18 +33,18 @@ def target_of(text: str, *, threads: int = 1, batch: int = 1) -> Target:
     return TARGETS.get(name)(threads=threads, batch=batch, command=command)
 
 
-def target_in(config: StudyConfig) -> Target:
+def require_target(config: StudyConfig) -> Target:
     """Return the target that a request names. Raises SpecError where it cannot be used here."""
-    target = target_of(config.target, threads=config.threads, batch=config.batch)
+    target = parse_target(config.target, threads=config.threads, batch=config.batch)
     target.require()
     return target
 
 
-def described(what: StudyConfig | Target) -> Described:
+def target_info(what: StudyConfig | Target) -> TargetInfo:
     """Return a target, or a request's, as `front.json` names it."""
     if isinstance(what, StudyConfig):
-        what = target_of(what.target, threads=what.threads, batch=what.batch)
-    return Described(
+        what = parse_target(what.target, threads=what.threads, batch=what.batch)
+    return TargetInfo(
         device=what.device,
         runtime=what.command or what.runtime,
         threads=what.threads,
@@ -56,6 +56,6 @@ def target_for(runtime: str, asked: Target) -> Target:
     """Return `asked` where it takes the files of a runtime, else the CPU by that runtime."""
     if runtime in asked.takes:
         return asked
-    from kdsearch.deploy.targets._hosted import ByRuntime
+    from kdsearch.deploy.targets._local import RuntimeTarget
 
-    return ByRuntime(runtime=runtime, threads=asked.threads, batch=asked.batch)
+    return RuntimeTarget(runtime=runtime, threads=asked.threads, batch=asked.batch)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.timing import Patience, Round
+from kdsearch.deploy.timing import Round, RoundLimits
 from kdsearch.errors import CostError, SpecError
 
 Shape: TypeAlias = tuple[int, int, int]
@@ -45,7 +45,7 @@ class Reference:
 
 
 # Returns what is kept on this host under a name, or keeps what the callable measures.
-Kept: TypeAlias = Callable[[str, Callable[[], Reference]], Reference]
+References: TypeAlias = Callable[[str, Callable[[], Reference]], Reference]
 
 
 class Target(ABC):
@@ -60,7 +60,7 @@ class Target(ABC):
     runtime: str
     takes: tuple[str, ...] = ("onnxruntime",)
     shared: ClassVar[str] = "cpu"
-    patience: ClassVar[Patience] = Patience()
+    round_limits: ClassVar[RoundLimits] = RoundLimits()
 
     def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:
         self.threads = threads
@@ -78,7 +78,7 @@ class Target(ABC):
         except runtimes.Unavailable as error:
             raise SpecError(f"--target {self.name}: {error}") from error
 
-    def rehearse(self, shape: Shape, note: Note) -> None:
+    def dry_run(self, shape: Shape, note: Note) -> None:
         """Try what `require` cannot tell, before anything is trained; here nothing.
 
         shape: of the images. note: is told what takes time. Raises SpecError.
@@ -100,7 +100,7 @@ class Target(ABC):
         return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
 
     @abstractmethod
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Return what one fresh process finds.
 
         Raises CostError where the runtime refuses the file or the images.

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.deploy.targets._chain import chain
-from kdsearch.deploy.targets.base import Kept, Note, Shape, Target, TimingRequest
-from kdsearch.deploy.timing import Patience, Round
+from kdsearch.deploy.targets._reference_network import conv_chain
+from kdsearch.deploy.targets.base import Note, References, Shape, Target, TimingRequest
+from kdsearch.deploy.timing import Round, RoundLimits
 from kdsearch.errors import CostError, SpecError
 
 _TIMEOUT_SECONDS = 600.0
@@ -33,7 +33,7 @@ class Cmd(Target):
 
     device = "cmd"
     runtime = "a command"
-    patience = Patience(at_least=3, at_most=6, seconds=120.0)
+    round_limits = RoundLimits(min_rounds=3, max_rounds=6, max_seconds=120.0)
     timeout_seconds = _TIMEOUT_SECONDS
 
     def require(self) -> None:
@@ -49,14 +49,14 @@ class Cmd(Target):
                 f"--target cmd:{self.command}: there is no program {argv[0]!r}; give its path"
             )
 
-    def rehearse(self, shape: Shape, note: Note) -> None:
+    def dry_run(self, shape: Shape, note: Note) -> None:
         """Run the command once, on a convolution. Raises SpecError with what it said."""
         note(f"Trying --target cmd:{self.command} on a small ONNX file")
         began = time.perf_counter()
         channels, side, _ = shape
         with TemporaryDirectory() as folder:
             file = Path(folder) / "student.onnx"
-            file.write_bytes(chain(1, channels=channels, side=side))
+            file.write_bytes(conv_chain(1, channels=channels, side=side))
             try:
                 self._ask(TimingRequest(file=file, shape=shape))
             except CostError as error:
@@ -66,16 +66,16 @@ class Cmd(Target):
                 ) from error
         note(
             f"It answered after {time.perf_counter() - began:.1f} s; a network is measured by "
-            f"{self.patience.at_least} to {self.patience.at_most} such runs"
+            f"{self.round_limits.min_rounds} to {self.round_limits.max_rounds} such runs"
         )
 
     def version(self) -> str:
         """Return nothing: what the command runs is its own."""
         return ""
 
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Return the median of what the command prints."""
-        del kept
+        del references
         return self._ask(timing)
 
     def _ask(self, timing: TimingRequest) -> Round:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdsearch.deploy.targets._hosted import InTurns
+from kdsearch.deploy.targets._local import CpuTarget
 
 
-class Cpu(InTurns):
+class Cpu(CpuTarget):
     """ONNX Runtime on the CPU; the default."""
 
     runtime = "onnxruntime"

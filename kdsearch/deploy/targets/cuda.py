@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import cast
 
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.targets._fresh import Plain
-from kdsearch.deploy.targets._hosted import Hosted
-from kdsearch.deploy.targets.base import Kept, TimingRequest
+from kdsearch.deploy.targets._fork_server import Json
+from kdsearch.deploy.targets._local import LocalTarget
+from kdsearch.deploy.targets.base import References, TimingRequest
 from kdsearch.deploy.timing import Round, Run
 from kdsearch.errors import CostError, SpecError
 
 _REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
 
 
-class Cuda(Hosted):
+class Cuda(LocalTarget):
     """A GPU by PyTorch: a replayed CUDA graph, without what launching costs the host."""
 
     device = "cuda"
@@ -44,9 +44,9 @@ class Cuda(Hosted):
         """Import PyTorch; a child opens the device, which a fork cannot share."""
         runtimes.require("torch_export").prepare()
 
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Return what one fork finds; events tell the GPU's own time, so without a reference."""
-        del kept
+        del references
         return Round(ms=cast("float", self.ask(timing)["ms"]))
 
     def _replay(self, timing: TimingRequest) -> Run:
@@ -71,7 +71,7 @@ class Cuda(Hosted):
                 module(images)
         return graph.replay
 
-    def time(self, timing: TimingRequest) -> Plain:
+    def time(self, timing: TimingRequest) -> Json:
         """Return the milliseconds of a replay, by the GPU's own clock."""
         import torch
 

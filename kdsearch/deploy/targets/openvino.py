@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdsearch.deploy.targets._hosted import InTurns
+from kdsearch.deploy.targets._local import CpuTarget
 
 
-class OpenVino(InTurns):
+class OpenVino(CpuTarget):
     """OpenVINO on the CPU, in float32; it takes ONNX files and its own."""
 
     runtime = "openvino"

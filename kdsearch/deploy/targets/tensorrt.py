@@ -9,9 +9,9 @@ import time
 from typing import cast
 
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.targets._fresh import Plain
-from kdsearch.deploy.targets._hosted import Hosted
-from kdsearch.deploy.targets.base import Kept, TimingRequest
+from kdsearch.deploy.targets._fork_server import Json
+from kdsearch.deploy.targets._local import LocalTarget
+from kdsearch.deploy.targets.base import References, TimingRequest
 from kdsearch.deploy.timing import Round, time_block, warm_up
 from kdsearch.errors import CostError, SpecError
 
@@ -19,7 +19,7 @@ _PROVIDER = "TensorrtExecutionProvider"
 _BLOCKS = 16
 
 
-class TensorRt(Hosted):
+class TensorRt(LocalTarget):
     """TensorRT through ONNX Runtime, images already on the GPU, by the wall clock."""
 
     device = "cuda"
@@ -49,12 +49,12 @@ class TensorRt(Hosted):
         """Import ONNX Runtime; a child opens the device, which a fork cannot share."""
         runtimes.require("onnxruntime").prepare()
 
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Return what one fork finds."""
-        del kept
+        del references
         return Round(ms=cast("float", self.ask(timing)["ms"]))
 
-    def time(self, timing: TimingRequest) -> Plain:
+    def time(self, timing: TimingRequest) -> Json:
         """Return the milliseconds of a run that begins and ends with its images on the GPU."""
         import onnxruntime
 

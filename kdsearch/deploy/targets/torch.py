@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdsearch.deploy.targets._hosted import InTurns
+from kdsearch.deploy.targets._local import CpuTarget
 
 
-class Torch(InTurns):
+class Torch(CpuTarget):
     """PyTorch on the CPU: an exported program (`.pt2`), not compiled."""
 
     runtime = "torch"

@@ -93,7 +93,7 @@ def source(config, tmp_path_factory) -> Source:
         network=net,
         input_shape=SHAPE,
         onnx=folder / "student.onnx",
-        calibration=lambda: pictures(96, seed=3)[0].split(16),
+        calibration_images=lambda: pictures(96, seed=3)[0].split(16),
     )
 
 
@@ -179,7 +179,7 @@ def test_rounded_weights_are_smaller_by_what_they_lost(name, least, most, tmp_pa
         network=net,
         input_shape=SHAPE,
         onnx=whole,
-        calibration=lambda: pictures(96, seed=3)[0].split(16),
+        calibration_images=lambda: pictures(96, seed=3)[0].split(16),
     )
 
     path = written(name, source, tmp_path)
@@ -238,7 +238,7 @@ def test_a_network_of_one_batch_size_has_no_program():
 
 def test_the_program_of_few_zeros_is_not_padded_by_its_example(tmp_path):
     net = trained(cnn())
-    source = Source(network=net, input_shape=SHAPE, onnx=tmp_path, calibration=list)
+    source = Source(network=net, input_shape=SHAPE, onnx=tmp_path, calibration_images=list)
 
     path = written("torch_export", source, tmp_path)
 
@@ -325,7 +325,7 @@ def test_every_file_runs_where_its_runtime_is_installed_alone(runtime, tmp_path)
         network=net,
         input_shape=SHAPE,
         onnx=whole,
-        calibration=lambda: pictures(96, seed=3)[0].split(16),
+        calibration_images=lambda: pictures(96, seed=3)[0].split(16),
     )
     packages, code = ALONE[runtime]
     folder = tmp_path / "files"

@@ -16,7 +16,7 @@ from kdsearch.deploy.formats import accuracy, for_pricing, to_onnx, verify
 from kdsearch.deploy.formats.onnx import OPSET
 from kdsearch.deploy.latency import measure
 from kdsearch.deploy.runtimes.onnxruntime import open_session
-from kdsearch.deploy.targets import target_of
+from kdsearch.deploy.targets import parse_target
 from kdsearch.errors import CostError, ExportError
 
 SHAPE = (3, 16, 16)
@@ -301,7 +301,7 @@ def test_pricing_wakes_what_initialisation_put_to_sleep():
 def test_pricing_file_runs_at_the_wanted_shape(make):
     first = for_pricing(make(), input_shape=SHAPE)
 
-    assert measure(first, shape=SHAPE, target=target_of("cpu", batch=3)).ms > 0
+    assert measure(first, shape=SHAPE, target=parse_target("cpu", batch=3)).ms > 0
 
 
 def test_pricing_works_on_maps_of_one_pixel():

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.targets._chain import chain
-from kdsearch.deploy.targets._fresh import Fresh, Plain
-from kdsearch.deploy.targets.base import Kept, Reference, Target, TimingRequest
+from kdsearch.deploy.targets._fork_server import ForkServer, Json
+from kdsearch.deploy.targets._reference_network import conv_chain
+from kdsearch.deploy.targets.base import Reference, References, Target, TimingRequest
 from kdsearch.deploy.timing import Round, Run, clock_of, pin, time_block, time_pairs, warm_up
 from kdsearch.errors import CostError, ExportError, SpecError
 
@@ -33,13 +33,13 @@ WATCHES, WATCH_SECONDS = 8, 1.0
 _UNDISTURBED, _SLOW = 0.02, 0.95  # quantiles of blocks
 
 
-class Hosted(Target):
+class LocalTarget(Target):
     """Answers in a fork of a process that has imported its runtime."""
 
     def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:
         super().__init__(threads=threads, batch=batch, command=command)
         cls = type(self)
-        self._fresh = Fresh(f"{cls.__module__}:{cls.__name__}", self._settings())
+        self._server = ForkServer(f"{cls.__module__}:{cls.__name__}", self._settings())
 
     def require(self) -> None:
         """Raise SpecError where it cannot be used here, or has fewer cores than threads."""
@@ -52,16 +52,16 @@ class Hosted(Target):
         """Return what makes the same target in the process that answers."""
         return {"threads": self.threads, "batch": self.batch}
 
-    def ask(self, timing: TimingRequest) -> Plain:
+    def ask(self, timing: TimingRequest) -> Json:
         """Return what a fork finds of a file."""
         question = {"file": str(timing.file), "shape": timing.shape, "dtype": timing.dtype}
-        return self._fresh.ask(question)
+        return self._server.ask(question)
 
     @abstractmethod
     def prepare(self) -> None:
         """Import what timing needs; open no network and no device."""
 
-    def answer(self, question: Plain) -> Plain:
+    def answer(self, question: Json) -> Json:
         """Time what is asked for, in the process that asks."""
         channels, height, width = cast("list[int]", question["shape"])
         timing = TimingRequest(
@@ -72,7 +72,7 @@ class Hosted(Target):
         return self.time(timing)
 
     @abstractmethod
-    def time(self, timing: TimingRequest) -> Plain:
+    def time(self, timing: TimingRequest) -> Json:
         """Time a file, in the process that asks. Raises CostError where it does not run."""
 
     def images(self, timing: TimingRequest) -> NDArray[Any]:
@@ -84,7 +84,7 @@ class Hosted(Target):
         return made.standard_normal(shape, dtype=np.float32)
 
 
-class InTurns(Hosted):
+class CpuTarget(LocalTarget):
     """Times a file on the CPU by the runtime that `takes` names first, in turns with a reference.
 
     The reference is a network in ONNX Runtime of like duration, whatever runtime the file has.
@@ -101,38 +101,38 @@ class InTurns(Hosted):
         for name in (self.takes[0], "onnxruntime"):
             runtimes.require(name).prepare()
         for length in LENGTHS:
-            chain(length, channels=CHANNELS, side=SIDE)
+            conv_chain(length, channels=CHANNELS, side=SIDE)
 
-    def take(self, timing: TimingRequest, kept: Kept) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Return what one fork finds: a ratio to a reference, times the time that is kept of it."""
         found = self.ask(timing)
-        reference = self._known(cast("int", found["length"]), kept)
+        reference = self._known(cast("int", found["length"]), references)
         return Round(
             ms=cast("float", found["ratio"]) * reference.ms,
             contention=cast("float", found["contention"]),
             pace=reference.pace,
         )
 
-    def _known(self, length: int, kept: Kept) -> Reference:
+    def _known(self, length: int, references: References) -> Reference:
         """Return what a chain takes: the shortest is watched, longer ones are compared with it."""
 
         def callback() -> Reference:
-            told = [self._fresh.ask({"watch": WATCH_SECONDS})["blocks"] for _ in range(WATCHES)]
+            told = [self._server.ask({"watch": WATCH_SECONDS})["blocks"] for _ in range(WATCHES)]
             blocks = [ms for found in told for ms in cast("list[float]", found)]
             ms, slow = map(float, np.quantile(blocks, (_UNDISTURBED, _SLOW)))
             return Reference(ms=ms, pace=slow / ms)
 
         def compare() -> Reference:
-            told = [self._fresh.ask({"length": length})["ratio"] for _ in range(_ASKED)]
-            one = self._known(LENGTHS[0], kept)
+            told = [self._server.ask({"length": length})["ratio"] for _ in range(_ASKED)]
+            one = self._known(LENGTHS[0], references)
             ratio = float(np.median(cast("list[float]", told)))
             return Reference(ms=ratio * one.ms, pace=one.pace)
 
         by = runtimes.require("onnxruntime").version()
         name = f"a chain of {length}, watched | {by} | {self.threads} threads"
-        return kept(name, callback if length == LENGTHS[0] else compare)
+        return references(name, callback if length == LENGTHS[0] else compare)
 
-    def answer(self, question: Plain) -> Plain:
+    def answer(self, question: Json) -> Json:
         """Time a file, or a reference: the shortest alone, a longer one against that."""
         pin(self.threads)
         if "file" in question:
@@ -149,7 +149,7 @@ class InTurns(Hosted):
         warm_up(longer, clock)
         return {"ratio": time_pairs(longer, shortest, clock).ratio}
 
-    def time(self, timing: TimingRequest) -> Plain:
+    def time(self, timing: TimingRequest) -> Json:
         """Return the ratio of a file to a reference of like duration, and its length."""
         clock = clock_of(self.threads)
         run = self._load(timing)
@@ -175,12 +175,12 @@ class InTurns(Hosted):
         """Return a run of a chain of convolutions on one image."""
         from kdsearch.deploy.runtimes.onnxruntime import OnnxRuntime
 
-        run = OnnxRuntime(chain(length, channels=CHANNELS, side=SIDE), threads=self.threads)
+        run = OnnxRuntime(conv_chain(length, channels=CHANNELS, side=SIDE), threads=self.threads)
         shape = (1, CHANNELS, SIDE, SIDE)
         return partial(run.run, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
 
-class ByRuntime(InTurns):
+class RuntimeTarget(CpuTarget):
     """The CPU by any runtime, for files of formats that no study's target takes."""
 
     def __init__(self, *, runtime: str, threads: int = 1, batch: int = 1) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 
 @lru_cache
-def chain(length: int, *, channels: int, side: int) -> bytes:
+def conv_chain(length: int, *, channels: int, side: int) -> bytes:
     """Return the file. Input and output: `[batch, channels, side, side]`; one weight for all."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper

@@ -20,26 +20,26 @@ from typing import Protocol, TextIO, cast
 from kdsearch.errors import CostError, KDSearchError
 from kdsearch.registry import import_object
 
-Plain = Mapping[str, object]
+Json = Mapping[str, object]
 _START = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
-    "from kdsearch.deploy.targets._fresh import serve; serve(**given)"
+    "from kdsearch.deploy.targets._fork_server import serve; serve(**given)"
 )
 # Libraries of linear algebra start their threads as they are imported; a fork has none of them.
 _QUIET = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-class Answering(Protocol):
+class Handler(Protocol):
     """What the parent makes: it imports what it needs, and answers in a child."""
 
     def prepare(self) -> None:
         """Import what the answers need; open no network and no device."""
 
-    def answer(self, question: Plain) -> Plain:
+    def answer(self, question: Json) -> Json:
         """Return the answer to a question, both of plain JSON types."""
 
 
-class Fresh:
+class ForkServer:
     """Forks that answer questions. The parent starts with the first question.
 
     made_by: `package.module:Class` of what answers; settings: its arguments.
@@ -49,7 +49,7 @@ class Fresh:
         self._given = {"made_by": made_by, "settings": settings}
         self._parent: subprocess.Popen[str] | None = None
 
-    def ask(self, question: Plain) -> Plain:
+    def ask(self, question: Json) -> Json:
         """Return a fresh process's answer. Raises CostError where it refuses, breaks or dies."""
         if self._parent is None or self._parent.poll() is not None:
             self._start()
@@ -76,7 +76,7 @@ class Fresh:
         self._parent = parent
         self._told()
 
-    def _told(self) -> Plain:
+    def _told(self) -> Json:
         assert self._parent is not None
         assert self._parent.stdout is not None
         try:
@@ -90,7 +90,7 @@ class Fresh:
         told = json.loads(line)
         if "refused" in told:
             raise CostError(str(told["refused"]))
-        return cast("Plain", told)
+        return cast("Json", told)
 
 
 def _end(parent: subprocess.Popen[str]) -> None:
@@ -104,7 +104,7 @@ def serve(made_by: str, settings: dict[str, object]) -> None:
     """Answer the questions on standard input, one line each, until it ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a runtime prints is no answer
-    answering = cast("type[Answering]", import_object(made_by, what="target"))(**settings)
+    answering = cast("type[Handler]", import_object(made_by, what="target"))(**settings)
     answering.prepare()
     _tell(answers, {"ready": True})
     for line in sys.stdin:
@@ -118,7 +118,7 @@ def serve(made_by: str, settings: dict[str, object]) -> None:
             _tell(answers, {"refused": f"the process that measured it died: {how}"})
 
 
-def _answer(answering: Answering, question: Plain) -> Plain:
+def _answer(answering: Handler, question: Json) -> Json:
     try:
         return answering.answer(question)
     except KDSearchError as error:
@@ -127,6 +127,6 @@ def _answer(answering: Answering, question: Plain) -> Plain:
         return {"refused": traceback.format_exc(limit=-3)}
 
 
-def _tell(answers: TextIO, told: Plain) -> None:
+def _tell(answers: TextIO, told: Json) -> None:
     answers.write(json.dumps(told) + "\n")
     answers.flush()
