@@ -1,4 +1,4 @@
-"""The exceptions a user can meet; a message says what, where, the value seen, what to type."""
+"""Exceptions for users; a message names what is wrong, where, the value, and the next step."""
 
 from __future__ import annotations
 
@@ -7,69 +7,69 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
 
-# A disk that is full, over its quota or not ours, or a file larger than is allowed.
+# errno of a disk that is full, over quota or read-only, and of a file that is too large.
 NO_WRITE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 )
 
 
 class KDSearchError(Exception):
-    """Base of every error raised for something the user can mend; the CLI ends with `exit_code`."""
+    """Base of the errors that a user can fix; the command line exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 2
 
 
 class SpaceError(KDSearchError):
-    """A search space cannot be read; the message lists every mistake with its line."""
+    """A search space is invalid; the message lists every mistake with its line."""
 
 
 class SpecError(KDSearchError):
-    """A student, method, teacher, recipe or budget that does not exist or cannot be."""
+    """A setting is invalid: an unknown name, or a value outside its range."""
 
 
 class DataError(KDSearchError):
-    """Images or labels cannot be read, or do not make a data set."""
+    """Images or labels cannot be read."""
 
 
 class CostError(KDSearchError):
-    """A model cannot be priced: an operator without a count, or a runtime that refuses it."""
+    """FLOPs or latency of a model cannot be measured."""
 
 
 class TrainingError(KDSearchError):
-    """A training cannot go on: the loss is no longer finite."""
+    """A training stopped, such as at a loss that is not finite."""
 
 
 class StudyError(KDSearchError):
-    """A study directory, its store or its request is not what it should be."""
+    """A study on disk cannot be opened, read or written."""
 
 
 class ExportError(KDSearchError):
-    """An exported file does not load, or does not agree with the model it came from."""
+    """An exported file does not load, or disagrees with its model."""
 
 
 class BudgetError(KDSearchError):
-    """Nothing fits the budget; the message names the cheapest student seen and its cost."""
+    """No student fits the budget; the message names the cheapest one and its cost."""
 
     exit_code = 3
 
 
 class TrialsFailedError(KDSearchError):
-    """Every trial failed, or three in a row alike; the message names the reasons and the log."""
+    """All trials failed, or three in a row for one reason; the message names reasons and log."""
 
     exit_code = 1
 
 
 class StudyInterruptedError(KDSearchError):
-    """The user stopped a study; the message says how to go on."""
+    """The user interrupted a study; the message holds the command that resumes it."""
 
     exit_code = 130
 
 
-class StopStudy(Exception):  # noqa: N818 - like StopIteration, it is no error
-    """Raised by a callback: no further trial begins, and the study ends with those it has."""
+class StopStudy(Exception):  # noqa: N818 - like StopIteration, not an error
+    """Raised by a callback to start no further trial and end the study."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ' (did you mean 'x'?)' for the nearest known name, or an empty string."""
+    """Return " (did you mean 'x'?)" with the nearest known name, or an empty string."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Remember what was measured on this machine, a JSON file each: a repeated study decides alike."""
+"""JSON cache of measurements, so that a repeated study takes the same decisions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class JsonCache(Generic[T]):
-    """Values of a frozen dataclass, kept in a folder by a key; a damaged file is measured again."""
+    """Values of a frozen dataclass in a folder, one file a key; a damaged file is replaced."""
 
     def __init__(self, folder: Path, kind: type[T]) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class JsonCache(Generic[T]):
     def get_or_measure(
         self, key: str, make: Callable[[], T], *, serves: Callable[[T], bool] = lambda _: True
     ) -> T:
-        """Return what is kept under `key`, where it serves, or keep `make()`."""
+        """Return the value stored under `key` if `serves` accepts it, else store `make()`."""
         path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         value = self._read(path, key)
         if value is None or not serves(value):
@@ -53,7 +53,7 @@ class JsonCache(Generic[T]):
         try:
             entry = json.loads(path.read_bytes())
             if entry["key"] != key:
-                raise ValueError(f"it is about {entry['key']!r}")
+                raise ValueError(f"its key is {entry['key']!r}")
             value = json.dumps(entry[self._name])
             return TypeAdapter(self._kind).validate_json(value, strict=True, extra="forbid")
         except FileNotFoundError:
@@ -64,10 +64,10 @@ class JsonCache(Generic[T]):
 
 
 def processor() -> str:
-    """Name the machine's kind and its processor."""
+    """Return the architecture and the model name of the processor."""
     model = platform.processor()
     if _CPUINFO.is_file():
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        model = next(told, model)
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        model = next(names, model)
     return f"{platform.machine()} | {model}"

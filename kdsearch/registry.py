@@ -1,8 +1,8 @@
-"""Find plug-ins by name: one file a plug-in, its file name is its name, nothing to register.
+"""Plug-ins by name: one file each, named like the file, without registration.
 
-Listing names reads the folder only; a module is imported when its name is asked for. A user's own
-plug-in is named `package.module:Class` or `path/to/file.py:Class`. The base class may be named
-the same way, so that a package of plug-ins can be listed without importing what they need.
+Listing the names only reads the folder; a plug-in is imported when its class is looked up. A user's
+own plug-in is written `package.module:Class` or `path/to/file.py:Class`. The base class may be
+given in that form too, so that listing a package imports nothing that its plug-ins need.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from pkgutil import iter_modules
 from types import MappingProxyType, ModuleType
@@ -61,19 +63,22 @@ def _load(name: str, what: str) -> ModuleType:
 def _load_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise SpecError(f"{what}: there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"{path.stem}_{blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise SpecError(f"{what}: {path} fails to import: {error!r}") from error
     return module
 
 
 class Registry(Generic[T]):
-    """The classes derived from `base` in the modules of one package, by module name."""
+    """The subclasses of `base` in the modules of one package, by module name."""
 
     def __init__(
         self,
@@ -97,9 +102,9 @@ class Registry(Generic[T]):
         )
 
     def canonical(self, name: str) -> str:
-        """Return the built-in name that `name` stands for, or a dotted path as it is.
+        """Resolve an alias; return a built-in name or a user's `...:Class` as it is.
 
-        Raises SpecError, listing the names, when there is no such plug-in.
+        Raises SpecError that lists the known names for an unknown one.
         """
         name = self._aliases.get(name, name)
         known = self.names()
@@ -109,7 +114,7 @@ class Registry(Generic[T]):
         return name
 
     def get(self, name: str) -> type[T]:
-        """Return the class called `name`, or the one at a user's dotted path."""
+        """Return the class of a built-in name or of a user's `...:Class`. Raises SpecError."""
         name = self.canonical(name)
         base = self._base_class()
         if ":" in name:

@@ -1,6 +1,6 @@
-"""How a weight or a temperature moves during a training, as a factor over its progress in [0, 1].
+"""Schedules: a factor on a weight or a temperature over the progress of a training in [0, 1].
 
-Progress is a share of the training's own length, so that a short rung sees the whole schedule.
+Progress is a fraction of the training's length, so a short training runs the whole schedule too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEXT = re.compile(rf"([a-z]+)(?::{_NUMBER}->{_NUMBER})?(?:@{_NUMBER}-{_NUMBER})
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A factor that goes from `start` to `end` while progress goes from `since` to `until`."""
+    """A factor that moves from `start` to `end` while progress moves from `since` to `until`."""
 
     kind: str
     start: float

@@ -55,7 +55,7 @@ def test_base_may_be_the_class_itself(package: str) -> None:
     assert Registry(package, base, what="colour").get("blue").__name__ == "Blue"
 
 
-def test_unknown_name_is_answered_with_the_nearest_and_all(package: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_names(package: str) -> None:
     with pytest.raises(
         SpecError, match=r"unknown colour 'reed' \(did you mean 'red'\?\); known: blue, red"
     ):
@@ -70,7 +70,21 @@ def test_users_own_file_is_found_by_path(package: str, tmp_path: Path) -> None:
     assert registry(package).get(f"{package}.red:Red").__name__ == "Red"
 
 
-def test_what_is_no_plugin_is_refused_by_base_name(package: str) -> None:
+def test_a_file_may_define_dataclasses_under_future_annotations(
+    package: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "shade.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        f"from {package}.base import Base\n"
+        "@dataclass(frozen=True, slots=True)\nclass Shade(Base):\n    depth: int = 3\n"
+    )
+    found = registry(package).get(f"{file}:Shade")
+    assert found().depth == 3
+    assert sys.modules[found.__module__].Shade is found
+
+
+def test_a_class_that_is_no_plugin_is_refused_with_the_base_name(package: str) -> None:
     with pytest.raises(SpecError, match="is not a Base class"):
         registry(package).get("pathlib:Path")
 
@@ -84,7 +98,7 @@ def test_what_is_no_plugin_is_refused_by_base_name(package: str) -> None:
         (":Thing", "expected 'package.module:name'"),
     ],
 )
-def test_bad_path_says_what_is_wrong(path: str, message: str) -> None:
+def test_a_bad_path_is_refused_with_the_reason(path: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         import_object(path, what="colour")
 

@@ -1,7 +1,7 @@
-"""Remember what was worked out from files for as long as they stay as they are.
+"""Cache of facts derived from files, valid until the files change.
 
-What the file system says of a file stands for its bytes, as in git's index. A fact is a file of
-text under its checksum; one that is missing, damaged or could not be kept is worked out again.
+The file system's record of a file (size, times, inode) identifies its bytes, as in git's index. A
+fact is a text file with a checksum; a missing or damaged one is derived again.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from pathlib import Path
 
 from kdsearch.atomic import replacing
 
-# A file that changes again within one tick of its file system's clock looks the same. FAT's takes
-# two seconds, the longest of those in use; ext4's takes 10 ms at most.
+# A file that changes twice within one tick of its file system's clock looks unchanged. A tick lasts
+# two seconds on FAT, the longest in use, and 10 ms at most on ext4.
 TICK_NS = 2_000_000_000
 _log = logging.getLogger(__name__)
 
 
 def state_of(parts: Iterable[tuple[str, Path | bytes]]) -> tuple[str, bool]:
-    """Return a digest that stands for named contents, and whether any later change will show.
+    """Return a digest of named contents, and True if any later change would alter it.
 
-    To be asked before the files are read: only what is old enough then may be remembered.
+    Call it before reading the files: a fact about files newer than a tick must not be cached.
     Raises OSError.
     """
     digest = blake2b(digest_size=16)
     newest = 0
     for name, content in parts:
         if isinstance(content, bytes):
-            told: object = blake2b(content, digest_size=16).digest()
+            identity: object = blake2b(content, digest_size=16).digest()
         else:
             found = content.stat()
             places = (found.st_dev, found.st_ino, found.st_size)
-            told = (*places, found.st_mtime_ns, found.st_ctime_ns)
+            identity = (*places, found.st_mtime_ns, found.st_ctime_ns)
             newest = max(newest, found.st_ctime_ns)  # the one time that no program can set
-        digest.update(repr((name, told)).encode())
+        digest.update(repr((name, identity)).encode())
     return digest.hexdigest(), newest + TICK_NS < time.time_ns()
 
 
 def recall(path: Path) -> str | None:
-    """Return the fact that was remembered at `path`, if it is there and whole."""
+    """Return the fact stored at `path`, None if it is missing or damaged."""
     with suppress(OSError, UnicodeDecodeError):
         checksum, _, fact = path.read_text(encoding="utf-8").partition("\n")
         if checksum == _checksum(fact):
@@ -51,7 +51,7 @@ def recall(path: Path) -> str | None:
 
 
 def remember(path: Path, fact: str) -> None:
-    """Keep a fact; where the disk refuses, the next process does without."""
+    """Store a fact; if the disk refuses, log it, and the next process derives the fact again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
