@@ -77,7 +77,7 @@ def _latency(entry: Entry) -> str:
 
 
 def candidates_table(summary: Summary) -> Iterator[Table]:
-    """Yield the table of retrained candidates and their controls, if there are any."""
+    """Yield the table of retrained trials and their controls, if there are any."""
     if not summary.candidates:
         return
     count = max(len(each.trained.trials) for each in summary.candidates)

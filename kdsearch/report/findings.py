@@ -37,7 +37,7 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
     """Yield the results of the refits of a study whose trial `best` is shipped."""
     refit, (candidates, together) = refit_of(study), summarised(study)
     if refit.count > (count := len(study.front())):
-        yield f"--refit {refit.count}: the front has {counted(count, 'candidate')}, all retrained."
+        yield f"--refit {refit.count}: the front has {counted(count, 'trial')}, all retrained."
     failed = [r for r in study.records() if r.refit_of is not None and r.state == "failed"]
     if failed:
         example = f"trial {failed[-1].number}: {failed[-1].reason}"
@@ -59,10 +59,12 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
     if len(candidates) > 1:
         yield (
             f"Trial {best} was picked by these averages, so its gain is slightly too high. The "
-            f"average of all {len(candidates)} candidates is not affected:"
+            f"average of all {len(candidates)} retrained trials is not affected:"
         )
         for entry in together:
-            yield _gain(study.metric, f"{entry.candidates} candidates: ", entry.over, entry.gain)
+            yield _gain(
+                study.metric, f"{entry.candidates} retrained trials: ", entry.over, entry.gain
+            )
     plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
     yield from about_teacher(study, next(plain, None))
 
@@ -108,7 +110,8 @@ def about_controls(
         if control is not None and control.val is not None:
             yield (
                 f"{words.gained(metric, best.val - control.val)} of validation {metric.label} "
-                f"over the same student {what} ({metric.text(best.val)} against {metric.text(control.val)})"
+                f"over the same student {what} "
+                f"({metric.text(best.val)} against {metric.text(control.val)})"
             )
     for method, control in by_method.items():
         if control.number == shipped:

@@ -38,7 +38,7 @@ class Mark:
 class Marks:
     """All points of a study. `links` join a control to its student, refits to their trial.
 
-    refits: means of the retrained candidates; with them the controls are means, too.
+    refits: means of the retrained trials; with them the controls are means, too.
     """
 
     front: tuple[Mark, ...]
@@ -99,7 +99,7 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
 
 
 def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
-    """Yield the means of a candidate and of its controls over several seeds.
+    """Yield the means of a retrained trial and of its controls over several seeds.
 
     The trial of a mark is one of its trainings: the shipped one, or the first.
     """

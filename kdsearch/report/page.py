@@ -163,7 +163,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
         ),
         (
             marks.refits,
-            "Squares: retrained candidates, mean over seeds. Diamonds: their controls. "
+            "Squares: retrained trials, mean over seeds. Diamonds: their controls. "
             "Bars: standard deviation of one training.",
         ),
         (marks.links, "A thin line joins a control and its student."),

@@ -164,7 +164,7 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
 
 
 def candidates(summary: Summary) -> Table | None:
-    """Return the retrained candidates with their controls; None without refits."""
+    """Return the retrained trials with their controls; None without refits."""
     if not summary.candidates:
         return None
     metric, rows = summary.metric, list[_Row]()
@@ -182,7 +182,7 @@ def candidates(summary: Summary) -> Table | None:
         ]
     rows += [
         (
-            f"{counted(entry.candidates, 'candidate')} over {entry.over}",
+            f"{counted(entry.candidates, 'retrained trial')} over {entry.over}",
             *("" for _ in range(4)),
             *_gained(metric, entry.gain, entry.test_gain),
         )
@@ -200,7 +200,7 @@ def candidates(summary: Summary) -> Table | None:
     )
     count = max(len(each.trained.trials) for each in summary.candidates)
     caption = (
-        f"Candidates retrained with {count} seeds, each compared with the same student trained "
+        f"Trials retrained with {count} seeds, each compared with the same student trained "
         "another way, same seeds. Mean \u00b1 standard deviation of one training (estimated from "
         "all refits); gains with 95 % intervals from a paired t-test"
     )

@@ -89,7 +89,7 @@ def _why(summary: Summary, best: Entry) -> str:
     among = f"within the budget of {limits}" if limits else "with no budget set"
     is_second = best.val < max(entry.val for entry in summary.front)
     if summary.candidates:
-        of = f" of {counted(len(summary.candidates), 'retrained candidate')}"
+        of = f" of {counted(len(summary.candidates), 'retrained trial')}"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = best.val < max(means)
     return f"the best{of}{' whose exported file was' if is_second else ''} {among}"

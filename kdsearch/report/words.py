@@ -230,7 +230,8 @@ def conventions(summary: Summary) -> str:
     """Return the units and conventions that a reader must know."""
     return (
         f"{sentence(summary.metric.label)} is on the validation set unless it says test. "
-        f"FLOPs count one multiply-add once, for one image. Latency is measured on {target(summary.target)}. "
+        "FLOPs count one multiply-add once, for one image. "
+        f"Latency is measured on {target(summary.target)}. "
         f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "
         "The upper end must be within the budget."
     )

@@ -224,7 +224,7 @@ def test_reports_show_the_candidates_and_what_they_gained(study: OpenStudy) -> N
     text = (study.path / "report.md").read_text(encoding="utf-8")
     page = (study.path / "report.html").read_text(encoding="utf-8")
     for shown in (text, page):
-        assert "Candidates retrained with 2 seeds" in shown
+        assert "Trials retrained with 2 seeds" in shown
         assert (
             f"{100 * first.trained.val.mean:.2f} \u00b1 {100 * first.trained.val.sd:.2f}" in shown
         )
