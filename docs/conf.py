@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages; what code says is written into _generated/ at each build."""
+"""Sphinx configuration; each build writes the pages made from the code to _generated/."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import generate  # noqa: E402 - beside this file
+import generate  # noqa: E402 - in this folder
 
-import kdsearch  # noqa: E402 - of this checkout, whatever is installed
+import kdsearch  # noqa: E402 - of this checkout, not an installed one
 
 project = "kdsearch"
 copyright = "The kdsearch authors"
@@ -26,7 +26,7 @@ html_title = f"kdsearch {release}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
-smartquotes = False  # it makes one dash of the two of a flag
+smartquotes = False  # it turns the two dashes of a flag into one
 
 
 def setup(app: Sphinx) -> None:

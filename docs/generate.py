@@ -1,6 +1,6 @@
 """Write reference pages from the code: commands, methods, spaces, families, formats.
 
-What is registered appears by itself. A page here is Markdown that a page in reference/ includes.
+Registered plug-ins appear by themselves. Each page is Markdown that a page in reference/ includes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITTEN: Mapping[str, type[Dim]] = {
 
 
 def write(folder: Path) -> None:
-    """Write every page to `folder`, anew."""
+    """Write every page to `folder`."""
     folder.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         text = "\n".join(page()) + "\n"
@@ -49,14 +49,14 @@ def write(folder: Path) -> None:
 
 
 def commands() -> Iterable[str]:
-    """Yield a section a command: what it does, an example, its arguments and options."""
+    """Yield a section for each command: its purpose, an example, arguments and options."""
     found = typer.main.get_command(app).commands
     for name, command in found.items():
-        told, _, example = (command.help or "").partition("\n\nExample: ")
+        purpose, _, example = (command.help or "").partition("\n\nExample: ")
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join([f"kdsearch {name}", *(p.name.upper() for p in arguments), "[OPTIONS]"])
-        yield from (f"## kdsearch {name}", "", _escaped(told), "", "```text", usage, "```", "")
+        yield from (f"## kdsearch {name}", "", _escaped(purpose), "", "```text", usage, "```", "")
         typed = " \\\n    ".join(textwrap.wrap(example, 84, break_on_hyphens=False))
         yield from ("For example:", "", "```text", typed, "```", "")
         rows = [(f"`{p.name.upper()}`", _help(p.help)) for p in arguments]
@@ -85,9 +85,9 @@ def _default(value: object) -> str:
 
 
 def method_pages() -> Iterable[str]:
-    """Yield a section a method: its paper, what it compares, its knobs, defaults and ranges."""
+    """Yield a section for each method: paper, inputs, knobs, defaults and ranges."""
     yield from _table(
-        ("method", "what it asks for", "compares"),
+        ("method", "purpose", "compares"),
         [
             (f"[`{name}`](#{name})", _first_line(method), f"{_COMPARES[method.need]}")
             for name, method in ((name, methods.get(name)) for name in methods.names())
@@ -117,7 +117,7 @@ def method_pages() -> Iterable[str]:
             if knob not in defaults
         ]
         yield from (f"Compares {_COMPARES[method.need]}.", "")
-        yield from _table(("knob", "default", "worth searching in"), rows)
+        yield from _table(("knob", "default", "range to search"), rows)
 
 
 def families() -> Iterable[str]:
@@ -127,33 +127,36 @@ def families() -> Iterable[str]:
         family = students.FAMILIES.get(name)
         ranges = "; ".join(f"`{knob}` {_searched(dim)}" for knob, dim in family.knobs.items())
         rows.append((f"`{name}`", _first_line(family), ranges))
-    yield from _table(("family", "", "knobs, and where they are worth searching"), rows)
+    yield from _table(("family", "", "knobs and ranges to search"), rows)
 
 
 def spaces() -> Iterable[str]:
-    """Yield every built-in space as it stands."""
+    """Yield every built-in space."""
     for name, file in builtin().items():
         text = file.read_text(encoding="utf-8").rstrip()
         yield from (f"### {name}", "", "```yaml", text, "```", "")
 
 
 def types() -> Iterable[str]:
-    """Yield one table of what a leaf of a space may be."""
+    """Yield one table of the leaves of a space."""
     rows = [(f"`{written}`", _first_line(dim)) for written, dim in _WRITTEN.items()]
     yield from _table(("written", "is"), rows)
 
 
 def settings() -> Iterable[str]:
-    """Yield what may stand under a method and under `train`, with defaults."""
+    """Yield the settings of a method and of `train`, with defaults."""
     for title, spec in (("Under a method", DistillSpec), ("Under `train`", TrainSpec)):
         body = inspect.cleandoc(spec.__doc__ or "").partition("\n")[2]
-        told = _linked(" ".join(body.split()))
+        text = _linked(" ".join(body.split()))
         rows = [
-            (f"`{item.name}`", "the method's own" if item.default is None else f"`{item.default}`")
+            (
+                f"`{item.name}`",
+                "method default" if item.default is None else f"`{item.default}`",
+            )
             for item in fields(spec)
             if item.default is not MISSING and item.name != "method"
         ]
-        yield from (f"### {title}", "", told, "")
+        yield from (f"### {title}", "", text, "")
         yield from _table(("setting", "default"), rows)
 
 
@@ -165,7 +168,7 @@ def formats() -> Iterable[str]:
         shown = f"`{name.replace('_', '-')}`"
         needs = runtimes.RUNTIMES.get(kind.runtime).install
         rows.append((shown, f"`student{kind.suffix}`", f"{_first_line(kind)} `{needs}`"))
-    yield from _table(("format", "file", "what it is, and the package that runs it"), rows)
+    yield from _table(("format", "file", "contents, and the package that runs it"), rows)
 
 
 def _searched(dim: Dim | None) -> str:
@@ -186,12 +189,12 @@ def _first_line(plugin: type) -> str:
 
 
 def _linked(text: str) -> str:
-    """Return Markdown that shows a docstring as it stands, its papers as links."""
+    """Return Markdown that shows a docstring literally, with links to its papers."""
     return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", _escaped(text))
 
 
 def _escaped(text: str) -> str:
-    """Keep what Markdown would read as a mark outside of code spans."""
+    """Escape the marks of Markdown outside code spans."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*_<>|\[\]])", r"\\\1", part) for part in parts[::2]]
     return "`".join(part.replace("|", "\\|") if i % 2 else part for i, part in enumerate(parts))

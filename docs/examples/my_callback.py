@@ -10,4 +10,4 @@ ENOUGH = 0.95
 def good_enough(study: OpenStudy, record: TrialRecord) -> None:
     """Stop the study after the first trial of at least 95 % on validation."""
     if record.state == "complete" and record.val is not None and record.val >= ENOUGH:
-        raise kdsearch.StopStudy(f"no. {record.number} has {100 * record.val:.1f} %")
+        raise kdsearch.StopStudy(f"trial {record.number} has {100 * record.val:.1f} %")

@@ -1,4 +1,4 @@
-"""A student family of one's own: plain convolutions, three stages, no shortcuts."""
+"""Your own student family: plain convolutions, three stages, no shortcuts."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""A logger of one's own: one line of JSON a trial."""
+"""Your own logger: one line of JSON a trial."""
 
 import json
 
@@ -8,15 +8,15 @@ from kdsearch.study.study import OpenStudy
 
 
 class Lines(Logger):
-    """Appends to trials.jsonl in the study's folder."""
+    """Append to trials.jsonl in the folder of the study."""
 
     def __init__(self, study: OpenStudy) -> None:
         self._file = (study.path / "trials.jsonl").open("a", encoding="utf-8")
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Write how a trial ended."""
-        said = {"trial": record.number, "state": record.state, "val": record.val}
-        print(json.dumps(said), file=self._file, flush=True)
+        """Write the number, state and score of a trial."""
+        line = {"trial": record.number, "state": record.state, "val": record.val}
+        print(json.dumps(line), file=self._file, flush=True)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""A method of one's own: pull centred logits together, the far ones less hard."""
+"""Your own method: a Huber loss on centred logits."""
 
 from typing import ClassVar
 
@@ -10,9 +10,9 @@ from kdsearch.space import Float
 
 
 class CentredLogits(DistillLoss):
-    """Match logits whatever their mean, by Huber's loss.
+    """Match logits up to their mean with the Huber loss.
 
-    student, teacher: [B, K]. beta: the distance from which on it grows linearly.
+    student, teacher: [B, K]. beta: distance above which the loss grows linearly.
     """
 
     need: ClassVar[Need] = "logits"
@@ -24,7 +24,7 @@ class CentredLogits(DistillLoss):
         self.beta = positive("beta", beta)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is not used."""
         ours = student - student.mean(dim=1, keepdim=True)
         theirs = teacher - teacher.mean(dim=1, keepdim=True)
         return F.smooth_l1_loss(ours, theirs, beta=self.beta)

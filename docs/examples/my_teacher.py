@@ -1,10 +1,10 @@
-"""A teacher of one's own: any function that returns a torch module."""
+"""Your own teacher: any function that returns a torch module."""
 
 from torch import nn
 
 
 def teacher() -> nn.Module:
-    """Return a network that takes [B, 3, H, W] and answers with 10 logits."""
+    """Return a network from images [B, 3, H, W] to 10 logits."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
         nn.BatchNorm2d(32),

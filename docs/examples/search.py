@@ -1,4 +1,4 @@
-"""Search anything that can be scored: here a made-up accuracy over width and learning rate."""
+"""Search anything that has a score: here a synthetic accuracy over width and learning rate."""
 
 import math
 
@@ -6,11 +6,11 @@ import kdsearch
 
 
 def accuracy(params, report):
-    """Return what a training would end with, told epoch by epoch."""
+    """Return the final accuracy of a synthetic training; report it after each epoch."""
     best = 1 - 1 / (2 + params["width"] / 8) - 0.1 * abs(math.log10(params["lr"] / 0.1))
     for epoch in range(1, 11):
         if not report(epoch, best * (1 - 0.5**epoch)):
-            break  # the stopping rule has seen enough
+            break  # pruned
     return best
 
 
@@ -25,4 +25,4 @@ study = kdsearch.search(
     seed=0,
 )
 for record in study.front():
-    print(f"no. {record.number}: {record.val:.3f} at {record.cost.flops / 1e6:.2f} MFLOPs")
+    print(f"trial {record.number}: {record.val:.3f} at {record.cost.flops / 1e6:.2f} MFLOPs")

@@ -1,6 +1,6 @@
 """A command for --target cmd: time an ONNX file and print milliseconds, one number a line.
 
-On a real device the file would be copied there (adb push, scp) and timed by what runs there.
+For a real device, copy the file there (adb push, scp) and time it with the runtime of the device.
 """
 
 import os
