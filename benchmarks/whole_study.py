@@ -46,9 +46,10 @@ from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import config_of
+from kdsearch.study.options import RunOptions
 from kdsearch.teachers.load import load_teacher
 from kdsearch.trials.context import load_data, teacher_specs
-from kdsearch.workflows.run import Plan, run
+from kdsearch.workflows.run import run_study
 
 BAR, STRONGER_BAR = 5.0, 1.0
 BUDGET_MFLOPS = 20.0
@@ -120,11 +121,11 @@ class Told:
 def ours(task: Task, seed: int, out: Path) -> Told:
     """Run `kdsearch run`; the teacher's seconds, and those of others, are summed over trials."""
     callback = Trials()
-    run(
+    run_study(
         task.config(seed),
         callback,
         out=out,
-        plan=Plan(trials=task.size.trials, device="cpu", workers=task.threads),
+        options=RunOptions(trials=task.size.trials, device="cpu", workers=task.threads),
     )
     ended = callback.seconds()
     trained = [(at, record) for at, record in callback.told if record.state == "complete"]

@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from math import inf
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.schedules import parse_schedule
 from kdsearch.space import Params, Value
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MAPPINGS = ("last", "even", "stride")
 ALL_PAIRS = "all"
@@ -283,7 +285,6 @@ _SECTIONS: Mapping[type, str] = {
     DistillSpec: "method",
     TrainSpec: "train",
 }
-_READERS: dict[type, TypeAdapter[Any]] = {spec: TypeAdapter(spec) for spec in _SECTIONS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,10 +342,20 @@ def _fields(cls: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(cls))
 
 
+@cache
+def _readers() -> Mapping[type, TypeAdapter[Any]]:
+    """Return the readers of specs; importing pydantic takes 0.1 s, and `--help` needs none."""
+    from pydantic import TypeAdapter
+
+    return {spec: TypeAdapter(spec) for spec in _SECTIONS}
+
+
 def make(cls: type[T], **values: object) -> T:
     """Build one of the three specs from a file's values. Raises SpecError for a wrong type."""
+    from pydantic import ValidationError
+
     try:
-        made: T = _READERS[cls].validate_json(json.dumps(values), strict=True)
+        made: T = _readers()[cls].validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         section = _SECTIONS[cls]
         raise SpecError(

@@ -1,4 +1,4 @@
-"""The command that holds two studies beside each other."""
+"""The command that compares two studies."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, Debug, Json, Out, Storage
+from kdsearch.cli.options import OUT, Debug, Json, Out, takes
 
 
 @app.command()
+@takes("storage")
 def compare(
     one: Annotated[str, typer.Argument(help="Name of a study.")],
     other: Annotated[str, typer.Argument(help="Name of another one.")],
     axis: Annotated[
-        str | None, typer.Option(help="latency_ms, flops or params; else what both trade.")
+        str | None,
+        typer.Option(help="latency_ms, flops or params; by default that of both fronts."),
     ] = None,
     out: Out = OUT,
-    storage: Storage = None,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    storage: str | None = None,
 ) -> None:
     """Compare two studies: fronts, hypervolumes from one reference, what they cost.
 

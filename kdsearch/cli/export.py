@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import (
-    OUT,
-    Batch,
-    Debug,
-    Json,
-    Out,
-    Quiet,
-    Storage,
-    TargetName,
-    Threads,
-    only_given,
-)
+from kdsearch.cli.options import OUT, TARGET, Debug, Json, Out, Quiet, takes
 from kdsearch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@takes(*TARGET, "storage")
 def export(
     name: Annotated[str, typer.Argument(help="Name of the study, or of a distillation.")],
     format: Annotated[
@@ -49,25 +39,24 @@ def export(
             help="ONNX files that take resized pixels, uint8 [B, H, W, C]; named -uint8.",
         ),
     ] = False,
-    target: TargetName = None,
-    threads: Threads = None,
-    batch: Batch = None,
     out: Out = OUT,
-    storage: Storage = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    storage: str | None = None,
+    given: dict[str, Any],
 ) -> None:
-    """Write the student in other formats; each file is loaded again by its runtime and measured.
+    """Export the student in other formats; load each file with its runtime and measure it.
 
-    Latency is asked of the study's target, or of --target, where it takes such files; else of the
-    CPU by the file's runtime.
+    Latency is measured on the study's target, or on --target, if it accepts such files; else on
+    the CPU by the file's runtime.
 
     Example: kdsearch export phones --format onnx-int8,openvino
     """
     formats = list(dict.fromkeys(part.strip() for part in format.split(",")))
     if not all(formats):
-        raise SpecError(f"--format {format!r}: a name is missing beside a comma")
+        raise SpecError(f"--format {format!r}: a name is missing next to a comma")
     if not 0 <= max_drop <= 1:
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     from kdsearch.cli.live import StudyConsole
@@ -85,7 +74,7 @@ def export(
             storage=storage,
             max_drop=max_drop,
             is_folded=fold_preprocess,
-            asked=only_given(target=target, threads=threads, batch=batch),
+            asked=given,
         )
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))
@@ -96,7 +85,7 @@ def export(
 
 
 def _table(found: Exported) -> Table:
-    """Return one row a file."""
+    """Return a table with one row per file."""
     from rich.table import Table
 
     table = Table(

@@ -1,25 +1,94 @@
-"""The flags that commands share, and how they are read: types, `--config`, `--set`. No torch."""
+"""Options of the commands: built from the fields of configurations, `--config`, `--set`. No torch.
+
+`StudyConfig` and `RunOptions` declare each option once; `takes` adds the flags to a command.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.options import Option, RunOptions, flag, options_of
 
 OUT = Path("results")
-ENGINES = ("local", "ray")
 MAX_CONFIG_BYTES = 1_000_000
+CONFIG = tuple(options_of(StudyConfig))
+RUN = tuple(options_of(RunOptions))
+DATA = CONFIG[: CONFIG.index("teacher_epochs") + 1]
+TARGET = ("target", "threads", "batch")
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
-_COUNT = re.compile(r"[1-9][0-9]{0,3}")
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _parameter(cls: type, name: str, declared: Option) -> inspect.Parameter:
+    """Return the parameter of a command for a declared option; None is its default: not given."""
+    kind = get_type_hints(cls)[name]
+    parse, read = declared.parse, None
+    default = declared.default or getattr(cls(), name)
+    if parse is not None:
+        kind = str
+
+        def read(text: object) -> object:
+            return parse(str(text), flag(name))
+
+    elif kind == tuple[str, ...]:
+        kind = list[str]
+    shown = typer.Option(
+        help=declared.help + (f" Default: {default}." if default else ""),
+        metavar=declared.metavar,
+        parser=read,
+        rich_help_panel=declared.panel,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, shown]
+    )
+
+
+_PARAMETERS = {
+    name: _parameter(cls, name, declared)
+    for cls in (StudyConfig, RunOptions)
+    for name, declared in options_of(cls).items()
+}
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add declared options to a command.
+
+    The command gets the value of an option in its parameter of that name, None where the user gave
+    none. Options without such a parameter come in its parameter `given`, those that the user gave.
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        collected = [name for name in names if name not in own]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            found = {name: values.pop(name) for name in collected}
+            if "given" in own:
+                values["given"] = {k: v for k, v in found.items() if v is not None}
+            command(**values)
+
+        kept = [p for name, p in own.items() if name not in (*names, "given")]
+        first = [p for p in kept if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        added = [_PARAMETERS[name] for name in names]
+        parameters = [*first, *added, *kept[len(first) :]]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return add
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
@@ -75,115 +144,11 @@ Config = Annotated[
         callback=_configure, is_eager=True, help="YAML file of flags; the command line wins."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Where studies and the cache are kept.")]
-Name = Annotated[str | None, typer.Option(help="Name of the study; the same name goes on with it.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet."),
+Out = Annotated[Path, typer.Option(help="Folder of the studies and their cache.")]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the study; an existing name resumes that study.")
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the stored images in pixels.")]
-Subset = Annotated[
-    int | None,
-    typer.Option(help="Train on that many images, stratified; 0: on all, whatever --config says."),
-]
-Flip = Annotated[bool | None, typer.Option(help="Whether training views are mirrored.")]
-Teacher = Annotated[
-    str | None,
-    typer.Option(help="auto, cifar_resnet56, timm:NAME, torchvision:NAME or FILE.py:FACTORY."),
-]
-TeacherWeights = Annotated[str | None, typer.Option(help="The teacher's weights file.")]
-TeacherEpochs = Annotated[int | None, typer.Option(help="Fine-tune the teacher on the data.")]
-Space = Annotated[str | None, typer.Option(help="A built-in space or a YAML file.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of each training.")]
-Seed = Annotated[int | None, typer.Option(help="Of splits, views, order, weights and sampler.")]
-Stopping = Annotated[
-    str | None,
-    typer.Option(help="End trials that cannot reach the front: off (the default), safe or tight."),
-]
-Sampler = Annotated[
-    str | None,
-    typer.Option(
-        help="What draws trials: tpe (the default) or random; nsga2 or gp where no option owns "
-        "dimensions, as in --space resnet-kd."
-    ),
-]
-MinAccuracy = Annotated[
-    float | None,
-    typer.Option(help="Validation accuracy, as 0.9, below which no student is shipped."),
-]
-FromStudy = Annotated[
-    str | None,
-    typer.Option(help="A study, by name or folder, whose best recipes are tried first."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-TargetName = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        help="What latency is measured on: cpu (the default), torch, openvino, cuda, tensorrt, or "
-        "cmd:COMMAND, which gets the ONNX file and prints milliseconds.",
-    ),
-]
-Threads = Annotated[int | None, typer.Option(help="Threads of the target (1).")]
-Batch = Annotated[int | None, typer.Option(help="Images in a batch on the target (1).")]
-Workers = Annotated[
-    str,
-    typer.Option(help="Trials at a time; auto: one a core, or what is fastest on a GPU."),
-]
-TrialTimeout = Annotated[
-    str | None,
-    typer.Option(
-        help="Seconds, or 30m or 2h, after which a trial fails, alone. Trials then run in "
-        "processes that can be ended, on a GPU too, where they take turns, which is slower."
-    ),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        help="Where trials are kept: an SQLAlchemy URL, as postgresql://user@host/database; by "
-        "default study.db (SQLite) in the study's folder. A password belongs into PGPASSWORD."
-    ),
-]
-TimeLimit = Annotated[
-    str | None,
-    typer.Option(help="Time after which no further trial begins: 2h, 30m, 90s or seconds."),
-]
-StopWhenFlat = Annotated[
-    bool,
-    typer.Option("--stop-when-flat", help="End once 20 complete trials have not raised the front."),
-]
-FlatAfter = Annotated[
-    int | None,
-    typer.Option(help="The same with so many complete trials instead of 20; 0: never."),
-]
-RefitCount = Annotated[
-    int | None,
-    typer.Option("--refit", help="Candidates of the front to train again under several seeds (0)."),
-]
-Seeds = Annotated[int | None, typer.Option(help="How many seeds each has, with --refit (3).")]
-RefitEpochs = Annotated[
-    int | None, typer.Option(help="Epochs of these trainings, with --refit; as in the search.")
-]
-CallbackPath = Annotated[
-    str | None,
-    typer.Option(help="MODULE:FUNCTION or FILE.py:FUNCTION, called with (study, record)."),
-]
-Log = Annotated[
-    list[str] | None,
-    typer.Option(help="tensorboard, mlflow, wandb or FILE.py:CLASS; repeatable."),
-]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --log tensorboard.")]
-Engine = Annotated[
-    str, typer.Option(help="Where trials run: local, or ray (pip install kdsearch\\[ray]).")
-]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(help="none: a Ray of our own here (the default); auto or HOST:PORT: a cluster."),
-]
-GpusPerTrial = Annotated[
-    float | None, typer.Option(help="Share of a GPU that each trial on Ray has (1).")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
 Settings = Annotated[
@@ -192,49 +157,11 @@ Settings = Annotated[
 ]
 
 
-def only_given(**flags: object) -> dict[str, object]:
-    """Return the flags that have a value."""
-    return {name: value for name, value in flags.items() if value is not None}
-
-
 def require_positive(**flags: float | None) -> None:
     """Raise SpecError for a flag that is given and not above 0."""
     for name, value in flags.items():
         if value is not None and not value > 0:
-            flag = name.replace("_", "-")
-            raise SpecError(f"--{flag} {value:g}: expected a number above 0")
-
-
-def read_workers(text: str) -> int | None:
-    """Read `--workers`: a number, or None for `auto`. Raises SpecError."""
-    if text == "auto":
-        return None
-    if not _COUNT.fullmatch(text):
-        raise SpecError(f"--workers {text!r}: expected a number above 0, or auto")
-    return int(text)
-
-
-def read_engine(name: str, **for_ray: object) -> bool:
-    """Read `--engine`: whether it is Ray, whose flags are refused without it. Raises SpecError."""
-    if name not in ENGINES:
-        hint = did_you_mean(name, ENGINES)
-        raise SpecError(f"--engine {name!r}{hint}: expected {' or '.join(ENGINES)}")
-    given = only_given(**for_ray)
-    if name != "ray" and given:
-        flag = min(given).replace("_", "-")
-        raise SpecError(f"--{flag} is for trials on Ray: give --engine ray too, or leave it out")
-    return name == "ray"
-
-
-def require_refit(refit: int | None, **beside: int | None) -> None:
-    """Raise SpecError for a flag about refits where none are asked for."""
-    given = only_given(**beside)
-    if not refit and given:
-        name = min(given)
-        flag = name.replace("_", "-")
-        raise SpecError(
-            f"--{flag} {given[name]} is for refits: give --refit 3 too, or leave it out"
-        )
+            raise SpecError(f"{flag(name)} {value:g}: expected a number above 0")
 
 
 def read_settings(
@@ -290,12 +217,3 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if height != width:
         raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width
-
-
-def read_duration(text: str, flag: str) -> float:
-    """Read seconds, or a number with a unit: `90`, `90s`, `30m`, `2h`, `1.5d`. Raises SpecError."""
-    found = _DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
-    if not seconds > 0:
-        raise SpecError(f"{flag} {text!r}: expected seconds above 0, or a time as 90s, 30m, 2h, 1d")
-    return seconds

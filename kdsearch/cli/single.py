@@ -1,58 +1,39 @@
-"""The commands without a search: distill, check, measure, list."""
+"""Commands without a search: distill, check, measure, list."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kdsearch.cli.app import app
 from kdsearch.cli.options import (
+    DATA,
     OUT,
-    Batch,
+    TARGET,
     Config,
-    Data,
     Debug,
-    Device,
-    Epochs,
-    Flip,
-    ImageSize,
     Json,
     Out,
     Quiet,
-    Seed,
     Settings,
-    Space,
-    Subset,
-    TargetName,
-    Teacher,
-    TeacherEpochs,
-    TeacherWeights,
-    Threads,
-    only_given,
     read_settings,
     require_positive,
     shape_of,
+    takes,
 )
 from kdsearch.errors import SpecError
 from kdsearch.space import Value
 
 
 @app.command()
+@takes(*DATA, *TARGET, "epochs", "seed", "device")
 def distill(
-    context: typer.Context,
     config: Config = None,
     out: Out = OUT,
     name: Annotated[str | None, typer.Option(help="Name of the new folder under --out.")] = None,
-    data: Data = None,
-    image_size: ImageSize = None,
-    subset: Subset = None,
-    flip: Flip = None,
-    teacher: Teacher = None,
-    teacher_weights: TeacherWeights = None,
-    teacher_epochs: TeacherEpochs = None,
     student: Annotated[
         str, typer.Option(help="A family, timm:NAME, torchvision:NAME or FILE.py:CLASS.")
     ] = "resnet",
@@ -61,39 +42,24 @@ def distill(
     alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's signal.")] = None,
     weight: Annotated[float | None, typer.Option(help="Weight of the method's term.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of the method's part that has one, as kd in at+kd.")
+        float | None, typer.Option(help="Temperature of the part that has one, as kd in at+kd.")
     ] = None,
     mapping: Annotated[
         str | None, typer.Option(help="last, even, stride, all or pairs such as 0:1,2:3.")
     ] = None,
     set: Settings = None,
-    target: TargetName = None,
-    threads: Threads = None,
-    batch: Batch = None,
-    epochs: Epochs = None,
-    seed: Seed = None,
-    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+    given: dict[str, Any],
 ) -> None:
     """Distil one student, without a search.
 
     Example: kdsearch distill --student mobilenet --method at+kd --temperature 4 --alpha 0.9
     """
-    given = only_given(
-        data=data,
-        image_size=image_size,
-        subset=subset,
-        flip=flip,
-        teacher=teacher,
-        teacher_weights=teacher_weights,
-        teacher_epochs=teacher_epochs,
-        target=target,
-        threads=threads,
-        batch=batch,
-        seed=seed,
-    )
     require_positive(resolution=resolution)
     params: dict[str, Value] = {"student.family": student, "method.name": method}
     params |= read_settings(set, student=student, method=method)
@@ -121,7 +87,7 @@ def distill(
             config_of(given),
             out=out,
             name=free_name(out, f"{student}-{method}") if name is None else name,
-            device=device,
+            device=device or "auto",
             callback=callback,
         )
     if as_json:
@@ -137,45 +103,30 @@ def distill(
 
 
 @app.command()
+@takes(*DATA, "space", "seed", "device")
 def check(
     config: Config = None,
     out: Out = OUT,
-    data: Data = None,
-    image_size: ImageSize = None,
-    subset: Subset = None,
-    flip: Flip = None,
-    teacher: Teacher = None,
-    teacher_weights: TeacherWeights = None,
-    teacher_epochs: TeacherEpochs = None,
-    space: Space = None,
     student: Annotated[
-        str | None, typer.Option(help="One family instead of those of the space.")
+        str | None, typer.Option(help="Check one family instead of those of the space.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images in a step; else as the space says.")
+        int | None, typer.Option(help="Images in a step; by default those of the space.")
     ] = None,
     set: Settings = None,
-    seed: Seed = None,
-    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    space: str | None = None,
+    device: str | None = None,
+    given: dict[str, Any],
 ) -> None:
-    """Say, before a study, which methods can be used and why not, and what the teacher knows.
+    """Check, before a study, which methods can be used, and how accurate the teacher is.
 
     Example: kdsearch check --data path/to/images --teacher timm:resnet50.a1_in1k
     --teacher-epochs 5 --space classification-mobile
     """
-    given = only_given(
-        data=data,
-        image_size=image_size,
-        subset=subset,
-        flip=flip,
-        teacher=teacher,
-        teacher_weights=teacher_weights,
-        teacher_epochs=teacher_epochs,
-        seed=seed,
-    )
     require_positive(batch_size=batch_size)
     params: dict[str, Value] = read_settings(set, student=student, method=None)
     params |= {} if student is None else {"student.family": student}
@@ -192,7 +143,7 @@ def check(
             out=out,
             space=space,
             params=params,
-            device=device,
+            device=device or "auto",
             on_try=callback.attempt,
         )
     if as_json:
@@ -202,18 +153,18 @@ def check(
 
 
 @app.command()
+@takes(*TARGET)
 def measure(
     model: Annotated[str, typer.Argument(help="A family, timm:NAME, torchvision:NAME or *.onnx.")],
     input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
     classes: Annotated[int, typer.Option(help="Classes of the head.")] = 1000,
     set: Settings = None,
-    target: TargetName = None,
-    threads: Threads = None,
-    batch: Batch = None,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
-    """Print FLOPs, parameters and latency of one model.
+    """Print the FLOPs, parameters and latency of one model.
 
     Example: kdsearch measure timm:mobilenetv3_small_100 --input 3x224x224
     """
@@ -224,11 +175,11 @@ def measure(
     from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate
     from kdsearch.study.config import config_of
-    from kdsearch.workflows.distill import measure_model
+    from kdsearch.workflows.measure import measure_model
 
     found = measure_model(
         Candidate.from_params(params).student,
-        config_of(only_given(target=target, threads=threads, batch=batch)),
+        config_of(given),
         input_shape=shape,
         note=StudyConsole(quiet=as_json).on_message,
         classes=classes,
@@ -251,7 +202,7 @@ def measure(
 def list_(
     what: Annotated[str, typer.Argument(help="methods, students, teachers, data or spaces.")],
 ) -> None:
-    """List what kdsearch knows by name.
+    """List methods, students, teachers, data sets or search spaces by name.
 
     Example: kdsearch list methods
     """

@@ -93,7 +93,7 @@ class Proposals:
             log = "the log" if config.data == OBJECTIVE else path / "kdsearch.log"
             raise TrialsFailedError(
                 f"stopped: {MAX_FAILURES} trials in a row failed of one cause:\n  {reason}\n"
-                f"Details: {log}. Once that is mended, {config.goes_on(path)}"
+                f"Details: {log}. Once that is mended, {config.how_to_resume(path)}"
             )
 
     def _tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:

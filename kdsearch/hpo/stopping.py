@@ -22,7 +22,6 @@ import numpy as np
 from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Variance, binomial_variance, student_tail
 
-MODES = ("safe", "tight", "off")
 MIN_COMPLETE = 8
 _CHANCE = 0.43  # times the share of the epochs that lie between this rung and the next
 _RIDGE = 2.0  # trials' worth of evidence that an input of unit spread predicts nothing

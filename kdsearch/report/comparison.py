@@ -105,7 +105,7 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
         reference=reference,
         sides=(sides[0], sides[1]),
         targets=targets,
-        differs=tuple(sorted(one.config.typed(name) for name in changed)),
+        differs=tuple(sorted(one.config.flag(name) for name in changed)),
     )
 
 

@@ -1,4 +1,8 @@
-"""What decides a study: its request, name and file. A resumed study must ask for the same."""
+"""The configuration that decides a study, its name and its file `study.yaml`. No torch.
+
+A resumed study must have the same configuration. Importing this module is quick, since the command
+line builds its flags from it.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,31 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
-from kdsearch.hpo.stopping import MODES
 from kdsearch.space import Choice, Constant, SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
+from kdsearch.study.options import DATA, SEARCH, TARGET, flag, option
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
+STOPPING = ("off", "safe", "tight")
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
-FLAT_SPACE = "resnet-kd"  # a built-in one that NSGA-II and GP draw
-OBJECTIVE = "objective"  # the data of `kdsearch.search`, which is called and has no flags
+FLAT_SPACE = "resnet-kd"  # a built-in space that fits NSGA-II and GP
+OBJECTIVE = "objective"  # the data of `kdsearch.search`, a function without flags
 _ARGUMENTS = {
     "budget_ms": "budget['latency_ms']",
     "budget_mflops": "budget['flops']",
     "budget_mparams": "budget['params']",
     "name": "path",
 }
-_NOT_TYPED = {
+_NO_FLAGS = {
     "data_key": "the images of --data",
     "weights_key": "the content of --teacher-weights",
     "storage_study": "the name in --storage",
@@ -41,39 +46,64 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """What decides a study, as `study.yaml` holds it; a resumed study must ask for the same.
+    """The configuration of a study, as `study.yaml` holds it.
 
     space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
-    weights file. min_accuracy: what a student must reach on validation to be shipped. from_study:
-    where the first trials come from. storage: the URL of the database without its password, None
-    for the study's own folder; storage_study: the study's name there, which no other has. How many
-    trials to run is no part of it: a study can go on.
+    weights file. storage: the URL of the database without its password, None for the study's own
+    folder; storage_study: the study's name there, which no other study has.
+
+    Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
-    data: str = "digits"
+    data: str = option(
+        "digits", "digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet.", DATA
+    )
     data_key: str = ""
-    image_size: int | None = None
-    subset: int | None = None
-    flip: bool | None = None
-    teacher: str = "auto"
-    teacher_weights: str | None = None
-    teacher_epochs: int | None = None
+    image_size: int | None = option(None, "Side of the stored images in pixels.", DATA)
+    subset: int | None = option(
+        None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA
+    )
+    flip: bool | None = option(None, "Mirror half of the training views, or none.", DATA)
+    teacher: str = option(
+        "auto",
+        "auto, cifar_resnet56, timm:NAME, torchvision:NAME, open_clip:MODEL, study:FOLDER or "
+        "FILE.py:FACTORY.",
+        DATA,
+    )
+    teacher_weights: str | None = option(None, "The teacher's weights file.", DATA)
+    teacher_epochs: int | None = option(None, "Fine-tune the teacher on the data.", DATA)
     weights_key: str | None = None
-    budget_ms: float | None = None
-    budget_mflops: float | None = None
-    budget_mparams: float | None = None
-    target: str = "cpu"
-    threads: int = 1
-    batch: int = 1
-    epochs: int | None = None
-    seed: int = 0
-    stopping: str = "off"
-    sampler: str = "tpe"
-    min_accuracy: float | None = None
-    from_study: str | None = None
-    space: str = ""
+    budget_ms: float | None = option(None, "Latency of the exported file on the --target.", TARGET)
+    budget_mflops: float | None = option(None, "Millions of multiply-adds at batch 1.", TARGET)
+    budget_mparams: float | None = option(None, "Millions of parameters.", TARGET)
+    target: str = option(
+        "cpu",
+        "Measure latency on: cpu, torch, openvino, cuda, tensorrt, or cmd:COMMAND, which gets the "
+        "ONNX file and prints milliseconds.",
+        TARGET,
+    )
+    threads: int = option(1, "Threads of the target.", TARGET)
+    batch: int = option(1, "Images in a batch on the target.", TARGET)
+    epochs: int | None = option(None, "Epochs of each training.", SEARCH)
+    seed: int = option(0, "Seed of splits, views, order, weights and sampler.", SEARCH)
+    stopping: str = option(
+        "off", "End trials that cannot reach the front: off, safe or tight.", SEARCH
+    )
+    sampler: str = option(
+        "tpe",
+        "Sample trials by tpe or random; by nsga2 or gp where no option owns dimensions, as in "
+        "--space resnet-kd.",
+        SEARCH,
+    )
+    min_accuracy: float | None = option(
+        None, "Lowest validation accuracy, as 0.9, of a student that is exported.", SEARCH
+    )
+    from_study: str | None = option(
+        None, "Name or folder of a study whose best recipes are tried first.", SEARCH
+    )
+    space: str = option("", "A built-in space or a YAML file.", SEARCH)
     storage: str | None = None
     storage_study: str | None = None
 
@@ -92,30 +122,30 @@ class StudyConfig:
             ("seed", 0, MAX_SEED),
         ):
             if not least <= getattr(self, name) <= most:
-                told = f"{self.typed(name)} {getattr(self, name)}"
-                raise SpecError(f"{told}: expected {least} to {most}")
-        self._require_one_of("stopping", MODES)
+                shown = f"{self.flag(name)} {getattr(self, name)}"
+                raise SpecError(f"{shown}: expected {least} to {most}")
+        self._require_one_of("stopping", STOPPING)
         self._require_one_of("sampler", SAMPLERS)
         if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
             raise SpecError(
                 f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
             )
-        for flag in ("budget_ms", "budget_mflops", "budget_mparams"):
-            limit = getattr(self, flag)
+        for name in ("budget_ms", "budget_mflops", "budget_mparams"):
+            limit = getattr(self, name)
             if limit is not None and not 0 < limit < float("inf"):
-                raise SpecError(f"{self.typed(flag)} {limit:g}: expected a number above 0")
+                raise SpecError(f"{self.flag(name)} {limit:g}: expected a number above 0")
 
     def _require_one_of(self, name: str, known: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in known:
-            told = f"{self.typed(name)} {value!r}{did_you_mean(value, known)}"
-            raise SpecError(f"{told}: expected {', '.join(known)}")
+            shown = f"{self.flag(name)} {value!r}{did_you_mean(value, known)}"
+            raise SpecError(f"{shown}: expected {', '.join(known)}")
 
-    def typed(self, name: str) -> str:
-        """Return how the user calls a field, or the study's name: a flag, or an argument."""
+    def flag(self, name: str) -> str:
+        """Return the user's name of a field, or of the study's `name`: a flag or an argument."""
         if self.data == OBJECTIVE:
             return _ARGUMENTS.get(name, name)
-        return _NOT_TYPED.get(name, f"--{name.replace('_', '-')}")
+        return _NO_FLAGS.get(name, flag(name))
 
     def value(self, name: str) -> object:
         """Return a field in the unit in which the user gave it."""
@@ -124,11 +154,11 @@ class StudyConfig:
             return getattr(self.budget, name.replace("budget_m", ""))
         return value
 
-    def goes_on(self, path: Path) -> str:
-        """Return in words how the study at `path` goes on."""
+    def how_to_resume(self, path: Path) -> str:
+        """Return how the user resumes the study at `path`, in words."""
         if self.data == OBJECTIVE:
-            return "the same call goes on, where it has a path"
-        return f"`{resume_command(path)}` goes on"
+            return "the same call resumes the study, where it has a path"
+        return f"`{resume_command(path)}` resumes the study"
 
     @property
     def budget(self) -> Budget:
@@ -141,23 +171,28 @@ class StudyConfig:
         )
 
     def search_space(self) -> SearchSpace:
-        """Return the space, its number of epochs fixed when the request says one."""
-        space = parse_space(self.space)
+        """Return the parsed space, with the number of epochs fixed where `epochs` is set."""
+        space = _parsed(self.space)
         return space if self.epochs is None else space.fixed("train.epochs", self.epochs)
 
     def changes(self, other: StudyConfig) -> dict[str, tuple[object, object]]:
-        """Return what differs: name -> (here, there)."""
+        """Return the fields that differ: name -> (here, there)."""
         names = (item.name for item in fields(self))
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> SearchSpace:
+    return parse_space(text)
 
 
 def study_path(out: Path, name: str) -> Path:
     """Return the study's directory. Raises StudyError for a name that is not one path segment."""
     if not _NAME.fullmatch(name):
         raise StudyError(
-            f"--name {name!r}: a study's name starts with a letter or a digit and goes on with "
-            "letters, digits, '.', '_' or '-', 100 at most"
+            f"--name {name!r}: a study's name starts with a letter or a digit; letters, digits, "
+            "'.', '_' or '-' may follow, 100 at most"
         )
     path = out / name
     if path.is_symlink():
@@ -176,7 +211,7 @@ def free_name(out: Path, stem: str) -> str:
 
 
 def resume_command(path: Path) -> str:
-    """Return what to type to go on with the study at `path`."""
+    """Return the command that resumes the study at `path`."""
     out = "" if path.parent == Path("results") else f" --out {shlex.quote(str(path.parent))}"
     return f"kdsearch run --name {path.name}{out}"
 
@@ -189,6 +224,8 @@ def read_config(path: Path) -> StudyConfig | None:
     file = path / "study.yaml"
     if not file.exists():
         return None
+    from pydantic import TypeAdapter  # 0.1 s, which `--help` has not
+
     try:
         kept = yaml.safe_load(file.read_text(encoding="utf-8"))
         kept.pop("versions")
@@ -207,31 +244,33 @@ def read_config(path: Path) -> StudyConfig | None:
 
 
 def config_of(given: Mapping[str, object], start: StudyConfig | None = None) -> StudyConfig:
-    """Return `start`, or the default request, with what the user gave; a subset of 0 is none."""
+    """Return `start`, or the defaults, with the user's fields; a subset of 0 is None."""
     if given.get("subset") == 0:
         given = {**given, "subset": None}
     return replace(start or StudyConfig(), **given)  # type: ignore[arg-type]
 
 
 def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:
-    """Raise StudyError, showing the differences, unless both requests are the same."""
+    """Raise StudyError, showing the differences, unless both configurations are the same."""
     changed = old.changes(new)
     if changed:
         lines = "\n".join(
-            f"  {new.typed(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
+            f"  {new.flag(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
             for key in changed
         )
-        advice = "Leave these flags out to go on with it, or give another --name."
+        advice = "Leave these flags out to resume it, or give another --name."
         if new.data == OBJECTIVE:
-            advice = "Ask for the same to go on with it, or give another path."
-        raise StudyError(f"the study {name!r} was started with another request:\n{lines}\n{advice}")
+            advice = "Give the same arguments to resume it, or another path."
+        raise StudyError(
+            f"the study {name!r} was started with another configuration:\n{lines}\n{advice}"
+        )
 
 
 def refuse_sampler(config: StudyConfig) -> None:
-    """Raise SpecError where the sampler of a request would not see what it must learn from.
+    """Raise SpecError where the sampler cannot learn from this study's trials.
 
-    NSGA-II and GP ignore trials that Optuna calls pruned: pruned and rejected ones; and every
-    dimension that not all trials have. GP proposes rejected candidates again.
+    NSGA-II and GP ignore trials that Optuna calls pruned, whether stopped early or rejected, and
+    every dimension that some trials lack. GP proposes rejected candidates again.
     """
     name, budget = config.sampler, config.budget
     if name not in ("nsga2", "gp"):
@@ -240,21 +279,20 @@ def refuse_sampler(config: StudyConfig) -> None:
     if name == "gp":
         limits += ["budget_mflops"] if budget.flops is not None else []
         limits += ["budget_mparams"] if budget.params is not None else []
-    over = "it learns nothing from what is over"
-    reasons = [f"{over} {config.typed(limit)}" for limit in limits]
+    reasons = [f"it learns nothing from trials over {config.flag(limit)}" for limit in limits]
     if config.stopping != "off":
-        ended = f"{config.typed('stopping')} {config.stopping}"
+        ended = f"{config.flag('stopping')} {config.stopping}"
         reasons.append(f"it learns nothing from trials that {ended} ends")
     owners = [n for n, dim in config.search_space().all_dims() if _owns_dims(dim)]
     if owners:
         shown = ", ".join(owners[:3]) + (", …" if owners[3:] else "")
         flat = "" if config.data == OBJECTIVE else f", as --space {FLAT_SPACE}"
         reasons.append(
-            f"it draws what the options of {shown} own at random: it needs a space in which no "
+            f"it samples what the options of {shown} own at random: it needs a space in which no "
             f"option owns dimensions{flat}"
         )
     if reasons:
-        sampler = config.typed("sampler")
+        sampler = config.flag("sampler")
         raise SpecError(
             f"{sampler} {name} does not fit this study: {'; '.join(reasons)}. Leave {sampler} out "
             "for tpe, or change that"

@@ -48,7 +48,7 @@ def open_study(
             if (path / "study.db").exists():
                 raise StudyError(
                     f"{path} holds a study.db and no study.yaml, which says what its trials were; "
-                    f"restore it, or start again with another {config.typed('name')}"
+                    f"restore it, or start again with another {config.flag('name')}"
                 )
             content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
             atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
@@ -73,7 +73,7 @@ def _driven(path: Path, storage: Storage, config: StudyConfig) -> Iterator[Store
     except STORE_ERRORS as error:
         raise StudyError(
             f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
-            f"{config.goes_on(path)}"
+            f"{config.how_to_resume(path)}"
         ) from error
 
 
@@ -144,7 +144,7 @@ def _locked(path: Path, config: StudyConfig) -> Iterator[None]:
         except OSError:
             raise StudyError(
                 f"{path} is being run by another process; wait for it, or give another "
-                f"{config.typed('name')}"
+                f"{config.flag('name')}"
             ) from None
         yield
 

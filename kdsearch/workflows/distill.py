@@ -1,4 +1,4 @@
-"""One distillation without a search, and the price of one model."""
+"""Distil one student without a search."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from kdsearch.deploy.flops import count
-from kdsearch.deploy.latency import Latency, measure
 from kdsearch.deploy.package import Package, pack
-from kdsearch.deploy.pricing import build_student, file_for
-from kdsearch.deploy.targets import require_target, target_info
-from kdsearch.deploy.targets.base import Note, Shape
+from kdsearch.deploy.pricing import build_student
+from kdsearch.deploy.targets import require_target
 from kdsearch.errors import StudyError, TrainingError
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.spec import Candidate, StudentSpec, digest_of
+from kdsearch.spec import Candidate, digest_of
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.study import TrialOutcome
-from kdsearch.study.summary import TargetInfo
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
@@ -38,7 +34,7 @@ _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """A distilled student, on disk: accuracies of it and of its teacher, and the folder."""
+    """A distilled student on disk: its accuracies, its teacher's, and its folder."""
 
     outcome: TrialOutcome
     teacher_val: float
@@ -55,10 +51,10 @@ def distill(
     device: str = "auto",
     callback: Callback,
 ) -> Distilled:
-    """Train one candidate under its teacher; the same seed as a study's gives the same student.
+    """Train one candidate with its teacher; with a study's seed it is the study's student.
 
     Writes `out/name/`: curve.csv, tensorboard/, best/. Raises TrainingError when the candidate
-    cannot be trained, and another KDSearchError for a request that cannot be met.
+    cannot be trained, and another KDSearchError for a configuration that cannot run.
     """
     path = study_path(out, name)
     _clear(path)
@@ -66,7 +62,7 @@ def distill(
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
     data, config = load_data(config, out)
-    student = build_student(candidate.student, data)  # its mistakes show before any training
+    student = build_student(candidate.student, data)  # raises before any training
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run(student.preprocess.input_shape, callback.on_message)
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
@@ -114,7 +110,7 @@ def distill(
 
 
 def _clear(path: Path) -> None:
-    """Remove what a distillation left that did not end, all but the training itself.
+    """Remove the files of an interrupted distillation, except the state of its training.
 
     Raises StudyError for anything else.
     """
@@ -134,54 +130,3 @@ def _memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a model costs; flops and params are None for a bare ONNX file."""
-
-    name: str
-    input_shape: Shape
-    flops: int | None
-    params: int | None
-    latency: Latency
-    target: TargetInfo
-
-
-def measure_model(
-    spec: StudentSpec,
-    config: StudyConfig,
-    *,
-    input_shape: Shape,
-    note: Note,
-    classes: int = 1000,
-) -> Measured:
-    """Return the FLOPs and parameters of a model, and its latency on the request's target.
-
-    note: is told what takes time. spec.family may be a path to a file that the target takes,
-    `.onnx` or `.pt2`, whose latency alone is measured. Raises SpecError for an unknown name and
-    CostError when the model cannot be priced.
-    """
-    name, target = spec.family, require_target(config)
-    target.dry_run(input_shape, note)
-    if name.endswith((".onnx", ".pt2")):
-        return Measured(
-            name=name,
-            input_shape=input_shape,
-            flops=None,
-            params=None,
-            latency=measure(Path(name), shape=input_shape, target=target),
-            target=target_info(config),
-        )
-    channels, side, _ = input_shape
-    network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
-    flops, params = count(network, input_shape=input_shape)
-    file = file_for(network, target, input_shape)
-    return Measured(
-        name=name,
-        input_shape=input_shape,
-        flops=flops,
-        params=params,
-        latency=measure(file, shape=input_shape, target=target),
-        target=target_info(config),
-    )

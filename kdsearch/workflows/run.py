@@ -1,6 +1,6 @@
-"""A whole study: data, teacher, search, what follows it.
+"""Run a study: load data and teacher, search, finalize.
 
-This room orders the parts and stores what they found; it decides nothing about a trial.
+This module orders the steps and stores their results; it decides nothing about a trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +52,8 @@ from kdsearch.study.early_stopping import Judge, OnRung, foretelling
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study, reach, refuse_driven
-from kdsearch.study.refit import Refit
+from kdsearch.study.options import AUTO, RunOptions
+from kdsearch.study.refit import SEEDS, Refit
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
@@ -67,79 +68,56 @@ DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a study is run, which decides none of its candidates: it may go on in another way.
-
-    trials: in all; None: as before, else DEFAULT_TRIALS. time_limit: seconds of this run's search.
-    flat_after: how many complete trials that leave the front as it is end the search; 0: none do;
-    None: as before, else none. workers: how many trials run at a time; one runs in this process,
-    several in processes, on a GPU in threads; None: as many as fit the device. storage: the URL of
-    the database with its password, where trials are not kept in the study's folder. trial_timeout:
-    the seconds after which a trial fails, alone; all then run in processes. refit: what is trained
-    again after the search; None: as before.
-    """
-
-    trials: int | None = None
-    time_limit: float | None = None
-    flat_after: int | None = None
-    device: str = "auto"
-    workers: int | None = 1
-    storage: str | None = None
-    trial_timeout: float | None = None
-    on_ray: OnRay | None = None
-    refit: Refit | None = None
-
-
-def run(
+def run_study(
     given: Mapping[str, object],
     callback: Callback,
     *,
     out: Path,
     name: str | None = None,
-    plan: Plan | None = None,
-    loggers: Loggers | None = None,
+    options: RunOptions | None = None,
 ) -> Finalized:
-    """Run a study, or go on with the one of that name, and return what it found.
+    """Run a study, or resume the one of that name, and return what it found.
 
-    given: fields of StudyConfig that the user set; `space` is a name or a file. Other fields come
-    from the study when there is one, else from the defaults. Raises BudgetError when nothing fits
-    the budget, and another KDSearchError for a configuration that cannot run.
+    given: the fields of StudyConfig that the user set; `space` is a name or a file. Other fields
+    come from the study when there is one, else from the defaults. Raises BudgetError when nothing
+    fits the budget, and another KDSearchError for a configuration that cannot run.
     """
     started = time.perf_counter()
-    plan = plan or Plan()
-    device = pick_device(plan.device)
-    if plan.on_ray is not None:
-        plan.on_ray.share(device)
-    config, data, path = _settle(given, out, name, plan.storage)
+    options = options or RunOptions()
+    loggers = Loggers(options.log, callback=options.callback)
+    wanted, on_ray = _refit_in(options), _ray_in(options)
+    device = pick_device(options.device)
+    if on_ray is not None:
+        on_ray.share(device)
+    config, data, path = _resolve(given, out, name, options.storage)
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, data.size, data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
     callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
     versions = {package: version(package) for package in _VERSIONED}
-    opened = open_study(path, config, versions=versions, storage=plan.storage)
+    opened = open_study(path, config, versions=versions, storage=options.storage)
     with opened as study, _log_to(path / "kdsearch.log"):
-        plan = _as_before(plan, study)
-        total = plan.trials or DEFAULT_TRIALS
+        options = _with_earlier(options, study)
+        total = options.trials or DEFAULT_TRIALS
         seconds = study.facts().get("teacher_seconds", prepared.seconds)
         known = cast("dict[str, float]", study.facts().get("teacher", {})).get("test")
         teacher = asdict(replace(prepared.teacher, test=known))
         study.note(teacher=teacher, teacher_seconds=seconds)
-        study.note(trials=total, flat_after=plan.flat_after)
-        refit.ask(study, plan.refit)
-        _tell(callback, refits_to_come(study, total))
-        _start_from(study, out, callback)
-        _keep_teachers(prepared.context.teachers, config, path / "teacher")
+        study.note(trials=total, flat_after=options.flat_after)
+        refit.ask(study, wanted)
+        _note_each(callback, refits_to_come(study, total))
+        _try_recipes(study, out, callback)
+        _save_teachers(prepared.context.teachers, config, path / "teacher")
         try:
             with (
                 Ledger(study, device=str(device), started=started) as ledger,
                 _callbacks(study, callback, ledger, loggers) as callbacks,
-                _engine(
-                    study, prepared.context, callbacks, plan, _told_before(study, out)
+                _open_engine(
+                    study, prepared.context, callbacks, options, on_ray, _earlier_curves(study, out)
                 ) as engine,
             ):
-                _search(study, prepared.context, engine, callbacks, plan, total=total)
-                _tell(callbacks, refits_left(study))
+                _search(study, prepared.context, engine, callbacks, options, total=total)
+                _note_each(callbacks, refits_left(study))
                 finished = finalize(study, prepared.context, callbacks, engine, ledger=ledger)
             write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
@@ -151,23 +129,40 @@ def run(
             write_derived(study)
             raise StudyInterruptedError(
                 f"interrupted; {len(searched(study.records()))} of {total} trials are kept. "
-                f"`{resume_command(path)}` goes on"
+                f"`{resume_command(path)}` resumes the study"
             ) from None
 
 
-def _tell(callback: Callback, lines: Iterator[str]) -> None:
+def _refit_in(options: RunOptions) -> Refit | None:
+    """Return what is retrained after the search, None for what the last run chose."""
+    if options.refit is None:
+        return None
+    return Refit(count=options.refit, seeds=options.seeds or SEEDS, epochs=options.refit_epochs)
+
+
+def _ray_in(options: RunOptions) -> OnRay | None:
+    """Return where Ray is, None where trials run without it."""
+    if options.engine != "ray":
+        return None
+    return OnRay(address=options.ray_address or "none", gpus_per_trial=options.gpus_per_trial)
+
+
+def _note_each(callback: Callback, lines: Iterator[str]) -> None:
     for line in lines:
         callback.on_message(line)
 
 
-def _settle(
+def _resolve(
     given: Mapping[str, object], out: Path, name: str | None, storage: str | None
 ) -> tuple[StudyConfig, ImageData, Path]:
-    """Return the full request, its images and the study's path; what cannot be is told here.
+    """Return the full configuration, its images and the study's path, before anything is trained.
 
-    Nothing has been trained yet.
+    Raises KDSearchError for a configuration that cannot run, or that is not the study's.
     """
-    config, old = _resolve(given, None if name is None else study_path(out, name))
+    old = None if name is None else read_config(study_path(out, name))
+    if "space" in given:
+        given = {**given, "space": find_space(str(given["space"])).text}
+    config = config_of(given, old)
     if old is not None:
         assert name is not None
         refuse_driven(study_path(out, name), old, storage)
@@ -190,24 +185,24 @@ def _settle(
 def _with_storage(
     config: StudyConfig, given: str | None, name: str, *, is_new: bool
 ) -> StudyConfig:
-    """Return the request with where trials are kept: a new study has a name of its own there."""
+    """Return the configuration with its storage, in which a new study gets a name of its own."""
     url = kept_url(given, config.storage, is_new=is_new)
     if url is None or not is_new:
         return config
     return replace(config, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
 
 
-def _as_before(plan: Plan, study: OpenStudy) -> Plan:
-    """Return the plan with what an earlier run was asked for, where this one says nothing."""
+def _with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
+    """Return the options with `trials` and `flat_after` of the last run where they are None."""
     kept = study.facts()
-    if plan.trials is None:
-        plan = replace(plan, trials=cast("int | None", kept.get("trials")))
-    if plan.flat_after is None:
-        plan = replace(plan, flat_after=cast("int | None", kept.get("flat_after")))
-    return plan
+    if options.trials is None:
+        options = replace(options, trials=cast("int | None", kept.get("trials")))
+    if options.flat_after is None:
+        options = replace(options, flat_after=cast("int | None", kept.get("flat_after")))
+    return options
 
 
-def _keep_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Path) -> None:
+def _save_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Path) -> None:
     """Save the teachers that were trained or fine-tuned here; several are numbered."""
     for i, (teacher, spec) in enumerate(zip(teachers, teacher_specs(config), strict=True)):
         if spec.is_trained_here:
@@ -215,30 +210,20 @@ def _keep_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Pa
             save_weights(bare(teacher.network), directory / f"teacher{number}.safetensors")
 
 
-def _resolve(
-    given: Mapping[str, object], path: Path | None
-) -> tuple[StudyConfig, StudyConfig | None]:
-    """Return the full request, and the one of the study at `path` when there is one."""
-    old = read_config(path) if path is not None else None
-    if "space" in given:
-        given = {**given, "space": find_space(str(given["space"])).text}
-    return config_of(given, old), old
-
-
 @contextmanager
 def _callbacks(
-    study: OpenStudy, callback: Callback, ledger: Ledger, loggers: Loggers | None
+    study: OpenStudy, callback: Callback, ledger: Ledger, loggers: Loggers
 ) -> Iterator[Callbacks]:
-    """Give what tells all of them, and close the loggers in the end."""
-    callbacks = Callbacks([ledger, callback, *(() if loggers is None else loggers.open(study))])
+    """Open the loggers, give all callbacks as one, and close the loggers in the end."""
+    callbacks = Callbacks([ledger, callback, *loggers.open(study)])
     try:
         yield callbacks
     finally:
         callbacks.close()
 
 
-def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
-    """Let a new study try the recipes of the one it starts from."""
+def _try_recipes(study: OpenStudy, out: Path, callback: Callback) -> None:
+    """Let a new study try the recipes of the study it starts from."""
     recipes = [] if study.records() or study.guesses() else recipes_of(study.config, out)
     if recipes:
         study.guess(recipes)
@@ -246,7 +231,7 @@ def _start_from(study: OpenStudy, out: Path, callback: Callback) -> None:
 
 
 def _price(budget: Budget, context: TrialContext) -> Price | None:
-    """Return what prices a draw, None where a price would turn nothing away."""
+    """Return what prices a proposal, None where no price could reject it."""
     return None if budget.flops is None and budget.params is None else StaticCosts(context.data)
 
 
@@ -255,7 +240,7 @@ def _search(
     context: TrialContext,
     engine: Engine,
     callbacks: Callbacks,
-    plan: Plan,
+    options: RunOptions,
     *,
     total: int,
 ) -> None:
@@ -265,20 +250,20 @@ def _search(
         callbacks.on_trial_end(record, front[-1] if front else None)
 
     callbacks.on_search_begin(searched(study.records()), total, budget=study.budget)
-    enough = Ending(study, callbacks, time_limit=plan.time_limit, flat_after=plan.flat_after)
+    enough = Ending(study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after)
     price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)
     engine(Proposals(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
 
 
-def _told_before(study: OpenStudy, out: Path) -> Sequence[Curve]:
-    """Return what the study that this one starts from foretells, where anything is stopped."""
+def _earlier_curves(study: OpenStudy, out: Path) -> Sequence[Curve]:
+    """Return learning curves of the study that this one starts from, for early stopping."""
     start = None if study.config.stopping == "off" else start_of(study.config, out)
     return () if start is None else foretelling(study, start)
 
 
 class _RunTrial(Protocol):
-    """Runs a trial on a bench, here or in a worker."""
+    """Runs a trial in a TrialContext, in this process or in a worker."""
 
     def __call__(
         self,
@@ -291,27 +276,30 @@ class _RunTrial(Protocol):
 
 
 @contextmanager
-def _engine(
+def _open_engine(
     study: OpenStudy,
     context: TrialContext,
     callback: Callback,
-    plan: Plan,
+    options: RunOptions,
+    on_ray: OnRay | None,
     earlier: Sequence[Curve],
 ) -> Iterator[Engine]:
-    """Give what runs the trials, as many at a time as there are workers.
+    """Open what runs the trials, as many at a time as there are workers.
 
     On a GPU they are threads of this process, which share the images there, each with a stream of
-    its own: processes would take turns. On a CPU several are processes of one thread each. With a
-    timeout they are always processes, since a thread cannot be ended: a single one has all threads.
+    its own: processes would run one at a time. On a CPU several are processes of one thread each.
+    With a timeout they are always processes, since a thread cannot be ended: a single one has all
+    threads.
     """
     judge = Judge(study, images=len(context.data.val), earlier=earlier)
-    if plan.on_ray is not None:
+    count = None if options.workers == AUTO else int(options.workers)
+    if on_ray is not None:
         actors = open_actors(
-            plan.workers,
+            count,
             study,
-            plan.on_ray,
+            on_ray,
             device=context.device,
-            timeout=plan.trial_timeout,
+            timeout=options.trial_timeout,
             on_epoch=callback.on_epoch,
             on_rung=judge,
         )
@@ -320,9 +308,9 @@ def _engine(
         return
     unfinished = study.path / UNFINISHED
     context = replace(context, unfinished=unfinished)
-    count = fitting(context) if plan.workers is None else plan.workers
+    count = count or fitting(context)
     evaluate = partial(_evaluate, study, callback, judge)
-    if plan.trial_timeout is None and (count == 1 or context.device.type == "cuda"):
+    if options.trial_timeout is None and (count == 1 or context.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, context=context))] * count
         )
@@ -334,7 +322,7 @@ def _engine(
         device=context.device,
         unfinished=unfinished,
         threads=torch.get_num_threads() if count == 1 else 1,
-        timeout=plan.trial_timeout,
+        timeout=options.trial_timeout,
     )
     with processes as pool:
         yield partial(
@@ -373,5 +361,5 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        with suppress(OSError):  # a full disk has been told
+        with suppress(OSError):  # a full disk was reported before
             handler.close()

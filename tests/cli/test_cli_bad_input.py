@@ -68,7 +68,10 @@ RUN_MISTAKES = [
     (("--seed", "-1"), "--seed -1: expected 0 to 4294967295"),
     (("--seed", "9" * 30), "--seed 999"),
     (("--sampler", "tpee"), "did you mean 'tpe'"),
-    (("--sampler", "gp"), "it draws what the options of student.family, method.name own at random"),
+    (
+        ("--sampler", "gp"),
+        "the options of student.family, method.name own at random",
+    ),
     (("--sampler", "nsga2", "--stopping", "safe"), "trials that --stopping safe ends"),
     (("--min-accuracy", "90"), "--min-accuracy 90: expected a fraction"),
     (("--from-study", "nope"), "--from-study nope: there is no such study"),

@@ -76,8 +76,11 @@ def _ray_of(session: int) -> list[str]:
     [
         (("--engine", "spark"), "--engine 'spark': expected local or ray"),
         (("--engine", "rai"), "(did you mean 'ray'?)"),
-        (("--ray-address", "auto"), "--ray-address is for trials on Ray: give --engine ray too"),
-        (("--gpus-per-trial", "0.5"), "--gpus-per-trial is for trials on Ray"),
+        (
+            ("--ray-address", "auto"),
+            "auto is for trials on Ray: give --engine ray too",
+        ),
+        (("--gpus-per-trial", "0.5"), "--gpus-per-trial 0.5 is for trials on Ray"),
         ((*ON_RAY, "--ray-address", "ray://head:10001"), "expected none, auto or HOST:PORT"),
         ((*ON_RAY, "--gpus-per-trial", "2"), "--gpus-per-trial 2: expected above 0 and up to 1"),
         (

@@ -14,9 +14,10 @@ from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
+from kdsearch.study.options import RunOptions
 from kdsearch.study.refit import Refit, candidates, trained
 from kdsearch.study.study import searched
-from kdsearch.workflows.run import Plan, run
+from kdsearch.workflows.run import run_study
 
 FLAGS = ("--budget-mflops", "1", "--trials", "3")
 
@@ -156,11 +157,11 @@ def test_a_study_interrupted_between_refits_trains_none_of_them_twice(
 ) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     given = {"space": str(tmp_path / "space.yaml"), "teacher_epochs": 1, "budget_mflops": 1.0}
-    plan = Plan(trials=2, device="cpu", refit=Refit(count=1, seeds=2))
+    options = RunOptions(trials=2, device="cpu", refit=1, seeds=2)
     for until in (1, 3):
         with pytest.raises(StudyInterruptedError):
-            run(given, Interrupting(until), out=shell.out, name="halves", plan=plan)
-    run({}, Callback(), out=shell.out, name="halves", plan=Plan(device="cpu"))
+            run_study(given, Interrupting(until), out=shell.out, name="halves", options=options)
+    run_study({}, Callback(), out=shell.out, name="halves", options=RunOptions(device="cpu"))
     records = load_study(shell.out / "halves").records()
     refits = [record for record in records if record.kind]
     assert len(refits) == len({record.digest for record in refits}) in (4, 6)

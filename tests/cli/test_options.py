@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdsearch.cli.options import read_duration
 from kdsearch.errors import SpecError
+from kdsearch.study.options import read_duration
 
 
 @pytest.mark.parametrize(

@@ -250,9 +250,9 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"sampler": "gp", "budget_mflops": 1.0}, "what is over --budget-mflops"),
-        ({"sampler": "gp", "budget_mparams": 1.0}, "what is over --budget-mparams"),
-        ({"sampler": "nsga2", "budget_ms": 1.0}, "what is over --budget-ms"),
+        ({"sampler": "gp", "budget_mflops": 1.0}, "trials over --budget-mflops"),
+        ({"sampler": "gp", "budget_mparams": 1.0}, "trials over --budget-mparams"),
+        ({"sampler": "nsga2", "budget_ms": 1.0}, "trials over --budget-ms"),
         ({"sampler": "nsga2", "stopping": "safe"}, "--stopping safe ends"),
         ({"sampler": "nsga2", "space": REQUEST.space}, "options of student.family own"),
         ({"sampler": "gp", "space": REQUEST.space}, "no option owns dimensions, as --space resnet"),

@@ -30,9 +30,10 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
 from kdsearch.study.open import load_study, open_study
+from kdsearch.study.options import RunOptions
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import Proposal, TrialOutcome, searched
-from kdsearch.workflows.run import Plan, _as_before, run
+from kdsearch.workflows.run import _with_earlier, run_study
 
 N = 14  # the sampler leaves its random start at ten
 
@@ -243,7 +244,7 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
 
     def refused(out: Path, told: str) -> None:
         with pytest.raises(StudyError, match=told):
-            run({}, Callback(), out=out, name="driven")
+            run_study({}, Callback(), out=out, name="driven")
 
     with opened(path, config):
         refused(path.parent, "is being run by another process; wait for it")
@@ -253,15 +254,16 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
         refused(away.parent, "is being run by process .* end that one")
         assert [file.name for file in away.iterdir()] == ["study.yaml"]
     with pytest.raises(DataError):
-        run({}, Callback(), out=path.parent, name="driven")
+        run_study({}, Callback(), out=path.parent, name="driven")
 
 
-def test_a_run_asks_for_what_it_did_before_where_nothing_is_said(copy_at: CopyAt) -> None:
+def test_a_run_without_trials_or_flat_after_takes_those_of_the_last_run(copy_at: CopyAt) -> None:
     with opened(copy_at(0)) as study:
-        assert _as_before(Plan(), study) == Plan()
+        assert _with_earlier(RunOptions(), study) == RunOptions()
         study.note(trials=7, flat_after=5)
-        assert _as_before(Plan(), study) == Plan(trials=7, flat_after=5)
-        assert _as_before(Plan(trials=9, flat_after=0), study) == Plan(trials=9, flat_after=0)
+        assert _with_earlier(RunOptions(), study) == RunOptions(trials=7, flat_after=5)
+        chosen = RunOptions(trials=9, flat_after=0)
+        assert _with_earlier(chosen, study) == chosen
 
 
 def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt) -> None:
@@ -270,7 +272,7 @@ def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt)
     with pytest.raises(StudyError) as caught, opened(path, changed):
         pass
     lines = str(caught.value).splitlines()
-    assert lines[0] == "the study 'table' was started with another request:"
+    assert lines[0] == "the study 'table' was started with another configuration:"
     assert lines[1:3] == [
         "  --teacher: 'auto' -> 'timm:resnet18'",
         "  --budget-mflops: 15.0 -> 9.0",

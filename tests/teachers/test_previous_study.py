@@ -22,12 +22,13 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
+from kdsearch.study.options import RunOptions
 from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.load import TeacherSpec, load_teacher
 from kdsearch.teachers.previous_study import find_student
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import load_data
-from kdsearch.workflows.run import Plan, run
+from kdsearch.workflows.run import run_study
 
 SPACE = """\
 student:
@@ -51,9 +52,8 @@ def study(fast_path: Path) -> Path:
     space = fast_path / "space.yaml"
     space.write_text(SPACE)
     given = {"space": str(space), "subset": 200, "teacher_epochs": 1}
-    return run(
-        given, Silent(), out=fast_path, name="phones", plan=Plan(trials=2, device="cpu")
-    ).path
+    options = RunOptions(trials=2, device="cpu")
+    return run_study(given, Silent(), out=fast_path, name="phones", options=options).path
 
 
 @pytest.fixture(scope="module")

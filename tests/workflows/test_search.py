@@ -89,7 +89,7 @@ def test_a_study_at_a_path_goes_on_and_no_other_takes_it_over(fast_path: Path) -
     assert str(caught.value).splitlines()[1:] == [
         "  budget['flops']: None -> 5000000.0",
         "  seed: 0 -> 5",
-        "Ask for the same to go on with it, or give another path.",
+        "Give the same arguments to resume it, or another path.",
     ]
     with (path / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -221,7 +221,7 @@ def test_what_is_no_number_is_no_result(returned: float) -> None:
         kdsearch.search(
             space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=3
         )
-    assert "the same call goes on, where it has a path" in str(caught.value)
+    assert "the same call resumes the study, where it has a path" in str(caught.value)
     assert "--" not in str(caught.value)
 
 
