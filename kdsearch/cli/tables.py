@@ -13,7 +13,7 @@ from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
 from kdsearch.study.summary import Entry, Summary, Trainings
-from kdsearch.tasks.base import Metric
+from kdsearch.tasks.base import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
@@ -130,18 +130,18 @@ def check_tables(checked: CheckReport) -> tuple[Table, Table, Table]:
 def _teachers_table(checked: CheckReport) -> Table:
     table = Table(
         title=f"Teacher on {checked.data}, {checked.classes} classes",
-        caption="sure: mean confidence; NLL in nats an image; ECE over 15 bins; best T: the "
-        "temperature of the least NLL; plain views",
+        caption="confidence: mean of the largest probabilities; NLL in nats an image; ECE over 15 "
+        "bins; best T: temperature of the lowest NLL; plain views",
     )
     table.add_column("teacher", overflow="fold")
-    for heading in ("images", "right", "sure", "NLL", "ECE", "best T"):
+    for heading in ("images", ACCURACY.label, "confidence", "NLL", "ECE", "best T"):
         table.add_column(heading, justify="right")
     for teacher in checked.teachers:
         for split, found in (("val", teacher.validation), ("train", teacher.train)):
             table.add_row(
                 teacher.name if split == "val" else "",
                 f"{found.images:,} {split}",
-                f"{100 * found.accuracy:.2f} %",
+                ACCURACY.text(found.accuracy),
                 f"{100 * found.confidence:.2f} %",
                 f"{found.nll:.4f}",
                 f"{100 * found.ece:.2f} %",
