@@ -22,7 +22,7 @@ from benchmarks.bars import Row, parser, tell
 from benchmarks.paired import Ratio, alternate
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.files import calibration_images
-from kdsearch.deploy.formats.base import Source, logits_of
+from kdsearch.deploy.formats.base import Source, answer_of
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.formats.onnx_int8 import OnnxInt8
 from kdsearch.deploy.pricing import build_student
@@ -217,7 +217,7 @@ def _logits(student: Model, context: TrialContext) -> Tensor:
 def _said(file: Path, student: Model, context: TrialContext) -> Tensor:
     run = runtimes.load("onnxruntime", file, threads=1)
     shown = [student.preprocess(images) for images, _ in batches(context.data.val, _CPU)]
-    return torch.cat([logits_of(run, images) for images in shown])
+    return torch.cat([answer_of(run, images) for images in shown])
 
 
 def _agreement(
@@ -235,7 +235,7 @@ def _speeds(files: Sequence[Path], student: Model, context: TrialContext) -> lis
     """Return each int8 file's milliseconds an image, beside those of the first, the fp32 file."""
     image = student.preprocess(context.data.val.at(slice(1)))
     runs = [runtimes.load("onnxruntime", file, threads=1) for file in files]
-    times = alternate([lambda run=run: logits_of(run, image) for run in runs], seconds=1.0)  # type: ignore[misc]
+    times = alternate([lambda run=run: answer_of(run, image) for run in runs], seconds=1.0)  # type: ignore[misc]
     return [
         {"ms": times.ms(i), "fp32_ms": times.ms(0), "speed": times.ratio(0, i).median}
         for i in range(1, len(files))

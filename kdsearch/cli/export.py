@@ -103,7 +103,7 @@ def _table(found: Exported) -> Table:
             f"{file.bytes / 1e6:.3g}",
             f"{100 * file.val:.2f}",
             f"{100 * file.drop:.2f}",
-            f"{100 * file.agreement.argmax:.2f}",
+            f"{100 * file.agreement.same:.2f}",
             f"{file.latency.low_ms:.3g}-{file.latency.high_ms:.3g}",
             "no" if file.misses else "yes",
             style="bold" if is_best else None,

@@ -97,7 +97,7 @@ def distill(
         f"Teacher: validation {100 * found.teacher_val:.2f} %",
         "Student: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in found.results.items()),
         f"File: {found.package.path}/student.onnx, {found.package.latency}, "
-        f"{100 * found.package.agreement.argmax:.2f} % same predictions as PyTorch",
+        f"{100 * found.package.agreement.same:.2f} % same predictions as PyTorch",
         f"Curves: tensorboard --logdir {found.package.path.parent}/tensorboard",
     )
 

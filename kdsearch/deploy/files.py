@@ -1,6 +1,6 @@
 """The files of a student in other formats, each written, loaded again and measured on itself.
 
-A file that is over the budget, loses too much accuracy or does not agree with its network is kept
+A file that is over the budget, loses too much or does not agree with its network is kept
 and marked with the reason; it is never called the best.
 """
 
@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdsearch.data.base import UNLABELLED, ImageData
+from kdsearch import tasks
+from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats, runtimes
 from kdsearch.deploy.formats._fold import fold_preprocess
 from kdsearch.deploy.formats.base import (
@@ -23,8 +24,8 @@ from kdsearch.deploy.formats.base import (
     Format,
     Source,
     agreement_of,
+    answer_of,
     in_several_sizes,
-    logits_of,
 )
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets import target_info
@@ -32,6 +33,8 @@ from kdsearch.deploy.targets.base import Target
 from kdsearch.models.model import Model, batches
 from kdsearch.spec import Budget
 from kdsearch.study.summary import TargetInfo
+from kdsearch.tasks import Metric, Task
+from kdsearch.training.validation import measured
 
 CALIBRATION = 256  # training images that ranges are taken from
 _CALIBRATION_BATCH = 16
@@ -43,7 +46,7 @@ _Show = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
 class ExportedFile:
     """A written file and what was measured on it.
 
-    runtime: what loaded it; target: where its latency is from. val: its accuracy on validation;
+    runtime: what loaded it; target: where its latency is from. val: its metric on validation;
     drop: what the PyTorch student has more. agreement: with the network that it was written from.
     misses: why it is not to be shipped. tuned: whether that network is the student trained on for
     8 bits.
@@ -64,7 +67,7 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a file must keep to: the budget of latency, and the accuracy it may lose.
+    """What a file must keep to: the budget of latency, and what it may lose of the metric.
 
     is_folded: whether ONNX files take raw pixels, uint8 [B, H, W, C]; `-uint8` in their names.
     """
@@ -87,7 +90,7 @@ def write_file(
 ) -> ExportedFile:
     """Write `student` in a format to `folder`, load it again by its runtime, and measure it.
 
-    whole: the accuracy that its drop is measured from, where that is not the student's own. Its
+    whole: the metric that its drop is measured from, where that is not the student's own. Its
     latency is that of the study's target, or where that does not take such files, of the CPU by
     their runtime. Files appear there whole. Raises ExportError when it cannot be written or loaded.
     """
@@ -100,10 +103,11 @@ def write_file(
             fold_preprocess(path, student.preprocess)
         run = runtimes.load(kind.runtime, path, threads=1)
         show = _pixels if demands.is_folded else _inputs
-        expected, answers, labels = _answers(run, student, data, show)
-        agreement = agreement_of(expected, answers)
-        val = _accuracy(answers, labels)
-        drop = (_accuracy(expected, labels) if whole is None else whole) - val
+        expected, answers, labels = _answers(run, student, source.network, data, show)
+        task = tasks.of(data)
+        agreement = agreement_of(expected, answers, task)
+        val = _value(task, answers, labels)
+        drop = (_value(task, expected, labels) if whole is None else whole) - val
         there = latencies.for_runtime(kind.runtime)
         latency = _time(path, there, show(student, data.val.at(slice(1)))[1])
         elsewhere = there.target.device != latencies.target.device
@@ -118,7 +122,7 @@ def write_file(
             agreement=agreement,
             latency=latency,
             misses=(
-                *_misses(kind, agreement, drop, demands),
+                *_misses(kind, agreement, task.metric, drop, demands),
                 *_delays(latency, demands.budget, latencies.target if elsewhere else None),
             ),
             tuned=whole is not None,
@@ -144,15 +148,15 @@ def best(files: Sequence[ExportedFile]) -> ExportedFile | None:
 
 @torch.no_grad()
 def _answers(
-    run: runtimes.Runtime, student: Model, data: ImageData, show: _Show
+    run: runtimes.Runtime, student: Model, network: nn.Module, data: ImageData, show: _Show
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the student's logits on validation, the file's, and the labels."""
+    """Return the student's answers on validation, the file's, and the labels."""
     expected, found, labels = [], [], []
     for number, (images, target) in enumerate(batches(data.val, _CPU)):
         for part in (images,) if number else in_several_sizes(images):
             inputs, fed = show(student, part)
-            expected.append(student.network(inputs))
-            found.append(logits_of(run, fed))
+            expected.append(network(inputs))
+            found.append(answer_of(run, fed))
         labels.append(target)
     return torch.cat(expected), torch.cat(found), torch.cat(labels)
 
@@ -173,8 +177,8 @@ def _pixels(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     return shown(images), images.permute(0, 2, 3, 1)
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels)[labels != UNLABELLED].float().mean())
+def _value(task: Task, answers: Tensor, labels: Tensor) -> float:
+    return measured(lambda found: found, [(answers, labels)], task.meter(_CPU))
 
 
 def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
@@ -185,15 +189,15 @@ def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
 
 
 def _misses(
-    kind: type[Format], agreement: Agreement, drop: float, demands: ExportOptions
+    kind: type[Format], agreement: Agreement, metric: Metric, drop: float, demands: ExportOptions
 ) -> Iterator[str]:
     if not kind.tolerance.accepts(agreement):
         yield (
-            f"disagrees with the student (argmax {agreement.argmax:.4f}, max_rel "
+            f"disagrees with the student (same {agreement.same:.4f}, max_rel "
             f"{agreement.max_rel:.2g}; accepted {kind.tolerance})"
         )
     if drop > demands.max_drop:
-        yield f"loses {100 * drop:.2f} points, over --max-drop {demands.max_drop:g}"
+        yield f"loses {metric.number(drop)}{metric.points}, over --max-drop {demands.max_drop:g}"
 
 
 def _delays(latency: Latency, budget: Budget, unmeasured: Target | None) -> Iterator[str]:

@@ -16,13 +16,14 @@ import yaml
 from kdsearch import atomic
 from kdsearch.deploy.timing import BUSY
 from kdsearch.study.summary import TargetInfo
+from kdsearch.tasks import Metric
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
 _SPLITS = ("validation", "test")
 _PROGRAM = """
 ## Use
 
-`python predict.py IMAGE ...` prints what `student.onnx` sees; it needs onnxruntime, numpy and
+`python predict.py IMAGE ...` prints what `student.onnx` answers; it needs onnxruntime, numpy and
 pillow alone. From Python:
 
 ```python
@@ -30,8 +31,8 @@ import onnxruntime
 from predict import network_input
 
 session = onnxruntime.InferenceSession("student.onnx")
-said = session.get_modelmeta().custom_metadata_map  # classes, mean, std, resolution
-(logits,) = session.run(["logits"], {"input": network_input("image.png", said)})
+said = session.get_modelmeta().custom_metadata_map  # mean, std, resolution, ...
+(answer,) = session.run(None, {"input": network_input("image.png", said)})
 ```
 """
 
@@ -64,22 +65,23 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, object]:
     """Return the front matter; a hub shows the results below `model-index` beside the model."""
-    name = metrics["data"]["name"]
+    name, metric, tag = metrics["data"]["name"], metrics["metric"], metrics["task"]["pipeline_tag"]
+    found = metrics[metric["key"]]
     results = [
         {
-            "task": {"type": "image-classification"},
+            "task": {"type": tag},
             "dataset": {"name": name, "type": name, "split": split},
-            "metrics": [{"type": "accuracy", "value": metrics["accuracy"][split]}],
+            "metrics": [{"type": metric["key"], "value": found[split]}],
         }
         for split in _SPLITS
-        if split in metrics["accuracy"]
+        if split in found
     ]
     return {
         "library_name": "onnx",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": tag,
         "license": "unknown",
         "tags": ["knowledge-distillation", "kdsearch", "onnx"],
-        "metrics": ["accuracy"],
+        "metrics": [metric["key"]],
         "model-index": [{"name": f"{config['student']} for {name}", "results": results}],
     }
 
@@ -106,24 +108,25 @@ def _latency(measured: Mapping[str, float]) -> str:
 
 
 def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield accuracies beside the teacher's, and what was found of the gain."""
-    teacher, images = metrics["teacher"], metrics["data"]["images"]
+    """Yield the metric beside the teacher's, and what was found of the gain."""
+    metric = Metric(**metrics["metric"])
+    found, teacher, images = metrics[metric.key], metrics["teacher"], metrics["data"]["images"]
     seeds = metrics.get("seeds", {})
-    yield "## Results\n\n| accuracy | this student | its teacher | images | other seeds |"
+    yield f"## Results\n\n| {metric.label} | this student | its teacher | images | other seeds |"
     yield "|---|---|---|---|---|"
     for split in _SPLITS:
-        if split in metrics["accuracy"]:
-            told, own = teacher.get(split), metrics["accuracy"][split]
-            beside = "" if told is None else f"{100 * told:.2f} %"
-            spread = _spread(seeds.get(split))
-            yield f"| {split} | {100 * own:.2f} % | {beside} | {images[split]} | {spread} |"
-    yield f"| validation, by student.onnx | {100 * metrics['onnx']['val']:.2f} % | | | |"
+        if split in found:
+            theirs, own = teacher.get(split), metric.text(found[split])
+            beside = "" if theirs is None else metric.text(theirs)
+            spread = _spread(metric, seeds.get(split))
+            yield f"| {split} | {own} | {beside} | {images[split]} | {spread} |"
+    yield f"| validation, by student.onnx | {metric.text(metrics['onnx']['val'])} | | | |"
     if seeds:
         yield "\nOther seeds: mean and standard deviation of the same recipe under several of them,"
         yield "and where one more would end in 95 % of the cases."
     yield (
         "\nThe validation images chose this student; the test images were read once, after that."
-        if "test" in metrics["accuracy"]
+        if "test" in found
         else "\nThe validation images chose this student, so its figure there is flattered."
     )
     if metrics.get("notes"):
@@ -138,28 +141,28 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _spread(found: Mapping[str, Any] | None) -> str:
+def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
-    mean, sd, low, high = (100 * found[name] for name in ("mean", "sd", "low", "high"))
-    return f"{mean:.2f} ± {sd:.2f} ({low:.2f} to {high:.2f}), {len(found['values'])} seeds"
+    mean, sd, low, high = (metric.number(found[name]) for name in ("mean", "sd", "low", "high"))
+    return f"{mean} ± {sd} ({low} to {high}), {len(found['values'])} seeds"
 
 
 def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the files, each as it was measured, with why one is not to be shipped."""
-    onnx = metrics["onnx"]
+    onnx, metric = metrics["onnx"], Metric(**metrics["metric"])
     yield "## Files\n\n| file | bytes | validation | latency | |\n|---|---|---|---|---|"
     yield (
-        f"| `student.onnx` | {onnx['bytes']:,} | {100 * onnx['val']:.2f} % | {_latency(onnx)} | "
+        f"| `student.onnx` | {onnx['bytes']:,} | {metric.text(onnx['val'])} | {_latency(onnx)} | "
         f"opset {onnx['opset']} |"
     )
     for file in metrics.get("files", {}).values():
         if file["name"] != "student.onnx":
             took = {f"latency_{name}": value for name, value in file["latency"].items()}
             latency = f"{_latency(took)}, {TargetInfo(**file['target'])}"
-            why = "; ".join(file["misses"])
+            why, val = "; ".join(file["misses"]), metric.text(file["val"])
             yield (
-                f"| `{file['name']}` | {file['bytes']:,} | {100 * file['val']:.2f} % | {latency} | "
+                f"| `{file['name']}` | {file['bytes']:,} | {val} | {latency} | "
                 f"{f'not to be shipped: {why}' if why else file['runtime']} |"
             )
     yield (
@@ -172,14 +175,13 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the data, and how images go in and answers come out."""
     said, images = metrics["metadata"], metrics["data"]["images"]
     mean, std = ([round(value, 4) for value in json.loads(said[name])] for name in ("mean", "std"))
-    side, channels, classes = said["resolution"], said["channels"], json.loads(said["classes"])
+    side, channels, task = said["resolution"], said["channels"], metrics["task"]
     yield "## Data\n"
     yield f"{metrics['data']['name']}: " + ", ".join(f"{n} {name}" for name, n in images.items())
     yield "images.\n"
     yield f"- Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean,"
     yield f"  over std. mean {mean}, std {std}."
-    order = ", ".join(classes)
-    yield f"- Output `logits`: float32 [batch, {len(classes)}], in the order of: {order}."
+    yield f"- Output `{task['output_name']}`: {task['output']}."
 
 
 def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
@@ -195,11 +197,9 @@ def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator
 def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the figures do not say, and what whoever publishes this must still decide."""
     yield "## Limits and licence\n"
-    yield f"- It knows these {len(json.loads(metrics['metadata']['classes']))} classes alone, and"
-    yield "  gives every image one of them. It was judged on images like those it was trained on."
+    yield from (f"- {limit}" for limit in metrics["task"]["limits"])
     if _is_taught(metrics):
         yield "- What its teacher gets wrong it was taught."
-    yield "- Shares of classes are not calibrated."
     yield "- A latency holds for the machine and the target named beside it; measure on your own:"
     yield "  `kdsearch measure student.onnx`."
     yield "- The licence of the weights follows from those of the data and of the teacher, which"
@@ -212,7 +212,7 @@ def timm_snippet(family: str, said: Mapping[str, str]) -> str:
     said: the file's metadata.
     """
     library, _, name = family.partition(":")
-    if library != "timm":
+    if library != "timm" or "classes" not in said:
         return ""
     import timm
 

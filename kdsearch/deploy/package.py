@@ -1,7 +1,7 @@
 """The folder to ship: the student as ONNX and safetensors, measured again as a file.
 
 What is said of a student here was measured on the exported file: agreement with the PyTorch
-student, accuracy, latency. A file over the budget is not shipped.
+student, metric, latency. A file over the budget is not shipped.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdsearch import atomic
+from kdsearch import atomic, tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import Agreement
-from kdsearch.deploy.formats.onnx import OPSET, accuracy, to_onnx, verify
+from kdsearch.deploy.formats.onnx import OPSET, evaluate, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import target_info
@@ -32,6 +32,7 @@ from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.study.config import StudyConfig
+from kdsearch.tasks import Task
 from kdsearch.training.distiller.recipe import parts_heard
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
@@ -65,7 +66,7 @@ def pack(
 ) -> Package:
     """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
-    results, teacher: accuracies by split, `validation` and `test`. The folder appears whole or not
+    results, teacher: the metric by split, `validation` and `test`. The folder appears whole or not
     at all. Raises ExportError when the file does not agree with the student.
     """
     fresh = path.with_name(f".{path.name}.new")
@@ -78,19 +79,21 @@ def pack(
     save_weights(bare(student.network), fresh / "student.safetensors")
     shape = student.preprocess.input_shape
     file = fresh / "student.onnx"
-    metadata = _metadata(student, data)
-    to_onnx(student.network, input_shape=shape, path=file, metadata=metadata)
+    task = tasks.of(data)
+    metadata = _metadata(student, data, task)
+    network = task.deployed(student.network)
+    to_onnx(network, input_shape=shape, path=file, metadata=metadata, output=task.output)
 
     def inputs() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches(data.val, torch.device("cpu")):
             yield student.preprocess(images), labels
 
-    agreement = verify(student.network, file, (images for images, _ in inputs()))
+    agreement = verify(network, file, (images for images, _ in inputs()), task)
     target = latencies.target
     timed = file if "onnxruntime" in target.takes else file_for(student.network, target, shape)
     package = Package(
         path=path,
-        val=accuracy(file, inputs()),
+        val=evaluate(file, inputs(), task),
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape),
     )
@@ -98,7 +101,9 @@ def pack(
     shutil.copyfile(PREDICT, fresh / "predict.py")
     model_card.update(
         fresh,
-        accuracy=dict(results),
+        **{task.metric.key: dict(results)},
+        metric=asdict(task.metric),
+        task={"name": task.name, "output_name": task.output, **asdict(task.facts())},
         teacher={"name": config.teacher, **teacher},
         is_taught=bool(parts_heard(candidate.distill)),
         data=_of_data(data),
@@ -163,10 +168,10 @@ def candidate_of(text: str) -> Candidate:
     return Candidate.from_params(params)
 
 
-def _metadata(student: Model, data: ImageData) -> dict[str, str]:
+def _metadata(student: Model, data: ImageData, task: Task) -> dict[str, str]:
     shown = student.preprocess
     return {
-        "classes": json.dumps(data.classes),
+        **task.metadata(),
         "mean": json.dumps(shown.mean),
         "std": json.dumps(shown.std),
         "image_size": str(data.size),
@@ -188,7 +193,7 @@ def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> di
             "opset": OPSET,
             "bytes": size,
             "val": package.val,
-            "same_predictions": agreement.argmax,
+            "same_predictions": agreement.same,
             "compared_images": agreement.n,
             "max_logit_difference": agreement.max_abs,
             "max_relative_logit_difference": agreement.max_rel,

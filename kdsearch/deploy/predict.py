@@ -1,4 +1,4 @@
-"""Say what student.onnx sees in some images: `python predict.py IMAGE ... [--top 3]`.
+"""Print what student.onnx answers to images: `python predict.py IMAGE ... [--top 3]`.
 
 Needs onnxruntime, numpy and pillow alone. Classes and preprocessing are read from the file: the
 centred square, in the size of the training images, then in that of the network. `--model` names
@@ -64,7 +64,7 @@ def _resized(values: Any, side: int) -> Any:
 
 
 def onnx(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return what answers images with logits, and what the ONNX file says of itself."""
+    """Return what answers images, and what the ONNX file says of itself."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -74,7 +74,7 @@ def onnx(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
 
 
 def openvino(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images with logits, by OpenVINO."""
+    """Return what answers images, by OpenVINO."""
     import openvino
 
     network = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -82,7 +82,7 @@ def openvino(file: Path) -> Callable[[Any], Any]:
 
 
 def litert(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images with logits, by LiteRT."""
+    """Return what answers images, by LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file))
@@ -93,7 +93,7 @@ def litert(file: Path) -> Callable[[Any], Any]:
 
 
 def executorch(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images with logits, by ExecuTorch."""
+    """Return what answers images, by ExecuTorch."""
     import torch
     from executorch.runtime import Runtime
 
@@ -108,7 +108,7 @@ def executorch(file: Path) -> Callable[[Any], Any]:
 
 
 def torch_export(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images with logits, by torch."""
+    """Return what answers images, by torch."""
     import torch
 
     network = torch.export.load(file).module()
@@ -119,7 +119,7 @@ OTHERS = {".xml": openvino, ".tflite": litert, ".pte": executorch, ".pt2": torch
 
 
 def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return what answers images with logits, and what is known of its input and classes."""
+    """Return what answers images, and what is known of its input and classes."""
     if file.suffix == ".onnx":
         return onnx(file)
     if file.suffix not in OTHERS:
@@ -129,21 +129,26 @@ def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
 
 
 def main() -> None:
-    """Print the most likely classes of each image."""
-    parser = argparse.ArgumentParser(description="Say what an exported student sees in images.")
+    """Print the answer to each image."""
+    parser = argparse.ArgumentParser(description="Print what a student answers to images.")
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
     asked = parser.parse_args()
     answer, said = load(asked.model)
-    classes = json.loads(said["classes"])
     for path in asked.images:
-        logits = answer(network_input(path, said))[0]
-        exponents = np.exp(logits - logits.max())
-        shares = exponents / exponents.sum()
-        best = np.argsort(-shares)[: asked.top]
-        told = ", ".join(f"{classes[place]} {100 * shares[place]:.1f} %" for place in best)
-        print(f"{path}: {told}")
+        print(f"{path}: {in_words(answer(network_input(path, said))[0], said, asked.top)}")
+
+
+def in_words(answer: Any, said: dict[str, str], top: int) -> str:
+    """Return the most likely classes where the file names any, else the numbers of an answer."""
+    if "classes" not in said:
+        return " ".join(f"{value:.6g}" for value in np.ravel(answer))
+    classes = json.loads(said["classes"])
+    exponents = np.exp(answer - answer.max())
+    shares = exponents / exponents.sum()
+    best = np.argsort(-shares)[:top]
+    return ", ".join(f"{classes[place]} {100 * shares[place]:.1f} %" for place in best)
 
 
 if __name__ == "__main__":

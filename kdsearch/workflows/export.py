@@ -12,6 +12,7 @@ from typing import cast
 import torch
 import yaml
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats as known_formats
 from kdsearch.deploy import model_card, runtimes
@@ -102,8 +103,9 @@ def export_study(
     student = _student(
         previous_study.find_student(str(path if trial is None else folder), data), data
     )
+    task = tasks.of(data)
     source = Source(
-        network=student.network,
+        network=task.deployed(student.network),
         input_shape=student.preprocess.input_shape,
         onnx=folder / "student.onnx",
         calibration_images=lambda: calibration_images(student, data),
@@ -114,9 +116,8 @@ def export_study(
         callback.on_message(f"Writing {name}")
         file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
         if known_formats.get(name).is_8_bit and file.drop > max_drop:
-            callback.on_message(
-                f"{file.name} loses {100 * file.drop:.2f} points: training for 8 bits"
-            )
+            lost = f"{task.metric.number(file.drop)}{task.metric.points}"
+            callback.on_message(f"{file.name} loses {lost}: training for 8 bits")
             context = lay_out(
                 config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch
             )
@@ -142,11 +143,19 @@ def _better(
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
         metadata = previous_study.metadata_of(source.onnx)
-        to_onnx(tuned.network, input_shape=source.input_shape, path=onnx, metadata=metadata)
+        task = tasks.of(data)
+        network = task.deployed(tuned.network)
+        to_onnx(
+            network,
+            input_shape=source.input_shape,
+            path=onnx,
+            metadata=metadata,
+            output=task.output,
+        )
         again = write_file(
             file.format,
             tuned,
-            replace(source, network=tuned.network, onnx=onnx),
+            replace(source, network=network, onnx=onnx),
             Path(fresh),
             data,
             demands=demands,

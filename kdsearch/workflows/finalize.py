@@ -107,7 +107,10 @@ def finalize(
     notes = (*_skipped(context), *judged, about_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - training
     study.note(notes=notes, finish_seconds=seconds)
-    told = {"accuracy": _results(study, way.weights), "teacher": _teacher(study)}
+    told = {
+        context.task.metric.key: _results(study, way.weights),
+        "teacher": _teacher(study),
+    }
     model_card.update(package.path, **told, notes=judged, seeds=_seeds(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 

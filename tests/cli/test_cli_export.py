@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from shell import Shell
 
+from kdsearch import tasks
 from kdsearch.deploy.files import ExportedFile
-from kdsearch.deploy.formats import accuracy
+from kdsearch.deploy.formats import evaluate
 from kdsearch.deploy.package import candidate_of
 from kdsearch.study.open import load_study
 
@@ -206,7 +207,8 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
 
     shown = ((preprocess(x), y) for x, y in batches(data.val, torch.device("cpu")))
 
-    assert accuracy(file, shown) == pytest.approx(files_of(study / "best")[file.name]["val"])
+    noted = files_of(study / "best")[file.name]["val"]
+    assert evaluate(file, shown, tasks.of(data)) == pytest.approx(noted)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
 from kdsearch.spec import StudentSpec
+from kdsearch.tasks import ACCURACY
+from kdsearch.tasks.classification import Classification
 
 DATA = toy_data(channels=3, size=32)
 METADATA = {
@@ -27,8 +30,11 @@ METADATA = {
     "resolution": "24",
     "channels": "3",
 }
+TASK = Classification(["cat", "dog"])
 MEASURED = {"latency_ms": 1.25, "latency_low_ms": 1.0, "latency_high_ms": 1.5}
 METRICS = {
+    "metric": asdict(ACCURACY),
+    "task": {"name": "classification", "output_name": "logits", **asdict(TASK.facts())},
     "accuracy": {"validation": 0.9, "test": 0.875},
     "teacher": {"name": "auto", "validation": 0.95, "test": None},
     "data": {"name": "pets", "images": {"training": 80, "validation": 20, "test": 16}},

@@ -387,7 +387,7 @@ def student(family: str) -> nn.Module:
     ],
     ids=["resnet", "vit", "efficientvit", "student resnet", "student vit"],
 )
-def test_head_makes_the_logits_of_the_embedding(make: Callable[[], nn.Module]) -> None:
+def test_head_makes_the_answer_of_the_embedding(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network = make().eval()
     side = SIDE if isinstance(network, Tapped) else 16

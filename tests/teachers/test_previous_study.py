@@ -83,7 +83,7 @@ def kept_and_lost(study: Path) -> tuple[list[int], list[int]]:
     return kept, [n for n in numbers if n not in kept]
 
 
-def test_what_a_study_shipped_teaches_with_the_logits_of_its_file(
+def test_what_a_study_shipped_teaches_with_the_answer_of_its_file(
     study: Path, data: ImageData, tmp_path: Path
 ) -> None:
     teacher = load(f"study:{study}", data, tmp_path)

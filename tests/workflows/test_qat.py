@@ -11,7 +11,7 @@ from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.spec import Budget, Candidate
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.training.trainer import accuracy
+from kdsearch.training.validation import evaluate
 from kdsearch.trials.trial import TrialContext
 from kdsearch.workflows.qat import fake_quantised, fine_tune
 
@@ -99,7 +99,7 @@ def test_training_for_8_bits_leaves_the_student_and_learns(tmp_path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
     assert tuned.state_dict().keys() == state.keys()
     with fake_quantised(tuned.network, inputs()):
-        in_8_bits = accuracy(tuned, DATA.val, CPU)
+        in_8_bits = evaluate(tuned, DATA.val, context.task, CPU)
     with fake_quantised(student.network, inputs()):
-        untuned = accuracy(student, DATA.val, CPU)
+        untuned = evaluate(student, DATA.val, context.task, CPU)
     assert in_8_bits > 0.9 > untuned

@@ -14,9 +14,9 @@ from kdsearch.registry import Registry
 
 if TYPE_CHECKING:
     from kdsearch.deploy.formats.base import Agreement, Format
-    from kdsearch.deploy.formats.onnx import accuracy, for_pricing, to_onnx, verify
+    from kdsearch.deploy.formats.onnx import evaluate, for_pricing, to_onnx, verify
 
-__all__ = ["FORMATS", "Agreement", "accuracy", "for_pricing", "get", "to_onnx", "verify"]
+__all__ = ["FORMATS", "Agreement", "evaluate", "for_pricing", "get", "to_onnx", "verify"]
 _IN_BASE = ("Agreement",)
 
 FORMATS: Registry[Format] = Registry(

@@ -1,4 +1,4 @@
-"""What a format is: how a file is written, who runs it, and how near its logits must come."""
+"""What a format is: how a file is written, who runs it, and how near its answers must come."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdsearch.tasks import Task
+
 Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 
@@ -20,7 +22,7 @@ Run = Callable[[NDArray[Any]], NDArray[Any]]
 class Source:
     """What files are written from.
 
-    network: in evaluation mode on the CPU, normalised images in, logits out. onnx: its float32
+    network: in evaluation mode on the CPU, normalised images in, its answer out. onnx: its float32
     ONNX file. calibration: gives batches of normalised training images [N, C, H, W].
     """
 
@@ -32,34 +34,34 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """How near a file must come to its network; max_rel None: its logits may differ."""
+    """How near a file must come to its network; max_rel None: its numbers may differ."""
 
-    argmax: float
+    same: float
     max_rel: float | None = None
 
     def accepts(self, agreement: Agreement) -> bool:
         """Whether a file that agrees so far may be called the same network; NaN never may."""
         is_near = self.max_rel is None or agreement.max_rel <= self.max_rel
-        return agreement.argmax >= self.argmax and is_near
+        return agreement.same >= self.same and is_near
 
     def __str__(self) -> str:
         near = "" if self.max_rel is None else f" and max_rel <= {self.max_rel}"
-        return f"argmax >= {self.argmax}{near}"
+        return f"same >= {self.same}{near}"
 
 
-EXACT = Tolerance(argmax=0.999, max_rel=1e-4)
-ROUNDED = Tolerance(argmax=0.97)
+EXACT = Tolerance(same=0.999, max_rel=1e-4)
+ROUNDED = Tolerance(same=0.97)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How a file's logits compare with the model's on `n` images.
+    """How a file's answers compare with the model's on `n` images.
 
-    argmax: fraction of equal predictions. max_rel: max_abs over the standard deviation of the
-    model's logits.
+    same: share of images with the same answer, as the task sees it. max_abs: largest difference of
+    two numbers; max_rel: that over the standard deviation of the model's.
     """
 
-    argmax: float
+    same: float
     max_abs: float
     max_rel: float
     n: int
@@ -84,30 +86,30 @@ class Format(ABC):
         """
 
 
-def compare(model: nn.Module, run: Run, images: Iterable[Tensor]) -> Agreement:
+def compare(model: nn.Module, run: Run, images: Iterable[Tensor], task: Task) -> Agreement:
     """Compare a loaded file with `model` on batches [N, C, H, W]; the first in several sizes."""
     expected, found = [], []
     with torch.no_grad():
         for number, batch in enumerate(images):
             for part in (batch,) if number else in_several_sizes(batch):
                 expected.append(model(part))
-                found.append(logits_of(run, part))
-    return agreement_of(torch.cat(expected), torch.cat(found))
+                found.append(answer_of(run, part))
+    return agreement_of(torch.cat(expected), torch.cat(found), task)
 
 
-def agreement_of(ours: Tensor, theirs: Tensor) -> Agreement:
-    """Compare logits [N, K] of the model with those of its file."""
+def agreement_of(ours: Tensor, theirs: Tensor, task: Task) -> Agreement:
+    """Compare answers [N, ...] of the model with those of its file."""
     max_abs = float((ours - theirs).abs().max())
     return Agreement(
-        argmax=float((ours.argmax(1) == theirs.argmax(1)).float().mean()),
+        same=task.agreement(ours, theirs),
         max_abs=max_abs,
         max_rel=max_abs / max(float(ours.std()), torch.finfo(torch.float32).tiny),
         n=len(ours),
     )
 
 
-def logits_of(run: Run, images: Tensor) -> Tensor:
-    """Return the logits of a loaded file as a tensor."""
+def answer_of(run: Run, images: Tensor) -> Tensor:
+    """Return the answer of a loaded file as a tensor."""
     return torch.from_numpy(run(np.ascontiguousarray(images.cpu().numpy())))
 
 

@@ -1,6 +1,6 @@
 """Write a student as one ONNX file, verify it against its model, and score it on its own.
 
-Input `input` [batch, C, H, W], normalised float32; output `logits` [batch, K]; any batch size.
+Input `input` [batch, C, H, W], normalised float32; one output, named by the task; any batch size.
 Two exporters: the shipped file comes from torch.export; `for_pricing` uses the older trace-based
 one, 15 times quicker, whose file is thrown away once it is timed.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,12 +22,15 @@ from kdsearch.atomic import replacing
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.flops import unfused_attention
 from kdsearch.deploy.formats._program import cpu_copy
-from kdsearch.deploy.formats.base import EXACT, Agreement, Format, Source, compare, logits_of
+from kdsearch.deploy.formats.base import EXACT, Agreement, Format, Source, answer_of, compare
 from kdsearch.deploy.runtimes import Runtime
 from kdsearch.errors import CostError, ExportError
+from kdsearch.tasks import Task
+from kdsearch.training.validation import measured
 
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
-_INPUT, _OUTPUT, _BATCH = "input", "logits", "batch"
+_INPUT, _BATCH = "input", "batch"
+_ANSWER = "output"  # of a file for pricing
 _EXAMPLES = 2  # a batch of one would be taken for a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 
@@ -43,12 +47,17 @@ class Onnx(Format):
 
 
 def to_onnx(
-    model: nn.Module, *, input_shape: tuple[int, int, int], path: Path, metadata: Mapping[str, str]
+    model: nn.Module,
+    *,
+    input_shape: tuple[int, int, int],
+    path: Path,
+    metadata: Mapping[str, str],
+    output: str = "logits",
 ) -> None:
     """Write `model` in eval mode to `path`: float32, one file, `metadata` inside.
 
     The model is left as it was; `path` appears only when whole. Raises ExportError when the model
-    does not export, returns more than its logits or holds on to one batch size.
+    does not export, returns more than one tensor or holds on to one batch size.
     """
     name = type(model).__name__
     try:
@@ -59,7 +68,7 @@ def to_onnx(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[_INPUT],
-                output_names=[_OUTPUT],
+                output_names=[output],
                 dynamic_shapes=({0: torch.export.Dim(_BATCH, min=1)},),
                 verbose=False,
             )
@@ -69,7 +78,7 @@ def to_onnx(
     assert program is not None
     proto = program.model_proto
     if len(proto.graph.output) != 1:
-        raise ExportError(f"{name} returns {len(proto.graph.output)} tensors; expected its logits")
+        raise ExportError(f"{name} returns {len(proto.graph.output)} tensors; expected one")
     batch, rows = (
         side[0].type.tensor_type.shape.dim[0] for side in (proto.graph.input, proto.graph.output)
     )
@@ -108,8 +117,8 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[_INPUT],
-                output_names=[_OUTPUT],
-                dynamic_axes={_INPUT: {0: _BATCH}, _OUTPUT: {0: _BATCH}},
+                output_names=[_ANSWER],
+                dynamic_axes={_INPUT: {0: _BATCH}, _ANSWER: {0: _BATCH}},
             )
             return path.read_bytes()
     except Exception as error:  # as in to_onnx
@@ -117,12 +126,12 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
         raise CostError(f"{name} does not export to ONNX at {shape}: {error}") from error
 
 
-def verify(model: nn.Module, path: Path, images: Iterable[Tensor]) -> Agreement:
+def verify(model: nn.Module, path: Path, images: Iterable[Tensor], task: Task) -> Agreement:
     """Compare the file with `model` on batches [N, C, H, W], the first in parts of 1, 7, the rest.
 
-    Raises ExportError when they disagree: argmax below 0.999 or max_rel above 1e-4.
+    Raises ExportError when they disagree: same answers below 0.999 or max_rel above 1e-4.
     """
-    agreement = compare(cpu_copy(model), _load(path), images)
+    agreement = compare(cpu_copy(model), _load(path), images, task)
     if not EXACT.accepts(agreement):
         raise ExportError(
             f"{path} disagrees with its {type(model).__name__}: {agreement}; accepted are {EXACT}. "
@@ -131,14 +140,12 @@ def verify(model: nn.Module, path: Path, images: Iterable[Tensor]) -> Agreement:
     return agreement
 
 
-def accuracy(path: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the fraction of images [N, C, H, W] that the file alone classifies as labels [N].
+def evaluate(path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> float:
+    """Return the metric of the file alone on (images [N, C, H, W], labels) batches.
 
     Raises ExportError when the file does not load or run.
     """
-    run = _load(path)
-    right = [(logits_of(run, images).argmax(1) == labels.cpu()) for images, labels in batches]
-    return float(torch.cat(right).float().mean())
+    return measured(partial(answer_of, _load(path)), batches, task.meter(torch.device("cpu")))
 
 
 def _load(path: Path) -> Runtime:

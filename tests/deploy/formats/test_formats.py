@@ -19,6 +19,9 @@ from kdsearch.deploy.formats import FORMATS, get, to_onnx
 from kdsearch.deploy.formats._program import program_of
 from kdsearch.deploy.formats.base import EXACT, ROUNDED, Agreement, Source, Tolerance, agreement_of
 from kdsearch.errors import ExportError, SpecError
+from kdsearch.tasks.classification import Classification
+
+TASK = Classification()
 
 SHAPE = (3, 16, 16)
 ROOT = Path(__file__).parents[3]
@@ -138,7 +141,7 @@ def test_a_fresh_process_says_what_the_network_says(name, source, tmp_path):
 
     expected = source.network(images)
     for found in (singly, sevens):
-        agreement = agreement_of(expected, found)
+        agreement = agreement_of(expected, found, TASK)
         assert get(name).tolerance.accepts(agreement), agreement
         right = (found.argmax(1) == labels).float().mean()
         assert (expected.argmax(1) == labels).float().mean() > 0.9
@@ -207,14 +210,14 @@ def test_int8_weights_have_a_scale_for_each_output_channel(source, tmp_path):
 
 
 def test_tolerance_refuses_what_is_far_and_what_is_no_number():
-    near = Agreement(argmax=1.0, max_abs=1e-6, max_rel=1e-5, n=9)
-    far = Agreement(argmax=1.0, max_abs=1e-2, max_rel=2e-4, n=9)
-    wrong = Agreement(argmax=0.96, max_abs=1.0, max_rel=1.0, n=9)
-    nan = Agreement(argmax=1.0, max_abs=float("nan"), max_rel=float("nan"), n=9)
+    near = Agreement(same=1.0, max_abs=1e-6, max_rel=1e-5, n=9)
+    far = Agreement(same=1.0, max_abs=1e-2, max_rel=2e-4, n=9)
+    wrong = Agreement(same=0.96, max_abs=1.0, max_rel=1.0, n=9)
+    nan = Agreement(same=1.0, max_abs=float("nan"), max_rel=float("nan"), n=9)
 
     assert [EXACT.accepts(a) for a in (near, far, wrong, nan)] == [True, False, False, False]
     assert [ROUNDED.accepts(a) for a in (near, far, wrong)] == [True, True, False]
-    assert str(Tolerance(argmax=0.9)) == "argmax >= 0.9"
+    assert str(Tolerance(same=0.9)) == "same >= 0.9"
 
 
 def test_an_unknown_format_is_told_with_the_nearest():
@@ -346,7 +349,7 @@ def test_every_file_runs_where_its_runtime_is_installed_alone(runtime, tmp_path)
         line = [str(python), "-I", "-c", script]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        found = agreement_of(net(images), torch.from_numpy(np.load(tmp_path / "y.npy")))
+        found = agreement_of(net(images), torch.from_numpy(np.load(tmp_path / "y.npy")), TASK)
         assert get(name).tolerance.accepts(found), (name, found)
 
 

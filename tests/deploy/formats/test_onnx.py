@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from kdsearch.deploy.formats import accuracy, for_pricing, to_onnx, verify
+from kdsearch.deploy.formats import evaluate, for_pricing, to_onnx, verify
 from kdsearch.deploy.formats.onnx import OPSET
 from kdsearch.deploy.latency import measure
 from kdsearch.deploy.runtimes.onnxruntime import open_session
 from kdsearch.deploy.targets import parse_target
 from kdsearch.errors import CostError, ExportError
+from kdsearch.tasks.classification import Classification
+
+TASK = Classification()
 
 SHAPE = (3, 16, 16)
 
@@ -69,9 +72,9 @@ def exported(tmp_path_factory):
 def test_file_agrees_with_a_trained_cnn(exported):
     net, path = exported
 
-    agreement = verify(net, path, images(200).split(64))
+    agreement = verify(net, path, images(200).split(64), TASK)
 
-    assert agreement.argmax == 1.0
+    assert agreement.same == 1.0
     assert agreement.max_rel < 1e-5
     assert agreement.n == 200
 
@@ -80,7 +83,7 @@ def test_file_agrees_with_a_trained_vit(tmp_path):
     net = trained(tiny_vit())
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
-    assert verify(net, tmp_path / "vit.onnx", [images()]).max_rel < 1e-5
+    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-5
 
 
 def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
@@ -97,7 +100,7 @@ def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
     )
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
-    assert verify(net, tmp_path / "vit.onnx", [images()]).max_rel < 1e-5
+    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-5
     assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
     assert torch.backends.mha.get_fastpath_enabled()
     assert capfd.readouterr() == ("", "")
@@ -162,23 +165,23 @@ def test_export_prints_nothing(tmp_path, capfd):
 def test_verify_finds_a_file_of_other_weights(exported):
     _, path = exported
 
-    with pytest.raises(ExportError, match=r"disagrees with its Sequential: Agreement\(argmax=0\."):
-        verify(trained(tiny_cnn(), seed=9), path, [images()])
+    with pytest.raises(ExportError, match=r"disagrees with its Sequential: Agreement\(same=0\."):
+        verify(trained(tiny_cnn(), seed=9), path, [images()], TASK)
 
 
 def test_verify_finds_a_small_error_that_keeps_every_prediction(exported):
     net, path = exported
     scaled = nn.Sequential(net, Scale(1.01))
 
-    with pytest.raises(ExportError, match=r"argmax=1\.0.*max_rel <= 0\.0001"):
-        verify(scaled, path, [images()])
+    with pytest.raises(ExportError, match=r"same=1\.0.*max_rel <= 0\.0001"):
+        verify(scaled, path, [images()], TASK)
 
 
 def test_verify_refuses_nan(exported):
     net, path = exported
 
     with pytest.raises(ExportError, match="nan"):
-        verify(nn.Sequential(net, Scale(float("nan"))), path, [images()])
+        verify(nn.Sequential(net, Scale(float("nan"))), path, [images()], TASK)
 
 
 class Scale(nn.Module):
@@ -193,7 +196,7 @@ class Scale(nn.Module):
 def test_verify_counts_every_image_of_uneven_batches(exported):
     net, path = exported
 
-    assert verify(net, path, images(71).split(32)).n == 71
+    assert verify(net, path, images(71).split(32), TASK).n == 71
 
 
 def test_verify_tries_a_batch_of_one_and_one_of_many(tmp_path):
@@ -202,7 +205,7 @@ def test_verify_tries_a_batch_of_one_and_one_of_many(tmp_path):
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "a.onnx", metadata={})
 
     with pytest.raises(ExportError, match="disagrees with its Constant"):
-        verify(Constant(), tmp_path / "a.onnx", [images(8)])
+        verify(Constant(), tmp_path / "a.onnx", [images(8)], TASK)
 
 
 class BatchSized(nn.Module):
@@ -223,7 +226,7 @@ def test_accuracy_is_the_share_of_labels_that_the_file_hits(exported):
         labels = net.eval()(images(100)).argmax(1)
     labels[:25] = (labels[:25] + 1) % 5
 
-    assert accuracy(path, zip(images(100).split(30), labels.split(30), strict=True)) == 0.75
+    assert evaluate(path, zip(images(100).split(30), labels.split(30), strict=True), TASK) == 0.75
 
 
 def test_damaged_file_is_an_export_error(exported, tmp_path):
@@ -232,14 +235,14 @@ def test_damaged_file_is_an_export_error(exported, tmp_path):
     torn.write_bytes(path.read_bytes()[:300])
 
     with pytest.raises(ExportError, match=r"torn\.onnx"):
-        accuracy(torn, [(images(), torch.zeros(64))])
+        evaluate(torn, [(images(), torch.zeros(64))], TASK)
     with pytest.raises(ExportError, match=r"torn\.onnx"):
-        verify(net, torn, [images()])
+        verify(net, torn, [images()], TASK)
 
 
 def test_images_of_another_shape_are_an_export_error(exported):
     with pytest.raises(ExportError, match=re.escape("cannot run images (8, 3, 8, 8)")):
-        accuracy(exported[1], [(torch.zeros(8, 3, 8, 8), torch.zeros(8))])
+        evaluate(exported[1], [(torch.zeros(8, 3, 8, 8), torch.zeros(8))], TASK)
 
 
 class TwoOutputs(nn.Module):
