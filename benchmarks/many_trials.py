@@ -85,7 +85,7 @@ def _go_on(path: Path, number: int) -> Mark:
     opened = time.perf_counter()
     with open_study(path, REQUEST, versions={}) as study:
         open_s = time.perf_counter() - opened
-        study.note(teacher=TEACHER, trials=number)
+        study.update_facts(teacher=TEACHER, trials=number)
         source = search(study, n_trials=number)
 
         def look(_: TrialRecord) -> None:

@@ -20,7 +20,7 @@ from kdsearch.hpo.statistics import Spread, spreads
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.refit import SEEDS
+from kdsearch.study.facts import SEEDS
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
 

@@ -9,10 +9,9 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, cast
 
 from kdsearch import atomic
 from kdsearch.deploy.targets import target_info
@@ -24,33 +23,27 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.spend import runs_of
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import (
-    Baseline,
     Counts,
     Entry,
-    Images,
     Seconds,
     Summary,
-    TeacherEntry,
 )
 
-Test = dict[str, float]
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
-_Entries = Sequence[dict[str, Any]]
 
 
 def summarise(study: OpenStudy) -> Summary:
     """Return the summary of a study as it is now. Raises StudyError before the search."""
-    records, facts = study.records(), study.facts()
-    if "teacher" not in facts:
+    records, facts = study.records(), study.facts
+    if facts.teacher is None:
         raise StudyError(f"the study {study.name!r} has nothing to report yet")
     front = study.front()
-    best, shipped = facts.get("best"), facts.get("shipped")
+    best, shipped = facts.best, facts.shipped
     if best not in [record.number for record in front]:
         best, shipped = (front[-1].number if front else None), None
-    test = cast("Test", facts.get("test", {}))
+    test = facts.test
     candidates, gains = refit.summarised(study)
     controls = [r for r in records if r.state == "complete" and r.kind == "control"]
     if candidates:
@@ -59,7 +52,7 @@ def summarise(study: OpenStudy) -> Summary:
         study=study.name,
         budget=study.budget,
         target=target_info(study.config),
-        teacher=TeacherEntry(**cast("dict[str, object]", facts["teacher"])),  # type: ignore[arg-type]
+        teacher=facts.teacher,
         counts=count_states(records),
         front=tuple(_entry(record, test) for record in front),
         controls=tuple(_entry(r, test) for r in controls if r.control_of == best),
@@ -68,17 +61,15 @@ def summarise(study: OpenStudy) -> Summary:
         candidates=candidates,
         gains=gains,
         seconds=Seconds(
-            teacher=cast("float", facts.get("teacher_seconds", 0.0)),
+            teacher=facts.teacher_seconds,
             search=sum(record.seconds for record in searched(records)),
             refit=sum(record.seconds for record in records if record.kind),
             outputs=sum(record.teacher_seconds for record in records),
-            wall=sum(run.seconds for run in runs_of(study)),
-            finish=cast("float", facts.get("finish_seconds", 0.0)),
+            wall=sum(run.seconds for run in facts.runs),
+            finish=facts.finish_seconds,
         ),
-        baselines=tuple(
-            Baseline(**entry) for entry in cast("_Entries", facts.get("baselines", ()))
-        ),
-        images=Images(**cast("dict[str, int]", facts.get("images", {}))),
+        baselines=facts.baselines or (),
+        images=facts.images,
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
         metric=study.metric,
@@ -89,7 +80,7 @@ def write_derived(study: OpenStudy) -> Summary:
     """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
     importances, command = study.importances(), _command(study)
-    notes = cast("Sequence[str]", study.facts().get("notes", ()))
+    notes = study.facts.notes
     figures = drawings(summary, records)
     html = render(summary, records, importances=importances, notes=notes, command=command)
     text = markdown(
@@ -134,11 +125,9 @@ def _command(study: OpenStudy) -> str:
         flags.append(f"--space {shlex.quote(space)}")
     if study.config.flip is not None:
         flags.append("--flip" if study.config.flip else "--no-flip")
-    trials = study.facts().get("trials")
-    flags += [f"--trials {trials}"] if trials else []
-    flat_after = study.facts().get("flat_after")
-    flags += [f"--flat-after {flat_after}"] if flat_after else []
-    again = refit.refit_of(study)
+    facts, again = study.facts, study.facts.refit
+    flags += [f"--trials {facts.trials}"] if facts.trials else []
+    flags += [f"--flat-after {facts.flat_after}"] if facts.flat_after else []
     flags += [f"--refit {again.count} --seeds {again.seeds}"] if again.count else []
     flags += [f"--refit-epochs {again.epochs}"] if again.count and again.epochs else []
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])
@@ -158,13 +147,13 @@ def count_states(records: Sequence[TrialRecord]) -> Counts:
     )
 
 
-def _entry(record: TrialRecord, test: Test) -> Entry:
+def _entry(record: TrialRecord, test: Mapping[int, float]) -> Entry:
     assert record.cost is not None
     assert record.val is not None
     return Entry(
         trial=record.number,
         val=record.val,
-        test=test.get(str(record.number)),
+        test=test.get(record.number),
         config=record.params,
         **asdict(record.cost),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 from pathlib import Path
-from typing import cast
 from uuid import NAMESPACE_URL, uuid5
 
 import optuna
@@ -58,7 +57,7 @@ def refresh(path: Path, storage: str | None = None) -> bool:
         except OSError:
             return False
         study = load_study(path, storage)
-        if "teacher" in study.facts():
+        if study.facts.teacher is not None:
             write_dashboard(study)
         return True
 
@@ -136,7 +135,7 @@ def study_title(summary: Summary) -> str:
 
 
 def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord]) -> str:
-    notes = cast("list[str]", study.facts().get("notes", []))
+    notes = study.facts.notes
     lines = [
         f"# {_plain(study_title(summary))}",
         _plain(verdict(summary, records)),

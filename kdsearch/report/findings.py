@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
-from kdsearch.study.refit import refit_of, summarised
+from kdsearch.study.refit import summarised
 from kdsearch.study.study import OpenStudy
-from kdsearch.study.summary import TeacherEntry, Trainings
+from kdsearch.study.summary import Trainings
 from kdsearch.tasks.base import Metric
 
 CONTROLS = {
@@ -26,7 +25,7 @@ _MEMORISED = 0.05  # a larger drop from validation to test: the teacher knows th
 
 def about_test(study: OpenStudy) -> str:
     """Return how many networks were evaluated on the test split."""
-    count = len(cast("dict[str, float]", study.facts()["test"]))
+    count = len(study.facts.test)
     return (
         f"The test set was used only for the final numbers of {counted(count, 'student')} and the "
         "teacher."
@@ -35,7 +34,7 @@ def about_test(study: OpenStudy) -> str:
 
 def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
     """Yield the results of the refits of a study whose trial `best` is shipped."""
-    refit, (candidates, together) = refit_of(study), summarised(study)
+    refit, (candidates, together) = study.facts.refit, summarised(study)
     if refit.count > (count := len(study.front())):
         yield f"--refit {refit.count}: the front has {counted(count, 'trial')}, all retrained."
     failed = [r for r in study.records() if r.refit_of is not None and r.state == "failed"]
@@ -131,7 +130,7 @@ def about_controls(
 
 def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
     """Yield what is wrong with the teacher. plain: validation of the student without a teacher."""
-    metric, teacher = study.metric, TeacherEntry(**cast("dict[str, Any]", study.facts()["teacher"]))
+    metric, teacher = study.metric, study.facts.teacher_entry()
     if teacher.test is not None and teacher.val - teacher.test > _MEMORISED:
         yield (
             f"The teacher scores {metric.text(teacher.val)} on validation and "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 from kdsearch.hpo.convergence import hypervolumes
 from kdsearch.report import words
@@ -16,7 +15,7 @@ from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.ledger import name_trial
 from kdsearch.study.open import load_study
 from kdsearch.study.progress import Progress, Running, read_progress
-from kdsearch.study.spend import KILLED, forecast, planned_epochs, runs_of
+from kdsearch.study.spend import KILLED, forecast, planned_epochs
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts
 
@@ -108,11 +107,11 @@ def status(path: Path, storage: str | None = None) -> Status:
     storage: see `open_study`.
     """
     study, progress = load_study(path, storage), read_progress(path)
-    records, facts = study.records(), study.facts()
+    records = study.records()
     ended = searched(records)
     state, is_running = _state(study, progress)
-    trials = cast("int | None", facts.get("trials"))
-    spent = sum(run.seconds for run in runs_of(study))
+    trials = study.facts.trials
+    spent = sum(run.seconds for run in study.facts.runs)
     left = None
     if progress is not None:
         spent += progress.seconds
@@ -144,7 +143,7 @@ def _state(study: OpenStudy, progress: Progress | None) -> tuple[str, bool]:
         if progress.holder.is_dead():
             return KILLED, False
         return (RUNNING if progress.holder.is_on_this_machine() else ELSEWHERE), True
-    runs = runs_of(study)
+    runs = study.facts.runs
     return (runs[-1].end if runs else NEW), False
 
 
@@ -166,8 +165,7 @@ def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple
 
 def _shipped(study: OpenStudy, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the training in best/, as long as its trial is on the front."""
-    facts = study.facts()
-    best, shipped = facts.get("best"), facts.get("shipped")
+    best, shipped = study.facts.best, study.facts.shipped
     is_there = any(record.number == best for record in study.front())
     return [record for record in records if is_there and record.number == shipped]
 

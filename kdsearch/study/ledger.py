@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -15,6 +15,7 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.space import Params
 from kdsearch.spec import Budget, TrialRecord
 from kdsearch.study.callbacks import Callback
+from kdsearch.study.facts import Run
 from kdsearch.study.lease import Holder
 from kdsearch.study.progress import PROGRESS, Progress, Running, read_progress, write_progress
 from kdsearch.study.spend import (
@@ -22,10 +23,7 @@ from kdsearch.study.spend import (
     FAILED,
     INTERRUPTED,
     KILLED,
-    RUNS,
-    Run,
     planned_epochs,
-    runs_of,
 )
 from kdsearch.study.study import OpenStudy, Proposal
 
@@ -144,8 +142,7 @@ class Ledger(Callback):
 
     def _add(self, progress: Progress, how: str) -> None:
         run = Run(began=progress.began, seconds=progress.seconds, device=progress.device, end=how)
-        runs = [asdict(run) for run in (*runs_of(self._study), run)]
-        self._study.note(**{RUNS: runs})
+        self._study.update_facts(runs=(*self._study.facts.runs, run))
 
 
 def name_trial(params: Params) -> str:

@@ -19,10 +19,11 @@ from kdsearch.study.config import (
     refuse_changes,
     refuse_sampler,
 )
+from kdsearch.study.facts import candidate_digest
 from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
-from kdsearch.study.study import Digest, OpenStudy, candidate_digest
+from kdsearch.study.study import Digest, OpenStudy
 
 
 @contextmanager

@@ -9,70 +9,19 @@ counts for nothing here: it was chosen since it came out well. No torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.study.study import OpenStudy, Proposal, candidate_digest
+from kdsearch.study.facts import Refit
+from kdsearch.study.study import OpenStudy, Proposal
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 
-FACT = "refit"  # the name of the study's fact
-SEEDS = 3
-CONTROLS = ("none", "kd")
 MOST_ACCURATE, KNEE = "most accurate", "knee"
 _Score: TypeAlias = Callable[[TrialRecord], float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refit:
-    """How many candidates of the front are trained again, 0 for none, and how often each.
-
-    epochs: of each of these trainings; None: as many as in the search.
-    """
-
-    count: int = 0
-    seeds: int = SEEDS
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise SpecError(f"--refit {self.count}: expected a number of candidates, 0 for none")
-        if self.seeds < 2:
-            raise SpecError(
-                f"--seeds {self.seeds}: one training has no spread; give --seeds {SEEDS}, or at "
-                "least 2"
-            )
-        if self.epochs is not None and self.epochs < 1:
-            raise SpecError(f"--refit-epochs {self.epochs}: expected at least 1")
-
-    def params(self, record: TrialRecord, repeat: int, method: str | None = None) -> Params:
-        """Return a candidate's parameters under one seed; with another method, its control's."""
-        params = dict(record.params)
-        if method is not None:
-            kept = {name: v for name, v in params.items() if not name.startswith("method.")}
-            params = {**kept, "method.name": method}
-        epochs = {} if self.epochs is None else {"train.epochs": self.epochs}
-        return {**params, **epochs, "train.repeat": repeat}
-
-    def controls(self, record: TrialRecord) -> list[str]:
-        """Return the methods of a candidate's controls; it is not held against itself."""
-        own = candidate_digest(self.params(record, 1))
-        return [m for m in CONTROLS if candidate_digest(self.params(record, 1, m)) != own]
-
-
-def refit_of(study: OpenStudy) -> Refit:
-    """Return what was last asked of a study, by default nothing."""
-    return Refit(**cast("dict[str, int]", study.facts().get(FACT, {})))
-
-
-def ask(study: OpenStudy, refit: Refit | None) -> None:
-    """Note what is asked of a study; None: as before."""
-    if refit is not None:
-        study.note(**{FACT: asdict(refit)})
 
 
 def candidates(study: OpenStudy, refit: Refit) -> list[TrialRecord]:
@@ -113,7 +62,7 @@ def missing(study: OpenStudy, refit: Refit) -> Iterator[Proposal]:
 
 def trained(study: OpenStudy) -> list[TrialRecord]:
     """Return the trainings that count for what was last asked, each once."""
-    refit = refit_of(study)
+    refit = study.facts.refit
     found = {}
     for record in candidates(study, refit):
         for method in (None, *refit.controls(record)):
@@ -154,7 +103,7 @@ class _Refitted:
 
 
 def _refitted(study: OpenStudy) -> list[_Refitted]:
-    refit = refit_of(study)
+    refit = study.facts.refit
     found = []
     for record in candidates(study, refit):
         own = _repeats(study, refit, record)
@@ -196,16 +145,15 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
 
 def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntry, ...]]:
     """Return the candidates, the most accurate on average first, and what they gained together."""
-    found, facts = _refitted(study), study.facts()
-    images = cast("dict[str, int]", facts.get("images", {}))
-    if not found or not images:
+    found, facts = _refitted(study), study.facts
+    images, read = facts.images, facts.test
+    if not found or images.val is None or images.test is None:
         return (), ()
-    read = cast("dict[str, float]", facts.get("test", {}))
-    val = _scored(found, images["val"], lambda record: record.val or 0.0)
+    val = _scored(found, images.val, lambda record: record.val or 0.0)
     test = None
-    if all(str(r.number) in read for each in found for group in each.groups() for r in group):
-        test = _scored(found, images["test"], lambda record: read[str(record.number)])
-    called, shipped = roles(study), facts.get("shipped")
+    if all(r.number in read for each in found for group in each.groups() for r in group):
+        test = _scored(found, images.test, lambda record: read[record.number])
+    called, shipped = roles(study), facts.shipped
 
     def trainings(group: Sequence[TrialRecord]) -> Trainings:
         numbers = _numbers(group)

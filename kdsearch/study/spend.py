@@ -7,32 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
-
-from pydantic import ConfigDict, TypeAdapter
+from typing import Any, cast
 
 from kdsearch.space import Choice, Constant, Int
 from kdsearch.spec import Candidate, TrainSpec, TrialRecord
 from kdsearch.study.config import StudyConfig
+from kdsearch.study.facts import CONTROLS, candidate_digest
 from kdsearch.study.formatting import SPACE, counted, duration
-from kdsearch.study.refit import CONTROLS, candidates, refit_of, trained
-from kdsearch.study.study import OpenStudy, candidate_digest, searched
+from kdsearch.study.refit import candidates, trained
+from kdsearch.study.study import OpenStudy, searched
 
-RUNS = "runs"  # the name of the study's fact
 ENDED, INTERRUPTED, FAILED, KILLED = "ended", "interrupted", "failed", "killed"
 _ENOUGH = 2  # trained trials, before anything is foretold
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One run of a study. began: ISO 8601, UTC. seconds: wall time. end: see ENDED and so on."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    began: str
-    seconds: float
-    device: str
-    end: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,26 +55,16 @@ class Spend:
         return f"Spent: {', '.join(filter(None, parts))}".replace(SPACE, " ")
 
 
-def runs_of(study: OpenStudy) -> list[Run]:
-    """Return the runs that have ended, oldest first."""
-    return [read_run(run) for run in cast("list[dict[str, Any]]", study.facts().get(RUNS, []))]
-
-
-def read_run(kept: Mapping[str, object]) -> Run:
-    """Read one entry of the study's facts."""
-    return TypeAdapter(Run).validate_python(dict(kept))
-
-
 def spent(study: OpenStudy) -> Spend:
     """Return what the study took until now, without a run that has not ended."""
-    runs, records, facts = runs_of(study), study.records(), study.facts()
+    runs, records, facts = study.facts.runs, study.records(), study.facts
     trained = [record for record in records if record.reused_from is None]
     stopped = [record for record in trained if record.state == "pruned"]
     devices = list(dict.fromkeys(run.device for run in runs)) or ["cpu"]
     return Spend(
         runs=len(runs),
         wall=sum(run.seconds for run in runs),
-        teacher=cast("float", facts.get("teacher_seconds", 0.0)),
+        teacher=facts.teacher_seconds,
         trials={" and ".join(devices): sum(record.seconds for record in records)},
         epochs=sum(len(record.curve) for record in trained),
         epochs_saved=sum(planned_epochs(record.params) - len(record.curve) for record in stopped),
@@ -117,7 +93,7 @@ def forecast(records: Sequence[TrialRecord], n_left: int, *, beside: int) -> flo
 
 def refits_to_come(study: OpenStudy, n_trials: int) -> Iterator[str]:
     """Say, before a search, how many trainings the refits after it mean at most; if any are."""
-    refit = refit_of(study)
+    refit = study.facts.refit
     if refit.count:
         most, ways = min(refit.count, n_trials), 1 + len(CONTROLS)
         count = most * refit.seeds * ways
@@ -132,7 +108,7 @@ def refits_to_come(study: OpenStudy, n_trials: int) -> Iterator[str]:
 
 def refits_left(study: OpenStudy) -> Iterator[str]:
     """Say, after a search, how many trainings its refits are; an equal one is trained once."""
-    refit = refit_of(study)
+    refit = study.facts.refit
     chosen = candidates(study, refit)
     asked = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
     epochs = {candidate_digest(params): planned_epochs(params) for params in asked}

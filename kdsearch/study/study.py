@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.samplers import RandomSampler
@@ -24,12 +24,11 @@ from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
 from kdsearch.space import Params
-from kdsearch.spec import Candidate, Cost, TrialRecord, digest_of, kind_of
-from kdsearch.study.config import (
-    StudyConfig,
-)
+from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
-from kdsearch.tasks.base import ACCURACY, Metric
+from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
 # FLOPs and parameters of a student; None where they are not known before its trial.
@@ -76,11 +75,6 @@ class TrialOutcome:
     rejected_early: bool = False
 
 
-def candidate_digest(params: Params) -> str:
-    """Return what names the candidate that a walked space describes."""
-    return Candidate.from_params(params).digest()
-
-
 class OpenStudy:
     """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
 
@@ -98,7 +92,7 @@ class OpenStudy:
         self.store = store
         self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
-        self._guesses: dict[int, Params] | None = None
+        self._facts: StudyFacts | None = None
 
     def ask(self, price: Price | None = None) -> Proposal:
         """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
@@ -131,7 +125,7 @@ class OpenStudy:
                 has_running=any(record.state == "running" for record in records),
                 learns_floor=self.config.min_accuracy is None,
             ),
-            self.guesses().get(draw),
+            self.facts.enqueued.get(draw),
         )
         params = self._space.walk(partial(suggest, trial))
         return self._begin(trial, params, draw=draw)
@@ -150,23 +144,12 @@ class OpenStudy:
         control_of = refit_of if is_control else None
         return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
 
-    def guesses(self) -> dict[int, Params]:
-        """Return the parameters that were asked for, by their places in the order of draws."""
-        if self._guesses is None:
-            kept = cast("dict[str, Params]", self.facts().get("guesses", {}))
-            self._guesses = {int(draw): params for draw, params in kept.items()}
-        return self._guesses
-
-    def guess(self, guesses: Sequence[Params]) -> None:
-        """Ask for parameters, of a trial each; what a guess leaves open is drawn.
-
-        They come before what is drawn freely, and after those that wait already.
-        """
-        known = self.guesses()
+    def enqueue(self, params: Sequence[Params]) -> None:
+        """Try these next, in their order and after those that wait; the sampler adds the rest."""
+        known = self.facts.enqueued
         taken = {r.draw for r in self.records() if r.state != "interrupted"} | known.keys()
         free = (place for place in count() if place not in taken)
-        self._guesses = known | dict(zip(free, guesses, strict=False))
-        self.note(guesses=self._guesses)
+        self.update_facts(enqueued={**known, **dict(zip(free, params, strict=False))})
 
     def _begin(
         self,
@@ -272,20 +255,23 @@ class OpenStudy:
             )
         return _ped_anova(plain)
 
-    def facts(self) -> dict[str, object]:
-        """Return what the driver noted of the study as a whole (teacher, test results, times)."""
-        facts: dict[str, object] = json.loads(self.store.note() or "{}")
-        return facts
+    @property
+    def facts(self) -> StudyFacts:
+        """Return the facts of the study as a whole: teacher, plan, test results, times."""
+        if self._facts is None:
+            self._facts = read_facts(self.store.note() or "{}")
+        return self._facts
 
     @property
     def metric(self) -> Metric:
-        """Return the metric that trials are compared by: the fact `metric`, else accuracy."""
-        fact = self.facts().get("metric")
-        return ACCURACY if fact is None else Metric(**cast("dict[str, Any]", fact))
+        """Return the metric that trials are compared by."""
+        return self.facts.metric
 
-    def note(self, **facts: object) -> None:
-        """Add to the study's facts; an equal name replaces the old value."""
-        self.store.set_note(json.dumps({**self.facts(), **facts}))
+    def update_facts(self, **changes: Any) -> None:
+        """Replace some of the facts, in one write; the driver alone does."""
+        facts = self.facts.changed(**changes)
+        self.store.set_note(facts.to_json())
+        self._facts = facts
 
 
 _MIN_FOR_IMPORTANCE = 8
@@ -333,10 +319,7 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     """
     kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
     if "turned_away" in kept:
-        raise StudyError(
-            f"an older kdsearch stored trial {frozen.number}, in a format that this one does not "
-            "read; use that version, or start again with another --name"
-        )
+        raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
     if _TOLD.get(kept.get("state")) is not frozen.state:

@@ -35,10 +35,10 @@ def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[P
         )
     guess = read_guess(config.search_space(), settings)
     with open_study(path, config, versions={}, storage=storage) as study:
-        study.guess([guess])
+        study.enqueue([guess])
         records = study.records()
         begun = {record.draw for record in records if record.state != "interrupted"}
-        waiting = study.guesses().keys() - begun
+        waiting = study.facts.enqueued.keys() - begun
         return guess, len(searched(records)) + len(waiting)
 
 

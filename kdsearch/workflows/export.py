@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import torch
 import yaml
@@ -230,7 +229,7 @@ def _pack_trial(
             f"{advice}"
         )
     earlier = previous_study.find_student(f"{path}#{number}", data, storage)
-    teacher = cast("dict[str, float | None]", study.facts()["teacher"])
+    teacher = study.facts.teacher_entry()
     assert record.cost is not None
     assert record.val is not None
     folder.parent.mkdir(exist_ok=True)
@@ -242,7 +241,7 @@ def _pack_trial(
         data,
         cost=record.cost,
         results={"validation": record.val},
-        teacher={"validation": teacher["val"], "test": teacher["test"]},
+        teacher={"validation": teacher.val, "test": teacher.test},
         latencies=latencies,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
@@ -29,13 +29,12 @@ from kdsearch.study.ledger import Ledger
 from kdsearch.study.refit import (
     middle,
     missing,
-    refit_of,
     summarised,
     trained,
 )
 from kdsearch.study.spend import ENDED, spent
 from kdsearch.study.study import OpenStudy, Proposal, searched
-from kdsearch.study.summary import Summary
+from kdsearch.study.summary import Images, Summary
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
@@ -93,7 +92,7 @@ def finalize(
         if not study.front():
             raise _nothing(study)
         _note_surroundings(study, context, callback)
-        follow = _with_refits if refit_of(study).count else _with_controls
+        follow = _with_refits if study.facts.refit.count else _with_controls
         way, package = follow(study, context, callback, timed)
         _read_test(
             study, context, [*study.front(), *trained(study), *_controls_of(study, way.record)]
@@ -106,7 +105,7 @@ def finalize(
     judged = _judged(study, way, len(context.data.val))
     notes = (*_skipped(context), *judged, about_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - training
-    study.note(notes=notes, finish_seconds=seconds)
+    study.update_facts(notes=notes, finish_seconds=seconds)
     told = {
         context.task.metric.key: _results(study, way.weights),
         "teacher": _teacher(study),
@@ -139,7 +138,7 @@ def _with_refits(
     Where the files of none of them keep the budget, the rest of the front follows.
     """
     front = study.front()
-    _train(study, engine, missing(study, refit_of(study)), callback, best=front[-1])
+    _train(study, engine, missing(study, study.facts.refit), callback, best=front[-1])
     records = {record.number: record for record in study.records()}
     recipes = {
         each.trial: max(each.recipes(), key=lambda recipe: recipe.val.mean)
@@ -156,7 +155,7 @@ def _with_refits(
 
 def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
     """Return what the controls and refits of the best say, in words."""
-    if refit_of(study).count:
+    if study.facts.refit.count:
         return tuple(about_refits(study, way.record.number))
     controls = _controls_of(study, way.record)
     return tuple(about_controls(study, way.record, controls, n_val, shipped=way.weights.number))
@@ -164,10 +163,12 @@ def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
 
 def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:
     """Note what the report shows beside the trials: baselines, numbers of images."""
-    if "baselines" not in study.facts():
-        baselines = measure_baselines(context, study.path.parent / CACHE, callback.on_message)
-        study.note(baselines=[asdict(entry) for entry in baselines])
-    study.note(images={"val": len(context.data.val), "test": len(context.data.test)})
+    baselines = study.facts.baselines
+    if baselines is None:
+        cache = study.path.parent / CACHE
+        baselines = tuple(measure_baselines(context, cache, callback.on_message))
+    images = Images(val=len(context.data.val), test=len(context.data.test))
+    study.update_facts(baselines=baselines, images=images)
 
 
 def _nothing(study: OpenStudy) -> BudgetError | TrialsFailedError:
@@ -206,26 +207,20 @@ def _load_student(study: OpenStudy, record: TrialRecord, context: TrialContext) 
 
 def _read_test(study: OpenStudy, context: TrialContext, records: Sequence[TrialRecord]) -> None:
     """Measure on the test split whatever has not been yet, the teacher included."""
-    facts = study.facts()
-    teacher = cast("dict[str, object]", facts["teacher"])
-    if teacher["test"] is None:
-        teacher["test"] = evaluate_teachers(
-            context.teachers, context.data.test, context.task, context.device
-        )
-    test = dict(cast("dict[str, float]", facts.get("test", {})))
+    teacher, test = study.facts.teacher_entry(), dict(study.facts.test)
+    data, task, device = context.data.test, context.task, context.device
+    if teacher.test is None:
+        teacher = replace(teacher, test=evaluate_teachers(context.teachers, data, task, device))
     for record in records:
-        if str(record.number) not in test:
-            student = _load_student(study, record, context).to(context.device)
-            test[str(record.number)] = evaluate(
-                student, context.data.test, context.task, context.device
-            )
-    study.note(test=test, teacher=teacher)
+        if record.number not in test:
+            student = _load_student(study, record, context).to(device)
+            test[record.number] = evaluate(student, data, task, device)
+    study.update_facts(test=test, teacher=teacher)
 
 
 def _results(study: OpenStudy, record: TrialRecord) -> dict[str, float]:
     assert record.val is not None
-    test = cast("dict[str, float]", study.facts()["test"])
-    return {"validation": record.val, "test": test[str(record.number)]}
+    return {"validation": record.val, "test": study.facts.test[record.number]}
 
 
 def _ship(
@@ -251,7 +246,7 @@ def _ship(
         if package.is_within(study.budget):
             shutil.rmtree(study.path / BEST, ignore_errors=True)
             package.path.rename(study.path / BEST)
-            study.note(best=way.record.number, shipped=way.weights.number)
+            study.update_facts(best=way.record.number, shipped=way.weights.number)
             return way, replace(package, path=study.path / BEST)
         shutil.rmtree(package.path)
         callback.on_message(
@@ -325,8 +320,8 @@ def _seeds(study: OpenStudy) -> dict[str, object]:
 
 
 def _teacher(study: OpenStudy) -> dict[str, object]:
-    told = cast("dict[str, float | None]", study.facts()["teacher"])
-    return {"name": study.config.teacher, "validation": told["val"], "test": told["test"]}
+    teacher = study.facts.teacher_entry()
+    return {"name": study.config.teacher, "validation": teacher.val, "test": teacher.test}
 
 
 def _skipped(context: TrialContext) -> Iterator[str]:

@@ -11,11 +11,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 
@@ -35,7 +35,6 @@ from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
 from kdsearch.report.dashboard import write_dashboard
 from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import (
@@ -49,11 +48,11 @@ from kdsearch.study.config import (
     study_path,
 )
 from kdsearch.study.early_stopping import Judge, OnRung, foretelling
+from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study, reach, refuse_driven
 from kdsearch.study.options import AUTO, RunOptions
-from kdsearch.study.refit import SEEDS, Refit
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
@@ -99,12 +98,14 @@ def run_study(
     with opened as study, _log_to(path / "kdsearch.log"):
         options = _with_earlier(options, study)
         total = options.trials or DEFAULT_TRIALS
-        seconds = study.facts().get("teacher_seconds", prepared.seconds)
-        known = cast("dict[str, float]", study.facts().get("teacher", {})).get("test")
-        teacher = asdict(replace(prepared.teacher, test=known))
-        study.note(teacher=teacher, teacher_seconds=seconds)
-        study.note(trials=total, flat_after=options.flat_after)
-        refit.ask(study, wanted)
+        facts, teacher = study.facts, prepared.teacher
+        study.update_facts(
+            teacher=teacher if facts.teacher is None else replace(teacher, test=facts.teacher.test),
+            teacher_seconds=prepared.seconds if facts.teacher is None else facts.teacher_seconds,
+            trials=total,
+            flat_after=options.flat_after,
+            refit=wanted or facts.refit,
+        )
         _note_each(callback, refits_to_come(study, total))
         _try_recipes(study, out, callback)
         _save_teachers(prepared.context.teachers, config, path / "teacher")
@@ -194,12 +195,12 @@ def _with_storage(
 
 def _with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
     """Return the options with `trials` and `flat_after` of the last run where they are None."""
-    kept = study.facts()
-    if options.trials is None:
-        options = replace(options, trials=cast("int | None", kept.get("trials")))
-    if options.flat_after is None:
-        options = replace(options, flat_after=cast("int | None", kept.get("flat_after")))
-    return options
+    facts = study.facts
+    return replace(
+        options,
+        trials=facts.trials if options.trials is None else options.trials,
+        flat_after=facts.flat_after if options.flat_after is None else options.flat_after,
+    )
 
 
 def _save_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Path) -> None:
@@ -224,9 +225,9 @@ def _callbacks(
 
 def _try_recipes(study: OpenStudy, out: Path, callback: Callback) -> None:
     """Let a new study try the recipes of the study it starts from."""
-    recipes = [] if study.records() or study.guesses() else recipes_of(study.config, out)
+    recipes = [] if study.records() or study.facts.enqueued else recipes_of(study.config, out)
     if recipes:
-        study.guess(recipes)
+        study.enqueue(recipes)
         callback.on_message(f"Tried first: {len(recipes)} recipes of {study.config.from_study}")
 
 

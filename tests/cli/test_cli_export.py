@@ -174,7 +174,7 @@ def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -
 def test_a_config_tells_the_candidate_that_was_shipped(study: Path) -> None:
     from kdsearch.spec import Candidate
 
-    number = load_study(study).facts()["shipped"]
+    number = load_study(study).facts.shipped
     record = next(r for r in load_study(study).records() if r.number == number)
 
     told = candidate_of((study / "best" / "config.yaml").read_text())

@@ -13,9 +13,10 @@ from shell import SPACE, Shell, ended_trials
 from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
+from kdsearch.study.facts import Refit
 from kdsearch.study.open import load_study
 from kdsearch.study.options import RunOptions
-from kdsearch.study.refit import Refit, candidates, trained
+from kdsearch.study.refit import candidates, trained
 from kdsearch.study.study import searched
 from kdsearch.workflows.run import run_study
 
@@ -63,7 +64,7 @@ def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None
     assert front["controls"] == []
     assert front["seconds"]["refit"] > 0
     read = [r.number for r in (*kept.front(), *trained(kept))]
-    assert sorted(map(int, kept.facts()["test"])) == sorted(read)  # type: ignore[call-overload]
+    assert sorted(kept.facts.test) == sorted(read)
 
 
 def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(study: Path, shell: Shell) -> None:

@@ -236,7 +236,7 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
     assert "after 0\n" in answer.stdout
     assert "in 2 runs" in answer.stdout
     path = shell.out / "watched"
-    assert load_study(path).facts()["flat_after"] == 40  # as asked for when it began
+    assert load_study(path).facts.flat_after == 40  # as asked for when it began
     assert {run.name for run in (path / "tensorboard").iterdir()} >= {"000000", "000001"}
     front = json.loads((path / "front.json").read_text())
     assert front["seconds"]["wall"] > front["seconds"]["search"]

@@ -56,7 +56,7 @@ def run_priced(study: OpenStudy, n: int) -> list[TrialRecord]:
 def test_what_is_over_the_budget_is_rejected_early_and_is_no_trial(fast_path: Path) -> None:
     with opened(fast_path / "gate") as study:
         records = run_priced(study, 12)
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         counts = summarise(study).counts
     away = [record for record in records if record.rejected_early]
     assert away
@@ -153,7 +153,7 @@ def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
     path = fast_path / "short"
     with opened(path, replace(REQUEST, min_accuracy=0.99)) as study:
         run_to(study, 6)
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         best = max(study.complete(), key=lambda record: record.val or 0)
     nearest = f"{100 * (best.val or 0):.2f} %"
     with pytest.raises(SystemExit):
@@ -194,7 +194,7 @@ def test_what_is_not_accurate_enough_is_not_on_the_front(floored: OpenStudy) -> 
 
 def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
     with opened(fast_path / "high", replace(REQUEST, min_accuracy=0.99)) as study:
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         while not study.complete():
             proposal = study.ask()
             study.tell(proposal, look_up(proposal))

@@ -12,8 +12,9 @@ from table_study import REQUEST, look_up, opened, run_to
 
 from kdsearch.errors import StudyError
 from kdsearch.report.artifacts import summarise, write_derived
+from kdsearch.study.facts import Refit
 from kdsearch.study.open import load_study
-from kdsearch.study.refit import Refit, ask, missing, trained
+from kdsearch.study.refit import missing, trained
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import SCHEMA
 
@@ -64,7 +65,7 @@ TOP = {
 def study(fast_path: Path) -> OpenStudy:
     """Return a finished study: 10 trials, two controls of the best, one of another."""
     with opened(fast_path / "phones") as study:
-        study.note(teacher=TEACHER, teacher_seconds=2.5, trials=10)
+        study.update_facts(teacher=TEACHER, teacher_seconds=2.5, trials=10)
         run_to(study, 9)
         lost = study.ask()
         study.tell(lost, replace(look_up(lost), state="failed", val=None, reason="it, broke\n"))
@@ -73,7 +74,7 @@ def study(fast_path: Path) -> OpenStudy:
             asked = study.ask_control({**of.params, "method.name": method}, of.number)
             study.tell(asked, replace(look_up(asked), state="complete", val=val, seconds=3.0))
         read = {str(best.number): 0.75}
-        study.note(best=best.number, shipped=best.number, test=read, notes=["A note"])
+        study.update_facts(best=best.number, shipped=best.number, test=read, notes=["A note"])
         write_derived(study)
         return study
 
@@ -95,14 +96,14 @@ def test_front_json_has_the_promised_fields_and_no_others(study: OpenStudy) -> N
 
 def test_front_json_has_the_promised_fields_of_refits(fast_path: Path) -> None:
     with opened(fast_path / "refitted") as study:
-        study.note(teacher=TEACHER, images={"val": 40, "test": 30})
+        study.update_facts(teacher=TEACHER, images={"val": 40, "test": 30})
         run_to(study, 8)
         wanted = Refit(count=2, seeds=2)
-        ask(study, wanted)
+        study.update_facts(refit=wanted)
         for asked in missing(study, wanted):
             study.tell(asked, look_up(asked))
         test = {str(record.number): 0.5 for record in trained(study)}
-        study.note(test=test)
+        study.update_facts(test=test)
         write_derived(study)
         content = front_json(study)
     sides = [each["trained"] for each in content["candidates"]]
@@ -178,13 +179,13 @@ def test_facts_of_the_study_are_in_the_summary(study: OpenStudy) -> None:
         "latency_spread_ms": 0.1,
     }
     assert summarise(study).baselines == ()
-    study.note(baselines=[entry], images={"val": 40, "test": 30}, finish_seconds=1.5)
+    study.update_facts(baselines=[entry], images={"val": 40, "test": 30}, finish_seconds=1.5)
     content = summarise(study).to_json()
     ends = {"latency_low_ms": None, "latency_high_ms": None}  # an older study's has none
     assert content["baselines"] == ({**entry, **ends},)
     assert content["images"] == {"val": 40, "test": 30}
     assert content["seconds"]["finish"] == 1.5  # type: ignore[index]
-    study.note(baselines=[], images={}, finish_seconds=0.0)
+    study.update_facts(baselines=[], images={}, finish_seconds=0.0)
 
 
 def test_trials_csv_has_one_row_a_trial(study: OpenStudy) -> None:
@@ -221,7 +222,7 @@ def test_derived_files_deleted_and_written_again_are_the_same(study: OpenStudy) 
 
 def test_a_study_without_a_complete_trial_has_no_best(fast_path: Path) -> None:
     with opened(fast_path / "hopeless", replace(REQUEST, budget_mflops=0.5)) as study:
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         asked = study.ask()
         study.tell(asked, replace(look_up(asked), state="rejected", val=None, curve=()))
         summary = write_derived(study)
@@ -236,10 +237,10 @@ def test_a_study_that_has_only_begun_has_nothing_to_report(fast_path: Path) -> N
 
 
 def test_a_best_that_has_left_the_front_gives_way_to_the_most_accurate(study: OpenStudy) -> None:
-    study.note(best=10_000)
+    study.update_facts(best=10_000)
     summary = summarise(study)
     assert summary.best == study.front()[-1].number
-    study.note(best=summary.best)
+    study.update_facts(best=summary.best)
 
 
 def test_the_command_runs_the_same_study_again(study: OpenStudy) -> None:

@@ -52,7 +52,7 @@ class Dashboard:
 @pytest.fixture(scope="module")
 def path(fast_path: Path) -> Path:
     with opened(fast_path / "board") as study:
-        study.note(teacher=TEACHER, notes=["A <b>note</b>"])
+        study.update_facts(teacher=TEACHER, notes=["A <b>note</b>"])
         run_to(study, 8)
         keep_curve(study, 0)
         asked = study.ask()
@@ -122,7 +122,7 @@ def attrs_of(path: Path) -> dict[str, object]:
 def test_a_note_of_a_user_is_kept(fast_path: Path) -> None:
     path = fast_path / "own words"
     with opened(path) as study:
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         run_to(study, 2)
     disk = load_study(path).store.disk
     save_note(optuna.load_study(study_name=path.name, storage=disk), "my own words")
@@ -135,7 +135,7 @@ def test_a_note_of_a_user_is_kept(fast_path: Path) -> None:
 def test_a_running_study_is_not_refreshed(fast_path: Path) -> None:
     path = fast_path / "held"
     with opened(path) as study:
-        study.note(teacher=TEACHER)
+        study.update_facts(teacher=TEACHER)
         run_to(study, 2)
         assert not refresh(path)
     assert not any(key.startswith("dashboard:") for key in attrs_of(path))

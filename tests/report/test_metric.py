@@ -105,7 +105,7 @@ def test_a_study_states_its_metric(fast_path: object) -> None:
     teacher = {"name": "auto", "val": 0.99, "test": 0.5, "flops": 1, "params": 1}
     with opened(fast_path / "metric", REQUEST) as study:  # type: ignore[operator]
         assert study.metric == ACCURACY
-        study.note(
+        study.update_facts(
             teacher={**teacher, "latency_ms": None},
             metric={"key": "miou", "label": "mean IoU", "is_percent": True, "image_variance": None},
         )

@@ -101,7 +101,7 @@ def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_contr
         assert record.curve == (0.1,)
         control = study.ask_control(proposal.params, 0)
         assert run_asked(study, control, look_up).state == "complete"
-        study.note(teacher={"name": "t", **dict.fromkeys(TEACHER, 0.9)})
+        study.update_facts(teacher={"name": "t", **dict.fromkeys(TEACHER, 0.9)})
         assert summarise(study).counts.pruned == 2
 
 

@@ -18,7 +18,7 @@ from kdsearch.report.status import status
 from kdsearch.spec import TrialRecord
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.progress import Progress, read_progress, write_progress
-from kdsearch.study.spend import forecast, runs_of, spent
+from kdsearch.study.spend import forecast, spent
 from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
@@ -37,7 +37,7 @@ def test_the_time_of_every_run_counts(fast_path: Path) -> None:
         with pytest.raises(ZeroDivisionError), ledger_of(study, ago=40):
             raise ZeroDivisionError
     with opened(path) as study:
-        assert [run.end for run in runs_of(study)] == ["ended", "interrupted", "failed"]
+        assert [run.end for run in study.facts.runs] == ["ended", "interrupted", "failed"]
         assert spent(study).wall == pytest.approx(70, abs=5)
     assert not (path / "progress.json").exists()
 
@@ -49,7 +49,7 @@ def test_the_time_of_a_killed_run_is_taken_over_by_the_next(fast_path: Path) -> 
     with opened(path) as study:
         with ledger_of(study, ago=10):
             pass
-        assert [run.end for run in runs_of(study)] == ["killed", "ended"]
+        assert [run.end for run in study.facts.runs] == ["killed", "ended"]
         assert spent(study).wall == pytest.approx(110, abs=5)
 
 
@@ -57,12 +57,12 @@ def test_a_run_is_closed_once(fast_path: Path) -> None:
     with opened(fast_path / "once") as study:
         with ledger_of(study) as ledger:
             ledger.end("ended")
-        assert len(runs_of(study)) == 1
+        assert len(study.facts.runs) == 1
 
 
 def test_the_spend_counts_epochs_and_what_was_never_trained(fast_path: Path) -> None:
     with opened(fast_path / "spent") as study:
-        study.note(teacher_seconds=3.0)
+        study.update_facts(teacher_seconds=3.0)
         for state in ("complete", "pruned", "rejected"):
             asked = study.ask()
             outcome = replace(look_up(asked), state=state, seconds=2.0, curve=(0.1, 0.2))
@@ -95,7 +95,7 @@ def test_the_forecast_is_the_mean_times_what_is_left_over_those_beside() -> None
 def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> None:
     path = fast_path / "watched"
     with opened(path) as study, ledger_of(study, ago=7) as ledger:
-        study.note(trials=9)
+        study.update_facts(trials=9)
         assert status(path).counts.complete == 0
         run_to(study, 5)
         asked = study.ask()

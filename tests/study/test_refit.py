@@ -22,7 +22,8 @@ from kdsearch.report.marks import sort_out
 from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.refit import Refit, ask, candidates, middle, missing, summarised, trained
+from kdsearch.study.facts import Refit
+from kdsearch.study.refit import candidates, middle, missing, summarised, trained
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.summary import Trainings
@@ -52,7 +53,7 @@ def evaluate(proposal: Proposal) -> TrialOutcome:
 
 def begun(path: Path, n_trials: int = 12) -> OpenStudy:
     with opened(path, REQUEST) as study:
-        study.note(teacher=TEACHER, images=IMAGES, trials=n_trials)
+        study.update_facts(teacher=TEACHER, images=IMAGES, trials=n_trials)
         run_search(study, [evaluate], n_trials=n_trials)
         return study
 
@@ -60,7 +61,7 @@ def begun(path: Path, n_trials: int = 12) -> OpenStudy:
 def refitted(
     study: OpenStudy, refit: Refit, run: Callable[[Proposal], TrialOutcome] = evaluate
 ) -> None:
-    ask(study, refit)
+    study.update_facts(refit=refit)
     local.run(Proposals(study, missing(study, refit), earlier=lambda _: None), [run])
 
 
@@ -207,19 +208,19 @@ def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
 
 def test_the_test_split_is_in_it_once_every_network_was_read(study: OpenStudy) -> None:
     numbers = [record.number for record in trained(study)]
-    study.note(test={str(number): 0.7 + number / 1000 for number in numbers[1:]})
+    study.update_facts(test={str(number): 0.7 + number / 1000 for number in numbers[1:]})
     assert all(each.trained.test is None for each in summarised(study)[0])
-    study.note(test={str(number): 0.7 + number / 1000 for number in numbers})
+    study.update_facts(test={str(number): 0.7 + number / 1000 for number in numbers})
     for each in summarised(study)[0]:
         assert each.trained.test is not None
         assert each.trained.test.values == tuple(0.7 + n / 1000 for n in each.trained.trials)
         assert all(control.test_gain is not None for control in each.controls)
-    study.note(test={})
+    study.update_facts(test={})
 
 
 def test_reports_show_the_candidates_and_what_they_gained(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
-    study.note(best=first.trial, shipped=first.trained.trials[0])
+    study.update_facts(best=first.trial, shipped=first.trained.trials[0])
     write_derived(study)
     text = (study.path / "report.md").read_text(encoding="utf-8")
     page = (study.path / "report.html").read_text(encoding="utf-8")
@@ -246,7 +247,7 @@ def test_status_names_the_trial_whose_refit_is_shipped(fast_path: Path) -> None:
         refitted(study, Refit(count=2, seeds=2))
         first = status(study.path).best
         shipped = trained(study)[-1]
-        study.note(best=study.front()[0].number, shipped=shipped.number, trials=12)
+        study.update_facts(best=study.front()[0].number, shipped=shipped.number, trials=12)
         then = status(study.path).best
     assert first is not None
     assert then is not None
@@ -286,7 +287,7 @@ def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: OpenStu
     """A control ships here: its mean is ringed, at the candidate's cost, joined to its mean."""
     first = summarised(study)[0][0]
     ships = first.controls[0].trained
-    study.note(best=first.trial, shipped=ships.trials[1])
+    study.update_facts(best=first.trial, shipped=ships.trials[1])
     summary = summarise(study)
     marks = sort_out(summary, study.records())
 
@@ -310,7 +311,7 @@ def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: OpenStu
 def test_what_is_shipped_of_a_control_is_said(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     ships = next(c.trained for c in first.controls if c.trained.method == "kd")
-    study.note(best=first.trial, shipped=ships.trials[0])
+    study.update_facts(best=first.trial, shipped=ships.trials[0])
     told = list(about_refits(study, first.trial))
     assert f"Trial {first.trial}, its student with plain KD at its defaults: " in told[0]
     assert f"{100 * ships.val.mean:.2f} %" in told[0]
@@ -329,14 +330,14 @@ def test_what_refits_mean_is_told_before_the_search_and_before_they_begin(fast_p
     begun(fast_path / "foretold")
     with opened(fast_path / "foretold", REQUEST) as study:
         assert list(refits_to_come(study, 12)) == list(refits_left(study)) == []
-        ask(study, Refit(count=3, seeds=1000))
+        study.update_facts(refit=Refit(count=3, seeds=1000))
         (line,) = refits_to_come(study, 12)
         assert "up to 9,000 refits, 90,000 epochs: 3 candidates x 1,000 seeds x 3" in line
         (line,) = refits_to_come(study, 2)  # a front has no more than there are trials
         assert "up to 6,000 refits, 60,000 epochs: 2 candidates" in line
 
         proposal = Refit(count=2, seeds=2, epochs=7)
-        ask(study, proposal)
+        study.update_facts(refit=proposal)
         total = len(list(missing(study, proposal)))
         (line,) = refits_left(study)
         assert f"Refits begin: {total} trainings, {7 * total} epochs, of no. " in line

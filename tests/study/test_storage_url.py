@@ -19,6 +19,7 @@ from table_study import REQUEST, run_to, tell_next
 
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.config import StudyConfig, read_config
+from kdsearch.study.facts import StudyFacts
 from kdsearch.study.open import load_each, load_study, open_study, reach
 from kdsearch.study.storage_url import inside, kept_url, read_url, shown, storage_of
 from kdsearch.study.study import OpenStudy
@@ -51,7 +52,7 @@ def test_a_study_in_a_database_goes_on_as_one_in_its_folder(
     with opened(path, config, postgres_url) as study:
         assert [r.state for r in study.records()].count("interrupted") == 2
         records = [r for r in run_to(study, 12) if r.state != "interrupted"]
-        assert study.facts() == {}
+        assert study.facts == StudyFacts()
     assert [replace(r, number=0) for r in records] == [replace(r, number=0) for r in whole]
     assert not (path / "study.db").exists()
     assert load_study(path, postgres_url).records() == study.records()

@@ -29,6 +29,7 @@ from kdsearch.errors import DataError, SpecError, StudyError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
+from kdsearch.study.facts import StudyFacts
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.storage_url import inside
@@ -260,7 +261,7 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
 def test_a_run_without_trials_or_flat_after_takes_those_of_the_last_run(copy_at: CopyAt) -> None:
     with opened(copy_at(0)) as study:
         assert _with_earlier(RunOptions(), study) == RunOptions()
-        study.note(trials=7, flat_after=5)
+        study.update_facts(trials=7, flat_after=5)
         assert _with_earlier(RunOptions(), study) == RunOptions(trials=7, flat_after=5)
         chosen = RunOptions(trials=9, flat_after=0)
         assert _with_earlier(chosen, study) == chosen
@@ -479,10 +480,20 @@ def test_importances_are_shares_and_empty_when_too_few(copy_at: CopyAt) -> None:
 def test_facts_stay_and_add_up(copy_at: CopyAt) -> None:
     path = copy_at(0)
     with opened(path) as study:
-        assert study.facts() == {}
-        study.note(best=3, notes=["ü"])
-        study.note(best=4)
-    assert load_study(path).facts() == {"best": 4, "notes": ["ü"]}
+        assert study.facts == StudyFacts()
+        study.update_facts(best=3, notes=["ü"])
+        study.update_facts(best=4)
+        with pytest.raises(StudyError, match=r"test\.x"):
+            study.update_facts(test={"x": 0.5})
+    assert load_study(path).facts == StudyFacts(best=4, notes=("ü",))
+
+
+@pytest.mark.parametrize("note", ['{"guesses": {}}', '{"trials": "many"}'])
+def test_facts_of_another_format_are_refused(copy_at: CopyAt, note: str) -> None:
+    study = load_study(copy_at(0))
+    study.store.set_note(note)
+    with pytest.raises(StudyError, match="an older kdsearch stored the study's facts"):
+        _ = study.facts
 
 
 def test_open_study_leaves_no_lock_behind_when_it_refuses(copy_at: CopyAt) -> None:

@@ -87,7 +87,7 @@ def test_nothing_is_enqueued_while_a_study_runs_or_is_not_there(fast_path: Path)
     path = fast_path / "busy"
     with opened(path), pytest.raises(StudyError, match="is being run by another process"):
         enqueue(path, {"train.lr": 0.25})
-    assert load_study(path).guesses() == {}
+    assert load_study(path).facts.enqueued == {}
     with pytest.raises(StudyError, match="`kdsearch run --name nope` makes one"):
         enqueue(fast_path / "nope", {"train.lr": 0.25})
 
@@ -102,7 +102,7 @@ def test_the_front_of_an_earlier_study_comes_cheapest_first(fast_path: Path) -> 
     assert recipes_of(new, fast_path) == drawn
     assert recipes_of(replace(new, from_study=str(fast_path / "old")), fast_path / "x") == drawn
     with opened(fast_path / "new", new) as study:
-        study.guess(recipes_of(new, fast_path))
+        study.enqueue(recipes_of(new, fast_path))
         for params in front:
             assert study.ask().params == params
 

@@ -108,7 +108,7 @@ def test_a_trial_teaches_as_well_as_it_was_judged(
     for number in kept:
         teacher = load(f"study:{study}#{number}", data, tmp_path)
         assert evaluate(teacher, data.val, Classification(), CPU) == records[number].val
-    best = load(f"study:{study}#{load_study(study).facts()['best']}", data, tmp_path)
+    best = load(f"study:{study}#{load_study(study).facts.best}", data, tmp_path)
     shipped = load(f"study:{study}", data, tmp_path)
     assert torch.equal(best(data.val.at(slice(None))), shipped(data.val.at(slice(None))))
 

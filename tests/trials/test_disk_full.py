@@ -121,7 +121,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(disk: Path, filler: 
     path = disk / "reported"
     with opened(path) as study:
         run_to(study, 3)
-        study.note(
+        study.update_facts(
             teacher={
                 "name": "t",
                 "val": 0.9,
