@@ -1,16 +1,22 @@
-# `make run` and `make test` do all the set-up themselves; they need Python 3.11+, make and git.
+# Every target sets up what it needs; that takes Python 3.11 or newer, make and git.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check docs setup lock clean
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+JOBS ?= 2
+
+.PHONY: setup run test test-all check docs bench lock clean
 
 run: setup
 	$(BIN)/kdsearch run --budget-ms 10
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu and not slow"
+
+test-all: setup
+	$(PYTEST) -m "not gpu"
 
 check: setup
 	$(BIN)/ruff check .
@@ -19,6 +25,9 @@ check: setup
 
 docs: setup
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
+
+bench: setup
+	$(BIN)/python -m benchmarks $(BENCH)
 
 setup: $(STAMP)
 

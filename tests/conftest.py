@@ -33,6 +33,14 @@ FLAGS = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process, unless the file names a larger group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="module")
 def fast_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder in memory where there is one: a trial is 5 commits, 9 ms each on a disk."""

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import typer
 import yaml
+from quick import quick
 
 import kdsearch
 from kdsearch import methods
@@ -34,6 +35,7 @@ GENERATED = ("_generated", "_build")
 PAGES = [ROOT / "README.md"] + [
     page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in GENERATED
 ]
+SHORT = DOCS / "reference" / "spaces.md"
 # Amounts that a reader wants and a test has no time for; a command's own value is overruled.
 QUICK: Mapping[str, Mapping[str, str]] = {
     "run": {"--trials": "1", "--epochs": "1", "--teacher-epochs": "1"},
@@ -45,9 +47,9 @@ FEW = 10  # images of a class that `path/to/images` has in each split
 STAND_INS = {"timm:resnet50.a1_in1k": "auto"}
 # What is parsed only, by how the line begins, and why.
 NOT_RUN = {
-    "kdsearch dashboard": "serves until it is ended; test_board.py looks at what it serves",
-    "kdsearch run --engine ray --ray-address": "needs a cluster; engines/test_tune.py makes one",
-    "kdsearch run --storage postgresql:": "needs a server; test_storage.py starts one",
+    "kdsearch dashboard": "serves until it is ended; report/test_dashboard.py reads it",
+    "kdsearch run --engine ray --ray-address": "needs a cluster; see engines/test_ray_tune.py",
+    "kdsearch run --storage postgresql:": "needs a server; study/test_storage_url.py starts one",
 }
 # Programs that are not part of this project, and why they are not run.
 OTHERS = {"ray": "starts a cluster"}
@@ -134,7 +136,7 @@ def parse(line: Line) -> None:
         command.make_context(name, [*arguments])
 
 
-def quick(words: list[str]) -> list[str]:
+def shortened(words: list[str]) -> list[str]:
     """Return the arguments of `kdsearch` with small amounts in place of real ones."""
     name, *arguments = words
     if "--config" in arguments:
@@ -186,7 +188,7 @@ def typed(line: Line, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
         return done.returncode, done.stdout + done.stderr
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
-        main(quick(line.words[1:]))
+        main(shortened(line.words[1:]))
     printed = capfd.readouterr()
     assert isinstance(left.value.code, int)
     return left.value.code, printed.out + printed.err
@@ -213,11 +215,22 @@ def test_every_command_of_a_page_is_understood(page: Path, workplace: Path) -> N
         is_run(line)
 
 
+def test_the_commands_of_a_short_page_do_what_it_shows(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with quick():
+        check_commands(SHORT, capfd)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_do_what_it_shows(
     page: Path, workplace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    check_commands(page, capfd)
+
+
+def check_commands(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for line in lines(page):
         if not is_run(line):
             continue

@@ -14,6 +14,8 @@ from benchmarks.sampling_tables import (
     table_of,
 )
 
+pytestmark = pytest.mark.slow  # a script, not the package
+
 LEAST = {f"student.resnet.width{i}": 2 for i in range(4)} | {
     f"student.resnet.depth{i}": 1 for i in range(4)
 }

@@ -20,6 +20,8 @@ from benchmarks.curve_tables import (
 from benchmarks.stopping_tables import Kept, replay
 from kdsearch.hpo.stopping import Curve
 
+pytestmark = pytest.mark.slow  # a script, not the package
+
 
 def flat(value: float, cost: float) -> Curve:
     return Curve(values=(value,) * 16, epochs=16, cost=cost)

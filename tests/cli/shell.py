@@ -6,9 +6,10 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -37,6 +38,12 @@ train:
 """
 
 
+SHAPES = {
+    "plain": ("--budget-mflops", "1", "--budget-ms", "10"),
+    "refitted": ("--budget-mflops", "1", "--trials", "3", "--refit", "2", "--seeds", "2"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """How a command ended, and what it printed."""
@@ -44,6 +51,14 @@ class Answer:
     code: int
     stdout: str
     stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A study that has ended, and what its run printed."""
+
+    path: Path
+    stdout: str
 
 
 class Shell:
@@ -87,6 +102,10 @@ class Shell:
         return message
 
 
+Studies: TypeAlias = Callable[[str], Finished]
+Copies: TypeAlias = Callable[[str], Shell]
+
+
 def run_line(out: Path, folder: Path, *arguments: str, space: str = SPACE) -> list[str]:
     """Return the arguments of a tiny search."""
     file = folder / "space.yaml"
@@ -95,10 +114,19 @@ def run_line(out: Path, folder: Path, *arguments: str, space: str = SPACE) -> li
     return [*line, "--teacher-epochs", "1", "--trials", "2", *arguments]
 
 
+QUICK = """
+import sys
+from quick import quick
+from kdsearch.__main__ import main
+with quick():
+    main(sys.argv[1:])
+"""
+
+
 def start(arguments: Sequence[str], *, start_new_session: bool = False) -> subprocess.Popen[str]:
-    """Start `kdsearch` as a process of its own."""
+    """Start `kdsearch` as a process of its own, in which studies are quick."""
     return subprocess.Popen(
-        [sys.executable, "-m", "kdsearch", *arguments],
+        [sys.executable, "-c", QUICK, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

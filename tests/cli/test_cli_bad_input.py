@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from shell import SPACE, Shell, contents
+from shell import SPACE, Copies, Shell, contents
 
 RUN_MISTAKES = [
     (("--data", "digts"), "did you mean 'digits'"),
@@ -336,30 +335,28 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("damage", "told"), DAMAGES)
 def test_damaged_study_is_refused_and_left_as_it_is(
-    shell: Shell, damage: Callable[[Path], None], told: str
+    copied: Copies, damage: Callable[[Path], None], told: str
 ) -> None:
-    if not (shell.out / "sound").exists():
-        assert shell.run("--name", "sound", "--trials", "1").code == 0
-    path = shell.out / "damaged"
-    shutil.rmtree(path, ignore_errors=True)
-    logs = shutil.ignore_patterns("study.db-*")  # SQLite would mend the file from its log
-    shutil.copytree(shell.out / "sound", path, ignore=logs)
+    shell = copied("plain")
+    path = shell.out / "plain"
+    for log in path.glob("study.db-*"):
+        log.unlink()  # SQLite would mend the file from its log
     damage(path)
     before = contents(path)
-    assert told in shell.refused("report", "damaged")
-    assert "damaged" in shell.refused_run("--name", "damaged")
+    assert told in shell.refused("report", "plain")
+    assert "plain" in shell.refused_run("--name", "plain")
     assert contents(path) == before
 
 
-def test_another_request_is_refused_with_the_difference(shell: Shell) -> None:
-    if not (shell.out / "sound").exists():
-        assert shell.run("--name", "sound", "--trials", "1").code == 0
-    before = contents(shell.out / "sound")
-    message = shell.refused_run("--name", "sound", "--budget-ms", "5")
-    assert "--budget-ms: None -> 5.0" in message
-    message = shell.refused_run("--name", "sound", space=SPACE.replace("0.25", "0.2"))
+def test_another_request_is_refused_with_the_difference(copied: Copies) -> None:
+    shell = copied("plain")
+    path = shell.out / "plain"
+    before = contents(path)
+    message = shell.refused_run("--name", "plain", "--budget-ms", "5")
+    assert "--budget-ms: 10.0 -> 5.0" in message
+    message = shell.refused_run("--name", "plain", space=SPACE.replace("0.25", "0.2"))
     assert "--space: " in message
-    assert contents(shell.out / "sound") == before
+    assert contents(path) == before
 
 
 def test_a_distillation_that_did_not_end_gives_its_name_back(shell: Shell) -> None:

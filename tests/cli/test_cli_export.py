@@ -7,8 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
-from shell import Shell
+from shell import Copies, Shell
 
 from kdsearch import tasks
 from kdsearch.deploy.files import ExportedFile
@@ -17,16 +19,15 @@ from kdsearch.deploy.package import candidate_of
 from kdsearch.study.open import load_study
 
 
-@pytest.fixture(scope="module")
-def study(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from shell import run_line
+@pytest.fixture
+def shell(copied: Copies) -> Shell:
+    """Return a shell whose results folder has a finished study of its own, `plain`."""
+    return copied("plain")
 
-    from kdsearch.__main__ import main
 
-    folder = tmp_path_factory.mktemp("space")
-    with pytest.raises(SystemExit):
-        main(run_line(out, folder, "--name", "exporting", "--quiet", "--budget-ms", "50"))
-    return out / "exporting"
+@pytest.fixture
+def study(shell: Shell) -> Path:
+    return shell.out / "plain"
 
 
 def files_of(folder: Path) -> dict[str, dict[str, object]]:
@@ -36,7 +37,7 @@ def files_of(folder: Path) -> dict[str, dict[str, object]]:
 
 def test_each_format_leaves_its_file_and_what_it_measured(study: Path, shell: Shell) -> None:
     answer = shell.type(
-        "export", "exporting", "--out", str(shell.out), "--format", "onnx,onnx-int8, torch-export"
+        "export", "plain", "--out", str(shell.out), "--format", "onnx,onnx-int8, torch-export"
     )
 
     assert answer.code == 0, answer
@@ -45,7 +46,7 @@ def test_each_format_leaves_its_file_and_what_it_measured(study: Path, shell: Sh
     for name, file in files.items():
         assert name in answer.stdout
         assert file["bytes"] == (study / "best" / name).stat().st_size
-        assert 0 < file["latency"]["ms"] < 50  # type: ignore[index]
+        assert 0 < file["latency"]["ms"] < 10  # type: ignore[index]
         assert file["agreement"]["n"] == 359  # type: ignore[index]
     shipped = json.loads((study / "best" / "metrics.json").read_text())["onnx"]["val"]
     assert files["student.onnx"]["val"] == pytest.approx(shipped, abs=1e-6)
@@ -53,19 +54,19 @@ def test_each_format_leaves_its_file_and_what_it_measured(study: Path, shell: Sh
     assert not list((study / "best").glob(".new-*"))
 
 
-def test_a_folded_file_takes_pixels_and_says_the_same(study: Path, shell: Shell) -> None:
-    import numpy as np
-    import onnxruntime
-
+def test_a_folded_file_takes_pixels_and_predicts_the_same(study: Path, shell: Shell) -> None:
+    """What 8 bits cost a student of one epoch differs between processors; the other files agree."""
     answer = shell.type(
-        *("export", "exporting", "--out", str(shell.out), "--fold-preprocess", "--json"),
-        *("--format", "onnx,onnx-fp16,onnx-int8", "--max-drop", "0.05"),
+        *("export", "plain", "--out", str(shell.out), "--fold-preprocess", "--json"),
+        *("--format", "onnx,onnx-fp16,onnx-int8", "--max-drop", "1"),
     )
 
     found = {file["name"]: file for file in json.loads(answer.stdout)}
-    assert list(found) == [f"student{kind}-uint8.onnx" for kind in ("", "-fp16", "-int8")]
-    assert found["student-uint8.onnx"]["agreement"]["max_rel"] < 1e-4
-    assert not any(file["misses"] for file in found.values())
+    whole, half, rounded = (f"student{kind}-uint8.onnx" for kind in ("", "-fp16", "-int8"))
+    assert list(found) == [whole, half, rounded]
+    assert found[whole]["agreement"]["max_rel"] < 1e-4
+    assert not found[whole]["misses"]
+    assert not found[half]["misses"]
     for name in found:
         session = onnxruntime.InferenceSession(study / "best" / name)
         assert session.get_inputs()[0].type == "tensor(uint8)"
@@ -75,21 +76,16 @@ def test_a_folded_file_takes_pixels_and_says_the_same(study: Path, shell: Shell)
 
 def test_a_second_export_keeps_what_the_first_measured(study: Path, shell: Shell) -> None:
     for name in ("onnx", "onnx-fp16"):
-        shell.type("export", "exporting", "--out", str(shell.out), "--format", name)
+        shell.type("export", "plain", "--out", str(shell.out), "--format", name)
 
     assert {"student.onnx", "student-fp16.onnx"} <= set(files_of(study / "best"))
 
 
 def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) -> None:
     config = study / "study.yaml"
-    before = config.read_text()
-    config.write_text(before.replace("budget_ms: 50.0", "budget_ms: 1.0e-06"))
-    try:
-        answer = shell.type(
-            "export", "exporting", "--out", str(shell.out), "--format", "onnx", "--json"
-        )
-    finally:
-        config.write_text(before)
+    config.write_text(config.read_text().replace("budget_ms: 10.0", "budget_ms: 1.0e-06"))
+
+    answer = shell.type("export", "plain", "--out", str(shell.out), "--format", "onnx", "--json")
 
     (file,) = json.loads(answer.stdout)
     assert "over the budget of 1e-06" in file["misses"][0]
@@ -97,29 +93,24 @@ def test_a_file_over_the_budget_is_kept_and_marked(study: Path, shell: Shell) ->
 
 
 TIMING = """
-import os, sys, time
-import numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[-1])
-shape = [int(os.environ["KDSEARCH_BATCH"]), *map(int, os.environ["KDSEARCH_INPUT"].split("x"))]
-images = numpy.zeros(shape, os.environ["KDSEARCH_DTYPE"])
-for _ in range(20):
-    start = time.perf_counter()
-    session.run(None, {session.get_inputs()[0].name: images})
-    print(1e3 * (time.perf_counter() - start))
+import os, sys
+assert os.path.isfile(sys.argv[-1])
+images = tuple(os.environ[f"KDSEARCH_{name}"] for name in ("BATCH", "INPUT", "DTYPE"))
+print({("2", "1x8x8", "float32"): 3.0, ("2", "8x8x1", "uint8"): 5.0}[images])
 """
 
 
 def test_a_file_is_timed_on_another_target_where_that_takes_it(study: Path, shell: Shell) -> None:
     script = shell.folder / "timing.py"
     script.write_text(TIMING)
-    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
-    line = ("export", "exporting", "--out", str(shell.out), "--json", "--max-drop", "1")
+    command = f"{shlex.quote(sys.executable)} -S {shlex.quote(str(script))}"
+    line = ("export", "plain", "--out", str(shell.out), "--json", "--max-drop", "1")
     onto = ("--target", f"cmd:{command}", "--batch", "2")
 
     answer = shell.type(*line, *onto, "--format", "onnx,torch-export")
     onnx, pt2 = json.loads(answer.stdout)
     assert onnx["target"] == {"device": "cmd", "runtime": command, "threads": 1, "batch": 2}
-    assert onnx["misses"] == []
+    assert (onnx["latency"]["ms"], onnx["misses"]) == (pytest.approx(3), [])
     assert pt2["target"] == {
         "device": "cpu",
         "runtime": "torch_export",
@@ -131,7 +122,7 @@ def test_a_file_is_timed_on_another_target_where_that_takes_it(study: Path, shel
     answer = shell.type(*line, *onto, "--format", "onnx", "--fold-preprocess")
     (pixels,) = json.loads(answer.stdout)
     assert pixels["target"]["device"] == "cmd"
-    assert pixels["latency"]["low_ms"] < pixels["latency"]["ms"] < pixels["latency"]["high_ms"]
+    assert pixels["latency"]["ms"] == pytest.approx(5)
 
 
 def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Shell) -> None:
@@ -158,7 +149,7 @@ def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -
     before = (study / "best" / "metrics.json").read_bytes()
 
     answer = shell.type(
-        *("export", "exporting", "--out", str(shell.out)),
+        *("export", "plain", "--out", str(shell.out)),
         *("--trial", str(number), "--format", "torch-export", "--json"),
     )
 
@@ -187,14 +178,13 @@ def test_a_config_tells_the_candidate_that_was_shipped(study: Path) -> None:
 
 
 def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell) -> None:
-    import onnxruntime
     import torch
 
     from kdsearch.models.model import Preprocess, batches
     from kdsearch.study.config import read_config
     from kdsearch.trials.context import load_data
 
-    shell.type("export", "exporting", "--out", str(shell.out), "--format", "onnx-int8")
+    shell.type("export", "plain", "--out", str(shell.out), "--format", "onnx-int8")
     data, _ = load_data(read_config(study), shell.out)
     file = study / "best" / "student-int8.onnx"
     said = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
@@ -215,13 +205,13 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     ("arguments", "message"),
     [
         (
-            ["exporting", "--format", "onnx-int9"],
+            ["plain", "--format", "onnx-int9"],
             "unknown format 'onnx-int9' (did you mean 'onnx-int8'",
         ),
-        (["exporting", "--format", "onnx,,"], "a name is missing beside a comma"),
-        (["exporting", "--max-drop", "2"], "expected a fraction from 0 to 1"),
-        (["exporting", "--trial", "999"], "the study 'exporting' has no such trial; give --trial "),
-        (["exporting", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
+        (["plain", "--format", "onnx,,"], "a name is missing beside a comma"),
+        (["plain", "--max-drop", "2"], "expected a fraction from 0 to 1"),
+        (["plain", "--trial", "999"], "the study 'plain' has no such trial; give --trial "),
+        (["plain", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
         (["nothing-here"], "there is nothing to export at"),
         (["../x"], "a study's name starts with"),
     ],
@@ -239,7 +229,7 @@ def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(
     records = load_study(study).records()
     number = next(r.number for r in records if r.number not in there and r.reused_from is None)
 
-    told = shell.refused("export", "exporting", "--trial", str(number))
+    told = shell.refused("export", "plain", "--trial", str(number))
 
     assert f"--trial {number}: its weights were not kept" in told
     named = told.rpartition("give --trial ")[2].strip()
@@ -249,11 +239,9 @@ def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(
 
 def test_a_study_that_has_shipped_nothing_says_how_it_goes_on(study: Path, shell: Shell) -> None:
     (study / "best").rename(study / "set-aside")
-    try:
-        told = shell.refused("export", "exporting")
-    finally:
-        (study / "set-aside").rename(study / "best")
 
-    assert "the study 'exporting' has not shipped a student yet" in told
-    assert f"`kdsearch run --name exporting --out {shell.out}` goes on with it" in told
+    told = shell.refused("export", "plain")
+
+    assert "the study 'plain' has not shipped a student yet" in told
+    assert f"`kdsearch run --name plain --out {shell.out}` goes on with it" in told
     assert "or export a trial whose weights are kept: --trial " in told

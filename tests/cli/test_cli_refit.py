@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import SPACE, Shell, ended_trials
+from shell import SPACE, Copies, Shell, Studies, ended_trials
 
 from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
@@ -19,21 +20,6 @@ from kdsearch.study.options import RunOptions
 from kdsearch.study.refit import candidates, trained
 from kdsearch.study.study import searched
 from kdsearch.workflows.run import run_study
-
-FLAGS = ("--budget-mflops", "1", "--trials", "3")
-
-
-@pytest.fixture
-def study(shell: Shell) -> Path:
-    """Return the folder of a study with two candidates under two seeds each."""
-    path = shell.out / "refitted"
-    if not path.exists():
-        answer = shell.run("--name", "refitted", *FLAGS, "--refit", "2", "--seeds", "2")
-        assert answer.code == 0, answer
-        assert "Candidates under 2 seeds" in answer.stdout
-        assert "refit (no. 3)" in answer.stdout
-        assert "The test split was read once for each of" in answer.stdout
-    return path
 
 
 def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +32,15 @@ def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
     return max(sides, key=lambda side: side["val"]["mean"])
 
 
-def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None:
+def test_a_run_with_refits_shows_their_spread(finished: Studies) -> None:
+    shown = finished("refitted").stdout
+    assert "Candidates under 2 seeds" in shown
+    assert "refit (no. 3)" in shown
+    assert "The test split was read once for each of" in shown
+
+
+def test_front_json_has_the_candidates_and_what_was_shipped(finished: Studies) -> None:
+    study = finished("refitted").path
     front = json.loads((study / "front.json").read_text())
     kept = load_study(study)
     chosen = candidates(kept, Refit(count=2))
@@ -67,7 +61,10 @@ def test_front_json_has_the_candidates_and_what_was_shipped(study: Path) -> None
     assert sorted(kept.facts.test) == sorted(read)
 
 
-def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(study: Path, shell: Shell) -> None:
+def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(
+    finished: Studies, shell: Shell
+) -> None:
+    study = finished("refitted").path
     front = json.loads((study / "front.json").read_text())
     number, best = front["shipped"]["trial"], shipped_recipe(front)
     weights = study / "trials" / f"{number:06d}" / "student.safetensors"
@@ -83,7 +80,7 @@ def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(study: Path, sh
     card = (study / "best" / "README.md").read_text()
     assert f"{100 * best['test']['mean']:.2f} ± " in card
     line = ("distill", "--config", str(study / "best" / "config.yaml"), "--out", str(shell.out))
-    name = f"again-{len(list(shell.out.iterdir()))}"
+    name = "refit-again"
     answer = shell.type(*line, "--name", name)
     assert answer.code == 0, answer
     again = shell.out / name / "best" / "student.safetensors"
@@ -114,11 +111,11 @@ def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> 
     )
 
 
-def test_a_finished_study_is_refitted_later_without_further_trials(shell: Shell) -> None:
-    assert shell.run("--name", "later-refit", *FLAGS).code == 0
-    path = shell.out / "later-refit"
+def test_a_finished_study_is_refitted_later_without_further_trials(copied: Copies) -> None:
+    shell = copied("plain")
+    path = shell.out / "plain"
     before = ended_trials(path)
-    line = ("run", "--name", "later-refit", "--out", str(shell.out))
+    line = ("run", "--name", "plain", "--out", str(shell.out))
     answer = shell.type(*line, "--refit", "9", "--seeds", "2", "--refit-epochs", "2")
     assert answer.code == 0, answer
     assert ended_trials(path) == before
@@ -126,12 +123,12 @@ def test_a_finished_study_is_refitted_later_without_further_trials(shell: Shell)
     assert f"--refit 9: the front has {len(study.front())} candidate" in answer.stdout.replace(
         "\u00a0", " "
     )
-    told = trained(study)
-    assert {record.params["train.epochs"] for record in told} == {2}
-    assert {len(record.curve) for record in told if record.reused_from is None} == {2}
+    refits = trained(study)
+    assert {record.params["train.epochs"] for record in refits} == {2}
+    assert {len(record.curve) for record in refits if record.reused_from is None} == {2}
     assert json.loads((path / "front.json").read_text())["controls"] == []
     count = len(study.records())
-    answer = shell.type(*line)  # nothing is left to do, and all of it is still told
+    answer = shell.type(*line)  # nothing is left to train, and the table is still printed
     assert answer.code == 0, answer
     assert "Candidates under 2 seeds" in answer.stdout
     assert len(load_study(path).records()) == count
@@ -188,13 +185,15 @@ def test_what_cannot_be_refitted_is_refused_before_anything_runs(
     assert not (shell.out / "unfitted").exists()
 
 
-def test_refits_run_in_workers_as_they_do_without(study: Path, shell: Shell) -> None:
-    assert shell.run("--name", "beside", *FLAGS).code == 0
-    line = ("run", "--name", "beside", "--out", str(shell.out), "--workers", "2")
-    answer = shell.type(*line, "--refit", "2", "--seeds", "2")
-    assert answer.code == 0, answer
-    told = []
-    for path in (study, shell.out / "beside"):
-        records = trained(load_study(path))
-        told.append({record.digest: (record.val, record.curve) for record in records})
-    assert told[0] == told[1]
+@pytest.mark.slow
+def test_refits_run_in_workers_as_they_do_without(copied: Copies) -> None:
+    line = ("run", "--name", "plain", "--refit", "1", "--seeds", "2")
+    found = []
+    for workers in ("1", "2"):
+        shell = copied("plain")
+        answer = shell.type(*line, "--out", str(shell.out), "--workers", workers)
+        assert answer.code == 0, answer
+        records = trained(load_study(shell.out / "plain"))
+        found.append({record.digest: (record.val, record.curve) for record in records})
+        shutil.rmtree(shell.out / "plain")
+    assert found[0] == found[1]

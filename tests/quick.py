@@ -1,0 +1,61 @@
+"""What makes a study in a test quick: a fake target, the exporter that traces, no baselines.
+
+A tiny study spends nine tenths of its time on what other tests check: torch.export and its
+conversion to ONNX (deploy/formats, models/students), rounds in fresh processes (deploy), three
+networks off the shelf (workflows/test_baselines). `test_cli_runs` makes one study without these.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from kdsearch.deploy.targets._local import CpuTarget
+from kdsearch.deploy.timing import Round
+from kdsearch.errors import CostError
+from kdsearch.workflows import baselines
+
+MS_A_MEGABYTE = 2.0  # of a fake latency
+_export = torch.onnx.export
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Make studies quick for as long as this lasts, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", traced)
+        patch.setattr(CpuTarget, "measure_round", fake_round)
+        patch.setattr(baselines, "NETWORKS", ())
+        yield
+
+
+def fake_round(target: Any, timing: Any, references: Any) -> Round:
+    """Return a latency that grows with the file, and with the images of a batch."""
+    del references
+    if not timing.file.is_file():
+        raise CostError(f"there is no file {timing.file}")
+    size: int = timing.file.stat().st_size
+    return Round(ms=MS_A_MEGABYTE * size / 1e6 * target.batch, contention=1.0)
+
+
+def traced(model: torch.nn.Module, args: tuple[torch.Tensor], *rest: Any, **given: Any) -> Any:
+    """Export as torch.onnx.export does with dynamo=True, by its exporter that traces."""
+    if not given.pop("dynamo"):
+        return _export(model, args, *rest, dynamo=False, **given)
+    (dynamic,) = given.pop("dynamic_shapes")
+    names = (*given["input_names"], *given["output_names"])
+    axes = {name: {axis: dim.__name__ for axis, dim in dynamic.items()} for name in names}
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "traced.onnx"
+        _export(model, args, path, dynamo=False, dynamic_axes=axes, **given)
+        return SimpleNamespace(model_proto=onnx.load(path))

@@ -1,0 +1,75 @@
+"""A small study of digits finds what it found on 28 Nov 2026, before the packages were laid out.
+
+golden/random_study.json has the command and its first four trials. Parameters, FLOPs and states
+are the same everywhere. Accuracies were recorded on one processor; on another one, or in bfloat16
+where that is quicker, each step differs in its last bits.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from quick import quick
+
+from kdsearch.__main__ import main
+
+RECORDED = json.loads((Path(__file__).parent / "golden" / "random_study.json").read_text())
+TRIALS = RECORDED["trials"]
+TOLERANCE = 0.1  # of an accuracy on 359 images
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the recorded study as far as its recorded trials."""
+    out = tmp_path_factory.mktemp("recorded")
+    line = RECORDED["command"].split()[1:]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with quick(), pytest.raises(SystemExit) as ended:
+            main([*line, "--trials", str(len(TRIALS)), "--out", str(out), "--name", "x", "--quiet"])
+    finally:
+        signal.signal(signal.SIGTERM, before)  # `main` takes it over
+    assert ended.value.code == 0
+    return out / "x"
+
+
+@pytest.fixture(scope="module")
+def rows(study: Path) -> list[dict[str, str]]:
+    with (study / "trials.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))[: len(TRIALS)]
+
+
+def test_the_same_candidates_are_sampled_and_cost_the_same(rows: list[dict[str, str]]) -> None:
+    for found, recorded in zip(rows, TRIALS, strict=True):
+        for key, value in recorded.items():
+            if key == "val":
+                continue
+            if isinstance(value, float):
+                assert float(found[key]) == pytest.approx(value, rel=1e-12), key
+            else:
+                assert found[key] == str(value), key
+
+
+def test_they_learn_as_much(study: Path, rows: list[dict[str, str]]) -> None:
+    teacher = json.loads((study / "front.json").read_text())["teacher"]
+    assert teacher["val"] == pytest.approx(RECORDED["teacher_val"], abs=0.02)
+    for found, recorded in zip(rows, TRIALS, strict=True):
+        assert float(found["val"]) == pytest.approx(recorded["val"], abs=TOLERANCE)
+
+
+def test_the_front_holds_what_no_other_trial_beats(study: Path, rows: list[dict[str, str]]) -> None:
+    points = {int(row["trial"]): (float(row["val"]), -float(row["flops"])) for row in rows}
+    best = {
+        number
+        for number, point in points.items()
+        if not any(
+            other != point and min(o - p for o, p in zip(other, point, strict=True)) >= 0
+            for other in points.values()
+        )
+    }
+    front = json.loads((study / "front.json").read_text())["front"]
+    assert {entry["trial"] for entry in front} == best
