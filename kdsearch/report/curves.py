@@ -11,21 +11,20 @@ from kdsearch.report import words
 from kdsearch.report.axes import GREY, ORANGE, VERMILLION, hover, layout, metric_axis
 from kdsearch.report.marks import escape, finite
 from kdsearch.spec import TrialRecord
-from kdsearch.tasks.base import Metric
+from kdsearch.study.summary import Summary
 
 _COLOURS = "31,131,196", "184,127,0", "11,147,106"
 MAX_POINTS = 20_000  # 15 bytes each: 0.3 MB
 
 
-def curves(
-    records: Iterable[TrialRecord], *, best: int | None, metric: Metric, rungs: bool = False
-) -> go.Figure:
+def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
     """Return the validation metric after each epoch; the best trial is thick.
 
-    A cross ends a pruned trial. Controls and refits have another colour. At least one record must
-    hold a curve. rungs: mark the epochs at which trials may be pruned.
+    A cross ends a pruned trial. Controls and refits have another colour. Rungs are marked if the
+    study prunes. At least one record must hold a curve.
     """
     trained = [record for record in records if record.curve]
+    best, metric = summary.to_ship(), summary.metric
     step, value = _step(trained), hover(metric)
     longest = max(len(record.curve) for record in trained)
     groups = {
@@ -50,7 +49,11 @@ def curves(
                 _legend_line(name, VERMILLION),
             ]
     values = (value for record in trained for value in record.curve)
-    marked = [epoch for epoch in range(1, longest) if rungs and is_rung(epoch, longest)]
+    marked = [
+        epoch
+        for epoch in range(1, longest)
+        if summary.stopping != "off" and is_rung(epoch, longest)
+    ]
     figure = go.Figure(data=traces)
     figure.update_layout(
         layout(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
@@ -91,9 +92,7 @@ class _Dashboard:
         marks = sort_out(summary, records)
         axis = summary.budget.axis()
         if axis in figures.known_axes(marks):
-            figure = figures.scatter(
-                marks, axis=axis, front_axis=axis, budget=summary.budget, metric=summary.metric
-            )
+            figure = figures.scatter(replace(summary, baselines=()), marks, axis)
             title = f"Front of {escape(study_title(summary))}"
             figure.update_layout(title={"text": title, "y": 0.98}, margin={"t": 120})
             name = self._storage.get_study_name_from_id(self._id)

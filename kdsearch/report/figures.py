@@ -26,9 +26,7 @@ from kdsearch.report.axes import (
     without_strays,
 )
 from kdsearch.report.marks import Mark, Marks, escape, finite
-from kdsearch.spec import Budget
-from kdsearch.study.summary import Baseline
-from kdsearch.tasks.base import Metric
+from kdsearch.study.summary import Baseline, Summary
 
 MAX_MARKS = 1_000  # of one kind off the front: each is an SVG node, and 1,000 overlap anyway
 _STRIP = 0.07  # height of the band of rejected students
@@ -40,20 +38,13 @@ def known_axes(marks: Marks) -> list[str]:
     return [axis for axis in words.AXES if any(mark.costs[axis] is not None for mark in students)]
 
 
-def scatter(
-    marks: Marks,
-    *,
-    axis: str,
-    front_axis: str,
-    budget: Budget,
-    metric: Metric,
-    baselines: Sequence[Baseline] = (),
-) -> go.Figure:
+def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
     """Return the metric over one cost; every axis has the same traces in the same order.
 
-    front_axis: the cost that the front optimises; its points are joined on that axis only. Low
-    outliers lie outside the first view; `whole` is the range that shows them.
+    The points of the front are joined on the axis that it optimises only. Low outliers lie outside
+    the first view; `whole` is the range that shows them.
     """
+    budget, front_axis = summary.budget, summary.budget.axis()
     strip = bool(marks.rejected)
     front = sorted(marks.front, key=lambda mark: (mark.costs[front_axis] or 0.0, mark.val or 0.0))
     traces = [
@@ -75,14 +66,14 @@ def scatter(
     ]
     figure = go.Figure(data=traces)
     costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
-    costs += [getattr(entry, axis) for entry in baselines]
+    costs += [getattr(entry, axis) for entry in summary.baselines]
     limit = shown_limit(budget, axis, costs)
     base = _STRIP + 0.03 if strip else 0
     figure.update_layout(
         layout(
             xaxis={**cost_axis(axis, [*costs, limit]), "anchor": "y2" if strip else "y"},
-            yaxis={**metric_axis(metric, close_up(marks)), "domain": [base, 1]},
-            shapes=_uprights(axis, baselines, limit, base),
+            yaxis={**metric_axis(summary.metric, close_up(marks)), "domain": [base, 1]},
+            shapes=_uprights(axis, summary.baselines, limit, base),
         )
     )
     if strip:

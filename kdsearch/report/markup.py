@@ -12,7 +12,7 @@ from kdsearch.report import trials
 from kdsearch.report.tables import Table
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted
-from kdsearch.tasks.base import Metric
+from kdsearch.study.summary import Summary
 
 _KINDS = ("trial", "rejected candidate", "control", "refit", "refitted control")
 
@@ -84,13 +84,13 @@ def data(name: str, payload: Mapping[str, object]) -> str:
     return f'<script type="application/json" id="{name}-data">{text}</script>'
 
 
-def all_trials(records: Sequence[TrialRecord], best: int | None, metric: Metric) -> str:
+def all_trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the table of trials with its filter, sort buttons and dialog."""
     head = "".join(
         f'<th scope="col"{_class(is_number)}><button type="button">{title}</button></th>'
-        for title, is_number in trials.columns(metric)
+        for title, is_number in trials.columns(summary.metric)
     )
-    body = "\n".join(_trial(record, best, metric) for record in records[: trials.STATIC_ROWS])
+    body = "\n".join(_trial(summary, record) for record in records[: trials.STATIC_ROWS])
     return (
         '<div class="choice"><label for="filter">Filter</label><input type="search" id="filter" '
         'placeholder="such as: resnet complete" autocomplete="off" spellcheck="false">'
@@ -100,7 +100,7 @@ def all_trials(records: Sequence[TrialRecord], best: int | None, metric: Metric)
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         '<dialog id="detail" aria-labelledby="detail-title"><h2 id="detail-title"></h2><dl></dl>'
         '<button type="button">Close</button></dialog>'
-        + data("trials", trials.payload(records, best, metric))
+        + data("trials", trials.payload(summary, records))
     )
 
 
@@ -114,14 +114,10 @@ def _counted(records: Sequence[TrialRecord]) -> str:
     return f"{counted(len(records), 'row')}: {text}" if len(kinds) > 1 else text
 
 
-def _trial(record: TrialRecord, best: int | None, metric: Metric) -> str:
-    cells = "".join(
-        f"<td{_class(is_number)}>{escape(value)}</td>"
-        for value, (_, is_number) in zip(
-            trials.cells(record, best, metric), trials.columns(metric), strict=True
-        )
-    )
-    return f"<tr{' class=best' if record.number == best else ''}>{cells}</tr>"
+def _trial(summary: Summary, record: TrialRecord) -> str:
+    pairs = zip(trials.cells(summary, record), trials.columns(summary.metric), strict=True)
+    cells = "".join(f"<td{_class(is_number)}>{escape(v)}</td>" for v, (_, is_number) in pairs)
+    return f"<tr{' class=best' if record.number == summary.to_ship() else ''}>{cells}</tr>"
 
 
 def _class(is_number: bool) -> str:

@@ -91,17 +91,7 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not axes:
         return paragraph("No student has been measured yet.")
     budgeted = summary.budget.axis()
-    drawn = {
-        axis: figures.scatter(
-            marks,
-            axis=axis,
-            front_axis=budgeted,
-            budget=summary.budget,
-            metric=summary.metric,
-            baselines=summary.baselines,
-        )
-        for axis in axes
-    }
+    drawn = {axis: figures.scatter(summary, marks, axis) for axis in axes}
     first = budgeted if budgeted in axes else axes[0]
     close, whole = tuple(drawn[first].layout.yaxis.range), figures.whole(marks)
     ranges = {"close": close, "whole": whole} if whole[0] < close[0] else {}
@@ -219,9 +209,7 @@ def _mattered(
         "<div>"
         + markup.figure(
             f"slice-{i}",
-            slices.slice_of(
-                records, name, best=summary.to_ship(), metric=summary.metric
-            ).to_plotly_json(),
+            slices.slice_of(summary, records, name).to_plotly_json(),
             f"validation {summary.metric.label} over {name}",
         )
         + "</div>"
@@ -233,13 +221,12 @@ def _mattered(
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not any(record.curve for record in records):
         return paragraph("No trial has completed an epoch yet.")
-    has_rungs = summary.stopping != "off"
-    figure = curves.curves(records, best=summary.to_ship(), metric=summary.metric, rungs=has_rungs)
+    figure = curves.curves(summary, records)
     step = curves.thinning(records)
     text = f"One line per trial: validation {summary.metric.label} after each epoch."
     if step > 1:
         text += f" With this many trials, one epoch in {step} and the last one are drawn."
-    if has_rungs:
+    if summary.stopping != "off":
         text += (
             f" Dotted lines: the rungs, at which --stopping {summary.stopping} may prune a trial."
         )
@@ -265,7 +252,7 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
 def _trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
     if not records:
         return paragraph("No trial has run yet.")
-    return markup.all_trials(records, summary.to_ship(), summary.metric)
+    return markup.all_trials(summary, records)
 
 
 def _reproduce(summary: Summary, command: str) -> str:

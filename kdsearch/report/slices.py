@@ -18,6 +18,7 @@ from kdsearch.report.axes import (
 from kdsearch.report.marks import escape, finite
 from kdsearch.space import Value
 from kdsearch.spec import TrialRecord
+from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import Metric
 
 MOST = 4
@@ -41,10 +42,9 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     ]
 
 
-def slice_of(
-    records: Sequence[TrialRecord], name: str, *, best: int | None, metric: Metric
-) -> go.Figure:
+def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.Figure:
     """Return the metric over one parameter: points for numbers, boxes for options."""
+    best, metric = summary.to_ship(), summary.metric
     done = [record for record in completed(records) if _value(record, name) is not None]
     values = [_value(record, name) for record in done]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
+from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import Metric
 
 MAX_REASON = 160  # characters; trials.csv holds the whole reason
@@ -28,7 +29,7 @@ def columns(metric: Metric) -> tuple[tuple[str, bool], ...]:
     )
 
 
-def cells(record: TrialRecord, best: int | None, metric: Metric) -> list[str]:
+def cells(summary: Summary, record: TrialRecord) -> list[str]:
     """Return the cells of a trial, '' for unknown values."""
     cost = record.cost
     return [
@@ -36,23 +37,23 @@ def cells(record: TrialRecord, best: int | None, metric: Metric) -> list[str]:
         record.state,
         words.family(record.params),
         words.method(record.params),
-        "" if record.val is None else metric.number(record.val),
+        "" if record.val is None else summary.metric.number(record.val),
         "" if cost is None or cost.latency_ms is None else f"{cost.latency_ms:.3f}",
         "" if cost is None or cost.flops is None else f"{cost.flops / 1e6:.3f}",
         "" if cost is None or cost.params is None else f"{cost.params:,}",
         f"{record.seconds:.1f}",
-        _remark(record, best),
+        _remark(summary, record),
     ]
 
 
-def payload(records: Iterable[TrialRecord], best: int | None, metric: Metric) -> dict[str, object]:
+def payload(summary: Summary, records: Iterable[TrialRecord]) -> dict[str, object]:
     """Return the data of the table for the script of the page."""
     return {
-        "best": best,
-        "columns": [title for title, _ in columns(metric)],
+        "best": summary.to_ship(),
+        "columns": [title for title, _ in columns(summary.metric)],
         "trials": [
             [
-                *cells(record, best, metric),
+                *cells(summary, record),
                 {
                     name: f"{value:.4g}" if isinstance(value, float) else str(value)
                     for name, value in record.params.items()
@@ -63,8 +64,8 @@ def payload(records: Iterable[TrialRecord], best: int | None, metric: Metric) ->
     }
 
 
-def _remark(record: TrialRecord, best: int | None) -> str:
-    parts = ["to ship"] if record.number == best else []
+def _remark(summary: Summary, record: TrialRecord) -> str:
+    parts = ["to ship"] if record.number == summary.to_ship() else []
     if record.kind:
         parts.append(record.outside())
     if record.reused_from is not None:

@@ -20,14 +20,7 @@ from kdsearch.tasks.base import ACCURACY
 
 
 def figure(summary: Summary, records: list[TrialRecord], axis: str = "latency_ms") -> object:
-    return scatter(
-        sort_out(summary, records),
-        axis=axis,
-        front_axis="latency_ms",
-        budget=summary.budget,
-        metric=ACCURACY,
-        baselines=summary.baselines,
-    )
+    return scatter(summary, sort_out(summary, records), axis)
 
 
 def test_the_standard_error_is_binomial_and_never_zero() -> None:
@@ -121,14 +114,14 @@ def test_many_marks_are_thinned_evenly() -> None:
 
 def test_rungs_and_pruned_trials_are_marked() -> None:
     summary, records = make_study(pruned=3, epochs=16)
-    drawn = curves(records, best=summary.best, metric=ACCURACY, rungs=True)
+    drawn = curves(replace(summary, stopping="safe"), records)
     assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8, 12]
     ends = next(trace for trace in drawn.data if trace.name == "pruned here")
     pruned = [record for record in records if record.state == "pruned"]
     assert list(ends.x) == [4, 4, 4]
     assert list(ends.y) == [record.curve[-1] for record in pruned]
     assert all("cannot reach the front" in text for text in ends.hovertext)
-    plain = curves(records, best=None, metric=ACCURACY)
+    plain = curves(summary, records)
     assert plain.layout.shapes == ()
 
 
@@ -144,11 +137,11 @@ def test_slices_show_the_most_important_parameters_that_differ() -> None:
 def test_a_slice_holds_completed_trials_of_the_search() -> None:
     summary, records = make_study()
     done = [r for r in records if r.state == "complete" and r.control_of is None]
-    drawn = slice_of(records, "method.alpha", best=summary.best, metric=ACCURACY).data
+    drawn = slice_of(summary, records, "method.alpha").data
     assert list(drawn[0].x) == [record.params["method.alpha"] for record in done]
     assert list(drawn[0].y) == [record.val for record in done]
     assert list(drawn[1].customdata) == [summary.best]
-    boxes = slice_of(records, "method.name", best=summary.best, metric=ACCURACY).data[0]
+    boxes = slice_of(summary, records, "method.name").data[0]
     assert boxes.type == "box"
     assert list(boxes.x) == [record.params["method.name"] for record in done]
 

@@ -138,7 +138,7 @@ def test_every_trial_and_its_configuration_is_in_the_page_once() -> None:
     found = re.search(r'id="trials-data">(.*?)</script>', html)
     assert found is not None
     data = json.loads(found.group(1))
-    assert data == json.loads(json.dumps(payload(records, summary.best, summary.metric)))
+    assert data == json.loads(json.dumps(payload(summary, records)))
     assert [int(cells[0]) for cells in data["trials"]] == [record.number for record in records]
     assert [cells[-1].keys() for cells in data["trials"]] == [r.params.keys() for r in records]
     assert {len(cells) for cells in data["trials"]} == {len(data["columns"]) + 1}
