@@ -66,7 +66,10 @@ class StudyInterruptedError(KDSearchError):
 
 
 class StopStudy(Exception):  # noqa: N818 - like StopIteration, not an error
-    """Raised by a callback to start no further trial and end the study."""
+    """Raised by a callback to start no further trial and end the study.
+
+    Example: raise StopStudy("accurate enough")
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -117,7 +117,10 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """Named dimensions, in the order in which they are walked."""
+    """Named dimensions, in the order in which they are walked.
+
+    Example: SearchSpace(dims={"width": Int(low=8, high=64)}).walk(lambda name, dim: dim.low)
+    """
 
     dims: Mapping[str, Dim]
     text: str = ""

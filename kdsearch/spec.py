@@ -169,7 +169,10 @@ class TrainSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Everything that decides a trial but its data, its teacher and its seed."""
+    """Everything that decides a trial except its data, its teacher and its seed.
+
+    Example: Candidate.from_params({"student.family": "resnet", "method.name": "kd"})
+    """
 
     student: StudentSpec
     distill: DistillSpec = field(default_factory=DistillSpec)
@@ -214,10 +217,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one student asks of the device: multiply-adds, parameters, milliseconds.
+    """The cost of one student: multiply-adds, parameters, milliseconds.
 
-    None is not known: a latency that was not measured, or what an objective of one's own has not.
-    latency_low_ms, latency_high_ms: where the next process will find it, 95 times of 100.
+    None is unknown, such as a latency that was not measured. latency_low_ms, latency_high_ms: the
+    latency of a new process lies between them 95 times of 100.
+
+    Example: Cost(flops=2e6, params=8e4).flops
     """
 
     flops: float | None = None
@@ -230,7 +235,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Upper limits; None is no limit."""
+    """Upper limits in milliseconds, multiply-adds and parameters; None is no limit.
+
+    Example: Budget(latency_ms=10, params=5e6)
+    """
 
     latency_ms: float | None = None
     flops: float | None = None
@@ -289,16 +297,18 @@ _SECTIONS: Mapping[type, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What is known of one trial. `curve` holds the validation metric after each of its `epochs`.
+    """The record of one trial. `curve` holds the validation metric after each of its `epochs`.
 
     state: `complete`, `rejected` (over budget, never trained), `pruned` (stopped early),
-    `failed`, `interrupted` (its driver died; it is drawn again) or `running`. reason: why it did
-    not complete. teacher_seconds: the part of `seconds` in which the teacher was asked.
+    `failed`, `interrupted` (its driver died; it is sampled again) or `running`. reason: why it did
+    not complete. teacher_seconds: the part of `seconds` that the teacher took.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     refit_of: the trial that this one, or its control, trains again under another `repeat`.
     reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
     control. rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
+
+    Example: TrialRecord(number=3, state="complete", params={"student.family": "resnet"}).kind
     """
 
     number: int

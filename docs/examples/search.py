@@ -24,5 +24,5 @@ study = kdsearch.search(
     stopping="safe",
     seed=0,
 )
-for record in study.front():
+for record in study.front:
     print(f"trial {record.number}: {record.val:.3f} at {record.cost.flops / 1e6:.2f} MFLOPs")

@@ -21,6 +21,8 @@ class Callback:
     """Override only the events you need. Any of them may raise StopStudy, which ends the search.
 
     typed: the command-line option that added it, empty without one.
+
+    Example: kdsearch.run(trials=3, callback=Callback())
     """
 
     typed: str = ""

@@ -7,6 +7,7 @@ line builds its flags from it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -248,6 +249,25 @@ def config_of(given: Mapping[str, object], start: StudyConfig | None = None) -> 
     if given.get("subset") == 0:
         given = {**given, "subset": None}
     return replace(start or StudyConfig(), **given)  # type: ignore[arg-type]
+
+
+def budget_fields(budget: Budget | None) -> dict[str, float]:
+    """Return the fields of StudyConfig for a budget; without one, none."""
+    if budget is None:
+        return {}
+    limits = {
+        "budget_ms": budget.latency_ms,
+        "budget_mflops": _mega(budget.flops),
+        "budget_mparams": _mega(budget.params),
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def _mega(limit: float | None) -> float | None:
+    """Return a limit in millions that is no lower when it is multiplied again."""
+    if limit is None or limit / 1e6 * 1e6 >= limit:
+        return None if limit is None else limit / 1e6
+    return math.nextafter(limit / 1e6, math.inf)
 
 
 def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:

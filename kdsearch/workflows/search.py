@@ -1,7 +1,7 @@
-"""A search over anything that can be scored: `kdsearch.search`. No torch here.
+"""Search over any function: `kdsearch.search`. No torch.
 
-The space, the sampler, the stopping rule, the store and the engine are those of `kdsearch run`; a
-function stands in for the training, and another one for the price.
+Space, sampler, stopping rule, store and engine are those of `kdsearch run`; one function of the
+user replaces the training, another one the cost.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study.config import OBJECTIVE, StudyConfig, refuse_sampler
+from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields, refuse_sampler
 from kdsearch.study.early_stopping import Judge, Rung
 from kdsearch.study.open import open_study
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.workflows.load import Study
 
 logger = logging.getLogger(__name__)
 Report: TypeAlias = Callable[[int, float], bool]
@@ -45,7 +46,7 @@ def search(
     evaluate: Evaluate,
     cost: Callable[[Params], Mapping[str, float]],
     n_trials: int,
-    budget: Mapping[str, float] | None = None,
+    budget: Budget | Mapping[str, float] | None = None,
     seed: int = 0,
     sampler: str = "tpe",
     epochs: int | None = None,
@@ -55,25 +56,28 @@ def search(
     workers: int = 1,
     path: Path | str | None = None,
     on_trial: OnTrial | None = None,
-) -> OpenStudy:
-    """Return a study of `n_trials` trials, whose `front()` trades a metric against a cost.
+) -> Study:
+    """Return a study of `n_trials` trials, whose `front` trades a metric against a cost.
 
     space: a mapping as in a space file, or such a file. evaluate: gets the parameters by their
-    dotted names and `report`, and returns the metric, which is maximised; what it raises fails that
-    trial alone. It may call `report(epoch, metric)` after each of its `epochs`, 1, 2, ...; False
-    means that the trial is to stop there. cost: returns what a candidate costs, in any of `flops`,
-    `params` and `latency_ms`, before anything is evaluated. budget: limits by the same names; a
-    candidate over one of them is not evaluated. The front's cost is the first limited of
-    `latency_ms`, `flops`, `params`, and `flops` without a budget. sampler: `tpe`, `random`, or,
-    where no option owns dimensions, `nsga2` or `gp`. stopping: `safe` or `tight`; the metric is
-    then a fraction in [0, 1] that stands on so many `images`. workers: how many are evaluated at a
-    time, in threads. time_limit: seconds after which no further one begins. path: a folder for the
-    study, which a later call goes on with; without one it lasts as long as the Study. on_trial:
-    gets each trial's record. It and `evaluate` may raise `kdsearch.StopStudy`, which ends the
-    search.
+    dotted names and `report`, and returns the metric, which is maximised. An exception in it fails
+    that trial alone. It may call `report(epoch, metric)` after each of its `epochs`, 1, 2, ...;
+    False: the trial must stop. cost: returns the cost of a candidate, any of `flops`, `params` and
+    `latency_ms`, before it is evaluated. budget: limits by these names; a candidate over one is not
+    evaluated. The front's cost is the first limited one of `latency_ms`, `flops`, `params`; `flops`
+    without a budget. sampler: `tpe`, `random`, or, where no option owns dimensions, `nsga2` or
+    `gp`. stopping: `safe` or `tight`, for a metric that is a fraction in [0, 1] of so many
+    `images`. workers: trials at a time, in threads. time_limit: seconds after which no further
+    trial begins. path: a folder for the study, which a later call resumes; without one the files
+    last as long as the Study. on_trial: gets each trial's record; it and `evaluate` may raise
+    `kdsearch.StopStudy`, which ends the search.
 
-    Raises SpaceError or SpecError for what cannot be searched, StudyError where `path` holds
-    another study.
+    Raises SpaceError or SpecError for arguments that cannot be searched, StudyError where `path`
+    holds another study.
+
+    Example: kdsearch.search(space={"width": {"int": [8, 64]}}, n_trials=20,
+    evaluate=lambda params, report: 1 - 1 / params["width"],
+    cost=lambda params: {"flops": 1e4 * params["width"]}).front
     """
     if stopping != "off" and epochs is None:
         raise SpecError(f"stopping={stopping!r}: say epochs=N, how many `evaluate` reports")
@@ -81,19 +85,13 @@ def search(
     for name, value in (numbers | {"time_limit": time_limit}).items():
         if value is not None and not 0 < _number(f"{name}:", value) < math.inf:
             raise SpecError(f"{name}={value!r}: expected a number above 0")
-    limits = _named("budget", budget or {})
-    for name, limit in limits.items():
-        if not 0 < limit < math.inf:
-            raise SpecError(f"budget[{name!r}]={limit:g}: expected a number above 0")
     config = StudyConfig(
         data=OBJECTIVE,
         space=_text(space),
-        budget_ms=limits.get("latency_ms"),
-        budget_mflops=_mega(limits.get("flops")),
-        budget_mparams=_mega(limits.get("params")),
         seed=seed,
         sampler=sampler,
         stopping=stopping,
+        **budget_fields(_budget(budget)),  # type: ignore[arg-type]
     )
     refuse_sampler(config)
     with (
@@ -102,8 +100,6 @@ def search(
             folder, config, versions={"kdsearch": version("kdsearch")}, digest=digest_of
         ) as study,
     ):
-        if path is None:
-            weakref.finalize(study, shutil.rmtree, folder.parent, ignore_errors=True)
         price = partial(_price, cost, study.budget.axis())
         judge = Judge(study, images=images)
         until = math.inf if time_limit is None else time.perf_counter() + time_limit
@@ -118,7 +114,10 @@ def search(
         except StopStudy as stop:
             logger.info("the search was stopped: %s", stop)
             study.store.fail_unfinished()
-    return study
+        found = Study.read(study)
+        if path is None:
+            weakref.finalize(found, shutil.rmtree, folder.parent, ignore_errors=True)
+    return found
 
 
 @contextmanager
@@ -197,6 +196,16 @@ class _Reports:
         return not self.stopped
 
 
+def _budget(limits: Budget | Mapping[str, float] | None) -> Budget | None:
+    """Return the budget. Raises SpecError for a name or a limit that is none."""
+    if limits is None or isinstance(limits, Budget):
+        return limits
+    for name, limit in _named("budget", limits).items():
+        if not 0 < limit < math.inf:
+            raise SpecError(f"budget[{name!r}]={limit:g}: expected a number above 0")
+    return Budget(**limits)
+
+
 def _price(cost: Callable[[Params], Mapping[str, float]], axis: str, params: Params) -> Cost:
     """Return what a candidate costs. Raises SpecError where the front's axis is missing."""
     found = _named("cost", cost(params))
@@ -218,13 +227,6 @@ def _number(what: str, value: object) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise SpecError(f"{what} {value!r}: expected a number")
     return float(value)
-
-
-def _mega(limit: float | None) -> float | None:
-    """Return a limit in millions that is no lower when it is multiplied again."""
-    if limit is None or limit / 1e6 * 1e6 >= limit:
-        return None if limit is None else limit / 1e6
-    return math.nextafter(limit / 1e6, math.inf)
 
 
 def _text(space: Mapping[str, object] | Path | str) -> str:

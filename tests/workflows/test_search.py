@@ -50,13 +50,13 @@ def test_the_front_holds_what_no_other_trial_beats_within_the_budget() -> None:
     study = kdsearch.search(
         space=SPACE, evaluate=evaluate, cost=cost, budget={"flops": 9e6}, n_trials=30, seed=1
     )
-    records = study.records()
+    records = study.trials
     assert sum(not record.rejected_early for record in records) == 30
     assert any(record.rejected_early for record in records)
     assert all(cost(params)["flops"] <= 9e6 for params in seen)
     points = {(accuracy(p), cost(p)["flops"]) for p in seen}
     wanted = [p for p in points if not any(o[0] >= p[0] and o[1] <= p[1] for o in points - {p})]
-    front = [study.point(record) for record in study.front()]
+    front = [(record.val, record.cost.flops) for record in study.front if record.cost]
     assert front == sorted(wanted, key=lambda point: point[1])
 
 
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_one_others(fast_path: P
         study = kdsearch.search(
             space=SPACE, evaluate=look_up, cost=cost, n_trials=12, seed=seed, path=path
         )
-        return [record.params for record in study.records()]
+        return [record.params for record in study.trials]
 
     assert params(3) == params(3, fast_path / "kept") != params(4)
 
@@ -75,7 +75,7 @@ def test_a_study_at_a_path_goes_on_and_no_other_takes_it_over(fast_path: Path) -
     whole = kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9)
     kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=4, path=path)
     again = kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9, path=path)
-    assert [r.params for r in again.records()] == [r.params for r in whole.records()]
+    assert [r.params for r in again.trials] == [r.params for r in whole.trials]
     with pytest.raises(StudyError, match="seed: 0 -> 5") as caught:
         kdsearch.search(
             space=SPACE,
@@ -124,7 +124,7 @@ def test_a_report_answers_whether_to_go_on(workers: int) -> None:
         stopping="safe",
         workers=workers,
     )
-    own = [record for record in study.records() if record.reused_from is None]
+    own = [record for record in study.trials if record.reused_from is None]
     states = Counter(record.state for record in own)
     assert states.keys() == {"complete", "pruned"}
     assert min(states.values()) > 5
@@ -146,7 +146,7 @@ def test_unstopped_a_report_always_says_to_go_on() -> None:
 
     study = kdsearch.search(space=SPACE, evaluate=evaluate, cost=cost, n_trials=20, epochs=EPOCHS)
     assert answers == {True}
-    assert {len(record.curve) for record in study.records()} == {3}
+    assert {len(record.curve) for record in study.trials} == {3}
 
 
 def test_what_evaluate_raises_fails_its_trial_and_the_third_alike_the_search() -> None:
@@ -159,7 +159,7 @@ def test_what_evaluate_raises_fails_its_trial_and_the_third_alike_the_search() -
     with pytest.raises(TrialsFailedError, match="ArithmeticError: no"):
         kdsearch.search(space=wide, evaluate=evaluate, cost=cost, n_trials=5)
     study = kdsearch.search(space=SPACE, evaluate=evaluate, cost=cost, n_trials=4, seed=5)
-    ended = {(str(r.params["block"]), r.state) for r in study.records()}
+    ended = {(str(r.params["block"]), r.state) for r in study.trials}
     assert ended == {("wide", "failed"), ("plain", "complete")}
 
 
@@ -171,16 +171,16 @@ def test_a_cost_keeps_its_fractions() -> None:
         budget={"flops": 0.5},
         n_trials=8,
     )
-    front = [study.point(record) for record in study.front()]
+    front = [(record.val, record.cost.flops) for record in study.front if record.cost]
     assert all(accuracy == cost <= 0.5 for accuracy, cost in front)
-    assert len(front) == sum(not record.rejected_early for record in study.records()) == 8
+    assert len(front) == sum(not record.rejected_early for record in study.trials) == 8
 
 
 def test_a_metric_may_be_negative() -> None:
     study = kdsearch.search(
         space=SPACE, evaluate=lambda params, report: accuracy(params) - 9, cost=cost, n_trials=8
     )
-    assert max(r.val for r in study.records() if r.val is not None) == study.front()[-1].val < 0
+    assert max(r.val for r in study.trials if r.val is not None) == study.front[-1].val < 0
 
 
 @pytest.mark.parametrize("where", ["evaluate", "on_trial"])
@@ -205,10 +205,10 @@ def test_who_stops_the_study_gets_what_there_is(where: str, workers: int) -> Non
         workers=workers,
         on_trial=lambda record: stop("on_trial"),
     )
-    states = Counter(record.state for record in study.records())
+    states = Counter(record.state for record in study.trials)
     assert states.keys() <= {"complete", "interrupted"}
     assert 1 <= states["complete"] <= 5
-    assert study.front()
+    assert study.front
 
 
 @pytest.mark.parametrize("returned", [None, "0.5", True, float("nan")])
@@ -216,7 +216,7 @@ def test_what_is_no_number_is_no_result(returned: float) -> None:
     study = kdsearch.search(
         space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=2
     )
-    assert [record.state for record in study.records()] == ["failed", "failed"]
+    assert [record.state for record in study.trials] == ["failed", "failed"]
     with pytest.raises(TrialsFailedError, match="stopped: 3 trials in a row") as caught:
         kdsearch.search(
             space=SPACE, evaluate=lambda params, report: returned, cost=cost, n_trials=3
@@ -235,7 +235,7 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
     study = kdsearch.search(space=SPACE, evaluate=evaluate, cost=cost, n_trials=1, epochs=2)
     done = len(epochs) - 1
     wanted = f"report({epochs[-1]}, ...) after epoch {done} of 2: expected the next"
-    assert study.records()[0].reason.endswith(wanted)
+    assert study.trials[0].reason.endswith(wanted)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_cost_at_the_limit_is_within_it(limit: float) -> None:
         budget={"latency_ms": limit, "flops": limit},
         n_trials=1,
     )
-    assert study.records()[0].state == "complete"
+    assert study.trials[0].state == "complete"
     assert study.budget.flops is not None
     assert limit <= study.budget.flops <= limit * (1 + 1e-12)
 
@@ -295,7 +295,7 @@ SCRIPT = """
 import sys, kdsearch
 study = kdsearch.search(space={"w": {"int": [1, 9]}}, evaluate=lambda p, report: p["w"] / 10,
                         cost=lambda p: {"flops": p["w"]}, budget={"flops": 5}, n_trials=4)
-print(study.front()[-1].val <= .5, sorted({"torch", "ray", "plotly"} & set(sys.modules)))
+print(study.front[-1].val <= .5, sorted({"torch", "ray", "plotly"} & set(sys.modules)))
 """
 
 

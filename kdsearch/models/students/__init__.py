@@ -33,6 +33,16 @@ FAMILIES: Registry[Student] = Registry(
 )
 
 
+def get(name: str) -> type[Student]:
+    """Return the class of a family, by name, alias or dotted path. Raises SpecError."""
+    return FAMILIES.get(name)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the built-in families in alphabetical order."""
+    return FAMILIES.names()
+
+
 def is_library(family: str) -> bool:
     """Whether a family is one architecture of timm or torchvision."""
     return family.partition(":")[0] in LIBRARIES and ":" in family
