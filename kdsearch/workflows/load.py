@@ -33,7 +33,7 @@ class Study:
     def read(cls, study: OpenStudy, storage: str | None = None) -> Study:
         """Return the record of an open study."""
         front = study.front()
-        exported = study.facts().get("best")
+        exported = study.facts.best
         best = next((r for r in front if r.number == exported), front[-1] if front else None)
         return cls(
             path=study.path,

@@ -138,7 +138,8 @@ def _refit_in(options: RunOptions) -> Refit | None:
     """Return what is retrained after the search, None for what the last run chose."""
     if options.refit is None:
         return None
-    return Refit(count=options.refit, seeds=options.seeds or SEEDS, epochs=options.refit_epochs)
+    seeds = SEEDS if options.seeds is None else options.seeds
+    return Refit(count=options.refit, seeds=seeds, epochs=options.refit_epochs)
 
 
 def _ray_in(options: RunOptions) -> OnRay | None:
