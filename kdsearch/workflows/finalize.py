@@ -1,4 +1,8 @@
-"""What follows the search: the test split, the file to ship, its controls, what they tell."""
+"""Finalize a study: train controls or refits, export the best student, test it, write the report.
+
+The files of best/ come from the student with the best validation metric whose exported file keeps
+the latency budget when it is measured again. The test split is read after that choice.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import cast
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
@@ -26,27 +30,22 @@ from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.refit import (
-    middle,
-    missing,
-    summarised,
-    trained,
-)
+from kdsearch.study.refit import middle, missing, refit_of, summarised, trained
 from kdsearch.study.spend import ENDED, spent
 from kdsearch.study.study import OpenStudy, Proposal, searched
-from kdsearch.study.summary import Images, Summary
+from kdsearch.study.summary import Summary
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 
 BEST = "best"  # the folder to ship
-_TRIED = ".tried"  # where one stands until its file has been measured
+_TRIED = ".tried"  # the same folder until its file has been measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalized:
-    """What a study found, and the folder to ship."""
+    """The results of a study, and the folder to ship."""
 
     path: Path
     summary: Summary
@@ -55,277 +54,263 @@ class Finalized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """A trial of the front, and the training of its student whose weights may be shipped."""
+class _Export:
+    """A trial of the front, and the trial that trained the weights to export for it.
 
-    record: TrialRecord
+    The two differ where a control or a refit of the trial has the better weights.
+    """
+
+    front: TrialRecord
     weights: TrialRecord
-
-
-_Shipped: TypeAlias = tuple[_Way, Package]
-
-
-def _weights(study: OpenStudy, record: TrialRecord) -> Path:
-    number = record.number if record.reused_from is None else record.reused_from
-    return study.directory(number) / WEIGHTS
 
 
 def finalize(
     study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
 ) -> Finalized:
-    """Train controls, and refits where those are asked for; ship the best of all; write the report.
+    """Train controls or refits, export the best student to best/, test it and write the report.
 
-    The test split is read when that choice has been made.
-    ledger: is closed before the report tells what was spent. Raises BudgetError when nothing fits,
-    also when the files are measured again, and TrialsFailedError when no trial completed.
+    Closes `ledger` before the report states the time spent. Raises BudgetError when no student is
+    within the budget, or no exported file is, and TrialsFailedError when no trial completed.
     """
+    steps = _Steps(study, context, callback, engine)
     started = time.perf_counter()
-    training = 0.0
-
-    def timed(proposals: Proposals) -> None:
-        nonlocal training
-        began = time.perf_counter()
-        engine(proposals)
-        training += time.perf_counter() - began
-
     try:
         if not study.front():
-            raise _nothing(study)
-        _note_surroundings(study, context, callback)
-        follow = _with_refits if study.facts.refit.count else _with_controls
-        way, package = follow(study, context, callback, timed)
-        _read_test(
-            study, context, [*study.front(), *trained(study), *_controls_of(study, way.record)]
-        )
+            raise _empty_front(study)
+        steps.note_baselines()
+        export, package = steps.export_refits() if refit_of(study).count else steps.export_best()
+        steps.evaluate_on_test([*study.front(), *trained(study), *_controls(study, export.front)])
     except (BudgetError, TrialsFailedError):
         ledger.end(ENDED)
         write_derived(study)
         raise
     ledger.end(ENDED)
-    judged = _judged(study, way, len(context.data.val))
-    notes = (*_skipped(context), *judged, about_test(study), str(spent(study)))
-    seconds = time.perf_counter() - started - training
-    study.update_facts(notes=notes, finish_seconds=seconds)
-    told = {
-        context.task.metric.key: _results(study, way.weights),
-        "teacher": _teacher(study),
-    }
-    model_card.update(package.path, **told, notes=judged, seeds=_seeds(study))
+    findings = _findings(study, export, len(context.data.val))
+    notes = (*_skipped(context), *findings, about_test(study), str(spent(study)))
+    seconds = time.perf_counter() - started - steps.training_seconds
+    study.note(notes=notes, finish_seconds=seconds)
+    results = {"accuracy": _results(study, export.weights), "teacher": _teacher(study)}
+    model_card.update(package.path, **results, notes=findings, seeds=_seeds(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
-def _with_controls(
-    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine
-) -> _Shipped:
-    """Ship the most accurate of the front, or that of its controls which beats it."""
-    ways = [_Way(record=r, weights=r) for r in reversed(study.front())]
-    found = _ship(study, context, callback, ways)
-    if found is None:
-        raise _too_slow(study, ways)
-    best = found[0].record
-    _train_controls(study, engine, best, callback)
-    winner = max([best, *_controls_of(study, best)], key=lambda record: record.val or 0.0)
-    if winner is best:
-        return found
-    return _ship(study, context, callback, [_Way(record=best, weights=winner)]) or found
+class _Steps:
+    """The steps of `finalize`, on one study. training_seconds: spent in the engine."""
+
+    def __init__(
+        self, study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine
+    ) -> None:
+        self._study = study
+        self._context = context
+        self._callback = callback
+        self._engine = engine
+        self.training_seconds = 0.0
+
+    def note_baselines(self) -> None:
+        """Note the costs of the baselines and the numbers of images, for the report."""
+        study, data = self._study, self._context.data
+        if "baselines" not in study.facts():
+            cache_dir = study.path.parent / CACHE
+            baselines = measure_baselines(self._context, cache_dir, self._callback.on_message)
+            study.note(baselines=[asdict(entry) for entry in baselines])
+        study.note(images={"val": len(data.val), "test": len(data.test)})
+
+    def export_best(self) -> tuple[_Export, Package]:
+        """Train controls of the best exportable trial; export the best of them and the trial."""
+        found = self._require_export(
+            [_Export(front=record, weights=record) for record in reversed(self._study.front())]
+        )
+        best = found[0].front
+        self._train_controls(best)
+        winner = max([best, *_controls(self._study, best)], key=_val)
+        if winner is best:
+            return found
+        return self._export_first([_Export(front=best, weights=winner)]) or found
+
+    def export_refits(self) -> tuple[_Export, Package]:
+        """Train the refits that are missing; export the recipe with the best mean.
+
+        The rest of the front follows, for the case that no file of these keeps the budget.
+        """
+        front = self._study.front()
+        self._train(missing(self._study, refit_of(self._study)), best=front[-1])
+        records = {record.number: record for record in self._study.records()}
+        recipes = {
+            candidate.trial: max(candidate.recipes(), key=lambda recipe: recipe.val.mean)
+            for candidate in summarised(self._study)[0]
+        }
+        ranked = sorted(recipes, key=lambda trial: -recipes[trial].val.mean)
+        return self._require_export(
+            [_Export(front=records[n], weights=records[middle(recipes[n])]) for n in ranked]
+            + [_Export(front=r, weights=r) for r in reversed(front) if r.number not in recipes]
+        )
+
+    def evaluate_on_test(self, records: Sequence[TrialRecord]) -> None:
+        """Evaluate the teachers and the trials on the test split, each once in a study's life."""
+        context, facts = self._context, self._study.facts()
+        images, task, device = context.data.test, context.task, context.device
+        teacher = cast("dict[str, object]", facts["teacher"])
+        if teacher["test"] is None:
+            teacher["test"] = evaluate_teachers(context.teachers, images, task, device)
+        test = dict(cast("dict[str, float]", facts.get("test", {})))
+        for record in records:
+            if str(record.number) not in test:
+                student = self._load_student(record).to(device)
+                test[str(record.number)] = evaluate(student, images, task, device)
+        self._study.note(test=test, teacher=teacher)
+
+    def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
+        """Return the first that can be exported. Raises BudgetError where none can.
+
+        Then best/ of an earlier run goes as well: its latency is out of date.
+        """
+        if (found := self._export_first(exports)) is not None:
+            return found
+        shutil.rmtree(self._study.path / BEST, ignore_errors=True)
+        raise BudgetError(
+            f"none of the {len(exports)} exported students on the front kept the budget of "
+            f"{self._study.budget.latency_ms} ms when measured again; is the machine busy? "
+            f"`{resume_command(self._study.path)}` measures them again."
+        )
+
+    def _export_first(self, exports: Sequence[_Export]) -> tuple[_Export, Package] | None:
+        """Write best/ from the first whose file keeps the budget; None where no file does.
+
+        Each file is measured once: repeated tries would let one pass by chance.
+        """
+        study, best = self._study, self._study.path / BEST
+        for export in exports:
+            assert export.front.cost is not None
+            package = pack(
+                study.path / _TRIED,
+                self._load_student(export.weights),
+                Candidate.from_params(export.weights.params),
+                study.config,
+                self._context.data,
+                cost=export.front.cost,
+                results={"validation": _val(export.weights)},
+                teacher=_teacher(study),
+                latencies=self._context.latencies,
+            )
+            if package.is_within(study.budget):
+                shutil.rmtree(best, ignore_errors=True)
+                package.path.rename(best)
+                study.note(best=export.front.number, shipped=export.weights.number)
+                return export, replace(package, path=best)
+            shutil.rmtree(package.path)
+            self._callback.on_message(
+                f"Trial {export.weights.number} is not exported: its file took {package.latency}, "
+                f"over the budget of {study.budget.latency_ms} ms"
+            )
+        return None
+
+    def _train_controls(self, best: TrialRecord) -> None:
+        """Train the student of a trial with the method of each control, by the same recipe."""
+        student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
+
+        def source() -> Iterator[Proposal]:
+            for method in CONTROLS:
+                params: Params = {**student, "method.name": method}
+                if all(record.params != params for record in _controls(self._study, best)):
+                    self._callback.on_message(
+                        f"Control for trial {best.number}: the same student with method {method}"
+                    )
+                    yield self._study.ask_control(params, best.number)
+
+        self._train(source(), best=best)
+
+    def _train(self, source: Iterator[Proposal], *, best: TrialRecord) -> None:
+        """Run trials after the search; reuse an equal earlier one only if its weights are kept."""
+
+        def earlier(proposal: Proposal) -> TrialRecord | None:
+            found = self._study.earlier(proposal)
+            return found if found is not None and self._weights(found).is_file() else None
+
+        began = time.perf_counter()
+        self._engine(
+            Proposals(
+                self._study,
+                source,
+                on_begin=self._callback.on_trial_begin,
+                on_trial=partial(self._callback.on_trial_end, best=best),
+                earlier=earlier,
+            )
+        )
+        self.training_seconds += time.perf_counter() - began
+
+    def _load_student(self, record: TrialRecord) -> Model:
+        student = build_student(Candidate.from_params(record.params).student, self._context.data)
+        state = read_weights(self._weights(record))
+        fit_weights(bare(student.network), state, where=f"trial {record.number}")
+        return student.freeze()
+
+    def _weights(self, record: TrialRecord) -> Path:
+        number = record.number if record.reused_from is None else record.reused_from
+        return self._study.directory(number) / WEIGHTS
 
 
-def _with_refits(
-    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine
-) -> _Shipped:
-    """Train the best candidates and their controls again, and ship the best recipe by its mean.
-
-    Where the files of none of them keep the budget, the rest of the front follows.
-    """
-    front = study.front()
-    _train(study, engine, missing(study, study.facts.refit), callback, best=front[-1])
-    records = {record.number: record for record in study.records()}
-    recipes = {
-        each.trial: max(each.recipes(), key=lambda recipe: recipe.val.mean)
-        for each in summarised(study)[0]
-    }
-    ranked = sorted(recipes, key=lambda trial: -recipes[trial].val.mean)
-    ways = [_Way(record=records[n], weights=records[middle(recipes[n])]) for n in ranked]
-    ways += [_Way(record=r, weights=r) for r in reversed(front) if r.number not in recipes]
-    found = _ship(study, context, callback, ways)
-    if found is None:
-        raise _too_slow(study, ways)
-    return found
-
-
-def _judged(study: OpenStudy, way: _Way, n_val: int) -> tuple[str, ...]:
-    """Return what the controls and refits of the best say, in words."""
-    if study.facts.refit.count:
-        return tuple(about_refits(study, way.record.number))
-    controls = _controls_of(study, way.record)
-    return tuple(about_controls(study, way.record, controls, n_val, shipped=way.weights.number))
-
-
-def _note_surroundings(study: OpenStudy, context: TrialContext, callback: Callback) -> None:
-    """Note what the report shows beside the trials: baselines, numbers of images."""
-    baselines = study.facts.baselines
-    if baselines is None:
-        cache = study.path.parent / CACHE
-        baselines = tuple(measure_baselines(context, cache, callback.on_message))
-    images = Images(val=len(context.data.val), test=len(context.data.test))
-    study.update_facts(baselines=baselines, images=images)
-
-
-def _nothing(study: OpenStudy) -> BudgetError | TrialsFailedError:
-    """Say why the front is empty: nothing is accurate enough or in the budget, or all failed."""
+def _empty_front(study: OpenStudy) -> BudgetError | TrialsFailedError:
+    """Return why the front is empty: too low a metric, over the budget, or all trials failed."""
     if complete := study.complete():
-        best = max(complete, key=lambda record: record.val or 0.0)
+        best = max(complete, key=_val)
         return BudgetError(
-            f"no student reaches --min-accuracy {study.config.min_accuracy}: the most accurate of "
-            f"{len(complete)}, no. {best.number}, has {100 * (best.val or 0.0):.2f} % on "
-            "validation. Train longer (--epochs), raise the budget, or ask for less, with another "
-            "--name."
+            f"no student reaches --min-accuracy {study.config.min_accuracy}: the best of "
+            f"{len(complete)}, trial {best.number}, has {study.metric.text(_val(best))} on "
+            "validation. Train longer (--epochs), raise the budget, or lower --min-accuracy, with "
+            "another --name."
         )
     records = searched(study.records())
     tried = [*records, *(r for r in study.records() if r.rejected_early)]
     priced = [r for r in tried if r.state == "rejected" and r.cost is not None]
     if not priced:
         reasons = Counter(record.reason for record in records).most_common(3)
-        told = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
-        return TrialsFailedError(
-            f"no trial of {len(records)} completed:\n{told}\nDetails: {study.path / 'kdsearch.log'}"
-        )
+        lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
+        log = study.path / "kdsearch.log"
+        return TrialsFailedError(f"no trial of {len(records)} completed:\n{lines}\nDetails: {log}")
     cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
     return BudgetError(
-        f"nothing fits the budget: all {len(priced)} students broke it. The cheapest seen, "
-        f"no. {cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
+        f"nothing fits the budget: all {len(priced)} students are over it. The cheapest, trial "
+        f"{cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
         "Raise the budget, or give a --space with smaller students."
     )
 
 
-def _load_student(study: OpenStudy, record: TrialRecord, context: TrialContext) -> Model:
-    student = build_student(Candidate.from_params(record.params).student, context.data)
-    file = _weights(study, record)
-    fit_weights(bare(student.network), read_weights(file), where=f"trial {record.number}")
-    return student.freeze()
+def _val(record: TrialRecord) -> float:
+    return record.val or 0.0
 
 
-def _read_test(study: OpenStudy, context: TrialContext, records: Sequence[TrialRecord]) -> None:
-    """Measure on the test split whatever has not been yet, the teacher included."""
-    teacher, test = study.facts.teacher_entry(), dict(study.facts.test)
-    data, task, device = context.data.test, context.task, context.device
-    if teacher.test is None:
-        teacher = replace(teacher, test=evaluate_teachers(context.teachers, data, task, device))
-    for record in records:
-        if record.number not in test:
-            student = _load_student(study, record, context).to(device)
-            test[record.number] = evaluate(student, data, task, device)
-    study.update_facts(test=test, teacher=teacher)
+def _controls(study: OpenStudy, best: TrialRecord) -> list[TrialRecord]:
+    """Return the complete controls of a trial."""
+    controls = [r for r in study.records() if r.kind == "control" and r.state == "complete"]
+    return [record for record in controls if record.control_of == best.number]
+
+
+def _findings(study: OpenStudy, export: _Export, val_images: int) -> tuple[str, ...]:
+    """Return sentences on the controls and refits of the exported student."""
+    if refit_of(study).count:
+        return tuple(about_refits(study, export.front.number))
+    controls, shipped = _controls(study, export.front), export.weights.number
+    return tuple(about_controls(study, export.front, controls, val_images, shipped=shipped))
 
 
 def _results(study: OpenStudy, record: TrialRecord) -> dict[str, float]:
-    assert record.val is not None
-    return {"validation": record.val, "test": study.facts.test[record.number]}
-
-
-def _ship(
-    study: OpenStudy, context: TrialContext, callback: Callback, ways: Sequence[_Way]
-) -> _Shipped | None:
-    """Put the first into best/ whose file, measured again, keeps the budget; None where none does.
-
-    A student is measured once: of several tries one might keep it by chance.
-    """
-    for way in ways:
-        assert way.record.cost is not None
-        package = pack(
-            study.path / _TRIED,
-            _load_student(study, way.weights, context),
-            Candidate.from_params(way.weights.params),
-            study.config,
-            context.data,
-            cost=way.record.cost,
-            results={"validation": way.weights.val or 0.0},
-            teacher=_teacher(study),
-            latencies=context.latencies,
-        )
-        if package.is_within(study.budget):
-            shutil.rmtree(study.path / BEST, ignore_errors=True)
-            package.path.rename(study.path / BEST)
-            study.update_facts(best=way.record.number, shipped=way.weights.number)
-            return way, replace(package, path=study.path / BEST)
-        shutil.rmtree(package.path)
-        callback.on_message(
-            f"Trial {way.weights.number} is not shipped: its file took {package.latency}, "
-            f"over the budget of {study.budget.latency_ms} ms"
-        )
-    return None
-
-
-def _too_slow(study: OpenStudy, ways: Sequence[_Way]) -> BudgetError:
-    """Take an earlier run's best/ away, which was measured in another hour; return why."""
-    shutil.rmtree(study.path / BEST, ignore_errors=True)
-    return BudgetError(
-        f"none of the {len(ways)} exported students on the front kept the budget of "
-        f"{study.budget.latency_ms} ms when measured again; is the machine busy? "
-        f"`{resume_command(study.path)}` measures them again."
-    )
-
-
-def _controls_of(study: OpenStudy, best: TrialRecord) -> list[TrialRecord]:
-    """Return the controls of a trial that completed."""
-    mine = [r for r in study.records() if r.kind == "control" and r.control_of == best.number]
-    return [record for record in mine if record.state == "complete"]
-
-
-def _train_controls(
-    study: OpenStudy, engine: Engine, best: TrialRecord, callback: Callback
-) -> None:
-    """Train the best student as each control is taught, with the same recipe."""
-    student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
-
-    def source() -> Iterator[Proposal]:
-        for method in CONTROLS:
-            params: Params = {**student, "method.name": method}
-            if all(record.params != params for record in _controls_of(study, best)):
-                callback.on_message(
-                    f"Control for no. {best.number}: the same student with method {method}"
-                )
-                yield study.ask_control(params, best.number)
-
-    _train(study, engine, source(), callback, best=best)
-
-
-def _train(
-    study: OpenStudy,
-    engine: Engine,
-    source: Iterator[Proposal],
-    callback: Callback,
-    *,
-    best: TrialRecord,
-) -> None:
-    """Run trials outside the search; an equal one stands for another while its weights are kept."""
-
-    def earlier(proposal: Proposal) -> TrialRecord | None:
-        found = study.earlier(proposal)
-        return found if found is not None and _weights(study, found).is_file() else None
-
-    on_trial = partial(callback.on_trial_end, best=best)
-    engine(
-        Proposals(
-            study, source, on_begin=callback.on_trial_begin, on_trial=on_trial, earlier=earlier
-        )
-    )
+    test = cast("dict[str, float]", study.facts()["test"])
+    return {"validation": _val(record), "test": test[str(record.number)]}
 
 
 def _seeds(study: OpenStudy) -> dict[str, object]:
-    """Return what the shipped recipe came to under several seeds, nothing without them."""
+    """Return the spread of the exported recipe over seeds, by split; empty without refits."""
     recipe = summarise(study).best_recipe()
     spreads = {} if recipe is None else {"validation": recipe.val, "test": recipe.test}
     return {split: asdict(spread) for split, spread in spreads.items() if spread is not None}
 
 
 def _teacher(study: OpenStudy) -> dict[str, object]:
-    teacher = study.facts.teacher_entry()
-    return {"name": study.config.teacher, "validation": teacher.val, "test": teacher.test}
+    teacher = cast("dict[str, float | None]", study.facts()["teacher"])
+    return {"name": study.config.teacher, "validation": teacher["val"], "test": teacher["test"]}
 
 
 def _skipped(context: TrialContext) -> Iterator[str]:
-    skipped = context.data.skipped
-    if skipped:
+    if skipped := context.data.skipped:
         shown = ", ".join(skipped[:3]) + (", …" if skipped[3:] else "")
         yield f"{len(skipped)} unreadable images were left out: {shown}"

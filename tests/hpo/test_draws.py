@@ -205,7 +205,7 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
         ):
             finalize(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
     assert str(caught.value).startswith(
-        f"no student reaches --min-accuracy 0.99: the most accurate of 1, no. {record.number}, has "
+        f"no student reaches --min-accuracy 0.99: the best of 1, trial {record.number}, has "
     )
 
 
