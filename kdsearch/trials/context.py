@@ -26,7 +26,8 @@ from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks import Task
-from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
@@ -67,28 +68,6 @@ def load_data(config: StudyConfig, out: Path) -> tuple[ImageData, StudyConfig]:
         if file is not None and file.is_file()
     ]
     return data, replace(config, data_key=data.key, weights_key=",".join(keys) or None)
-
-
-def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
-    """Return the part of a request that is about each teacher, checked.
-
-    Several are separated by commas, as are their weights, empty for those that need none.
-    """
-    names = [name.strip() for name in config.teacher.split(",")]
-    if not all(names):
-        raise SpecError(f"--teacher {config.teacher!r}: a name is missing beside a comma")
-    weights = [""] * len(names)
-    if config.teacher_weights is not None:
-        weights = config.teacher_weights.split(",")
-    if len(weights) != len(names):
-        raise SpecError(
-            f"--teacher-weights: {len(weights)} for {len(names)} teachers; give one for each, "
-            "separated by commas, empty for a teacher that needs none"
-        )
-    return tuple(
-        TeacherSpec(name=name, weights=file.strip() or None, epochs=config.teacher_epochs)
-        for name, file in zip(names, weights, strict=True)
-    )
 
 
 def prepare(

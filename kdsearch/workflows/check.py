@@ -28,10 +28,11 @@ from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
+from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
-from kdsearch.trials.context import Prepared, load_data, pick_device, prepare, teacher_specs
+from kdsearch.trials.context import Prepared, load_data, pick_device, prepare
 from kdsearch.trials.trial import TrialContext, build_distiller
 from kdsearch.workflows.calibration import Calibration, measure_calibration
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
@@ -30,10 +29,10 @@ from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.ledger import Ledger
-from kdsearch.study.refit import middle, missing, refit_of, summarised, trained
+from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.spend import ENDED, spent
 from kdsearch.study.study import OpenStudy, Proposal, searched
-from kdsearch.study.summary import Summary
+from kdsearch.study.summary import Images, Summary
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
@@ -78,7 +77,7 @@ def finalize(
         if not study.front():
             raise _empty_front(study)
         steps.note_baselines()
-        export, package = steps.export_refits() if refit_of(study).count else steps.export_best()
+        export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
         steps.evaluate_on_test([*study.front(), *trained(study), *_controls(study, export.front)])
     except (BudgetError, TrialsFailedError):
         ledger.end(ENDED)
@@ -88,8 +87,9 @@ def finalize(
     findings = _findings(study, export, len(context.data.val))
     notes = (*_skipped(context), *findings, about_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - steps.training_seconds
-    study.note(notes=notes, finish_seconds=seconds)
-    results = {"accuracy": _results(study, export.weights), "teacher": _teacher(study)}
+    study.update_facts(notes=notes, finish_seconds=seconds)
+    metric = context.task.metric.key
+    results = {metric: _results(study, export.weights), "teacher": _teacher(study)}
     model_card.update(package.path, **results, notes=findings, seeds=_seeds(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
@@ -109,11 +109,12 @@ class _Steps:
     def note_baselines(self) -> None:
         """Note the costs of the baselines and the numbers of images, for the report."""
         study, data = self._study, self._context.data
-        if "baselines" not in study.facts():
+        baselines = study.facts.baselines
+        if baselines is None:
             cache_dir = study.path.parent / CACHE
             baselines = measure_baselines(self._context, cache_dir, self._callback.on_message)
-            study.note(baselines=[asdict(entry) for entry in baselines])
-        study.note(images={"val": len(data.val), "test": len(data.test)})
+        images = Images(val=len(data.val), test=len(data.test))
+        study.update_facts(baselines=baselines, images=images)
 
     def export_best(self) -> tuple[_Export, Package]:
         """Train controls of the best exportable trial; export the best of them and the trial."""
@@ -133,7 +134,7 @@ class _Steps:
         The rest of the front follows, for the case that no file of these keeps the budget.
         """
         front = self._study.front()
-        self._train(missing(self._study, refit_of(self._study)), best=front[-1])
+        self._train(missing(self._study, self._study.facts.refit), best=front[-1])
         records = {record.number: record for record in self._study.records()}
         recipes = {
             candidate.trial: max(candidate.recipes(), key=lambda recipe: recipe.val.mean)
@@ -147,17 +148,18 @@ class _Steps:
 
     def evaluate_on_test(self, records: Sequence[TrialRecord]) -> None:
         """Evaluate the teachers and the trials on the test split, each once in a study's life."""
-        context, facts = self._context, self._study.facts()
+        context, facts = self._context, self._study.facts
         images, task, device = context.data.test, context.task, context.device
-        teacher = cast("dict[str, object]", facts["teacher"])
-        if teacher["test"] is None:
-            teacher["test"] = evaluate_teachers(context.teachers, images, task, device)
-        test = dict(cast("dict[str, float]", facts.get("test", {})))
+        teacher, test = facts.teacher_entry(), dict(facts.test)
+        if teacher.test is None:
+            teacher = replace(
+                teacher, test=evaluate_teachers(context.teachers, images, task, device)
+            )
         for record in records:
-            if str(record.number) not in test:
+            if record.number not in test:
                 student = self._load_student(record).to(device)
-                test[str(record.number)] = evaluate(student, images, task, device)
-        self._study.note(test=test, teacher=teacher)
+                test[record.number] = evaluate(student, images, task, device)
+        self._study.update_facts(test=test, teacher=teacher)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can.
@@ -195,7 +197,7 @@ class _Steps:
             if package.is_within(study.budget):
                 shutil.rmtree(best, ignore_errors=True)
                 package.path.rename(best)
-                study.note(best=export.front.number, shipped=export.weights.number)
+                study.update_facts(best=export.front.number, shipped=export.weights.number)
                 return export, replace(package, path=best)
             shutil.rmtree(package.path)
             self._callback.on_message(
@@ -287,15 +289,14 @@ def _controls(study: OpenStudy, best: TrialRecord) -> list[TrialRecord]:
 
 def _findings(study: OpenStudy, export: _Export, val_images: int) -> tuple[str, ...]:
     """Return sentences on the controls and refits of the exported student."""
-    if refit_of(study).count:
+    if study.facts.refit.count:
         return tuple(about_refits(study, export.front.number))
     controls, shipped = _controls(study, export.front), export.weights.number
     return tuple(about_controls(study, export.front, controls, val_images, shipped=shipped))
 
 
 def _results(study: OpenStudy, record: TrialRecord) -> dict[str, float]:
-    test = cast("dict[str, float]", study.facts()["test"])
-    return {"validation": _val(record), "test": test[str(record.number)]}
+    return {"validation": _val(record), "test": study.facts.test[record.number]}
 
 
 def _seeds(study: OpenStudy) -> dict[str, object]:
@@ -306,8 +307,8 @@ def _seeds(study: OpenStudy) -> dict[str, object]:
 
 
 def _teacher(study: OpenStudy) -> dict[str, object]:
-    teacher = cast("dict[str, float | None]", study.facts()["teacher"])
-    return {"name": study.config.teacher, "validation": teacher["val"], "test": teacher["test"]}
+    teacher = study.facts.teacher_entry()
+    return {"name": study.config.teacher, "validation": teacher.val, "test": teacher.test}
 
 
 def _skipped(context: TrialContext) -> Iterator[str]:

@@ -58,8 +58,9 @@ from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
+from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trials.context import load_data, pick_device, prepare, teacher_specs
+from kdsearch.trials.context import load_data, pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finalized, finalize
 

@@ -15,7 +15,8 @@ from kdsearch.errors import SpecError
 from kdsearch.models.model import Model
 from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
-from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
 

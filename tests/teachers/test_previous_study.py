@@ -24,8 +24,9 @@ from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
 from kdsearch.study.options import RunOptions
 from kdsearch.tasks.classification import Classification
-from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.previous_study import find_student
+from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import load_data
 from kdsearch.workflows.run import run_study

@@ -20,7 +20,8 @@ from kdsearch.deploy.flops import count
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model
-from kdsearch.teachers.load import TeacherSpec, load_teacher
+from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.teachers.zero_shot import TEMPLATES, is_tag, prompts, zero_shot
 
 WIDTH = 6

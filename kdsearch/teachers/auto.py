@@ -1,0 +1,80 @@
+"""Train a teacher on the spot: `auto` from scratch, or any other by fine-tuning.
+
+A trained teacher is cached under all that decides the training, for the next study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from kdsearch import tasks
+from kdsearch.data.base import ImageData
+from kdsearch.deploy.device_lock import DeviceLock
+from kdsearch.deploy.pricing import build_student
+from kdsearch.models.model import Model
+from kdsearch.models.weights import fit_weights, read_weights, save_weights
+from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
+from kdsearch.training.distiller import Distiller, Side
+from kdsearch.training.step import Session
+from kdsearch.training.trainer import OnEpoch, train
+
+_STUDENT = StudentSpec(family="resnet", knobs={"width": 1.0, "depth": 9})
+# On digits, seeds 0, 1, 2: 99.7, 99.2 and 99.4 % on validation; batches of 64 at twice the rate
+# without smoothing reach 98.3 % at seed 1 in the same time.
+_SCRATCH = TrainSpec(epochs=20, batch_size=32, lr=0.05, label_smoothing=0.1, ema=0.99)
+_FINE_TUNE = TrainSpec(optimizer="adamw", lr=5e-4, weight_decay=0.05, ema=0.99)
+
+
+def build_auto(data: ImageData) -> Model:
+    """Return the untrained network of `auto`, on the CPU."""
+    model = build_student(_STUDENT, data)
+    return Model("auto", model.network, model.preprocess)
+
+
+def train_teacher(
+    model: Model,
+    data: ImageData,
+    epochs: int | None,
+    *,
+    cache_dir: Path,
+    seed: int,
+    device: torch.device,
+    on_epoch: OnEpoch | None = None,
+) -> Model:
+    """Train a teacher without distillation, or load it from the cache; return it frozen.
+
+    `auto` is trained from scratch, others are fine-tuned. epochs: None for those of the recipe.
+    """
+    recipe = _SCRATCH if model.name == "auto" else _FINE_TUNE
+    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    cached = cache_dir / "teachers" / f"{_key(model, recipe, data, seed)}.safetensors"
+    if cached.is_file():
+        fit_weights(model, read_weights(cached), where=f"teacher cache {cached.name}")
+        return model.to(device).freeze()
+    distiller = Distiller(
+        DistillSpec(method="none"),
+        task=tasks.of(data),
+        student=Side(
+            outputs=model.example(data.train.at(slice(2))), resolution=model.preprocess.resolution
+        ),
+        label_smoothing=recipe.label_smoothing,
+    )
+    with DeviceLock(cache_dir, str(device)).shared() as turn:
+        session = Session(
+            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
+        )
+        train(model, distiller, session, on_epoch=on_epoch)
+    save_weights(model, cached)
+    return model.freeze()
+
+
+def _key(model: Model, recipe: TrainSpec, data: ImageData, seed: int) -> str:
+    """Return a digest of all that decides a training: initial weights, recipe, images, seed."""
+    content = hashlib.sha256()
+    for tensor in [*model.state_dict().values(), data.train.labels]:
+        content.update(tensor.numpy().tobytes())
+    return digest_of([model.name, asdict(recipe), data.key, content.hexdigest(), seed])

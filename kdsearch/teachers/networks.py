@@ -1,0 +1,115 @@
+"""Build a teacher by name: CIFAR ResNets, timm, torchvision, the factory of a user."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+from urllib.error import URLError
+
+from torch import nn
+
+from kdsearch.data.base import ImageData
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.registry import import_object
+from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
+from kdsearch.teachers.spec import KINDS, TeacherSpec
+
+# Builds a network with that number of classes; None: with its own head and pretrained weights.
+Build: TypeAlias = Callable[[int | None], nn.Module]
+
+
+def find_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
+    """Return what builds the network of a teacher. Raises SpecError for an unknown name."""
+    name = spec.name
+    kind, _, rest = name.partition(":")
+    if name.startswith("cifar_resnet"):
+        return _cifar_builder(spec, data, has_weights=has_weights)
+    if kind == "timm" and rest:
+        return lambda classes: _timm(rest, classes)
+    if kind == "torchvision" and rest:
+        return lambda classes: _torchvision(rest, classes)
+    if rest:
+        return _factory(name)
+    hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
+    if Path(name, "best").is_dir():
+        hint = f" (the student of that study is named study:{name})"
+    hint = hint or " (a network of a library is named timm:NAME or torchvision:NAME)"
+    raise SpecError(f"unknown teacher {name!r}{hint}; accepted: {', '.join(KINDS)}")
+
+
+def _cifar_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
+    depth = spec.name.removeprefix("cifar_resnet")
+    if not depth.isdigit() or int(depth) not in DEPTHS:
+        raise SpecError(
+            f"unknown teacher {spec.name!r}; cifar_resnet comes in {', '.join(map(str, DEPTHS))}"
+        )
+    if not has_weights and spec.epochs is None:
+        raise SpecError(
+            f"--teacher {spec.name} needs --teacher-weights FILE, or --teacher-epochs N to train it"
+        )
+    return lambda classes: CifarResNet(int(depth), classes or data.num_classes)
+
+
+def _timm(name: str, classes: int | None) -> nn.Module:
+    """Build a timm network: pretrained when `classes` is None, else empty with that head."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models())
+        raise SpecError(f"timm has no model {name!r}{hint}")
+    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
+        known = ", ".join(tagged) or "none"
+        raise SpecError(f"timm has no weights {tag!r} for {architecture!r}; it has {known}")
+    if classes is not None:
+        network: nn.Module = timm.create_model(name, num_classes=classes)
+        return network
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
+    try:
+        pretrained: nn.Module = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise SpecError(_no_download(f"timm:{name}", error)) from error
+    return pretrained
+
+
+def _torchvision(name: str, classes: int | None) -> nn.Module:
+    import torchvision
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        hint = did_you_mean(name, torchvision.models.list_models(module=torchvision.models))
+        raise SpecError(f"torchvision has no classification model {name!r}{hint}")
+    if classes is not None:
+        return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
+    except (URLError, OSError, RuntimeError) as error:
+        raise SpecError(_no_download(f"torchvision:{name}", error)) from error
+
+
+def _no_download(name: str, error: Exception) -> str:
+    return (
+        f"the pretrained weights of {name} cannot be downloaded ({str(error).splitlines()[0]}); "
+        "give a local file with --teacher-weights FILE"
+    )
+
+
+def _factory(path: str) -> Build:
+    """Return a user's factory: a callable that returns the teacher, its weights in it."""
+    factory = import_object(path, what="teacher")
+    if not callable(factory):
+        raise SpecError(f"teacher {path!r} is not callable; expected a function or a class")
+
+    def build(classes: int | None) -> nn.Module:
+        try:
+            takes_classes = "num_classes" in inspect.signature(factory).parameters
+            network = factory(num_classes=classes) if takes_classes and classes else factory()
+        except Exception as error:
+            raise SpecError(f"teacher {path!r} fails to build: {error!r}") from error
+        if not isinstance(network, nn.Module):
+            raise SpecError(f"teacher {path!r} returned {type(network).__name__}, not a nn.Module")
+        return network
+
+    return build

@@ -1,0 +1,84 @@
+"""Name a teacher: `--teacher`, `--teacher-weights` and `--teacher-epochs`, parsed and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kdsearch.errors import SpecError
+from kdsearch.study.config import StudyConfig
+from kdsearch.teachers import previous_study
+from kdsearch.teachers.zero_shot import is_tag
+
+KINDS = (
+    "auto",
+    "cifar_resnet{20,32,44,56,110}",
+    "timm:NAME",
+    "torchvision:NAME",
+    "open_clip:MODEL",
+    "study:FOLDER[#TRIAL]",
+    "FILE.py:FACTORY",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSpec:
+    """A teacher: its name (see KINDS), its weights, and epochs of training on the data.
+
+    weights: a file, or the tag of an open_clip model. epochs: of fine-tuning, None for none; `auto`
+    is trained with its own number then. Raises SpecError for settings that contradict each other.
+    """
+
+    name: str = "auto"
+    weights: str | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise SpecError(f"--teacher-epochs {self.epochs}: expected at least 1")
+        if self.name == "auto" and self.weights:
+            raise SpecError(
+                "--teacher-weights needs the network they belong to: give --teacher, one of "
+                f"{', '.join(KINDS[1:])}"
+            )
+        if self.name.startswith("study:") and self.weights:
+            raise SpecError(f"--teacher-weights: the student {self.name} has weights of its own")
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether this teacher is trained or fine-tuned by kdsearch."""
+        return self.name == "auto" or self.epochs is not None
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that its weights are read from, if any. Raises SpecError for no such study."""
+        if self.name.startswith("study:"):
+            return previous_study.weights_file(self.name.removeprefix("study:"))
+        is_tagged = self.name.startswith("open_clip:") and is_tag(self.weights or "")
+        return Path(self.weights) if self.weights and not is_tagged else None
+
+
+def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
+    """Return one spec for each teacher of a study. Raises SpecError.
+
+    Names are separated by commas, and so are weights: empty for a teacher that needs none.
+    """
+    return _parse(config.teacher, config.teacher_weights, config.teacher_epochs)
+
+
+@cache
+def _parse(teacher: str, weights: str | None, epochs: int | None) -> tuple[TeacherSpec, ...]:
+    names = [name.strip() for name in teacher.split(",")]
+    if not all(names):
+        raise SpecError(f"--teacher {teacher!r}: a name is missing next to a comma")
+    files = [""] * len(names) if weights is None else weights.split(",")
+    if len(files) != len(names):
+        raise SpecError(
+            f"--teacher-weights: {len(files)} for {len(names)} teachers; give one for each, "
+            "separated by commas, empty for a teacher that needs none"
+        )
+    return tuple(
+        TeacherSpec(name=name, weights=file.strip() or None, epochs=epochs)
+        for name, file in zip(names, files, strict=True)
+    )
