@@ -15,11 +15,15 @@ import torch
 from postgres import NoServerError, served
 
 from kdsearch.deploy.targets import _local
+from kdsearch.deploy.targets.base import Target
+from kdsearch.deploy.timing import RoundLimits
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
-_local.WATCHES, _local.WATCH_SECONDS = 1, 0.2  # nothing here is held to a few per cent
+# Nothing here is held to a few per cent.
+_local.WATCHES, _local.WATCH_SECONDS = 1, 0.2
+Target.round_limits = RoundLimits(min_rounds=3, max_rounds=4)
 TESTS = Path(__file__).parent
 # Scripts that tests start import this tree, and the modules beside this file.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -31,6 +35,18 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed-offset", type=int, default=0, help="added to torch's seeds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give networks other weights where an offset is asked for: no law depends on a seed."""
+    offset = config.getoption("--seed-offset")
+    if offset:
+        seed = torch.manual_seed
+        torch.manual_seed = lambda value: seed(value + offset)  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups

@@ -118,11 +118,16 @@ def lines(page: Path) -> list[Line]:
 
 
 def shape(line: str) -> str:
-    """Return a line without its figures, their sign, and what the width of a column decides."""
+    """Return a line without what differs between machines: figures, and which training wins.
+
+    A row of a table is its number of cells.
+    """
+    if line.lstrip().startswith("│"):
+        return f"a row of {line.count('│') - 1} cells"
     line = re.sub(r"^Lost\b", "Gained", line)
     line = re.sub(r"; not within 3 %|; the machine was busy", "", line)
     line = re.sub(r"[━─]+", "-", line)
-    line = re.sub(r"[+-]?\d[\d.,]*", "0", line)
+    line = re.sub(r"[+\u2212-]?\d[\d.,]*", "0", line)
     line = re.sub(r"(0 h )?(0 min )?0 s\b", "0 s", line)
     return " ".join(line.split())
 

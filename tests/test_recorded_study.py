@@ -23,8 +23,10 @@ TOLERANCE = 0.1  # of an accuracy on 359 images
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Run the recorded study as far as its recorded trials."""
+    if request.config.getoption("--seed-offset"):
+        pytest.skip("it was recorded with its own seeds")
     out = tmp_path_factory.mktemp("recorded")
     line = RECORDED["command"].split()[1:]
     before = signal.getsignal(signal.SIGTERM)

@@ -29,6 +29,7 @@ from kdsearch.study.summary import TargetInfo
 
 pytestmark = pytest.mark.xdist_group("timing")
 
+SLOW_TORCH = pytest.param("torch", marks=pytest.mark.slow)  # 2 s a round
 TIMING = """
 import os, sys, time
 import numpy, onnxruntime
@@ -93,7 +94,7 @@ def test_settings_are_part_of_the_key(name: str, wrong: str) -> None:
     assert parse_target(name).key() != parse_target(name, **{wrong: 2}).key()
 
 
-@pytest.mark.parametrize("name", ["cpu", "torch", "openvino"])
+@pytest.mark.parametrize("name", ["cpu", SLOW_TORCH, "openvino"])
 def test_a_target_tells_a_longer_network_from_a_shorter(name: str) -> None:
     target = usable(name)
     times = []
@@ -268,7 +269,7 @@ def test_a_command_that_cannot_be_is_refused_before_a_study(text: str, told: str
         require_target(StudyConfig(target=text))
 
 
-@pytest.mark.parametrize("name", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["cpu", SLOW_TORCH])
 def test_a_process_that_dies_costs_its_student_alone(name: str, tmp_path: Path) -> None:
     """The parent outlives its fork, and a killed parent is started again."""
     target = usable(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -209,7 +210,13 @@ def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def parameter(sampler: str) -> Any:
+    """Return a sampler as a parameter: 30 trials of GP take 8 s, of NSGA-II 6 s."""
+    slow = [pytest.mark.slow] if sampler in ("gp", "nsga2") else []
+    return pytest.param(sampler, marks=slow)
+
+
+@pytest.mark.parametrize("sampler", [parameter(name) for name in SAMPLERS])
 def test_a_sampler_draws_alike_whether_resumed_or_not(sampler: str, fast_path: Path) -> None:
     """30 trials: NSGA-II is in its second generation, GP and TPE have left their random start."""
     n = 14 if sampler == "gp" else 30
@@ -231,7 +238,7 @@ def flat(proposal: Proposal) -> TrialOutcome:
     )
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "gp", "tpe"])
+@pytest.mark.parametrize("sampler", [parameter(name) for name in ("nsga2", "gp", "tpe")])
 def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -> None:
     """A control of accuracy 1 would be the best parent and the whole front."""
     config = StudyConfig(space=FLAT, sampler=sampler, seed=1)

@@ -75,7 +75,7 @@ def test_file_agrees_with_a_trained_cnn(exported):
     agreement = verify(net, path, images(200).split(64), TASK)
 
     assert agreement.same == 1.0
-    assert agreement.max_rel < 1e-5
+    assert agreement.max_rel < 1e-4
     assert agreement.n == 200
 
 
@@ -83,7 +83,7 @@ def test_file_agrees_with_a_trained_vit(tmp_path):
     net = trained(tiny_vit())
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
-    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-5
+    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-4
 
 
 def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
@@ -100,7 +100,7 @@ def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
     )
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
-    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-5
+    assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-4
     assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
     assert torch.backends.mha.get_fastpath_enabled()
     assert capfd.readouterr() == ("", "")

@@ -305,7 +305,7 @@ def test_shipped_file_of_a_transformer_agrees_with_it(family: str, tmp_path) -> 
 
     to_onnx(student, input_shape=(1, 8, 8), path=tmp_path / "student.onnx", metadata={})
 
-    assert verify(student, tmp_path / "student.onnx", [torch.randn(50, 1, 8, 8)]).max_rel < 1e-5
+    assert verify(student, tmp_path / "student.onnx", [torch.randn(50, 1, 8, 8)]).max_rel < 1e-4
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
