@@ -34,9 +34,9 @@ def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_with_refits_shows_their_spread(finished: Studies) -> None:
     shown = finished("refitted").stdout
-    assert "Candidates under 2 seeds" in shown
+    assert "Retrained with 2 seeds" in shown
     assert "refit (no. 3)" in shown
-    assert "The test split was read once for each of" in shown
+    assert "The test set was used only for the final numbers of" in shown
 
 
 def test_front_json_has_the_candidates_and_what_was_shipped(finished: Studies) -> None:
@@ -130,11 +130,11 @@ def test_a_finished_study_is_refitted_later_without_further_trials(copied: Copie
     count = len(study.records())
     answer = shell.type(*line)  # nothing is left to train, and the table is still printed
     assert answer.code == 0, answer
-    assert "Candidates under 2 seeds" in answer.stdout
+    assert "Retrained with 2 seeds" in answer.stdout
     assert len(load_study(path).records()) == count
     answer = shell.type(*line, "--refit", "0")
     assert answer.code == 0, answer
-    assert "Candidates under" not in answer.stdout
+    assert "Retrained with" not in answer.stdout
 
 
 class Interrupting(Callback):

@@ -64,7 +64,7 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
         _, message = driver.communicate(timeout=60)
         assert time.perf_counter() - asked < 30
     assert driver.returncode == 130
-    assert f"`kdsearch run --name {name} --out {shell.out}` goes on" in message
+    assert f"`kdsearch run --name {name} --out {shell.out}` resumes the study" in message
     kept = re.search(r"(\d+) of 400 trials are kept", message)
     assert kept is not None
     front = json.loads((shell.out / name / "front.json").read_text())
