@@ -13,7 +13,7 @@ from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec
 from kdsearch.tasks.classification import Classification
-from kdsearch.training.distiller import Distiller, parts_heard
+from kdsearch.training.distiller import Distiller, needed_features
 from kdsearch.training.step import TeacherSource
 from kdsearch.trials.trial import side_of
 
@@ -73,7 +73,7 @@ def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = Non
         spec,
         task=Classification(),
         student=side_of(student, some),
-        teachers=[] if teacher is None else [side_of(teacher, some, parts_heard(spec))],
+        teachers=[] if teacher is None else [side_of(teacher, some, needed_features(spec))],
         setting=Setting(samples=96),
     )
 

@@ -33,7 +33,7 @@ from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, unusual
 from kdsearch.study.config import StudyConfig
 from kdsearch.tasks import Task
-from kdsearch.training.distiller.recipe import parts_heard
+from kdsearch.training.distiller.recipe import needed_features
 
 PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
 
@@ -105,7 +105,7 @@ def pack(
         metric=asdict(task.metric),
         task={"name": task.name, "output_name": task.output, **asdict(task.facts())},
         teacher={"name": config.teacher, **teacher},
-        is_taught=bool(parts_heard(candidate.distill)),
+        is_taught=bool(needed_features(candidate.distill)),
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),
         metadata=metadata,

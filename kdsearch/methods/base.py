@@ -48,7 +48,7 @@ class DistillLoss(nn.Module):
     need: what it compares: logits [B, K], embedding [B, D], stages (lists of maps [B, C, H, W],
     where the student's i-th goes with the teacher's i-th), attention (the same with maps
     [B, 3 * D, H, W] of query, key and value), or outputs: the whole `Outputs` of both.
-    hears: the parts of the teacher's outputs that it reads; none: it learns without a teacher.
+    reads: the parts of the teacher's outputs that it reads; none: it learns without a teacher.
     align: what must agree between paired maps, or embeddings (channels); the Distiller adapts
     the student's to it. is_pairwise: its loss on several pairs is the sum of those on each.
     labels: whether the target is unused, or must be hard (class indices [B]; a mixed image
@@ -59,7 +59,7 @@ class DistillLoss(nn.Module):
     """
 
     need: ClassVar[Need]
-    hears: ClassVar[frozenset[Part]]
+    reads: ClassVar[frozenset[Part]]
     align: ClassVar[frozenset[Align]] = frozenset()
     is_pairwise: ClassVar[bool] = False
     labels: ClassVar[Labels] = "unused"
@@ -80,10 +80,10 @@ class DistillLoss(nn.Module):
                 f"not {need!r}"
             )
         if need in get_args(Part):
-            cls.hears = cls.__dict__.get("hears", frozenset({need}))
-        elif not hasattr(cls, "hears"):
+            cls.reads = cls.__dict__.get("reads", frozenset({need}))
+        elif not hasattr(cls, "reads"):
             raise SpecError(
-                f"method class {cls.__name__}: with need {need!r}, `hears` must say which of "
+                f"method class {cls.__name__}: with need {need!r}, `reads` must say which of "
                 f"{', '.join(get_args(Part))} of the teacher it reads"
             )
 
@@ -132,10 +132,10 @@ class DistillLoss(nn.Module):
 
     def check(self, student: Signal, teacher: Signal | None) -> None:
         """Raise SpecError unless the signals are those that this method compares."""
-        if self.need == "nothing" or (teacher is None and not self.hears):
+        if self.need == "nothing" or (teacher is None and not self.reads):
             return
         if teacher is None:
-            raise SpecError(f"{self._name} hears {', '.join(sorted(self.hears))} of a teacher")
+            raise SpecError(f"{self._name} hears {', '.join(sorted(self.reads))} of a teacher")
         _check_pairs(self._name, *self._paired(student, teacher))
 
     def _paired(self, student: Signal, teacher: Signal) -> tuple[list[_Pair], str, str]:
@@ -148,7 +148,7 @@ class DistillLoss(nn.Module):
         if self.need == "outputs":
             if not isinstance(student, Outputs) or not isinstance(teacher, Outputs):
                 raise SpecError(f"{self._name} compares Outputs, those of a whole network")
-            axes = "BK" if "logits" in self.hears else "B"
+            axes = "BK" if "logits" in self.reads else "B"
             return [(student.logits, teacher.logits)], "BK", axes
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             raise SpecError(f"{self._name} compares {self.need}, two tensors, not lists of maps")

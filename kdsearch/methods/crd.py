@@ -47,7 +47,7 @@ class CRD(DistillLoss):
     """
 
     need: ClassVar[Need] = "outputs"
-    hears: ClassVar[frozenset[Part]] = frozenset({"embedding"})
+    reads: ClassVar[frozenset[Part]] = frozenset({"embedding"})
     labels: ClassVar[Labels] = "hard"
     weight: ClassVar[float] = 0.8
     min_batch: ClassVar[int] = 2

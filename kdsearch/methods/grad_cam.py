@@ -33,7 +33,7 @@ class GradCAM(DistillLoss):
     """
 
     need: ClassVar[Need] = "outputs"
-    hears: ClassVar[frozenset[Part]] = frozenset({"logits", "stages", "gradient"})
+    reads: ClassVar[frozenset[Part]] = frozenset({"logits", "stages", "gradient"})
     weight: ClassVar[float] = 1000.0
     ranges: ClassVar[Ranges] = {"weight": Float(low=10.0, high=10_000.0, log=True)}
 

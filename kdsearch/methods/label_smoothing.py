@@ -22,7 +22,7 @@ class LabelSmoothing(DistillLoss):
     """
 
     need: ClassVar[Need] = "logits"
-    hears: ClassVar[frozenset[Part]] = frozenset()
+    reads: ClassVar[frozenset[Part]] = frozenset()
     alpha: ClassVar[float] = 0.1
     is_distance: ClassVar[bool] = False
     ranges: ClassVar[Ranges] = {"alpha": Float(low=0.01, high=0.5, log=True)}

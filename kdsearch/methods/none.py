@@ -16,7 +16,7 @@ class NoTeacher(DistillLoss):
     """
 
     need: ClassVar[Need] = "nothing"
-    hears: ClassVar[frozenset[Part]] = frozenset()
+    reads: ClassVar[frozenset[Part]] = frozenset()
     alpha: ClassVar[float] = 0.0
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class OFA(DistillLoss):
     """
 
     need: ClassVar[Need] = "outputs"
-    hears: ClassVar[frozenset[Part]] = frozenset({"logits"})
+    reads: ClassVar[frozenset[Part]] = frozenset({"logits"})
     labels: ClassVar[Labels] = "hard"
     is_distance: ClassVar[bool] = False
     min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map

@@ -29,7 +29,7 @@ class SelfDistill(DistillLoss):
     """
 
     need: ClassVar[Need] = "outputs"
-    hears: ClassVar[frozenset[Part]] = frozenset()
+    reads: ClassVar[frozenset[Part]] = frozenset()
     labels: ClassVar[Labels] = "mixed"
     is_distance: ClassVar[bool] = False
     min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map

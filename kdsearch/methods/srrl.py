@@ -25,7 +25,7 @@ class SRRL(DistillLoss):
     """
 
     need: ClassVar[Need] = "outputs"
-    hears: ClassVar[frozenset[Part]] = frozenset({"embedding", "logits"})
+    reads: ClassVar[frozenset[Part]] = frozenset({"embedding", "logits"})
     is_distance: ClassVar[bool] = False
     min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map
     ranges: ClassVar[Ranges] = {"weight": Float(low=0.1, high=10.0, log=True)}

@@ -26,7 +26,7 @@ from kdsearch.models.model import Model
 from kdsearch.spec import TrainSpec
 from kdsearch.tasks import Task
 from kdsearch.training.cuda_graph import Repeated, attributes_of, set_attributes
-from kdsearch.training.distiller import Distiller, Pace
+from kdsearch.training.distiller import Distiller, LossWeights
 from kdsearch.training.ema import ModelEma
 from kdsearch.training.optimizers import Optimizers
 
@@ -130,9 +130,9 @@ class Step:
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._order = self._place.new_zeros(self._steps, self._batch_size)
         self._samples = torch.empty_like(self._order, device="cpu")
-        self._paces = [distiller.pace(0.0)]
-        self._pace = self._paces[0]
-        self._table = torch.zeros(self._steps, 2 + len(self._pace.numbers), device=device)
+        self._schedule = [distiller.weights_at(0.0)]
+        self._weights = self._schedule[0]
+        self._table = torch.zeros(self._steps, 2 + len(self._weights.values), device=device)
         self._view = 0
         drawn = self._draw(1)
         self._starts = torch.tensor(drawn.starts, device=device)
@@ -165,10 +165,10 @@ class Step:
         self._distiller.train()
         order = self._order if self._feed.is_resident else self._samples
         for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
-            self._pace = self._paces[place]
+            self._weights = self._schedule[place]
             with self.turn:
                 self._bring(place, images)
-                self._repeated((self._pace.is_open, *(heard is None for heard in self._heard)))
+                self._repeated((self._weights.active, *(heard is None for heard in self._heard)))
 
     def means(self) -> dict[str, float]:
         """Return the means of the epoch's losses by name, once they are known."""
@@ -245,12 +245,12 @@ class Step:
         first = (number - 1) * self._steps
         steps = range(first, first + self._steps)
         length = self._steps * self._session.spec.epochs
-        self._paces = [self._distiller.pace(step / length) for step in steps]
+        self._schedule = [self._distiller.weights_at(step / length) for step in steps]
         self._table.copy_(
             torch.tensor(
                 [
-                    [self._optimizers.rate_at(step), self.average.share_at(step), *pace.numbers]
-                    for step, pace in zip(steps, self._paces, strict=True)
+                    [self._optimizers.rate_at(step), self.average.share_at(step), *weights.values]
+                    for step, weights in zip(steps, self._schedule, strict=True)
                 ]
             )
         )
@@ -260,7 +260,7 @@ class Step:
 
     def _bring(self, place: int, images: ImageSet) -> None:
         """Get images and teachers' rows of a step; a graph finds them where the last ones were."""
-        need, augment = self._distiller.need, self._session.augment
+        need, augment = self._distiller.needed_features, self._session.augment
         index, host = self._order[place], self._samples[place]
         heard = [
             teacher.rows(index, host, self._view, need=need, augment=augment)
@@ -276,11 +276,11 @@ class Step:
         row = self._table.index_select(0, self._place)[0].unbind()
         index = self._order.index_select(0, self._place)[0]
         self._optimizers.rate.copy_(row[0])
-        pace = self._pace.on(row[2:])
+        weights = self._weights.with_values(row[2:])
         self._optimizers.zero_grad()
         for part, heard in self._parts(index):
             share = len(part) / self._batch_size
-            losses = self._losses(part, heard, pace)
+            losses = self._losses(part, heard, weights)
             torch.autograd.backward(share * losses["loss"])
             for name, value in losses.items():
                 if name not in self._totals:
@@ -299,7 +299,7 @@ class Step:
             start += len(part)
 
     def _losses(
-        self, index: Tensor, heard: Sequence[Outputs | None], pace: Pace
+        self, index: Tensor, heard: Sequence[Outputs | None], weights: LossWeights
     ) -> dict[str, Tensor]:
         """Return the losses on one batch; teachers and student see the same view of it."""
         session, distiller = self._session, self._distiller
@@ -308,12 +308,14 @@ class Step:
         labels, size = self._images.labels, session.data.size
         target = session.task.target(labels, index, self._drawn, session.augment, size)
         teachers = [
-            replace(source.live(images, need=distiller.need), index=index) if rows is None else rows
+            replace(source.live(images, need=distiller.needed_features), index=index)
+            if rows is None
+            else rows
             for source, rows in zip(self._teachers, heard, strict=True)
         ]
         with session.autocast():
-            student = self._model.features(images, need=distiller.student_need)
-            losses: dict[str, Tensor] = distiller(student, teachers, target, pace=pace)
+            student = self._model.features(images, need=distiller.student_features)
+            losses: dict[str, Tensor] = distiller(student, teachers, target, weights=weights)
         return losses
 
 

@@ -41,7 +41,7 @@ from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks import Task
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
-from kdsearch.training.distiller import Distiller, Side, parts_heard
+from kdsearch.training.distiller import Distiller, Side, needed_features
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, Judge, OnEpoch, train
@@ -255,7 +255,7 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
     """Return the losses and adapters between this student and the study's teachers."""
     images = context.data.train.at(slice(2))
     train = candidate.train
-    heard = parts_heard(candidate.distill)
+    heard = needed_features(candidate.distill)
     shown = images.to(context.device)
     return Distiller(
         candidate.distill,

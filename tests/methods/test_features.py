@@ -68,7 +68,7 @@ def signals(name: str):
     method = methods.get(name)
     setting = Setting(teacher_head=(randn(K, D, seed=90), randn(K, seed=91)))
     if method.need == "outputs":
-        return outputs(seed=0), outputs(seed=50) if method.hears else None, setting
+        return outputs(seed=0), outputs(seed=50) if method.reads else None, setting
     return maps(seed=0), maps(seed=50), setting
 
 

@@ -58,7 +58,7 @@ def signal(name, tensors):
 def taught(name, tensors):
     """Return a teacher's signal, with all that a method may hear; None for one that hears none."""
     method = methods.get(name)
-    if not method.hears and method.need != "nothing":
+    if not method.reads and method.need != "nothing":
         return None
     if method.need != "outputs":
         return signal(name, tensors)
@@ -227,7 +227,7 @@ def test_every_method_has_a_space_whose_weight_is_log_uniform_around_its_constan
 def test_shapes_that_cannot_be_compared_are_refused(name):
     student, teacher = leaves(name)
     method = methods.get(name)
-    if method.hears:
+    if method.reads:
         loss = prepared(name, student, teacher)
         one = [found[:1] for found in student]
         with pytest.raises(SpecError, match="with equal B"):
@@ -236,7 +236,7 @@ def test_shapes_that_cannot_be_compared_are_refused(name):
 
 def test_a_teacher_that_must_be_heard_must_be_given(name):
     student, _ = leaves(name)
-    if methods.get(name).hears:
+    if methods.get(name).reads:
         with pytest.raises(SpecError, match="of a teacher"):
             methods.get(name)()(signal(name, student), None, TARGET)
 

@@ -238,7 +238,7 @@ def test_label_smoothing_beside_the_task_is_pytorchs(smoothing):
 
 def test_label_smoothing_hears_no_teacher_and_is_least_at_the_uniform():
     method = methods.get("label_smoothing")
-    assert method.hears == frozenset()
+    assert method.reads == frozenset()
     student = torch.zeros(B, K, dtype=torch.float64, requires_grad=True)
     value = method()(student, None, TARGET)
     value.backward()

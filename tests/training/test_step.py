@@ -108,7 +108,7 @@ def step_of(
 
 
 def student_for(method: str) -> StudentSpec:
-    return VIT if "attention" in methods.get(method).hears or method == "vitkd" else RESNET
+    return VIT if "attention" in methods.get(method).reads or method == "vitkd" else RESNET
 
 
 @pytest.mark.parametrize("method", methods.names())

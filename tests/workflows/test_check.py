@@ -143,8 +143,8 @@ def test_teacher_without_stages_is_told(teachers: str, out: Path) -> None:
     tried = by_name(found)
     assert sorted(tried) == list(METHODS.names())
     for name, method in tried.items():
-        hears = METHODS.get(name).hears
-        assert method.usable != bool(hears & {"stages", "attention", "gradient"}), method
+        reads = METHODS.get(name).reads
+        assert method.usable != bool(reads & {"stages", "attention", "gradient"}), method
     assert "the teacher shows none" in tried["at"].reason
     assert any("nothing to save: resnet" in note for note in found.notes)
 

@@ -1,7 +1,7 @@
-"""One term between a student and one teacher: pairs of stages, adapters, and the loss on them.
+"""A method between a student and one teacher: pairs of stages, adapters, and the loss on them.
 
-Adapters belong to training: they learn with the student, are saved for resume, and are no part of
-its cost or its export.
+Adapters belong to the training: they learn with the student and are saved for resume, but count
+neither in its cost nor in its exported file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdsearch.methods import METHODS
 from kdsearch.methods.base import Align, Need, Setting, Signal
 from kdsearch.models.features import Outputs
 from kdsearch.spec import ALL_PAIRS
-from kdsearch.training.distiller.recipe import Term
+from kdsearch.training.distiller.recipe import TermSpec
 from kdsearch.training.pairing import Pairs, pair_stages
 
 _KEY_WIDTH = 64
@@ -26,10 +26,10 @@ _KEY_WIDTH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """A student or a teacher, as the losses are cut for it.
+    """The shapes of a student or a teacher, which adapters are built for.
 
-    outputs: on a few images, in evaluation mode. resolution: side of its input in pixels.
-    head: (weight, bias) of the linear layer that reads its embedding, where there is one.
+    outputs: on a few images, in eval mode. resolution: side of the input, pixels. head: (weight
+    [K, D], bias [K] or None) of the linear layer on the embedding, None where there is none.
     """
 
     outputs: Outputs
@@ -37,53 +37,53 @@ class Side:
     head: tuple[Tensor, Tensor | None] | None = None
 
     def strides(self, need: Need) -> list[float]:
-        """Return the stride of each of its maps."""
+        """Return the stride of each map."""
         return [self.resolution / max(found.shape[2:]) for found in maps_of(self.outputs, need)]
 
 
 def maps_of(outputs: Outputs, need: Need) -> tuple[Tensor, ...]:
-    """Return the stages, or their attention; a network without it is its own query, key, value."""
+    """Return the stages, or their attention; without attention, each stage three times."""
     if need == "attention":
         return outputs.attention or tuple(maps.repeat(1, 3, 1, 1) for maps in outputs.stages)
     return outputs.stages
 
 
-def pairs_of(term: Term, student: Side, teacher: Side | None) -> Pairs:
-    """Return which stages a term compares; none where it compares something else."""
+def pairs_of(term: TermSpec, student: Side, teacher: Side | None) -> Pairs:
+    """Return the pairs of stages that a term compares; none where it compares something else."""
     need = term.method.need
     if need not in ("stages", "attention") or teacher is None:
         return []
-    silent = [
+    without = [
         name
         for name, side in (("student", student), ("teacher", teacher))
         if not side.outputs.stages
     ]
-    if silent:
+    if without:
         needs = {other: METHODS.get(other).need for other in METHODS.names()}
         free = [other for other, need in needs.items() if need not in ("stages", "attention")]
         raise SpecError(
-            f"method {term.name!r} compares stages, but the {' and the '.join(silent)} shows none; "
+            f"method {term.name!r} compares stages, but the {' and the '.join(without)} has none; "
             f"methods that need none: {', '.join(free)}"
         )
     return pair_stages(term.mapping, student.strides(need), teacher.strides(need))
 
 
-class Taught(nn.Module):
-    """A method on given pairs of stages, or on whatever else it needs, with its adapters."""
+class AdaptedLoss(nn.Module):
+    """A method with its adapters, on given pairs of stages or on other outputs of two networks."""
 
     def __init__(
-        self, term: Term, pairs: Pairs, student: Side, teacher: Side | None, setting: Setting
+        self, term: TermSpec, pairs: Pairs, student: Side, teacher: Side | None, setting: Setting
     ) -> None:
         super().__init__()
         self.need = term.method.need
         self.pairs = pairs
         self.loss = term.loss()
-        heard = None if teacher is None else teacher.outputs
-        self.adapters = nn.ModuleList(self._adapters(term, student.outputs, heard))
+        outputs = None if teacher is None else teacher.outputs
+        self.adapters = nn.ModuleList(self._adapters(term, student.outputs, outputs))
         self.to(student.outputs.logits.device)
         self.eval()
         with torch.no_grad():
-            signals = self._signals(student.outputs, heard)
+            signals = self._signals(student.outputs, outputs)
         head = None if teacher is None else teacher.head
         self.loss.prepare(*signals, replace(setting, teacher_head=head))
         self.train()
@@ -93,7 +93,9 @@ class Taught(nn.Module):
         value: Tensor = self.loss(*self._signals(student, teacher), target)
         return value
 
-    def _adapters(self, term: Term, student: Outputs, teacher: Outputs | None) -> list[nn.Module]:
+    def _adapters(
+        self, term: TermSpec, student: Outputs, teacher: Outputs | None
+    ) -> list[nn.Module]:
         align = term.method.align
         if teacher is None:
             return []
@@ -114,28 +116,28 @@ class Taught(nn.Module):
                 embedding = adapter(embedding)
             return embedding, teacher.embedding
         mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
-        taught = [theirs[t] for _, t in self.pairs]
+        goals = [theirs[t] for _, t in self.pairs]
         adapted = [
             adapter(mine[s], goal.shape[2:])
-            for (s, _), adapter, goal in zip(self.pairs, self.adapters, taught, strict=True)
+            for (s, _), adapter, goal in zip(self.pairs, self.adapters, goals, strict=True)
         ]
-        return adapted, taught
+        return adapted, goals
 
 
 class AllPairs(nn.Module):
-    """Every stage of the student with every one of the teacher, at learned weights.
+    """A method on every stage of the student with every stage of the teacher, at learned weights.
 
-    After SemCKD (Chen et al., AAAI 2021, 2012.03236): for each stage of the student the weights
-    are a softmax over the teacher's stages of query times key / 8, both linear maps to 64 of the
-    averaged maps; here they are averaged over the batch, since a loss is one number a batch.
+    After SemCKD (Chen et al., AAAI 2021, 2012.03236): the weights of a student's stage are the
+    softmax of query times key / 8 over the teacher's stages; query and key are linear maps of the
+    averaged maps to 64. Here weights are averaged over the batch, as a loss is one number a batch.
     """
 
     def __init__(
-        self, term: Term, pairs: Pairs, student: Side, teacher: Side, setting: Setting
+        self, term: TermSpec, pairs: Pairs, student: Side, teacher: Side, setting: Setting
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(
-            Taught(term, [pair], student, teacher, setting) for pair in pairs
+            AdaptedLoss(term, [pair], student, teacher, setting) for pair in pairs
         )
         self.need = term.method.need
         self.queries, self.keys = (
@@ -166,22 +168,22 @@ class AllPairs(nn.Module):
         return torch.stack([layer(pooled) for layer, pooled in zip(layers, maps, strict=True)])
 
 
-def bodies(
-    term: Term, student: Side, teacher: Side | None, setting: Setting, *, apart: bool
+def adapted_losses(
+    term: TermSpec, student: Side, teacher: Side | None, setting: Setting, *, split_pairs: bool
 ) -> list[tuple[float, nn.Module]]:
-    """Return a term's modules with their depths in [0, 1], shallow to deep.
+    """Return the losses of a term with their depths in [0, 1], shallow to deep.
 
-    apart: one for each pair, where the method's loss is a sum over pairs; else one in all.
+    split_pairs: one loss for each pair, where the method sums over pairs; else one for all.
     """
     pairs = pairs_of(term, student, teacher)
     if pairs and term.mapping == ALL_PAIRS:
         assert teacher is not None
         return [(1.0, AllPairs(term, pairs, student, teacher, setting))]
-    if not (apart and term.method.is_pairwise and pairs):
-        return [(1.0, Taught(term, pairs, student, teacher, setting))]
+    if not (split_pairs and term.method.is_pairwise and pairs):
+        return [(1.0, AdaptedLoss(term, pairs, student, teacher, setting))]
     stages = len(student.outputs.stages)
     return [
-        ((s + 1) / stages, Taught(term, [(s, t)], student, teacher, setting))
+        ((s + 1) / stages, AdaptedLoss(term, [(s, t)], student, teacher, setting))
         for s, t in sorted(pairs)
     ]
 
@@ -191,7 +193,7 @@ def _projection(student: int, teacher: int) -> nn.Module:
 
 
 class MapAdapter(nn.Module):
-    """Bring a student's map to the size and the channels of the teacher's, where asked for.
+    """Bring a student's map to the size and the channels of the teacher's, as `align` requires.
 
     Sizes: averaged down or bilinearly up. Channels: 1x1 convolution and BatchNorm when they
     differ. FitNet's regressor also ends in a ReLU and spans sizes with larger kernels; here the

@@ -1,4 +1,4 @@
-"""The loss of a student that is taught: the task's, and the terms of its recipe.
+"""The training loss of a student: the task's loss and the terms of its recipe.
 
 loss = (1 - alpha) * task + alpha * sum of weight * term, each factor on its schedule.
 """
@@ -12,53 +12,53 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Setting
+from kdsearch.methods.base import Setting
 from kdsearch.models.features import Outputs
 from kdsearch.spec import DistillSpec
 from kdsearch.tasks import Task
-from kdsearch.training.distiller.adapters import Side, bodies
+from kdsearch.training.distiller.adapters import Side
 from kdsearch.training.distiller.loss_balance import GradNorm, Uncertainty
-from kdsearch.training.distiller.recipe import Recipe, Term, resolve
-from kdsearch.training.distiller.teacher_ensemble import Blend
-
-_ORDER = ("stages", "attention", "outputs", "embedding", "logits")
+from kdsearch.training.distiller.recipe import Recipe, needed_features, resolve
+from kdsearch.training.distiller.teacher_ensemble import TeacherEnsemble
+from kdsearch.training.distiller.terms import Term, build_terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """What the schedules say at one moment of a training.
+class LossWeights:
+    """The scheduled factors at one step of a training.
 
-    is_open: whether the task, and each part, is heard at all. share: weight of the task. factors:
-    of each part's weight, alpha included. warmth: how much of its temperature is left to a term.
-    These are numbers, or 0-d tensors that a captured step reads and the next step overwrites.
+    active: for the task and each term, True if its weight is not 0. task: weight of the task.
+    terms: alpha times the scheduled factor of each term. temperature_scale: factor on T - 1.
+    Values are numbers, or 0-d tensors that a captured step reads and the next step overwrites.
     """
 
-    is_open: tuple[bool, ...]
-    share: float | Tensor
-    factors: Sequence[float | Tensor]
-    warmth: float | Tensor = 1.0
+    active: tuple[bool, ...]
+    task: float | Tensor
+    terms: Sequence[float | Tensor]
+    temperature_scale: float | Tensor = 1.0
 
     @property
-    def numbers(self) -> list[float | Tensor]:
-        """Return all that moves, in the order of `on`."""
-        return [self.share, self.warmth, *self.factors]
+    def values(self) -> list[float | Tensor]:
+        """Return all scheduled values in the order of `with_values`."""
+        return [self.task, self.temperature_scale, *self.terms]
 
-    def on(self, numbers: Sequence[Tensor]) -> Pace:
-        """Return the same, read from tensors."""
-        share, warmth, *factors = numbers
-        return replace(self, share=share, factors=factors, warmth=warmth)
+    def with_values(self, values: Sequence[Tensor]) -> LossWeights:
+        """Return the same weights with their values read from tensors."""
+        task, scale, *terms = values
+        return replace(self, task=task, terms=terms, temperature_scale=scale)
 
 
 class Distiller(nn.Module):
-    """The loss of a student that is taught as a `DistillSpec` says.
+    """The loss of a student under a `DistillSpec`, with the adapters that it trains.
 
-    teachers: any number; each has adapters and pairs of stages of its own. A term on logits hears
-    the blend of all teachers; another one hears each, weighed by its mean weight in the batch.
-    A student with a distillation token learns the labels by its class head and the teacher's
-    logits by the other (Touvron et al., ICML 2021, 2012.12877), while a term on them is heard.
-    need: the parts of each teacher's outputs that the terms read; student_need: those of the
-    student's that it shows only when asked.
-    Raises SpecError for whatever `check` refuses and for outputs that cannot be compared.
+    teachers: any number; each has adapters and pairs of stages of its own. A term on logits
+    compares with the ensemble of all teachers; other terms compare with each teacher and are
+    averaged by the teachers' mean weights in the batch. While a term on logits is active, a student
+    with a distillation token learns the labels by its class head and the teacher's logits by the
+    other head (Touvron et al., ICML 2021, 2012.12877).
+    needed_features: the features of each teacher that the terms read. student_features: those that
+    the student has to return on request. Raises SpecError for recipes that `check` refuses and for
+    outputs that cannot be compared.
     """
 
     def __init__(
@@ -75,33 +75,49 @@ class Distiller(nn.Module):
         self.task = task
         self.recipe: Recipe = resolve(spec)
         self.label_smoothing = label_smoothing
-        terms = self.recipe.terms
-        self.need = _need(terms, teachers)
-        asked = {term.method.need for term in terms} & {"attention"}
-        self.student_need: frozenset[str] = frozenset({"logits"}) | asked
-        if self.need and not teachers:
+        methods = [term.method for term in self.recipe.terms]
+        self.needed_features = needed_features(spec)
+        if not all(side.outputs.attention for side in teachers):
+            self.needed_features |= {"stages"} if "attention" in self.needed_features else set()
+        self.student_features = frozenset({"logits"}) | (
+            {method.need for method in methods} & {"attention"}
+        )
+        if self.needed_features and not teachers:
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
-        self.hears_labels = any(term.method.labels != "unused" for term in terms)
-        if self.hears_labels or any("logits" in term.method.hears for term in terms):
+        self.uses_labels = any(method.labels != "unused" for method in methods)
+        if self.uses_labels or any("logits" in method.reads for method in methods):
             task.rows(student.outputs, None, None)  # refuses a task without classes
-        self.blend: Blend | None = None
-        if self.need and (len(teachers) > 1 or spec.teacher_shares()):
+        self.ensemble: TeacherEnsemble | None = None
+        if self.needed_features and (len(teachers) > 1 or spec.teacher_shares()):
             width = student.outputs.embedding.shape[1]
-            self.blend = Blend(spec, task, teachers=len(teachers), embedding=width)
+            self.ensemble = TeacherEnsemble(spec, task, teachers=len(teachers), embedding=width)
         if len(teachers) == 1 and spec.teachers in ("confidence", "learned"):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
             )
-        parts = _parts(self.recipe, student, teachers, setting or Setting())
-        self.parts = nn.ModuleList(parts)
-        self.uncertainty = Uncertainty(1 + len(parts)) if spec.balance == "uncertainty" else None
-        self.gradnorm = GradNorm(len(parts)) if spec.balance == "gradnorm" and parts else None
+        self.terms = nn.ModuleList(
+            build_terms(self.recipe, student, teachers, setting or Setting())
+        )
+        count = len(self.terms)
+        self.uncertainty = Uncertainty(1 + count) if spec.balance == "uncertainty" else None
+        self.gradnorm = GradNorm(count) if spec.balance == "gradnorm" and count else None
         self.to(student.outputs.logits.device)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether `forward` must be given the teachers' outputs."""
-        return bool(self.need)
+        """True if `forward` needs the teachers' outputs."""
+        return bool(self.needed_features)
+
+    def weights_at(self, progress: float) -> LossWeights:
+        """Return the scheduled weights at a progress of the training in [0, 1]."""
+        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
+        factors = [alpha * term.factor(progress) for term in self._terms]
+        return LossWeights(
+            active=tuple(factor != 0 for factor in (1 - alpha, *factors)),
+            task=1 - alpha,
+            terms=factors,
+            temperature_scale=self.recipe.temperature_schedule(progress),
+        )
 
     def forward(
         self,
@@ -109,188 +125,85 @@ class Distiller(nn.Module):
         teachers: Sequence[Outputs],
         target: Tensor,
         *,
-        pace: Pace | None = None,
+        weights: LossWeights | None = None,
     ) -> dict[str, Tensor]:
         """Return `task`, each term by its method's name, unweighted, and the whole `loss`.
 
         target: [B] class indices, -1 for an unlabelled image, or [B, K] probabilities of mixed
-        ones. pace: what the schedules say now; by default what they say at the start.
+        ones. weights: by default those at the start of the training.
         """
         if self.needs_teacher and not teachers:
             raise SpecError("the distiller was given no teacher's outputs")
-        pace = pace or self.pace(0.0)
-        answers = student
-        if student.heads and any(map(_teaches_logits, self._parts, pace.is_open[1:])):
-            answers = replace(student, logits=student.heads[0])
-            student = replace(student, logits=student.heads[1])
-        task = self.task.loss(answers, target, smoothing=self.label_smoothing)
-        named = {"task": task}
-        extra = task.new_zeros(())
-        weights: Tensor | None = None
-        heard: tuple[Outputs, ...] = tuple(teachers[:1])
-        if self.blend is not None:
+        weights = weights or self.weights_at(0.0)
+        by_class_head, student = self._heads(student, weights)
+        task = self.task.loss(by_class_head, target, smoothing=self.label_smoothing)
+        losses = {"task": task}
+        shares: Tensor | None = None
+        common = tuple(teachers[:1])  # what terms on logits compare with; then each teacher
+        if self.ensemble is not None:
             logits = torch.stack([teacher.logits for teacher in teachers], dim=1)
-            weights = self.blend(student.embedding, logits, target)
-            if self.blend.gate is not None:
-                common = self.task.blend(weights, logits.detach())
-                named["gate"] = extra = self.task.loss(replace(student, logits=common), target)
-            weights = weights.detach()
-            heard = (replace(teachers[0], logits=self.task.blend(weights, logits)), *teachers)
-        if self.hears_labels and heard:
-            target = self.task.labelled_by(target, heard[0])
+            shares = self.ensemble(student.embedding, logits, target)
+            if self.ensemble.gate is not None:
+                mixed = replace(student, logits=self.task.blend(shares, logits.detach()))
+                losses["gate"] = self.task.loss(mixed, target)
+            shares = shares.detach()
+            common = (replace(teachers[0], logits=self.task.blend(shares, logits)), *teachers)
+        if self.uses_labels and common:
+            target = self.task.labelled_by(target, common[0])
         values = []
-        for part, is_open in zip(self._parts, pace.is_open[1:], strict=True):
+        for term, is_active in zip(self._terms, weights.active[1:], strict=True):
             value = task.new_zeros(())
-            if is_open:
-                given = student, heard, target
-                if part.compares_classes:
-                    given = self._rows(student, heard, target)
-                value = part(*given, weights=weights, warmth=pace.warmth)
-            named[part.name] = named.get(part.name, task.new_zeros(())) + value
+            if is_active:
+                rows = student, common, target
+                if term.compares_logits:
+                    rows = self._class_rows(student, common, target)
+                value = term(*rows, shares=shares, temperature_scale=weights.temperature_scale)
+            losses[term.name] = losses.get(term.name, task.new_zeros(())) + value
             values.append(value)
-        return named | {"loss": extra + self._sum(pace, task, values, student)}
+        total = self._sum(weights, task, values, student)
+        return losses | {"loss": losses.get("gate", task.new_zeros(())) + total}
 
-    def pace(self, progress: float) -> Pace:
-        """Return what the schedules say when so much of the training is done, in [0, 1]."""
-        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
-        factors = [alpha * part.factor(progress) for part in self._parts]
-        return Pace(
-            is_open=tuple(factor != 0 for factor in (1 - alpha, *factors)),
-            share=1 - alpha,
-            factors=factors,
-            warmth=self.recipe.temperature_schedule(progress),
-        )
+    def _heads(self, student: Outputs, weights: LossWeights) -> tuple[Outputs, Outputs]:
+        """Return the outputs that learn the labels and those that learn from the teacher."""
+        active = zip(self._terms, weights.active[1:], strict=True)
+        if student.heads and any(is_active and term.teaches_logits for term, is_active in active):
+            by_class_head, by_other_head = student.heads
+            return replace(student, logits=by_class_head), replace(student, logits=by_other_head)
+        return student, student
 
-    def _rows(
-        self, student: Outputs, heard: tuple[Outputs, ...], target: Tensor
+    def _class_rows(
+        self, student: Outputs, teachers: tuple[Outputs, ...], target: Tensor
     ) -> tuple[Outputs, tuple[Outputs, ...], Tensor]:
         """Return rows of class logits of the student and of the first teacher, and their target."""
-        mine, theirs, rows = self.task.rows(student, heard[0] if heard else None, target)
+        mine, theirs, rows = self.task.rows(student, teachers[0] if teachers else None, target)
         assert rows is not None
-        return mine, () if theirs is None else (theirs, *heard[1:]), rows
+        return mine, () if theirs is None else (theirs, *teachers[1:]), rows
 
     @property
-    def _parts(self) -> list[_Part]:
-        return [part for part in self.parts if isinstance(part, _Part)]
+    def _terms(self) -> list[Term]:
+        return [term for term in self.terms if isinstance(term, Term)]
 
-    def _sum(self, pace: Pace, task: Tensor, values: list[Tensor], student: Outputs) -> Tensor:
+    def _sum(
+        self, weights: LossWeights, task: Tensor, values: list[Tensor], student: Outputs
+    ) -> Tensor:
         """Return the balanced sum of the task and the terms."""
-        scales: Sequence[float | Tensor] = [part.weight for part in self._parts]
+        scales: Sequence[float | Tensor] = [term.spec.weight for term in self._terms]
         if self.gradnorm is not None:
             shared = student.stages[0] if student.stages else student.embedding
             found = self.gradnorm(task, values, shared)
-            scales = [
-                found[i] * part.weight / part.usual_weight for i, part in enumerate(self._parts)
-            ]
-        summands = [pace.share * task]
+            specs = [term.spec for term in self._terms]
+            scales = [found[i] * s.weight / s.method.weight for i, s in enumerate(specs)]
+        summands = [weights.task * task]
         summands += [
             factor * scale * value
-            for factor, scale, value in zip(pace.factors, scales, values, strict=True)
+            for factor, scale, value in zip(weights.terms, scales, values, strict=True)
         ]
-        if self.uncertainty is not None:
-            balanced: Tensor = self.uncertainty(
-                [
-                    summand if heard else None
-                    for heard, summand in zip(pace.is_open, summands, strict=True)
-                ]
-            )
-            return balanced
-        return torch.stack(summands).sum()
-
-
-def _teaches_logits(part: _Part, is_open: bool) -> bool:
-    return bool("logits" in part.hears and is_open and part.weight)
-
-
-class _Part(nn.Module):
-    """A term, or one pair of a term, between the student and all teachers that it hears.
-
-    heard: for each body the place of its teacher in what the Distiller gives, None for none.
-    """
-
-    def __init__(
-        self,
-        term: Term,
-        heard: Sequence[int | None],
-        modules: Sequence[nn.Module],
-        *,
-        warms: bool,
-    ) -> None:
-        super().__init__()
-        self.name = term.name
-        self.hears = term.method.hears
-        self.compares_classes = term.method.need == "logits"
-        self.weight = term.weight
-        self.usual_weight = term.method.weight
-        self.schedule = term.schedule
-        self.window = (0.0, 1.0)
-        self.heard = heard
-        self.bodies = nn.ModuleList(modules)
-        self._temperature = term.temperature if warms else None
-
-    def factor(self, progress: float) -> float:
-        """Return what multiplies the weight; 0 outside of the part's window."""
-        since, until = self.window
-        is_open = since <= progress < until or until == 1.0 <= progress
-        return self.schedule(progress) if is_open else 0.0
-
-    def forward(
-        self,
-        student: Outputs,
-        heard: Sequence[Outputs],
-        target: Tensor,
-        *,
-        weights: Tensor | None,
-        warmth: float | Tensor,
-    ) -> Tensor:
-        """Return the unweighted loss, averaged over the teachers at their weights [B, T]."""
-        if self._temperature is not None:
-            for loss in self.modules():
-                if isinstance(loss, DistillLoss):
-                    setattr(loss, "temperature", 1 + (self._temperature - 1) * warmth)  # noqa: B010
-        values = [
-            body(student, None if place is None else heard[place], target)
-            for place, body in zip(self.heard, self.bodies, strict=True)
-        ]
-        if len(values) == 1 or weights is None:
-            return torch.stack(values).sum()
-        return (torch.stack(values) * weights.mean(dim=0)).sum()
-
-
-def _parts(
-    recipe: Recipe, student: Side, teachers: Sequence[Side], setting: Setting
-) -> list[_Part]:
-    """Return the parts of all terms; progressive ones each with a window of the training."""
-    found: list[tuple[int, float, _Part]] = []
-    for term in recipe.terms:
-        rank = _ORDER.index(term.method.need)
-        sides: list[tuple[int | None, Side | None]] = [(None, None)]
-        if term.method.hears:
-            many = len(teachers) > 1 and term.method.need != "logits"
-            sides = list(enumerate(teachers, start=1)) if many else [(0, teachers[0])]
-        apart = recipe.order == "progressive"
-        by_side = [bodies(term, student, side, setting, apart=apart) for _, side in sides]
-        places = [place for place, _ in sides]
-        if len({len(made) for made in by_side}) > 1:
-            raise SpecError(
-                f"method {term.name!r} in progressive order: the teachers' stages make different "
-                "numbers of pairs; give method.mapping as pairs"
-            )
-        for made in zip(*by_side, strict=True):
-            depth = max(depth for depth, _ in made)
-            part = _Part(term, places, [body for _, body in made], warms=recipe.warms)
-            found.append((rank, depth, part))
-    found.sort(key=lambda item: item[:2])
-    parts = [part for _, _, part in found]
-    if recipe.order == "progressive":
-        for i, part in enumerate(parts):
-            part.window = (i / len(parts), (i + 1) / len(parts))
-    return parts
-
-
-def _need(terms: Sequence[Term], teachers: Sequence[Side]) -> frozenset[str]:
-    """Return the parts of the teachers' outputs that are read."""
-    need: set[str] = {part for term in terms for part in term.method.hears}
-    if "attention" in need and not all(side.outputs.attention for side in teachers):
-        need.add("stages")
-    return frozenset(need)
+        if self.uncertainty is None:
+            return torch.stack(summands).sum()
+        balanced: Tensor = self.uncertainty(
+            [
+                summand if is_active else None
+                for is_active, summand in zip(weights.active, summands, strict=True)
+            ]
+        )
+        return balanced

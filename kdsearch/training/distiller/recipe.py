@@ -1,4 +1,4 @@
-"""Fill in a recipe's defaults, and refuse what contradicts itself or its methods."""
+"""Resolve a recipe: fill in its defaults and refuse contradictory settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from kdsearch.space import Params, Value
 from kdsearch.spec import ALL_PAIRS, DistillSpec, unusual
 from kdsearch.training.pairing import check_mapping
 
-_WARMTH = "method.temperature_schedule"
 _NEEDED = inspect.Parameter.empty
 _OF_A_TERM = ("weight", "mapping", "weight_schedule")
 _NEEDS_PAIRS = ("stages", "attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """One summand of the teacher's signal."""
+class TermSpec:
+    """One term of the loss in full: a method, its weight, schedule, mapping and knobs."""
 
     name: str
     method: type[DistillLoss]
@@ -50,16 +49,16 @@ class Recipe:
     alpha_schedule: Schedule
     temperature_schedule: Schedule
     order: str
-    terms: tuple[Term, ...]
+    terms: tuple[TermSpec, ...]
 
     @property
-    def warms(self) -> bool:
-        """Whether the temperatures move during the training."""
+    def moves_temperature(self) -> bool:
+        """True if temperatures change during the training."""
         return self.temperature_schedule.kind != "constant"
 
 
 def knobs_of(method: str) -> tuple[str, ...]:
-    """Return the names of a method's own knobs; of several, with the method before each name.
+    """Return the names of a method's knobs; of several methods, with the method before each name.
 
     Raises SpecError when there is no such method.
     """
@@ -89,9 +88,9 @@ def temperature_knob(method: str) -> str:
     return found[0]
 
 
-def parts_heard(spec: DistillSpec) -> frozenset[str]:
-    """Return the parts of a teacher's outputs that a recipe reads. Raises SpecError."""
-    return frozenset(part for term in resolve(spec).terms for part in term.method.hears)
+def needed_features(spec: DistillSpec) -> frozenset[str]:
+    """Return the features of a teacher that a recipe reads. Raises SpecError."""
+    return frozenset(name for term in resolve(spec).terms for name in term.method.reads)
 
 
 def check(spec: DistillSpec) -> None:
@@ -100,10 +99,10 @@ def check(spec: DistillSpec) -> None:
 
 
 def resolve(spec: DistillSpec) -> Recipe:
-    """Return the recipe in full. Raises SpecError."""
+    """Return the recipe with all defaults filled in. Raises SpecError."""
     names = _names(spec.method)
     if METHODS.get(names[0]).need == "nothing":
-        _refuse_teaching(spec)
+        _refuse_settings(spec)
     terms = tuple(_term(name, own, spec) for name, own in _settings_of(names, spec).items())
     if spec.temperature_schedule != "constant" and not any(term.temperature for term in terms):
         raise SpecError(
@@ -119,7 +118,9 @@ def resolve(spec: DistillSpec) -> Recipe:
     recipe = Recipe(
         alpha=first.alpha if spec.alpha is None else spec.alpha,
         alpha_schedule=parse_schedule("method.alpha_schedule", spec.alpha_schedule),
-        temperature_schedule=parse_schedule(_WARMTH, spec.temperature_schedule),
+        temperature_schedule=parse_schedule(
+            "method.temperature_schedule", spec.temperature_schedule
+        ),
         order=spec.order,
         terms=() if first.need == "nothing" else terms,
     )
@@ -128,21 +129,21 @@ def resolve(spec: DistillSpec) -> Recipe:
 
 
 def _check_ends(recipe: Recipe) -> None:
-    """Refuse schedules that take alpha out of [0, 1] or a temperature to 0."""
+    """Refuse schedules that raise alpha above 1 or lower a temperature to 0."""
     schedule = recipe.alpha_schedule
     highest = recipe.alpha * max(schedule.start, schedule.end)
     if highest > 1:
         raise SpecError(
             f"method.alpha_schedule: takes alpha to {highest:g}; the teacher's weight ends at 1"
         )
-    warmth = recipe.temperature_schedule
+    scale = recipe.temperature_schedule
     for term in recipe.terms:
         if term.temperature is not None:
-            ends = [1 + (term.temperature - 1) * end for end in (warmth.start, warmth.end)]
+            ends = [1 + (term.temperature - 1) * end for end in (scale.start, scale.end)]
             if min(ends) <= 0:
                 raise SpecError(
-                    f"{_WARMTH}: takes the temperature of {term.name!r} to {min(ends):g}; "
-                    "it must stay above 0"
+                    f"method.temperature_schedule: takes the temperature of {term.name!r} to "
+                    f"{min(ends):g}; it must stay above 0"
                 )
 
 
@@ -150,27 +151,27 @@ def _names(method: str) -> list[str]:
     """Return the canonical names of a method's terms."""
     parts = [name.strip() for name in method.split("+")]
     if not all(parts):
-        raise SpecError(f"method {method!r}: a name is missing" + " beside a '+'" * len(parts[1:2]))
+        raise SpecError(f"method {method!r}: a name is missing" + " next to '+'" * len(parts[1:2]))
     names = [METHODS.canonical(name) for name in parts]
     if len(set(names)) < len(names):
         raise SpecError(f"method {method!r}: names a term twice")
     if len(names) > 1 and any(METHODS.get(name).need == "nothing" for name in names):
-        raise SpecError(f"method {method!r}: none is the absence of a teacher, and joins no other")
+        raise SpecError(f"method {method!r}: none has no teacher and joins no other method")
     return names
 
 
 def _settings_of(names: list[str], spec: DistillSpec) -> dict[str, dict[str, Value]]:
-    """Return term -> its settings: all of the recipe's, or those under each term's name."""
+    """Return the settings of each term: all of the recipe's, or those under the term's name."""
     if len(names) == 1:
         own = dict(spec.knobs)
         clash = [name for name in _OF_A_TERM if name in own]
         if clash:
-            raise SpecError(f"method {spec.method!r}: {clash[0]!r} is given twice, also as a knob")
+            raise SpecError(f"method {spec.method!r}: {clash[0]!r} is given twice, once as a knob")
         own |= {} if spec.weight is None else {"weight": spec.weight}
         return {names[0]: own | {"weight_schedule": spec.weight_schedule}}
     if spec.weight is not None:
         whose = " or ".join(f"{name}.weight" for name in names)
-        raise SpecError(f"method.weight: of several terms, say whose: {whose}")
+        raise SpecError(f"method.weight: {spec.method!r} has several terms; set {whose}")
     found: dict[str, dict[str, Value]] = {name: {} for name in names}
     accepted = knobs_of(spec.method)
     for knob, value in spec.knobs.items():
@@ -187,7 +188,7 @@ def _settings_of(names: list[str], spec: DistillSpec) -> dict[str, dict[str, Val
     return found
 
 
-def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> Term:
+def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> TermSpec:
     method = METHODS.get(name)
     known = _arguments(method)
     knobs = {key: value for key, value in settings.items() if key not in _OF_A_TERM}
@@ -205,7 +206,7 @@ def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> Term:
     if isinstance(weight, bool | str) or not 0 <= weight < float("inf"):
         raise SpecError(f"method.{name}.weight: {weight!r} is not a number >= 0")
     schedule = parse_schedule(f"method.{name}.weight_schedule", str(settings["weight_schedule"]))
-    term = Term(
+    term = TermSpec(
         name=name, method=method, weight=weight, schedule=schedule, mapping=mapping, knobs=knobs
     )
     term.loss()  # refuses impossible knobs
@@ -237,8 +238,8 @@ def _check_knobs(name: str, given: Collection[str], known: Mapping[str, object])
         raise SpecError(f"method {name!r}: {'; '.join(problems)}; it accepts {accepted}")
 
 
-def _refuse_teaching(spec: DistillSpec) -> None:
-    """Refuse settings of a teacher's signal under the method that has none."""
+def _refuse_settings(spec: DistillSpec) -> None:
+    """Refuse settings of distillation under the method without a teacher."""
     given = {
         key: value
         for key, value in unusual(spec).items()
@@ -246,4 +247,4 @@ def _refuse_teaching(spec: DistillSpec) -> None:
     }
     if given:
         listed = ", ".join(f"method.{key} = {value!r}" for key, value in given.items())
-        raise SpecError(f"method {spec.method!r} hears no teacher and has no use for {listed}")
+        raise SpecError(f"method {spec.method!r} has no teacher and does not use {listed}")

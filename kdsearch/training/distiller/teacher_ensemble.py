@@ -1,4 +1,4 @@
-"""How several teachers share: a weight for each sample and teacher, and their common opinion."""
+"""Teacher ensemble: a weight for each sample and teacher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kdsearch.spec import DistillSpec
 from kdsearch.tasks import Task
 
 
-class Blend(nn.Module):
-    """Weights [B, T] of T teachers, each row summing to 1.
+class TeacherEnsemble(nn.Module):
+    """Weights [B, T] of T teachers; each row sums to 1.
 
     equal, or fixed shares: the same for every sample. confidence: (1 - softmax of the teachers'
     cross-entropies with the label) / (T - 1) (Zhang et al., ICASSP 2022, 2201.00007, eq. 2); a
     sample without a label is shared equally. learned: a linear gate on the student's embedding
-    and a softmax. The gate learns to make the blend right about the labels: trained by the
-    distillation loss, as in the literature (Liu et al., 2020, 2103.04062), it would turn to the
+    and a softmax. The gate is trained to make the ensemble predict the labels. Trained by
+    the distillation loss, as in the literature (Liu et al., 2020, 2103.04062), it would favour the
     teacher that is easiest to copy. No gradient goes from the gate to the student.
     """
 

@@ -1,0 +1,109 @@
+"""The terms of a training loss: each a method between a student and its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.errors import SpecError
+from kdsearch.methods.base import DistillLoss, Setting
+from kdsearch.models.features import Outputs
+from kdsearch.training.distiller.adapters import Side, adapted_losses
+from kdsearch.training.distiller.recipe import Recipe, TermSpec
+
+_ORDER = ("stages", "attention", "outputs", "embedding", "logits")
+
+
+class Term(nn.Module):
+    """One summand of the loss: a method, or one of its pairs of stages, with each teacher.
+
+    losses: one for each teacher compared with. teachers: the places of these teachers in the
+    tuple (ensemble, first teacher, second teacher, ...); None without a teacher. window: the part
+    of the training, in [0, 1], in which the term is active.
+    """
+
+    def __init__(
+        self,
+        spec: TermSpec,
+        teachers: Sequence[int | None],
+        losses: Sequence[nn.Module],
+        *,
+        moves_temperature: bool,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.name = spec.name
+        self.window = (0.0, 1.0)
+        self.compares_logits = spec.method.need == "logits"
+        self.teaches_logits = "logits" in spec.method.reads and spec.weight > 0
+        self.teachers = teachers
+        self.losses = nn.ModuleList(losses)
+        self._temperature = spec.temperature if moves_temperature else None
+
+    def factor(self, progress: float) -> float:
+        """Return the scheduled factor on the weight; 0 outside the term's window."""
+        since, until = self.window
+        is_inside = since <= progress < until or until == 1.0 <= progress
+        return self.spec.schedule(progress) if is_inside else 0.0
+
+    def forward(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        target: Tensor,
+        *,
+        shares: Tensor | None,
+        temperature_scale: float | Tensor,
+    ) -> Tensor:
+        """Return the unweighted loss, averaged over the teachers by their shares [B, T]."""
+        if self._temperature is not None:
+            for loss in self.modules():
+                if isinstance(loss, DistillLoss):
+                    temperature = 1 + (self._temperature - 1) * temperature_scale
+                    setattr(loss, "temperature", temperature)  # noqa: B010
+        values = [
+            loss(student, None if place is None else teachers[place], target)
+            for place, loss in zip(self.teachers, self.losses, strict=True)
+        ]
+        if len(values) == 1 or shares is None:
+            return torch.stack(values).sum()
+        return (torch.stack(values) * shares.mean(dim=0)).sum()
+
+
+def build_terms(
+    recipe: Recipe, student: Side, teachers: Sequence[Side], setting: Setting
+) -> list[Term]:
+    """Return the terms of a recipe; in progressive order each has a window of the training."""
+    is_progressive = recipe.order == "progressive"
+    found: list[tuple[int, float, Term]] = []
+    for spec in recipe.terms:
+        sides: list[tuple[int | None, Side | None]] = [(None, None)]
+        if spec.method.reads:
+            has_each = len(teachers) > 1 and spec.method.need != "logits"
+            sides = list(enumerate(teachers, start=1)) if has_each else [(0, teachers[0])]
+        by_teacher = [
+            adapted_losses(spec, student, side, setting, split_pairs=is_progressive)
+            for _, side in sides
+        ]
+        if len({len(losses) for losses in by_teacher}) > 1:
+            raise SpecError(
+                f"method {spec.name!r} in progressive order: the teachers' stages make different "
+                "numbers of pairs; give method.mapping as pairs"
+            )
+        places = [place for place, _ in sides]
+        for losses in zip(*by_teacher, strict=True):
+            term = Term(
+                spec,
+                places,
+                [loss for _, loss in losses],
+                moves_temperature=recipe.moves_temperature,
+            )
+            depth = max(depth for depth, _ in losses)
+            found.append((_ORDER.index(spec.method.need), depth, term))
+    terms = [term for _, _, term in sorted(found, key=lambda item: item[:2])]
+    if is_progressive:
+        for i, term in enumerate(terms):
+            term.window = (i / len(terms), (i + 1) / len(terms))
+    return terms
