@@ -9,18 +9,18 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
-_SOON = 0.01  # seconds, by which the callback has returned
-EXIT_INTERNAL, EXIT_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
+_SOON = 0.01  # seconds; the callback has returned by then
+EXIT_INTERNAL, EXIT_ARGUMENTS, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run `kdsearch` and leave with its exit code.
 
-    0 done, 1 internal error, 2 the request is wrong, 3 nothing fits the budget, 130 interrupted.
+    0 done, 1 internal error, 2 wrong arguments, 3 nothing fits the budget, 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # OpenMP's threads spin while they wait: beside another busy process on two cores a training
-    # of a small network took 136 s, and 9 s with threads that sleep.
+    # OpenMP's threads spin while they wait: on two cores with another busy process, training a
+    # small network took 136 s; with threads that sleep it took 9 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
@@ -39,10 +39,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _raise_again(
     before: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
 ) -> None:
-    """Let an interrupt come once more that came where nothing can be raised, and so was lost.
+    """Raise an interrupt again that arrived where Python discards exceptions.
 
-    Callbacks of weak references are such a place, of which a training makes many: of some fifty
-    stops by SIGTERM two were lost.
+    It does so in callbacks of weak references, which a training makes many of: two of some fifty
+    stops by SIGTERM were lost.
     """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, _SOON)
@@ -61,19 +61,19 @@ def _run(arguments: list[str]) -> int:
     except KDSearchError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)  # of the command whose options these were
+        context = getattr(error, "ctx", None)  # of the command that was given
         path = context.command_path if context else "kdsearch"
-        return _fail(f"{error.format_message()} (see `{path} --help`)", EXIT_REQUEST)
+        return _fail(f"{error.format_message()} (see `{path} --help`)", EXIT_ARGUMENTS)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
         if error.errno in NO_WRITE:
-            return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_REQUEST)
+            return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_ARGUMENTS)
         return _internal(error, arguments)
     except Exception as error:
         return _internal(error, arguments)
-    if code == EXIT_INTERRUPTED:  # Typer makes that code of Ctrl-C, and says nothing
-        return _fail("interrupted; the same command begins again, a study where it stood", code)
+    if code == EXIT_INTERRUPTED:  # Typer returns it after Ctrl-C, without a message
+        return _fail("interrupted; run the same command to resume", code)
     return int(code)
 
 

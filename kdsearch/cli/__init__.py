@@ -1,4 +1,4 @@
-"""The command line: flags to function calls, results to the terminal. Torch is imported late.
+"""The command line: flags to function calls, results to the terminal. Commands import torch late.
 
 Commands are listed in the order in which they register.
 """

@@ -1,4 +1,4 @@
-"""The application that commands register with. Torch is imported late, by those that need it."""
+"""The application that commands register with. Commands import torch when they run."""
 
 from __future__ import annotations
 

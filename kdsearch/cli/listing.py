@@ -1,4 +1,4 @@
-"""What kdsearch knows by name, read without importing torch."""
+"""Lists of plug-ins and other names, read without importing torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdsearch.errors import SpecError, did_you_mean
 
 
 def listing(what: str) -> dict[str, str]:
-    """Return name -> one line about it, for methods, students, teachers, data or spaces.
+    """Return the names of methods, students, teachers, data or spaces, each with one line.
 
     Raises SpecError for anything else.
     """
@@ -27,9 +27,9 @@ def _methods() -> dict[str, str]:
 def _students() -> dict[str, str]:
     return {
         **_plugins("models/students"),
-        "timm:NAME": "any timm classifier, as it is",
-        "torchvision:NAME": "any torchvision classifier, as it is",
-        "FILE.py:CLASS": "a family of your own",
+        "timm:NAME": "any timm classifier",
+        "torchvision:NAME": "any torchvision classifier",
+        "FILE.py:CLASS": "your own family",
     }
 
 
@@ -47,11 +47,11 @@ def _plugins(package: str) -> dict[str, str]:
 
 def _teachers() -> dict[str, str]:
     return {
-        "auto": "trained on the spot, kept for the next study",
+        "auto": "a CNN trained on your data, kept for the next study",
         "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
         "timm:NAME": "any timm classifier",
         "open_clip:MODEL": "zero-shot, by texts of the class names; with --teacher-weights TAG",
-        "study:FOLDER": "the student that a study shipped; study:FOLDER#7: of its trial 7",
+        "study:FOLDER": "the student that a study exported; study:FOLDER#7: of its trial 7",
         "torchvision:NAME": "any torchvision classifier",
         "FILE.py:FACTORY": "a function that returns a torch module",
     }
@@ -62,7 +62,7 @@ def _data_names() -> dict[str, str]:
 
     return {
         **dict.fromkeys(data.names(), ""),
-        "digits": "8x8 handwritten digits, comes with scikit-learn",
+        "digits": "8x8 handwritten digits, part of scikit-learn",
         "PATH": "a folder with train/CLASS/*, or Parquet files",
     }
 

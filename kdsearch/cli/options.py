@@ -29,11 +29,15 @@ TARGET = ("target", "threads", "batch")
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 
 
-def _parameter(cls: type, name: str, declared: Option) -> inspect.Parameter:
-    """Return the parameter of a command for a declared option; None is its default: not given."""
-    kind = get_type_hints(cls)[name]
+def _parameter(
+    name: str,
+    declared: Option,
+    kind: Any,
+    default: object,
+) -> inspect.Parameter:
+    """Return the parameter of a command for a declared option; its default None: not given."""
     parse, read = declared.parse, None
-    default = declared.default or getattr(cls(), name)
+    default = declared.default or default
     if parse is not None:
         kind = str
 
@@ -55,9 +59,10 @@ def _parameter(cls: type, name: str, declared: Option) -> inspect.Parameter:
 
 
 _PARAMETERS = {
-    name: _parameter(cls, name, declared)
-    for cls in (StudyConfig, RunOptions)
-    for name, declared in options_of(cls).items()
+    name: _parameter(name, declared, hints[name], getattr(defaults, name))
+    for defaults in (StudyConfig(), RunOptions())
+    for hints in (get_type_hints(type(defaults)),)
+    for name, declared in options_of(type(defaults)).items()
 }
 
 

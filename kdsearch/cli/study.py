@@ -76,7 +76,7 @@ def run(
         front_table(finished.summary),
         *candidates_table(finished.summary),
         *finished.notes,
-        f"Best: no. {finished.summary.to_ship()}, {package.path}/student.onnx: "
+        f"Best: trial {finished.summary.to_ship()}, {package.path}/student.onnx: "
         f"{package.latency} (measured on the file; {finished.summary.target})",
         f"Report: {finished.path}/report.html",
         f"Retrain: kdsearch distill --config {package.path}/config.yaml",

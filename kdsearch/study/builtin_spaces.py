@@ -1,4 +1,4 @@
-"""The spaces that ship with kdsearch, and what a space may name: families, methods, knobs."""
+"""Built-in search spaces, and checks of the families, methods and knobs that a space names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, Train
 from kdsearch.study.config import read_config
 
 _HERE = Path(__file__).parents[1]
-# Inside a wheel the folder lies in the package; in a checkout, beside it.
+# In a wheel the folder is inside the package; in a checkout, next to it.
 _FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
 _SECTIONS = ("student", "method", "train")
 _COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("method", "knobs"))
@@ -34,19 +34,19 @@ KnobsOf: TypeAlias = Callable[[str], list[str]]
 
 
 def builtin() -> dict[str, Path]:
-    """Return the spaces that come with kdsearch, by name."""
+    """Return the files of the built-in spaces, by name."""
     return {file.stem: file for folder in _FOLDERS for file in sorted(folder.glob("*.yaml"))}
 
 
 def default_space(data: str, size: int) -> str:
-    """Return the name of the space for a data set: its own, else one for its image size."""
+    """Return the name of the space for a data set: its own, or the one for its image size."""
     if data in builtin():
         return data
     return "classification-small" if size < SMALL_IMAGE else "classification-mobile"
 
 
 def find_space(name: str) -> SearchSpace:
-    """Read and check a space: built in, a YAML file, or the folder of a study that searched it.
+    """Read and check a space: a built-in one, a YAML file, or the folder of a study.
 
     Raises SpaceError with every mistake in it.
     """
@@ -64,9 +64,9 @@ def find_space(name: str) -> SearchSpace:
 
 
 def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
-    """Yield (dimension, mistake) for names, options and values that no candidate may have."""
+    """Yield (dimension, mistake) for each unknown name and each value that cannot be used."""
     if "student.family" not in space.dims:
-        yield "student", "the space must say 'student.family'"
+        yield "student", "the space has no 'student.family'"
     families = _options(space.dims.get("student.family"))
     methods = _options(space.dims.get("method.name")) or ["kd"]
     yield from _unknown_plugins(space, "student.family", families, _student_knobs)
@@ -121,27 +121,27 @@ def _check_owned(
     knobs_of: KnobsOf,
     what: str,
 ) -> Iterator[tuple[str, str]]:
-    """Check `<option>.<knob>`: the option must be on offer and know the knob."""
+    """Check `<option>.<knob>`: the space has the option, and the option has the knob."""
     owner = next((option for option in options if rest.startswith(f"{option}.")), None)
     if owner is None:
         stem = rest.partition(".")[0]
         hint = did_you_mean(stem, [*options, what])
         if what == "method" and stem in _COMMON:
             hint = f"; write it under each method, as method.name.choice.{options[0]}.{stem}"
-        yield name, f"{stem!r} is no {what} of this space{hint}; it offers {', '.join(options)}"
+        yield name, f"{stem!r} is no {what} of this space{hint}; it has {', '.join(options)}"
         return
     knob = rest.removeprefix(f"{owner}.")
     try:
         known = knobs_of(owner)
     except KDSearchError:
-        return  # the unknown option itself is reported once, by its own line
+        return  # the unknown option is reported by its own line
     if knob not in known:
         hint = did_you_mean(knob, known)
         yield name, f"unknown knob {knob!r} for {what} {owner!r}{hint}; known: {', '.join(known)}"
 
 
 def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
-    """Build the family at both ends of a knob's range, without memory, at a small resolution."""
+    """Build the family at both ends of a knob's range, on the meta device, at a low resolution."""
     import torch
 
     family, _, knob = rest.partition(".")
@@ -173,7 +173,7 @@ def _check_method(
 
 
 def _mistake(method: str, settings: Mapping[str, Value]) -> str:
-    """Return what is wrong with a recipe's values; of names, their own lines tell."""
+    """Return what is wrong with a recipe's values; wrong names are reported elsewhere."""
     from kdsearch.training import distiller
 
     try:

@@ -100,15 +100,15 @@ def search(
             folder, config, versions={"kdsearch": version("kdsearch")}, digest=digest_of
         ) as study,
     ):
-        price = partial(_price, cost, study.budget.axis())
+        costs = _Costs(cost, study.budget.axis())
         judge = Judge(study, images=images)
         until = math.inf if time_limit is None else time.perf_counter() + time_limit
 
         def is_enough() -> bool:
             return time.perf_counter() >= until
 
-        run = partial(_run, study, evaluate, price, judge, epochs)
-        source = proposed(study, n_trials=n_trials, is_enough=is_enough, price=price)
+        run = partial(_run, study, evaluate, costs, judge, epochs)
+        source = proposed(study, n_trials=n_trials, is_enough=is_enough, price=costs.before_trial)
         try:
             local.run(Proposals(study, source, on_trial=on_trial), [run] * workers)
         except StopStudy as stop:
@@ -122,7 +122,7 @@ def search(
 
 @contextmanager
 def _folder(path: Path | str | None) -> Iterator[Path]:
-    """Give the study's folder; one that nobody named goes with a search that fails."""
+    """Give the study's folder; a temporary one is removed when the search fails."""
     if path is not None:
         yield Path(path)
         return
@@ -137,26 +137,27 @@ def _folder(path: Path | str | None) -> Iterator[Path]:
 def _run(
     study: OpenStudy,
     evaluate: Evaluate,
-    price: Callable[[Params], Cost],
+    costs: _Costs,
     judge: Judge,
     epochs: int | None,
     proposal: Proposal,
 ) -> TrialOutcome:
-    """Evaluate one candidate that keeps the budget."""
+    """Evaluate one candidate that keeps the budget; whatever it raises fails its trial alone."""
     started = time.perf_counter()
-    cost = price(proposal.params)
-    violations = study.budget.violations(cost)
-    if any(violation > 0 for violation in violations.values()):
-        reason = study.budget.explain(cost)
-        return TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
-    reports = _Reports(judge, cost, epochs)
+    reports = _Reports(judge, epochs)
+    cost, violations, val, reason = None, {}, None, ""
     try:
-        val, reason = _number("evaluate returned", evaluate(proposal.params, reports)), ""
+        cost = reports.cost = costs(proposal.params)
+        violations = study.budget.violations(cost)
+        if any(violation > 0 for violation in violations.values()):
+            reason = study.budget.explain(cost)
+            return TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
+        val = _number("evaluate returned", evaluate(proposal.params, reports))
     except StopStudy:
         raise
-    except Exception as error:  # a candidate must not end the search, whatever it does
+    except Exception as error:
         logger.exception("trial %d failed", proposal.number)
-        val, reason = None, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
     state = "failed" if val is None else "complete"
     if reports.stopped:
         state, val, reason = "pruned", None, reports.stopped
@@ -173,15 +174,16 @@ def _run(
 
 
 class _Reports:
-    """What `evaluate` calls after each epoch. stopped: why the trial is to stop, once it is."""
+    """The function that `evaluate` calls after each epoch. stopped: why the trial must stop."""
 
-    def __init__(self, judge: Judge, cost: Cost, epochs: int | None) -> None:
+    def __init__(self, judge: Judge, epochs: int | None) -> None:
         self.curve: list[float] = []
         self.stopped = ""
-        self._judge, self._cost, self._epochs = judge, cost, epochs
+        self.cost = Cost()
+        self._judge, self._epochs = judge, epochs
 
     def __call__(self, epoch: int, metric: float) -> bool:
-        """Return whether the trial is to go on. Raises SpecError for epochs out of order."""
+        """Return False when the trial must stop. Raises SpecError for epochs out of order."""
         if epoch != len(self.curve) + 1 or epoch > (self._epochs or math.inf):
             of = "" if self._epochs is None else f" of {self._epochs}"
             raise SpecError(
@@ -191,7 +193,7 @@ class _Reports:
         if self._judge.mode != "off" and not 0 <= self.curve[-1] <= 1:
             raise SpecError(f"report({epoch}, {metric}): stopping needs a fraction in [0, 1]")
         if not self.stopped and self._epochs is not None:
-            rung = Rung(curve=tuple(self.curve), epochs=self._epochs, cost=self._cost)
+            rung = Rung(curve=tuple(self.curve), epochs=self._epochs, cost=self.cost)
             self.stopped = self._judge(rung) or ""
         return not self.stopped
 
@@ -200,18 +202,61 @@ def _budget(limits: Budget | Mapping[str, float] | None) -> Budget | None:
     """Return the budget. Raises SpecError for a name or a limit that is none."""
     if limits is None or isinstance(limits, Budget):
         return limits
-    for name, limit in _named("budget", limits).items():
+    found = _named("budget", limits)
+    for name, limit in found.items():
         if not 0 < limit < math.inf:
             raise SpecError(f"budget[{name!r}]={limit:g}: expected a number above 0")
-    return Budget(**limits)
+    return Budget(**found)
 
 
-def _price(cost: Callable[[Params], Mapping[str, float]], axis: str, params: Params) -> Cost:
-    """Return what a candidate costs. Raises SpecError where the front's axis is missing."""
-    found = _named("cost", cost(params))
-    if axis not in found:
-        raise SpecError(f"cost: {sorted(found)} lacks {axis!r}, which the front trades")
-    return Cost(**found)
+class _Costs:
+    """Costs of candidates by the user's function, which is called once for each candidate.
+
+    axis: the cost that the front trades.
+    """
+
+    def __init__(self, cost: Callable[[Params], Mapping[str, float]], axis: str) -> None:
+        self._cost, self._axis = cost, axis
+        self._known: dict[str, Cost | Exception] = {}
+
+    def __call__(self, params: Params) -> Cost:
+        """Return the cost, or raise what the function raised. Raises SpecError for a wrong one."""
+        name = digest_of(params)
+        if name not in self._known:
+            try:
+                self._known[name] = self._read(self._cost(params))
+            except Exception as error:
+                self._known[name] = error
+        found = self._known[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def before_trial(self, params: Params) -> Cost | None:
+        """Return the cost, None for a candidate whose trial fails without one.
+
+        Raises SpecError where the function names costs that do not exist, or lacks the axis.
+        """
+        try:
+            return self(params)
+        except _NameError:
+            raise
+        except Exception:  # its trial fails with this error
+            return None
+
+    def _read(self, costs: Mapping[str, float]) -> Cost:
+        found = _named("cost", costs)
+        if self._axis not in found:
+            raise _NameError(f"cost: {sorted(found)} lacks {self._axis!r}, which the front trades")
+        for name, value in found.items():
+            if not (math.isfinite(value) and value >= 0 and (value or name != self._axis)):
+                least = "a number above 0" if name == self._axis else "0 or a number above it"
+                raise SpecError(f"cost: {name} {value:g}: expected {least}")
+        return Cost(**found)
+
+
+class _NameError(SpecError):
+    """A name of a cost is wrong, for every candidate."""
 
 
 def _named(what: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -219,7 +264,7 @@ def _named(what: str, values: Mapping[str, float]) -> dict[str, float]:
     for name in values:
         if name not in _COSTS:
             hint = did_you_mean(name, _COSTS)
-            raise SpecError(f"{what}: unknown {name!r}{hint}; known: {', '.join(_COSTS)}")
+            raise _NameError(f"{what}: unknown {name!r}{hint}; known: {', '.join(_COSTS)}")
     return {name: _number(f"{what}: {name}", value) for name, value in values.items()}
 
 
@@ -230,7 +275,7 @@ def _number(what: str, value: object) -> float:
 
 
 def _text(space: Mapping[str, object] | Path | str) -> str:
-    """Return a space as YAML, read once so that its mistakes are told."""
+    """Return a space as YAML. Raises SpaceError with its mistakes."""
     if isinstance(space, Path | str):
         return load_space(Path(space)).text
     try:

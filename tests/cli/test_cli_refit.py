@@ -99,7 +99,7 @@ def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> 
     best = max(front["controls"], key=lambda entry: entry["val"])
     assert front["best"] == front["front"][0]["trial"] == 0
     assert front["shipped"] == best
-    assert f"Best: no. {best['trial']}, " in answer.stdout
+    assert f"Best: trial {best['trial']}, " in answer.stdout
     shipped = (path / "best" / "student.safetensors").read_bytes()
     trained_here = path / "trials" / f"{best['trial']:06d}" / "student.safetensors"
     assert shipped == trained_here.read_bytes()

@@ -154,9 +154,7 @@ def test_interrupted_teacher_is_told(shell: Shell) -> None:
         driver.send_signal(signal.SIGINT)
         _, message = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert (
-        message == "kdsearch: interrupted; the same command begins again, a study where it stood\n"
-    )
+    assert message == "kdsearch: interrupted; run the same command to resume\n"
     assert not (shell.out / "early").exists()
 
 

@@ -134,7 +134,7 @@ ONE_MISTAKE = {
         "timm has no model 'resnt18' (did you mean 'resnet18'?)",
     ),
     "student:\n  family:\n    {choice: [vit, vitt]}": (2, "unknown student family 'vitt'"),
-    "student: {resolution: 8}": (1, "the space must say 'student.family'"),
+    "student: {resolution: 8}": (1, "the space has no 'student.family'"),
     f"{HEAD}method: {{name: kdd}}": (2, "unknown method 'kdd' (did you mean 'kd'?)"),
     f"{HEAD}train: {{lrr: 1}}": (2, "unknown key 'lrr' (did you mean 'lr'?); known: epochs, "),
     f"{HEAD}tarin: {{lr: 1}}": (2, "unknown section 'tarin' (did you mean 'train'?)"),

@@ -163,6 +163,31 @@ def test_what_evaluate_raises_fails_its_trial_and_the_third_alike_the_search() -
     assert ended == {("wide", "failed"), ("plain", "complete")}
 
 
+@pytest.mark.parametrize("limit", [None, {"flops": 9e6}])
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf, ZeroDivisionError("no")])
+def test_a_cost_that_is_none_fails_its_trial_alone_and_is_computed_once(
+    limit: dict[str, float] | None, wrong: float | Exception
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def broken(params: Params) -> dict[str, float]:
+        calls[repr(params)] += 1
+        if params["block"] == "wide":
+            if isinstance(wrong, Exception):
+                raise wrong
+            return {"flops": wrong}
+        return cost(params)
+
+    study = kdsearch.search(
+        space=SPACE, evaluate=look_up, cost=broken, budget=limit, n_trials=4, seed=5
+    )
+    states = {(str(r.params["block"]), r.state) for r in study.trials}
+    assert states == {("wide", "failed"), ("plain", "complete")}
+    assert set(calls.values()) == {1}
+    reasons = {r.reason for r in study.trials if r.state == "failed"}
+    assert all("flops" in reason or "ZeroDivisionError" in reason for reason in reasons)
+
+
 def test_a_cost_keeps_its_fractions() -> None:
     study = kdsearch.search(
         space={"width": {"float": [0.1, 0.9]}},
