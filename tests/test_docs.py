@@ -1,4 +1,4 @@
-"""Every command that README and docs/ show is typed here, and prints what they show."""
+"""Run every command that README and docs/ show, and compare its output with theirs."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ PAGES = [ROOT / "README.md"] + [
     page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in GENERATED
 ]
 SHORT = DOCS / "reference" / "spaces.md"
-# Amounts that a reader wants and a test has no time for; a command's own value is overruled.
+# Smaller amounts for a test; they override those of a command.
 QUICK: Mapping[str, Mapping[str, str]] = {
     "run": {"--trials": "1", "--epochs": "1", "--teacher-epochs": "1"},
     "distill": {"--epochs": "1", "--teacher-epochs": "1"},
     "check": {"--teacher-epochs": "1"},
 }
 FEW = 10  # images of a class that `path/to/images` has in each split
-# Pretrained weights are downloaded; a test has no network, and trains a teacher instead.
+# Pretrained weights are downloaded; a test has no network and trains a teacher instead.
 STAND_INS = {"timm:resnet50.a1_in1k": "auto"}
-# What is parsed only, by how the line begins, and why.
+# Lines that are parsed only, by their beginning, and the reason.
 NOT_RUN = {
     "kdsearch dashboard": "serves until it is ended; report/test_dashboard.py reads it",
     "kdsearch run --engine ray --ray-address": "needs a cluster; see engines/test_ray_tune.py",
     "kdsearch run --storage postgresql:": "needs a server; study/test_storage_url.py starts one",
 }
-# Programs that are not part of this project, and why they are not run.
+# Programs that are not part of this project, and why they do not run.
 OTHERS = {"ray": "starts a cluster"}
 
 
@@ -66,7 +66,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One command line, where it stands, and what the page shows as its output."""
+    """One command line, its place, and its output on the page."""
 
     text: str
     place: str
@@ -78,12 +78,12 @@ class Line:
 
     @property
     def fails(self) -> bool:
-        """Whether the page shows that the command is refused."""
+        """Return True if the page shows an error of the command."""
         return any(line.startswith("kdsearch: ") for line in self.shown)
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Yield the fenced blocks of a page; directives are none."""
+    """Yield the fenced blocks of a page, without directives."""
     inside: list[str] | None = None
     language, begun = "", 0
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
@@ -118,7 +118,7 @@ def lines(page: Path) -> list[Line]:
 
 
 def shape(line: str) -> str:
-    """Return a line without what differs between machines: figures, and which training wins.
+    """Return a line without what differs between machines: numbers, and the trial that wins.
 
     A row of a table is its number of cells.
     """
@@ -170,7 +170,7 @@ def prepared() -> Iterator[Path]:
 
 @pytest.fixture
 def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder that one page's commands are typed in, as if it were a checkout."""
+    """Return the working folder for the commands of one page, laid out like a checkout."""
     (tmp_path / "docs").mkdir()
     shutil.copytree(prepared / "examples", tmp_path / "docs" / "examples")
     (tmp_path / "path" / "to").mkdir(parents=True)
@@ -200,7 +200,7 @@ def typed(line: Line, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 
 def is_run(line: Line) -> bool:
-    """Check a line as far as that can be done without running it; False where that is all."""
+    """Check a line without running it; return True if it can also run."""
     program, *arguments = line.words
     if program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -215,7 +215,7 @@ def is_run(line: Line) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_is_understood(page: Path, workplace: Path) -> None:
+def test_every_command_of_a_page_parses(page: Path, workplace: Path) -> None:
     for line in lines(page):
         is_run(line)
 
@@ -229,7 +229,7 @@ def test_the_commands_of_a_short_page_do_what_it_shows(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_commands_of_a_page_do_what_it_shows(
+def test_the_commands_of_a_page_print_what_it_shows(
     page: Path, workplace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check_commands(page, capfd)
@@ -241,12 +241,12 @@ def check_commands(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
             continue
         code, printed = typed(line, capfd)
         assert (code != 0) == line.fails, f"{line.place}: {line.text}\n{printed}"
-        said = {shape(row) for row in printed.splitlines()}
+        found = {shape(row) for row in printed.splitlines()}
         for row in line.shown:
-            assert row == "..." or shape(row) in said, f"{line.place}: {row}\nnot in\n{printed}"
+            assert row == "..." or shape(row) in found, f"{line.place}: {row}\nnot in\n{printed}"
 
 
-def test_what_is_not_run_is_still_shown_somewhere() -> None:
+def test_every_exception_is_still_on_a_page() -> None:
     shown = [line for page in PAGES for line in lines(page)]
     for start in NOT_RUN:
         assert any(line.text.startswith(start) for line in shown), start
@@ -277,7 +277,7 @@ def test_extras_and_local_links_exist(page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_pages_build_without_a_warning_and_name_what_is_registered(tmp_path: Path) -> None:
+def test_the_pages_build_without_a_warning_and_list_every_plugin(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns(*GENERATED))
     out = tmp_path / "html"
     done = subprocess.run(
@@ -290,8 +290,8 @@ def test_the_pages_build_without_a_warning_and_name_what_is_registered(tmp_path:
     assert done.returncode == 0, done.stderr
     commands = (out / "reference" / "commands.html").read_text()
     assert [name for name in COMMANDS if f">kdsearch {name}<" not in commands] == []
-    told = (out / "reference" / "methods.html").read_text()
-    assert [name for name in methods.names() if f">{name}<" not in told] == []
+    listed = (out / "reference" / "methods.html").read_text()
+    assert [name for name in methods.names() if f">{name}<" not in listed] == []
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.names()) - {"none"}))
@@ -299,7 +299,7 @@ def test_every_method_names_a_paper(name: str) -> None:
     assert re.search(r"\b(19|20)\d\d\b", methods.get(name).__doc__ or "")
 
 
-def test_what_stands_beside_the_code_keeps_its_form() -> None:
+def test_the_files_of_the_project_keep_their_form() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 40
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -83,9 +83,9 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
 
 def close_up(marks: Marks) -> list[float]:
     """Return the values that set the first view: no low outliers and no pruned trials."""
-    beside = (*marks.front, *marks.refits, *marks.controls, marks.teacher)
-    trained = [mark.val for mark in (*marks.dominated, *beside)]
-    return without_strays(trained, [mark.val for mark in beside])
+    always = (*marks.front, *marks.refits, *marks.controls, marks.teacher)
+    trained = [mark.val for mark in (*marks.dominated, *always)]
+    return without_strays(trained, [mark.val for mark in always])
 
 
 def whole(marks: Marks) -> tuple[float, float]:

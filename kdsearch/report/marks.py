@@ -81,10 +81,10 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
         controls.append(_from_entry(summary, entry, _control_words(subject)))
         links += [(controls[-1], drawn[subject])] if subject in drawn else []
     for each in summary.candidates:
-        own, *beside = _averages(summary, each)
+        own, *others = _averages(summary, each)
         refits.append(own)
-        controls += beside
-        links += [(own, drawn[each.trial]), *((mark, own) for mark in beside)]
+        controls += others
+        links += [(own, drawn[each.trial]), *((mark, own) for mark in others)]
     return Marks(
         front=front,
         dominated=dominated,

@@ -315,9 +315,7 @@ def test_nothing_within_the_budget_trains_no_student(shell: Shell) -> None:
     answer = shell.run("--name", "tight", "--budget-mflops", "0.001")
     assert answer.code == 3
     assert "Traceback" not in answer.stderr
-    assert re.search(
-        r"cheapest, trial \d+ \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr
-    )
+    assert re.search(r"cheapest, trial \d+ \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr)
     assert not (shell.out / "tight" / "trials").exists()
     assert (shell.out / "tight" / "report.html").is_file()
 

@@ -70,7 +70,7 @@ def make_study(
     done = [record for record in records if record.state == "complete"]
     chosen = [done[i] for i in front([(r.val or 0.0, _latency(r)) for r in done])]
     best = chosen[-1] if chosen else None
-    beside = [] if best is None else [_control(best, len(records) + i) for i in range(controls)]
+    added = [] if best is None else [_control(best, len(records) + i) for i in range(controls)]
     summary = Summary(
         study=name,
         budget=Budget(latency_ms=LIMIT_MS),
@@ -84,15 +84,15 @@ def make_study(
             latency_ms=14.2,
         ),
         counts=Counts(
-            complete=complete + len(beside), pruned=pruned, rejected=rejected, failed=failed
+            complete=complete + len(added), pruned=pruned, rejected=rejected, failed=failed
         ),
         front=tuple(_entry(record) for record in chosen),
-        controls=tuple(_entry(record) for record in beside),
+        controls=tuple(_entry(record) for record in added),
         best=None if best is None else best.number,
         shipped=None if best is None else _entry(best),
         seconds=Seconds(teacher=42.0, search=1210.0, refit=305.5),
     )
-    return summary, records + beside
+    return summary, records + added
 
 
 def _record(rng: random.Random, number: int, state: str, epochs: int, family: str) -> TrialRecord:

@@ -71,8 +71,8 @@ def study(fast_path: Path) -> OpenStudy:
         study.tell(lost, replace(look_up(lost), state="failed", val=None, reason="it, broke\n"))
         other, best = study.front()[0], study.front()[-1]
         for of, method, val in ((other, "none", 0.5), (best, "none", 0.6), (best, "at", 0.7)):
-            asked = study.ask_control({**of.params, "method.name": method}, of.number)
-            study.tell(asked, replace(look_up(asked), state="complete", val=val, seconds=3.0))
+            proposal = study.ask_control({**of.params, "method.name": method}, of.number)
+            study.tell(proposal, replace(look_up(proposal), state="complete", val=val, seconds=3.0))
         read = {str(best.number): 0.75}
         study.update_facts(best=best.number, shipped=best.number, test=read, notes=["A note"])
         write_derived(study)
@@ -100,8 +100,8 @@ def test_front_json_has_the_promised_fields_of_refits(fast_path: Path) -> None:
         run_to(study, 8)
         wanted = Refit(count=2, seeds=2)
         study.update_facts(refit=wanted)
-        for asked in missing(study, wanted):
-            study.tell(asked, look_up(asked))
+        for proposal in missing(study, wanted):
+            study.tell(proposal, look_up(proposal))
         test = {str(record.number): 0.5 for record in trained(study)}
         study.update_facts(test=test)
         write_derived(study)
@@ -223,8 +223,8 @@ def test_derived_files_deleted_and_written_again_are_the_same(study: OpenStudy) 
 def test_a_study_without_a_complete_trial_has_no_best(fast_path: Path) -> None:
     with opened(fast_path / "hopeless", replace(REQUEST, budget_mflops=0.5)) as study:
         study.update_facts(teacher=TEACHER)
-        asked = study.ask()
-        study.tell(asked, replace(look_up(asked), state="rejected", val=None, curve=()))
+        proposal = study.ask()
+        study.tell(proposal, replace(look_up(proposal), state="rejected", val=None, curve=()))
         summary = write_derived(study)
     assert (summary.best, summary.front, summary.best_entry()) == (None, (), None)
     assert summary.counts.rejected == 1

@@ -55,8 +55,8 @@ def path(fast_path: Path) -> Path:
         study.update_facts(teacher=TEACHER, notes=["A <b>note</b>"])
         run_to(study, 8)
         keep_curve(study, 0)
-        asked = study.ask()
-        study.tell(asked, replace(look_up(asked), state="failed", val=None, reason="a | b"))
+        proposal = study.ask()
+        study.tell(proposal, replace(look_up(proposal), state="failed", val=None, reason="a | b"))
         write_dashboard(study)
     return fast_path / "board"
 
@@ -83,8 +83,8 @@ def test_the_dashboard_has_values_constraints_figure_notes_and_curves(
 ) -> None:
     (listed,) = dashboard.get("/api/studies")["study_summaries"]
     study = dashboard.get(f"/api/studies/{listed['study_id']}")
-    with opened(path) as kept:
-        records = kept.records()
+    with opened(path) as reopened:
+        records = reopened.records()
     assert study["objective_names"] == ["accuracy", "flops"]
     assert len(study["trials"]) == len(records) == 9
     for trial, record in zip(study["trials"], records, strict=True):
