@@ -1,4 +1,4 @@
-"""The frozen values that travel between rooms: what to build, how to teach it, what it may cost.
+"""Value types of one trial: student, distillation, training, cost, budget, record.
 
 Convention: FLOPs count one multiply-add once, at batch size 1; latency is in milliseconds on the
 target that the study names; metrics are fractions in [0, 1].
@@ -32,12 +32,6 @@ POLICIES = ("plain", "trivial", "rand")
 MIXES = ("none", "mixup", "cutmix")
 PRECISIONS = ("auto", "fp32", "bf16")
 UNITS = {"latency_ms": (1.0, "ms"), "flops": (1e-6, "MFLOPs"), "params": (1e-6, "M parameters")}
-_TRAIN_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "optimizer": OPTIMIZERS,
-    "policy": POLICIES,
-    "mix": MIXES,
-    "precision": PRECISIONS,
-}
 T = TypeVar("T")
 
 
@@ -59,17 +53,19 @@ class StudentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSpec:
-    """How the teacher is heard: loss = (1 - alpha) * task + alpha * sum of weight * term.
+    """Distillation settings: loss = (1 - alpha) * task + alpha * sum of weight * term.
 
-    method: a method's name, or several joined by `+`; then `knobs` holds each one's own settings
-    under its name, such as `at.weight`. alpha: weight of the teacher's signal in [0, 1]; None
-    means the (first) method's default, likewise `weight`. mapping: `last`, `even`, `stride`,
-    `all` pairs with learned weights, or explicit pairs such as `0:1,2:3` (student:teacher).
+    method: a method's name, or several joined by `+`.
+    alpha: in [0, 1]; None: the default of the (first) method.
+    weight: >= 0; None: the default of the method. Several methods take theirs from knobs.
+    mapping: `last`, `even`, `stride`, `all` (learned weights), or pairs of stages student:teacher
+        such as `0:1,2:3`.
     *_schedule: see `parse_schedule`; a temperature moves between its knob's value and 1.
-    balance: `fixed` weights, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115) or `gradnorm`
-    (after Chen et al., ICML 2018, 1711.02257). order: the terms `together`, or `progressive`:
-    shallow pairs of stages first, then deep ones, then relations, then responses.
-    teachers: how several share: `equal`, `confidence`, `learned`, or fixed such as `0.7,0.3`.
+    balance: `fixed`, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115) or `gradnorm` (after
+        Chen et al., ICML 2018, 1711.02257).
+    order: `together`, or `progressive`: shallow stages, deep ones, relations, then responses.
+    teachers: weights of several: `equal`, `confidence`, `learned`, or fixed such as `0.7,0.3`.
+    knobs: of the method, as `temperature`; of several methods, under their names, as `at.weight`.
     """
 
     method: str = "kd"
@@ -96,7 +92,7 @@ class DistillSpec:
         self.teacher_shares()
 
     def teacher_shares(self) -> tuple[float, ...] | None:
-        """Return the fixed shares of the teachers, summing to 1, or None where they are not."""
+        """Return fixed weights of the teachers, which sum to 1, or None if they are not fixed."""
         if self.teachers in BLENDS:
             return None
         try:
@@ -107,7 +103,7 @@ class DistillSpec:
             hint = did_you_mean(self.teachers, BLENDS)
             raise SpecError(
                 f"method.teachers: {self.teachers!r}{hint} is not one of {', '.join(BLENDS)}, nor "
-                "shares such as '0.7,0.3', one a teacher"
+                "one share for each teacher, as '0.7,0.3'"
             )
         return tuple(share / sum(shares) for share in shares)
 
@@ -116,15 +112,15 @@ class DistillSpec:
 class TrainSpec:
     """The recipe of one training: cosine learning rate after a linear warm-up.
 
-    warmup: fraction of all steps. ema: decay of the averaged copy that is evaluated and kept.
-    clip: largest norm of the gradient, 0 for none. accumulate: parts that a batch is split into,
-    one after another, where memory is short; relations then see a part at a time. policy, mix:
-    what views go through after crop and mirror: `trivial` or `rand` augmentation; `mixup` or
-    `cutmix`. views: how many of them each image has, seen in turn, so that the teacher is asked no
-    more often; 0: a new one each epoch. precision: of the student's step; `auto` is bf16 on a GPU
-    that has it, else fp32. repeat: tells trainings apart that are alike otherwise: each number has
-    weights, order and views of its own. Above 0 they are the same whatever the method, so that two
-    methods can be compared training by training.
+    accumulate: parts of a batch, run one after another; relations see one part at a time.
+    warmup: fraction of all steps, [0, 1). clip: largest norm of the gradient, 0: no limit.
+    ema: decay of the averaged weights, which are evaluated and kept, [0, 1).
+    policy: augmentation after crop and flip: `plain`, `trivial` or `rand`.
+    mix: `none`, `mixup` or `cutmix`.
+    views: augmented views of each image, used in turn; 0: a new view each epoch.
+    precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
+    repeat: each number has its own weights, order and views. Above 0 they do not depend on the
+        method, so that two methods can be compared training by training.
     """
 
     epochs: int = 10
@@ -145,25 +141,19 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         checks = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
+            **{name: getattr(self, name) >= 1 for name in ("epochs", "batch_size")},
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "lr": 0 < self.lr < inf,
-            "weight_decay": 0 <= self.weight_decay < inf,
-            "warmup": 0 <= self.warmup < 1,
-            "clip": 0 <= self.clip < inf,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "ema": 0 <= self.ema < 1,
-            "views": self.views >= 0,
-            "repeat": self.repeat >= 0,
+            **{n: 0 <= getattr(self, n) < inf for n in ("weight_decay", "clip", "views", "repeat")},
+            **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
-            raise SpecError(
-                f"{'; '.join(bad)} (epochs and batch_size >= 1, accumulate from 1 to batch_size, "
-                "lr > 0, weight_decay, clip, views and repeat >= 0, the others in [0, 1))"
-            )
-        for name, known in _TRAIN_CHOICES.items():
+            accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr > 0"
+            accepted += ", weight_decay, clip, views and repeat >= 0, the others in [0, 1)"
+            raise SpecError(f"{'; '.join(bad)} ({accepted})")
+        choices = {"optimizer": OPTIMIZERS, "policy": POLICIES, "mix": MIXES}
+        for name, known in (*choices.items(), ("precision", PRECISIONS)):
             _require_one_of(f"train.{name}", getattr(self, name), known)
 
 
@@ -180,13 +170,15 @@ class Candidate:
 
     @classmethod
     def from_params(cls, params: Params) -> Candidate:
-        """Read a walked space: `student.*`, `method.*`, `train.*`. Raises SpecError.
+        """Read sampled parameters: `student.*`, `method.*`, `train.*`. Raises SpecError.
 
-        What an option owns stands under it: `student.resnet.width`, `method.kd.temperature`,
+        Parameters of an option have its name: `student.resnet.width`, `method.kd.temperature`,
         `train.adamw.lr`.
         """
+        if "student.family" not in params:
+            raise SpecError("the search space has no 'student.family'")
         rest = dict(params)
-        family = str(_take(rest, "student.family"))
+        family = str(rest.pop("student.family"))
         resolution = rest.pop("student.resolution", 0)
         method = str(rest.pop("method.name", "kd"))
         own = _take_under(rest, f"method.{method}.")
@@ -205,14 +197,14 @@ class Candidate:
         )
 
     def digest(self) -> str:
-        """Return a short name that equals for equal candidates and for no others.
+        """Return a short name, equal for equal candidates; trials are seeded by it.
 
-        A setting at its default is left out, so that a new setting renames no old candidate.
+        Settings at their defaults are left out, so that a new setting renames no old candidate.
         """
-        own = dict(self.distill.knobs)  # a temperature counts beside the knobs, as it always has:
-        warm = {key: own.pop(key) for key in ("temperature",) if key in own}  # digests seed trials
-        distill = unusual(replace(self.distill, knobs=own)) | warm
-        return digest_of([unusual(self.student), distill, unusual(self.train)])
+        knobs = dict(self.distill.knobs)  # the temperature is lifted out, as it once was a field
+        lifted = {key: knobs.pop(key) for key in ("temperature",) if key in knobs}
+        distill = changed(replace(self.distill, knobs=knobs)) | lifted
+        return digest_of([changed(self.student), distill, changed(self.train)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +212,7 @@ class Cost:
     """The cost of one student: multiply-adds, parameters, milliseconds.
 
     None is unknown, such as a latency that was not measured. latency_low_ms, latency_high_ms: the
-    latency of a new process lies between them 95 times of 100.
+    latency of a new process lies between them in 95 % of cases.
 
     Example: Cost(flops=2e6, params=8e4).flops
     """
@@ -251,19 +243,19 @@ class Budget:
                 raise SpecError(f"budget.{name}: {limit} is not a number above 0")
 
     def violations(self, cost: Cost) -> dict[str, float]:
-        """Return (cost - limit) / limit for every limit whose cost is known; > 0 breaks it.
+        """Return (cost - limit) / limit for every limit with a known cost; above 0 it is violated.
 
-        A latency counts with the upper end of its interval: the next process may find that.
+        A latency counts with the upper end of its interval.
         """
-        found = {}
-        for name in _fields(Budget):
-            limit, value = getattr(self, name), _at_most(name, cost)
-            if limit is not None and value is not None:
-                found[name] = (value - limit) / limit
-        return found
+        known = ((name, getattr(self, name), _at_most(name, cost)) for name in _fields(Budget))
+        return {
+            name: (value - limit) / limit
+            for name, limit, value in known
+            if limit is not None and value is not None
+        }
 
     def explain(self, cost: Cost) -> str:
-        """Return which limits a cost breaks, in words, such as '29.7 MFLOPs over 20'."""
+        """Return the violated limits as text, such as '29.7 MFLOPs over 20'."""
         return "; ".join(
             f"{getattr(cost, name) * scale:.4g} {unit}{_up_to(name, cost)} over "
             f"{getattr(self, name) * scale:.4g}"
@@ -272,7 +264,7 @@ class Budget:
         )
 
     def axis(self) -> str:
-        """Return the cost that the front trades accuracy against: the first limited one."""
+        """Return the cost axis of the front: the first limited cost, else `flops`."""
         limited = [name for name in _fields(Budget) if getattr(self, name) is not None]
         return limited[0] if limited else "flops"
 
@@ -288,11 +280,7 @@ def _up_to(name: str, cost: Cost) -> str:
     return f", up to {cost.latency_high_ms:.4g} with its spread,"
 
 
-_SECTIONS: Mapping[type, str] = {
-    StudentSpec: "student",
-    DistillSpec: "method",
-    TrainSpec: "train",
-}
+_SECTIONS: Mapping[type, str] = {StudentSpec: "student", DistillSpec: "method", TrainSpec: "train"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,13 +288,13 @@ class TrialRecord:
     """The record of one trial. `curve` holds the validation metric after each of its `epochs`.
 
     state: `complete`, `rejected` (over budget, never trained), `pruned` (stopped early),
-    `failed`, `interrupted` (its driver died; it is sampled again) or `running`. reason: why it did
-    not complete. teacher_seconds: the part of `seconds` that the teacher took.
+        `failed`, `interrupted` (its driver died; it is sampled again) or `running`.
+    reason: of any state but `complete`. teacher_seconds: the teacher's part of `seconds`.
     mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
     control_of: the trial whose student this one trains with another method, for comparison.
     refit_of: the trial that this one, or its control, trains again under another `repeat`.
-    reused_from: the equal earlier trial. draw: its place in the order of proposals, None for a
-    control. rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
+    reused_from: the equal earlier trial. draw: place in the order of proposals, None for a control.
+    rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
 
     Example: TrialRecord(number=3, state="complete", params={"student.family": "resnet"}).kind
     """
@@ -332,11 +320,11 @@ class TrialRecord:
 
     @property
     def kind(self) -> str:
-        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
+        """Return the kind of a trial outside the search; see `kind_of`."""
         return kind_of(self.control_of, self.refit_of)
 
     def outside(self) -> str:
-        """Return the same with the trial that it belongs to, as 'refit of trial 7'."""
+        """Return the kind and the trial that it belongs to, as 'refit of trial 7'."""
         of = self.control_of if self.refit_of is None else self.refit_of
         return f"{self.kind} of trial {of}" if self.kind else ""
 
@@ -354,7 +342,7 @@ def _fields(cls: type) -> tuple[str, ...]:
 
 @cache
 def _readers() -> Mapping[type, TypeAdapter[Any]]:
-    """Return the readers of specs; importing pydantic takes 0.1 s, and `--help` needs none."""
+    """Return the readers of specs; pydantic takes 0.1 s to import, too long for `--help`."""
     from pydantic import TypeAdapter
 
     return {spec: TypeAdapter(spec) for spec in _SECTIONS}
@@ -368,16 +356,15 @@ def make(cls: type[T], **values: object) -> T:
         made: T = _readers()[cls].validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         section = _SECTIONS[cls]
-        raise SpecError(
-            "; ".join(
-                f"{section}.{'.'.join(map(str, item['loc']))}: {item['input']!r}: {item['msg']}"
-                for item in error.errors()
-            )
-        ) from None
+        mistakes = (
+            f"{section}.{'.'.join(map(str, item['loc']))}: {item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise SpecError("; ".join(mistakes)) from None
     return made
 
 
-def unusual(spec: object) -> dict[str, object]:
+def changed(spec: object) -> dict[str, object]:
     """Return the fields of a dataclass that differ from their defaults."""
     found = {}
     for item in fields(spec):  # type: ignore[arg-type]
@@ -394,13 +381,6 @@ def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise SpecError(f"{name}: {value!r}{hint} is not one of {', '.join(known)}")
 
 
-def _take(rest: dict[str, Value], name: str) -> Value:
-    try:
-        return rest.pop(name)
-    except KeyError:
-        raise SpecError(f"the search space does not say {name!r}") from None
-
-
 def _take_under(rest: dict[str, Value], prefix: str) -> dict[str, Value]:
     names = [name for name in rest if name.startswith(prefix)]
     return {name.removeprefix(prefix): rest.pop(name) for name in names}
@@ -415,6 +395,6 @@ def _refuse(prefix: str, rest: Mapping[str, Value], known: tuple[str, ...]) -> N
 
 
 def digest_of(value: object) -> str:
-    """Return 16 hexadecimal digits that name a value made of plain JSON types."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a value of plain JSON types."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -123,7 +123,7 @@ def test_a_digest_does_not_change_between_versions() -> None:
 
 
 REFUSED: dict[str, dict[str, Value]] = {
-    "the search space does not say 'student.family'": {"train.lr": 0.1},
+    "the search space has no 'student.family'": {"train.lr": 0.1},
     "train: unknown 'lrr' (did you mean 'lr'?)": {"train.lrr": 0.1},
     "unknown 'student.width'": {"student.width": 1},
     "unknown 'student.vit.width'": {"student.vit.width": 1},

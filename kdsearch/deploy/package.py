@@ -30,7 +30,7 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
-from kdsearch.spec import Budget, Candidate, Cost, unusual
+from kdsearch.spec import Budget, Candidate, Cost, changed
 from kdsearch.study.config import StudyConfig
 from kdsearch.tasks import Task
 from kdsearch.training.distiller.recipe import needed_features
@@ -122,7 +122,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
     settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
     settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
     named = ("method", "alpha", "weight", "mapping", "knobs")
-    others = {k: v for k, v in unusual(distill).items() if k not in named}
+    others = {k: v for k, v in changed(distill).items() if k not in named}
     settings |= {f"method.{k}": str(v) for k, v in others.items()}
     settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
     flags: dict[str, object] = {

@@ -22,7 +22,7 @@ from kdsearch.errors import CostError, ExportError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, digest_of, unusual
+from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, changed, digest_of
 
 logger = logging.getLogger(__name__)
 # Trials may be threads of one process, which has one stream of random numbers and one state of
@@ -72,7 +72,7 @@ class StaticCosts:
     def __call__(self, params: Params) -> Cost | None:
         """Return the price of a candidate; None for one that cannot be built, as its trial says."""
         spec = Candidate.from_params(params).student
-        name = digest_of(unusual(spec))
+        name = digest_of(changed(spec))
         if name not in self._known:
             self._known[name] = self._count(spec)
         return self._known[name]

@@ -11,7 +11,7 @@ from kdsearch.methods import METHODS
 from kdsearch.methods.base import DistillLoss
 from kdsearch.schedules import Schedule, parse_schedule
 from kdsearch.space import Params, Value
-from kdsearch.spec import ALL_PAIRS, DistillSpec, unusual
+from kdsearch.spec import ALL_PAIRS, DistillSpec, changed
 from kdsearch.training.pairing import check_mapping
 
 _NEEDED = inspect.Parameter.empty
@@ -242,7 +242,7 @@ def _refuse_settings(spec: DistillSpec) -> None:
     """Refuse settings of distillation under the method without a teacher."""
     given = {
         key: value
-        for key, value in unusual(spec).items()
+        for key, value in changed(spec).items()
         if key not in ("method", "knobs") and value not in (None, 0)
     }
     if given:
