@@ -1,8 +1,8 @@
 """Labelled images, however the user has them, as uint8 tensors ready to train on.
 
-A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`) or Parquet files. It is
-decoded once; splits it lacks are taken from train; images without labels join train's. Nothing is
-imported before `load` needs it.
+A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`), Parquet files or a
+user's function. It is decoded once; splits it lacks are taken from train; images without labels
+join train's. Nothing is imported before `load` needs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def load(
 ) -> ImageData:
     """Return the images of `source`, decoded under `cache_dir` at the first call.
 
-    source: one of `names()` (`./digits` is a folder), a folder or a Parquet file.
+    source: one of `names()` (`./digits` is a folder), a folder, a Parquet file, or a function
+    `FILE.py:function` or `package.module:function` that returns a `data.base.Source`.
     size: side in pixels; None means the images' own, or at most 224. seed: of the splits taken
     from train, and of `subset`, the number of training images to keep besides the unlabelled.
     flip: whether views may be mirrored; None leaves it to the source. Raises DataError.
@@ -75,6 +76,7 @@ def load(
         std=std,
         augment=augment,
         skipped=stored.skipped,
+        task=found.task,
     )
 
 
@@ -103,21 +105,34 @@ def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -
     """Return the rows of the stored train that make each split which is not taken as it is."""
     from kdsearch.data.splits import carve, choose
 
-    labels = stored.images.labels[stored.ranges["train"]]
+    labels = _strata(stored.images.labels[stored.ranges["train"]])
     missing = {"val", "test"} - stored.ranges.keys()
     index: dict[str, Tensor] = {}
     try:
         if missing:
             index = carve(
-                labels, missing=missing, share=source.held_out, seed=seed, classes=source.classes
+                labels,
+                missing=missing,
+                share=source.held_out,
+                seed=seed,
+                classes=source.classes or (source.name,),
             )
             labels = labels.index_select(0, index["train"])
         if subset is not None:
-            kept = choose(labels, subset, seed=seed, num_classes=len(source.classes))
+            kept = choose(labels, subset, seed=seed, num_classes=max(1, len(source.classes)))
             index["train"] = index["train"].index_select(0, kept) if missing else kept
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from None
     return index
+
+
+def _strata(labels: Tensor) -> Tensor:
+    """Return what splits are stratified by, int64 [N]: classes, or one stratum for other labels."""
+    import torch
+
+    if labels.ndim == 1 and not labels.is_floating_point():
+        return labels
+    return torch.zeros(len(labels), dtype=torch.int64)
 
 
 def _find(name: str, cache_dir: Path) -> Source:
@@ -132,6 +147,8 @@ def _find(name: str, cache_dir: Path) -> Source:
         return vision.read(name, downloads=cache_dir / "downloads")
     try:
         path = Path(name).expanduser()
+        if not path.exists() and ":" in name:
+            return _own(name)
         if not path.exists():
             raise _not_found(name, path)
         read = _reader(path)
@@ -140,6 +157,18 @@ def _find(name: str, cache_dir: Path) -> Source:
         return read(path)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
         raise DataError(f"data: {name!r} cannot be read: {error}") from error
+
+
+def _own(name: str) -> Source:
+    """Call the user's function `FILE.py:function`, which returns a Source. Raises DataError."""
+    from kdsearch.data.base import Source
+    from kdsearch.registry import import_object
+
+    function = import_object(name, what="data")
+    source = function() if callable(function) else function
+    if not isinstance(source, Source):
+        raise DataError(f"data: {name!r} gives {type(source).__name__}, not a data.base.Source")
+    return source
 
 
 def _reader(path: Path) -> Callable[[Path], Source] | None:

@@ -1,6 +1,6 @@
-"""The values of the data room: where images come from, and what the other rooms get.
+"""Value types of data: samples and sources as a user has them, image sets as trainings read them.
 
-Images are uint8 `[N, C, S, S]`, labels int64 `[N]`; no I/O happens here, and no torch is imported.
+Images are uint8 `[N, C, S, S]`, labels have one row an image. No I/O here, and no torch import.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdsearch.errors import DataError, did_you_mean
 from kdsearch.spec import MIXES, POLICIES
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
 UNLABELLED = -1
+CLASSIFICATION = "classification"  # the task of data that name none
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
 
 
@@ -38,11 +40,12 @@ def is_labelled(labels: Tensor) -> Tensor:
 class Sample:
     """One image before decoding: a file, its encoded bytes, or an opened image.
 
-    name: what a message calls it, unique within the source. label: of its class, or -1.
+    name: what a message calls it, unique within the source. label: its class, or -1 for none; of
+    another task a number or an array, in one shape for all images, NaN or -1 for none.
     """
 
     name: str
-    label: int
+    label: int | float | NDArray[Any]
     content: Path | bytes | Image
 
 
@@ -50,6 +53,8 @@ class Sample:
 class Source:
     """Images as the user has them.
 
+    task: what their labels are for, a name of `kdsearch.tasks` or `FILE.py:Class`. classes: names
+    of the classes, none where labels are no classes.
     splits: `train` and any of `val`, `test`, and `unlabeled`, whose labels are -1; each is
     iterated from its beginning every time.
     content: name and bytes (or file) of everything that decides pixels and labels; a file whose
@@ -65,10 +70,10 @@ class Source:
     channels: int = 3
     flip: bool = True
     held_out: float = 0.1
-    task: str = "classification"
+    task: str = CLASSIFICATION
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2:
+        if len(self.classes) < 2 and self.task == CLASSIFICATION:
             raise DataError(
                 f"{self.name}: classification needs at least two classes, "
                 f"found {', '.join(map(repr, self.classes)) or 'none'}"
@@ -102,7 +107,7 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """N decoded images among those of a store, and their labels, int64 `[N]`; -1: unlabelled.
+    """N decoded images among those of a store, and their labels `[N, ...]`, as the task has them.
 
     images: uint8 `[M, C, S, S]`, mapped from disk as a rule; read them through `at`.
     rows: int64 `[N]`, where in `images` each sample lies; None: in order, and N is M.
@@ -153,7 +158,7 @@ def _pick(values: Tensor, index: Tensor | slice) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
-    """A classification data set, ready to train on.
+    """A data set, ready to train on; task: see Source.
 
     key: equal only for the same images in the same splits and order, with the same augmentation.
     train: the labelled images, then the unlabelled ones; the other splits have no unlabelled.
@@ -171,7 +176,7 @@ class ImageData:
     std: tuple[float, ...]
     augment: Augment
     skipped: tuple[str, ...] = ()
-    task: str = "classification"
+    task: str = CLASSIFICATION
 
     @property
     def labelled(self) -> ImageSet:

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ _TICK_S = 0.02  # the clock of a local file system ticks in it: every 10 ms on o
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _THREADS = min(16, os.cpu_count() or 1)
 _log = logging.getLogger(__name__)
+Label: TypeAlias = int | float | NDArray[Any]
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -247,7 +248,7 @@ def _write_images(part: Path, source: Source, size: int) -> tuple[dict[str, int]
     """Write images and labels; return how many each split has, and the names of the unreadable."""
     shape = (source.channels, size, size)
     counts: dict[str, int] = {}
-    labels: list[int] = []
+    labels: list[Label] = []
     skipped: list[str] = []
     with _writing(part), (part / IMAGES).open("wb") as file:
         _write_header(file, (0, *shape))
@@ -260,15 +261,21 @@ def _write_images(part: Path, source: Source, size: int) -> tuple[dict[str, int]
             skipped += [name for name, _ in unreadable]
         file.seek(0)
         _write_header(file, (len(labels), *shape))
-        np.save(part / LABELS, np.array(labels, np.int64))
+        np.save(part / LABELS, _as_array(labels))
     return counts, skipped
+
+
+def _as_array(labels: list[Label]) -> NDArray[Any]:
+    """Return labels [N, ...]: whole numbers as int64, others as float32, arrays as they are."""
+    values = np.array(labels)
+    return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
 def _write_split(
     file: BinaryIO, samples: Iterable[Sample], channels: int, size: int
-) -> tuple[list[int], list[tuple[str, UnreadableError]]]:
+) -> tuple[list[Label], list[tuple[str, UnreadableError]]]:
     """Append one split's images; return their labels, and what cannot be read and why."""
-    labels: list[int] = []
+    labels: list[Label] = []
     unreadable: list[tuple[str, UnreadableError]] = []
     decoded = _in_threads(partial(_decode, size=size, channels=channels), samples)
     while chunk := list(islice(decoded, _CHUNK)):

@@ -32,7 +32,7 @@ BUILD_LOCK = threading.Lock()
 
 def build_student(spec: StudentSpec, data: ImageData) -> Model:
     """Return an untrained student on the CPU, with the preprocessing of its data."""
-    network = tasks.of(data).network(spec, data)
+    network = tasks.of(data).network(spec, channels=data.channels, size=data.size)
     preprocess = Preprocess(
         mean=data.mean,
         std=data.std,

@@ -72,6 +72,7 @@ def summarise(study: OpenStudy) -> Summary:
         images=facts.images,
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
+        task=facts.task,
         metric=study.metric,
     )
 

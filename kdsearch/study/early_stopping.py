@@ -35,7 +35,7 @@ class Judge:
         self._earlier = [replace(curve, is_rival=False) for curve in earlier]
         self._ended: dict[int, Curve] = {}
         self.mode = study.config.stopping
-        self._pruner = CurvePruner(mode=self.mode, images=images)
+        self._pruner = CurvePruner(mode=self.mode, images=images, variance=study.metric.variance)
 
     def __call__(self, rung: Rung) -> str | None:
         """Return why the trial is to stop there, or None."""

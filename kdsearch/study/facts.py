@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from kdsearch.data.base import CLASSIFICATION
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
@@ -86,6 +87,7 @@ class StudyFacts:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    task: str = CLASSIFICATION
     metric: Metric = ACCURACY
     teacher: TeacherEntry | None = None
     teacher_seconds: float = 0.0

@@ -24,6 +24,7 @@ from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
 from kdsearch.study.study import Digest, OpenStudy
+from kdsearch.tasks.base import ACCURACY, Metric
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def open_study(
     versions: Mapping[str, str],
     storage: str | None = None,
     digest: Digest = candidate_digest,
+    metric: Metric = ACCURACY,
 ) -> Iterator[OpenStudy]:
     """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
 
@@ -56,15 +58,15 @@ def open_study(
         else:
             refuse_changes(path.name, old, config)
         kept = storage_of(path, config.storage, config.storage_study, storage)
-        with _driven(path, kept, config) as store:
+        with _driven(path, kept, config, metric) as store:
             yield OpenStudy(path, config, store, digest=digest)
 
 
 @contextmanager
-def _driven(path: Path, storage: Storage, config: StudyConfig) -> Iterator[Store]:
+def _driven(path: Path, storage: Storage, config: StudyConfig, metric: Metric) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
     with _telling_to_open(storage):
-        store = Store(storage, metrics=("accuracy", config.budget.axis()))
+        store = Store(storage, metrics=(metric.key, config.budget.axis()))
     try:
         with store.held(str(path), is_locked=storage.is_inside):
             with _telling_to_open(storage):
@@ -82,7 +84,7 @@ def load_study(path: Path, storage: str | None = None) -> OpenStudy:
     """Open a study to read it; another process may be running it. storage: see `open_study`."""
     config, kept = find_storage(path, storage)
     with _telling_to_open(kept):
-        store = Store(kept, metrics=("accuracy", config.budget.axis()))
+        store = Store(kept, metrics=(ACCURACY.key, config.budget.axis()))
         store.load()
     return OpenStudy(path, config, store)
 
@@ -112,12 +114,12 @@ def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
             require_free(kept, where=str(path))
 
 
-def reach(path: Path, config: StudyConfig, storage: str | None) -> None:
+def reach(path: Path, config: StudyConfig, storage: str | None, metric: Metric = ACCURACY) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:
         with _telling_to_open(kept):
-            Store(kept, metrics=("accuracy", config.budget.axis()))
+            Store(kept, metrics=(metric.key, config.budget.axis()))
 
 
 def find_storage(path: Path, storage: str | None = None) -> tuple[StudyConfig, Storage]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 from kdsearch.hpo import pareto
-from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
+from kdsearch.hpo.statistics import Gain, Spread, Variance, gains, mean_gain, spreads
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
 from kdsearch.study.facts import Refit
@@ -124,7 +124,7 @@ class _Scored:
     together: dict[str, Gain]
 
 
-def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
+def _scored(found: Sequence[_Refitted], images: int, score: _Score, variance: Variance) -> _Scored:
     groups = {_numbers(group): group for each in found for group in each.groups()}
     pairs = {
         (each.record.number, method): (list(map(score, own)), list(map(score, control)))
@@ -135,11 +135,13 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score) -> _Scored:
     methods = dict.fromkeys(method for _, method in pairs)
     of_method = {m: [pair for (_, name), pair in pairs.items() if name == m] for m in methods}
     others = {m: [pair for (_, name), pair in pairs.items() if name != m] for m in methods}
-    told = spreads([list(map(score, group)) for group in groups.values()], images)
+    told = spreads([list(map(score, group)) for group in groups.values()], images, variance)
     return _Scored(
         spreads=dict(zip(groups, told, strict=True)),
-        gains=dict(zip(pairs, gains(list(pairs.values()), images), strict=True)),
-        together={m: mean_gain(of, images, others=others[m]) for m, of in of_method.items()},
+        gains=dict(zip(pairs, gains(list(pairs.values()), images, variance), strict=True)),
+        together={
+            m: mean_gain(of, images, variance, others=others[m]) for m, of in of_method.items()
+        },
     )
 
 
@@ -149,10 +151,11 @@ def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[Gain
     images, read = facts.images, facts.test
     if not found or images.val is None or images.test is None:
         return (), ()
-    val = _scored(found, images.val, lambda record: record.val or 0.0)
+    variance = study.metric.variance
+    val = _scored(found, images.val, lambda record: record.val or 0.0, variance)
     test = None
     if all(r.number in read for each in found for group in each.groups() for r in group):
-        test = _scored(found, images.test, lambda record: read[record.number])
+        test = _scored(found, images.test, lambda record: read[record.number], variance)
     called, shipped = roles(study), facts.shipped
 
     def trainings(group: Sequence[TrialRecord]) -> Trainings:

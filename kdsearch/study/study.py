@@ -186,7 +186,7 @@ class OpenStudy:
         A complete trial whose accuracy is not a number becomes a failed one.
         """
         if outcome.val is not None and not math.isfinite(outcome.val):
-            reason = f"the accuracy is {outcome.val}"
+            reason = f"the {self.metric.label} is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
         values, constraints = None, dict(outcome.violations)
         if outcome.state == "failed":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from kdsearch.data.base import CLASSIFICATION
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget
@@ -190,7 +191,7 @@ class Summary:
     controls: tuple[Entry, ...] = ()
     best: int | None = None
     seconds: Seconds = field(default_factory=Seconds)
-    task: str = "classification"
+    task: str = CLASSIFICATION
     metric: Metric = ACCURACY
     candidates: tuple[CandidateEntry, ...] = ()
     gains: tuple[GainEntry, ...] = ()

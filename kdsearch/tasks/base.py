@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from kdsearch.data.base import Augment, ImageData
+    from kdsearch.data.base import Augment
     from kdsearch.data.views import Draws
     from kdsearch.models.features import Outputs
     from kdsearch.spec import StudentSpec
@@ -133,8 +133,11 @@ class Task(ABC):
         self.classes = tuple(classes)
 
     @abstractmethod
-    def network(self, spec: StudentSpec, data: ImageData) -> nn.Module:
-        """Return an untrained student on the CPU: the body of a specification under a head."""
+    def network(self, spec: StudentSpec, *, channels: int, size: int) -> nn.Module:
+        """Return an untrained student on the CPU: the body of a specification under a head.
+
+        channels, size: of the data's images; the resolution is the specification's, or that size.
+        """
 
     @abstractmethod
     def target(

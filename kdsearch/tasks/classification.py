@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.data.base import UNLABELLED, Augment, ImageData
+from kdsearch.data.base import UNLABELLED, Augment
 from kdsearch.data.views import Draws, mixed_with, own_share
 from kdsearch.errors import DataError
 from kdsearch.models import students
@@ -31,10 +31,10 @@ class Classification(Task):
     metric = ACCURACY
     output = "logits"
 
-    def network(self, spec: StudentSpec, data: ImageData) -> nn.Module:
+    def network(self, spec: StudentSpec, *, channels: int, size: int) -> nn.Module:
         """Return a student whose last layer gives K logits."""
         return students.build(
-            spec, in_channels=data.channels, num_classes=len(self.classes), data_size=data.size
+            spec, in_channels=channels, num_classes=len(self.classes), data_size=size
         )
 
     def target(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
@@ -81,7 +82,7 @@ def _student(spec: TeacherSpec, earlier: previous_study.SavedStudent, data: Imag
             f"--teacher {spec.name}: it tells apart {_listed(earlier.classes)}; the data "
             f"{data.name!r} has {_listed(data.classes)}; --teacher-epochs 5 fine-tunes it on these"
         )
-    return Model(spec.name, earlier.build(data.num_classes), earlier.preprocess)
+    return Model(spec.name, earlier.build(tasks.of(data)), earlier.preprocess)
 
 
 def _listed(classes: tuple[str, ...]) -> str:

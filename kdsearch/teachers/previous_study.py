@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.models import students
-from kdsearch.models.features import Tapped, bare
+from kdsearch.models.features import bare
 from kdsearch.models.model import Preprocess
-from kdsearch.models.students.base import Student
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.space import Value
 from kdsearch.spec import Candidate, StudentSpec, make
 from kdsearch.study.open import load_study
+from kdsearch.tasks import Task
 
 _WEIGHTS = "student.safetensors"
-_SAID = ("classes", "mean", "std", "resolution", "channels")
+_SAID = ("mean", "std", "resolution", "channels")
 _TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
 
 
@@ -39,25 +40,21 @@ class SavedStudent:
     classes: tuple[str, ...]
     preprocess: Preprocess
 
-    def build(self, num_classes: int) -> Student | Tapped:
-        """Return the trained network, with a new head where it knows another number of classes."""
-        trained = self._untrained(len(self.classes))
+    def build(self, task: Task) -> nn.Module:
+        """Return the trained network, with a new head where the task has other classes."""
+        trained = self._untrained(type(task)(self.classes))
         fit_weights(bare(trained), read_weights(self.weights), where=str(self.weights))
-        if num_classes == len(self.classes):
+        if len(task.classes) == len(self.classes):
             return trained
-        network = self._untrained(num_classes)
+        network = self._untrained(task)
         state, own = bare(trained).state_dict(), bare(network).state_dict()
         head = frozenset(name for name in own if own[name].shape != state[name].shape)
         fit_weights(bare(network), state, where=str(self.weights), but=head)
         return network
 
-    def _untrained(self, num_classes: int) -> Student | Tapped:
-        return students.build(
-            self.spec,
-            in_channels=self.preprocess.channels,
-            num_classes=num_classes,
-            data_size=self.preprocess.resolution,
-        )
+    def _untrained(self, task: Task) -> nn.Module:
+        shown = self.preprocess
+        return task.network(self.spec, channels=shown.channels, size=shown.resolution)
 
 
 def weights_file(name: str) -> Path:
@@ -149,7 +146,7 @@ def _of_folder(folder: Path) -> SavedStudent:
     return SavedStudent(
         spec=_offline(spec),
         weights=folder / _WEIGHTS,
-        classes=tuple(json.loads(said["classes"])),
+        classes=tuple(json.loads(said.get("classes", "[]"))),
         preprocess=Preprocess(
             mean=tuple(json.loads(said["mean"])),
             std=tuple(json.loads(said["std"])),

@@ -38,7 +38,7 @@ from kdsearch.models.weights import save_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, digest_of
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import TrialOutcome
-from kdsearch.tasks import Task
+from kdsearch.tasks import Metric, Task
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, needed_features
@@ -142,7 +142,7 @@ def _run(
     last = epochs[-1]
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
-        atomic.write(directory / "curve.csv", _curve_csv(epochs))
+        atomic.write(directory / "curve.csv", _curve_csv(epochs, context.task.metric))
     return TrialOutcome(
         state="pruned" if last.stopped else "complete",
         cost=cost,
@@ -279,11 +279,11 @@ def side_of(model: Model, images: Tensor, heard: frozenset[str] = frozenset()) -
     )
 
 
-def _curve_csv(epochs: Sequence[Epoch]) -> str:
+def _curve_csv(epochs: Sequence[Epoch], metric: Metric) -> str:
     names = sorted(epochs[0].losses)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["epoch", "val_accuracy", "lr", "seconds", *(f"loss_{n}" for n in names)])
+    writer.writerow(["epoch", f"val_{metric.key}", "lr", "seconds", *(f"loss_{n}" for n in names)])
     for epoch in epochs:
         losses = [f"{epoch.losses[name]:.6g}" for name in names]
         row = [epoch.number, f"{epoch.val:.6f}", f"{epoch.lr:.6g}", f"{epoch.seconds:.3f}"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from kdsearch.data.base import CLASSIFICATION
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student, latency_of
 from kdsearch.errors import KDSearchError
@@ -30,7 +31,8 @@ def measure_baselines(
     """
     kept = JsonCache(cache_dir / "baselines", Baseline)
     data = context.data
-    images = f"{data.channels} x {data.size}, {data.num_classes} classes"
+    task = "" if context.task.name == CLASSIFICATION else f" of {context.task.name}"
+    images = f"{data.channels} x {data.size}, {len(data.classes)} classes{task}"
     what = f"{images} | {context.latencies.here()}"
     found = []
     for name in NETWORKS:

@@ -67,13 +67,15 @@ def distill(
     require_target(config).dry_run(student.preprocess.input_shape, callback.on_message)
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
     build_distiller(candidate, student, prepared.context)
-    callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    task = prepared.context.task
+    teacher_val = task.metric.text(prepared.teacher.val)
+    callback.on_message(f"Teacher {config.teacher}: validation {teacher_val}")
     callback.on_search_begin((), 1, budget=config.budget)
     with SummaryWriter(str(path / FOLDER)) as board:
 
         def record(epoch: Epoch, epochs: int) -> None:
-            write_epoch(board, epoch)
-            board.add_scalar("accuracy/teacher", prepared.teacher.val, epoch.number)
+            write_epoch(board, epoch, task.metric)
+            board.add_scalar(f"{task.metric.key}/teacher", prepared.teacher.val, epoch.number)
             board.add_scalar("memory/MB", _memory_bytes(torch_device) / 1e6, epoch.number)
             callback.on_epoch(0, epoch, epochs)
 

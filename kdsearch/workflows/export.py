@@ -203,7 +203,7 @@ def _shown(numbers: Sequence[int]) -> str:
 def _student(earlier: previous_study.SavedStudent, data: ImageData) -> Model:
     if earlier.classes != data.classes:
         raise StudyError(f"the student's classes are not those of {data.name!r}")
-    network = earlier.build(len(earlier.classes))
+    network = earlier.build(tasks.of(data))
     return Model(earlier.spec.family, network, earlier.preprocess).freeze()
 
 

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.deploy.targets import require_target
@@ -93,14 +94,18 @@ def run_study(
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, data.size, data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
-    callback.on_message(f"Teacher {config.teacher}: validation {100 * prepared.teacher.val:.2f} %")
+    task = prepared.context.task
+    metric = task.metric
+    callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")
     versions = {package: version(package) for package in _VERSIONED}
-    opened = open_study(path, config, versions=versions, storage=options.storage)
+    opened = open_study(path, config, versions=versions, storage=options.storage, metric=metric)
     with opened as study, _log_to(path / "kdsearch.log"):
         options = _with_earlier(options, study)
         total = options.trials or DEFAULT_TRIALS
         facts, teacher = study.facts, prepared.teacher
         study.update_facts(
+            task=task.name,
+            metric=task.metric,
             teacher=teacher if facts.teacher is None else replace(teacher, test=facts.teacher.test),
             teacher_seconds=prepared.seconds if facts.teacher is None else facts.teacher_seconds,
             trials=total,
@@ -181,7 +186,7 @@ def _resolve(
         refuse_changes(name, old, config)
     else:
         recipes_of(config, out)
-    reach(path, config, storage)
+    reach(path, config, storage, tasks.of(data).metric)
     return config, data, path
 
 

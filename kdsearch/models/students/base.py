@@ -84,7 +84,7 @@ def accept(
     """
     asked: dict[str, tuple[Value, Knob]] = {
         "in_channels": (in_channels, Int(low=1, high=4096)),
-        "num_classes": (num_classes, Int(low=2, high=1_000_000)),
+        "num_classes": (num_classes, Int(low=1, high=1_000_000)),
         "resolution": (resolution, Int(low=MIN_RESOLUTION, high=4096)),
         **knobs,
     }

@@ -39,6 +39,7 @@ class MLflow(Logger):
         )
         run = self._client.create_run(self._experiment, run_name=study.name)
         self._study = run.info.run_id
+        self._metric = study.metric
         self._runs: dict[int, str] = {}
 
     def on_trial_begin(self, proposal: Proposal) -> None:
@@ -53,21 +54,21 @@ class MLflow(Logger):
         self._client.log_batch(run.info.run_id, params=params)
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Write accuracy, losses and learning rate."""
+        """Write the metric, losses and learning rate."""
         losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
-        values = {"accuracy": epoch.val, "lr": epoch.lr, **losses}
+        values = {self._metric.key: epoch.val, "lr": epoch.lr, **losses}
         self._write(self._runs[number], values, epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write what came out and end the run; one that was never run has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:
-            self._write(run, final_numbers(record), len(record.curve))
+            self._write(run, final_numbers(record, self._metric), len(record.curve))
             self._client.set_tag(run, "state", record.state)
             self._client.set_tag(run, "reason", record.reason)
             self._client.set_terminated(run, status=_STATUS[record.state])
         if best is not None and best.val is not None:
-            self._write(self._study, {"best accuracy": best.val}, record.number)
+            self._write(self._study, {f"best {self._metric.key}": best.val}, record.number)
 
     def close(self) -> None:
         """End the study's run, and those of trials that were interrupted."""

@@ -10,6 +10,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
 from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -22,6 +23,7 @@ class TensorBoard(Logger):
 
     def __init__(self, study: OpenStudy) -> None:
         self._path = study.path / FOLDER
+        self._metric = study.metric
         self._writers: dict[int, SummaryWriter] = {}
 
     def on_trial_begin(self, proposal: Proposal) -> None:
@@ -32,14 +34,16 @@ class TensorBoard(Logger):
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write the curves of one epoch."""
-        write_epoch(self._writer(number), epoch)
+        write_epoch(self._writer(number), epoch, self._metric)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write the knobs beside what they gave, where there is something, and end the run."""
         writer = self._writer(record.number)
         if record.val is not None:
             # Without a name they would be a run of their own beside each trial's.
-            writer.add_hparams(dict(record.params), final_numbers(record), run_name=".")
+            writer.add_hparams(
+                dict(record.params), final_numbers(record, self._metric), run_name="."
+            )
         else:
             writer.add_text("ended", f"{record.state}: {record.reason}")
         writer.close()
@@ -56,9 +60,9 @@ class TensorBoard(Logger):
         return self._writers[number]
 
 
-def write_epoch(board: SummaryWriter, epoch: Epoch) -> None:
-    """Write an epoch's accuracy, losses and learning rate."""
-    board.add_scalar("accuracy/student", epoch.val, epoch.number)
+def write_epoch(board: SummaryWriter, epoch: Epoch, metric: Metric) -> None:
+    """Write an epoch's metric, losses and learning rate."""
+    board.add_scalar(f"{metric.key}/student", epoch.val, epoch.number)
     for name, value in epoch.losses.items():
         board.add_scalar(f"loss/{name}", value, epoch.number)
     board.add_scalar("lr", epoch.lr, epoch.number)

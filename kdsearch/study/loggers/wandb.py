@@ -39,9 +39,9 @@ class WandB(Logger):
         )
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Write accuracy, losses and learning rate."""
+        """Write the metric, losses and learning rate."""
         losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
-        values = {"accuracy": epoch.val, "lr": epoch.lr, **losses}
+        values = {self._study.metric.key: epoch.val, "lr": epoch.lr, **losses}
         self._runs[number].log(values, step=epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
@@ -49,7 +49,11 @@ class WandB(Logger):
         run = self._runs.pop(record.number, None)
         if run is not None:
             run.summary.update(
-                {**final_numbers(record), "state": record.state, "reason": record.reason}
+                {
+                    **final_numbers(record, self._study.metric),
+                    "state": record.state,
+                    "reason": record.reason,
+                }
             )
             run.finish(exit_code=int(record.state == "failed"))
 

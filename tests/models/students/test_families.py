@@ -165,9 +165,9 @@ def test_knobs_are_the_constructors_other_arguments(family: str) -> None:
 @FAMILY
 def test_refusals_name_every_mistake_and_what_is_accepted(family: str) -> None:
     with pytest.raises(
-        SpecError, match=r"num_classes 1 .* \[2, .*width 0 .*depth 0 .*whole number"
+        SpecError, match=r"num_classes 0 .* \[1, .*width 0 .*depth 0 .*whole number"
     ):
-        FAMILIES.get(family)(in_channels=1, num_classes=1, resolution=8, width=0, depth=0)
+        FAMILIES.get(family)(in_channels=1, num_classes=0, resolution=8, width=0, depth=0)
     for wrong in ({"width": "wide"}, {"depth": 4.5}, {"depth": True}, {"width": float("nan")}):
         with pytest.raises(SpecError, match=f"student {family} at 8 px: {next(iter(wrong))} "):
             make(family, **wrong)
