@@ -55,7 +55,7 @@ def test_the_report_and_the_curves_name_the_metric(study: Path) -> None:
     assert "accura" not in text
     with (study / "trials" / "000000" / "curve.csv").open() as file:
         assert "val_closeness" in next(csv.reader(file))
-    assert load_study(study).store.metric_names[0] == "closeness"
+    assert load_study(study).metric == toy_task.Brightness.metric
 
 
 def test_the_file_alone_does_as_well_as_its_card_says(study: Path) -> None:

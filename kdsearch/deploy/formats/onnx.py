@@ -30,7 +30,7 @@ from kdsearch.training.validation import measured
 
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
 _INPUT, _BATCH = "input", "batch"
-_ANSWER = "output"  # of a file for pricing
+_ANSWER = "logits"  # of a file for pricing, of any task
 _EXAMPLES = 2  # a batch of one would be taken for a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 

@@ -18,6 +18,7 @@ from kdsearch.models.students import FAMILIES, build, check, knobs_of
 from kdsearch.models.students.base import Student, dealt, scaled
 from kdsearch.space import Choice, Float, Int
 from kdsearch.spec import StudentSpec
+from kdsearch.tasks.classification import Classification
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES.names())
 TRANSFORMER = pytest.mark.parametrize(("family", "prefix"), [("vit", 0), ("deit", 2)])
@@ -305,7 +306,8 @@ def test_shipped_file_of_a_transformer_agrees_with_it(family: str, tmp_path) -> 
 
     to_onnx(student, input_shape=(1, 8, 8), path=tmp_path / "student.onnx", metadata={})
 
-    assert verify(student, tmp_path / "student.onnx", [torch.randn(50, 1, 8, 8)]).max_rel < 1e-4
+    images = [torch.randn(50, 1, 8, 8)]
+    assert verify(student, tmp_path / "student.onnx", images, Classification()).max_rel < 1e-4
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
