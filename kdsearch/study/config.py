@@ -18,10 +18,22 @@ from typing import ClassVar
 
 import yaml
 
-from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Choice, Constant, SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
-from kdsearch.study.options import DATA, SEARCH, TARGET, flag, option
+from kdsearch.study.options import (
+    ABOVE_0,
+    AT_LEAST_1,
+    DATA,
+    SEARCH,
+    TARGET,
+    Accepted,
+    between,
+    check_options,
+    flag,
+    one_of,
+    option,
+)
 
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
@@ -42,6 +54,8 @@ _NO_FLAGS = {
     "storage_study": "the name in --storage",
 }
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
+FRACTION = Accepted("a fraction between 0 and 1, as 0.9", lambda value: 0 < value < 1)
+SUBSET = Accepted("a number of images, or 0 for all", lambda count: count >= 0)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -62,9 +76,11 @@ class StudyConfig:
         "digits", "digits, a torchvision set by name, a folder (train/CLASS/*) or Parquet.", DATA
     )
     data_key: str = ""
-    image_size: int | None = option(None, "Side of the stored images in pixels.", DATA)
+    image_size: int | None = option(
+        None, "Side of the stored images in pixels.", DATA, between(8, MAX_IMAGE_SIZE)
+    )
     subset: int | None = option(
-        None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA
+        None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA, SUBSET
     )
     flip: bool | None = option(None, "Mirror half of the training views, or none.", DATA)
     teacher: str = option(
@@ -74,32 +90,41 @@ class StudyConfig:
         DATA,
     )
     teacher_weights: str | None = option(None, "The teacher's weights file.", DATA)
-    teacher_epochs: int | None = option(None, "Fine-tune the teacher on the data.", DATA)
+    teacher_epochs: int | None = option(
+        None, "Fine-tune the teacher on the data for so many epochs.", DATA, AT_LEAST_1
+    )
     weights_key: str | None = None
-    budget_ms: float | None = option(None, "Latency of the exported file on the --target.", TARGET)
-    budget_mflops: float | None = option(None, "Millions of multiply-adds at batch 1.", TARGET)
-    budget_mparams: float | None = option(None, "Millions of parameters.", TARGET)
+    budget_ms: float | None = option(
+        None, "Latency of the exported file on the --target.", TARGET, ABOVE_0
+    )
+    budget_mflops: float | None = option(
+        None, "Millions of multiply-adds at batch 1.", TARGET, ABOVE_0
+    )
+    budget_mparams: float | None = option(None, "Millions of parameters.", TARGET, ABOVE_0)
     target: str = option(
         "cpu",
         "Measure latency on: cpu, torch, openvino, cuda, tensorrt, or cmd:COMMAND, which gets the "
         "ONNX file and prints milliseconds.",
         TARGET,
     )
-    threads: int = option(1, "Threads of the target.", TARGET)
-    batch: int = option(1, "Images in a batch on the target.", TARGET)
-    epochs: int | None = option(None, "Epochs of each training.", SEARCH)
-    seed: int = option(0, "Seed of splits, views, order, weights and sampler.", SEARCH)
+    threads: int = option(1, "Threads of the target.", TARGET, between(1, MAX_COUNT))
+    batch: int = option(1, "Images in a batch on the target.", TARGET, between(1, MAX_COUNT))
+    epochs: int | None = option(None, "Epochs of each training.", SEARCH, AT_LEAST_1)
+    seed: int = option(
+        0, "Seed of splits, views, order, weights and sampler.", SEARCH, between(0, MAX_SEED)
+    )
     stopping: str = option(
-        "off", "End trials that cannot reach the front: off, safe or tight.", SEARCH
+        "off", "End trials that cannot reach the front: safe or tight.", SEARCH, one_of(STOPPING)
     )
     sampler: str = option(
         "tpe",
         "Sample trials by tpe or random; by nsga2 or gp where no option owns dimensions, as in "
         "--space resnet-kd.",
         SEARCH,
+        one_of(SAMPLERS),
     )
     min_accuracy: float | None = option(
-        None, "Lowest validation accuracy, as 0.9, of a student that is exported.", SEARCH
+        None, "Lowest validation accuracy, as 0.9, of an exported student.", SEARCH, FRACTION
     )
     from_study: str | None = option(
         None, "Name or folder of a study whose best recipes are tried first.", SEARCH
@@ -109,38 +134,7 @@ class StudyConfig:
     storage_study: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise SpecError(f"--epochs {self.epochs}: expected at least 1")
-        if self.subset is not None and self.subset < 0:
-            raise SpecError(f"--subset {self.subset}: expected a number of images, or 0 for all")
-        if self.image_size is not None and not 8 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise SpecError(
-                f"--image-size {self.image_size}: expected 8 to {MAX_IMAGE_SIZE} pixels"
-            )
-        for name, least, most in (
-            ("threads", 1, MAX_COUNT),
-            ("batch", 1, MAX_COUNT),
-            ("seed", 0, MAX_SEED),
-        ):
-            if not least <= getattr(self, name) <= most:
-                shown = f"{self.flag(name)} {getattr(self, name)}"
-                raise SpecError(f"{shown}: expected {least} to {most}")
-        self._require_one_of("stopping", STOPPING)
-        self._require_one_of("sampler", SAMPLERS)
-        if self.min_accuracy is not None and not 0 < self.min_accuracy < 1:
-            raise SpecError(
-                f"--min-accuracy {self.min_accuracy:g}: expected a fraction between 0 and 1, as 0.9"
-            )
-        for name in ("budget_ms", "budget_mflops", "budget_mparams"):
-            limit = getattr(self, name)
-            if limit is not None and not 0 < limit < float("inf"):
-                raise SpecError(f"{self.flag(name)} {limit:g}: expected a number above 0")
-
-    def _require_one_of(self, name: str, known: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in known:
-            shown = f"{self.flag(name)} {value!r}{did_you_mean(value, known)}"
-            raise SpecError(f"{shown}: expected {', '.join(known)}")
+        check_options(self, self.flag)
 
     def flag(self, name: str) -> str:
         """Return the user's name of a field, or of the study's `name`: a flag or an argument."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
@@ -25,23 +26,68 @@ _RAY_ONLY = ("gpus_per_trial", "ray_address")
 _REFIT_ONLY = ("refit_epochs", "seeds")
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The values that an option accepts, in words, and a test of a value. known: them by name."""
+
+    words: str
+    test: Callable[[Any], bool]
+    known: tuple[str, ...] = ()
+
+    def refusal(self, value: object) -> str:
+        """Return what is wrong with a value and what is accepted; '' for an accepted one."""
+        with suppress(TypeError):  # a text for a number
+            if self.test(value):
+                return ""
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        return f"{shown}{did_you_mean(str(value), self.known)}: expected {self.words}"
+
+
+def between(least: int, most: int) -> Accepted:
+    """Return the numbers from `least` to `most`."""
+    return Accepted(f"{least} to {most}", lambda value: least <= value <= most)
+
+
+def one_of(known: tuple[str, ...]) -> Accepted:
+    """Return the known names."""
+    return Accepted(", ".join(known), known.__contains__, known)
+
+
+ANY = Accepted("anything", lambda value: True)
+ABOVE_0 = Accepted("a number above 0", lambda value: 0 < value < inf)
+AT_LEAST_1 = Accepted("at least 1", lambda value: value >= 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What the command line shows of a field. parse: reads (text, flag), where the type does not.
+    """What the command line shows of a field, and the values it accepts; None is always one.
 
-    default: shown in the help text where the field's own default is None.
+    parse: reads (text, flag), where the type does not. default: shown where the field's is None.
     """
 
     help: str
     panel: str
+    accepted: Accepted = ANY
     metavar: str | None = None
     parse: Callable[[str, str], object] | None = None
     default: str | None = None
 
 
-def option(value: object, help_text: str, panel: str, **shown: Any) -> Any:
-    """Return a dataclass field with a default that is also a flag of the command line."""
-    return field(default=value, metadata={"option": Option(help=help_text, panel=panel, **shown)})
+def option(value: object, text: str, panel: str, accepted: Accepted = ANY, **shown: Any) -> Any:
+    """Return a dataclass field with a default and a help text, which is also a flag."""
+    declared = Option(help=text, panel=panel, accepted=accepted, **shown)
+    return field(default=value, metadata={"option": declared})
+
+
+def check_options(configuration: Any, name_of: Callable[[str], str]) -> None:
+    """Raise SpecError for the first option of a dataclass with a value that it does not accept.
+
+    name_of: returns the user's name of a field.
+    """
+    for name, declared in options_of(type(configuration)).items():
+        value = getattr(configuration, name)
+        if value is not None and (refusal := declared.accepted.refusal(value)):
+            raise SpecError(f"{name_of(name)} {refusal}")
 
 
 def options_of(cls: type) -> dict[str, Option]:
@@ -83,12 +129,13 @@ class RunOptions:
     """
 
     trials: int | None = option(
-        None, "Trials in all, those of earlier runs included.", SEARCH, default="20"
+        None, "Trials in all, those of earlier runs included.", SEARCH, ABOVE_0, default="20"
     )
     time_limit: float | None = option(
         None,
         "Start no further trial after this time: 2h, 30m, 90s or seconds.",
         SEARCH,
+        ABOVE_0,
         metavar="TIME",
         parse=read_duration,
     )
@@ -96,6 +143,7 @@ class RunOptions:
         None,
         "End the search after so many complete trials that left the front unchanged; 0: never.",
         SEARCH,
+        Accepted("a number of trials, or 0 for never", lambda count: count >= 0),
     )
     refit: int | None = option(
         None,
@@ -114,11 +162,15 @@ class RunOptions:
         1,
         "Trials at a time; auto: one a core, or the fastest number on a GPU.",
         PLACE,
+        Accepted("a number above 0, or auto", lambda count: count == AUTO or count > 0),
         metavar="N",
         parse=read_workers,
     )
     engine: str = option(
-        "local", "Where trials run: local, or ray (pip install kdsearch\\[ray]).", PLACE
+        "local",
+        "Where trials run: local, or ray (pip install kdsearch\\[ray]).",
+        PLACE,
+        Accepted("local or ray", ENGINES.__contains__, ENGINES),
     )
     ray_address: str | None = option(
         None,
@@ -134,6 +186,7 @@ class RunOptions:
         "Fail a trial, alone, after this time: 2h, 30m, 90s or seconds. Trials then run in "
         "processes, which can be ended; on a GPU they run one at a time, which is slower.",
         PLACE,
+        ABOVE_0,
         metavar="TIME",
         parse=read_duration,
     )
@@ -152,19 +205,7 @@ class RunOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("trials", "time_limit", "trial_timeout"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
-                raise SpecError(f"{flag(name)} {value:g}: expected a number above 0")
-        if self.workers != AUTO and not (isinstance(self.workers, int) and self.workers > 0):
-            raise SpecError(f"--workers {self.workers!r}: expected a number above 0, or auto")
-        if self.flat_after is not None and self.flat_after < 0:
-            raise SpecError(
-                f"--flat-after {self.flat_after}: expected a number of trials, or 0 for never"
-            )
-        if self.engine not in ENGINES:
-            hint = did_you_mean(self.engine, ENGINES)
-            raise SpecError(f"--engine {self.engine!r}{hint}: expected {' or '.join(ENGINES)}")
+        check_options(self, flag)
         if self.engine != "ray":
             self._refuse(_RAY_ONLY, "trials on Ray", "--engine ray")
         if not self.refit:
