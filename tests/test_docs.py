@@ -29,6 +29,12 @@ from kdsearch.study.builtin_spaces import check_space
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "kdsearch"
+# Folders of plug-ins: the architecture names the folder, not each file.
+PLUGINS = (
+    *("methods", "models/students", "study/loggers"),
+    *("deploy/formats", "deploy/runtimes", "deploy/targets"),
+)
 MEMORY = Path("/dev/shm")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 GENERATED = ("_generated", "_build")
@@ -292,6 +298,33 @@ def test_the_pages_build_without_a_warning_and_list_every_plugin(tmp_path: Path)
     assert [name for name in COMMANDS if f">kdsearch {name}<" not in commands] == []
     listed = (out / "reference" / "methods.html").read_text()
     assert [name for name in methods.names() if f">{name}<" not in listed] == []
+
+
+def test_the_architecture_names_every_module_in_its_package() -> None:
+    listed = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## Modules")[2]
+    sections = {
+        title: set(re.findall(r"`(\w+)`", text)) | set(re.findall(r"`(?:\w+/)+(\w+)`", text))
+        for title, text in re.findall(r"\*\*([\w ]+)\*\*(.*?)(?=\n\*\*|\Z)", listed, re.DOTALL)
+    }
+    missing = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (path.stem == "__main__" or not path.stem.startswith("_"))
+        and path.relative_to(PACKAGE).parent.as_posix() not in PLUGINS
+        for top in [path.relative_to(PACKAGE).parts[:-1][:1]]
+        if path.stem not in sections[top[0] if top else "Top level"]
+    ]
+    assert missing == []
+
+
+def test_the_places_that_the_architecture_names_exist() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`(\w+(?:/\w+)*\.py)`(?:: `([\w.]+)`)?", text)
+    assert len(places) > 30
+    for path, name in places:
+        source = next((f for f in (ROOT / path, *PACKAGE.rglob(path)) if f.is_file()), None)
+        assert source is not None, path
+        assert name.rpartition(".")[2] in source.read_text(encoding="utf-8"), (path, name)
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.names()) - {"none"}))
