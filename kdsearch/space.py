@@ -1,8 +1,8 @@
-"""A search space: YAML to typed dimensions, walked by whoever picks the values.
+"""Search spaces: YAML to typed dimensions, walked with a function that picks values. No torch.
 
 The file nests names; a leaf is a dimension or a constant, and an option of a choice may own
-further dimensions. `SearchSpace.walk(pick)` is the only seam between space and sampler. Names
-are dotted paths; what option `kd` of `method.name` owns is called `method.kd.*`. No torch here.
+dimensions. `SearchSpace.walk(pick)` is the only interface between space and sampler. Names are
+dotted paths; a dimension of option `kd` of `method.name` is called `method.kd.*`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Params: TypeAlias = Mapping[str, Value]
 MAX_FILE_BYTES = 1_000_000
 MAX_BOUND = 2**53  # beyond it, whole numbers are no longer exact as floats
 MAX_DEPTH = 20
-# YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign); nobody means a string.
+# YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign), which nobody intends.
 _NUMBER_LOOKALIKE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -72,7 +72,7 @@ class Int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One of several unordered options; each may own dimensions that exist only under it."""
+    """One of several unordered options; an option may own dimensions that exist only under it."""
 
     options: tuple[Value, ...]
     owned: Mapping[Value, Mapping[str, Dim]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Choice:
         if not self.options:
             raise ValueError("a choice needs at least one option")
         if len(set(map(repr, self.options))) < len(self.options):
-            raise ValueError(f"a choice names an option twice: {list(self.options)}")
+            raise ValueError(f"a choice lists an option twice: {list(self.options)}")
 
     def __contains__(self, value: object) -> bool:
         return value in self.options
@@ -117,7 +117,7 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """Named dimensions, in the order in which they are walked.
+    """Named dimensions in the order of the walk.
 
     Example: SearchSpace(dims={"width": Int(low=8, high=64)}).walk(lambda name, dim: dim.low)
     """
@@ -128,7 +128,7 @@ class SearchSpace:
     source: str = "search space"
 
     def walk(self, pick: Pick) -> dict[str, Value]:
-        """Return one value for every dimension that applies; `pick` chooses, constants stand."""
+        """Return a value for every dimension that applies; `pick` chooses all but constants."""
         params: dict[str, Value] = {}
         for name, dim in self.dims.items():
             _walk(name, dim, pick, params)
@@ -139,11 +139,11 @@ class SearchSpace:
         return replace(self, dims={**self.dims, name: Constant(value=value)})
 
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
-        """Return every (name, dimension), those that options own included."""
+        """Yield every (name, dimension), including those that options own."""
         return (item for group in self.groups() for item in group.items())
 
     def groups(self) -> Iterator[Mapping[str, Dim]]:
-        """Yield the dimensions that come together: those at the root, those of each option."""
+        """Yield the groups of dimensions that co-occur: at the root, and under each option."""
         yield from _groups(self.dims)
 
     def where(self, name: str) -> str:
@@ -178,8 +178,8 @@ Check: TypeAlias = Callable[[SearchSpace], Iterable[tuple[str, str]]]
 def load_space(path: Path, *, check: Check | None = None) -> SearchSpace:
     """Read a YAML file. Raises SpaceError that lists every mistake with its line.
 
-    check: yields (name of a dimension, what is wrong with it) for names and options that the
-    reader cannot judge; what it finds is reported along with the reader's own.
+    check: yields (name of a dimension, mistake) for mistakes that the reader cannot find, such as
+    unknown families; they are reported together with the reader's own.
     """
     try:
         size = path.stat().st_size
@@ -214,7 +214,7 @@ def parse_space(
 
 
 def _magic(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, mistake) for YAML that makes more of a file than it shows."""
+    """Yield (line, mistake) for YAML features that are refused: references, tags, deep nesting."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         assert event.start_mark is not None
@@ -225,9 +225,9 @@ def _magic(text: str) -> Iterator[tuple[int, str]]:
             yield line, f"more than {MAX_DEPTH} levels deep"
             return
         if isinstance(event, yaml.AliasEvent):
-            yield line, f"'*{event.anchor}': references are not read; write the value out"
+            yield line, f"'*{event.anchor}': references are not supported; write the value"
         elif (tag := getattr(event, "tag", None)) not in (None, "!"):
-            yield line, f"the tag {tag!r} is not read; write a plain value"
+            yield line, f"the tag {tag!r} is not supported; write a plain value"
 
 
 def _line_of(message: str) -> int:
@@ -236,7 +236,7 @@ def _line_of(message: str) -> int:
 
 
 class _Reader:
-    """Walks YAML nodes, which know their lines, and collects mistakes instead of raising."""
+    """Reads YAML nodes, which have line numbers, and collects mistakes instead of raising."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -257,7 +257,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.error(key, "a name must be plain text")
             elif key.value in seen:
-                self.error(key, f"{key.value!r} stands here twice")
+                self.error(key, f"{key.value!r} is defined twice")
             else:
                 seen.add(key.value)
                 yield key.value, key, value
@@ -273,11 +273,11 @@ class _Reader:
 
     def _place(self, name: str, node: yaml.Node) -> None:
         if name in self.lines:
-            self.error(node, f"{name!r} stands here and in line {self.lines[name]}")
+            self.error(node, f"{name!r} is defined here and in line {self.lines[name]}")
         self.lines[name] = node.start_mark.line + 1
 
     def _is_dim(self, node: yaml.MappingNode) -> bool:
-        """Whether a mapping describes a dimension: its first key is a kind, or nearly one."""
+        """Return True if a mapping is a dimension: its first key is a kind, or similar to one."""
         if not node.value:
             return True
         first, value = node.value[0]
@@ -315,7 +315,7 @@ class _Reader:
             return None
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except ValueError as error:  # a date that is none, a number of too many digits
+        except ValueError as error:  # an impossible date, a number of too many digits
             self.error(node, f"{name}: {node.value[:40]!r}: {error}")
             return None
         if isinstance(value, str) and node.style is None and _NUMBER_LOOKALIKE.fullmatch(value):
@@ -366,7 +366,7 @@ class _Reader:
 
     def _choice(self, name: str, node: yaml.MappingNode) -> Dim | None:
         for key, key_node, _ in list(self.pairs(node))[1:]:
-            self.error(key_node, f"{name}: unknown key {key!r} beside 'choice'")
+            self.error(key_node, f"{name}: unknown key {key!r} next to 'choice'")
         listed = node.value[0][1]
         if isinstance(listed, yaml.SequenceNode):
             values = [self.scalar(name, item) for item in listed.value]

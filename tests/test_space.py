@@ -177,32 +177,32 @@ MISTAKES = {
         "a: unknown kind of dimension 'flaot' (did you mean 'float'?); known: float, int, choice"
     ),
     "a: {float: [1, 2], stp: 1}": "a: unknown key 'stp' (did you mean 'step'?); known: log, step",
-    "a: {choice: [1], log: true}": "a: unknown key 'log' beside 'choice'",
+    "a: {choice: [1], log: true}": "a: unknown key 'log' next to 'choice'",
     "a: [1, 2]": "a: a list is not a dimension; write {choice: [...]}",
     "a: {}": "a: an empty mapping is not a dimension",
     "a: ": "a: '' is not a number, a truth value or a text",
     "a: 2001-02-03": "a: '2001-02-03' is not a number, a truth value or a text",
     "a: 2001-13-03": "a: '2001-13-03': month must be in 1..12",
     "a: {choice: []}": "a: a choice needs at least one option",
-    "a: {choice: [x, x]}": "a: a choice names an option twice: ['x', 'x']",
+    "a: {choice: [x, x]}": "a: a choice lists an option twice: ['x', 'x']",
     "a: {choice: 3}": "a: expected {choice: [a, b]} or {choice: {a: …, b: …}}",
     "a: {choice: {x: 3}}": "a: option 'x' must own a mapping of dimensions",
-    "a: {choice: {x: , x: }}": "'x' stands here twice",
-    "a: {float: [0, 1], float: [0, 2]}": "'float' stands here twice",
-    "a: {b: 1, b: 2}": "'b' stands here twice",
-    "a: {b: 1, a.b: 2}\na.b: 3": "'a.b' stands here and in line 1",
+    "a: {choice: {x: , x: }}": "'x' is defined twice",
+    "a: {float: [0, 1], float: [0, 2]}": "'float' is defined twice",
+    "a: {b: 1, b: 2}": "'b' is defined twice",
+    "a: {b: 1, a.b: 2}\na.b: 3": "'a.b' is defined here and in line 1",
     "a: {? [x] : 1}": "a name must be plain text",
     f"a: {{float: [0, 1{'0' * 400}]}}": "a: int too large to convert to float",
     "a: {int: [0, 10000000000000000]}": (
         "a: 10000000000000000 is not a number within +-9007199254740992"
     ),
     "a: !!python/name:os.system x": (
-        "the tag 'tag:yaml.org,2002:python/name:os.system' is not read; write a plain value"
+        "the tag 'tag:yaml.org,2002:python/name:os.system' is not supported; write a plain value"
     ),
     "a: !!python/object:os.x {choice: [a]}": (
-        "the tag 'tag:yaml.org,2002:python/object:os.x' is not read; write a plain value"
+        "the tag 'tag:yaml.org,2002:python/object:os.x' is not supported; write a plain value"
     ),
-    "a: &a {b: *a}": "'*a': references are not read; write the value out",
+    "a: &a {b: *a}": "'*a': references are not supported; write the value",
     "[" * 2000: "more than 20 levels deep",
 }
 
@@ -257,7 +257,7 @@ def test_a_bomb_of_references_is_refused_before_it_grows() -> None:
     )
     lines = refusal(bomb).splitlines()
     assert len(lines) == 80
-    assert lines[0] == "s.yaml:2: '*a0': references are not read; write the value out"
+    assert lines[0] == "s.yaml:2: '*a0': references are not supported; write the value"
 
 
 def test_no_tag_runs_code(tmp_path: Path) -> None:

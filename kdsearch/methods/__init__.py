@@ -1,6 +1,6 @@
 """Distillation losses, one file a paper; the file name is the method's name.
 
-Listing the names imports no torch; a method's module is imported when the method is asked for.
+Listing the names imports no torch; a method's module is imported when its class is looked up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small classifier on a stage, for the losses that teach a student at several depths."""
+"""A small classifier on a stage, for losses at several depths of a student."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Exit(nn.Module):
     """Class logits of a map: [B, C, H, W] to [B, K].
 
     Depthwise-separable 3x3 convolutions of stride 2 (at least one, of stride 1 on a map within
-    4x4) bring a map down to about 4x4, each doubling its channels up to 512 or the channels that
-    the map has; then the average over positions, `width` features, and a linear layer.
+    4x4) reduce a map to about 4x4; each doubles the channels up to 512 or the map's own number.
+    The average over positions gives `width` features for a linear layer.
     """
 
     def __init__(self, maps: Tensor, classes: int) -> None:
@@ -30,7 +30,7 @@ class Exit(nn.Module):
         self.head = nn.Linear(self.width, classes)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B, K] and the features [B, width] that they are read from."""
+        """Return logits [B, K] and the features [B, width] below them."""
         features = self.body(maps).mean(dim=(2, 3))
         return self.head(features), features
 

@@ -15,11 +15,11 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class AttentionTransfer(DistillLoss):
-    """Match where maps are strong (Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928).
+    """Match spatial attention maps (Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928).
 
     loss = sum over the pairs of mean((Q(student) - Q(teacher))^2), where Q is the mean of
     squares over channels, [B, H * W], divided by its Euclidean norm. Of two sizes, the larger
-    map is averaged down before squaring. Channels are free: nothing is to be learned.
+    map is averaged down before squaring. Channels may differ; nothing is learned.
     """
 
     need: ClassVar[Need] = "stages"
@@ -34,7 +34,7 @@ class AttentionTransfer(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         return torch.stack([_distance(s, t) for s, t in pairs]).sum()
 
@@ -46,6 +46,6 @@ def _distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _attention(maps: Tensor, height: int, width: int) -> Tensor:
-    if maps.shape[2:] != (height, width):  # else 24 of a step's 53 ms, for nothing
+    if maps.shape[2:] != (height, width):  # pooling to the same size took 24 of a step's 53 ms
         maps = F.adaptive_avg_pool2d(maps, (height, width))
     return F.normalize(maps.square().mean(1).flatten(1), dim=1)

@@ -1,8 +1,8 @@
-"""What a distillation loss declares, and the ground on which all of them are computed.
+"""The base class of distillation losses: their declarations, checks and numerics.
 
-A method writes its formula in `forward`. Calling it detaches the teacher, refuses shapes that it
-did not declare, and leaves autocast for at least float32: half precision overflows in squares
-and cancels in differences. Weights are not applied here; the Distiller applies them.
+A method implements its formula in `forward`. Calling it detaches the teacher, checks the declared
+shapes, and computes outside autocast in at least float32: half precision overflows in squares and
+cancels in differences. The Distiller applies the weights.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _Pair: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a method may know of a training besides the signals.
+    """Facts of the training that a method can use when it is built.
 
-    samples: images in the training set; batch_size: images in a step; 0: not known.
-    teacher_head: (weight [K, D], bias [K] or None) of the linear layer that reads the teacher's
-    embedding, None where there is no such layer.
+    samples: images in the training set, 0: unknown. batch_size: images in a step, 0: unknown.
+    teacher_head: (weight [K, D], bias [K] or None) of the linear layer on the teacher's embedding,
+    None where there is none.
     """
 
     samples: int = 0
@@ -43,19 +43,19 @@ class Setting:
 
 
 class DistillLoss(nn.Module):
-    """The distance, or another scalar to lower, between a student and its teacher.
+    """A distance or another loss between a student and its teacher.
 
-    need: what it compares: logits [B, K], embedding [B, D], stages (lists of maps [B, C, H, W],
+    need: the outputs compared: logits [B, K], embedding [B, D], stages (lists of maps [B, C, H, W],
     where the student's i-th goes with the teacher's i-th), attention (the same with maps
     [B, 3 * D, H, W] of query, key and value), or outputs: the whole `Outputs` of both.
-    reads: the parts of the teacher's outputs that it reads; none: it learns without a teacher.
-    align: what must agree between paired maps, or embeddings (channels); the Distiller adapts
-    the student's to it. is_pairwise: its loss on several pairs is the sum of those on each.
-    labels: whether the target is unused, or must be hard (class indices [B]; a mixed image
-    counts for the larger share) or may be mixed (probabilities [B, K]).
-    alpha, weight, mapping: used where a recipe does not say. min_batch: samples it needs.
-    ranges: where a search looks for alpha, weight, temperature, mapping and the knobs, which are
-    the arguments of the constructor. is_distance: whether loss(x, x) = 0.
+    reads: the parts of the teacher's outputs that it reads; empty: it needs no teacher.
+    align: `channels` or `size` of paired maps, or `channels` of embeddings, which the Distiller
+    adapts on the student's side. is_pairwise: the loss on several pairs is the sum over pairs.
+    labels: the target is unused, hard (class indices [B]; a mixed image counts as its larger
+    share) or mixed (probabilities [B, K] too).
+    alpha, weight, mapping: defaults of a recipe. min_batch: smallest number of samples.
+    ranges: useful ranges of alpha, weight, mapping and the knobs, which are the arguments of the
+    constructor. is_distance: loss(x, x) = 0.
     """
 
     need: ClassVar[Need]
@@ -83,7 +83,7 @@ class DistillLoss(nn.Module):
             cls.reads = cls.__dict__.get("reads", frozenset({need}))
         elif not hasattr(cls, "reads"):
             raise SpecError(
-                f"method class {cls.__name__}: with need {need!r}, `reads` must say which of "
+                f"method class {cls.__name__}: with need {need!r}, `reads` must list which of "
                 f"{', '.join(get_args(Part))} of the teacher it reads"
             )
 
@@ -94,8 +94,8 @@ class DistillLoss(nn.Module):
     def prepare(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
         """Make the modules whose shapes depend on the signals; called once, before training.
 
-        They get the device of the signals and their type, at least float32. A method with such
-        modules overrides `build`. Raises SpecError for shapes that cannot be compared.
+        They get the signals' device and dtype, at least float32. A method with such modules
+        overrides `build`. Raises SpecError for shapes that cannot be compared.
         """
         self.check(student, teacher)
         if 0 < setting.batch_size < self.min_batch:
@@ -108,13 +108,13 @@ class DistillLoss(nn.Module):
         self._is_prepared = True
 
     def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
-        """Make what `forward` learns with; nothing by default."""
+        """Make the modules that `forward` trains; none by default."""
 
     def __call__(self, student: Signal, teacher: Signal | None, target: Tensor) -> Tensor:
         """Return the unweighted loss, a scalar in float32 or wider.
 
-        target: [B] class indices, or [B, K] probabilities of mixed images. Raises SpecError when
-        the shapes are not those that `need` and `align` promise.
+        target: [B] class indices, or [B, K] probabilities of mixed images. Raises SpecError for
+        shapes that contradict `need` and `align`.
         """
         if self._is_prepared:
             self.check(student, teacher)
@@ -131,15 +131,15 @@ class DistillLoss(nn.Module):
         return loss
 
     def check(self, student: Signal, teacher: Signal | None) -> None:
-        """Raise SpecError unless the signals are those that this method compares."""
+        """Raise SpecError unless the signals have the kinds and shapes that are compared."""
         if self.need == "nothing" or (teacher is None and not self.reads):
             return
         if teacher is None:
-            raise SpecError(f"{self._name} hears {', '.join(sorted(self.reads))} of a teacher")
+            raise SpecError(f"{self._name} needs {', '.join(sorted(self.reads))} of a teacher")
         _check_pairs(self._name, *self._paired(student, teacher))
 
     def _paired(self, student: Signal, teacher: Signal) -> tuple[list[_Pair], str, str]:
-        """Return the pairs of tensors that must fit, their layout, and the axes that must agree."""
+        """Return the pairs of tensors to check, their layout, and the axes that must be equal."""
         if self.need in ("stages", "attention"):
             if isinstance(student, Tensor | Outputs) or isinstance(teacher, Tensor | Outputs):
                 raise SpecError(f"{self._name} compares {self.need}: lists of maps [B, C, H, W]")
@@ -158,18 +158,18 @@ class DistillLoss(nn.Module):
 
     @property
     def _name(self) -> str:
-        """Return the method's name: its file's here, the class's elsewhere."""
+        """Return the file's name of a built-in method, the class's name of a user's."""
         package, _, module = type(self).__module__.rpartition(".")
         return f"method {module}" if package == __package__ else type(self).__name__
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or as it is when it is wider."""
+    """Return a tensor in float32, or unchanged if it is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def positive(name: str, value: float, *, or_zero: bool = False) -> float:
-    """Return a knob that is a finite number above 0, or from 0 on. Raises SpecError."""
+    """Return a knob if it is a finite number above 0, or at least 0. Raises SpecError."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and (value > 0 or (or_zero and value == 0)):
         return value
@@ -177,7 +177,7 @@ def positive(name: str, value: float, *, or_zero: bool = False) -> float:
 
 
 def fraction(name: str, value: float) -> float:
-    """Return a knob that is a number in [0, 1). Raises SpecError."""
+    """Return a knob if it is a number in [0, 1). Raises SpecError."""
     if positive(name, value, or_zero=True) < 1:
         return value
     raise SpecError(f"method {name}: {value!r} is not a number in [0, 1)")
@@ -186,8 +186,8 @@ def fraction(name: str, value: float) -> float:
 def _zipped(name: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[_Pair]:
     if not 0 < len(student) == len(teacher):
         raise SpecError(
-            f"{name} compares maps in pairs; the student gives {len(student)}, "
-            f"the teacher {len(teacher)}"
+            f"{name} compares maps in pairs; the student has {len(student)}, "
+            f"the teacher has {len(teacher)}"
         )
     return list(zip(student, teacher, strict=True))
 

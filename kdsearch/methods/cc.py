@@ -19,10 +19,10 @@ class CorrelationCongruence(DistillLoss):
 
     loss = mean over B^2 of (C(student) - C(teacher))^2, C = exp(-2 g) * sum over p = 0, 1, 2 of
     (2 g * cosine)^p / p!, g = 0.4: the Gaussian kernel of unit vectors, expanded to order 2.
-    Only B x B matrices meet, so widths may differ and nothing is learned. RepDistiller's form is
-    not used: its products of neighbours in the batch depend on the order of the samples, and its
-    learned embedding of the teacher can shrink to please it. weight: random embeddings give 0.003
-    where they point everywhere to 0.2 where an untrained student's all point one way, at any B.
+    Only B x B matrices are compared, so widths may differ and nothing is learned. RepDistiller's
+    form is not used: its products of neighbours depend on the order of the batch, and its learned
+    embedding of the teacher can shrink. weight: the loss is 0.003 for random embeddings and 0.2
+    for an untrained student's, which all have one direction, at any B.
     student, teacher: [B, D] embeddings. No labels, so unlabelled images count too.
     """
 
@@ -32,7 +32,7 @@ class CorrelationCongruence(DistillLoss):
     ranges: ClassVar[Ranges] = {"weight": Float(low=0.3, high=3000.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         return F.mse_loss(_kernel(student), _kernel(teacher))
 
 

@@ -1,4 +1,4 @@
-"""Alignment of directions."""
+"""Cosine distance of embeddings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdsearch.space import Float
 
 
 class Cosine(DistillLoss):
-    """Point the student's embedding where the teacher's points.
+    """Match the direction of the teacher's embedding.
 
     loss = 1 - cosine(student, teacher), mean over the batch: the loss of Model-Optimizer and the
-    usual alignment to frozen image-text embeddings, whose length says nothing (Radford et al.,
+    usual alignment to frozen image-text embeddings, whose length has no meaning (Radford et al.,
     ICML 2021, 2103.00020). Computed as half the squared distance of the unit vectors, which is
     the same and does not cancel near equality. student, teacher: [B, D] embeddings; the
     Distiller projects the student's. No labels, so unlabelled images count too.
@@ -26,6 +26,6 @@ class Cosine(DistillLoss):
     ranges: ClassVar[Ranges] = {"weight": Float(low=0.1, high=100.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         apart = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
         return apart.square().sum(dim=1).mean() / 2

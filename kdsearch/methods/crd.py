@@ -28,7 +28,7 @@ _MOMENTUM = 0.5
 
 
 class CRD(DistillLoss):
-    """Tell a sample from remembered ones of other classes (Tian et al., ICLR 2020, 1910.10699).
+    """Contrast a sample with stored ones of other classes (Tian et al., ICLR 2020, 1910.10699).
 
     loss = S(student, memory of the teacher) + S(teacher, memory of the student), where
     S(e, m) = mean over the batch of -log h(e, m_own) - K * mean over negatives of log(1 - h(e, m)),
@@ -36,13 +36,13 @@ class CRD(DistillLoss):
     128. m: one such vector for each of the N training samples, uniform noise until the sample is
     seen, then moved half-way to e in training mode. Z: N * the first batch's mean exp(e m / tau).
 
-    Decided: K rows are drawn once for the whole batch, uniformly, with replacement, capped at
-    N - 1: a matrix product instead of gathering B * K * 128 numbers. K defaults to 4096; the
+    K rows are sampled once for the whole batch, uniformly, with replacement, at most N - 1: a
+    matrix product instead of gathering B * K * 128 numbers. K defaults to 4096; the
     paper's 16384 is for N = 50,000. Negatives are of other classes ("exact"): labels are
-    remembered as samples are seen, and rows of the same class, the sample's own among them, are
-    left out of the mean; an unseen row is noise, so of no class. A mixed image counts for its
-    larger share, and for its own row. Memory: 2 * N * 512 bytes, 1.3 GB for ImageNet.
-    student, teacher: Outputs; teacher.index tells the rows. Raises SpecError when N is not known,
+    stored as samples are seen, and rows of the same class, the sample's own among them, are
+    left out of the mean; an unseen row is noise, so of no class. A mixed image counts as its
+    larger share, and as its own row. Memory: 2 * N * 512 bytes, 1.3 GB for ImageNet.
+    student, teacher: Outputs; teacher.index holds the rows. Raises SpecError for an unknown N,
     without an index, for tau <= 0, or when negatives is no whole number above 0.
     """
 
@@ -68,7 +68,7 @@ class CRD(DistillLoss):
         assert isinstance(teacher, Outputs)
         if setting.samples < 2:
             raise SpecError(
-                f"method crd remembers every sample of the training set and needs to know of at "
+                f"method crd stores every sample of the training set and needs at "
                 f"least 2, not {setting.samples}; infonce contrasts within the batch"
             )
         self.embed_student = nn.Linear(student.embedding.shape[1], _WIDTH)
@@ -77,11 +77,11 @@ class CRD(DistillLoss):
         self.register_buffer("classes", torch.full((setting.samples,), -1))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """Return the loss; in training mode, remember the batch."""
+        """Return the loss; in training mode, store the batch."""
         index = teacher.index
         if index is None:
             raise SpecError(
-                "method crd was not told which training samples these are (Outputs.index); "
+                "method crd needs the indices of the training samples (Outputs.index); "
                 "infonce contrasts within the batch"
             )
         seen_by_student = F.normalize(self.embed_student(student.embedding), dim=1)
@@ -99,7 +99,7 @@ class CRD(DistillLoss):
 
 
 class _Memory(nn.Module):
-    """One vector a training sample; `log_scale`: log(Z * K / N), not a number until it is known."""
+    """One vector a training sample; `log_scale`: log(Z * K / N), NaN until it is known."""
 
     rows: Tensor
     log_scale: Tensor
@@ -125,6 +125,6 @@ class _Memory(nn.Module):
         return (F.softplus(-odds[:, 0]) + len(drawn) * negative).mean()
 
     def update(self, index: Tensor, seen: Tensor) -> None:
-        """Move the rows of these samples towards what was seen."""
+        """Move the rows of these samples towards their embeddings."""
         moved = _MOMENTUM * self.rows[index] + (1 - _MOMENTUM) * seen
         self.rows.index_copy_(0, index, F.normalize(moved, dim=1))

@@ -15,12 +15,12 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class CWD(DistillLoss):
-    """Match where each channel is active (Shu et al., ICCV 2021, arXiv:2011.13256).
+    """Match the spatial distribution of each channel (Shu et al., ICCV 2021, arXiv:2011.13256).
 
     loss = sum over the pairs of tau^2 * KL(teacher || student) of the softmax over the H * W
     positions of map / tau, mean over samples and channels. Made for segmentation, where
     implementations use weights of 3 to 5 at tau 4, 4 to 5 and 1. A map of one position has the
-    softmax 1 whatever it holds, and teaches nothing. student, teacher: lists of maps of equal
+    softmax 1 and contributes no gradient. student, teacher: lists of maps of equal
     shapes. Raises SpecError for tau <= 0.
     """
 
@@ -41,7 +41,7 @@ class CWD(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         return torch.stack([self._divergence(s, t) for s, t in pairs]).sum()
 

@@ -21,8 +21,8 @@ class DIST(DistillLoss):
     loss = T^2 * (beta * (1 - r over the classes of a sample, mean over the batch)
     + gamma * (1 - r over the batch of a class, mean over the classes)), r: Pearson's correlation
     of the softmax at T, with 1e-8 in the product of the norms (which leaves up to 1e-8 / norm^2
-    at equality). Scaling and shifting the student's rows costs nothing by beta's part, nor its
-    columns by gamma's. Some ports add a further relation with the wrong sign; this is the paper's.
+    at equality). The beta part ignores scale and shift of the student's rows, the gamma part those
+    of its columns. Some ports add a further relation with the wrong sign; this is the paper's.
     student, teacher: [B, K] raw logits; a batch of one has no correlation and gives gamma * T^2.
     Raises SpecError if temperature <= 0, for beta or gamma below 0 or both 0.
     """
@@ -45,7 +45,7 @@ class DIST(DistillLoss):
             raise SpecError("method dist: beta 0 and gamma 0 compare nothing; set one above 0")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         student, teacher = (F.softmax(z / self.temperature, dim=1) for z in (student, teacher))
         within = self.beta * (1 - _correlation(student, teacher, dim=1))
         across = self.gamma * (1 - _correlation(student, teacher, dim=0))

@@ -14,12 +14,12 @@ from kdsearch.space import Float
 
 
 class DKD(DistillLoss):
-    """Match the target class and the other classes apart (Zhao et al., CVPR 2022, 2203.08679).
+    """Match the target class and the other classes separately (Zhao et al., CVPR 2022, 2203.08679).
 
     loss = T^2 * (KL of [p_y, 1 - p_y] + beta * KL of the softmax over the classes but y), mean
-    over the batch. The paper's alpha is 1: it is one with `weight`. No warm-up.
-    student, teacher: [B, K] raw logits, K >= 3: of two classes only one is left, whose
-    probability is 1 whatever the logits. Raises SpecError for K < 3, temperature or beta <= 0.
+    over the batch. The paper's alpha is `weight`. No warm-up.
+    student, teacher: [B, K] raw logits, K >= 3: of two classes only one is left, with
+    probability 1. Raises SpecError for K < 3, temperature or beta <= 0.
     """
 
     need: ClassVar[Need] = "logits"

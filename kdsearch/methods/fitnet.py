@@ -1,4 +1,4 @@
-"""Hints: the student's maps regress the teacher's."""
+"""Hints: regression of the teacher's maps."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ class FitNet(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         return torch.stack([F.mse_loss(s, t) for s, t in pairs]).sum()

@@ -16,20 +16,20 @@ from kdsearch.space import Float
 
 
 class GradCAM(DistillLoss):
-    """Match where the deepest maps speak for the teacher's class.
+    """Match the positions of the deepest maps that support the teacher's class.
 
     loss = mean((Q(student) - Q(teacher))^2), where Q is Grad-CAM (Selvaraju et al., ICCV 2017,
     arXiv:1610.02391), sum_c w_c * map_c, with w_c the average over positions of the gradient of
     the logit of the class that the teacher predicts; [B, H * W], divided by its Euclidean norm.
-    The paper's ReLU is left out: a student whose map is below 0 everywhere would never leave it.
+    The paper's ReLU is left out: a student whose map is negative everywhere would get no gradient.
     Of two sizes, the larger is averaged down first. The distance and its weight are those of
     attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928, whose section 3.2
     compares gradients of the loss in the input instead). The gradient of the student is
     differentiated again, from the logits to the deepest stage only.
     student, teacher: Outputs, of equal K, with stages; the teacher's with its gradient, the
     student's with its graph. Raises SpecError where these are missing, and when the logits do
-    not read the deepest stage: a class token reads the stage before. Maps of one position teach
-    nothing.
+    not read the deepest stage: a class token reads the stage before. Maps of one position give
+    no gradient.
     """
 
     need: ClassVar[Need] = "outputs"
@@ -48,7 +48,7 @@ class GradCAM(DistillLoss):
         assert isinstance(teacher, Outputs)
         for side, outputs in (("student", student), ("teacher", teacher)):
             if not outputs.stages:
-                raise SpecError(f"method grad_cam reads the deepest stage; the {side} shows none")
+                raise SpecError(f"method grad_cam reads the deepest stage; the {side} has none")
         if teacher.gradient is None or teacher.gradient.shape != teacher.stages[-1].shape:
             raise SpecError(
                 "method grad_cam needs the gradient of the teacher's largest logits in its deepest "
@@ -79,7 +79,7 @@ class GradCAM(DistillLoss):
         return super().__call__(replace(student, gradient=gradient), teacher, target)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         ours, theirs = _cam(student), _cam(teacher)
         size = min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2])
         return F.mse_loss(_normalised(ours, size), _normalised(theirs, size))

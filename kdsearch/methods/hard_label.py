@@ -15,10 +15,10 @@ class HardLabel(DistillLoss):
     """Learn the teacher's most probable class (Touvron et al., ICML 2021, 2012.12877, eq. 3).
 
     loss = cross-entropy of the student with argmax(teacher), mean over the batch.
-    A student with a distillation token (family `deit`) is taught through that token's head and
-    learns the labels through the other one; at inference the two heads' logits are averaged.
-    Any other student hears both through its one head. Labels are not read: a mixed or unlabelled
-    image is what the teacher takes it for. student, teacher: [B, K] raw logits.
+    A student with a distillation token (family `deit`) learns from the teacher by that token's
+    head and from the labels by the other one; at inference the two heads' logits are averaged.
+    Any other student learns both by its one head. Labels are unused: a mixed or unlabelled image
+    has the class that the teacher predicts. student, teacher: [B, K] raw logits.
     """
 
     need: ClassVar[Need] = "logits"
@@ -26,5 +26,5 @@ class HardLabel(DistillLoss):
     ranges: ClassVar[Ranges] = {"alpha": Float(low=0.1, high=0.9)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         return F.cross_entropy(student, teacher.argmax(dim=1))

@@ -13,12 +13,12 @@ from kdsearch.space import Float
 
 
 class InfoNCE(DistillLoss):
-    """Tell the teacher's view of a sample from the others' (Oord et al., 2018, arXiv:1807.03748).
+    """Contrast teacher embeddings within the batch (Oord et al., 2018, arXiv:1807.03748).
 
     loss = mean over the batch of the cross-entropy of cosine(project(student_i), teacher_j) / tau
     over j, where j = i is right: bounded below by 0, at log B by chance. project: a linear layer
     to the teacher's width, dropped at inference. Other samples are negatives whatever their
-    class, so labels are not read and unlabelled images count too; `crd` spares the same class.
+    class, so labels are unused and unlabelled images count too; `crd` spares the same class.
     student, teacher: [B, D] embeddings, D may differ. Raises SpecError if tau <= 0.
     """
 
@@ -41,7 +41,7 @@ class InfoNCE(DistillLoss):
         self.project = nn.Linear(student.shape[1], teacher.shape[1])
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         student, teacher = F.normalize(self.project(student), dim=1), F.normalize(teacher, dim=1)
         own = torch.arange(len(student), device=student.device)
         return F.cross_entropy(student @ teacher.T / self.tau, own)

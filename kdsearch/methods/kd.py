@@ -30,7 +30,7 @@ class KD(DistillLoss):
         self.temperature = positive("kd.temperature", temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         log_student = F.log_softmax(student / self.temperature, dim=1)
         log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

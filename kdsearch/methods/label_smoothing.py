@@ -1,4 +1,4 @@
-"""The control for soft targets: the same softness, and no teacher in it."""
+"""The control for soft targets: smoothed labels without a teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsearch.space import Float
 
 
 class LabelSmoothing(DistillLoss):
-    """Learn the uniform distribution beside the labels (Szegedy et al., CVPR 2016, 1512.00567).
+    """Learn the uniform distribution along with the labels (Szegedy et al., CVPR 2016, 1512.00567).
 
     loss = cross-entropy of the student with 1 / K for each class, mean over the batch. alpha is
     the smoothing: (1 - alpha) * task + alpha * loss is cross-entropy with smoothed labels. Part of
@@ -28,5 +28,5 @@ class LabelSmoothing(DistillLoss):
     ranges: ClassVar[Ranges] = {"alpha": Float(low=0.01, high=0.5, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-        """Return the loss; neither the teacher nor the target plays a part."""
+        """Return the loss; teacher and target are unused."""
         return -F.log_softmax(student, dim=1).mean()

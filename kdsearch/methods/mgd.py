@@ -15,7 +15,7 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class MGD(DistillLoss):
-    """Regain the teacher's map from the student's masked one (Yang et al., ECCV 2022, 2205.01529).
+    """Generate the teacher's map from a masked student map (Yang et al., ECCV 2022, 2205.01529).
 
     loss = sum over the pairs of mean((G(mask * student) - teacher)^2); G: 3x3-ReLU-3x3. The mask
     drops each channel of each sample with probability `ratio`, as the paper's classification
@@ -48,7 +48,7 @@ class MGD(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(self.generators, student, teacher, strict=True)
         losses = [F.mse_loss(generate(self._masked(s)), t) for generate, s, t in pairs]
         return torch.stack(losses).sum()

@@ -33,8 +33,8 @@ class MiniLM(DistillLoss):
     2002.10957); value: that alone. Memory: 4 * B * R * N^2 bytes for each of some six such
     tensors a relation: 31 MB each at B = 16, R = 12, N = 14 * 14 = 196, and 4 * that at B = 64.
     student, teacher: lists of maps [B, 3 * D, H, W] of query, key and value, of equal sizes; D is
-    free; one position has no relations and teaches nothing. Raises SpecError when the channels of
-    a map are no three times D, for heads < 1 and for unknown relations.
+    free; one position has no relations and gives no gradient. Raises SpecError when the channels of
+    a map are not three times D, for heads < 1 and for unknown relations.
     """
 
     need: ClassVar[Need] = "attention"
@@ -72,7 +72,7 @@ class MiniLM(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         return torch.stack([self._divergence(s, t) for s, t in pairs]).sum()
 

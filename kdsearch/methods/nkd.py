@@ -20,8 +20,8 @@ class NKD(DistillLoss):
     loss = -mean of p_y(teacher) * log p_y(student) - gamma * T^2 * mean over the batch of
     sum over k != y of q_k(teacher) * log q_k(student), where p is the softmax at T = 1 and q the
     one over the K - 1 other classes at T. A cross-entropy: its least value is above 0.
-    student, teacher: [B, K] raw logits, K >= 3: of two classes only one is left, whose
-    probability is 1 whatever the logits. A mixed image counts for its larger share, as in the
+    student, teacher: [B, K] raw logits, K >= 3: of two classes only one is left, with
+    probability 1. A mixed image counts as its larger share, as in the
     authors' code. Raises SpecError for K < 3, temperature or gamma <= 0.
     """
 

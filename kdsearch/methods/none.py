@@ -10,9 +10,9 @@ from kdsearch.methods.base import DistillLoss, Need, Part
 
 
 class NoTeacher(DistillLoss):
-    """Add nothing to the task loss, so that what distillation gains can be told.
+    """Add nothing to the task loss, to measure the gain of distillation.
 
-    loss = 0, with alpha = 0; the Distiller asks for no teacher at all.
+    loss = 0, with alpha = 0; no teacher is used.
     """
 
     need: ClassVar[Need] = "nothing"

@@ -16,14 +16,14 @@ from kdsearch.space import Float
 
 
 class OFA(DistillLoss):
-    """Teach every stage in the space of logits (Hao et al., NeurIPS 2023, arXiv:2310.19444).
+    """Distil every stage in the space of logits (Hao et al., NeurIPS 2023, arXiv:2310.19444).
 
     loss = sum over an exit on each of the student's stages, and its own logits, of
     -sum_k ((p_k + y_k)^eps - y_k) log q_k, mean over the batch; p: the teacher's probabilities,
     q: the exit's, y: 1 for the target class, else 0. With eps 1 it is the cross-entropy with the
-    teacher's probabilities; above 1, classes the teacher holds unlikely count less and the target
-    more. Temperature 1. The paper's exits on tokens are transformer blocks; here all stages are
-    maps and an exit is the separable convolutions it puts on CNNs. Dropped at inference.
+    teacher's probabilities; above 1, classes that are unlikely to the teacher count less and the
+    target more. Temperature 1. The paper's exits on tokens are transformer blocks; here all stages
+    are maps and an exit is its separable convolutions for CNNs. Dropped at inference.
     student, teacher: Outputs, of equal K. Raises SpecError for eps <= 0, a student without stages.
     """
 
@@ -45,7 +45,7 @@ class OFA(DistillLoss):
         """Make an exit on each stage."""
         assert isinstance(student, Outputs)
         if not student.stages:
-            raise SpecError("method ofa puts exits on the student's stages, and it shows none")
+            raise SpecError("method ofa puts exits on the student's stages, and it has none")
         classes = student.logits.shape[1]
         self.exits = nn.ModuleList(Exit(maps, classes) for maps in student.stages)
 

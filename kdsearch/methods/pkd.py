@@ -15,13 +15,13 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class PKD(DistillLoss):
-    """Match standardised maps, whatever their scale (Cao et al., NeurIPS 2022, 2207.02039).
+    """Match maps standardised by channel (Cao et al., NeurIPS 2022, 2207.02039).
 
     loss = sum over the pairs of mean((n(student) - n(teacher))^2) / 2, where n subtracts each
     channel's mean over batch and positions and divides by its unbiased standard deviation + 1e-6:
     1 - Pearson's correlation, averaged over channels. The paper's weight is 6, for the levels of
     a detector's pyramid. A channel's only value is standardised to 0.
-    student, teacher: lists of maps of equal shapes. The loss depends on the batch beside a sample.
+    student, teacher: lists of maps of equal shapes. The loss of a sample depends on its batch.
     """
 
     need: ClassVar[Need] = "stages"
@@ -36,7 +36,7 @@ class PKD(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         losses = [F.mse_loss(_standardised(s), _standardised(t)) / 2 for s, t in pairs]
         return torch.stack(losses).sum()

@@ -14,7 +14,7 @@ _EPSILON = 1e-7
 
 
 class PKT(DistillLoss):
-    """Match how probable each neighbour is (Passalis and Tefas, ECCV 2018, arXiv:1803.10837).
+    """Match the probabilities of neighbours (Passalis and Tefas, ECCV 2018, arXiv:1803.10837).
 
     loss = mean over B^2 of P(teacher) * log((P(teacher) + 1e-7) / (P(student) + 1e-7)), where P
     is (cosine + 1) / 2 between all samples, each row divided by its sum. The mean, not the sum,
@@ -28,7 +28,7 @@ class PKT(DistillLoss):
     ranges: ClassVar[Ranges] = {"weight": Float(low=300.0, high=3_000_000.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         student, teacher = _neighbours(student), _neighbours(teacher)
         return (teacher * ((teacher + _EPSILON) / (student + _EPSILON)).log()).mean()
 

@@ -18,15 +18,15 @@ _POOLED_SIDES = (4, 2, 1)
 
 
 class ReviewKD(DistillLoss):
-    """Let the student's deep stages review its shallow ones (Chen et al., CVPR 2021, 2104.09044).
+    """Fuse the student's deep stages into its shallow ones (Chen et al., CVPR 2021, 2104.09044).
 
     loss = sum over the pairs, and a last one of both deepest maps averaged to 1x1, of
-    HCL(fused student, teacher). From the deepest pair up, a stage is fused with what the stages
-    below it gave: a 1x1 convolution to min(512, channels of the student's deepest stage), an
+    HCL(fused student, teacher). From the deepest pair up, a stage is fused with the result of the
+    deeper stages: a 1x1 convolution to min(512, channels of the student's deepest stage), an
     attention that weighs the two at each position, a 3x3 convolution to the teacher's channels.
     HCL: mean squared error of the maps, and of their averages at 4x4, 2x2 and 1x1 where these are
     smaller, weighted 1, 1/2, 1/4, 1/8 over their sum. Reference weights are .6 to 8 by pair.
-    The paper reads maps before their ReLU; here they are the stages as they are told. A step
+    The paper uses maps before their ReLU; here they are the network's stages. A step
     costs about 9 * C_teacher * width multiply-adds a position of each stage.
     student, teacher: lists of maps, shallow to deep; sizes and channels are free.
     """
@@ -55,7 +55,7 @@ class ReviewKD(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         triples = zip(self.fusions, _with_pooled(student), _with_pooled(teacher), strict=True)
         fused: Tensor | None = None
         losses = []
@@ -82,7 +82,7 @@ def _with_pooled(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Fusion(nn.Module):
-    """One stage, weighed against what the deeper ones gave."""
+    """One stage, fused with the result of the deeper ones."""
 
     def __init__(self, channels: int, width: int, goal: int, *, is_first: bool) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Fusion(nn.Module):
     def forward(
         self, maps: Tensor, deeper: Tensor | None, size: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return maps like the teacher's at `size`, and what the next stage up is fused with."""
+        """Return maps like the teacher's at `size`, and the result for the next stage up."""
         x: Tensor = self.enter(maps)
         if self.attend is not None:
             assert deeper is not None

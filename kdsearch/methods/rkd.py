@@ -38,7 +38,7 @@ class RKD(DistillLoss):
             raise SpecError("method rkd: distance 0 and angle 0 compare nothing; set one above 0")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part.
+        """Return the loss; the target is unused.
 
         Distances come from differences, not from a Gram matrix, where near points cancel.
         """

@@ -1,4 +1,4 @@
-"""Self-distillation: the deep stages teach the shallow ones."""
+"""Self-distillation from the deep stages to the shallow ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdsearch.space import Float
 
 
 class SelfDistill(DistillLoss):
-    """Be your own teacher (Zhang et al., ICCV 2019, arXiv:1905.08094); there is no other.
+    """Distil a student's own outputs into its stages (Zhang et al., ICCV 2019, arXiv:1905.08094).
 
     loss = sum over an exit on each stage but the deepest of cross-entropy with the labels
     + T^2 * KL(student's own logits || exit's logits) at temperature T, mean over the batch,
     + hint * mean((h(exit's features) - deepest stage averaged over positions)^2). Logits and
-    deepest stage are detached: the exits learn from them, not they from the exits. h: a linear
+    deepest stage are detached: only the exits learn from them. h: a linear
     layer, for the widths differ. The paper compares feature maps, with .03 of a sum; here the
     mean has that weight, a hint of one. Mixed labels are cross-entropy's own. Dropped at inference.
     student: Outputs with two stages or more; teacher: None. Raises SpecError for fewer stages,

@@ -15,11 +15,11 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
 class SimilarityPreserving(DistillLoss):
-    """Match which samples excite a stage alike (Tung and Mori, ICCV 2019, arXiv:1907.09682).
+    """Match the similarities of samples in a stage (Tung and Mori, ICCV 2019, arXiv:1907.09682).
 
     loss = sum over the pairs of ||G(student) - G(teacher)||^2 / B^2, where G is the Gram matrix
     [B, B] of the flattened maps, each row divided by its Euclidean norm (one port's L1 norm is a
-    mistake: 0.37 times the value). Channels and sizes are free: nothing is to be learned. The
+    mistake: 0.37 times the value). Channels and sizes may differ; nothing is learned. The
     reference weight, 3000, is for one pair, and the loss shrinks as B grows.
     student, teacher: lists of maps [B, C, H, W]. No labels, so unlabelled images count too.
     """
@@ -36,7 +36,7 @@ class SimilarityPreserving(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(student, teacher, strict=True)
         return torch.stack([F.mse_loss(_similarity(s), _similarity(t)) for s, t in pairs]).sum()
 

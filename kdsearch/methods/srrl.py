@@ -14,13 +14,13 @@ from kdsearch.space import Float
 
 
 class SRRL(DistillLoss):
-    """Make the teacher's head read the student's features (Yang et al., ICLR 2021).
+    """Match the student's features through the teacher's head (Yang et al., ICLR 2021).
 
     loss = mean((e - teacher's embedding)^2) + mean((head(e) - teacher's logits)^2), where e is
     g(student's deepest stage) averaged over positions, and head the teacher's own, frozen.
     g: 1x1 convolution to the embedding's width, BatchNorm, ReLU. The ReLU is left out where the
     teacher's embedding goes below 0 in the batch that `prepare` sees (behind LayerNorm, say):
-    g could not reach it. student, teacher: Outputs, of equal K. Dropped at inference.
+    g could not match it. student, teacher: Outputs, of equal K. Dropped at inference.
     Raises SpecError without a linear head of the teacher, or a stage of the student.
     """
 
@@ -38,12 +38,12 @@ class SRRL(DistillLoss):
         assert isinstance(teacher, Outputs)
         if setting.teacher_head is None:
             raise SpecError(
-                "method srrl reads the student with the teacher's head, and this teacher's is "
-                "not known as one linear layer on its embedding; use a teacher with such a head, "
+                "method srrl applies the teacher's head to the student, and this teacher's head "
+                "is not one linear layer on its embedding; use a teacher with such a head, "
                 "or a method that compares embeddings or stages"
             )
         if not student.stages:
-            raise SpecError("method srrl reads the student's deepest stage, and it shows none")
+            raise SpecError("method srrl reads the student's deepest stage, and it has none")
         weight, bias = setting.teacher_head
         width = teacher.embedding.shape[1]
         if weight.shape != (teacher.logits.shape[1], width):
@@ -61,7 +61,7 @@ class SRRL(DistillLoss):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         embedding = self.connector(student.stages[-1]).mean(dim=(2, 3))
         logits = F.linear(embedding, self.head_weight, self.head_bias)
         return F.mse_loss(embedding, teacher.embedding) + F.mse_loss(logits, teacher.logits)

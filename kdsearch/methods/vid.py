@@ -19,10 +19,10 @@ _EPSILON = 1e-5
 
 
 class VID(DistillLoss):
-    """Raise a bound on the information shared by paired maps (Ahn et al., CVPR 2019, 1904.05835).
+    """Maximise a bound on mutual information of paired maps (Ahn et al., CVPR 2019, 1904.05835).
 
     loss = sum over the pairs of mean((mu(student) - teacher)^2 / v + log v) / 2, the negative
-    log-likelihood of the teacher's map under a Gaussian without its constant, so it goes below 0.
+    log-likelihood of the teacher's map under a Gaussian without its constant; it may be below 0.
     mu: 1x1-ReLU-1x1-ReLU-1x1 to the teacher's channels C; v = softplus(s) + 1e-5: one variance a
     channel, 5 at first and trained like mu. (Implementations that keep s in a plain list leave it
     out of the optimiser, and stay at 5.) Cost: a regressor holds C * (C_student + 2 * C) weights.
@@ -53,7 +53,7 @@ class VID(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         pairs = zip(self.regressors, self.log_scales, student, teacher, strict=True)
         return torch.stack(
             [_surprise(regress(s), scale, t) for regress, scale, s, t in pairs]

@@ -31,7 +31,7 @@ class ViTKD(DistillLoss):
 
     loss = sum over the first two pairs (but never the last one) of mean((student - teacher)^2)
     + generation * mean((G(masked student) - teacher)^2) at the masked positions of the last pair.
-    `ratio` of each sample's positions are masked: a learned token stands there; G: 3x3-ReLU-3x3.
+    `ratio` of each sample's positions are masked: a learned token replaces them; G: 3x3-ReLU-3x3.
     In eval mode nothing is masked and every position counts. The paper weighs sums over N tokens
     and D channels by 3e-5 and, over `ratio`, 3e-6: for a DeiT-S teacher, N * D = 196 * 384 =
     75264, means weigh 75264 * 3e-5 = 2.26 and, the ratio cancelling, .226. Hence weight 2.25 and
@@ -73,7 +73,7 @@ class ViTKD(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
     ) -> Tensor:
-        """Return the loss; the target plays no part."""
+        """Return the loss; the target is unused."""
         loss: Tensor = self.generation * self._generated(student[-1], teacher[-1])
         for s, t in list(zip(student[:-1], teacher[:-1], strict=True))[:_MIMICKED]:
             loss = loss + F.mse_loss(s, t)

@@ -15,11 +15,11 @@ _EPSILON = 1e-7
 
 
 class WSLD(DistillLoss):
-    """Weigh soft labels by what is left to learn (Zhou et al., ICLR 2021, arXiv:2102.00650).
+    """Weigh soft labels by the progress of the student (Zhou et al., ICLR 2021, arXiv:2102.00650).
 
     loss = T^2 * mean over the batch of w * KL(softmax(teacher / T) || softmax(student / T)),
     w = 1 - exp(-CE(student) / (CE(teacher) + 1e-7)) with the labels at T = 1 and no gradient: a
-    sample that the student has already learned, compared with the teacher, is left to its label.
+    sample that the student fits better than the teacher counts less.
     The authors' cross-entropy differs from KL by the teacher's entropy, so its gradient is the
     same. Constants are their ImageNet pair, T = 2 and 2.5 (for CIFAR-100 it is 4 and 2.25).
     student, teacher: [B, K] raw logits; target: [B], or the probabilities of mixed images, whose

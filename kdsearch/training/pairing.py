@@ -1,7 +1,7 @@
 """Pair the stages of a student with those of a teacher.
 
-A stage is known here by its stride alone: the input's side divided by the map's side, so that
-networks at different resolutions compare. Pairs are (student's index, teacher's index). No torch.
+A stage is given by its stride alone: the input's side divided by the map's side, so that networks
+at different resolutions compare. Pairs are (student's index, teacher's index). No torch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _PAIR = re.compile(r"\s*(-?\d+)\s*:\s*(-?\d+)\s*")
 
 
 def pair_stages(strategy: str, student_strides: Strides, teacher_strides: Strides) -> Pairs:
-    """Return the pairs that a strategy makes, shallow to deep.
+    """Return the pairs of stages of a strategy, shallow to deep.
 
-    last: the two deepest. even: as many as the shorter side has, at evenly spaced depths, the
-    deepest included. stride: as many, in order, with the least sum of |log2 stride ratio|; ties
-    go to like relative depths. all: every one with every one. `0:1,-1:-1`: these, where -1 is the
-    deepest.
-    Raises SpecError for text that is none of these, a stage that is not there, or no stages.
+    last: the two deepest. even: as many as the network with fewer stages has, at evenly spaced
+    depths, the deepest included. stride: as many, in order, with the least sum of
+    |log2 stride ratio|; ties go to similar relative depths. all: every stage with every stage.
+    `0:1,-1:-1`: these pairs, where -1 is the deepest.
+    Raises SpecError for text that is none of these, an unknown stage, or networks without stages.
     """
     check_mapping(strategy)
     students, teachers = len(student_strides), len(teacher_strides)
     if not students or not teachers:
         raise SpecError(
-            f"method.mapping {strategy!r}: nothing to pair; the student shows {students} "
+            f"method.mapping {strategy!r}: nothing to pair; the student has {students} "
             f"stages, the teacher {teachers}"
         )
     if strategy in _STRATEGIES:

@@ -186,7 +186,7 @@ SPACES = [
     (("      resnet:", "      resnett:"), "space.yaml:4: unknown student family 'resnett'"),
     (("student:", "- a"), "space.yaml"),
     ((SPACE, ""), "expected a mapping"),
-    ((SPACE, "!!python/object/apply:os.system ['touch pwned']"), "is not read"),
+    ((SPACE, "!!python/object/apply:os.system ['touch pwned']"), "is not supported"),
     ((SPACE, "#" * 2_000_000), "at most 1000000"),
 ]
 

@@ -302,11 +302,11 @@ def test_srrl_ends_in_a_relu_only_where_the_embedding_is_not_negative():
 def test_srrl_refuses_what_it_cannot_read():
     student, teacher = outputs(seed=0), outputs(seed=50)
     loss = methods.get("srrl")()
-    with pytest.raises(SpecError, match=r"not known as one linear layer.*use a teacher with"):
+    with pytest.raises(SpecError, match=r"is not one linear layer.*use a teacher with"):
         loss.prepare(student, teacher, Setting())
     with pytest.raises(SpecError, match=r"shape \[3, 12\], but it makes 5 logits of an embedding"):
         loss.prepare(student, teacher, Setting(teacher_head=(randn(3, D), None)))
-    with pytest.raises(SpecError, match="deepest stage, and it shows none"):
+    with pytest.raises(SpecError, match="deepest stage, and it has none"):
         loss.prepare(
             replace(student, stages=()), teacher, Setting(teacher_head=(randn(K, D), None))
         )
@@ -356,7 +356,7 @@ def test_ofa_at_eps_one_is_the_cross_entropy_with_the_teacher():
     torch.testing.assert_close(found, F.cross_entropy(student.logits, teacher.logits.softmax(1)))
 
 
-def test_ofa_hears_a_mixed_image_as_its_larger_share():
+def test_ofa_counts_a_mixed_image_as_its_larger_share():
     loss, student, teacher = prepared("ofa", eps=1.5)
     mixed = 0.7 * F.one_hot(TARGET, K) + 0.3 * F.one_hot(TARGET.flip(0), K)
     assert torch.equal(loss(student, teacher, mixed), loss(student, teacher, TARGET))
@@ -643,7 +643,7 @@ def test_grad_cam_refuses_what_has_no_gradient():
         loss(replace(found, stages=(found.stages[0].clone(),)), told, TARGET)
     with pytest.raises(SpecError, match="needs the gradient of the teacher's largest logits"):
         loss(found, replace(told, gradient=None), TARGET)
-    with pytest.raises(SpecError, match="the student shows none"):
+    with pytest.raises(SpecError, match="the student has none"):
         loss(replace(found, stages=()), told, TARGET)
 
 

@@ -56,7 +56,7 @@ def signal(name, tensors):
 
 
 def taught(name, tensors):
-    """Return a teacher's signal, with all that a method may hear; None for one that hears none."""
+    """Return a teacher's signal, with all that a method may read; None for one that needs none."""
     method = methods.get(name)
     if not method.reads and method.need != "nothing":
         return None

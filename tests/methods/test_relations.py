@@ -332,11 +332,11 @@ def test_crd_is_finite_for_half_precision_far_from_zero():
     assert far.grad.isfinite().all()
 
 
-def test_crd_refuses_what_it_cannot_remember():
+def test_crd_refuses_unknown_samples():
     with pytest.raises(SpecError, match=r"at least 2, not 0; infonce contrasts within the batch"):
         crd(samples=0)
     loss, student, teacher = crd()
-    with pytest.raises(SpecError, match=r"which training samples these are \(Outputs\.index\)"):
+    with pytest.raises(SpecError, match=r"indices of the training samples \(Outputs\.index\)"):
         loss(student, outputs(teacher.embedding), TARGET)
 
 

@@ -172,7 +172,7 @@ def test_hard_label_is_surprise_at_the_teachers_choice_whatever_the_label():
         assert float(loss(student, teacher, target)) == pytest.approx(math.log(4 / 3 * 2) / 2)
 
 
-def test_function_matching_is_kd_at_temperature_one_and_hears_no_label():
+def test_function_matching_is_kd_at_temperature_one_and_uses_no_label():
     student, teacher = logits()
     method = methods.get("function_matching")
     close(
@@ -203,7 +203,7 @@ def test_wsld_leaves_alone_what_the_student_has_learned():
     assert wrong > 1
 
 
-def test_wsld_hears_mixed_labels_as_mixtures():
+def test_wsld_uses_mixed_labels_as_mixtures():
     student, teacher = logits()
     loss = methods.get("wsld")()
     sure = F.one_hot(TARGET, K).double()
@@ -236,7 +236,7 @@ def test_label_smoothing_beside_the_task_is_pytorchs(smoothing):
     assert method.alpha == 0.1
 
 
-def test_label_smoothing_hears_no_teacher_and_is_least_at_the_uniform():
+def test_label_smoothing_uses_no_teacher_and_is_least_at_the_uniform():
     method = methods.get("label_smoothing")
     assert method.reads == frozenset()
     student = torch.zeros(B, K, dtype=torch.float64, requires_grad=True)

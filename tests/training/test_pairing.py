@@ -105,5 +105,5 @@ def test_pair_named_twice_is_refused():
 
 @pytest.mark.parametrize("strategy", [*MAPPINGS, "0:0"])
 def test_no_stages_are_refused(strategy):
-    with pytest.raises(SpecError, match="the student shows 4 stages, the teacher 0"):
+    with pytest.raises(SpecError, match="the student has 4 stages, the teacher 0"):
         pair_stages(strategy, CNN, [])

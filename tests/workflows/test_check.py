@@ -145,7 +145,7 @@ def test_teacher_without_stages_is_told(teachers: str, out: Path) -> None:
     for name, method in tried.items():
         reads = METHODS.get(name).reads
         assert method.usable != bool(reads & {"stages", "attention", "gradient"}), method
-    assert "the teacher shows none" in tried["at"].reason
+    assert "the teacher has none" in tried["at"].reason
     assert any("nothing to save: resnet" in note for note in found.notes)
 
 
@@ -188,7 +188,7 @@ def test_space_says_what_is_tried_and_teachers_are_blended(
         )
     assert [tried.method for tried in found.methods] == ["kd", "kd+at"]
     assert found.methods[0].usable
-    assert "the teacher shows none" in found.methods[1].reason  # the second one
+    assert "the teacher has none" in found.methods[1].reason  # the second one
     assert seen == [(0, 2, "kd on resnet"), (1, 2, "kd+at on resnet")]
     assert found.batch_size == 16
     assert [teacher.name for teacher in found.teachers] == [

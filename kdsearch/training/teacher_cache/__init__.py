@@ -1,6 +1,6 @@
 """Cache of a teacher's outputs per (augmentation, sample, view), in memory and on disk.
 
-Every view is computed once, and stored rows equal the live ones to float32 rounding. These modules
+Every view is computed once; stored rows equal the live ones to float32 rounding. These modules
 import `models` and `data`.
 """
 

@@ -1,8 +1,7 @@
 """Views on disk: `<cache>/teacher/KEY/AUGMENT/0001-answers.safetensors`, mapped into memory.
 
-A file appears whole, and one process at a time makes a view. It
-says what it is and has a checksum; a file that is damaged or about anything else is reported once,
-and is as good as none.
+A file appears whole, and one process at a time makes a view. It holds its key and a checksum; a
+file that is damaged or has another key is logged, ignored and rewritten.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from kdsearch.spec import digest_of
 from kdsearch.training.teacher_cache.parts import GROUPS, LARGE, Parts, View
 
 MAX_DISK_BYTES = 8 * 1024**3
-_FREE_SHARE = 4  # the cache takes a quarter of what is free, at most
+_FREE_SHARE = 4  # the cache takes at most a quarter of the free space
 _HEADER_BYTES = 4096  # of a file, at most
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """Where views outlive the process: below `cache_dir`, those of the images `data_key`.
+    """The folder of cached views, and the key of their images.
 
-    max_bytes: of all teachers' views there; never more than a quarter of the free disk space.
+    max_bytes: of all teachers' views together; never more than a quarter of the free disk space.
     """
 
     cache_dir: Path
@@ -49,8 +48,8 @@ class Disk:
 class ViewFiles:
     """The files of one teacher on one set of images.
 
-    Files that nobody opened since this object was made give way to new ones, the least recently
-    used first. Large parts leave half of the budget free.
+    Files that were not opened since this object was made are deleted for new ones, the least
+    recently used first. Large parts use at most half of the budget.
     """
 
     def __init__(self, disk: Disk, key: str) -> None:
@@ -59,30 +58,30 @@ class ViewFiles:
         self._max_bytes = disk.max_bytes
         self._since = time.time() - 1  # the times of files are coarser than the clock
 
-    def load(self, view: View, group: str, *, is_true: Callable[[Parts], bool]) -> Parts | None:
-        """Return a group's parts, mapped, or None where there is no file to trust.
+    def load(self, view: View, group: str, *, is_valid: Callable[[Parts], bool]) -> Parts | None:
+        """Return a group's parts, memory-mapped, or None without a valid file.
 
-        is_true: whether the teacher still says so.
+        is_valid: compares the parts with the teacher's live outputs.
         """
         path = self._path(view, group)
         try:
             parts = _read(path, self._what(view, group), GROUPS[group])
-            if not is_true(parts):
-                raise ValueError("the teacher says otherwise")
+            if not is_valid(parts):
+                raise ValueError("the teacher's outputs differ")
             os.utime(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            _log.warning("%s is not used and made again: %s", path, error)
+            _log.warning("%s is ignored and rewritten: %s", path, error)
             return None
         return parts
 
     @contextmanager
     def making(self, view: View) -> Iterator[None]:
-        """Keep other processes from making the same view; first wait for the one that does.
+        """Lock a view, so that one process makes it while others wait.
 
-        The kernel frees the lock when its holder dies. The empty file stays, for whoever waits has
-        it open; without a dot in its name it is none of the cache's.
+        The kernel frees the lock when its holder dies. The empty file stays, as waiting processes
+        have it open; its name has no dot, so that the cache does not count it.
         """
         path = self._path(view, "lock").with_suffix("")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ class ViewFiles:
             yield
 
     def save(self, view: View, group: str, parts: Parts) -> None:
-        """Write a group's parts. Raises OSError, or SafetensorError, when the disk refuses."""
+        """Write a group's parts. Raises OSError or SafetensorError when the disk refuses."""
         path = self._path(view, group)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -104,7 +103,7 @@ class ViewFiles:
             save_file(tensors, temporary, metadata=about)
 
     def make_room(self, size: int, parts: frozenset[str]) -> bool:
-        """Say whether `size` bytes of these parts may be written, after dropping unused files."""
+        """Delete unused files for `size` bytes; return True if these parts may be written."""
         found = {}
         for path in self._root.rglob("*.*"):
             with suppress(FileNotFoundError):  # another process may have dropped or renamed it
@@ -136,14 +135,14 @@ class ViewFiles:
 
 
 def _read(path: Path, what: str, names: frozenset[str]) -> Parts:
-    """Map a file's tensors. Raises ValueError unless it is whole and about `what`."""
+    """Map a file's tensors. Raises ValueError for another key or a wrong checksum."""
     if not path.is_file():
         raise FileNotFoundError(path)
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if about.get("what") != what:
-        raise ValueError(f"it is about {about.get('what')!r}")
+        raise ValueError(f"its key is {about.get('what')!r}")
     if about.get("crc32") != str(_crc32(tensors)):
         raise ValueError("its checksum is wrong")
     counts = Counter(key.partition(".")[0] for key in tensors)

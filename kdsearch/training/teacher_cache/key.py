@@ -1,4 +1,4 @@
-"""Name all that decides the bits of a teacher's outputs, but for the view itself."""
+"""The cache key: everything that decides a teacher's outputs except the view."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from kdsearch.data.feed import Feed
 from kdsearch.models.model import EVAL_BATCH, Model
 
-# To be raised with whatever changes a view's pixels: a test holds their digest beside it.
+# Raise it with any change of a view's pixels; a test pins their digest.
 VIEWS_VERSION = 1
 
 

@@ -1,10 +1,10 @@
-"""Ask the teacher once about each view of the training images, and keep what it says.
+"""Cache of teacher outputs per (sample, augmented view), in memory and on disk.
 
 Student and teacher see the same view, mixed or not, so a stored row is exact for any trial, seed
-and number of epochs. A view is computed whole, in order and in batches of one size: its rows do
-not depend on which trial asked first, nor on whether they come from memory or from disk. Trials
-ask for views in the order of their epochs, so the first ones, which short trainings share, are
-there first.
+and number of epochs. A view is computed whole, in order and in batches of one size: its rows depend
+neither on the trial that needs them first nor on whether they come from memory or disk. Trials use
+views in the order of their epochs, so the first views, which short trainings share, are cached
+first.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from kdsearch.training.teacher_cache.parts import (
 
 MAX_BYTES = 2 * 1024**3
 _CHECKED = 3
-# Of the largest value: batches of 3 and of 256 need not agree to the last bit. On an AVX2 CPU a
-# ResNet-56 does (in batches of 2 it is off by 1e-7); a GPU may multiply with ten bits (TF32).
+# Relative to the largest value: batches of 3 and of 256 may differ in the last bits. On an AVX2
+# CPU a ResNet-56 agrees (in batches of 2 it is off by 1e-7); a GPU may multiply in TF32.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
 _log = logging.getLogger(__name__)
 
 
 class TeacherOutputs:
-    """What the teacher says of the N images of a feed under numbered views.
+    """Outputs of a teacher on the N images of a feed under numbered views.
 
-    Views go to `disk`, when there is one, and are read from there for as long as it has room: on
-    the CPU mapped, on a GPU copied to it while `max_bytes` last. What is not on disk is kept in
-    memory up to `max_bytes`; when a view does not fit, the oldest views of other augmentations
-    make room if that is enough, else the live teacher answers. Stages, attention and gradients,
-    stored for those who need them, leave half of either budget free.
+    Views are written to `disk` while it has room and read from there: memory-mapped on the CPU,
+    copied to a GPU up to `max_bytes`. Views that are not on disk are kept in memory up to
+    `max_bytes`. For a view that does not fit, the oldest views of other augmentations are dropped
+    if that suffices; else the teacher is evaluated live. Stages, attention and gradients are stored
+    when a trial needs them, and use at most half of either budget.
     """
 
     def __init__(
@@ -76,9 +76,7 @@ class TeacherOutputs:
             key = key_of(teacher, feed, view_seed=view_seed, data_key=disk.data_key)
             self._files = ViewFiles(disk, key)
         self._views: dict[View, Parts] = {}
-        self._held: dict[
-            View, int
-        ] = {}  # bytes in memory, where those of mapped files do not count
+        self._held: dict[View, int] = {}  # bytes in memory; memory-mapped files count 0
         self._not_on_disk: set[tuple[View, frozenset[str]]] = set()
         self._row_bytes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -86,12 +84,12 @@ class TeacherOutputs:
 
     @property
     def seconds(self) -> float:
-        """How long the teacher was at work; on a GPU, live answers count until they are queued."""
+        """Seconds of teacher evaluation; on a GPU, live evaluations count until they are queued."""
         return self._seconds
 
     @torch.no_grad()
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
-        """Ask the teacher itself about images, uint8 [B, C, S, S]."""
+        """Return the teacher's outputs on images, uint8 [B, C, H, W]."""
         with self._timed():
             return self._teacher.features(images, need=ALWAYS | (need & LARGE))
 
@@ -99,10 +97,10 @@ class TeacherOutputs:
     def rows(
         self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
     ) -> Outputs | None:
-        """Return the stored outputs of the samples `index` [B] under `view`, None: ask it live.
+        """Return the stored outputs of the samples `index` [B] under `view`, None if not stored.
 
-        host: the same index in the CPU's memory. Logits and embedding are always among them; other
-        parts need not be, unless needed.
+        host: the same index in CPU memory. Logits and embedding are always included, other parts
+        where needed.
         """
         wanted = ALWAYS | (need & LARGE)
         shown = View(augment, view)
@@ -112,14 +110,14 @@ class TeacherOutputs:
         stored = self._views.get(shown, {})
         if not wanted <= stored.keys():
             return None
-        told = {name: tuple(_rows(part, index, host) for part in stored[name]) for name in wanted}
-        return join(told, index)
+        rows = {name: tuple(_rows(part, index, host) for part in stored[name]) for name in wanted}
+        return join(rows, index)
 
     def _missing(self, view: View, wanted: frozenset[str]) -> frozenset[str]:
         return wanted - self._views.get(view, {}).keys()
 
     def _add(self, view: View, wanted: frozenset[str]) -> None:
-        """Get what is wanted of a view from disk, else into memory, where there is room."""
+        """Load the wanted parts of a view from disk, else compute them if memory has room."""
         if self._files is not None and (view, wanted) not in self._not_on_disk:
             mapped = self._on_disk(self._files, view, self._missing(view, wanted))
             size = 0 if self._device.type == "cpu" else size_of(mapped)
@@ -136,15 +134,15 @@ class TeacherOutputs:
             self._keep(view, self._whole_view(view, missing, self._device), size)
 
     def _keep(self, view: View, parts: Parts, held: int) -> None:
-        """Add parts to a view; `held`: their bytes in memory, none of files that are mapped."""
-        if held and self._device.type == "cuda":  # trials on other streams may read from now on
+        """Add parts to a view; `held`: their bytes in memory, 0 for memory-mapped files."""
+        if held and self._device.type == "cuda":  # trials on other streams may read it next
             torch.cuda.current_stream(self._device).synchronize()
         if held:
             self._held[view] = self._held.get(view, 0) + held
         self._views[view] = self._views.get(view, {}) | parts
 
     def _has_room(self, size: int, parts: frozenset[str], augment: Augment) -> bool:
-        """Say whether parts fit into memory, after dropping others' views where that is enough."""
+        """Return True if parts fit into memory, dropping views of other augmentations if needed."""
         limit = (self._max_bytes // 2 if parts & LARGE else self._max_bytes) - size
         others = [view for view in self._held if view.augment != augment]
         if sum(self._held.values()) - sum(self._held[view] for view in others) > limit:
@@ -155,7 +153,7 @@ class TeacherOutputs:
         return True
 
     def _on_disk(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
-        """Return those parts that are in files, after writing what is not, if that fits."""
+        """Return those parts from files; missing ones are written first if they fit."""
         found: Parts = {}
         try:
             with files.making(view):
@@ -167,7 +165,7 @@ class TeacherOutputs:
         return found
 
     def _written(self, files: ViewFiles, view: View, parts: frozenset[str]) -> Parts:
-        """Make those parts, write them and return them from their files; nothing without room."""
+        """Compute those parts, write them and return them from files; nothing without room."""
         size = self._view_bytes(parts)
         if not parts or size > self._max_bytes or not files.make_room(size, parts):
             return {}
@@ -182,20 +180,21 @@ class TeacherOutputs:
         for group, names in GROUPS.items():
             if names <= parts:
                 found |= (
-                    files.load(view, group, is_true=lambda said: self._is_true(said, view)) or {}
+                    files.load(view, group, is_valid=lambda found: self._is_valid(found, view))
+                    or {}
                 )
         return found
 
-    def _is_true(self, parts: Parts, view: View) -> bool:
-        """Say whether the teacher still says so of a few samples."""
+    def _is_valid(self, parts: Parts, view: View) -> bool:
+        """Return True if stored parts match the teacher's live outputs on a few samples."""
         samples = torch.arange(_CHECKED)
         index = counter_hash(samples, self._view_seed, view.number, "check") % len(self._feed)
         with self._timed():
             ((index, fresh),) = self._answers([index], view, frozenset(parts))
             return all(
-                len(parts[name]) == len(told)
-                and all(self._matches(*pair, index) for pair in zip(parts[name], told, strict=True))
-                for name, told in fresh.items()
+                len(parts[name]) == len(live)
+                and all(self._matches(*pair, index) for pair in zip(parts[name], live, strict=True))
+                for name, live in fresh.items()
             )
 
     def _matches(self, stored: Tensor, fresh: Tensor, index: Tensor) -> bool:
@@ -212,16 +211,16 @@ class TeacherOutputs:
         return len(self._feed) * sum(self._row_bytes[name] for name in parts)
 
     def _whole_view(self, view: View, parts: frozenset[str], device: torch.device) -> Parts:
-        """Ask the teacher about every sample; what it says is gathered on `device`."""
+        """Return the teacher's outputs on every sample, gathered on `device`."""
         count = len(self._feed)
         whole: Parts = {}
         with self._timed():
             in_order = torch.split(torch.arange(count), EVAL_BATCH)
             answers = self._answers(in_order, view, parts)
-            for start, (index, told) in zip(range(0, count, EVAL_BATCH), answers, strict=True):
+            for start, (index, batch) in zip(range(0, count, EVAL_BATCH), answers, strict=True):
                 if not whole:
-                    whole = {n: tuple(_like(p, count, device) for p in told[n]) for n in told}
-                for name, part in told.items():
+                    whole = {n: tuple(_like(p, count, device) for p in batch[n]) for n in batch}
+                for name, part in batch.items():
                     for rows, piece in zip(whole[name], part, strict=True):
                         rows[start : start + len(index)] = piece
         return whole
@@ -229,17 +228,17 @@ class TeacherOutputs:
     def _answers(
         self, indices: Sequence[Tensor], view: View, parts: frozenset[str]
     ) -> Iterator[tuple[Tensor, Parts]]:
-        """Yield each index, on the device, and what the teacher says of its samples."""
+        """Yield each index, on the device, and the teacher's outputs on its samples."""
         (augment, number), seed = view, self._view_seed
         also = None
         if augment.mix != "none":
             also = partial(partners, view=number, seed=seed, count=len(self._feed))
         for index, images in self._feed.batches(indices, also=also):
             shown = augmented(images, index, number, seed=seed, augment=augment)
-            told: Parts = {}
+            found: Parts = {}
             for need in passes_for(parts):
-                told |= split(self._teacher.features(shown, need=need), need)
-            yield index, told
+                found |= split(self._teacher.features(shown, need=need), need)
+            yield index, found
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -255,10 +254,10 @@ def _like(part: Tensor, count: int, device: torch.device) -> Tensor:
 
 
 def _rows(part: Tensor, index: Tensor, host: Tensor) -> Tensor:
-    """Return rows on the index's device, wherever the part is; a GPU gets them through pinned
-    memory, which torch keeps until they have arrived."""
+    """Return rows on the index's device; a GPU gets rows in CPU memory through pinned memory,
+    which torch keeps until they have arrived."""
     if part.device != index.device:
         return part.index_select(0, host).pin_memory().to(index.device, non_blocking=True)
-    if part.is_cuda:  # it may be dropped while this stream has yet to read it
+    if part.is_cuda:  # it may be dropped before this stream reads it
         part.record_stream(torch.cuda.current_stream(part.device))
     return part.index_select(0, index)

@@ -1,8 +1,8 @@
-"""The parts of a teacher's outputs: split into tensors, put together, named in groups.
+"""The parts of a teacher's outputs: split into tensors, joined again, and grouped into files.
 
-A group is stored in one file. Each is computed by a forward pass of its own where passes differ
-(telling attention, or gradients, may switch a network's kernels), so that what a trial needs
-besides never changes the last bits of what another one reads.
+Groups are computed by separate forward passes where passes differ (attention or gradients may
+switch a network's kernels), so that the needs of one trial never change the last bits of what
+another one reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdsearch.models.features import Outputs
 
 
 class View(NamedTuple):
-    """Which view of the images: its augmentation and its number."""
+    """A view of the images: its augmentation and its number."""
 
     augment: Augment
     number: int
@@ -34,12 +34,12 @@ _PASSES = (ALWAYS | {"stages"}, frozenset({"attention"}), frozenset({"gradient"}
 
 
 def passes_for(parts: frozenset[str]) -> list[frozenset[str]]:
-    """Return the parts by the forward pass that they come from."""
-    return [parts & told for told in _PASSES if parts & told]
+    """Return the parts grouped by forward pass."""
+    return [parts & group for group in _PASSES if parts & group]
 
 
 def split(outputs: Outputs, parts: frozenset[str]) -> Parts:
-    """Return the tensors of each part; a part may have none."""
+    """Return the tensors of each part; a part may be empty."""
     found = {name: getattr(outputs, name) for name in parts}
     return {
         name: (value,) if isinstance(value, Tensor) else tuple(value or ())
@@ -48,7 +48,7 @@ def split(outputs: Outputs, parts: frozenset[str]) -> Parts:
 
 
 def join(parts: Parts, index: Tensor) -> Outputs:
-    """Return the outputs that were split."""
+    """Return the outputs that `split` took apart."""
     return Outputs(
         logits=parts["logits"][0],
         embedding=parts["embedding"][0],
