@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, Debug, Json, Out, takes
+from kdsearch.cli.options import OUT, Json, Out, takes
 
 
 @app.command()
@@ -22,7 +22,6 @@ def compare(
     ] = None,
     out: Out = OUT,
     as_json: Json = False,
-    debug: Debug = False,
     *,
     storage: str | None = None,
 ) -> None:

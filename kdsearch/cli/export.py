@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, TARGET, Debug, Json, Out, Quiet, takes
+from kdsearch.cli.options import OUT, TARGET, Json, Out, Quiet, takes
 from kdsearch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def export(
     out: Out = OUT,
     quiet: Quiet = False,
     as_json: Json = False,
-    debug: Debug = False,
     *,
     storage: str | None = None,
     given: dict[str, Any],

@@ -66,8 +66,16 @@ _PARAMETERS = {
 }
 
 
+_DEBUG = inspect.Parameter(
+    "debug",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")],
+)
+
+
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add declared options to a command.
+    """Add declared options and --debug, which `main` reads, to a command.
 
     The command gets the value of an option in its parameter of that name, None where the user gave
     none. Options without such a parameter come in its parameter `given`, those that the user gave.
@@ -79,6 +87,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
         @wraps(command)
         def run(**values: Any) -> None:
+            values.pop("debug")
             found = {name: values.pop(name) for name in collected}
             if "given" in own:
                 values["given"] = {k: v for k, v in found.items() if v is not None}
@@ -87,7 +96,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         kept = [p for name, p in own.items() if name not in (*names, "given")]
         first = [p for p in kept if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         added = [_PARAMETERS[name] for name in names]
-        parameters = [*first, *added, *kept[len(first) :]]
+        parameters = [*first, _DEBUG, *added, *kept[len(first) :]]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -113,7 +122,7 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
         raise SpecError(f"--config {path}: unknown {hints}; known: {', '.join(sorted(known))}")
     defaults = {known[key]: value for key, value in values.items() if value is not None}
     if isinstance(settings := defaults.get("set"), Mapping):
-        defaults["set"] = [f"{name}={_yaml(value)}" for name, value in settings.items()]
+        defaults["set"] = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -139,10 +148,6 @@ def _read_config(path: Path) -> dict[str, object]:
     return values
 
 
-def _yaml(value: object) -> str:
-    return json.dumps(value)
-
-
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -155,7 +160,6 @@ Name = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error arose.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(help="A knob, as student.width=0.5, method.beta=2 or train.lr=0.1; repeatable."),

@@ -14,7 +14,6 @@ from kdsearch.cli.options import (
     OUT,
     RUN,
     Config,
-    Debug,
     Json,
     Name,
     Out,
@@ -34,7 +33,6 @@ def run(
     name: Name = None,
     quiet: Quiet = False,
     as_json: Json = False,
-    debug: Debug = False,
     *,
     stop_when_flat: Annotated[
         bool,
@@ -92,7 +90,6 @@ def enqueue(
         typer.Option("--set", help="A value to try, as student.family=resnet; repeatable."),
     ],
     out: Out = OUT,
-    debug: Debug = False,
     *,
     storage: str | None = None,
 ) -> None:
@@ -117,7 +114,6 @@ def report(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
     as_json: Json = False,
-    debug: Debug = False,
     *,
     storage: str | None = None,
 ) -> None:
@@ -152,7 +148,6 @@ def status(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
     as_json: Json = False,
-    debug: Debug = False,
     *,
     storage: str | None = None,
 ) -> None:
@@ -178,7 +173,6 @@ def dashboard(
     name: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Out = OUT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
-    debug: Debug = False,
     *,
     storage: str | None = None,
 ) -> None:

@@ -348,7 +348,7 @@ def test_damaged_study_is_refused_and_left_as_it_is(
     assert contents(path) == before
 
 
-def test_another_request_is_refused_with_the_difference(copied: Copies) -> None:
+def test_another_configuration_is_refused_with_the_difference(copied: Copies) -> None:
     shell = copied("plain")
     path = shell.out / "plain"
     before = contents(path)
