@@ -93,8 +93,12 @@ def tries(folder: Path, repeats: int) -> Iterator[Tried]:
         knobs = " ".join(f"{name} {value}" for name, value in spec.knobs.items())
         latency = cache.measure(file, shape=(3, side, side))
         stated.append((f"{spec.family} {knobs} at {side} px", file, side, latency))
-    again = [[_server(_AGAIN, file, side) for _, file, side, _ in stated] for _ in range(repeats)]
-    plain = [[_server(_PLAIN, file, side) for _, file, side, _ in stated] for _ in range(repeats)]
+    again = [
+        [_in_new_process(_AGAIN, file, side) for _, file, side, _ in stated] for _ in range(repeats)
+    ]
+    plain = [
+        [_in_new_process(_PLAIN, file, side) for _, file, side, _ in stated] for _ in range(repeats)
+    ]
     for i, (name, _, _, latency) in enumerate(stated):
         yield Tried(
             student=name,
@@ -104,7 +108,7 @@ def tries(folder: Path, repeats: int) -> Iterator[Tried]:
         )
 
 
-def _server(script: str, file: Path, side: int) -> float:
+def _in_new_process(script: str, file: Path, side: int) -> float:
     line = [sys.executable, "-c", script, str(file), str(side)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)

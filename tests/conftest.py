@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)  # a shared machine stalls at times
 hypothesis.settings.load_profile("suite")
 # Nothing here is held to a few per cent.
-_local.WATCHES, _local.WATCH_SECONDS = 1, 0.2
+_local.ALONE_PROCESSES, _local.ALONE_SECONDS = 1, 0.2
 Target.round_limits = RoundLimits(min_rounds=3, max_rounds=4)
 TESTS = Path(__file__).parent
 # Scripts that tests start import this tree, and the modules beside this file.

@@ -1,9 +1,8 @@
-"""Who may use a device: any number of trainings together, or one measurement alone.
+"""Device lock: training steps share it, a latency measurement owns it.
 
-Readers and a writer over two files below the cache folder, locked by `flock`: it holds between
-threads, processes and studies that share the folder, and the kernel frees what a dead process held.
-A training takes its turn for each step. A measurement that waits holds the gate, so that no
-further step begins before it had its turn.
+A readers-writer lock over two files below the cache folder, held by `flock`. It works between
+threads, processes and studies that share the folder, and the kernel releases the locks of a dead
+process. A waiting measurement holds the gate, so that no further step begins before it.
 """
 
 from __future__ import annotations
@@ -16,47 +15,47 @@ from types import TracebackType
 
 
 class DeviceLock:
-    """The turns on one device, for those who share a cache folder."""
+    """The lock of one device, for all users of a cache folder."""
 
     def __init__(self, cache_dir: Path, device: str = "cpu") -> None:
-        self._folder = cache_dir / "turns"
+        self._folder = cache_dir / "device_locks"
         self._device = device
 
     @contextmanager
     def shared(self) -> Iterator[AbstractContextManager[None]]:
-        """Give one training, in one thread, what it enters for each step."""
-        with self._open() as (gate, room):
-            yield _Step(gate, room)
+        """Yield a lock for one training in one thread, to be entered for each step."""
+        with self._open() as (gate, device):
+            yield _StepLock(gate, device)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait until nobody else uses the device, and keep everybody out meanwhile."""
-        with self._open() as (gate, room):
+        """Wait until no step runs on the device, and let none begin until the block ends."""
+        with self._open() as (gate, device):
             flock(gate, LOCK_EX)
-            flock(room, LOCK_EX)
+            flock(device, LOCK_EX)
             yield
 
     @contextmanager
     def _open(self) -> Iterator[tuple[int, int]]:
-        """Open both files anew: a lock belongs to an opened file. Closing frees it."""
+        """Open both files anew, since a lock belongs to an open file; closing releases it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (
             (self._folder / f"{self._device}-gate").open("w") as gate,
-            (self._folder / f"{self._device}-room").open("w") as room,
+            (self._folder / f"{self._device}-device").open("w") as device,
         ):
-            yield gate.fileno(), room.fileno()
+            yield gate.fileno(), device.fileno()
 
 
-class _Step:
-    """A turn for each step: four system calls, 0.9 us, beside a step of at least a few ms."""
+class _StepLock:
+    """The shared lock for one step: four system calls, 0.9 us, against a few ms of a step."""
 
-    def __init__(self, gate: int, room: int) -> None:
+    def __init__(self, gate: int, device: int) -> None:
         self._gate = gate
-        self._room = room
+        self._device = device
 
     def __enter__(self) -> None:
         flock(self._gate, LOCK_SH)
-        flock(self._room, LOCK_SH)
+        flock(self._device, LOCK_SH)
         flock(self._gate, LOCK_UN)
 
     def __exit__(
@@ -65,4 +64,4 @@ class _Step:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        flock(self._room, LOCK_UN)
+        flock(self._device, LOCK_UN)

@@ -1,7 +1,7 @@
-"""The files of a student in other formats, each written, loaded again and measured on itself.
+"""Export a student to other formats; load each file again, evaluate and time it.
 
-A file that is over the budget, loses too much or does not agree with its network is kept
-and marked with the reason; it is never called the best.
+A file that is over the budget, loses too much or disagrees with its network is kept with the
+reason, and never counts as the best.
 """
 
 from __future__ import annotations
@@ -36,20 +36,19 @@ from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric, Task
 from kdsearch.training.validation import measured
 
-CALIBRATION = 256  # training images that ranges are taken from
+CALIBRATION = 256  # training images that set the int8 ranges
 _CALIBRATION_BATCH = 16
 _CPU = torch.device("cpu")
-_Show = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
+_Prepare = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """A written file and what was measured on it.
+    """A written file and its measurements.
 
-    runtime: what loaded it; target: where its latency is from. val: its metric on validation;
-    drop: what the PyTorch student has more. agreement: with the network that it was written from.
-    misses: why it is not to be shipped. tuned: whether that network is the student trained on for
-    8 bits.
+    runtime: loaded it; target: timed it. val: its metric on validation; drop: the metric of the
+    PyTorch student minus val. agreement: with the network it was exported from. misses: reasons
+    not to use it. tuned: exported after quantisation-aware training.
     """
 
     format: str
@@ -67,9 +66,10 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a file must keep to: the budget of latency, and what it may lose of the metric.
+    """Limits of an exported file: the latency budget, and the loss of the validation metric.
 
-    is_folded: whether ONNX files take raw pixels, uint8 [B, H, W, C]; `-uint8` in their names.
+    is_folded: ONNX files include the preprocessing and take uint8 [B, H, W, C]; they are named
+    `-uint8`.
     """
 
     budget: Budget
@@ -84,32 +84,32 @@ def write_file(
     folder: Path,
     data: ImageData,
     *,
-    demands: ExportOptions,
+    options: ExportOptions,
     latencies: LatencyCache,
-    whole: float | None = None,
+    full_precision: float | None = None,
 ) -> ExportedFile:
-    """Write `student` in a format to `folder`, load it again by its runtime, and measure it.
+    """Export `student` to `folder` in a format, load the file by its runtime, and measure it.
 
-    whole: the metric that its drop is measured from, where that is not the student's own. Its
-    latency is that of the study's target, or where that does not take such files, of the CPU by
-    their runtime. Files appear there whole. Raises ExportError when it cannot be written or loaded.
+    full_precision: the metric that `drop` is computed from, by default that of `source.network`.
+    The file is timed on the study's target, or, where that does not take it, on the CPU by its own
+    runtime. Raises ExportError when it cannot be written or loaded.
     """
     kind = formats.get(name)
     with TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
         path = Path(fresh) / f"student{kind.suffix}"
         kind().write(source, path)
-        if demands.is_folded:
+        if options.is_folded:
             path = path.rename(path.with_stem(f"{path.stem}-uint8"))
             fold_preprocess(path, student.preprocess)
         run = runtimes.load(kind.runtime, path, threads=1)
-        show = _pixels if demands.is_folded else _inputs
-        expected, answers, labels = _answers(run, student, source.network, data, show)
+        prepare = _pixels if options.is_folded else _inputs
+        expected, answers, labels = _answers(run, student, source.network, data, prepare)
         task = tasks.of(data)
         agreement = agreement_of(expected, answers, task)
         val = _value(task, answers, labels)
-        drop = (_value(task, expected, labels) if whole is None else whole) - val
+        drop = (_value(task, expected, labels) if full_precision is None else full_precision) - val
         there = latencies.for_runtime(kind.runtime)
-        latency = _time(path, there, show(student, data.val.at(slice(1)))[1])
+        latency = _time(path, there, prepare(student, data.val.at(slice(1)))[1])
         elsewhere = there.target.device != latencies.target.device
         found = ExportedFile(
             format=name.replace("_", "-"),
@@ -122,10 +122,10 @@ def write_file(
             agreement=agreement,
             latency=latency,
             misses=(
-                *_misses(kind, agreement, task.metric, drop, demands),
-                *_delays(latency, demands.budget, latencies.target if elsewhere else None),
+                *_misses(kind, agreement, task.metric, drop, options),
+                *_delays(latency, options.budget, latencies.target if elsewhere else None),
             ),
-            tuned=whole is not None,
+            tuned=full_precision is not None,
         )
         for written in sorted(Path(fresh).iterdir()):
             written.replace(folder / written.name)
@@ -133,7 +133,7 @@ def write_file(
 
 
 def calibration_images(student: Model, data: ImageData) -> Iterator[Tensor]:
-    """Yield normalised training images in small batches, spread over the set, views plain."""
+    """Yield normalised training images [16, C, H, W], evenly spaced, without augmentation."""
     count = min(CALIBRATION, len(data.train))
     chosen = torch.linspace(0, len(data.train) - 1, count).long()
     for part in torch.split(chosen, _CALIBRATION_BATCH):
@@ -141,20 +141,20 @@ def calibration_images(student: Model, data: ImageData) -> Iterator[Tensor]:
 
 
 def best(files: Sequence[ExportedFile]) -> ExportedFile | None:
-    """Return the fastest file that misses nothing, None without one."""
+    """Return the fastest file without misses, or None."""
     sound = [file for file in files if not file.misses]
     return min(sound, key=lambda file: file.latency.ms, default=None)
 
 
 @torch.no_grad()
 def _answers(
-    run: runtimes.Runtime, student: Model, network: nn.Module, data: ImageData, show: _Show
+    run: runtimes.Runtime, student: Model, network: nn.Module, data: ImageData, prepare: _Prepare
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the student's answers on validation, the file's, and the labels."""
+    """Return the answers of the network and of the file on validation, and the labels."""
     expected, found, labels = [], [], []
     for number, (images, target) in enumerate(batches(data.val, _CPU)):
         for part in (images,) if number else in_several_sizes(images):
-            inputs, fed = show(student, part)
+            inputs, fed = prepare(student, part)
             expected.append(network(inputs))
             found.append(answer_of(run, fed))
         labels.append(target)
@@ -162,13 +162,13 @@ def _answers(
 
 
 def _inputs(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the network and the file are given: the same normalised images."""
+    """Return the inputs of the network and of the file: the same normalised images."""
     inputs = student.preprocess(images)
     return inputs, inputs
 
 
 def _pixels(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return normalised images, and the pixels [B, H, W, C] they come from, resized, rounded."""
+    """Return normalised images, and their resized pixels [B, H, W, C], rounded."""
     shown = student.preprocess
     if images.shape[2] != shown.resolution:
         size = (shown.resolution, shown.resolution)
@@ -182,28 +182,28 @@ def _value(task: Task, answers: Tensor, labels: Tensor) -> float:
 
 
 def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
-    """Return the latency of a file on images like one [1, ...]."""
+    """Return the latency of a file for inputs like `image`, [1, ...]."""
     first, second, third = image.shape[1:]
     dtype = str(image.dtype).removeprefix("torch.")
     return latencies.measure(path, shape=(first, second, third), dtype=dtype)
 
 
 def _misses(
-    kind: type[Format], agreement: Agreement, metric: Metric, drop: float, demands: ExportOptions
+    kind: type[Format], agreement: Agreement, metric: Metric, drop: float, options: ExportOptions
 ) -> Iterator[str]:
     if not kind.tolerance.accepts(agreement):
         yield (
             f"disagrees with the student (same {agreement.same:.4f}, max_rel "
             f"{agreement.max_rel:.2g}; accepted {kind.tolerance})"
         )
-    if drop > demands.max_drop:
-        yield f"loses {metric.number(drop)}{metric.points}, over --max-drop {demands.max_drop:g}"
+    if drop > options.max_drop:
+        yield f"loses {metric.number(drop)}{metric.points}, over --max-drop {options.max_drop:g}"
 
 
 def _delays(latency: Latency, budget: Budget, unmeasured: Target | None) -> Iterator[str]:
-    """Yield why a latency is not to be called within the budget. unmeasured: the study's target."""
+    """Yield why a latency does not satisfy the budget. unmeasured: the study's target."""
     if unmeasured is not None:
-        yield f"timed on the CPU, since --target {unmeasured.name} takes no such file"
+        yield f"timed on the CPU, since --target {unmeasured.name} cannot run this file"
     limit = budget.latency_ms
     if limit is not None and latency.high_ms > limit:
         yield f"{latency.ms:.3g} ms, up to {latency.high_ms:.3g}, over the budget of {limit:g}"

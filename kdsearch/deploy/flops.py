@@ -28,7 +28,7 @@ with warnings.catch_warnings():  # fvcore scripts a loss when it is imported
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import elementwise_flop_counter, get_shape
 
-# Not counted, beside fvcore's own list: operators that map or compare values one by one, reduce
+# Not counted, like fvcore's own list: operators that map or compare values one by one, reduce
 # them, or move them. Each name stands for its in-place form too.
 _UNCOUNTED = """
 abs add addcdiv addcmul ceil clamp_max clamp_min cos div elu erf exp expm1 floor gelu hardsigmoid

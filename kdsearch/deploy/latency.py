@@ -1,4 +1,4 @@
-"""Measure how long an exported network takes on its target, and remember it.
+"""Measure the latency of an exported network on its target, and cache it.
 
 `timing` holds the protocol, `targets` the devices. Never imports torch.
 """
@@ -17,11 +17,11 @@ from kdsearch.deploy.timing import Latency, measure_rounds
 from kdsearch.json_cache import JsonCache, processor
 
 __all__ = ["Latency", "LatencyCache", "measure"]
-_FORM = "rounds and slow moments"  # what an entry says beside its numbers: of which protocol it is
+_PROTOCOL = "rounds and slow moments"  # part of each key: names the way of measuring
 
 
 class LatencyCache(JsonCache[Latency]):
-    """Latencies measured on this host for a target, below `latency/`; `cpu` where none is given."""
+    """Latencies measured on this host for a target, by default `cpu`, cached below `latency/`."""
 
     def __init__(self, cache_dir: Path, target: Target | None = None) -> None:
         super().__init__(cache_dir / "latency", Latency)
@@ -31,7 +31,7 @@ class LatencyCache(JsonCache[Latency]):
         self._device_lock = DeviceLock(cache_dir, self.target.shared)
 
     def for_runtime(self, name: str) -> LatencyCache:
-        """Return that of the same host for files of a runtime: by the target if it takes them."""
+        """Return the cache for the files of a runtime: this one where its target takes them."""
         target = target_for(name, self.target)
         return self if target is self.target else LatencyCache(self._cache_dir, target)
 
@@ -43,10 +43,10 @@ class LatencyCache(JsonCache[Latency]):
         dtype: str = "float32",
         limit: float | None = None,
     ) -> Latency:
-        """Time a file, or its bytes, on images [batch, *shape], while nobody trains beside it.
+        """Time a file, or its bytes, on images [batch, *shape], while no training step runs.
 
-        dtype: `uint8` for a file with the preprocessing inside. limit: what is over it as a whole
-        is asked no further. Raises CostError when the target refuses the file or the images.
+        dtype: `uint8` for a file that includes the preprocessing. limit: in ms; measuring stops
+        once the whole interval exceeds it. Raises CostError when the target cannot run the file.
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
@@ -65,12 +65,12 @@ class LatencyCache(JsonCache[Latency]):
     def latency_of(
         self, key: str, make: Callable[[], Latency], limit: float | None = None
     ) -> Latency:
-        """Return what is kept under `key`, the architecture, for this target, or keep `make()`.
+        """Return the cached latency of an architecture, `key`, or cache `make()`.
 
-        What was cut at another limit serves only if it is over this one, too.
+        A latency that was cut at another limit is used only if it exceeds this one, too.
         """
         return self.get_or_measure(
-            f"{key} | {_FORM} | {self.here()}",
+            f"{key} | {_PROTOCOL} | {self.here()}",
             make,
             serves=lambda kept: not kept.is_cut or (limit is not None and kept.low_ms > limit),
         )
@@ -79,13 +79,13 @@ class LatencyCache(JsonCache[Latency]):
         return self._references.get_or_measure(f"reference {name} | {processor()}", make)
 
     def here(self) -> str:
-        """Return what a latency depends on beside the network: target, processor, versions."""
+        """Return what a latency depends on except the network: target, processor, versions."""
         return f"{self.target.key()} | {processor()} | {self.target.version()}"
 
 
 def measure(
     file: Path | bytes, *, shape: Shape, dtype: str = "float32", target: Target | None = None
 ) -> Latency:
-    """Time a file, or its bytes, once, keeping nothing. Raises CostError."""
+    """Time a file, or its bytes, without a cache. Raises CostError."""
     with TemporaryDirectory() as folder:
         return LatencyCache(Path(folder), target).measure(file, shape=shape, dtype=dtype)

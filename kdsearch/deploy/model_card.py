@@ -1,7 +1,7 @@
 """The model card of a shipped student, in the Hugging Face form: YAML front matter, Markdown.
 
-It says what metrics.json and config.yaml beside it hold, and nothing else: whoever adds to them
-writes it anew. The folder can be uploaded to a hub as it is.
+It states the content of metrics.json and config.yaml only, and is rewritten whenever they change.
+The folder can be uploaded to a hub as it is.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ import onnxruntime
 from predict import network_input
 
 session = onnxruntime.InferenceSession("student.onnx")
-said = session.get_modelmeta().custom_metadata_map  # mean, std, resolution, ...
-(answer,) = session.run(None, {"input": network_input("image.png", said)})
+metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution, ...
+(answer,) = session.run(None, {"input": network_input("image.png", metadata)})
 ```
 """
 
 
 def update(folder: Path, **facts: object) -> None:
-    """Add facts to a shipped folder's metrics.json, and write its card anew."""
+    """Add facts to metrics.json in an exported folder, and rewrite its card."""
     file = folder / METRICS
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     metrics |= facts
@@ -48,7 +48,7 @@ def update(folder: Path, **facts: object) -> None:
 
 
 def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Return the card of what metrics.json and config.yaml hold."""
+    """Return the card for the content of metrics.json and config.yaml."""
     parts = (
         f"---\n{yaml.safe_dump(_head(metrics, config), sort_keys=False)}---",
         f"# {config['student']} for {metrics['data']['name']}",
@@ -99,7 +99,7 @@ def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _is_taught(metrics: Mapping[str, Any]) -> bool:
-    return bool(metrics.get("is_taught", True))  # what shipped before it was told had one
+    return bool(metrics.get("is_taught", True))  # metrics.json of older versions lacks the key
 
 
 def _latency(measured: Mapping[str, float]) -> str:
@@ -108,7 +108,7 @@ def _latency(measured: Mapping[str, float]) -> str:
 
 
 def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the metric beside the teacher's, and what was found of the gain."""
+    """Yield the metric of student and teacher, and the findings on the gain."""
     metric = Metric(**metrics["metric"])
     found, teacher, images = metrics[metric.key], metrics["teacher"], metrics["data"]["images"]
     seeds = metrics.get("seeds", {})
@@ -117,27 +117,27 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     for split in _SPLITS:
         if split in found:
             theirs, own = teacher.get(split), metric.text(found[split])
-            beside = "" if theirs is None else metric.text(theirs)
+            teachers = "" if theirs is None else metric.text(theirs)
             spread = _spread(metric, seeds.get(split))
-            yield f"| {split} | {own} | {beside} | {images[split]} | {spread} |"
+            yield f"| {split} | {own} | {teachers} | {images[split]} | {spread} |"
     yield f"| validation, by student.onnx | {metric.text(metrics['onnx']['val'])} | | | |"
     if seeds:
-        yield "\nOther seeds: mean and standard deviation of the same recipe under several of them,"
-        yield "and where one more would end in 95 % of the cases."
+        yield "\nOther seeds: mean and standard deviation of the same recipe under several seeds,"
+        yield "and the 95 % prediction interval for one more."
     yield (
         "\nThe validation images chose this student; the test images were read once, after that."
         if "test" in found
-        else "\nThe validation images chose this student, so its figure there is flattered."
+        else "\nThe validation images chose this student, so its value there is optimistic."
     )
     if metrics.get("notes"):
         yield ""
         yield from (f"- {note}" for note in metrics["notes"])
     busy = metrics["onnx"].get("contention")
-    beside = " It was busy meanwhile." if busy is not None and busy > BUSY else ""
+    busy_note = " The machine was busy." if busy is not None and busy > BUSY else ""
     yield (
-        "\nMilliseconds are of undisturbed runs, and in brackets where 95 % of fresh processes "
-        f"lie, slower moments of the machine included, on {metrics['machine']}: "
-        f"{TargetInfo(**metrics['target'])}.{beside}"
+        "\nMilliseconds are those of undisturbed runs; in brackets the 95 % range over new "
+        f"processes, slow phases of the machine included. Machine: {metrics['machine']}; "
+        f"{TargetInfo(**metrics['target'])}.{busy_note}"
     )
 
 
@@ -149,7 +149,7 @@ def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:
 
 
 def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the files, each as it was measured, with why one is not to be shipped."""
+    """Yield the files with their measurements, or the reason not to use one."""
     onnx, metric = metrics["onnx"], Metric(**metrics["metric"])
     yield "## Files\n\n| file | bytes | validation | latency | |\n|---|---|---|---|---|"
     yield (
@@ -163,19 +163,21 @@ def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
             why, val = "; ".join(file["misses"]), metric.text(file["val"])
             yield (
                 f"| `{file['name']}` | {file['bytes']:,} | {val} | {latency} | "
-                f"{f'not to be shipped: {why}' if why else file['runtime']} |"
+                f"{f'do not use: {why}' if why else file['runtime']} |"
             )
     yield (
         "\n`student.safetensors` holds the weights, `config.yaml` the recipe, `metrics.json` all "
-        "that was measured. `python predict.py IMAGE --model FILE` asks any of the files."
+        "measurements. `python predict.py IMAGE --model FILE` runs any of the files."
     )
 
 
 def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the data, and how images go in and answers come out."""
-    said, images = metrics["metadata"], metrics["data"]["images"]
-    mean, std = ([round(value, 4) for value in json.loads(said[name])] for name in ("mean", "std"))
-    side, channels, task = said["resolution"], said["channels"], metrics["task"]
+    """Yield the data, and the form of input and output."""
+    metadata, images = metrics["metadata"], metrics["data"]["images"]
+    mean, std = (
+        [round(value, 4) for value in json.loads(metadata[name])] for name in ("mean", "std")
+    )
+    side, channels, task = metadata["resolution"], metadata["channels"], metrics["task"]
     yield "## Data\n"
     yield f"{metrics['data']['name']}: " + ", ".join(f"{n} {name}" for name, n in images.items())
     yield "images.\n"
@@ -185,7 +187,7 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the recipe, and how to train it again."""
+    """Yield the recipe, and the command that trains it again."""
     yield "## Training\n"
     yield f"Teacher {metrics['teacher']['name']}." if _is_taught(metrics) else "No teacher."
     yield "`kdsearch distill --config config.yaml` trains it again, from the folder that its paths"
@@ -195,29 +197,29 @@ def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator
 
 
 def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the figures do not say, and what whoever publishes this must still decide."""
+    """Yield the limits of the numbers, and what to decide before publishing."""
     yield "## Limits and licence\n"
     yield from (f"- {limit}" for limit in metrics["task"]["limits"])
     if _is_taught(metrics):
-        yield "- What its teacher gets wrong it was taught."
-    yield "- A latency holds for the machine and the target named beside it; measure on your own:"
+        yield "- The student also learned the errors of its teacher."
+    yield "- A latency holds for the stated machine and target only; to measure on yours:"
     yield "  `kdsearch measure student.onnx`."
     yield "- The licence of the weights follows from those of the data and of the teacher, which"
     yield "  kdsearch does not know: set `license` above before you publish."
 
 
-def timm_snippet(family: str, said: Mapping[str, str]) -> str:
-    """Return how timm alone loads the weights, where the network is one of its own.
+def timm_snippet(family: str, metadata: Mapping[str, str]) -> str:
+    """Return code that loads the weights with timm, for a network of timm.
 
-    said: the file's metadata.
+    metadata: of the ONNX file.
     """
     library, _, name = family.partition(":")
-    if library != "timm" or "classes" not in said:
+    if library != "timm" or "classes" not in metadata:
         return ""
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    side = f", img_size={said['resolution']}" if config and config.fixed_input_size else ""
+    side = f", img_size={metadata['resolution']}" if config and config.fixed_input_size else ""
     return f"""
 
 The same network in timm:
@@ -227,7 +229,7 @@ import timm
 
 network = timm.create_model(
     "{name}", checkpoint_path="student.safetensors",
-    num_classes={len(json.loads(said["classes"]))}, in_chans={said["channels"]}{side},
+    num_classes={len(json.loads(metadata["classes"]))}, in_chans={metadata["channels"]}{side},
 ).eval()
 ```
 """

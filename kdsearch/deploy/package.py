@@ -40,7 +40,7 @@ PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A written folder and what was measured on its ONNX file."""
+    """A written folder and the measurements of its ONNX file."""
 
     path: Path
     val: float
@@ -48,7 +48,7 @@ class Package:
     latency: Latency
 
     def is_within(self, budget: Budget) -> bool:
-        """Whether the file, as measured, keeps the latency budget with its whole interval."""
+        """Whether the whole latency interval of the file is within the budget."""
         return budget.latency_ms is None or self.latency.high_ms <= budget.latency_ms
 
 
@@ -151,7 +151,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
 
 
 def candidate_of(text: str) -> Candidate:
-    """Return the candidate that a config.yaml tells of. Raises SpecError when it tells of none."""
+    """Return the candidate of a config.yaml. Raises SpecError when it names none."""
     try:
         config = yaml.safe_load(text)
         family, method = config["student"], config["method"]
@@ -161,7 +161,7 @@ def candidate_of(text: str) -> Candidate:
             section, _, knob = name.partition(".")
             params[owners[section] + knob] = value
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise SpecError(f"config.yaml names no candidate ({error!r}); ship it again") from error
+        raise SpecError(f"config.yaml names no candidate ({error!r}); export it again") from error
     flags = ("alpha", "weight", "mapping")
     params |= {f"method.{method}.{flag}": config[flag] for flag in flags if flag in config}
     params |= {"student.resolution": config.get("resolution", 0), "train.epochs": config["epochs"]}

@@ -1,9 +1,8 @@
-"""Print what student.onnx answers to images: `python predict.py IMAGE ... [--top 3]`.
+"""Run student.onnx on images: `python predict.py IMAGE ... [--top 3]`.
 
-Needs onnxruntime, numpy and pillow alone. Classes and preprocessing are read from the file: the
-centred square, in the size of the training images, then in that of the network. `--model` names
-another file: its own runtime stands for onnxruntime then, and metrics.json beside it for what the
-ONNX file says of itself.
+Needs onnxruntime, numpy and pillow only. Classes and preprocessing are read from the file. An image
+is cropped to its centred square, resized to the training images' size, then to the network's.
+`--model` names another file, which needs its own runtime and the metrics.json of the same folder.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ def pixels(path: Path | str, *, size: int, channels: int) -> Any:
     return np.asarray(plain, np.float32).reshape(size, size, channels)
 
 
-def network_input(path: Path | str, said: dict[str, str]) -> Any:
-    """Return an image as a file asks for it: float32 [1, channels, resolution, resolution].
+def network_input(path: Path | str, metadata: dict[str, str]) -> Any:
+    """Return an image as the input of a file: float32 [1, channels, resolution, resolution].
 
-    said: what the file tells of its input. One that has the preprocessing inside is given uint8
-    [1, resolution, resolution, channels].
+    metadata: of the file. A file that includes the preprocessing gets uint8 [1, resolution,
+    resolution, channels].
     """
-    channels, side = int(said["channels"]), int(said["resolution"])
-    image = pixels(path, size=int(said["image_size"]), channels=channels)
-    if said.get("input", "").startswith(_RAW):
+    channels, side = int(metadata["channels"]), int(metadata["resolution"])
+    image = pixels(path, size=int(metadata["image_size"]), channels=channels)
+    if metadata.get("input", "").startswith(_RAW):
         return np.rint(_resized(image, side)).astype(np.uint8)[None]
-    mean, std = np.array(json.loads(said["mean"])), np.array(json.loads(said["std"]))
+    mean, std = np.array(json.loads(metadata["mean"])), np.array(json.loads(metadata["std"]))
     values = _resized(((image / 255 - mean) / std).astype(np.float32), side)
     return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
 
@@ -64,17 +63,17 @@ def _resized(values: Any, side: int) -> Any:
 
 
 def onnx(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return what answers images, and what the ONNX file says of itself."""
+    """Return a function from images to answers, and what the ONNX file says of itself."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    said = session.get_modelmeta().custom_metadata_map
-    return lambda images: session.run(None, {name: images})[0], said
+    metadata = session.get_modelmeta().custom_metadata_map
+    return lambda images: session.run(None, {name: images})[0], metadata
 
 
 def openvino(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images, by OpenVINO."""
+    """Return a function from images to answers, by OpenVINO."""
     import openvino
 
     network = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -82,7 +81,7 @@ def openvino(file: Path) -> Callable[[Any], Any]:
 
 
 def litert(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images, by LiteRT."""
+    """Return a function from images to answers, by LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file))
@@ -93,7 +92,7 @@ def litert(file: Path) -> Callable[[Any], Any]:
 
 
 def executorch(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images, by ExecuTorch."""
+    """Return a function from images to answers, by ExecuTorch."""
     import torch
     from executorch.runtime import Runtime
 
@@ -108,7 +107,7 @@ def executorch(file: Path) -> Callable[[Any], Any]:
 
 
 def torch_export(file: Path) -> Callable[[Any], Any]:
-    """Return what answers images, by torch."""
+    """Return a function from images to answers, by torch."""
     import torch
 
     network = torch.export.load(file).module()
@@ -119,13 +118,13 @@ OTHERS = {".xml": openvino, ".tflite": litert, ".pte": executorch, ".pt2": torch
 
 
 def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return what answers images, and what is known of its input and classes."""
+    """Return a function from images to answers, and what is known of its input and classes."""
     if file.suffix == ".onnx":
         return onnx(file)
     if file.suffix not in OTHERS:
         raise SystemExit(f"{file}: not one of .onnx, {', '.join(OTHERS)}")
-    said = json.loads(file.with_name("metrics.json").read_text(encoding="utf-8"))
-    return OTHERS[file.suffix](file), said["metadata"]
+    metadata = json.loads(file.with_name("metrics.json").read_text(encoding="utf-8"))
+    return OTHERS[file.suffix](file), metadata["metadata"]
 
 
 def main() -> None:
@@ -134,17 +133,17 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
-    asked = parser.parse_args()
-    answer, said = load(asked.model)
-    for path in asked.images:
-        print(f"{path}: {in_words(answer(network_input(path, said))[0], said, asked.top)}")
+    args = parser.parse_args()
+    answer, metadata = load(args.model)
+    for path in args.images:
+        print(f"{path}: {in_words(answer(network_input(path, metadata))[0], metadata, args.top)}")
 
 
-def in_words(answer: Any, said: dict[str, str], top: int) -> str:
+def in_words(answer: Any, metadata: dict[str, str], top: int) -> str:
     """Return the most likely classes where the file names any, else the numbers of an answer."""
-    if "classes" not in said:
+    if "classes" not in metadata:
         return " ".join(f"{value:.6g}" for value in np.ravel(answer))
-    classes = json.loads(said["classes"])
+    classes = json.loads(metadata["classes"])
     exponents = np.exp(answer - answer.max())
     shares = exponents / exponents.sum()
     best = np.argsort(-shares)[:top]

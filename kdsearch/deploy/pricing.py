@@ -25,8 +25,8 @@ from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, changed, digest_of
 
 logger = logging.getLogger(__name__)
-# Trials may be threads of one process, which has one stream of random numbers and one state of
-# torch's exporter: what draws or traces is done by one thread at a time.
+# Trials may be threads of one process, which has one random state and one exporter state in torch:
+# one thread at a time builds or traces.
 BUILD_LOCK = threading.Lock()
 
 
@@ -43,7 +43,7 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
 
 
 def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
-    """Return what a student costs; its latency only when it is within the other limits."""
+    """Return the cost of a student; latency is measured only within the other limits."""
     shape = student.preprocess.input_shape
     flops, params = count(student.network, input_shape=shape)
     cost = Cost(flops=flops, params=params)
@@ -70,7 +70,7 @@ class StaticCosts:
         self._known: dict[str, Cost | None] = {}
 
     def __call__(self, params: Params) -> Cost | None:
-        """Return the price of a candidate; None for one that cannot be built, as its trial says."""
+        """Return the cost of a candidate; None if it cannot be built: its trial will fail."""
         spec = Candidate.from_params(params).student
         name = digest_of(changed(spec))
         if name not in self._known:
@@ -91,9 +91,8 @@ class StaticCosts:
 def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:
     """Return the latency of a model's file on the target, measured once per architecture and input.
 
-    limit: what is over it as a whole, in milliseconds, need not be told narrowly.
-    The architecture is the network as it prints and its shapes, not its name: a user's file may
-    change under the same name.
+    limit: in ms; measuring stops once the whole interval exceeds it. The key of an architecture is
+    its repr and its shapes, not its name: a user's file may change under the same name.
     """
     shape = model.preprocess.input_shape
     network = bare(model.network)
@@ -107,7 +106,7 @@ def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None)
 
 
 def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:
-    """Return what a target times of a network that may not be trained: ONNX, or a `.pt2` program.
+    """Return the file that a target times, ONNX or a `.pt2` program; the network may be untrained.
 
     Raises CostError when it does not export.
     """

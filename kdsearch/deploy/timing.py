@@ -1,13 +1,13 @@
-"""State how long a run takes, with an interval that the next process will lie in.
+"""Measure the time of a run, with an interval that predicts the next process.
 
-A process that times one network sees one layout of memory and one stretch of time, so the scatter
-within it says little of the next one. A *round* is what one fresh process says; a latency is the
-median of some rounds, and its interval predicts one more. Each round is a ratio to a reference
-network that ran in turns with the candidate, times what the reference takes when it is undisturbed.
+One process sees one memory layout and one stretch of time, so its own scatter does not predict the
+next process. A *round* is the result of one fresh process; a latency is the median of several
+rounds, and its interval predicts one more. A round is the ratio to a reference network, timed in
+alternating blocks with the candidate, times the undisturbed time of the reference.
 
-A machine has slower moments, for its neighbours or its clock: on one idle virtual machine all that
-ran took 11 % more for two thirds of the time, in turns of .04 to 2.3 s. A ratio does not see them,
-but whoever times the file by a plain clock does; so they belong to the interval's upper end.
+A machine has slow phases, due to its neighbours or its clock: on an idle virtual machine every run
+took 11 % longer for two thirds of the time, in phases of 0.04 to 2.3 s. A ratio cancels them, a
+user's clock does not, so the interval's upper end includes them.
 Knows no runtime; never imports torch.
 """
 
@@ -23,15 +23,15 @@ import numpy as np
 
 from kdsearch.errors import CostError
 
-NARROW = 0.03  # half the width of an interval that is called narrow, as a fraction of the latency
-# The least that half an interval may be: a student timed again minutes later, under another load,
-# was found up to 2 % off where its own rounds had agreed to 1 %.
+NARROW = 0.03  # an interval is narrow up to this half-width, as a fraction of the latency
+# The least half-width: minutes later, under another load, a student took up to 2 % more or less
+# although its own rounds had agreed to 1 %.
 FLOOR = 0.02
-BUSY = 1.1  # wall over CPU time from which a latency says that it was disturbed
-_FEWEST = 3  # rounds that an interval is told from
+BUSY = 1.1  # wall over CPU time above which the machine counts as busy
+_FEWEST = 3  # rounds of an interval
 _BLOCKS = 8
 _BLOCK_SECONDS = 0.006
-_BLOCK_RUNS = 3  # at least; what ran in between has emptied caches, so one more comes first
+_BLOCK_RUNS = 3  # at least, after one untimed run: the other network has emptied the caches
 _STABLE = 0.05
 # Student's t at 97.5 % for 2, 3, ... degrees of freedom.
 _T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
@@ -42,13 +42,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Milliseconds a run, as the median of rounds in fresh processes.
+    """Milliseconds a run: the median of rounds in fresh processes.
 
-    low_ms, high_ms: where one more process will find it, 95 times of 100. spread_ms: interquartile
-    range of the rounds. contention: wall time over the process's CPU time, about 1 when its thread
-    had a core to itself; None where the device does not tell. pace: how many times longer a run
-    takes in the machine's slower moments, which high_ms holds. is_cut: whether it was asked no
-    further as all of the interval was over a limit.
+    low_ms, high_ms: 95 % prediction interval for one more process. spread_ms: interquartile range
+    of the rounds. contention: wall time over CPU time of the process, about 1 with a core of its
+    own; None where unknown. pace: slowdown in the machine's slow phases, a factor included in
+    high_ms. is_cut: measuring stopped since the whole interval exceeded a limit.
     """
 
     ms: float
@@ -72,11 +71,11 @@ class Latency:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether the interval of undisturbed runs is as narrow as measuring tries to make it."""
+        """Whether the interval, without slow phases, is within +-NARROW of the latency."""
         return self.high_ms / self.pace - self.low_ms <= 2 * NARROW * self.ms * (1 + 1e-9)
 
     def __str__(self) -> str:
-        """Return the latency with its interval, and what is wrong with it."""
+        """Return the latency with its interval, and warnings about it."""
         text = f"{self.ms:.4g} ms, 95 % of processes {self.low_ms:.4g} to {self.high_ms:.4g}"
         if not self.is_narrow:
             text += f"; not within {100 * NARROW:g} %"
@@ -86,7 +85,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What one process found: milliseconds a run; contention and pace as of `Latency`."""
+    """Milliseconds a run in one fresh process; contention and pace as in `Latency`."""
 
     ms: float
     contention: float | None = None
@@ -128,37 +127,37 @@ def measure_rounds(
 
 
 def latency_of_rounds(rounds: list[Round]) -> Latency:
-    """Return the median of at least 3 rounds and Student's interval for one more, of their logs."""
+    """Return the median of 3 or more rounds, and the t interval of their logs for one more."""
     logs = np.log([found.ms for found in rounds])
     count = len(logs)
     half = _T[count - 3] * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / count)
     half = max(half, math.log1p(FLOOR))
     low, middle, high = np.exp(np.quantile(logs, (0.25, 0.5, 0.75)))
-    told = [found.contention for found in rounds if found.contention is not None]
+    known = [found.contention for found in rounds if found.contention is not None]
     pace = float(np.median([found.pace for found in rounds]))
     return Latency(
         ms=float(middle),
         low_ms=float(middle) * math.exp(-half),
         high_ms=float(middle) * math.exp(half) * pace,
         spread_ms=float(high - low),
-        contention=float(np.median(told)) if told else None,
+        contention=float(np.median(known)) if known else None,
         pace=pace,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """Some runs after one another: the lower quartile of their seconds, and wall over CPU time."""
+class Block:
+    """Consecutive runs: the lower quartile of their seconds, and wall over CPU time."""
 
     seconds: float
     contention: float
 
 
-def time_block(run: Run, clock: Clock, *, seconds: float = _BLOCK_SECONDS) -> Timed:
-    """Time runs for about `seconds`, at least _BLOCK_RUNS, after one that is not timed.
+def time_block(run: Run, clock: Clock, *, seconds: float = _BLOCK_SECONDS) -> Block:
+    """Time runs for about `seconds`, at least _BLOCK_RUNS, after one untimed run.
 
-    The lower quartile, since whatever disturbs a run makes it longer: on an idle core it is the
-    median to 0.5 %.
+    The lower quartile counts, since any disturbance makes a run longer; on an idle core it equals
+    the median to 0.5 %.
     """
     run()
     times: list[float] = []
@@ -169,14 +168,14 @@ def time_block(run: Run, clock: Clock, *, seconds: float = _BLOCK_SECONDS) -> Ti
         run()
         times.append(clock() - started)
     spent = max(time.process_time() - cpu, 1e-9)
-    return Timed(
+    return Block(
         seconds=float(np.quantile(times, 0.25)),
         contention=(time.perf_counter() - wall) / spent,
     )
 
 
 def warm_up(run: Run, clock: Clock, *, at_most: int = 10) -> float:
-    """Run until two blocks agree, and return the seconds of a run then."""
+    """Run until two blocks in a row agree to 5 %; return the seconds of a run."""
     before = time_block(run, clock).seconds
     for _ in range(at_most):
         now = time_block(run, clock).seconds
@@ -187,39 +186,39 @@ def warm_up(run: Run, clock: Clock, *, at_most: int = 10) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """A candidate and a reference in turns: the median ratio over pairs of blocks.
+class PairedBlocks:
+    """A candidate over a reference: the median ratio of alternating blocks.
 
-    contention: wall over CPU time.
+    contention: wall over CPU time of the candidate's blocks.
     """
 
     ratio: float
     contention: float
 
 
-def time_pairs(run: Run, reference: Run, clock: Clock) -> Pairs:
-    """Time a candidate and a reference, both warm, in blocks that take turns."""
+def time_pairs(run: Run, reference: Run, clock: Clock) -> PairedBlocks:
+    """Time a candidate and a reference, both warm, in alternating blocks."""
     blocks = [(time_block(run, clock), time_block(reference, clock)) for _ in range(_BLOCKS)]
-    return Pairs(
+    return PairedBlocks(
         ratio=float(np.median([ours.seconds / theirs.seconds for ours, theirs in blocks])),
         contention=float(np.median([ours.contention for ours, _ in blocks])),
     )
 
 
 def clock_of(threads: int) -> Clock:
-    """Return the process's CPU clock for one thread; the wall clock for several.
+    """Return the CPU clock of the process for one thread, the wall clock for several.
 
-    On an idle core both tell the same (0.508 and 0.507 ms); several threads wait for one another.
-    Of the process, which does nothing else: a runtime may compute in a thread of its own.
+    On an idle core both agree (0.508 and 0.507 ms); several threads wait for one another. It is
+    the clock of the process, not of the thread: a runtime may compute in another thread.
     """
     return time.process_time if threads == 1 else time.perf_counter
 
 
 def pin(threads: int) -> None:
-    """Hold this thread, and those that it starts, to as many cores; the last ones it may use.
+    """Pin this thread, and those that it starts, to the last `threads` allowed cores.
 
-    The first cores are where interrupts and other pinned programs are. Where the system has no
-    such call, nothing is held.
+    The first cores serve interrupts and other pinned programs. Does nothing where the system
+    cannot pin.
     """
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
 """The student of an earlier study as a teacher (Furlanello et al., ICML 2018, arXiv:1805.04770).
 
-`FOLDER` is what a study (or `kdsearch distill`) shipped, `FOLDER#TRIAL` one trial of a study. A
-student is shown images as in its own training: best/student.onnx says how; of a bare trial only
-its study's data does, so it teaches on no other.
+`FOLDER` is the best student of a study or of `kdsearch distill`, `FOLDER#TRIAL` one trial of a
+study. A student gets images as in its own training: best/student.onnx states how. For a trial
+only the study's data does, so that it teaches on no other data.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from kdsearch.study.open import load_study
 from kdsearch.tasks import Task
 
 _WEIGHTS = "student.safetensors"
-_SAID = ("mean", "std", "resolution", "channels")
+_METADATA = ("mean", "std", "resolution", "channels")
 _TRIAL = re.compile(r"(?P<folder>.+)#(?P<number>\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedStudent:
-    """A student on disk: what to build, its weights, its classes and how it is shown images."""
+    """A student on disk: its spec, weights, classes and preprocessing."""
 
     spec: StudentSpec
     weights: Path
@@ -41,7 +41,7 @@ class SavedStudent:
     preprocess: Preprocess
 
     def build(self, task: Task) -> nn.Module:
-        """Return the trained network, with a new head where the task has other classes."""
+        """Return the trained network, with a new head for another number of classes."""
         trained = self._untrained(type(task)(self.classes))
         fit_weights(bare(trained), read_weights(self.weights), where=str(self.weights))
         if len(task.classes) == len(self.classes):
@@ -58,7 +58,7 @@ class SavedStudent:
 
 
 def weights_file(name: str) -> Path:
-    """Return where the weights of `FOLDER` or `FOLDER#TRIAL` are. Raises SpecError."""
+    """Return the path of the weights of `FOLDER` or `FOLDER#TRIAL`. Raises SpecError."""
     trial = _TRIAL.fullmatch(name)
     if trial is None:
         return _shipped(Path(name)) / _WEIGHTS
@@ -80,7 +80,7 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Save
         raise SpecError(
             f"study:{name}: a trial teaches on its own study's images alone, the same "
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
-            f"study:{folder}, what the study shipped, teaches on any"
+            f"study:{folder}, the best student, teaches on any"
         )
     preprocess = Preprocess(
         mean=data.mean,
@@ -99,7 +99,7 @@ def _shipped(folder: Path) -> Path:
     message = f"study:{folder}: there is no {folder / 'best' / 'config.yaml'}"
     numbers = trials_with_weights(folder)
     if numbers:
-        message += f"; the trials whose weights are kept: {_listed(folder, numbers)}"
+        message += f"; trials with weights: {_listed(folder, numbers)}"
     raise SpecError(message)
 
 
@@ -129,8 +129,8 @@ def _listed(folder: Path, numbers: list[int]) -> str:
 
 
 def _of_folder(folder: Path) -> SavedStudent:
-    """Read what was shipped: config.yaml says what to build, student.onnx for which images."""
-    said = metadata_of(folder / "student.onnx")
+    """Read an exported folder: the spec from config.yaml, the preprocessing from student.onnx."""
+    metadata = metadata_of(folder / "student.onnx")
     file = folder / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -141,36 +141,36 @@ def _of_folder(folder: Path) -> SavedStudent:
         }
         family, resolution = config["student"], config.get("resolution", 0)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise SpecError(f"{file} does not name a student ({error!r}); ship it again") from error
+        raise SpecError(f"{file} does not name a student ({error!r}); export it again") from error
     spec = make(StudentSpec, family=family, resolution=resolution, knobs=knobs)
     return SavedStudent(
         spec=_offline(spec),
         weights=folder / _WEIGHTS,
-        classes=tuple(json.loads(said.get("classes", "[]"))),
+        classes=tuple(json.loads(metadata.get("classes", "[]"))),
         preprocess=Preprocess(
-            mean=tuple(json.loads(said["mean"])),
-            std=tuple(json.loads(said["std"])),
-            resolution=int(said["resolution"]),
-            channels=int(said["channels"]),
+            mean=tuple(json.loads(metadata["mean"])),
+            std=tuple(json.loads(metadata["std"])),
+            resolution=int(metadata["resolution"]),
+            channels=int(metadata["channels"]),
         ),
     )
 
 
 def metadata_of(file: Path) -> dict[str, str]:
-    """Return what the shipped ONNX file says of its classes and its input."""
+    """Return the metadata of an exported ONNX file: its classes and its input."""
     import onnx
 
     try:
         model = onnx.load(str(file), load_external_data=False)
-        said = {entry.key: entry.value for entry in model.metadata_props}
-        return said | {key: said[key] for key in _SAID}
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        return metadata | {key: metadata[key] for key in _METADATA}
     except Exception as error:  # what a damaged file raises depends on the byte
         raise SpecError(
-            f"{file} does not say which images its student was trained on ({error!r}); "
-            "ship it again"
+            f"{file} does not state the images that its student was trained on ({error!r}); "
+            "export it again"
         ) from error
 
 
 def _offline(spec: StudentSpec) -> StudentSpec:
-    """Start a library's student empty: its own weights replace the library's at once."""
+    """Build a library's student without pretrained weights: its own follow at once."""
     return replace(spec, knobs={"pretrained": False}) if students.is_library(spec.family) else spec

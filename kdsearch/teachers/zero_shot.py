@@ -1,8 +1,8 @@
 """Zero-shot teachers: an image tower, and one text embedding a class for its head.
 
 Radford et al., ICML 2021, arXiv:2103.00020: logits = scale * cosine(image, text). The texts are
-embedded once, when the teacher is loaded; what teaches is an image network with a linear head.
-open_clip is imported only when one of its models is asked for.
+embedded once, when the teacher is loaded; the teacher is an image network with a linear head.
+open_clip is imported only for one of its models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEMPLATES = (
     "a blurry photo of a {}.",
     "a close-up photo of a {}.",
 )
-_SAID = ("pretrained_cfg", "mean", "std", "resolution")
+_ATTRIBUTES = ("pretrained_cfg", "mean", "std", "resolution")
 _OTHER_SOURCES = ("hf-hub:", "local-dir:")
 
 
@@ -37,8 +37,8 @@ class ZeroShot(nn.Module):
     """An image classifier that compares images with texts. Made by `zero_shot`.
 
     The head is linear without bias, scale * text embeddings, and reads the normalised image
-    embedding; it is never trained. What the tower says of its images (`pretrained_cfg`, or `mean`,
-    `std`, `resolution`) holds for the whole.
+    embedding; it is never trained. The attributes of the tower on its images (`pretrained_cfg`, or
+    `mean`, `std`, `resolution`) apply to the classifier.
     """
 
     mean: tuple[float, ...]
@@ -50,7 +50,7 @@ class ZeroShot(nn.Module):
         super().__init__()
         self.tower = tower
         self.head = head.requires_grad_(False)
-        for name in _SAID:
+        for name in _ATTRIBUTES:
             if hasattr(tower, name):
                 setattr(self, name, getattr(tower, name))
 
@@ -61,7 +61,7 @@ class ZeroShot(nn.Module):
         if not isinstance(embedding, Tensor) or embedding.shape[1:] != (self.head.in_features,):
             seen = list(embedding.shape) if isinstance(embedding, Tensor) else type(embedding)
             raise SpecError(
-                f"a zero-shot image tower must answer with embeddings [batch, "
+                f"a zero-shot image tower must return embeddings [batch, "
                 f"{self.head.in_features}], as wide as those of the texts, not {seen}"
             )
         logits: Tensor = self.head(F.normalize(embedding, dim=1))
@@ -88,17 +88,17 @@ def zero_shot(tower: nn.Module, text_embeddings: Tensor, scale: float = 100.0) -
 
 
 def prompts(class_name: str) -> list[str]:
-    """Return what a class is called in words, once a template."""
+    """Return one text per template for a class."""
     return [template.format(class_name.replace("_", " ")) for template in TEMPLATES]
 
 
 def is_tag(weights: str) -> bool:
-    """Whether open_clip's weights are given by their tag: no tag has a dot or a slash."""
+    """Whether `weights` is a tag of open_clip: no tag has a dot or a slash."""
     return not set("./") & set(weights)
 
 
 class _Towers(Protocol):
-    """What is used of an open_clip model."""
+    """The used part of an open_clip model."""
 
     visual: nn.Module
     logit_scale: Tensor

@@ -1,6 +1,6 @@
 """Baselines: common untrained networks, priced as students are.
 
-They are built at the data's size and number of classes, and not trained, so only costs are known.
+They are built for the data's image size and labels, and not trained, so only costs are known.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from kdsearch.spec import StudentSpec
 from kdsearch.study.summary import Baseline
 from kdsearch.trials.trial import TrialContext
 
-# Small, middle, large: 16 s of CPU to trace and time, once a machine, so there are no more.
+# Small, medium, large; only three, since they take 16 s of CPU, once a machine.
 NETWORKS = ("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:resnet18")
 
 
 def measure_baselines(
     context: TrialContext, cache_dir: Path, note: Callable[[str], None]
 ) -> tuple[Baseline, ...]:
-    """Return what each network costs here; one that cannot be built or priced is noted instead.
+    """Return the costs of each network, cached below `cache_dir`; note those that have none.
 
-    What is known is kept below `cache_dir`, for every study of images and classes like these.
+    The cache serves all studies with the same image shape, number of classes and target.
     """
-    kept = JsonCache(cache_dir / "baselines", Baseline)
+    cache = JsonCache(cache_dir / "baselines", Baseline)
     data = context.data
     task = "" if context.task.name == CLASSIFICATION else f" of {context.task.name}"
     images = f"{data.channels} x {data.size}, {len(data.classes)} classes{task}"
@@ -37,9 +37,9 @@ def measure_baselines(
     found = []
     for name in NETWORKS:
         try:
-            found.append(kept.get_or_measure(f"{name} | {what}", partial(_price, name, context)))
+            found.append(cache.get_or_measure(f"{name} | {what}", partial(_price, name, context)))
         except KDSearchError as error:
-            note(f"{name} is not shown beside the front: {error}")
+            note(f"{name} is not shown as a baseline: {error}")
     return tuple(found)
 
 

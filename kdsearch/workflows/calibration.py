@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: confidence against accuracy, and the best temperature."""
+"""Calibration of a teacher: confidence against accuracy, and the best temperature."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ _HALVINGS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How right and how sure a teacher is on some labelled images, their views plain.
+    """Accuracy and confidence of a teacher on labelled images without augmentation.
 
-    confidence: mean of the largest probabilities. nll: nats an image. ece: expected calibration
-    error over 15 equal bins of confidence (Guo et al., ICML 2017, 1706.04599). temperature: what
-    to divide the logits by for the least nll; None where there is no such number, as when every
-    image is right.
+    confidence: mean of the largest probabilities. nll: nats per image. ece: expected calibration
+    error over 15 equal bins of confidence (Guo et al., ICML 2017, 1706.04599). temperature: divisor
+    of the logits with the least nll; None where there is none, as when all predictions are right.
     """
 
     images: int
@@ -33,7 +32,7 @@ class Calibration:
 
 
 def measure_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Return how right and how sure logits [N, K] are about labels [N]."""
+    """Return accuracy, confidence and calibration errors of logits [N, K] for labels [N]."""
     logits = logits.double()
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     right = (predicted == labels).double()
@@ -50,10 +49,10 @@ def measure_calibration(logits: Tensor, labels: Tensor) -> Calibration:
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """Return the temperature in [0.01, 100] of the least negative log-likelihood, None if none is.
+    """Return the temperature in [0.01, 100] with the least negative log-likelihood, or None.
 
     The likelihood is concave in b = 1 / T, so its slope, the mean of z_y - E_softmax(b z)[z], has
-    one zero, which is found by halving the range of log b.
+    one zero, found by bisection of log b.
     """
     logits = logits.double()
     logits = logits - logits.max(dim=1, keepdim=True).values

@@ -1,7 +1,7 @@
-"""Before a study: which methods can be used, what the teacher knows, how wide the gap is.
+"""Check a study before it runs: usable methods, calibration of the teacher, size of the gap.
 
-A method is tried, not judged by a list: one step of training on one batch, through the losses and
-the loop of a trial, on each family with every knob at its lowest. The test split is never read.
+A method is usable if one training step on one batch works, with the losses and the loop of a trial,
+on each family with every knob at its lowest. The test split is never read.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from kdsearch.trials.trial import TrialContext, build_distiller
 from kdsearch.workflows.calibration import Calibration, measure_calibration
 
 logger = logging.getLogger(__name__)
-MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of 0.7 points at the most
+MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of at most 0.7 points
 WIDE_GAP = 100
-_BY_HEART = 0.99
+_MEMORISED = 0.99
 _FEW_ERRORS = 10
 _CALIBRATED = 1.1
 _ENDS = ("smallest", "largest")
@@ -58,7 +58,7 @@ class TeacherCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentCheck:
-    """One student's price, at batch 1; reason: why it cannot be built or priced.
+    """Costs of one student at batch 1; reason: why it cannot be built or priced.
 
     size: `smallest` and `largest` with every knob at its lowest and highest, `only` where a family
     has no range. flops_ratio, params_ratio: the teachers' over the student's.
@@ -77,7 +77,7 @@ class StudentCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCheck:
-    """A method on one family; loss: of its one step, None where it failed for `reason`."""
+    """A method on one family; loss: of its training step, None where it failed for `reason`."""
 
     method: str
     family: str
@@ -88,7 +88,7 @@ class MethodCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What was found; notes: what follows from it, in sentences."""
+    """The results of a check; notes: conclusions, one sentence each."""
 
     data: str
     classes: int
@@ -112,12 +112,12 @@ def check(
     device: str = "auto",
     on_try: OnTry | None = None,
 ) -> CheckReport:
-    """Try the methods on the students, and measure the teachers of a request.
+    """Try the methods on the students, and measure the calibration of the teachers.
 
-    space: a name or a file; its methods, in the middle of their ranges. None: every method at its
-    defaults, on the students of the space that fits the data. params: settings that the user
-    chose, such as `student.family` or `train.batch_size`; they win over the space's.
-    Raises KDSearchError for a request that cannot be met, and when no student can be built.
+    space: a name or a file, whose methods are tried in the middle of their ranges; None: every
+    method at its defaults, on the students of the data's default space. params: user settings such
+    as `student.family` or `train.batch_size`, which override the space.
+    Raises KDSearchError for settings that cannot work, and when no student can be built.
     """
     torch_device = pick_device(device)
     teacher_specs(config)
@@ -131,7 +131,7 @@ def check(
     teachers = tuple(_teachers(prepared.context))
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
-    methods = _try_all(plan, models, prepared.context, on_try or _nobody)
+    methods = _try_all(plan, models, prepared.context, on_try or _ignore)
     known = [spec.is_trained_here for spec in teacher_specs(config)]
     return CheckReport(
         data=data.name,
@@ -147,12 +147,12 @@ def check(
     )
 
 
-def _nobody(_done: int, _total: int, _what: str) -> None:
+def _ignore(_done: int, _total: int, _what: str) -> None:
     pass
 
 
 class _Plan:
-    """Which students and methods to try: those of a space, or what the user named instead."""
+    """The students and methods to try: those of a space, or the user's own."""
 
     def __init__(self, space: SearchSpace, params: Params, *, has_own_methods: bool) -> None:
         self._space = space
@@ -170,7 +170,7 @@ class _Plan:
         return self.candidate(self.families[0]).train.batch_size
 
     def sizes(self) -> Iterator[tuple[str, str]]:
-        """Yield (family, size); the same student is not named twice."""
+        """Yield (family, size), each student once."""
         for family in self.families:
             lowest, highest = (self.candidate(family, size=size).student for size in _ENDS)
             yield from ((family, size) for size in (("only",) if lowest == highest else _ENDS))
@@ -178,7 +178,7 @@ class _Plan:
     def candidate(
         self, family: str, method: str | None = None, *, size: str = "smallest"
     ) -> Candidate:
-        """Return a student at one end of its ranges, taught by a method in the middle of its own.
+        """Return a student at one end of its ranges, with a method in the middle of its ranges.
 
         Raises SpecError for settings that contradict the student or the recipe.
         """
@@ -244,7 +244,7 @@ def _build(
 
 
 def _compared(student: StudentCheck, prepared: Prepared) -> StudentCheck:
-    """Say how many times the teachers are larger."""
+    """Add the ratios of the teachers' costs to the student's."""
     if student.flops is None or student.params is None:
         return student
     theirs = prepared.teacher
@@ -294,7 +294,7 @@ def _answers(teachers: Sequence[Model], images: ImageSet, device: torch.device) 
 def _try_all(
     plan: _Plan, models: Sequence[Model], context: TrialContext, on_try: OnTry
 ) -> tuple[MethodCheck, ...]:
-    """Take one step with every method on every student; the teachers see the batch once."""
+    """Take one step with every method on every student; teachers run once on the batch."""
     few = _spaced(context.data.labelled, plan.batch_size)
     data = replace(context.data, train=few, val=_spaced(few, 2))
     feed = Feed(few, context.device)
@@ -311,7 +311,7 @@ def _try_all(
 
 
 def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodCheck:
-    """Take one step as a trial would; whatever a trial would fail of is the reason."""
+    """Take one step as a trial does; the error that fails a trial is the reason."""
     found = MethodCheck(
         method=candidate.distill.method, family=candidate.student.family, usable=False
     )
@@ -338,22 +338,22 @@ def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodChe
 
 
 def _on_teachers(teachers: Iterable[TeacherCheck], trained_here: Sequence[bool]) -> Iterator[str]:
-    """Yield what the accuracies and the best temperature of each teacher mean for distilling."""
+    """Yield conclusions from the accuracies and the best temperature of each teacher."""
     for teacher, is_ours in zip(teachers, trained_here, strict=False):  # the blend comes last
         train_set, val = teacher.train, teacher.validation
-        if train_set.accuracy >= _BY_HEART and train_set.accuracy > val.accuracy:
+        if train_set.accuracy >= _MEMORISED and train_set.accuracy > val.accuracy:
             yield (
                 f"Teacher {teacher.name} is right on {_percent(train_set)} training and "
-                f"{_percent(val)} validation images: it has seen the former, and soft labels of "
-                "images learned by heart carry little beyond the labels (mean confidence "
-                f"{100 * train_set.confidence:.2f} %). Views it has not seen (train.policy, "
-                "train.mix), unlabelled images or a higher temperature bring out more"
+                f"{_percent(val)} validation images: it has memorised the former, and soft "
+                "labels of memorised images add little to the labels (mean confidence "
+                f"{100 * train_set.confidence:.2f} %). Augmentation (train.policy, train.mix), "
+                "unlabelled images or a higher temperature add more"
             )
-        if min(train_set.accuracy, val.accuracy) >= _BY_HEART and not is_ours:
+        if min(train_set.accuracy, val.accuracy) >= _MEMORISED and not is_ours:
             yield (
                 f"Teacher {teacher.name} is right on {_percent(val)} validation images: if it was "
-                "trained on them, its accuracy and calibration here are too good; give data with "
-                "a val split that it has not seen"
+                "trained on them, its accuracy and calibration here are too high; give data with "
+                "a val split that it was not trained on"
             )
         if val.temperature and not 1 / _CALIBRATED < val.temperature < _CALIBRATED:
             yield _on_temperature(teacher.name, val, val.temperature)
@@ -361,11 +361,11 @@ def _on_teachers(teachers: Iterable[TeacherCheck], trained_here: Sequence[bool])
 
 def _on_temperature(name: str, val: Calibration, temperature: float) -> str:
     errors = round(val.images * (1 - val.accuracy))
-    rough = f" (a guess: {errors} of {val.images:,} are wrong)" if errors < _FEW_ERRORS else ""
+    rough = f" (uncertain: {errors} of {val.images:,} are wrong)" if errors < _FEW_ERRORS else ""
     kind = "overconfident" if temperature > 1 else "underconfident"
     return (
         f"Teacher {name} is {kind}: its probabilities fit validation best at temperature "
-        f"{temperature:.2f}{rough}; a search of temperatures may begin there"
+        f"{temperature:.2f}{rough}; start a search of temperatures there"
     )
 
 
@@ -374,7 +374,7 @@ def _percent(found: Calibration) -> str:
 
 
 def _on_students(students: Iterable[StudentCheck]) -> Iterator[str]:
-    """Yield what cannot be built, and what is too small or too large for its teacher."""
+    """Yield students that cannot be built, or are too small or too large for the teacher."""
     wide, dearer = [], []
     for student in students:
         name = student.family + f" ({student.size})" * (student.size != "only")

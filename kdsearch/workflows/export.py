@@ -1,4 +1,4 @@
-"""Export what a study shipped, or one of its trials, in other formats, beside its student.onnx."""
+"""Export the best student of a study, or one of its trials, to other formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kdsearch.workflows.qat import fine_tune
 
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")
-_ASKED = (
+_FIELDS = (
     "data",
     "image_size",
     "subset",
@@ -49,7 +49,7 @@ _ASKED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The folder, the files that were written there, and the fastest that misses nothing."""
+    """The folder, its new files, and the fastest of them without misses."""
 
     path: Path
     files: tuple[ExportedFile, ...]
@@ -68,30 +68,30 @@ def export_study(
     is_folded: bool = False,
     asked: Mapping[str, object] | None = None,
 ) -> Exported:
-    """Write the student at `path` in each format and measure every file by its own runtime.
+    """Export the student at `path` to each format, and measure every file with its runtime.
 
-    path: a study, or what `kdsearch distill` left. trial: one of the study's whose weights are
-    kept, instead of the best; its folder is exported/NUMBER. storage: see `open_study`. A student
-    that loses more than `max_drop` in 8 bits is trained for them, and the file that loses less
-    stays. is_folded: ONNX files take raw pixels. asked: another target, threads or batch than the
-    study's. The results are added to metrics.json. Raises SpecError for a format that is not known
-    and ExportError for a package that is missing before anything is written.
+    path: a study, or a folder of `kdsearch distill`. trial: exported instead of the best one, to
+    exported/NUMBER; its weights must be kept. storage: see `open_study`. is_folded: ONNX files take
+    raw pixels. asked: target, threads or batch that differ from the study's.
+    Where an 8-bit file loses more than `max_drop`, quantisation-aware training follows, and the
+    better file stays. The results are added to metrics.json. Raises SpecError for an unknown format
+    and ExportError for a missing package, before anything is written.
     """
     for name in formats:
         runtime = known_formats.get(name).runtime
         runtimes.require(runtime)
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
-    config = config_of(asked or {}, _request(path))
+    config = config_of(asked or {}, _study_config(path))
     if trial is None:
-        _require_shipped(path)
+        _require_best(path)
     if storage is not None:
         find_storage(path, storage)
     data, found = load_data(config, out)
     if config.data_key and found.data_key != config.data_key:
         raise StudyError(
             f"the images of {config.data!r} are no longer those of the study {path}; a file can "
-            "only be judged on the same ones"
+            "only be evaluated on the same ones"
         )
     latencies = LatencyCache(out / CACHE, require_target(config))
     folder = path / "best"
@@ -109,22 +109,22 @@ def export_study(
         onnx=folder / "student.onnx",
         calibration_images=lambda: calibration_images(student, data),
     )
-    demands = ExportOptions(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
+    options = ExportOptions(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
     files = []
     for name in formats:
         callback.on_message(f"Writing {name}")
-        file = write_file(name, student, source, folder, data, demands=demands, latencies=latencies)
+        file = write_file(name, student, source, folder, data, options=options, latencies=latencies)
         if known_formats.get(name).is_8_bit and file.drop > max_drop:
             lost = f"{task.metric.number(file.drop)}{task.metric.points}"
-            callback.on_message(f"{file.name} loses {lost}: training for 8 bits")
+            callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
             context = lay_out(
                 config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch
             )
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
             tuned = fine_tune(student, candidate, context, source.calibration_images())
-            file = _better(file, tuned, source, folder, data, demands=demands, latencies=latencies)
+            file = _better(file, tuned, source, folder, data, options=options, latencies=latencies)
         files.append(file)
-    _keep(folder, files)
+    _add_metrics(folder, files)
     return Exported(path=folder, files=tuple(files), best=best(files))
 
 
@@ -135,10 +135,10 @@ def _better(
     folder: Path,
     data: ImageData,
     *,
-    demands: ExportOptions,
+    options: ExportOptions,
     latencies: LatencyCache,
 ) -> ExportedFile:
-    """Put the file of the tuned student in place of the first where it loses less."""
+    """Export the tuned student; replace `file` where the new one loses less."""
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
         metadata = previous_study.metadata_of(source.onnx)
@@ -151,47 +151,49 @@ def _better(
             metadata=metadata,
             output=task.output,
         )
-        again = write_file(
+        better = write_file(
             file.format,
             tuned,
             replace(source, network=network, onnx=onnx),
             Path(fresh),
             data,
-            demands=demands,
+            options=options,
             latencies=latencies,
-            whole=file.val + file.drop,
+            full_precision=file.val + file.drop,
         )
-        if again.drop >= file.drop:
+        if better.drop >= file.drop:
             return file
-        (Path(fresh) / again.name).replace(folder / again.name)
-        return again
+        (Path(fresh) / better.name).replace(folder / better.name)
+        return better
 
 
-def _request(path: Path) -> StudyConfig:
-    """Return what the study asked for, or what a distillation without a study says it did."""
+def _study_config(path: Path) -> StudyConfig:
+    """Return the configuration of a study, or of a distillation."""
     config = read_config(path)
     if config is not None:
         return config
     file = path / "best" / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return config_of({key: config[key] for key in (*_ASKED, "seed") if key in config})
+        return config_of({key: config[key] for key in (*_FIELDS, "seed") if key in config})
     except FileNotFoundError:
         raise StudyError(
             f"there is nothing to export at {path}: no study.yaml, no {file}"
         ) from None
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise SpecError(f"{file} says no request ({error!r}); distil it again") from error
+        raise SpecError(
+            f"{file} states no configuration ({error!r}); run `kdsearch distill` again"
+        ) from error
 
 
-def _require_shipped(path: Path) -> None:
-    """Raise StudyError for a study that has not chosen what to ship."""
+def _require_best(path: Path) -> None:
+    """Raise StudyError for a study without best/."""
     if not (path / "best" / "config.yaml").is_file():
         numbers = _shown(previous_study.trials_with_weights(path))
         other = f", or export a trial whose weights are kept: --trial {numbers}" if numbers else ""
         raise StudyError(
-            f"the study {path.name!r} has not shipped a student yet; `{resume_command(path)}` goes "
-            f"on with it{other}"
+            f"the study {path.name!r} has no best student yet; `{resume_command(path)}` "
+            f"resumes it{other}"
         )
 
 
@@ -217,7 +219,7 @@ def _pack_trial(
     *,
     storage: str | None,
 ) -> None:
-    """Pack one trial as the best is packed. Raises SpecError for one without weights."""
+    """Write the folder of one trial as that of the best. Raises SpecError without weights."""
     study, numbers = load_study(path, storage), previous_study.trials_with_weights(path)
     record = next((r for r in study.records() if r.number == number), None)
     advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
@@ -246,7 +248,7 @@ def _pack_trial(
     )
 
 
-def _keep(folder: Path, files: Sequence[ExportedFile]) -> None:
+def _add_metrics(folder: Path, files: Sequence[ExportedFile]) -> None:
     """Add the files to metrics.json, each under its name, and to the card."""
     known = json.loads((folder / model_card.METRICS).read_text(encoding="utf-8")).get("files", {})
     model_card.update(folder, files={**known, **{file.name: asdict(file) for file in files}})

@@ -1,8 +1,8 @@
-"""Train a student for 8 bits: its layers round as the int8 file will, under the same teacher.
+"""Quantisation-aware training (QAT): fine-tune a student with the rounding of its int8 file.
 
-Weights are rounded per output channel, symmetric; what a layer reads per tensor, between the ends
-of what training images gave. Gradients pass the rounding as they are (straight-through; Jacob et
-al., CVPR 2018, arXiv:1712.05877). Sums of residual branches, which the file rounds too, are not.
+Weights are quantised per output channel, symmetric; inputs of layers per tensor, within the range
+seen on training images. Gradients pass the rounding unchanged (straight-through; Jacob et al.,
+CVPR 2018, arXiv:1712.05877). Sums of residual branches are not quantised here, unlike in the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kdsearch.training.trainer import OnEpoch, train
 from kdsearch.trials.trial import TrialContext, build_distiller
 
 EPOCHS = 5
-_SLOWER = 0.1  # the rate begins at a tenth of the training's own
+_LR_FACTOR = 0.1  # of the learning rate of the student's own training
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 
@@ -36,13 +36,13 @@ def fine_tune(
     *,
     on_epoch: OnEpoch | None = None,
 ) -> Model:
-    """Return a copy of `student`, trained on for a few epochs while its layers round to 8 bits.
+    """Return a frozen copy of `student`, fine-tuned for EPOCHS with quantised layers.
 
-    images: batches of normalised training images, which the ranges are taken from.
+    images: batches of normalised training images [N, C, H, W], for the input ranges.
     """
     tuned = copy.deepcopy(student).requires_grad_(True)
     recipe = candidate.train
-    recipe = replace(recipe, epochs=EPOCHS, lr=_SLOWER * recipe.lr, warmup=0.0)
+    recipe = replace(recipe, epochs=EPOCHS, lr=_LR_FACTOR * recipe.lr, warmup=0.0)
     torch.manual_seed(context.seed)
     distiller = build_distiller(candidate, tuned, context)
     with fake_quantised(tuned.network, images), context.device_lock.shared() as turn:
@@ -63,33 +63,33 @@ def fine_tune(
 
 @contextmanager
 def fake_quantised(network: nn.Module, images: Iterable[Tensor]) -> Iterator[None]:
-    """Let the convolutions and linear layers of a network round to 8 bits meanwhile."""
+    """Quantise weights and inputs of convolutions and linear layers to 8 bits during the block."""
     ranges = _ranges(network, images)
     handles = []
     for layer, (low, high) in ranges.items():
-        parametrize.register_parametrization(layer, "weight", _RoundedWeight())
-        layer.add_module("rounded_input", _RoundedInput(low, high))
-        handles.append(layer.register_forward_pre_hook(_round_input))
+        parametrize.register_parametrization(layer, "weight", _QuantisedWeight())
+        layer.add_module("quantised_input", _QuantisedInput(low, high))
+        handles.append(layer.register_forward_pre_hook(_quantise_input))
     try:
         yield
     finally:
         for layer, handle in zip(ranges, handles, strict=True):
             handle.remove()
-            del layer.rounded_input
+            del layer.quantised_input
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
 
 
 @torch.no_grad()
 def _ranges(network: nn.Module, images: Iterable[Tensor]) -> dict[nn.Module, tuple[float, float]]:
-    """Return the ends of what each layer reads; 0 is always between them."""
+    """Return the least and greatest input of each layer; the range includes 0."""
     found: dict[nn.Module, tuple[float, float]] = {}
 
-    def look(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def observe(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         low, high = found.get(layer, (0.0, 0.0))
         found[layer] = min(low, float(args[0].min())), max(high, float(args[0].max()))
 
     layers = [layer for layer in network.modules() if isinstance(layer, _LAYERS)]
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    handles = [layer.register_forward_pre_hook(observe) for layer in layers]
     device = next(network.parameters()).device
     for batch in images:
         network(batch.to(device))
@@ -98,15 +98,15 @@ def _ranges(network: nn.Module, images: Iterable[Tensor]) -> dict[nn.Module, tup
     return found
 
 
-class _RoundedWeight(nn.Module):
+class _QuantisedWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight on 255 levels a channel, of which 0 is one."""
+        """Return the weight on 255 levels per output channel, symmetric around 0."""
         most = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12)
         scale = (most / 127).reshape(-1, *[1] * (weight.ndim - 1))
         return weight + ((weight / scale).round() * scale - weight).detach()
 
 
-class _RoundedInput(nn.Module):
+class _QuantisedInput(nn.Module):
     low: Tensor
     scale: Tensor
 
@@ -117,11 +117,11 @@ class _RoundedInput(nn.Module):
         self.register_buffer("low", torch.tensor(round(low / scale) * scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what lies between the ends on 256 levels; the gradient of the rest is 0."""
+        """Return x clamped to the range, on 256 levels; clamped values get no gradient."""
         inside = x.clamp(self.low, self.low + 255 * self.scale)
         return inside + ((inside / self.scale).round() * self.scale - inside).detach()
 
 
-def _round_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    rounding: nn.Module = layer.rounded_input  # type: ignore[assignment]
-    return (rounding(args[0]), *args[1:])
+def _quantise_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    quantiser: nn.Module = layer.quantised_input  # type: ignore[assignment]
+    return (quantiser(args[0]), *args[1:])

@@ -117,7 +117,7 @@ def test_a_file_is_timed_on_another_target_where_that_takes_it(study: Path, shel
         "threads": 1,
         "batch": 2,
     }
-    assert pt2["misses"] == ["timed on the CPU, since --target cmd takes no such file"]
+    assert pt2["misses"] == ["timed on the CPU, since --target cmd cannot run this file"]
 
     answer = shell.type(*line, *onto, "--format", "onnx", "--fold-preprocess")
     (pixels,) = json.loads(answer.stdout)
@@ -242,6 +242,6 @@ def test_a_study_that_has_shipped_nothing_says_how_it_goes_on(study: Path, shell
 
     told = shell.refused("export", "plain")
 
-    assert "the study 'plain' has not shipped a student yet" in told
+    assert "the study 'plain' has no best student yet" in told
     assert f"`kdsearch run --name plain --out {shell.out}` goes on with it" in told
     assert "or export a trial whose weights are kept: --trial " in told

@@ -1,4 +1,4 @@
-"""Trainings overlap, a measurement is alone, and the dead hold nothing."""
+"""Training steps overlap, a measurement runs alone, and a dead process holds no lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT = 20.0
 
 @contextmanager
 def threads(*runs: Callable[[], None]) -> Iterator[None]:
-    """Run callables in threads meanwhile; they must end, and without an error."""
+    """Run callables in threads during the block; each must end without an error."""
     errors: list[BaseException] = []
 
     def caught(run: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ def test_two_trainings_step_at_the_same_time(tmp_path: Path) -> None:
     both = Barrier(2)
 
     def train() -> None:
-        with DeviceLock(tmp_path).shared() as turn, turn:
+        with DeviceLock(tmp_path).shared() as step, step:
             both.wait(TIMEOUT)
 
     with threads(train, train):
@@ -60,9 +60,9 @@ def test_a_measurement_overlaps_nothing(tmp_path: Path) -> None:
     overlaps: list[list[str]] = []
 
     def train() -> None:
-        with DeviceLock(tmp_path).shared() as turn:
+        with DeviceLock(tmp_path).shared() as step:
             for _ in range(100):
-                with turn:
+                with step:
                     inside.append("step")
                     time.sleep(0.001)
                     inside.remove("step")
@@ -86,9 +86,9 @@ def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Pa
 
     def train(start: float) -> None:
         time.sleep(start)
-        with DeviceLock(tmp_path).shared() as turn:
+        with DeviceLock(tmp_path).shared() as step:
             while not done.is_set():
-                with turn:
+                with step:
                     time.sleep(0.05)
 
     with threads(lambda: train(0.0), lambda: train(0.025)):
@@ -102,8 +102,8 @@ def test_a_measurement_comes_between_steps_that_overlap_without_end(tmp_path: Pa
     assert waited < 1
 
 
-def test_devices_have_turns_of_their_own(tmp_path: Path) -> None:
-    with DeviceLock(tmp_path).exclusive(), DeviceLock(tmp_path, "cuda:0").shared() as turn, turn:
+def test_each_device_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    with DeviceLock(tmp_path).exclusive(), DeviceLock(tmp_path, "cuda:0").shared() as step, step:
         pass
 
 
@@ -111,15 +111,15 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from kdsearch.deploy.device_lock import DeviceLock
-turns = DeviceLock(Path(sys.argv[1]))
-with turns.shared() as step, step if sys.argv[2] == "training" else turns.exclusive():
+lock = DeviceLock(Path(sys.argv[1]))
+with lock.shared() as step, step if sys.argv[2] == "training" else lock.exclusive():
     print("holds", flush=True)
     time.sleep(60)
 """
 
 
 @pytest.mark.parametrize("how", ["training", "measuring"])
-def test_a_killed_holder_frees_its_turn(tmp_path: Path, how: str) -> None:
+def test_a_killed_holder_releases_its_lock(tmp_path: Path, how: str) -> None:
     line = [sys.executable, "-c", HOLD, str(tmp_path), how]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -136,9 +136,9 @@ def test_a_killed_holder_frees_its_turn(tmp_path: Path, how: str) -> None:
             assert had_it.wait(TIMEOUT)
 
 
-def test_an_error_frees_a_turn(tmp_path: Path) -> None:
-    with DeviceLock(tmp_path).shared() as turn:
-        with pytest.raises(ZeroDivisionError), turn:
+def test_an_error_in_a_step_releases_the_lock(tmp_path: Path) -> None:
+    with DeviceLock(tmp_path).shared() as step:
+        with pytest.raises(ZeroDivisionError), step:
             raise ZeroDivisionError
         with DeviceLock(tmp_path).exclusive():
             pass

@@ -75,10 +75,12 @@ def test_slow_moments_of_the_reference_are_of_every_student(tmp_path, monkeypatc
     """Blocks of 1 ms, a tenth of them 1.2: the 2nd of 100 is undisturbed, the 95th slow."""
     cache = LatencyCache(tmp_path)
     target = cache.target
-    answers = {"watch": {"blocks": [1.0] * 90 + [1.2] * 10}, "length": {"ratio": 8.0}}
+    answers = {"seconds_alone": {"blocks": [1.0] * 90 + [1.2] * 10}, "length": {"ratio": 8.0}}
     file = {"ratio": 0.5, "length": 8, "contention": 1.0}
     monkeypatch.setattr(
-        target._server, "ask", lambda said: next((answers[k] for k in answers if k in said), file)
+        target._server,
+        "request",
+        lambda sent: next((answers[k] for k in answers if k in sent), file),
     )
 
     found = cache.measure(network(1), shape=SHAPE)

@@ -100,7 +100,7 @@ def test_what_is_found_later_is_added(folder):
     text = (folder / model_card.CARD).read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `student-int8.onnx`"))
     assert "| 4,000 | 50.00 % | 1 ms (0.5 to 2)" in row
-    assert "not to be shipped: loses 40.00 points" in row
+    assert "do not use: loses 40.00 points" in row
     assert "- Gain: 1.00 points" in text
     kept = json.loads((folder / model_card.METRICS).read_text())
     assert kept["files"] == {"student-int8.onnx": INT8}
@@ -110,7 +110,7 @@ def test_what_is_found_later_is_added(folder):
 @pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
 def test_a_busy_machine_is_told(folder, contention, is_told):
     model_card.update(folder, onnx={**METRICS["onnx"], "contention": contention})
-    assert ("It was busy meanwhile" in (folder / model_card.CARD).read_text()) == is_told
+    assert ("The machine was busy" in (folder / model_card.CARD).read_text()) == is_told
 
 
 def test_other_seeds_stand_beside_it(folder):

@@ -84,7 +84,7 @@ def test_an_unknown_target_is_refused_with_those_there_are() -> None:
     for wrong in ("nonsense", "cm:python"):
         with pytest.raises(SpecError, match=f"unknown --target '{wrong}'; known: cmd:COMMAND, cpu"):
             parse_target(wrong)
-    with pytest.raises(SpecError, match="only cmd takes what stands after a colon"):
+    with pytest.raises(SpecError, match="only cmd takes a command after the colon"):
         parse_target("cpu:0").require()
 
 
@@ -214,7 +214,7 @@ def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Pa
 
     first, then = told
     assert first.startswith("Trying --target cmd:")
-    found = re.fullmatch(r"It answered after (.+) s; a network is measured by 3 to 6 such .*", then)
+    found = re.fullmatch(r"It took (.+) s; a network is measured by 3 to 6 such .*", then)
     assert found is not None
     assert float(found[1]) >= 0.2
 

@@ -124,7 +124,7 @@ def test_other_images_are_shown_as_those_it_was_trained_on(
     assert (teacher.preprocess.mean, teacher.preprocess.std) == (data.mean, data.std)
     message = refusal(f"study:{study}#{kept[0]}", other, tmp_path)
     assert "a trial teaches on its own study's images alone" in message
-    assert f"study:{study}, what the study shipped, teaches on any" in message
+    assert f"study:{study}, the best student, teaches on any" in message
 
 
 def test_a_trial_without_weights_is_refused_and_those_with_weights_are_named(
@@ -222,8 +222,8 @@ def test_a_library_student_needs_no_download(
         ("config.yaml", "student: [", "does not name a student"),
         ("config.yaml", "student: resnt\nset: {}", "did you mean 'resnet'"),
         ("config.yaml", "student: vit\nset: {}", "do not fit the network"),
-        ("student.onnx", "no file of ONNX's", "does not say which images"),
-        ("student.onnx", "", "does not say which images"),
+        ("student.onnx", "no file of ONNX's", "does not state the images"),
+        ("student.onnx", "", "does not state the images"),
         ("student.safetensors", "none", "is not a readable weights file"),
     ],
 )

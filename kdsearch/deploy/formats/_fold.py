@@ -1,4 +1,4 @@
-"""Fold scaling, normalising and the order of the axes into an ONNX file; resizing stays outside."""
+"""Move scaling, normalisation and axis order into an ONNX file; resizing stays outside."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FACTOR, _SHIFT = "preprocess_factor", "preprocess_shift"
 
 
 def fold_preprocess(path: Path, preprocess: Preprocess) -> None:
-    """Let the file at `path` take `images`: uint8 [batch, side, side, channels] in its resolution.
+    """Change the input of an ONNX file to `images`: uint8 [batch, side, side, channels].
 
-    The rest of the file stays as it is, so this works for every precision.
+    side: the resolution of the network. The rest stays unchanged, so any precision works.
     """
     proto = onnx.load(path)
     graph = proto.graph
@@ -40,9 +40,11 @@ def fold_preprocess(path: Path, preprocess: Preprocess) -> None:
     graph.input.remove(given)
     shape: list[str | int | None] = ["batch", side, side, preprocess.channels]
     graph.input.append(helper.make_tensor_value_info(_RAW, TensorProto.UINT8, shape))
-    said = {entry.key: entry.value for entry in proto.metadata_props}
-    said["input"] = f"uint8 pixels, [batch, {side}, {side}, {preprocess.channels}], resized already"
-    helper.set_model_props(proto, said)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata["input"] = (
+        f"uint8 pixels, [batch, {side}, {side}, {preprocess.channels}], resized already"
+    )
+    helper.set_model_props(proto, metadata)
     path.write_bytes(proto.SerializeToString())
 
 

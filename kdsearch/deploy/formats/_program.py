@@ -1,4 +1,4 @@
-"""The graph of a network as torch.export traces it, without where its code lay."""
+"""Trace a network with torch.export, and remove local paths from the graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from kdsearch.deploy.flops import unfused_attention
 from kdsearch.errors import ExportError
 
-_EXAMPLES = 2  # a batch of one would be taken for a constant
+_EXAMPLES = 2  # torch.export treats a batch of one as a constant
 
 
 def cpu_copy(model: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def program_of(
 ) -> ExportedProgram:
     """Return the program of `model` in eval mode, for any batch, or one of at most `max_batch`.
 
-    Raises ExportError when the model does not export or holds on to one batch size.
+    Raises ExportError when the model does not export or has a fixed batch size.
     """
     example = torch.zeros(_EXAMPLES, *input_shape)
     batch = Dim("batch", min=1, max=max_batch)
@@ -36,7 +36,7 @@ def program_of(
             program = torch.export.export(
                 cpu_copy(model), (example,), dynamic_shapes=({0: batch},), strict=False
             )
-    except Exception as error:  # the exporter passes on whatever the model's forward raises
+    except Exception as error:  # the model's forward may raise anything
         shape = "x".join(map(str, input_shape))
         raise ExportError(
             f"{type(model).__name__} does not export at {shape}: {str(error).splitlines()[0]}"
@@ -56,7 +56,7 @@ def program_bytes(model: nn.Module, *, input_shape: tuple[int, int, int]) -> byt
 
 
 def _forget_origin(graph: GraphModule) -> None:
-    """Drop what the exporter notes on each node: stack traces with local paths."""
+    """Drop the stack traces, which contain local paths."""
     for module in graph.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:

@@ -1,4 +1,4 @@
-"""What a format is: how a file is written, who runs it, and how near its answers must come."""
+"""An export format: how to write a file, its runtime, and how closely it must agree."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What files are written from.
+    """A network to export.
 
-    network: in evaluation mode on the CPU, normalised images in, its answer out. onnx: its float32
-    ONNX file. calibration: gives batches of normalised training images [N, C, H, W].
+    network: in evaluation mode on the CPU; takes normalised images. onnx: its float32 ONNX file.
+    calibration_images: returns batches of normalised training images [N, C, H, W].
     """
 
     network: nn.Module
@@ -34,13 +34,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """How near a file must come to its network; max_rel None: its numbers may differ."""
+    """Required agreement of a file with its network; max_rel None: no limit."""
 
     same: float
     max_rel: float | None = None
 
     def accepts(self, agreement: Agreement) -> bool:
-        """Whether a file that agrees so far may be called the same network; NaN never may."""
+        """Whether an agreement is sufficient; NaN never is."""
         is_near = self.max_rel is None or agreement.max_rel <= self.max_rel
         return agreement.same >= self.same and is_near
 
@@ -68,9 +68,9 @@ class Agreement:
 
 
 class Format(ABC):
-    """One kind of file. suffix: what follows `student` in its name. runtime: who runs it.
+    """One kind of file. suffix: follows `student` in its name. runtime: runs it.
 
-    is_8_bit: whether a student that loses too much may be trained for it.
+    is_8_bit: quantisation-aware training may follow where the file loses too much.
     """
 
     suffix: ClassVar[str]
@@ -80,14 +80,14 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, source: Source, path: Path) -> None:
-        """Write the file to `path`, and what belongs to it beside, under the same stem.
+        """Write the file to `path`, and further files of the format under the same stem.
 
-        Raises ExportError when the network cannot be written so, or a package is missing.
+        Raises ExportError when the network cannot be exported, or a package is missing.
         """
 
 
 def compare(model: nn.Module, run: Run, images: Iterable[Tensor], task: Task) -> Agreement:
-    """Compare a loaded file with `model` on batches [N, C, H, W]; the first in several sizes."""
+    """Compare a loaded file with `model` on batches [N, C, H, W]; split the first into sizes."""
     expected, found = [], []
     with torch.no_grad():
         for number, batch in enumerate(images):
@@ -114,5 +114,5 @@ def answer_of(run: Run, images: Tensor) -> Tensor:
 
 
 def in_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
-    """Return a batch as one image, seven, and the rest, so that a file is tried on each."""
+    """Split a batch into 1, 7 and the remaining images, to try a file on each batch size."""
     return tuple(part for part in (batch[:1], batch[1:8], batch[8:]) if len(part))

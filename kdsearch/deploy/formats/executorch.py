@@ -12,7 +12,7 @@ from kdsearch.deploy.formats.base import Format, Source
 
 
 class ExecuTorch(Format):
-    """ExecuTorch, float32; batches of 1 up to what the file holds memory for, 64 at most."""
+    """ExecuTorch, float32; batches of 1 to 64, as far as the file has memory planned."""
 
     suffix = ".pte"
     runtime = "executorch"
@@ -25,7 +25,7 @@ class ExecuTorch(Format):
         program = program_of(source.network, input_shape=source.input_shape, max_batch=MAX_BATCH)
         logging.getLogger("torchao").setLevel(logging.ERROR)  # it logs kernels it does not use
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its imports warn of what it does itself
+            warnings.simplefilter("ignore")  # its imports warn about its own code
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 

@@ -1,7 +1,7 @@
 """LiteRT (.tflite), converted in an environment of its own: its converter needs an older torch.
 
 `scripts/to_litert.sh FOLDER` makes that environment and turns student.pt2 into student.tflite;
-this format takes that file over and has it verified and measured.
+this format copies that file, so that it is verified and measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class LiteRt(Format):
     runtime = "litert"
 
     def write(self, source: Source, path: Path) -> None:
-        """Copy the converted file that lies beside the ONNX file."""
+        """Copy the converted file from the folder of the ONNX file."""
         folder = source.onnx.parent
         converted = folder / f"student{self.suffix}"
         if not converted.is_file():

@@ -31,7 +31,7 @@ from kdsearch.training.validation import measured
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
 _INPUT, _BATCH = "input", "batch"
 _ANSWER = "logits"  # of a file for pricing, of any task
-_EXAMPLES = 2  # a batch of one would be taken for a constant
+_EXAMPLES = 2  # torch.export treats a batch of one as a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 
 
@@ -42,7 +42,7 @@ class Onnx(Format):
     runtime = "onnxruntime"
 
     def write(self, source: Source, path: Path) -> None:
-        """Write a copy of what every other ONNX file starts from."""
+        """Copy the float32 file, from which the other ONNX formats are made."""
         shutil.copyfile(source.onnx, path)
 
 
@@ -57,7 +57,7 @@ def to_onnx(
     """Write `model` in eval mode to `path`: float32, one file, `metadata` inside.
 
     The model is left as it was; `path` appears only when whole. Raises ExportError when the model
-    does not export, returns more than one tensor or holds on to one batch size.
+    does not export, returns more than one tensor or has a fixed batch size.
     """
     name = type(model).__name__
     try:
@@ -72,7 +72,7 @@ def to_onnx(
                 dynamic_shapes=({0: torch.export.Dim(_BATCH, min=1)},),
                 verbose=False,
             )
-    except Exception as error:  # the exporter passes on whatever the model's forward raises
+    except Exception as error:  # the model's forward may raise anything
         shape = "x".join(map(str, input_shape))
         raise ExportError(f"{name} does not export to ONNX at {shape}: {error}") from error
     assert program is not None
@@ -84,7 +84,7 @@ def to_onnx(
     )
     if batch.dim_param != _BATCH or rows.HasField("dim_value"):
         raise ExportError(
-            f"{name} holds on to one batch size: {batch.dim_param or batch.dim_value} images give "
+            f"{name} has a fixed batch size: {batch.dim_param or batch.dim_value} images give "
             f"{rows.dim_param or rows.dim_value} rows; take it from x.shape[0] in its forward"
         )
     _forget_origin(proto)
@@ -106,12 +106,12 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
     """
     name = type(model).__name__
     try:
-        awake = _perturbed_copy(model, input_shape)
+        perturbed = _perturbed_copy(model, input_shape)
         with TemporaryDirectory() as folder, warnings.catch_warnings(), unfused_attention():
             path = Path(folder) / "pricing.onnx"
             _ignore_trace_warnings()
             torch.onnx.export(
-                awake,
+                perturbed,
                 (torch.zeros(_EXAMPLES, *input_shape),),
                 path,
                 dynamo=False,
@@ -154,19 +154,19 @@ def _load(path: Path) -> Runtime:
 
 def _perturbed_copy(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     """Give a copy the gains, biases and BatchNorm statistics that training would give it."""
-    awake = cpu_copy(model)
+    perturbed = cpu_copy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for weight in awake.parameters():
+        for weight in perturbed.parameters():
             if weight.ndim <= 1 or not weight.any():
                 weight.add_(0.5 * torch.rand(weight.shape, generator=generator))
-        assert all(weight.any() for weight in awake.parameters())
-        if any(name.endswith("running_mean") for name, _ in awake.named_buffers()):
+        assert all(weight.any() for weight in perturbed.parameters())
+        if any(name.endswith("running_mean") for name, _ in perturbed.named_buffers()):
             torch.manual_seed(0)  # for dropout
-            awake.train()
+            perturbed.train()
             for _ in range(3):
-                awake(torch.randn(_PRICING_BATCH, *input_shape, generator=generator))
-    return awake.eval()
+                perturbed(torch.randn(_PRICING_BATCH, *input_shape, generator=generator))
+    return perturbed.eval()
 
 
 def _ignore_trace_warnings() -> None:
@@ -180,7 +180,7 @@ def _ignore_trace_warnings() -> None:
 
 
 def _forget_origin(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes on each node: stack traces with local paths."""
+    """Drop the stack traces, which contain local paths."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")

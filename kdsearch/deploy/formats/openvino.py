@@ -15,7 +15,7 @@ class OpenVino(Format):
     runtime = "openvino"
 
     def write(self, source: Source, path: Path) -> None:
-        """Convert the ONNX file; left to itself OpenVINO would round the weights to float16."""
+        """Convert the ONNX file; by default OpenVINO rounds the weights to float16."""
         runtimes.require(self.runtime)
         import openvino
 

@@ -1,6 +1,6 @@
-"""The runtimes that exported files are loaded by, one file each; the file name is the name.
+"""The runtimes that load exported files, one module each; the module name is the name.
 
-Listing the names imports none of them; a missing one is named together with what to install.
+Listing the names imports none of them; the error for a missing one names the package to install.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def names() -> tuple[str, ...]:
 
 
 def require(name: str) -> type[Runtime]:
-    """Return a runtime's class. Raises Unavailable, with what to install, where it is missing."""
+    """Return the class of a runtime. Raises Unavailable, with the install command, if missing."""
     runtime = RUNTIMES.get(name)
     if not runtime.is_installed():
         raise Unavailable(f"{name} is not installed: pip install {runtime.install}")
@@ -30,7 +30,7 @@ def require(name: str) -> type[Runtime]:
 
 
 def load(name: str, path: Path, *, threads: int = 1) -> Runtime:
-    """Load a file by its runtime, on the CPU. Raises ExportError when it cannot be."""
+    """Load a file with its runtime, on the CPU. Raises ExportError when that fails."""
     runtime = require(name)
     if not path.exists():
         raise ExportError(f"there is no file {path}; export it again")

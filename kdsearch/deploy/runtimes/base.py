@@ -20,8 +20,8 @@ class Unavailable(ExportError):  # noqa: N818 - a state of this machine, not of 
 class Runtime(ABC):
     """A loaded file: images [B, C, H, W] float32 in, logits [B, K] float32 out, any B >= 1.
 
-    A file with the preprocessing inside takes uint8 [B, H, W, C] instead. module: what is imported,
-    and `install` what to give pip for it. label: its name in print.
+    A file that includes the preprocessing takes uint8 [B, H, W, C]. module: to import; install: the
+    argument of `pip install`. label: its name in reports.
     """
 
     module: ClassVar[str]
@@ -30,7 +30,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def __init__(self, path: Path, *, threads: int = 1) -> None:
-        """Load the file at `path`, to be run by so many CPU threads."""
+        """Load the file at `path`, to run on `threads` CPU threads."""
 
     @abstractmethod
     def run(self, images: NDArray[Any]) -> NDArray[Any]:
@@ -45,7 +45,7 @@ class Runtime(ABC):
 
     @classmethod
     def is_installed(cls) -> bool:
-        """Whether what it imports is there; nothing is imported."""
+        """Whether its module is installed; imports nothing."""
         return find_spec(cls.module) is not None
 
     @classmethod
@@ -55,5 +55,5 @@ class Runtime(ABC):
 
     @classmethod
     def prepare(cls) -> None:
-        """Import what loading needs; start no thread, since a fork would not have it."""
+        """Import what loading needs; start no thread, since a fork would lack it."""
         import_module(cls.module)

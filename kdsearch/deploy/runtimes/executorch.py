@@ -1,7 +1,7 @@
-"""ExecuTorch programs (.pte), their operators by XNNPACK, in batches of what they hold memory for.
+"""ExecuTorch programs (.pte), their operators by XNNPACK, in batches up to a size in the file.
 
-Asked for MAX_BATCH images, the exporter has planned for 15 in some networks (1.5.1), so the file
-itself is asked.
+For some networks the exporter (1.5.1) plans memory for 15 images where MAX_BATCH is requested, so
+the limit is read from the file.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class ExecuTorch(Runtime):
     def prepare(cls) -> None:
         """Import the engine; its threads start with the first program."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its imports warn of what it does itself
+            warnings.simplefilter("ignore")  # its imports warn about its own code
             import executorch.extension.pybindings.portable_lib
             import executorch.runtime  # noqa: F401
 
     def run(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Return the program's only output, asked in parts where there are many images."""
+        """Return the program's only output, run in parts where there are many images."""
         parts = range(0, len(images), self._most)
         found = [self._answer(images[start : start + self._most]) for start in parts]
         return found[0] if len(found) == 1 else np.concatenate(found)

@@ -1,4 +1,4 @@
-"""LiteRT files (.tflite), which hold on to one image at a time. Never imports torch."""
+"""LiteRT files (.tflite), with a fixed batch of one image. Never imports torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdsearch.deploy.runtimes.base import Runtime
 
 
 class LiteRt(Runtime):
-    """LiteRT on the CPU; images go through one after another, as transformers do not resize."""
+    """LiteRT on the CPU; images run one after another, since transformers have a fixed batch."""
 
     module = "ai_edge_litert"
     install = "kdsearch[litert]"

@@ -14,12 +14,12 @@ from kdsearch.deploy.runtimes.base import Runtime
 def open_session(
     onnx: Path | bytes, *, threads: int = 1, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
-    """Load a file, or its bytes, its operators to run one after another."""
+    """Load a file, or its bytes, its operators running one after another."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what goes wrong is raised; nothing else is worth a line
+    options.log_severity_level = 4  # errors are raised; nothing else is logged
     source = onnx if isinstance(onnx, bytes) else str(onnx)
     return onnxruntime.InferenceSession(source, options, providers=[provider])
 

@@ -11,7 +11,7 @@ from kdsearch.deploy.runtimes.base import Runtime
 
 
 class OpenVino(Runtime):
-    """OpenVINO on the CPU; left to itself it would compute in bfloat16 where the CPU can."""
+    """OpenVINO on the CPU; by default it computes in bfloat16 where the CPU can."""
 
     module = "openvino"
     install = "kdsearch[openvino]"

@@ -1,4 +1,4 @@
-"""Programs of `torch.export` (.pt2), run by torch without the code that they were made from."""
+"""Programs of `torch.export` (.pt2), run by torch without the code of the network."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TARGETS: Registry[Target] = Registry(
 
 
 def parse_target(text: str, *, threads: int = 1, batch: int = 1) -> Target:
-    """Return the target that `cpu`, `cmd:COMMAND` and so on name. Raises SpecError."""
+    """Return the target named `cpu`, `cmd:COMMAND` and so on. Raises SpecError."""
     name, _, command = text.partition(":")
     if name not in TARGETS.names():
         known = ["cmd:COMMAND" if known == "cmd" else known for known in TARGETS.names()]
@@ -34,14 +34,14 @@ def parse_target(text: str, *, threads: int = 1, batch: int = 1) -> Target:
 
 
 def require_target(config: StudyConfig) -> Target:
-    """Return the target that a request names. Raises SpecError where it cannot be used here."""
+    """Return the target of a study. Raises SpecError where it cannot be used here."""
     target = parse_target(config.target, threads=config.threads, batch=config.batch)
     target.require()
     return target
 
 
 def target_info(what: StudyConfig | Target) -> TargetInfo:
-    """Return a target, or a request's, as `front.json` names it."""
+    """Return a target, or that of a study, as `front.json` states it."""
     if isinstance(what, StudyConfig):
         what = parse_target(what.target, threads=what.threads, batch=what.batch)
     return TargetInfo(
@@ -52,10 +52,10 @@ def target_info(what: StudyConfig | Target) -> TargetInfo:
     )
 
 
-def target_for(runtime: str, asked: Target) -> Target:
-    """Return `asked` where it takes the files of a runtime, else the CPU by that runtime."""
-    if runtime in asked.takes:
-        return asked
+def target_for(runtime: str, target: Target) -> Target:
+    """Return `target` where it takes the files of a runtime, else the CPU by that runtime."""
+    if runtime in target.takes:
+        return target
     from kdsearch.deploy.targets._local import RuntimeTarget
 
-    return RuntimeTarget(runtime=runtime, threads=asked.threads, batch=asked.batch)
+    return RuntimeTarget(runtime=runtime, threads=target.threads, batch=target.batch)

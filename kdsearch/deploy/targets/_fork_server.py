@@ -1,8 +1,8 @@
-"""Ask one question a process: each is forked from a parent that has imported all that it needs.
+"""Answer each request in a fresh process, forked from a parent that has imported the runtime.
 
-A fork takes 10 ms where a new interpreter with its runtime takes 400. The parent opens no network
-itself, so each child lays one out in memory anew. It ends when the pipe to it is closed, however
-that happens, and hears no Ctrl-C: the driver decides.
+A fork takes 10 ms, a new interpreter with its runtime 400 ms. The parent opens no network, so each
+child lays one out in memory anew. The parent ends when the pipe to it closes, for whatever reason,
+and ignores Ctrl-C, which the driver handles.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ _START = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
     "from kdsearch.deploy.targets._fork_server import serve; serve(**given)"
 )
-# Libraries of linear algebra start their threads as they are imported; a fork has none of them.
-_QUIET = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Libraries of linear algebra start their threads on import; a fork has none of them.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class Handler(Protocol):
-    """What the parent makes: it imports what it needs, and answers in a child."""
+    """Runs in the server: imports its runtime in the parent, handles a request in each child."""
 
     def prepare(self) -> None:
-        """Import what the answers need; open no network and no device."""
+        """Import what requests need; open no network and no device."""
 
-    def answer(self, question: Json) -> Json:
-        """Return the answer to a question, both of plain JSON types."""
+    def handle(self, request: Json) -> Json:
+        """Return the response to a request."""
 
 
 class ForkServer:
-    """Forks that answer questions. The parent starts with the first question.
+    """A process that forks for each request. It starts with the first one.
 
-    made_by: `package.module:Class` of what answers; settings: its arguments.
+    handler: `package.module:Class`; settings: the arguments of the class.
     """
 
-    def __init__(self, made_by: str, settings: Mapping[str, object]) -> None:
-        self._given = {"made_by": made_by, "settings": settings}
+    def __init__(self, handler: str, settings: Mapping[str, object]) -> None:
+        self._given = {"handler": handler, "settings": settings}
         self._parent: subprocess.Popen[str] | None = None
 
-    def ask(self, question: Json) -> Json:
-        """Return a fresh process's answer. Raises CostError where it refuses, breaks or dies."""
+    def request(self, request: Json) -> Json:
+        """Return a fresh process's response. Raises CostError where it refuses, fails or dies."""
         if self._parent is None or self._parent.poll() is not None:
             self._start()
         assert self._parent is not None
         assert self._parent.stdin is not None
         try:
-            self._parent.stdin.write(json.dumps(question) + "\n")
+            self._parent.stdin.write(json.dumps(request) + "\n")
             self._parent.stdin.flush()
-            return self._told()
+            return self._receive()
         except BrokenPipeError:
             raise CostError("the process that measures has ended; measure again") from None
 
@@ -69,28 +69,28 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_QUIET},
+            env={**os.environ, **_ONE_THREAD},
             start_new_session=True,
         )
         weakref.finalize(self, _end, parent)
         self._parent = parent
-        self._told()
+        self._receive()
 
-    def _told(self) -> Json:
+    def _receive(self) -> Json:
         assert self._parent is not None
         assert self._parent.stdout is not None
         try:
             line = self._parent.stdout.readline()
-        except BaseException:  # else the next question would get this one's answer
+        except BaseException:  # else the next request would get this one's response
             os.killpg(self._parent.pid, signal.SIGKILL)
             self._parent = None
             raise
         if not line:
             raise CostError(f"the process that measures ended with {self._parent.wait()}")
-        told = json.loads(line)
-        if "refused" in told:
-            raise CostError(str(told["refused"]))
-        return cast("Json", told)
+        response = json.loads(line)
+        if "error" in response:
+            raise CostError(str(response["error"]))
+        return cast("Json", response)
 
 
 def _end(parent: subprocess.Popen[str]) -> None:
@@ -100,33 +100,34 @@ def _end(parent: subprocess.Popen[str]) -> None:
     parent.wait()
 
 
-def serve(made_by: str, settings: dict[str, object]) -> None:
-    """Answer the questions on standard input, one line each, until it ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a runtime prints is no answer
-    answering = cast("type[Handler]", import_object(made_by, what="target"))(**settings)
-    answering.prepare()
-    _tell(answers, {"ready": True})
+def serve(handler: str, settings: dict[str, object]) -> None:
+    """Handle the requests on standard input, one JSON line each, until it closes."""
+    responses = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a runtime's own prints go to stderr
+    handler_class = cast("type[Handler]", import_object(handler, what="target"))
+    server = handler_class(**settings)
+    server.prepare()
+    _send(responses, {"ready": True})
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _tell(answers, _answer(answering, json.loads(line)))
+            _send(responses, _handle(server, json.loads(line)))
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            _tell(answers, {"refused": f"the process that measured it died: {how}"})
+            _send(responses, {"error": f"the process that measured it died: {how}"})
 
 
-def _answer(answering: Handler, question: Json) -> Json:
+def _handle(handler: Handler, request: Json) -> Json:
     try:
-        return answering.answer(question)
+        return handler.handle(request)
     except KDSearchError as error:
-        return {"refused": str(error)}
+        return {"error": str(error)}
     except Exception:  # a file may make a runtime raise anything
-        return {"refused": traceback.format_exc(limit=-3)}
+        return {"error": traceback.format_exc(limit=-3)}
 
 
-def _tell(answers: TextIO, told: Json) -> None:
-    answers.write(json.dumps(told) + "\n")
-    answers.flush()
+def _send(responses: TextIO, response: Json) -> None:
+    responses.write(json.dumps(response) + "\n")
+    responses.flush()

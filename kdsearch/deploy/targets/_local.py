@@ -1,4 +1,4 @@
-"""A target on this machine: its runtime is a Python package, and each round is a fork."""
+"""Targets on this machine: the runtime is a Python package, and each round runs in a fork."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from kdsearch.errors import CostError, ExportError, SpecError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# A reference is a chain of that many 3x3 convolutions of 32 channels at 16x16: 0.02 to 12 ms here.
+# A reference is a chain of so many 3x3 convolutions, 32 channels at 16x16: 0.02 to 12 ms here.
 CHANNELS, SIDE = 32, 16
 LENGTHS = (1, 8, 64, 512)
-_ASKED = 3  # processes that compare a longer reference with the shortest
-# Processes that watch the shortest one, a second each: of windows of 3 s on a machine with slow
-# moments an eighth held no undisturbed block, of 5 s a twentieth, of 8 s none.
-WATCHES, WATCH_SECONDS = 8, 1.0
+_COMPARISONS = 3  # processes that time a longer reference against the shortest
+# Processes that time the shortest one alone, a second each. On a machine with slow phases an eighth
+# of all windows of 3 s held no undisturbed block, a twentieth of those of 5 s, none of 8 s.
+ALONE_PROCESSES, ALONE_SECONDS = 8, 1.0
 _UNDISTURBED, _SLOW = 0.02, 0.95  # quantiles of blocks
 
 
 class LocalTarget(Target):
-    """Answers in a fork of a process that has imported its runtime."""
+    """Times files in forks of a process that has imported the runtime."""
 
     def __init__(self, *, threads: int = 1, batch: int = 1, command: str = "") -> None:
         super().__init__(threads=threads, batch=batch, command=command)
@@ -42,52 +42,52 @@ class LocalTarget(Target):
         self._server = ForkServer(f"{cls.__module__}:{cls.__name__}", self._settings())
 
     def require(self) -> None:
-        """Raise SpecError where it cannot be used here, or has fewer cores than threads."""
+        """Raise SpecError where it cannot be used here, or with more threads than cores."""
         super().require()
         cores = os.cpu_count() or 1
         if self.threads > cores:
             raise SpecError(f"--threads {self.threads}: this machine has {cores} cores")
 
     def _settings(self) -> Mapping[str, object]:
-        """Return what makes the same target in the process that answers."""
+        """Return the arguments that create this target in the fork server."""
         return {"threads": self.threads, "batch": self.batch}
 
-    def ask(self, timing: TimingRequest) -> Json:
-        """Return what a fork finds of a file."""
-        question = {"file": str(timing.file), "shape": timing.shape, "dtype": timing.dtype}
-        return self._server.ask(question)
+    def time_in_fork(self, timing: TimingRequest) -> Json:
+        """Return the response of `time` from a fork."""
+        request = {"file": str(timing.file), "shape": timing.shape, "dtype": timing.dtype}
+        return self._server.request(request)
 
     @abstractmethod
     def prepare(self) -> None:
         """Import what timing needs; open no network and no device."""
 
-    def answer(self, question: Json) -> Json:
-        """Time what is asked for, in the process that asks."""
-        channels, height, width = cast("list[int]", question["shape"])
+    def handle(self, request: Json) -> Json:
+        """Time the requested file, in this process."""
+        channels, height, width = cast("list[int]", request["shape"])
         timing = TimingRequest(
-            file=Path(cast("str", question["file"])),
+            file=Path(cast("str", request["file"])),
             shape=(channels, height, width),
-            dtype=cast("str", question["dtype"]),
+            dtype=cast("str", request["dtype"]),
         )
         return self.time(timing)
 
     @abstractmethod
     def time(self, timing: TimingRequest) -> Json:
-        """Time a file, in the process that asks. Raises CostError where it does not run."""
+        """Time a file in this process. Raises CostError where it does not run."""
 
     def images(self, timing: TimingRequest) -> NDArray[Any]:
-        """Return made images, a batch, of the type that the file takes."""
-        made = np.random.default_rng(0)
+        """Return a batch of random images of the type that the file takes."""
+        random = np.random.default_rng(0)
         shape = (self.batch, *timing.shape)
         if timing.dtype == "uint8":
-            return made.integers(0, 256, shape, dtype=np.uint8)
-        return made.standard_normal(shape, dtype=np.float32)
+            return random.integers(0, 256, shape, dtype=np.uint8)
+        return random.standard_normal(shape, dtype=np.float32)
 
 
 class CpuTarget(LocalTarget):
-    """Times a file on the CPU by the runtime that `takes` names first, in turns with a reference.
+    """Times a file on the CPU with the first runtime of `takes`, alternating with a reference.
 
-    The reference is a network in ONNX Runtime of like duration, whatever runtime the file has.
+    The reference is a network of similar duration in ONNX Runtime, whatever the file's runtime.
     """
 
     device = "cpu"
@@ -97,60 +97,65 @@ class CpuTarget(LocalTarget):
         return runtimes.require(self.takes[0]).version()
 
     def prepare(self) -> None:
-        """Import the runtimes of the file and of the reference, and make the references' files."""
+        """Import the runtimes of the file and the reference; build the reference networks."""
         for name in (self.takes[0], "onnxruntime"):
             runtimes.require(name).prepare()
         for length in LENGTHS:
             conv_chain(length, channels=CHANNELS, side=SIDE)
 
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Return what one fork finds: a ratio to a reference, times the time that is kept of it."""
-        found = self.ask(timing)
-        reference = self._known(cast("int", found["length"]), references)
+        """Return the ratio to a reference, from one fork, times the cached time of the latter."""
+        found = self.time_in_fork(timing)
+        reference = self._reference_time(cast("int", found["length"]), references)
         return Round(
             ms=cast("float", found["ratio"]) * reference.ms,
             contention=cast("float", found["contention"]),
             pace=reference.pace,
         )
 
-    def _known(self, length: int, references: References) -> Reference:
-        """Return what a chain takes: the shortest is watched, longer ones are compared with it."""
+    def _reference_time(self, length: int, references: References) -> Reference:
+        """Return the time of a reference: the shortest is timed alone, longer ones against it."""
 
-        def callback() -> Reference:
-            told = [self._server.ask({"watch": WATCH_SECONDS})["blocks"] for _ in range(WATCHES)]
-            blocks = [ms for found in told for ms in cast("list[float]", found)]
+        def alone() -> Reference:
+            answers = [
+                self._server.request({"seconds_alone": ALONE_SECONDS})["blocks"]
+                for _ in range(ALONE_PROCESSES)
+            ]
+            blocks = [ms for found in answers for ms in cast("list[float]", found)]
             ms, slow = map(float, np.quantile(blocks, (_UNDISTURBED, _SLOW)))
             return Reference(ms=ms, pace=slow / ms)
 
         def compare() -> Reference:
-            told = [self._server.ask({"length": length})["ratio"] for _ in range(_ASKED)]
-            one = self._known(LENGTHS[0], references)
-            ratio = float(np.median(cast("list[float]", told)))
+            ratios = [
+                self._server.request({"length": length})["ratio"] for _ in range(_COMPARISONS)
+            ]
+            one = self._reference_time(LENGTHS[0], references)
+            ratio = float(np.median(cast("list[float]", ratios)))
             return Reference(ms=ratio * one.ms, pace=one.pace)
 
         by = runtimes.require("onnxruntime").version()
-        name = f"a chain of {length}, watched | {by} | {self.threads} threads"
-        return references(name, callback if length == LENGTHS[0] else compare)
+        name = f"{length} convolutions | {by} | {self.threads} threads"
+        return references(name, alone if length == LENGTHS[0] else compare)
 
-    def answer(self, question: Json) -> Json:
-        """Time a file, or a reference: the shortest alone, a longer one against that."""
+    def handle(self, request: Json) -> Json:
+        """Time a file, or a reference: the shortest alone, a longer one against it."""
         pin(self.threads)
-        if "file" in question:
-            return super().answer(question)
+        if "file" in request:
+            return super().handle(request)
         clock, shortest = clock_of(self.threads), self._reference(LENGTHS[0])
         warm_up(shortest, clock)
-        if "watch" in question:
-            end = time.perf_counter() + cast("float", question["watch"])
+        if "seconds_alone" in request:
+            end = time.perf_counter() + cast("float", request["seconds_alone"])
             blocks = [time_block(shortest, clock).seconds]
             while time.perf_counter() < end:
                 blocks.append(time_block(shortest, clock).seconds)
             return {"blocks": [1e3 * seconds for seconds in blocks]}
-        longer = self._reference(cast("int", question["length"]))
+        longer = self._reference(cast("int", request["length"]))
         warm_up(longer, clock)
         return {"ratio": time_pairs(longer, shortest, clock).ratio}
 
     def time(self, timing: TimingRequest) -> Json:
-        """Return the ratio of a file to a reference of like duration, and its length."""
+        """Return the ratio of a file to a reference of similar duration, and its length."""
         clock = clock_of(self.threads)
         run = self._load(timing)
         seconds = warm_up(run, clock)
@@ -162,7 +167,7 @@ class CpuTarget(LocalTarget):
         return {"ratio": pairs.ratio, "length": length, "contention": pairs.contention}
 
     def _load(self, timing: TimingRequest) -> Run:
-        """Return a run of a file, which has run once."""
+        """Return a run of a file, after one run."""
         images = self.images(timing)
         try:
             run = runtimes.load(self.takes[0], timing.file, threads=self.threads)
@@ -181,7 +186,7 @@ class CpuTarget(LocalTarget):
 
 
 class RuntimeTarget(CpuTarget):
-    """The CPU by any runtime, for files of formats that no study's target takes."""
+    """The CPU with any runtime, for file formats that the study's target does not take."""
 
     def __init__(self, *, runtime: str, threads: int = 1, batch: int = 1) -> None:
         self.runtime = runtime
@@ -190,7 +195,7 @@ class RuntimeTarget(CpuTarget):
 
     @property
     def name(self) -> str:
-        """The name of the runtime."""
+        """Return the name of the runtime."""
         return self.runtime
 
     def _settings(self) -> Mapping[str, object]:

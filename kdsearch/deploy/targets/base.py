@@ -1,7 +1,7 @@
-"""What a target is: a device and a runtime that say how long a student's file takes there.
+"""A target: a device and a runtime on which the file of a student is timed.
 
-A target is asked for *rounds*, each in a process of its own (`deploy.timing` says why). Making
-one costs no import of its runtime; `require` tells what is missing before a study begins.
+A target measures *rounds*, each in a process of its own (`deploy.timing` says why). Creating one
+does not import its runtime; `require` reports a missing one before a study begins.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Note: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimingRequest:
-    """A file to time, and what it takes: images [batch, *shape] of a numpy type."""
+    """A file to time, and its input: images [batch, *shape] of a numpy type."""
 
     file: Path
     shape: Shape
@@ -31,9 +31,9 @@ class TimingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Milliseconds a run of a reference network takes on this host when it is undisturbed.
+    """Milliseconds of an undisturbed run of a reference network on this host.
 
-    pace: how many times that it takes in the host's slower moments.
+    pace: slowdown in the host's slow phases, at least 1.
     """
 
     ms: float
@@ -44,16 +44,16 @@ class Reference:
             raise CostError(f"{self} is not a duration")
 
 
-# Returns what is kept on this host under a name, or keeps what the callable measures.
+# Returns the cached reference of a name on this host, or caches the result of the callable.
 References: TypeAlias = Callable[[str, Callable[[], Reference]], Reference]
 
 
 class Target(ABC):
     """A device, its runtime and its settings: threads, images in a batch, a command.
 
-    device, runtime: their names in `front.json`. takes: names of `deploy.runtimes` whose files it
-    runs, by the first; students are priced as ONNX files where it takes those. shared: the device
-    of trainings, as PyTorch names it, that would disturb it.
+    device, runtime: their names in `front.json`. takes: the `deploy.runtimes` whose files it
+    runs, with the first of them; students are priced as ONNX files where possible. shared: the
+    PyTorch device whose training steps would disturb a measurement.
     """
 
     device: ClassVar[str]
@@ -71,7 +71,7 @@ class Target(ABC):
         """Raise SpecError where the target cannot be used here; the message says what to type."""
         if self.command:
             raise SpecError(
-                f"--target {self.name}:{self.command}: only cmd takes what stands after a colon"
+                f"--target {self.name}:{self.command}: only cmd takes a command after the colon"
             )
         try:
             runtimes.require(self.takes[0])
@@ -79,29 +79,29 @@ class Target(ABC):
             raise SpecError(f"--target {self.name}: {error}") from error
 
     def dry_run(self, shape: Shape, note: Note) -> None:
-        """Try what `require` cannot tell, before anything is trained; here nothing.
+        """Time a small network, where only that shows that the target works; by default do nothing.
 
-        shape: of the images. note: is told what takes time. Raises SpecError.
+        shape: [C, H, W]. note: receives progress messages. Raises SpecError.
         """
         del shape, note
 
     @property
     def name(self) -> str:
-        """The target's name, which is its file's."""
+        """Return the target's name, which is its module's."""
         return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
     def version(self) -> str:
-        """Return the runtime with its version, and a device beside the CPU."""
+        """Return the runtime with its version, and the device if it is not the CPU."""
 
     def key(self) -> str:
-        """Return what a latency depends on beside the network and the processor."""
+        """Return what a latency depends on except the network and the processor."""
         command = f" | {self.command}" if self.command else ""
         return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
 
     @abstractmethod
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Return what one fresh process finds.
+        """Time a file in one fresh process.
 
         Raises CostError where the runtime refuses the file or the images.
         """

@@ -1,8 +1,8 @@
-"""Any device that a command of the user's reaches: a phone by adb, a board by ssh.
+"""Any device that a user's command reaches: a phone by adb, a board by ssh.
 
 The command gets the path of the ONNX file as its last argument, and in its environment
 KDSEARCH_INPUT (`3x224x224`), KDSEARCH_DTYPE, KDSEARCH_BATCH and KDSEARCH_THREADS. It prints
-milliseconds, one number or many, and nothing else. No shell reads it.
+milliseconds, one number or several, and nothing else. It runs without a shell.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kdsearch.deploy.timing import Round, RoundLimits
 from kdsearch.errors import CostError, SpecError
 
 _TIMEOUT_SECONDS = 600.0
-_SHOWN_LINES, _SHOWN = 5, 200  # lines of what it complained of; characters
+_SHOWN_LINES, _SHOWN = 5, 200  # lines of stderr in a message, and characters of a line
 
 
 class Cmd(Target):
@@ -37,7 +37,7 @@ class Cmd(Target):
     timeout_seconds = _TIMEOUT_SECONDS
 
     def require(self) -> None:
-        """Raise SpecError where the command cannot be read, or its program is not there."""
+        """Raise SpecError where the command cannot be parsed or its program is missing."""
         try:
             argv = shlex.split(self.command)
         except ValueError as error:
@@ -50,7 +50,7 @@ class Cmd(Target):
             )
 
     def dry_run(self, shape: Shape, note: Note) -> None:
-        """Run the command once, on a convolution. Raises SpecError with what it said."""
+        """Run the command once, on a convolution. Raises SpecError with its output."""
         note(f"Trying --target cmd:{self.command} on a small ONNX file")
         began = time.perf_counter()
         channels, side, _ = shape
@@ -58,27 +58,27 @@ class Cmd(Target):
             file = Path(folder) / "student.onnx"
             file.write_bytes(conv_chain(1, channels=channels, side=side))
             try:
-                self._ask(TimingRequest(file=file, shape=shape))
+                self._time(TimingRequest(file=file, shape=shape))
             except CostError as error:
                 of = "x".join(map(str, shape))
                 raise SpecError(
                     f"--target cmd fails on a small ONNX file of {of}: {error}"
                 ) from error
         note(
-            f"It answered after {time.perf_counter() - began:.1f} s; a network is measured by "
+            f"It took {time.perf_counter() - began:.1f} s; a network is measured by "
             f"{self.round_limits.min_rounds} to {self.round_limits.max_rounds} such runs"
         )
 
     def version(self) -> str:
-        """Return nothing: what the command runs is its own."""
+        """Return an empty text: the version behind the command is unknown."""
         return ""
 
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Return the median of what the command prints."""
+        """Return the median of the milliseconds that the command prints."""
         del references
-        return self._ask(timing)
+        return self._time(timing)
 
-    def _ask(self, timing: TimingRequest) -> Round:
+    def _time(self, timing: TimingRequest) -> Round:
         settings = {
             "KDSEARCH_INPUT": "x".join(map(str, timing.shape)),
             "KDSEARCH_DTYPE": timing.dtype,
@@ -102,7 +102,7 @@ class Cmd(Target):
         return Round(ms=statistics.median(times))
 
     def _run(self, argv: list[str], settings: dict[str, str]) -> tuple[str, str, int]:
-        """Return what a command printed, what it complained of, and its exit status."""
+        """Return stdout, stderr and exit status of a command."""
         try:
             process = subprocess.Popen(
                 argv,
@@ -137,6 +137,6 @@ def _clipped(text: str) -> str:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the command and what it started, which would hold its pipes open."""
+    """Kill the command and its children, which would hold its pipes open."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

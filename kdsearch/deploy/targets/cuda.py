@@ -18,7 +18,7 @@ _REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
 
 
 class Cuda(LocalTarget):
-    """A GPU by PyTorch: a replayed CUDA graph, without what launching costs the host."""
+    """A GPU by PyTorch: a replayed CUDA graph, without the launch overhead of the host."""
 
     device = "cuda"
     shared = "cuda:0"
@@ -41,13 +41,13 @@ class Cuda(LocalTarget):
         return f"torch {torch.__version__} | CUDA {torch.version.cuda} | {gpu}"
 
     def prepare(self) -> None:
-        """Import PyTorch; a child opens the device, which a fork cannot share."""
+        """Import PyTorch; each fork opens the device itself, since forks cannot share it."""
         runtimes.require("torch_export").prepare()
 
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Return what one fork finds; events tell the GPU's own time, so without a reference."""
+        """Time a file in one fork; CUDA events need no reference network."""
         del references
-        return Round(ms=cast("float", self.ask(timing)["ms"]))
+        return Round(ms=cast("float", self.time_in_fork(timing)["ms"]))
 
     def _replay(self, timing: TimingRequest) -> Run:
         """Return a replay of the program on a batch of images."""

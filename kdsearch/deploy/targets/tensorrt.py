@@ -46,16 +46,16 @@ class TensorRt(LocalTarget):
         return f"{runtimes.require('onnxruntime').version()} | {gpu}"
 
     def prepare(self) -> None:
-        """Import ONNX Runtime; a child opens the device, which a fork cannot share."""
+        """Import ONNX Runtime; each fork opens the device itself, since forks cannot share it."""
         runtimes.require("onnxruntime").prepare()
 
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Return what one fork finds."""
+        """Time a file in one fork."""
         del references
-        return Round(ms=cast("float", self.ask(timing)["ms"]))
+        return Round(ms=cast("float", self.time_in_fork(timing)["ms"]))
 
     def time(self, timing: TimingRequest) -> Json:
-        """Return the milliseconds of a run that begins and ends with its images on the GPU."""
+        """Return the milliseconds of a run; images and logits stay on the GPU."""
         import onnxruntime
 
         from kdsearch.deploy.runtimes.onnxruntime import open_session

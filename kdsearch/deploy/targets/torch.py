@@ -1,4 +1,4 @@
-"""This machine's CPU, by PyTorch: the program that torch.export writes, run as it stands."""
+"""This machine's CPU, by PyTorch: the program of torch.export, not compiled."""
 
 from __future__ import annotations
 

@@ -271,8 +271,8 @@ class FixedShape(nn.Module):
     ("net", "message"),
     [
         (TwoOutputs(), "TwoOutputs returns 2 tensors"),
-        (FixedBatch(), "FixedBatch holds on to one batch size: batch images give 2 rows"),
-        (ConstantBatch(), "ConstantBatch holds on to one batch size: 2 images give 2 rows"),
+        (FixedBatch(), "FixedBatch has a fixed batch size: batch images give 2 rows"),
+        (ConstantBatch(), "ConstantBatch has a fixed batch size: 2 images give 2 rows"),
         (FixedShape(), "FixedShape does not export to ONNX at 3x16x16"),
     ],
 )
