@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import yaml
 
@@ -43,11 +43,7 @@ class Float:
         _check_range(self.low, self.high, self.log, self.step)
 
     def __contains__(self, value: object) -> bool:
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and self.low <= value <= self.high
-        )
+        return _is_number(value, (int, float)) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +59,7 @@ class Int:
         _check_range(self.low, self.high, self.log, None if self.step == 1 else self.step)
 
     def __contains__(self, value: object) -> bool:
-        return (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and self.low <= value <= self.high
-        )
+        return _is_number(value, (int,)) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +91,10 @@ class Constant:
 
 Dim: TypeAlias = Float | Int | Choice | Constant
 Pick: TypeAlias = Callable[[str, Float | Int | Choice], Value]
+
+
+def _is_number(value: object, kinds: tuple[type[float], ...]) -> TypeGuard[float]:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
@@ -356,7 +352,7 @@ class _Reader:
             return None
         accepted = (int, float) if number is float else (int,)
         for given in (*bounds, *(v for k, v in options.items() if k == "step")):
-            if not isinstance(given, accepted) or isinstance(given, bool):
+            if not _is_number(given, accepted):
                 kind = "a number" if number is float else "a whole number"
                 raise ValueError(f"{given!r} is not {kind}")
         if not isinstance(options.get("log", False), bool):

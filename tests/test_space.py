@@ -81,7 +81,7 @@ def test_walk_gives_the_dims_of_the_options_picked_and_the_constants() -> None:
     }
 
 
-def test_walk_asks_for_no_constant_and_for_no_dim_that_does_not_apply() -> None:
+def test_a_walk_picks_no_constant_and_no_dimension_that_does_not_apply() -> None:
     asked: list[str] = []
 
     def pick(name: str, dim: Float | Int | Choice) -> Value:
@@ -118,7 +118,7 @@ def test_all_dims_lists_the_owned_ones_too() -> None:
     assert dims["train.lr"] == Constant(value=0.001)
 
 
-def test_a_group_is_what_every_walk_has_whole_or_not_at_all() -> None:
+def test_every_walk_has_a_group_whole_or_not_at_all() -> None:
     space = parse_space(SPACE)
     groups = [set(group) for group in space.groups()]
     assert len(groups) == 4
@@ -230,7 +230,7 @@ f: {int: [1, 2]}
     ]
 
 
-def test_mistakes_that_a_check_finds_stand_among_the_readers_own() -> None:
+def test_mistakes_of_a_check_are_listed_with_the_readers_own() -> None:
     text = "a: 1\nb: [1]\nc: 2\n"
     with pytest.raises(SpaceError) as caught:
         parse_space(text, source="s", check=lambda _: [("c", "no c here"), ("a", "no a either")])
@@ -247,7 +247,7 @@ def test_a_file_that_is_not_a_mapping_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a:\n\t- b", "a: \x00", "a: 1\n---\nb: 2", "a: [1"])
-def test_what_is_not_one_yaml_document_is_refused(text: str) -> None:
+def test_text_that_is_not_one_yaml_document_is_refused(text: str) -> None:
     assert refusal(text).startswith("s.yaml is not YAML: ")
 
 
@@ -286,7 +286,7 @@ def test_a_file_that_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
         load_space(path)
 
 
-def test_load_reads_what_parse_does(tmp_path: Path) -> None:
+def test_load_equals_parse(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(SPACE, encoding="utf-8")
     space = load_space(path)

@@ -106,7 +106,7 @@ def test_the_order_of_params_changes_nothing(pairs: list[tuple[str, Value]]) -> 
     assert Candidate.from_params(dict(pairs)).digest() == plain.digest()
 
 
-def test_only_the_family_must_be_said() -> None:
+def test_only_the_family_is_required() -> None:
     assert Candidate.from_params({"student.family": "vit"}) == Candidate(
         student=StudentSpec(family="vit"), distill=DistillSpec(method="kd"), train=TrainSpec()
     )
@@ -148,7 +148,7 @@ REFUSED: dict[str, dict[str, Value]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_is_refused_by_its_name(message: str) -> None:
+def test_an_impossible_setting_is_refused_by_its_name(message: str) -> None:
     family = {} if "student.family" in message else {"student.family": "resnet"}
     with pytest.raises(SpecError) as caught:
         Candidate.from_params({**family, **REFUSED[message]})
@@ -171,7 +171,7 @@ def test_violations_are_relative_to_the_limit() -> None:
     assert budget.violations(COST) == {"latency_ms": 0.25, "flops": -0.25, "params": 0.0}
 
 
-def test_violations_leave_out_what_has_no_limit_or_was_not_measured() -> None:
+def test_violations_leave_out_costs_without_a_limit_or_a_measurement() -> None:
     assert Budget().violations(COST) == {}
     assert Budget(latency_ms=10).violations(Cost(flops=1, params=1)) == {}
     assert Budget(params=1e6).violations(COST) == {"params": -0.5}

@@ -54,7 +54,7 @@ def run_priced(study: OpenStudy, n: int) -> list[TrialRecord]:
     return study.records()
 
 
-def test_what_is_over_the_budget_is_rejected_early_and_is_no_trial(fast_path: Path) -> None:
+def test_a_candidate_over_the_budget_is_rejected_early_and_is_no_trial(fast_path: Path) -> None:
     with opened(fast_path / "gate") as study:
         records = run_priced(study, 12)
         study.update_facts(teacher=TEACHER)
@@ -75,7 +75,7 @@ def test_what_is_over_the_budget_is_rejected_early_and_is_no_trial(fast_path: Pa
     assert counts.rejected == 0
 
 
-def test_the_sampler_learns_from_what_was_rejected_early(fast_path: Path) -> None:
+def test_the_sampler_learns_from_early_rejections(fast_path: Path) -> None:
     with opened(fast_path / "learns") as study:
         records = run_priced(study, 12)
         trials = study.store.trials()
@@ -87,7 +87,7 @@ def test_the_sampler_learns_from_what_was_rejected_early(fast_path: Path) -> Non
             assert trial.constraints["flops"] == record.violations["flops"]
 
 
-def test_a_study_resumed_between_any_two_draws_draws_the_same(fast_path: Path) -> None:
+def test_a_study_resumed_between_two_proposals_proposes_the_same(fast_path: Path) -> None:
     with opened(fast_path / "whole") as study:
         whole = run_priced(study, 8)
     for n in range(8):
@@ -148,7 +148,7 @@ def test_without_a_price_nothing_is_rejected_early(fast_path: Path) -> None:
         assert not [record for record in study.records() if record.rejected_early]
 
 
-def test_where_none_is_accurate_enough_the_report_and_the_status_say_so(
+def test_report_and_status_show_that_no_student_is_accurate_enough(
     fast_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fast_path / "short"
@@ -184,7 +184,7 @@ def floored(fast_path: Path) -> Iterator[OpenStudy]:
         yield study
 
 
-def test_what_is_not_accurate_enough_is_not_on_the_front(floored: OpenStudy) -> None:
+def test_students_below_the_floor_are_not_on_the_front(floored: OpenStudy) -> None:
     """The accuracies are .525, .55, .575, .6 and .625, dearer each."""
     assert [record.number for record in floored.front()] == [3, 4]
     assert len(floored.complete()) == 5
@@ -193,7 +193,7 @@ def test_what_is_not_accurate_enough_is_not_on_the_front(floored: OpenStudy) -> 
     assert {trial.state for trial in floored.store.trials()} == {TrialState.COMPLETE}
 
 
-def test_a_floor_that_nothing_reaches_is_told(fast_path: Path) -> None:
+def test_a_floor_that_no_student_reaches_is_reported(fast_path: Path) -> None:
     with opened(fast_path / "high", replace(REQUEST, min_accuracy=0.99)) as study:
         study.update_facts(teacher=TEACHER)
         while not study.complete():
@@ -217,7 +217,7 @@ def parameter(sampler: str) -> Any:
 
 
 @pytest.mark.parametrize("sampler", [parameter(name) for name in SAMPLERS])
-def test_a_sampler_draws_alike_whether_resumed_or_not(sampler: str, fast_path: Path) -> None:
+def test_a_sampler_proposes_the_same_in_a_resumed_study(sampler: str, fast_path: Path) -> None:
     """30 trials: NSGA-II is in its second generation, GP and TPE have left their random start."""
     n = 14 if sampler == "gp" else 30
     config = StudyConfig(space=FLAT, sampler=sampler, seed=1)
@@ -265,7 +265,7 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
         ({"sampler": "gp", "space": REQUEST.space}, "no option owns dimensions, as --space resnet"),
     ],
 )
-def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
+def test_a_sampler_that_cannot_learn_from_the_study_is_refused(
     given: dict[str, object], told: str, tmp_path: Path
 ) -> None:
     config = replace(StudyConfig(space=FLAT), **given)  # type: ignore[arg-type]
@@ -275,11 +275,11 @@ def test_a_sampler_that_would_not_see_what_it_needs_is_refused(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_may_draw_the_space_that_the_refusal_names(sampler: str) -> None:
+def test_every_sampler_accepts_the_space_that_the_refusal_names(sampler: str) -> None:
     refuse_sampler(StudyConfig(space=find_space(FLAT_SPACE).text, sampler=sampler))
 
 
-def test_nsga2_may_have_a_budget_whose_price_is_known_first(fast_path: Path) -> None:
+def test_nsga2_accepts_a_budget_that_is_priced_before_the_trial(fast_path: Path) -> None:
     config = StudyConfig(space=FLAT, sampler="nsga2", budget_mflops=5.0)
     with opened(fast_path / "nsga2-gate", config) as study:
         source = search(study, n_trials=25, price=priced_flat)

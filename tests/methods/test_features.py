@@ -172,7 +172,7 @@ def test_cwd_of_two_positions_by_hand():
     torch.testing.assert_close(found.item(), 4 * divergence)
 
 
-def test_cwd_ignores_what_is_added_to_a_channel():
+def test_cwd_ignores_a_constant_added_to_a_channel():
     _, student, teacher = prepared("cwd")
     loss = methods.get("cwd")()
     moved = [found + randn(B, found.shape[1], 1, 1, seed=7) for found in student]
@@ -240,7 +240,7 @@ def test_hierarchical_distance_equals_the_reference():
     assert_golden(hierarchical_distance(student, golden("feat_t")), student, part("hcl_4x4"))
 
 
-def test_reviewkd_gives_each_stage_what_the_deeper_ones_saw():
+def test_reviewkd_fuses_each_stage_with_the_deeper_ones():
     loss, student, teacher = prepared("reviewkd")
     loss.eval()
     seen = []
@@ -299,7 +299,7 @@ def test_srrl_ends_in_a_relu_only_where_the_embedding_is_not_negative():
         assert type(loss.connector[-1]) is last
 
 
-def test_srrl_refuses_what_it_cannot_read():
+def test_srrl_refuses_a_teacher_without_a_linear_head():
     student, teacher = outputs(seed=0), outputs(seed=50)
     loss = methods.get("srrl")()
     with pytest.raises(SpecError, match=r"is not one linear layer.*use a teacher with"):
@@ -456,7 +456,7 @@ def test_minilm_is_finite_for_values_of_a_thousand(dtype):
     assert student.grad.isfinite().all()
 
 
-def test_minilm_refuses_what_it_cannot_split():
+def test_minilm_refuses_channels_that_are_not_three_times_d():
     with pytest.raises(SpecError, match=r"3 \* D channels each, not 24, 25"):
         methods.get("minilm")()([randn(2, 24, 2, 2)], [randn(2, 25, 2, 2)], TARGET[:2])
     with pytest.raises(SpecError, match=r"minilm\.heads: 0 is not a whole number"):
@@ -633,7 +633,7 @@ def test_grad_cam_works_under_autocast():
     assert network.body.weight.grad.abs().sum() > 0
 
 
-def test_grad_cam_refuses_what_has_no_gradient():
+def test_grad_cam_refuses_outputs_without_a_gradient():
     network, told, x = pair("cnn", "cnn")
     loss = methods.get("grad_cam")()
     with torch.no_grad(), pytest.raises(SpecError, match="no gradient leads from the logits"):

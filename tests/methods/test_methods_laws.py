@@ -234,7 +234,7 @@ def test_shapes_that_cannot_be_compared_are_refused(name):
             loss(signal(name, one), taught(name, teacher), TARGET)
 
 
-def test_a_teacher_that_must_be_heard_must_be_given(name):
+def test_a_method_that_reads_a_teacher_refuses_none(name):
     student, _ = leaves(name)
     if methods.get(name).reads:
         with pytest.raises(SpecError, match="of a teacher"):
@@ -352,7 +352,7 @@ def test_listing_the_methods_imports_no_torch():
     assert done.stdout.strip() == f"{NAMES} False"
 
 
-def test_method_class_must_say_what_it_needs():
+def test_a_method_class_must_declare_its_need():
     from kdsearch.methods.base import DistillLoss
 
     with pytest.raises(SpecError, match="Mute: `need` must be one of nothing, logits"):

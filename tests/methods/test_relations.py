@@ -167,13 +167,13 @@ def test_infonce_equals_its_sums_over_negatives():
     close(found, expected)
 
 
-def test_infonce_of_embeddings_that_say_nothing_is_chance():
+def test_infonce_of_unrelated_embeddings_is_chance():
     loss = methods.get("infonce")()
     same = torch.ones(B, D)
     assert loss(same, same, TARGET).item() == pytest.approx(math.log(B))
 
 
-def test_infonce_learns_to_tell_samples_apart_by_its_projection():
+def test_infonce_learns_to_identify_samples_by_its_projection():
     torch.manual_seed(0)
     loss = methods.get("infonce")()
     student, teacher = random(B, D), random(B, 12, seed=1)
@@ -245,7 +245,7 @@ def test_crd_gradient_reaches_both_embeddings_and_never_the_teacher():
     assert all(weight.grad.abs().sum() > 0 for weight in loss.parameters())
 
 
-def test_crd_remembers_the_batch_in_training_mode_only():
+def test_crd_stores_the_batch_in_training_mode_only():
     loss, student, teacher = crd()
     before = {name: buffer.clone() for name, buffer in loss.named_buffers()}
     loss.eval()(student, teacher, TARGET)

@@ -195,7 +195,7 @@ def test_wsld_value_by_hand():
     close(methods.get("wsld")()(student, teacher, torch.tensor([0])), 4 * weight * divergence)
 
 
-def test_wsld_leaves_alone_what_the_student_has_learned():
+def test_wsld_ignores_samples_that_the_student_has_learned():
     teacher = torch.tensor([[1.0, 0.0, 0.0]])
     student = torch.tensor([[30.0, 0.0, 0.0]], requires_grad=True)
     right, wrong = (methods.get("wsld")()(student, teacher, torch.tensor([y])) for y in (0, 1))
@@ -227,7 +227,7 @@ def test_wsld_weights_have_no_gradient():
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.4])
-def test_label_smoothing_beside_the_task_is_pytorchs(smoothing):
+def test_label_smoothing_with_the_task_equals_pytorchs(smoothing):
     student, _ = logits()
     method = methods.get("label_smoothing")
     task = F.cross_entropy(student, TARGET)

@@ -187,7 +187,7 @@ def test_alias_reports_under_the_methods_name():
         (DistillSpec(method="at+kd"), {"stages", "logits"}),
     ],
 )
-def test_need_names_what_the_teacher_must_deliver(spec, need):
+def test_needed_features_are_those_that_the_terms_read(spec, need):
     losses = Pair().distiller(spec)
     assert losses.needed_features == need
     assert losses.needs_teacher is bool(need)

@@ -71,7 +71,7 @@ def test_stored_outputs_are_the_live_teachers_for_any_batch_order_and_augmentati
     assert not outputs.logits.requires_grad
 
 
-def test_a_view_is_the_same_whoever_asked_first() -> None:
+def test_a_view_does_not_depend_on_the_trial_that_needs_it_first() -> None:
     one, other = stored(), stored()
     early, late = torch.arange(0, 7), torch.arange(50, 96)
     for augment in (PLAIN, MIXED):

@@ -120,7 +120,7 @@ def test_a_transformers_attention_is_stored_too(tmp_path: Path) -> None:
     torch.testing.assert_close(told.attention, teacher.features(view_of(ROWS, 1)).attention)
 
 
-def test_the_next_process_asks_about_three_samples_a_file(tmp_path: Path) -> None:
+def test_the_next_process_evaluates_three_samples_a_file(tmp_path: Path) -> None:
     probe, check = 1, 3
     assert asked_of(tmp_path) == probe + len(IMAGES) + check
     assert asked_of(tmp_path) == check
@@ -211,7 +211,7 @@ def test_a_file_that_the_teacher_contradicts_is_made_again(
     assert len(caplog.messages) == 1
 
 
-def test_what_decides_the_bits_decides_the_folder(tmp_path: Path) -> None:
+def test_the_folder_depends_on_all_that_decides_the_bits(tmp_path: Path) -> None:
     tuned = tiny_model().freeze()
     tuned.network.module[7].bias[0] += 1e-6
     wider = Preprocess(mean=(0.35,), std=(0.31,), resolution=8, channels=1)
@@ -319,7 +319,7 @@ def test_large_parts_leave_half_of_the_disk_free(tmp_path: Path) -> None:
         assert (len(files(folder)) == 2) is fits if fits else not files(folder)
 
 
-def test_what_nobody_used_makes_room_the_oldest_first(tmp_path: Path) -> None:
+def test_unused_files_are_deleted_the_oldest_first(tmp_path: Path) -> None:
     before = opened(tmp_path)
     for view in (1, 2, 3):
         ask(before, view)
@@ -334,7 +334,7 @@ def test_what_nobody_used_makes_room_the_oldest_first(tmp_path: Path) -> None:
     assert names == ["plain-cutmix 0001", "plain-none 0001", "plain-none 0003"]
 
 
-def test_a_disk_that_refuses_is_told_once_and_done_without(
+def test_a_disk_that_refuses_is_logged_once_and_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -363,7 +363,7 @@ def test_no_more_than_a_quarter_of_the_free_disk_is_taken(
         assert len(files(folder)) == count
 
 
-def test_the_seconds_are_those_of_asking_the_teacher(tmp_path: Path) -> None:
+def test_the_seconds_are_those_of_teacher_evaluation(tmp_path: Path) -> None:
     cold, warm = opened(tmp_path), opened(tmp_path)
     assert cold.seconds == 0
     for cache in (cold, warm):
