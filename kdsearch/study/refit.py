@@ -20,12 +20,12 @@ from kdsearch.study.facts import Refit
 from kdsearch.study.study import OpenStudy, Proposal
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 
-MOST_ACCURATE, KNEE = "most accurate", "knee"
+BEST, KNEE = "best", "knee"  # roles of trials on the front, by the search
 _Score: TypeAlias = Callable[[TrialRecord], float]
 
 
 def candidates(study: OpenStudy, refit: Refit) -> list[TrialRecord]:
-    """Return whom to train again: the front's most accurate, its knee, then the next accurate."""
+    """Return the trials to retrain: the best of the front, its knee, then the next best."""
     front = study.front()
     if not front:
         return []
@@ -40,8 +40,8 @@ def roles(study: OpenStudy) -> dict[int, tuple[str, ...]]:
         return {}
     best, knee = front[-1].number, front[_knee(study, front)].number
     if best == knee:
-        return {best: (MOST_ACCURATE, KNEE)}
-    return {best: (MOST_ACCURATE,), knee: (KNEE,)}
+        return {best: (BEST, KNEE)}
+    return {best: (BEST,), knee: (KNEE,)}
 
 
 def _knee(study: OpenStudy, front: Sequence[TrialRecord]) -> int:
@@ -146,7 +146,7 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score, variance: Va
 
 
 def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[GainEntry, ...]]:
-    """Return the candidates, the most accurate on average first, and what they gained together."""
+    """Return the retrained trials, the best mean first, and their common gains."""
     found, facts = _refitted(study), study.facts
     images, read = facts.images, facts.test
     if not found or images.val is None or images.test is None:

@@ -87,7 +87,7 @@ class ControlEntry:
 class CandidateEntry:
     """A trial of the front trained again, and its student taught otherwise.
 
-    shipped: which of all these trainings is in best/, if one is. roles: `most accurate`, `knee`, as
+    shipped: which of all these trainings is in best/, if one is. roles: `best`, `knee`, as
     the search found them.
     """
 
@@ -178,7 +178,7 @@ class Summary:
     its refits or controls. baselines: common networks at the study's size and number of classes.
     stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
     has at least that.
-    candidates: those that were trained again, the most accurate on average first; then `controls`
+    candidates: trials that were retrained, the best mean first; then `controls`
     is empty, and gains holds what all of them gained.
     """
 
