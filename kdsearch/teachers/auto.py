@@ -63,9 +63,9 @@ def train_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    with DeviceLock(cache_dir, str(device)).shared() as turn:
+    with DeviceLock(cache_dir, str(device)).shared() as step_lock:
         session = Session(
-            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, turn=turn
+            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, step_lock=step_lock
         )
         train(model, distiller, session, on_epoch=on_epoch)
     save_weights(model, cached)

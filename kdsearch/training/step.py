@@ -64,8 +64,8 @@ class Session:
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
     Unlabelled images take part only where a teacher is heard. train, val: the data's images on the
-    device, where trainings share them. captures: whether a GPU may replay steps as a graph. turn:
-    entered for each step and each evaluation, so that others can measure between them.
+    device, where trainings share them. captures: whether a GPU may replay steps as a graph.
+    step_lock: held for each step and each evaluation, so that latencies are measured in between.
     """
 
     data: ImageData
@@ -78,7 +78,7 @@ class Session:
     val: Feed | None = None
     execution: Execution = Execution()
     captures: bool = True
-    turn: AbstractContextManager[None] = field(default_factory=nullcontext)
+    step_lock: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     @property
     def task(self) -> Task:
@@ -115,7 +115,7 @@ class Step:
             model.to(memory_format=torch.channels_last)
         self._distiller = distiller.to(device)
         self._session = session
-        self.turn = session.turn
+        self.step_lock = session.step_lock
         self._feed = session.train or Feed(session.data.train, device)
         chosen = session.data.train if distiller.needs_teacher else session.data.labelled
         self._count = len(chosen)  # the unlabelled are the last
@@ -166,7 +166,7 @@ class Step:
         order = self._order if self._feed.is_resident else self._samples
         for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
             self._weights = self._schedule[place]
-            with self.turn:
+            with self.step_lock:
                 self._bring(place, images)
                 self._repeated((self._weights.active, *(heard is None for heard in self._heard)))
 

@@ -112,7 +112,7 @@ def _epochs(
         means = step.means()
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
-        with step.turn:
+        with step.step_lock:
             val = validation()
         epoch = Epoch(
             number=number,

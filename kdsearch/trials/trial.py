@@ -227,7 +227,7 @@ def _train(
         name = candidate.digest()
         what = f"{name} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
         checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILD_LOCK)
-    with context.device_lock.shared() as turn:
+    with context.device_lock.shared() as step_lock:
         session = Session(
             data=context.data,
             spec=candidate.train,
@@ -238,7 +238,7 @@ def _train(
             train=context.train,
             val=context.val,
             execution=form,
-            turn=turn,
+            step_lock=step_lock,
         )
         return train(
             student, distiller, session, on_epoch=on_epoch, judge=judge, checkpoint=checkpoint

@@ -45,7 +45,7 @@ def fine_tune(
     recipe = replace(recipe, epochs=EPOCHS, lr=_LR_FACTOR * recipe.lr, warmup=0.0)
     torch.manual_seed(context.seed)
     distiller = build_distiller(candidate, tuned, context)
-    with fake_quantised(tuned.network, images), context.device_lock.shared() as turn:
+    with fake_quantised(tuned.network, images), context.device_lock.shared() as step_lock:
         session = Session(
             data=context.data,
             spec=recipe,
@@ -55,7 +55,7 @@ def fine_tune(
             teachers=context.outputs,
             train=context.train,
             val=context.val,
-            turn=turn,
+            step_lock=step_lock,
         )
         train(tuned, distiller, session, on_epoch=on_epoch)
     return tuned.cpu().freeze()

@@ -84,6 +84,29 @@ class LocalTarget(Target):
         return random.standard_normal(shape, dtype=np.float32)
 
 
+class GpuTarget(LocalTarget):
+    """Times a file on a GPU, without a reference: the device lock keeps trainings off it."""
+
+    device = "cuda"
+    shared = "cuda:0"
+
+    def version(self) -> str:
+        """Return the versions of the runtime and of CUDA, and the GPU."""
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        return f"{runtimes.require(self.takes[0]).version()} | CUDA {torch.version.cuda} | {gpu}"
+
+    def prepare(self) -> None:
+        """Import the runtime; each fork opens the device itself, since forks cannot share it."""
+        runtimes.require(self.takes[0]).prepare()
+
+    def measure_round(self, timing: TimingRequest, references: References) -> Round:
+        """Time a file in one fork."""
+        del references
+        return Round(ms=cast("float", self.time_in_fork(timing)["ms"]))
+
+
 class CpuTarget(LocalTarget):
     """Times a file on the CPU with the first runtime of `takes`, alternating with a reference.
 

@@ -5,23 +5,18 @@ Not yet run on a GPU.
 
 from __future__ import annotations
 
-from typing import cast
-
-from kdsearch.deploy import runtimes
 from kdsearch.deploy.targets._fork_server import Json
-from kdsearch.deploy.targets._local import LocalTarget
-from kdsearch.deploy.targets.base import References, TimingRequest
-from kdsearch.deploy.timing import Round, Run
+from kdsearch.deploy.targets._local import GpuTarget
+from kdsearch.deploy.targets.base import TimingRequest
+from kdsearch.deploy.timing import Run
 from kdsearch.errors import CostError, SpecError
 
 _REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
 
 
-class Cuda(LocalTarget):
+class Cuda(GpuTarget):
     """A GPU by PyTorch: a replayed CUDA graph, without the launch overhead of the host."""
 
-    device = "cuda"
-    shared = "cuda:0"
     runtime = "torch, CUDA graph"
     takes = ("torch_export",)
 
@@ -32,22 +27,6 @@ class Cuda(LocalTarget):
 
         if not torch.cuda.is_available():
             raise SpecError("--target cuda: PyTorch sees no GPU here; --target cpu needs none")
-
-    def version(self) -> str:
-        """Return the versions of PyTorch and CUDA, and the GPU."""
-        import torch
-
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        return f"torch {torch.__version__} | CUDA {torch.version.cuda} | {gpu}"
-
-    def prepare(self) -> None:
-        """Import PyTorch; each fork opens the device itself, since forks cannot share it."""
-        runtimes.require("torch_export").prepare()
-
-    def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Time a file in one fork; CUDA events need no reference network."""
-        del references
-        return Round(ms=cast("float", self.time_in_fork(timing)["ms"]))
 
     def _replay(self, timing: TimingRequest) -> Run:
         """Return a replay of the program on a batch of images."""

@@ -6,24 +6,20 @@ Not yet run on a GPU.
 from __future__ import annotations
 
 import time
-from typing import cast
 
-from kdsearch.deploy import runtimes
 from kdsearch.deploy.targets._fork_server import Json
-from kdsearch.deploy.targets._local import LocalTarget
-from kdsearch.deploy.targets.base import References, TimingRequest
-from kdsearch.deploy.timing import Round, time_block, warm_up
+from kdsearch.deploy.targets._local import GpuTarget
+from kdsearch.deploy.targets.base import TimingRequest
+from kdsearch.deploy.timing import time_block, warm_up
 from kdsearch.errors import CostError, SpecError
 
 _PROVIDER = "TensorrtExecutionProvider"
 _BLOCKS = 16
 
 
-class TensorRt(LocalTarget):
+class TensorRt(GpuTarget):
     """TensorRT through ONNX Runtime, images already on the GPU, by the wall clock."""
 
-    device = "cuda"
-    shared = "cuda:0"
     runtime = "TensorRT in onnxruntime"
 
     def require(self) -> None:
@@ -37,22 +33,6 @@ class TensorRt(LocalTarget):
                 f"--target tensorrt: this ONNX Runtime has {', '.join(known)} and not {_PROVIDER}; "
                 "`pip install onnxruntime-gpu tensorrt` in place of onnxruntime"
             )
-
-    def version(self) -> str:
-        """Return the version of ONNX Runtime, and the GPU."""
-        import torch
-
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        return f"{runtimes.require('onnxruntime').version()} | {gpu}"
-
-    def prepare(self) -> None:
-        """Import ONNX Runtime; each fork opens the device itself, since forks cannot share it."""
-        runtimes.require("onnxruntime").prepare()
-
-    def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Time a file in one fork."""
-        del references
-        return Round(ms=cast("float", self.time_in_fork(timing)["ms"]))
 
     def time(self, timing: TimingRequest) -> Json:
         """Return the milliseconds of a run; images and logits stay on the GPU."""
