@@ -116,7 +116,7 @@ def test_a_trial_that_hangs_fails_alone(given: tuple[StudyConfig, Path], tmp_pat
     with open_workers(1, config, out=out, device=CPU, timeout=1.5, threads=2) as (one,):
         outcome = one.run_trial(broken(tmp_path, "Hangs"), tmp_path / "0")
         assert (outcome.state, outcome.reason) == ("failed", "no end after 1.5 s (--trial-timeout)")
-        assert 1.5 <= outcome.seconds < 10
+        assert 1.5 <= outcome.seconds < 60
         hung = one._process
         one._timeout = 60.0  # starting anew does not count, but this machine may be slow
         assert one.run_trial(PLAIN, tmp_path / "1").state == "complete"

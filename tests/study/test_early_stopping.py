@@ -15,7 +15,7 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 
-TEACHER = ("val", "test", "flops", "params", "latency_ms")
+TEACHER = {"name": "t", "val": 0.9, "test": 0.9, "flops": 9, "params": 9, "latency_ms": 0.9}
 EPOCHS = 10  # the default of TrainSpec
 # No vit of one layer, which fails: three in a row would end the study.
 OFF = replace(
@@ -101,7 +101,7 @@ def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_contr
         assert record.curve == (0.1,)
         control = study.ask_control(proposal.params, 0)
         assert run_asked(study, control, look_up).state == "complete"
-        study.update_facts(teacher={"name": "t", **dict.fromkeys(TEACHER, 0.9)})
+        study.update_facts(teacher=TEACHER)
         assert summarise(study).counts.pruned == 2
 
 
@@ -127,7 +127,7 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
 
 
 def test_a_word_that_is_no_mode_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"--stopping 'thight'.*did you mean.*safe, tight, off"):
+    with pytest.raises(SpecError, match=r"--stopping 'thight'.*did you mean.*off, safe, tight"):
         StudyConfig(stopping="thight")
 
 
