@@ -76,7 +76,7 @@ def test_a_study_whose_store_cannot_grow_stops_and_goes_on(
     with opened(fast_path / f"whole-{leave}") as study:
         whole = run_to(study, N)
     path = disk / f"table-{leave}"
-    with pytest.raises(StudyError, match=r"cannot write .*study\.db: .+full.+goes on"):
+    with pytest.raises(StudyError, match=r"cannot write .*study\.db: .+full.+resumes"):
         stop_full(path, filler, leave)
     filler.free()
     with opened(path) as study:
@@ -137,7 +137,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(disk: Path, filler: 
     filler.free()
     assert isinstance(load_study(path), OpenStudy)
     filler.fill(100_000)  # enough for front.json and trials.csv, not for plotly
-    with pytest.raises(StudyError, match="the report cannot be written: No space left"):
+    with pytest.raises(StudyError, match=r"cannot write .*report\.html: No space left"):
         write_derived(load_study(path))
     assert not [file.name for file in path.iterdir() if file.name.startswith(".r")]
 

@@ -114,7 +114,7 @@ def packed(path: Path, candidate: Candidate, outcome: TrialOutcome, folder: Path
 def test_the_shipped_file_is_the_student(tmp_path: Path) -> None:
     outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     package = packed(tmp_path / "best", PLAIN, outcome, tmp_path / "0")
-    assert package.agreement.argmax == 1.0
+    assert package.agreement.same == 1.0
     assert package.agreement.n == len(DATA.val)
     assert package.val == pytest.approx(outcome.val)
     assert package.is_within(Budget(latency_ms=2 * package.latency.ms))
