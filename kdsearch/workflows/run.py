@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,8 +18,6 @@ from typing import Protocol
 
 import torch
 
-from kdsearch import tasks
-from kdsearch.data.base import ImageData
 from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
@@ -36,34 +33,26 @@ from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
 from kdsearch.report.dashboard import write_dashboard
 from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import (
     StudyConfig,
-    config_of,
-    free_name,
-    read_config,
-    refuse_changes,
-    refuse_sampler,
     resume_command,
-    study_path,
 )
 from kdsearch.study.early_stopping import Judge, OnRung, foretelling
-from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.loggers import Loggers
-from kdsearch.study.open import open_study, reach, refuse_driven
+from kdsearch.study.open import open_study
 from kdsearch.study.options import AUTO, RunOptions
 from kdsearch.study.spend import refits_left, refits_to_come
 from kdsearch.study.stop_conditions import Ending
-from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.trials.context import load_data, pick_device, prepare
+from kdsearch.trials.context import pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finalized, finalize
+from kdsearch.workflows.resolve import refit_in, resolve, with_earlier
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
@@ -86,11 +75,11 @@ def run_study(
     started = time.perf_counter()
     options = options or RunOptions()
     loggers = Loggers(options.log, callback=options.callback)
-    wanted, on_ray = _refit_in(options), _ray_in(options)
+    wanted, on_ray = refit_in(options), _ray_in(options)
     device = pick_device(options.device)
     if on_ray is not None:
         on_ray.share(device)
-    config, data, path = _resolve(given, out, name, options.storage)
+    config, data, path = resolve(given, out, name, options.storage)
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, data.size, data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
@@ -100,7 +89,7 @@ def run_study(
     versions = {package: version(package) for package in _VERSIONED}
     opened = open_study(path, config, versions=versions, storage=options.storage, metric=metric)
     with opened as study, _log_to(path / "kdsearch.log"):
-        options = _with_earlier(options, study)
+        options = with_earlier(options, study)
         total = options.trials or DEFAULT_TRIALS
         facts, teacher = study.facts, prepared.teacher
         study.update_facts(
@@ -140,14 +129,6 @@ def run_study(
             ) from None
 
 
-def _refit_in(options: RunOptions) -> Refit | None:
-    """Return what is retrained after the search, None for what the last run chose."""
-    if options.refit is None:
-        return None
-    seeds = SEEDS if options.seeds is None else options.seeds
-    return Refit(count=options.refit, seeds=seeds, epochs=options.refit_epochs)
-
-
 def _ray_in(options: RunOptions) -> OnRay | None:
     """Return where Ray is, None where trials run without it."""
     if options.engine != "ray":
@@ -158,56 +139,6 @@ def _ray_in(options: RunOptions) -> OnRay | None:
 def _note_each(callback: Callback, lines: Iterator[str]) -> None:
     for line in lines:
         callback.on_message(line)
-
-
-def _resolve(
-    given: Mapping[str, object], out: Path, name: str | None, storage: str | None
-) -> tuple[StudyConfig, ImageData, Path]:
-    """Return the full configuration, its images and the study's path, before anything is trained.
-
-    Raises KDSearchError for a configuration that cannot run, or that is not the study's.
-    """
-    old = None if name is None else read_config(study_path(out, name))
-    if "space" in given:
-        given = {**given, "space": find_space(str(given["space"])).text}
-    config = config_of(given, old)
-    if old is not None:
-        assert name is not None
-        refuse_driven(study_path(out, name), old, storage)
-    teacher_specs(config)
-    data, config = load_data(config, out)
-    if not config.space:
-        config = replace(config, space=find_space(default_space(config.data, data.size)).text)
-    refuse_sampler(config)
-    name = free_name(out, data.name) if name is None else name
-    path = study_path(out, name)
-    config = _with_storage(config, storage, name, is_new=old is None)
-    if old is not None:
-        refuse_changes(name, old, config)
-    else:
-        recipes_of(config, out)
-    reach(path, config, storage, tasks.of(data).metric)
-    return config, data, path
-
-
-def _with_storage(
-    config: StudyConfig, given: str | None, name: str, *, is_new: bool
-) -> StudyConfig:
-    """Return the configuration with its storage, in which a new study gets a name of its own."""
-    url = kept_url(given, config.storage, is_new=is_new)
-    if url is None or not is_new:
-        return config
-    return replace(config, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
-
-
-def _with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
-    """Return the options with `trials` and `flat_after` of the last run where they are None."""
-    facts = study.facts
-    return replace(
-        options,
-        trials=facts.trials if options.trials is None else options.trials,
-        flat_after=facts.flat_after if options.flat_after is None else options.flat_after,
-    )
 
 
 def _save_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Path) -> None:

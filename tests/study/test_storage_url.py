@@ -138,10 +138,10 @@ def test_a_server_that_refuses_is_told_by_what_it_refuses(
 
 
 def test_a_study_is_nobody_elses_of_the_same_name() -> None:
-    from kdsearch.workflows.run import _with_storage
+    from kdsearch.workflows.resolve import with_storage
 
     names = {
-        _with_storage(StudyConfig(), WHERE, "phones", is_new=True).storage_study for _ in range(2)
+        with_storage(StudyConfig(), WHERE, "phones", is_new=True).storage_study for _ in range(2)
     }
     assert len(names) == 2
     assert all(str(name).startswith("phones-") for name in names)

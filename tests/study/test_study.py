@@ -34,7 +34,8 @@ from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import Proposal, TrialOutcome, searched
-from kdsearch.workflows.run import _with_earlier, run_study
+from kdsearch.workflows.resolve import with_earlier
+from kdsearch.workflows.run import run_study
 
 N = 14  # the sampler leaves its random start at ten
 
@@ -260,11 +261,11 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
 
 def test_a_run_without_trials_or_flat_after_takes_those_of_the_last_run(copy_at: CopyAt) -> None:
     with opened(copy_at(0)) as study:
-        assert _with_earlier(RunOptions(), study) == RunOptions()
+        assert with_earlier(RunOptions(), study) == RunOptions()
         study.update_facts(trials=7, flat_after=5)
-        assert _with_earlier(RunOptions(), study) == RunOptions(trials=7, flat_after=5)
+        assert with_earlier(RunOptions(), study) == RunOptions(trials=7, flat_after=5)
         chosen = RunOptions(trials=9, flat_after=0)
-        assert _with_earlier(chosen, study) == chosen
+        assert with_earlier(chosen, study) == chosen
 
 
 def test_a_changed_request_is_refused_and_the_differences_shown(copy_at: CopyAt) -> None:

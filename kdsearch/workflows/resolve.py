@@ -1,0 +1,88 @@
+"""Resolve the configuration, data, folder and options of a run before anything is trained.
+
+A resumed study keeps its own value for each field and option that the user leaves out.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kdsearch import tasks
+from kdsearch.data.base import ImageData
+from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.config import (
+    StudyConfig,
+    config_of,
+    free_name,
+    read_config,
+    refuse_changes,
+    refuse_sampler,
+    study_path,
+)
+from kdsearch.study.facts import SEEDS, Refit
+from kdsearch.study.open import reach, refuse_driven
+from kdsearch.study.options import RunOptions
+from kdsearch.study.storage_url import kept_url
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.warm_start import recipes_of
+from kdsearch.teachers.spec import teacher_specs
+from kdsearch.trials.context import load_data
+
+
+def resolve(
+    given: Mapping[str, object], out: Path, name: str | None, storage: str | None
+) -> tuple[StudyConfig, ImageData, Path]:
+    """Return the full configuration, its images and the study's path, before anything is trained.
+
+    Raises KDSearchError for a configuration that cannot run, or that is not the study's.
+    """
+    old = None if name is None else read_config(study_path(out, name))
+    if "space" in given:
+        given = {**given, "space": find_space(str(given["space"])).text}
+    config = config_of(given, old)
+    if old is not None:
+        assert name is not None
+        refuse_driven(study_path(out, name), old, storage)
+    teacher_specs(config)
+    data, config = load_data(config, out)
+    if not config.space:
+        config = replace(config, space=find_space(default_space(config.data, data.size)).text)
+    refuse_sampler(config)
+    name = free_name(out, data.name) if name is None else name
+    path = study_path(out, name)
+    config = with_storage(config, storage, name, is_new=old is None)
+    if old is not None:
+        refuse_changes(name, old, config)
+    else:
+        recipes_of(config, out)
+    reach(path, config, storage, tasks.of(data).metric)
+    return config, data, path
+
+
+def with_storage(config: StudyConfig, given: str | None, name: str, *, is_new: bool) -> StudyConfig:
+    """Return the configuration with its storage, in which a new study gets a name of its own."""
+    url = kept_url(given, config.storage, is_new=is_new)
+    if url is None or not is_new:
+        return config
+    return replace(config, storage=url, storage_study=f"{name}-{uuid.uuid4().hex[:8]}")
+
+
+def with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
+    """Return the options with `trials` and `flat_after` of the last run where they are None."""
+    facts = study.facts
+    return replace(
+        options,
+        trials=facts.trials if options.trials is None else options.trials,
+        flat_after=facts.flat_after if options.flat_after is None else options.flat_after,
+    )
+
+
+def refit_in(options: RunOptions) -> Refit | None:
+    """Return what is retrained after the search, None for what the last run chose."""
+    if options.refit is None:
+        return None
+    seeds = SEEDS if options.seeds is None else options.seeds
+    return Refit(count=options.refit, seeds=seeds, epochs=options.refit_epochs)
