@@ -1,5 +1,5 @@
-"""Price a student and ship it: FLOPs, latency, exported files, the folder that is delivered.
+"""Price a student and export it: FLOPs, latency, files in several formats, the folder best/.
 
-A file is loaded by its own runtime and measured before it counts. These modules import `training`,
-`study`, `training`, `models`, `data` and the modules at the top.
+Each file is loaded by its own runtime and measured. These modules import `study`, `training`,
+`models`, `tasks`, `data` and the modules at the top.
 """

@@ -1,4 +1,4 @@
-"""The model card of a shipped student, in the Hugging Face form: YAML front matter, Markdown.
+"""The model card of an exported student, in the Hugging Face form: YAML front matter, Markdown.
 
 It states the content of metrics.json and config.yaml only, and is rewritten whenever they change.
 The folder can be uploaded to a hub as it is.
@@ -64,7 +64,7 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the front matter; a hub shows the results below `model-index` beside the model."""
+    """Return the front matter; a hub shows the results of `model-index` with the model."""
     name, metric, tag = metrics["data"]["name"], metrics["metric"], metrics["task"]["pipeline_tag"]
     found = metrics[metric["key"]]
     results = [

@@ -1,7 +1,6 @@
-"""The folder to ship: the student as ONNX and safetensors, measured again as a file.
+"""Write the exported folder: the student as ONNX and safetensors, with its measurements.
 
-What is said of a student here was measured on the exported file: agreement with the PyTorch
-student, metric, latency. A file over the budget is not shipped.
+Agreement with the PyTorch student, validation metric and latency are those of the ONNX file.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def pack(
     teacher: Mapping[str, object],
     latencies: LatencyCache,
 ) -> Package:
-    """Write the folder to ship to `path`: weights, ONNX file, predict.py, config, metrics, card.
+    """Write the exported folder to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
     results, teacher: the metric by split, `validation` and `test`. The folder appears whole or not
     at all. Raises ExportError when the file does not agree with the student.

@@ -38,13 +38,13 @@ from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 
-BEST = "best"  # the folder to ship
+BEST = "best"  # the exported folder
 _TRIED = ".tried"  # the same folder until its file has been measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalized:
-    """The results of a study, and the folder to ship."""
+    """The results of a study, and the exported folder."""
 
     path: Path
     summary: Summary

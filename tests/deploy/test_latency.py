@@ -61,7 +61,7 @@ def test_batch_of_sixteen_takes_longer_than_one_image():
     assert many.ms > 4 * one.ms
 
 
-def test_measurement_is_repeatable_and_says_how_disturbed_it_was():
+def test_a_measurement_is_repeatable_and_states_contention():
     """Each has a process of its own, a reference of its own, and another load beside it."""
     first, second = measure(network(40), shape=SHAPE), measure(network(40), shape=SHAPE)
 
@@ -132,7 +132,7 @@ def never() -> Latency:
     raise AssertionError("measured although it is kept")
 
 
-def test_cache_returns_what_it_kept_without_measuring(tmp_path):
+def test_a_cached_latency_is_returned_without_measuring(tmp_path):
     assert LatencyCache(tmp_path).latency_of("resnet@cpu", lambda: MEASURED) == MEASURED
 
     assert LatencyCache(tmp_path).latency_of("resnet@cpu", never) == MEASURED
@@ -169,7 +169,7 @@ def test_an_entry_of_the_protocol_without_intervals_is_passed_over(tmp_path, cap
     assert caplog.text == ""
 
 
-def test_a_reference_is_kept_and_scales_what_is_measured_beside_it(tmp_path):
+def test_a_reference_is_cached_and_scales_each_measurement(tmp_path):
     """A kept time of the double makes the same file twice as slow: the clock is a ratio."""
     cache = LatencyCache(tmp_path)
     before = cache.measure(network(10), shape=SHAPE)

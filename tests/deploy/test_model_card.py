@@ -89,7 +89,7 @@ def test_a_hub_reads_the_results(folder):
         "train.lr: 0.1",
     ],
 )
-def test_it_says_what_was_measured(folder, said):
+def test_the_card_states_the_measurements(folder, said):
     assert said in (folder / model_card.CARD).read_text()
 
 
@@ -108,12 +108,12 @@ def test_what_is_found_later_is_added(folder):
 
 
 @pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
-def test_a_busy_machine_is_told(folder, contention, is_told):
+def test_the_card_states_a_busy_machine(folder, contention, is_told):
     model_card.update(folder, onnx={**METRICS["onnx"], "contention": contention})
     assert ("The machine was busy" in (folder / model_card.CARD).read_text()) == is_told
 
 
-def test_other_seeds_stand_beside_it(folder):
+def test_the_card_states_the_spread_over_seeds(folder):
     seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
     model_card.update(folder, seeds={"validation": seeds})
 

@@ -73,7 +73,7 @@ def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
     np.testing.assert_allclose(found, pixels, atol=1)
 
 
-def test_another_file_says_of_itself_what_metrics_json_does(tmp_path):
+def test_another_file_uses_the_metadata_in_metrics_json(tmp_path):
     file = tmp_path / "student.pt2"
     torch.export.save(torch.export.export(Brightness(), (torch.zeros(1, 3, 16, 16),)), file)
     told = {"metadata": said(3, 16, 16)}

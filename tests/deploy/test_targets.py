@@ -95,7 +95,7 @@ def test_settings_are_part_of_the_key(name: str, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", SLOW_TORCH, "openvino"])
-def test_a_target_tells_a_longer_network_from_a_shorter(name: str) -> None:
+def test_a_longer_network_takes_longer(name: str) -> None:
     target = usable(name)
     times = []
     for count in (2, 40):
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is installed here")
-def test_a_missing_runtime_is_told_with_its_extra() -> None:
+def test_the_error_for_a_missing_runtime_names_its_extra() -> None:
     with pytest.raises(SpecError, match=r"--target openvino: .*pip install kdsearch\[openvino\]"):
         require_target(StudyConfig(target="openvino"))
 
@@ -130,7 +130,7 @@ def test_more_threads_than_cores_are_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_missing_gpu_is_told() -> None:
+def test_a_missing_gpu_is_an_error() -> None:
     with pytest.raises(SpecError, match="--target cuda: PyTorch sees no GPU"):
         require_target(StudyConfig(target="cuda"))
 
@@ -138,14 +138,14 @@ def test_a_missing_gpu_is_told() -> None:
 @pytest.mark.skipif(
     "TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="it has TensorRT"
 )
-def test_a_missing_tensorrt_is_told() -> None:
+def test_a_missing_tensorrt_is_an_error() -> None:
     with pytest.raises(SpecError, match=r"--target tensorrt: this ONNX Runtime has .*CPUExec"):
         require_target(StudyConfig(target="tensorrt"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
-def test_a_gpu_tells_a_longer_network_from_a_shorter(name: str) -> None:
+def test_a_longer_network_takes_longer_on_a_gpu(name: str) -> None:
     target = usable(name)
     times = []
     for count in (2, 40):
@@ -199,7 +199,7 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
     ],
 )
-def test_a_command_that_fails_is_told_by_name(tmp_path: Path, script: str, told: str) -> None:
+def test_the_error_of_a_failing_command_names_it(tmp_path: Path, script: str, told: str) -> None:
     target = parse_target(command(tmp_path, script))
     with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
         target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
@@ -219,7 +219,7 @@ def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Pa
     assert float(found[1]) >= 0.2
 
 
-def test_a_command_that_fails_its_rehearsal_is_refused_with_what_it_said(tmp_path: Path) -> None:
+def test_a_command_that_fails_its_dry_run_is_refused_with_its_output(tmp_path: Path) -> None:
     target = parse_target(command(tmp_path, "raise SystemExit('adb: no devices')"))
     with pytest.raises(SpecError, match=r"(?s)small ONNX file of 1x8x8: .*ended with 1.*adb: no d"):
         target.dry_run((1, 8, 8), lambda _: None)
@@ -264,7 +264,7 @@ def gone(pid: int) -> bool:
         ("cmd:sh 'unclosed", "No closing quotation"),
     ],
 )
-def test_a_command_that_cannot_be_is_refused_before_a_study(text: str, told: str) -> None:
+def test_an_unusable_command_is_refused_before_a_study(text: str, told: str) -> None:
     with pytest.raises(SpecError, match=told):
         require_target(StudyConfig(target=text))
 

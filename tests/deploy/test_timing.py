@@ -82,7 +82,7 @@ def test_an_interval_holds_19_of_20_next_rounds() -> None:
     assert 0.93 < inside / 2000 < 0.97
 
 
-def test_settling_ends_when_the_interval_is_narrow() -> None:
+def test_measuring_ends_when_the_interval_is_narrow() -> None:
     source = iter(rounds(1.0, 1.2, 1.0, 1.0, *[1.0] * 100))
     found = measure_rounds(
         lambda: next(source), RoundLimits(min_rounds=3, max_rounds=12, max_seconds=60)
@@ -100,7 +100,7 @@ def test_settling_takes_at_least_so_many_rounds() -> None:
     assert len(list(source)) == 5
 
 
-def test_settling_gives_up_and_says_so() -> None:
+def test_measuring_ends_at_the_limit_of_rounds_and_is_not_narrow() -> None:
     def noise() -> Iterator[Round]:
         while True:
             yield from rounds(1.0, 2.0)
@@ -134,7 +134,7 @@ def test_settling_ends_with_its_time() -> None:
     assert len(list(source)) == 1
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_latency_of_a_busy_machine_states_it() -> None:
     busy = replace(GOOD, contention=1.3)
 
     assert str(busy).endswith("; the machine was busy")

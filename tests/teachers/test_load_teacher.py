@@ -190,7 +190,7 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
         TeacherSpec(weights="w.pt")
 
 
-def test_a_trained_teacher_is_kept_for_the_next_study(tmp_path: Path) -> None:
+def test_a_trained_teacher_is_cached_for_the_next_study(tmp_path: Path) -> None:
     heard: list[int] = []
 
     def get(data: ImageData = DATA, seed: int = 0, epochs: int = 1) -> Model:

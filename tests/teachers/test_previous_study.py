@@ -235,7 +235,7 @@ def test_a_damaged_folder_is_refused(
     assert said in refusal(f"study:{folder}", data, tmp_path)
 
 
-def test_the_file_of_the_weights_is_told(study: Path) -> None:
+def test_a_spec_names_the_file_of_its_weights(study: Path) -> None:
     kept, _ = kept_and_lost(study)
     assert TeacherSpec(name=f"study:{study}").weights_file == study / "best/student.safetensors"
     own = TeacherSpec(name=f"study:{study}#{kept[0]}").weights_file

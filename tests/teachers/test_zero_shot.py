@@ -142,7 +142,7 @@ def test_as_many_classes_as_the_embedding_is_wide_confuses_no_tap() -> None:
     torch.testing.assert_close(tapped.features(x).embedding.norm(dim=1), torch.ones(3))
 
 
-def test_a_tower_that_tells_its_tokens_too_is_heard_by_its_first_answer() -> None:
+def test_the_embedding_is_the_first_output_of_a_tower() -> None:
     class Talkative(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -179,7 +179,7 @@ def test_a_users_zero_shot_teacher_keeps_its_preprocessing(factories: Path, tmp_
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_a_timm_tower_says_of_its_images_holds_for_the_whole() -> None:
+def test_the_image_attributes_of_a_timm_tower_apply_to_the_classifier() -> None:
     network = zero_shot(vit(), texts())
     assert network.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     assert not hasattr(zero_shot(tower(), texts()), "pretrained_cfg")
@@ -206,7 +206,7 @@ def test_a_class_is_called_in_words() -> None:
     assert len(set(prompts("cat"))) == len(TEMPLATES)
 
 
-def test_a_tag_is_told_from_a_file_by_its_look() -> None:
+def test_a_tag_has_no_dot_and_no_slash() -> None:
     assert is_tag("laion2b_s34b_b79k")
     assert not is_tag("weights.pt")
     assert not is_tag("./openai")
@@ -215,7 +215,7 @@ def test_a_tag_is_told_from_a_file_by_its_look() -> None:
     assert file == Path("openai")
 
 
-def test_without_open_clip_the_message_says_what_to_install(
+def test_without_open_clip_the_error_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)

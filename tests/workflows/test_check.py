@@ -119,7 +119,7 @@ def test_no_temperature_is_best_for_one_who_is_always_right_or_knows_nothing() -
     assert best_temperature(logits, torch.tensor([1, 2, 0])) is None
 
 
-def test_binary_data_refuses_dkd_and_says_why(tmp_path: Path, out: Path) -> None:
+def test_dkd_is_unusable_on_two_classes_with_a_reason(tmp_path: Path, out: Path) -> None:
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
         for place, name in enumerate(("dark", "light")):
             folder = tmp_path / split / name
@@ -138,7 +138,7 @@ def test_binary_data_refuses_dkd_and_says_why(tmp_path: Path, out: Path) -> None
     assert math.isfinite(tried["kd"].loss)
 
 
-def test_teacher_without_stages_is_told(teachers: str, out: Path) -> None:
+def test_methods_that_need_stages_are_unusable_without_them(teachers: str, out: Path) -> None:
     found = checked(out, StudyConfig(teacher=f"{teachers}:flat"))
     tried = by_name(found)
     assert sorted(tried) == list(METHODS.names())
@@ -170,7 +170,7 @@ def test_class_token_refuses_grad_cam(teachers: str, out: Path, tmp_path: Path) 
     assert "class token" in found["grad_cam"].reason
 
 
-def test_space_says_what_is_tried_and_teachers_are_blended(
+def test_a_space_sets_the_methods_and_teachers_are_blended(
     teachers: str, out: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "space.yaml"

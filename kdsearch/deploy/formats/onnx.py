@@ -1,7 +1,7 @@
 """Write a student as one ONNX file, verify it against its model, and score it on its own.
 
 Input `input` [batch, C, H, W], normalised float32; one output, named by the task; any batch size.
-Two exporters: the shipped file comes from torch.export; `for_pricing` uses the older trace-based
+Two exporters: the file of best/ comes from torch.export; `for_pricing` uses the older trace-based
 one, 15 times quicker, whose file is thrown away once it is timed.
 """
 
@@ -99,7 +99,7 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
 
     Untrained weights are perturbed on a copy, since a branch that ends in zeros may be folded away.
     The trace-based exporter is deprecated, but the other takes 1.2 to 1.7 s for a tiny network,
-    which a study would pay for every candidate. Latency of its file over the shipped one's, paired,
+    which a study would pay for every candidate. Latency of its file over that of best/, paired,
     in ONNX Runtime: CNNs 0.98 to 1.00, ConvNeXt 1.00 to 1.03, ViTs 0.94 to 0.96. (Without its
     optimiser the other exporter leaves BatchNorm unfolded: 1.5 to 3.5 times slower files.)
     Raises CostError when the model does not export.

@@ -1,4 +1,4 @@
-"""OpenVINO's own files (.xml beside .bin), run in float32 arithmetic on the CPU."""
+"""OpenVINO's own files (.xml and .bin), run in float32 arithmetic on the CPU."""
 
 from __future__ import annotations
 

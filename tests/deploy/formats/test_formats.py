@@ -133,7 +133,7 @@ def answers(name: str, path: Path, images: Tensor, folder: Path) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("name", FORMATS.names())
-def test_a_fresh_process_says_what_the_network_says(name, source, tmp_path):
+def test_a_new_process_gives_the_answers_of_the_network(name, source, tmp_path):
     path = written(name, source, tmp_path)
     images, labels = pictures(70, seed=1)
 
@@ -220,7 +220,7 @@ def test_tolerance_refuses_what_is_far_and_what_is_no_number():
     assert str(Tolerance(same=0.9)) == "same >= 0.9"
 
 
-def test_an_unknown_format_is_told_with_the_nearest():
+def test_the_error_for_an_unknown_format_names_the_nearest():
     told = r"unknown format 'onnx-int9' \(did you mean 'onnx-int8'\?\); known: .* onnx-fp16, .*"
     with pytest.raises(SpecError, match=told) as caught:
         get("onnx-int9")
