@@ -31,7 +31,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import Proposals, search
+from kdsearch.engines.dispatch import TrialQueue, search
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import suggest
 from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
@@ -262,7 +262,7 @@ def by_us(table: Table, seed: int, n: int) -> list[Student]:
         open_study(Path(folder) / "table", config, versions={}) as study,
     ):
         source = search(study, n_trials=MOST_TRIALS, price=cost_of)
-        local.run(Proposals(study, takewhile(lambda _: len(trained) < n, source)), [evaluate])
+        local.run(TrialQueue(study, takewhile(lambda _: len(trained) < n, source)), [evaluate])
     return trained
 
 

@@ -24,7 +24,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import quartiles
 from kdsearch.deploy.pricing import build_student
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import Proposals, search
+from kdsearch.engines.dispatch import TrialQueue, search
 from kdsearch.hpo.sampler import suggest
 from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
@@ -75,7 +75,7 @@ def ours(study: OpenStudy, built: list[float]) -> Callable[[], object]:
         return TrialOutcome(state="complete", cost=cost, violations=violations, val=chance.random())
 
     def step() -> None:
-        local.run(Proposals(study, search(study, n_trials=len(study.records()) + 1)), [evaluate])
+        local.run(TrialQueue(study, search(study, n_trials=len(study.records()) + 1)), [evaluate])
         study.front()
 
     return step

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import OnTrial, Proposals, search
+from kdsearch.engines.dispatch import OnTrial, TrialQueue, search
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
@@ -75,12 +75,12 @@ def run_search(
     source = search(
         study, n_trials=n_trials, is_enough=lambda: time.perf_counter() >= until or is_enough()
     )
-    local.run(Proposals(study, source, on_trial=on_trial), evaluators)
+    local.run(TrialQueue(study, source, on_trial=on_trial), evaluators)
 
 
 def run_asked(study: OpenStudy, proposal: Proposal, evaluate: local.Evaluate) -> TrialRecord:
     """Run one trial that the study was asked for, and return its record."""
-    local.run(Proposals(study, iter([proposal])), [evaluate])
+    local.run(TrialQueue(study, iter([proposal])), [evaluate])
     return study.records()[proposal.number]
 
 

@@ -1,9 +1,8 @@
-"""What is handed out next and how it ended: the same for every engine. No torch here.
+"""Ask/tell queue between the study and an engine. No torch here.
 
-An engine takes trials from here, runs them wherever it likes, and brings back their outcomes. One
-thread, the driver's, calls this; it alone asks and tells the study. An equal earlier trial stands
-for a new one, and one that is equal to a running trial waits until that has ended. Three trials in
-a row that fail alike end the study: the next hundred would too.
+An engine takes trials, runs them wherever it likes, and returns their outcomes. The driver's thread
+alone calls this. An equal earlier trial stands for a new one; a proposal that equals a running
+trial is parked until that one ends.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from kdsearch.study.config import OBJECTIVE
 from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
-MAX_FAILURES = 3  # in a row and alike
+MAX_FAILURES = 3  # in a row and alike; the next hundred trials would fail too
+MAX_PARKED = 8  # proposals; each was sampled without the outcomes of the trials that run
 _TRAINED = ("complete", "pruned")
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
-class Proposals:
-    """Hands out the trials of `source`, and tells the study how each of them ended.
+class TrialQueue:
+    """Gives an engine the trials of `source`, and stores their outcomes in the study.
 
     earlier: returns the trial whose outcome stands for one; by default any equal one.
     """
@@ -44,46 +44,47 @@ class Proposals:
         self._on_trial = on_trial
         self._earlier = earlier or study.earlier
         self._running: set[str] = set()
-        self._waiting: Proposal | None = None
+        self._parked: list[Proposal] = []
         self._failures: list[str] = []
 
     def next(self) -> Proposal | None:
-        """Return a trial to run; None when nothing is left, or only what waits for a running one.
-
-        Trials that need not run are told on the way.
-        """
-        while (proposal := self._waiting or next(self._source, None)) is not None:
-            self._waiting = proposal if proposal.digest in self._running else None
-            if self._waiting is not None:
-                return None
+        """Return a trial to run; None when none is left, or only parked ones."""
+        while (proposal := self._take()) is not None:
             if (earlier := self._earlier(proposal)) is None:
                 self._running.add(proposal.digest)
                 if self._on_begin is not None:
                     self._on_begin(proposal)
                 return proposal
-            self._tell(proposal, _reused(earlier))
+            self._store(proposal, _reused(earlier))
         return None
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a trial is left that waits for an equal running one."""
-        return self._waiting is not None
+    def _take(self) -> Proposal | None:
+        """Return a proposal that equals no running trial, and park those that do."""
+        for i, proposal in enumerate(self._parked):
+            if proposal.digest not in self._running:
+                return self._parked.pop(i)
+        while len(self._parked) < MAX_PARKED:
+            new = next(self._source, None)
+            if new is None or new.digest not in self._running:
+                return new
+            self._parked.append(new)
+        return None
 
-    def end(self, proposal: Proposal, outcome: TrialOutcome) -> None:
-        """Take how a trial ended that `next` gave.
+    def end(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
+        """Store the outcome of a trial that `next` returned.
 
-        Raises TrialsFailedError when it is the third in a row to fail of one cause: a trial that
-        could be trained between them breaks the row, one over the budget or that was reused does
-        not. Controls and refits do not count: the search is over.
+        Raises TrialsFailedError when it is the third in a row to fail of one cause. A trained trial
+        breaks the row, a rejected or reused one does not. Controls and refits do not count.
         """
         self._running.remove(proposal.digest)
-        record = self._tell(proposal, outcome)
+        record = self._store(proposal, outcome)
         if record.state in _TRAINED:
             self._failures.clear()
         elif record.state == "failed" and not proposal.kind:
-            self._fail(record.reason)
+            self._count_failure(record.reason)
+        return record
 
-    def _fail(self, reason: str) -> None:
+    def _count_failure(self, reason: str) -> None:
         cause = _NUMBER.sub("#", reason)
         if cause not in self._failures:
             self._failures.clear()
@@ -96,14 +97,14 @@ class Proposals:
                 f"Details: {log}. Once that is mended, {config.how_to_resume(path)}"
             )
 
-    def _tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
+    def _store(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
         record = self._study.tell(proposal, outcome)
         if self._on_trial is not None:
             self._on_trial(record)
         return record
 
 
-Engine: TypeAlias = Callable[[Proposals], None]
+Engine: TypeAlias = Callable[[TrialQueue], None]
 
 
 def search(
@@ -113,9 +114,9 @@ def search(
     is_enough: Callable[[], bool] = lambda: False,
     price: Price | None = None,
 ) -> Iterator[Proposal]:
-    """Yield new trials until the study holds `n_trials` of the search, or those are enough.
+    """Yield new trials until the study holds `n_trials` of the search, or `is_enough`.
 
-    That is looked at between trials: a running one is finished. price: see `OpenStudy.ask`.
+    `is_enough` is called between trials: a running one is finished. price: see `OpenStudy.ask`.
     """
     for _ in range(n_trials - len(searched(study.records()))):
         if is_enough():

@@ -1,11 +1,10 @@
 """Worker processes: one trial each at a time, on one CPU thread by default.
 
-Two trainings of one thread finish sooner than one after the other with two threads. A worker is a
-process of its own, started afresh (torch's threads do not survive a fork), that lays out the same
-bench from the request: images and teacher's outputs are mapped from the cache. Candidates and
-outcomes cross the pipe, and at each rung whether to go on. A worker that dies, or is killed since
-its trial took too long, fails that trial alone, and the next one starts another; all of them end
-with the driver, however that ends.
+Two trainings with one thread each finish sooner than one after the other with two. A worker is a
+spawned process (torch's threads do not survive a fork) that prepares the study's context itself:
+it maps images and teacher outputs from the cache. Candidates, epochs, rungs and outcomes cross the
+pipe. A worker that dies, or is killed at a timeout, fails its trial alone, and the next trial
+starts another. All workers end with the driver.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from typing import TypeAlias
 
 import torch
 
+from kdsearch.engines.logs import send_logs, write_log
 from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
@@ -39,20 +39,19 @@ from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
 
 _READY = "ready"
-# What a worker tells: that it is ready, each epoch and how many there will be, a rung, at which it
-# waits for the answer, and how the trial ended. It also sends what it logs, and what the study
-# cannot survive.
-_Told: TypeAlias = str | tuple[Epoch, int] | Rung | TrialOutcome
-_Sent: TypeAlias = _Told | logging.LogRecord | KDSearchError
+# A worker sends _READY, each epoch with the planned epochs, a rung, where it waits for the answer,
+# and the outcome; also log records, and an error that ends the study.
+_Message: TypeAlias = str | tuple[Epoch, int] | Rung | TrialOutcome
+_Sent: TypeAlias = _Message | logging.LogRecord | KDSearchError
 _Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path] | str | None]"
 
 
 class Worker:
-    """A process that runs trials as `run_trial` does. It starts with the first one.
+    """A process that runs trials as `run_trial` does. It starts with the first trial.
 
-    out: the results folder, whose cache holds the images and the teacher. unfinished: where
-    trainings are kept until they end. threads: of the CPU. timeout: the seconds that a trial may
-    take, whatever it is at, waiting for its turn included; starting the process is not counted.
+    out: the results folder, whose cache holds the images and the teacher. unfinished: the folder of
+    trainings that have not ended. threads: of the CPU. timeout: seconds that a trial may take,
+    waiting for locks included; the start of the process does not count.
     """
 
     def __init__(
@@ -78,10 +77,9 @@ class Worker:
         on_epoch: OnEpoch | None = None,
         on_rung: OnRung | None = None,
     ) -> TrialOutcome:
-        """Run one trial; a worker that dies makes of it a failed one that says how.
+        """Run one trial; it fails with the cause of death if the worker dies.
 
-        Raises KDSearchError for what the study as a whole cannot survive, such as a worker that
-        cannot be started.
+        Raises KDSearchError for an error that ends the study, such as a worker that cannot start.
         """
         if self._process is None or not self._process.is_alive():
             self._start()
@@ -104,44 +102,44 @@ class Worker:
             self._process.join()
 
     def _start(self) -> None:
-        """Start the process and wait until it has its bench."""
+        """Start the process and wait until its context is ready."""
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         process = spawn.Process(target=_work, args=(theirs, *self._given), daemon=True)
-        with _deaf_to_ctrl_c():
+        with _ignore_sigint():
             process.start()
         theirs.close()
         self._process = process
         self._until = math.inf
         try:
-            ready = self._told()
+            ready = self._message()
         except (EOFError, ConnectionError):
             raise StudyError(f"a worker process {self._end()} before its first trial") from None
         assert ready == _READY
 
     def _outcome(self, on_epoch: OnEpoch | None, on_rung: OnRung | None) -> TrialOutcome:
-        while not isinstance(told := self._told(), TrialOutcome):
-            if isinstance(told, Rung):
-                self._pipe.send(None if on_rung is None else on_rung(told))
+        while not isinstance(message := self._message(), TrialOutcome):
+            if isinstance(message, Rung):
+                self._pipe.send(None if on_rung is None else on_rung(message))
                 continue
-            assert isinstance(told, tuple)
+            assert isinstance(message, tuple)
             if on_epoch is not None:
-                on_epoch(*told)
-        return told
+                on_epoch(*message)
+        return message
 
-    def _told(self) -> _Told:
-        """Return what the worker says next, after logging what it logged.
+    def _message(self) -> _Message:
+        """Return the next message, and log the log records before it.
 
-        Raises TimeoutError where it says nothing in time.
+        Raises TimeoutError at the timeout.
         """
-        while isinstance(told := self._received(), logging.LogRecord):
-            logging.getLogger(told.name).handle(told)
-        if isinstance(told, KDSearchError):
-            raise told
-        said: _Told = told
-        return said
+        while isinstance(sent := self._receive(), logging.LogRecord):
+            write_log(sent)
+        if isinstance(sent, KDSearchError):
+            raise sent
+        message: _Message = sent
+        return message
 
-    def _received(self) -> _Sent:
+    def _receive(self) -> _Sent:
         left = None if self._until == math.inf else max(0.0, self._until - time.perf_counter())
         if not self._pipe.poll(left):
             raise TimeoutError
@@ -149,19 +147,19 @@ class Worker:
         return received
 
     def _end(self) -> str:
-        """Say how the process ended."""
+        """Return the cause of the process's end."""
         assert self._process is not None
         self._process.join()
         code = self._process.exitcode or 0
         if code >= 0:
             return f"ended with status {code}"
-        told = f"was killed by {signal.Signals(-code).name}"
-        return f"{told}; was memory short?" if -code == signal.SIGKILL else told
+        cause = f"was killed by {signal.Signals(-code).name}"
+        return f"{cause}; was memory short?" if -code == signal.SIGKILL else cause
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, which a terminal sends to the whole group.
+def _ignore_sigint() -> Iterator[None]:
+    """Start processes without SIGINT: a terminal sends Ctrl-C to the whole group.
 
     They inherit which signals are blocked. multiprocessing's tracker, which the first of them
     starts, would unblock it.
@@ -185,7 +183,7 @@ def open_workers(
     threads: int = 1,
     timeout: float | None = None,
 ) -> Iterator[list[Worker]]:
-    """Give that many workers, and stop them in the end."""
+    """Give that many workers; all of them stop at the end."""
     one = partial(
         Worker,
         config,
@@ -211,15 +209,13 @@ def _work(
     unfinished: Path | None,
     threads: int,
 ) -> None:
-    """Be a worker: run what comes through the pipe until it is closed."""
+    """Run the trials that come through the pipe until it is closed."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
     torch.set_num_threads(threads)
-    logger = logging.getLogger("kdsearch")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_ToDriver(pipe))
+    send_logs(pipe.send)
     with suppress(EOFError, ConnectionError):  # the driver is gone
         try:
-            _serve(pipe, replace(bench_of(config, out, device), unfinished=unfinished))
+            _serve(pipe, replace(load_context(config, out, device), unfinished=unfinished))
         except KDSearchError as error:
             pipe.send(error)
 
@@ -235,28 +231,12 @@ def _serve(pipe: _Pipe, context: TrialContext) -> None:
     while True:
         given = pipe.recv()
         assert isinstance(given, tuple)
-        told = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
-        pipe.send(told(given[0], context, given[1]))
+        run = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
+        pipe.send(run(given[0], context, given[1]))
 
 
-class _ToDriver(logging.Handler):
-    """Sends what is logged, as text with its traceback: the driver alone writes the log."""
-
-    def __init__(self, pipe: _Pipe) -> None:
-        super().__init__()
-        self._pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        self._pipe.send(
-            logging.LogRecord(
-                record.name, record.levelno, record.pathname, record.lineno, text, None, None
-            )
-        )
-
-
-def bench_of(config: StudyConfig, out: Path, device: torch.device) -> TrialContext:
-    """Lay out the bench of a study that has begun. Raises StudyError where its images changed."""
+def load_context(config: StudyConfig, out: Path, device: torch.device) -> TrialContext:
+    """Return the context of a study that has begun. Raises StudyError if its images changed."""
     data, found = load_data(config, out)
     if found != config:
         raise StudyError(f"{config.data} has changed since the study began")
@@ -264,7 +244,7 @@ def bench_of(config: StudyConfig, out: Path, device: torch.device) -> TrialConte
 
 
 def _end_with_driver() -> None:
-    """Leave, whatever the trial is at, as soon as the driver is gone."""
+    """Exit as soon as the driver has ended."""
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()

@@ -1,8 +1,9 @@
-"""Trials on Ray: each actor lays out the study's bench once and runs one trial after another on it.
+"""Trials on Ray: each actor prepares the study's context once and runs trials one after another.
 
-The nodes share the results folder: images and teacher's outputs are mapped from its cache, once a
-node however many actors it has, and an unfinished training goes on from there on any node. An actor
-on a node that does not see that folder ends the run. On a CPU an actor computes with one thread.
+The nodes share the results folder: actors map images and teacher outputs from its cache, and resume
+an unfinished training from there on any node. An actor on a node that does not see that folder ends
+the run. On a CPU an actor computes with one thread. At a rung a trial asks the pruner, an actor of
+its own on the driver's node.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import torch
 
 from kdsearch import atomic
 from kdsearch.engines.dispatch import Engine
-from kdsearch.engines.processes import bench_of
+from kdsearch.engines.processes import load_context
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.early_stopping import OnRung, Rung
+from kdsearch.study.early_stopping import OnRung, RungPruner
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import UNFINISHED, TrialContext, run_trial
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
     from kdsearch.engines.ray_tune import Evaluate, Report
 
 _ADDRESS = re.compile(r"none|auto|[^:/\s]+:[0-9]{1,5}")
-_SIGN = "driver"  # a file in the folder of unfinished trainings, by which nodes know the folder
+_SIGN = "driver"  # a file in the folder of unfinished trainings that proves a node shares it
 OnTrialEpoch = Callable[[int, Epoch, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnRay:
-    """That trials run on Ray: where, and which share of a GPU each has; None: a whole one.
+    """Where Ray runs, and each trial's share of a GPU; None: a whole one.
 
     address: `none` for a Ray of our own on this machine, `auto`, or HOST:PORT of a cluster.
     """
@@ -85,16 +86,13 @@ def open_actors(
     device: torch.device,
     timeout: float | None,
     on_epoch: OnTrialEpoch,
-    on_rung: OnRung,
+    pruner: RungPruner,
 ) -> Iterator[Engine]:
-    """Give what runs that many trials at a time on Ray, or as many as it has room for."""
+    """Give an engine of that many actors on Ray, or of as many as it has room for."""
     from kdsearch.engines import ray_cluster, ray_tune
 
-    def told(proposal: Proposal, epoch: Epoch, epochs: int) -> None:
+    def on_progress(proposal: Proposal, epoch: Epoch, epochs: int) -> None:
         on_epoch(proposal.number, epoch, epochs)
-
-    def judged(_: Proposal, rung: Rung) -> str | None:
-        return on_rung(rung)
 
     sign = uuid.uuid4().hex
     (study.path / UNFINISHED).mkdir(exist_ok=True)
@@ -115,31 +113,39 @@ def open_actors(
                 f"--ray-address {on_ray.address}: Ray has no node with a CPU"
                 + (f" and {share:g} of a GPU" if share else "")
             )
+        pruner.update(study.records())
+        ask = ray_cluster.PrunerActor(pruner) if pruner.mode != "off" else None
         yield partial(
             ray_tune.run,
-            start=start,
+            start=partial(start, on_rung=ask),
             workers=count or room,
             gpus=share,
             timeout=timeout,
-            on_progress=told,
-            on_rung=judged,
+            on_end=None if ask is None else ask.update,
+            on_progress=on_progress,
         )
 
 
 def _start(
-    config: StudyConfig, study: Path, *, folder: Path, device: torch.device, sign: str
+    config: StudyConfig,
+    study: Path,
+    *,
+    folder: Path,
+    device: torch.device,
+    sign: str,
+    on_rung: OnRung | None,
 ) -> Evaluate:
-    """Return what runs trials in an actor: lay out the bench, as every node can from the cache."""
+    """Prepare the study's context in an actor, and return what runs a trial there."""
     _go_to(folder)
     _require_shared(study, sign)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    context = bench_of(config, study.parent, device)
-    return partial(_evaluate, replace(context, unfinished=study / UNFINISHED), study)
+    context = replace(load_context(config, study.parent, device), unfinished=study / UNFINISHED)
+    return partial(_evaluate, context, study, on_rung)
 
 
 def _go_to(folder: Path) -> None:
-    """Work where the driver does: the request may name files from there."""
+    """Work in the driver's folder: the study may name files from there."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -159,12 +165,16 @@ def _require_shared(study: Path, sign: str) -> None:
 
 
 def _evaluate(
-    context: TrialContext, study: Path, proposal: Proposal, report: Report
+    context: TrialContext,
+    study: Path,
+    on_rung: OnRung | None,
+    proposal: Proposal,
+    report: Report,
 ) -> TrialOutcome:
     return run_trial(
         Candidate.from_params(proposal.params),
         context,
         study / "trials" / f"{proposal.number:06d}",
-        on_epoch=report.progress,
-        on_rung=None if proposal.kind else report.rung,
+        on_epoch=report,
+        on_rung=None if proposal.kind else on_rung,
     )

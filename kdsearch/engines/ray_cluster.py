@@ -1,6 +1,7 @@
-"""The Ray that trials run on: one of our own on this machine, or a cluster. No torch here.
+"""Connect to Ray: a private one on this machine, or a cluster. No torch here.
 
-It is kept silent, as our console tells what happens, and nothing is sent anywhere.
+Ray prints nothing, since our console does, and sends no usage statistics. No private attribute of
+Ray is used.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ import math
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+# Read when Ray is imported: else it prints a message of each dead actor to stdout.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
+
 import ray
-from ray._private import services, worker
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdsearch.errors import StudyError
+from kdsearch.spec import TrialRecord
+from kdsearch.study.early_stopping import Rung, RungPruner
 
 PRIVATE = "none"
 _RUNNING = "auto"
@@ -38,11 +46,11 @@ _IN_ACTORS = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 @contextmanager
 def connected(address: str = PRIVATE, *, cpus: int | None = None) -> Iterator[None]:
-    """Hold a connection to Ray meanwhile, which sends nothing anywhere and prints nothing.
+    """Hold a connection to Ray.
 
-    address: `none` starts a Ray of our own on this machine, with that many CPUs to share out and
-    no dashboard, and ends it; `auto` joins the one that runs here; or `HOST:PORT` of a cluster
-    that this machine is a node of. Raises StudyError when it cannot be had.
+    address: `none` starts a private Ray on this machine, with that many CPUs and no dashboard, and
+    ends it; `auto` joins the one that runs here; or `HOST:PORT` of a cluster that this machine is a
+    node of. Raises StudyError when it cannot connect.
     """
     private: dict[str, Any] = {}
     where = address
@@ -67,7 +75,7 @@ def connected(address: str = PRIVATE, *, cpus: int | None = None) -> Iterator[No
             cause = str(error).partition("\n")[0]
             raise StudyError(
                 f"--ray-address {address}: {cause}; `ray start --head` starts a cluster, and "
-                "--ray-address none a Ray of our own"
+                "--ray-address none a private one"
             ) from error
         try:
             yield
@@ -76,16 +84,21 @@ def connected(address: str = PRIVATE, *, cpus: int | None = None) -> Iterator[No
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing answers; Ray would try for minutes, at a dead cluster's too."""
+    """Raise OSError where nothing answers, at once: Ray would try for minutes."""
     if address == _RUNNING:
-        address = services.canonicalize_bootstrap_address_or_die(address)
+        # Where `ray start` writes the address of the cluster that it started.
+        kept = Path(
+            os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/ray_current_cluster"
+        )
+        address = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+        address = os.environ.get("RAY_ADDRESS") or address
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
 
 
 def room(gpus: float) -> int:
-    """Return how many trials of one CPU and that share of a GPU have room, on all nodes."""
+    """Return how many trials of one CPU and that share of a GPU fit on all nodes."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     shares = [node["Resources"] for node in nodes if node["Alive"]]
     return sum(
@@ -94,19 +107,51 @@ def room(gpus: float) -> int:
     )
 
 
+class PrunerActor:
+    """A pruner in an actor on the driver's node; the handle can be sent to other actors."""
+
+    def __init__(self, pruner: RungPruner) -> None:
+        here = ray.get_runtime_context().get_node_id()
+        self._actor: Any = (
+            ray.remote(_Pruner)
+            .options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+            )
+            .remote(pruner)
+        )
+
+    def update(self, record: TrialRecord) -> None:
+        """Add a trial that ended; returns when the next rung counts it."""
+        ray.get(self._actor.update.remote(record))
+
+    def __call__(self, rung: Rung) -> str | None:
+        """Return the reason to prune the trial there, or None."""
+        reason: str | None = ray.get(self._actor.decide.remote(rung))
+        return reason
+
+
+class _Pruner:
+    def __init__(self, pruner: RungPruner) -> None:
+        self._pruner = pruner
+
+    def update(self, record: TrialRecord) -> None:
+        self._pruner.update([record])
+
+    def decide(self, rung: Rung) -> str | None:
+        return self._pruner(rung)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Set what Ray reads from the environment alone, silence it, give its signal back."""
+    """Set the environment variables that Ray reads, silence its log, restore its signal."""
     logger = logging.getLogger("ray")
     level, handler = logger.level, signal.getsignal(signal.SIGUSR1)
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     logger.setLevel(logging.CRITICAL)
-    worker._worker_logs_enabled = False  # or it prints of each dead actor, to stdout
     try:
         yield
     finally:
-        worker._worker_logs_enabled = True
         logger.setLevel(level)
         if signal.getsignal(signal.SIGUSR1) is not handler:
             signal.signal(signal.SIGUSR1, handler)

@@ -1,4 +1,4 @@
-"""A running trial at a rung, judged by the trials of its study that ended. No torch here."""
+"""Decide at a rung whether to prune a trial, from the trials that ended. No torch here."""
 
 from __future__ import annotations
 
@@ -12,66 +12,81 @@ from kdsearch.study.study import OpenStudy, searched
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """Where a running trial stands: its accuracies so far, of so many epochs, and its cost."""
+    """A running trial at a rung: the metric after each epoch so far, planned epochs, cost."""
 
     curve: tuple[float, ...]
     epochs: int
     cost: Cost
 
 
-# Answers why the trial is to stop there, or None.
+# Returns the reason to prune the trial at a rung, or None.
 OnRung = Callable[[Rung], str | None]
 
 
-class Judge:
-    """Judges the running trials of a study, in any thread; controls are no peers.
+class RungPruner:
+    """Decides from the curves that `update` adds; it can be sent to another process.
 
-    images: how many there are in the validation split. earlier: curves of a study of the same data
-    whose costs are on the same axis; they only foretell.
+    earlier: curves of an earlier study, which only serve predictions.
+    """
+
+    def __init__(self, pruner: CurvePruner, *, axis: str, earlier: Sequence[Curve] = ()) -> None:
+        self.mode = pruner.mode
+        self._pruner = pruner
+        self._axis = axis
+        self._earlier = [replace(curve, is_rival=False) for curve in earlier]
+        self._ended: dict[int, Curve] = {}
+
+    def update(self, records: Sequence[TrialRecord]) -> None:
+        """Add the curves of trials of the search that ended; controls and reused ones have none."""
+        for record in searched(records):
+            if record.number not in self._ended and (curve := _curve_of(record, self._axis)):
+                self._ended[record.number] = curve
+
+    def __call__(self, rung: Rung) -> str | None:
+        """Return the reason to prune the trial there, or None."""
+        trial = Curve(values=rung.curve, epochs=rung.epochs, cost=_on(self._axis, rung.cost))
+        decision = self._pruner.prune(trial, [*self._earlier, *self._ended.values()])
+        return decision.reason if decision.should_prune else None
+
+
+class StudyPruner:
+    """Decides from the trials of a study that have ended, in any thread.
+
+    images: of the validation split.
     """
 
     def __init__(self, study: OpenStudy, *, images: int, earlier: Sequence[Curve] = ()) -> None:
         self._study = study
-        self._earlier = [replace(curve, is_rival=False) for curve in earlier]
-        self._ended: dict[int, Curve] = {}
         self.mode = study.config.stopping
-        self._pruner = CurvePruner(mode=self.mode, images=images, variance=study.metric.variance)
+        pruner = CurvePruner(mode=self.mode, images=images, variance=study.metric.variance)
+        self.rule = RungPruner(pruner, axis=study.budget.axis(), earlier=earlier)
 
     def __call__(self, rung: Rung) -> str | None:
-        """Return why the trial is to stop there, or None."""
-        axis = self._study.budget.axis()
-        for record in searched(self._study.records()):
-            if record.number not in self._ended and (curve := _curve_of(record, axis)):
-                self._ended[record.number] = curve
-        trial = Curve(values=rung.curve, epochs=rung.epochs, cost=_on(axis, rung.cost))
-        others = [*self._earlier, *self._ended.values()]
-        decision = self._pruner.prune(trial, others)
-        return decision.reason if decision.should_prune else None
+        """Return the reason to prune the trial there, or None."""
+        self.rule.update(self._study.records())
+        return self.rule(rung)
 
 
 def curves_of(study: OpenStudy) -> list[Curve]:
-    """Return the curves of the trials that ended, controls and reused ones left out."""
+    """Return the curves of the trials that ended, without controls and reused ones."""
     axis = study.budget.axis()
     return [curve for r in searched(study.records()) if (curve := _curve_of(r, axis))]
 
 
-def foretelling(study: OpenStudy, earlier: OpenStudy) -> list[Curve]:
-    """Return the curves of an earlier study as far as they foretell those of this one.
-
-    None where it saw other images, or traded another cost.
-    """
+def earlier_curves(study: OpenStudy, earlier: OpenStudy) -> list[Curve]:
+    """Return the curves of an earlier study; none if its images or its cost axis differ."""
     one, other = study.config, earlier.config
     is_alike = (one.data_key, one.image_size) == (other.data_key, other.image_size)
     return curves_of(earlier) if is_alike and one.budget.axis() == other.budget.axis() else []
 
 
 def _curve_of(record: TrialRecord, axis: str) -> Curve | None:
-    """Return what a trial teaches, None where it trained not at all or another stands for it."""
+    """Return the curve of a trial that was trained itself, else None."""
     if record.reused_from is not None or not record.curve or record.cost is None:
         return None
     return Curve(
         values=record.curve,
-        epochs=record.epochs or len(record.curve),  # 0: a trial of before they were kept
+        epochs=record.epochs or len(record.curve),
         cost=_on(axis, record.cost),
         is_complete=record.state == "complete",
     )

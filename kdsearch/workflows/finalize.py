@@ -17,7 +17,7 @@ from pathlib import Path
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import build_student
-from kdsearch.engines.dispatch import Engine, Proposals
+from kdsearch.engines.dispatch import Engine, TrialQueue
 from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
@@ -230,7 +230,7 @@ class _Steps:
 
         began = time.perf_counter()
         self._engine(
-            Proposals(
+            TrialQueue(
                 self._study,
                 source,
                 on_begin=self._callback.on_trial_begin,

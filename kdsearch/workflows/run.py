@@ -21,7 +21,7 @@ import torch
 from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import Engine, Proposals, search
+from kdsearch.engines.dispatch import Engine, TrialQueue, search
 from kdsearch.engines.gpu_packing import fitting
 from kdsearch.engines.processes import open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
@@ -38,7 +38,7 @@ from kdsearch.study.config import (
     StudyConfig,
     resume_command,
 )
-from kdsearch.study.early_stopping import Judge, OnRung, foretelling
+from kdsearch.study.early_stopping import OnRung, StudyPruner, earlier_curves
 from kdsearch.study.ledger import Ledger
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study
@@ -192,13 +192,13 @@ def _search(
     enough = Ending(study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after)
     price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)
-    engine(Proposals(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
+    engine(TrialQueue(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
 
 
 def _earlier_curves(study: OpenStudy, out: Path) -> Sequence[Curve]:
     """Return learning curves of the study that this one starts from, for early stopping."""
     start = None if study.config.stopping == "off" else start_of(study.config, out)
-    return () if start is None else foretelling(study, start)
+    return () if start is None else earlier_curves(study, start)
 
 
 class _RunTrial(Protocol):
@@ -230,7 +230,7 @@ def _open_engine(
     With a timeout they are always processes, since a thread cannot be ended: a single one has all
     threads.
     """
-    judge = Judge(study, images=len(context.data.val), earlier=earlier)
+    pruner = StudyPruner(study, images=len(context.data.val), earlier=earlier)
     count = None if options.workers == AUTO else int(options.workers)
     if on_ray is not None:
         actors = open_actors(
@@ -240,7 +240,7 @@ def _open_engine(
             device=context.device,
             timeout=options.trial_timeout,
             on_epoch=callback.on_epoch,
-            on_rung=judge,
+            pruner=pruner.rule,
         )
         with actors as engine:
             yield engine
@@ -248,7 +248,7 @@ def _open_engine(
     unfinished = study.path / UNFINISHED
     context = replace(context, unfinished=unfinished)
     count = count or fitting(context)
-    evaluate = partial(_evaluate, study, callback, judge)
+    evaluate = partial(_evaluate, study, callback, pruner)
     if options.trial_timeout is None and (count == 1 or context.device.type == "cuda"):
         yield partial(
             local.run, evaluators=[partial(evaluate, partial(run_trial, context=context))] * count

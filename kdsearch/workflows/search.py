@@ -23,13 +23,13 @@ from typing import TypeAlias
 import yaml
 
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import OnTrial, Proposals
+from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.space import Params, load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
 from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields, refuse_sampler
-from kdsearch.study.early_stopping import Judge, Rung
+from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.workflows.load import Study
@@ -101,16 +101,16 @@ def search(
         ) as study,
     ):
         costs = _Costs(cost, study.budget.axis())
-        judge = Judge(study, images=images)
+        pruner = StudyPruner(study, images=images)
         until = math.inf if time_limit is None else time.perf_counter() + time_limit
 
         def is_enough() -> bool:
             return time.perf_counter() >= until
 
-        run = partial(_run, study, evaluate, costs, judge, epochs)
+        run = partial(_run, study, evaluate, costs, pruner, epochs)
         source = proposed(study, n_trials=n_trials, is_enough=is_enough, price=costs.before_trial)
         try:
-            local.run(Proposals(study, source, on_trial=on_trial), [run] * workers)
+            local.run(TrialQueue(study, source, on_trial=on_trial), [run] * workers)
         except StopStudy as stop:
             logger.info("the search was stopped: %s", stop)
             study.store.fail_unfinished()
@@ -138,13 +138,13 @@ def _run(
     study: OpenStudy,
     evaluate: Evaluate,
     costs: _Costs,
-    judge: Judge,
+    pruner: StudyPruner,
     epochs: int | None,
     proposal: Proposal,
 ) -> TrialOutcome:
     """Evaluate one candidate that keeps the budget; whatever it raises fails its trial alone."""
     started = time.perf_counter()
-    reports = _Reports(judge, epochs)
+    reports = _Reports(pruner, epochs)
     cost, violations, val, reason = None, {}, None, ""
     try:
         cost = reports.cost = costs(proposal.params)
@@ -176,11 +176,11 @@ def _run(
 class _Reports:
     """The function that `evaluate` calls after each epoch. stopped: why the trial must stop."""
 
-    def __init__(self, judge: Judge, epochs: int | None) -> None:
+    def __init__(self, pruner: StudyPruner, epochs: int | None) -> None:
         self.curve: list[float] = []
         self.stopped = ""
         self.cost = Cost()
-        self._judge, self._epochs = judge, epochs
+        self._pruner, self._epochs = pruner, epochs
 
     def __call__(self, epoch: int, metric: float) -> bool:
         """Return False when the trial must stop. Raises SpecError for epochs out of order."""
@@ -190,11 +190,11 @@ class _Reports:
                 f"report({epoch}, ...) after epoch {len(self.curve)}{of}: expected the next"
             )
         self.curve.append(_number(f"report({epoch}, ...):", metric))
-        if self._judge.mode != "off" and not 0 <= self.curve[-1] <= 1:
+        if self._pruner.mode != "off" and not 0 <= self.curve[-1] <= 1:
             raise SpecError(f"report({epoch}, {metric}): stopping needs a fraction in [0, 1]")
         if not self.stopped and self._epochs is not None:
             rung = Rung(curve=tuple(self.curve), epochs=self._epochs, cost=self.cost)
-            self.stopped = self._judge(rung) or ""
+            self.stopped = self._pruner(rung) or ""
         return not self.stopped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ import pytest
 import torch
 from toy_data import CPU
 
-from kdsearch.engines.dispatch import Engine, Proposals, search
+from kdsearch.engines import ray_actors
+from kdsearch.engines.dispatch import Engine, TrialQueue, search
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.hpo.stopping import CurvePruner
 from kdsearch.study.config import config_of
-from kdsearch.study.early_stopping import Rung
+from kdsearch.study.early_stopping import Rung, RungPruner
 from kdsearch.study.open import open_study
 from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
@@ -25,7 +28,7 @@ from kdsearch.trials.context import lay_out, load_data
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-pytest.importorskip("ray")
+pytest.importorskip("kdsearch.engines.ray_cluster")
 SPACE = """
 student:
   family: {choice: {resnet: {width: {float: [0.125, 0.25]}, depth: {int: [3, 4]}}}}
@@ -45,20 +48,27 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudy]:
         yield opened
 
 
+class Hopeless(RungPruner):
+    """Prunes each trial after two epochs, and counts the trials that ended before."""
+
+    def __init__(self) -> None:
+        super().__init__(CurvePruner(mode="safe", images=1), axis="flops")
+
+    def __call__(self, rung: Rung) -> str | None:
+        return f"hopeless after {len(self._ended)}" if len(rung.curve) == 2 else None
+
+
 @contextmanager
 def on_ray(
     study: OpenStudy, told: list[tuple[int, int, int]], start: Callable[..., object] | None = None
 ) -> Iterator[Engine]:
-    """Give an engine of one actor; `start` is called in its stead with what it would call."""
+    """Give an engine of one actor, which calls `start` with its own start function."""
 
     def on_epoch(number: int, epoch: Epoch, epochs: int) -> None:
         told.append((number, epoch.number, epochs))
 
-    def on_rung(rung: Rung) -> str | None:
-        return "hopeless" if len(rung.curve) == 2 else None
-
     opened = open_actors(
-        1, study, OnRay(), device=CPU, timeout=None, on_epoch=on_epoch, on_rung=on_rung
+        1, study, OnRay(), device=CPU, timeout=None, on_epoch=on_epoch, pruner=Hopeless()
     )
     with opened as engine:
         assert isinstance(engine, partial)
@@ -82,9 +92,10 @@ def test_an_actor_lays_out_its_bench_once_and_tells_of_each_trial(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `counted`
     told: list[tuple[int, int, int]] = []
     with on_ray(study, told, partial(counted, tmp_path / "benches")) as engine:
-        engine(Proposals(study, search(study, n_trials=4)))
+        engine(TrialQueue(study, search(study, n_trials=4)))
     records = study.records()
-    assert [(record.state, record.reason) for record in records] == [("pruned", "hopeless")] * 4
+    assert [record.state for record in records] == ["pruned"] * 4
+    assert [record.reason for record in records] == [f"hopeless after {n}" for n in range(4)]
     assert told == [(number, epoch, 3) for number in range(4) for epoch in (1, 2)]
     assert {(record.mode, len(record.curve)) for record in records} == {("fp32 eager", 2)}
     assert len((tmp_path / "benches").read_text().split()) == 1
@@ -99,10 +110,17 @@ def test_a_node_that_does_not_see_the_folders_ends_the_run(
         assert isinstance(engine, partial)
         elsewhere = partial(engine.keywords["start"], folder=tmp_path / "gone")
         with pytest.raises(StudyError, match=r"has no .*gone, where kdsearch was started"):
-            engine(Proposals(study, search(study, n_trials=n_trials)), start=elsewhere)
+            engine(TrialQueue(study, search(study, n_trials=n_trials)), start=elsewhere)
         (study.path / "unfinished" / "driver").write_text("of another run")
         with pytest.raises(StudyError, match=r"does not see .*put --out on a folder that all"):
-            engine(Proposals(study, search(study, n_trials=n_trials + 1)))
+            engine(TrialQueue(study, search(study, n_trials=n_trials + 1)))
+
+
+def test_no_private_attribute_of_ray_is_used() -> None:
+    """So no upper bound on its version is needed."""
+    for module in ("ray_actors", "ray_cluster", "ray_tune"):
+        text = (Path(ray_actors.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        assert not re.search(r"ray\._|temporary_state|(tune|worker|services)\._", text)
 
 
 def test_a_share_of_a_gpu_is_for_a_gpu() -> None:

@@ -19,19 +19,20 @@ import optuna
 import pytest
 from table_study import SMALL_SPACE, look_up, opened, run_to
 
-from kdsearch.engines.dispatch import OnTrial, Proposals, search
+from kdsearch.engines.dispatch import OnTrial, TrialQueue, search
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.early_stopping import Rung
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 
-ray = pytest.importorskip("ray")
+ray_cluster = pytest.importorskip("kdsearch.engines.ray_cluster")
+import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from kdsearch.engines import ray_tune  # noqa: E402
-from kdsearch.engines.ray_cluster import connected, room  # noqa: E402
+
+connected, room = ray_cluster.connected, ray_cluster.room
 
 pytestmark = pytest.mark.xdist_group("ray")
 TIMEOUT = 20.0
@@ -65,17 +66,17 @@ def run_search(
     is_enough: Callable[[], bool] = lambda: False,
     timeout: float | None = None,
     on_trial: OnTrial | None = None,
-    on_rung: ray_tune.OnRung | None = None,
+    on_end: OnTrial | None = None,
     on_progress: ray_tune.OnProgress | None = None,
     start: ray_tune.Start | None = None,
 ) -> list[TrialRecord]:
     source = search(study, n_trials=n_trials, is_enough=is_enough)
     ray_tune.run(
-        Proposals(study, source, on_trial=on_trial),
+        TrialQueue(study, source, on_trial=on_trial),
         start or partial(partial, evaluate),
         workers=workers,
         timeout=timeout,
-        on_rung=on_rung,
+        on_end=on_end,
         on_progress=on_progress,
     )
     return study.records()
@@ -141,29 +142,7 @@ class TestOnThisMachine:
         assert 1.5 < found[1].seconds < TIMEOUT
 
     @pytest.mark.slow
-    def test_the_driver_stops_a_trial_which_ends_by_itself(self, fast_path: Path) -> None:
-        told: list[tuple[int, Rung, threading.Thread]] = []
-
-        def on_rung(proposal: Proposal, rung: Rung) -> str | None:
-            told.append((proposal.number, rung, threading.current_thread()))
-            return "hopeless" if len(rung.curve) == 2 and proposal.number == 0 else None
-
-        with opened(fast_path / "stopped") as study:
-            found = run_search(study, climbing, n_trials=2, on_rung=on_rung)
-        assert [(r.state, r.reason, r.curve) for r in found] == [
-            ("pruned", "hopeless", (0.1, 0.2)),
-            ("complete", "", (0.1, 0.2, 0.3, 0.4)),
-        ]
-        assert [(number, rung.curve) for number, rung, _ in told] == [
-            (0, (0.1,)),
-            (0, (0.1, 0.2)),
-            (1, (0.1,)),
-            (1, (0.1, 0.2)),
-        ]
-        assert {thread for *_, thread in told} == {threading.current_thread()}
-
-    @pytest.mark.slow
-    def test_what_is_said_and_logged_reaches_the_driver(
+    def test_progress_and_logs_reach_the_driver(
         self, fast_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         said: list[tuple[object, ...]] = []
@@ -267,7 +246,7 @@ class TestOnThisMachine:
             run_search(study, table, n_trials=3, start=no_start)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("where", ["on_trial", "on_rung"])
+    @pytest.mark.parametrize("where", ["on_trial", "on_end", "on_progress"])
     def test_what_the_driver_raises_ends_the_run(self, fast_path: Path, where: str) -> None:
         def breaks(*_: object) -> None:
             raise ZeroDivisionError(where)
@@ -384,7 +363,7 @@ def hangs_at_the_second(proposal: Proposal, report: ray_tune.Report) -> TrialOut
 
 
 def slow(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
-    report.progress()
+    report()
     time.sleep(1)
     return look_up(proposal)
 
@@ -394,15 +373,13 @@ def climbing(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     curve: tuple[float, ...] = ()
     for epoch in (1, 2, 3, 4):
         curve = (*curve, epoch / 10)
-        report.progress(epoch)
-        if epoch in (1, 2) and (reason := report.rung(Rung(curve=curve, epochs=4, cost=cost))):
-            return TrialOutcome(state="pruned", cost=cost, curve=curve, reason=reason)
+        report(epoch)
     return TrialOutcome(state="complete", cost=cost, curve=curve, val=curve[-1])
 
 
 def talking(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     for epoch in (1, 2, 3):
-        report.progress(epoch, "of 3")
+        report(epoch, "of 3")
     logging.getLogger("kdsearch.told").info("%d", proposal.number)
     return look_up(proposal)
 
@@ -430,7 +407,7 @@ def dying(folder: Path, times: int, proposal: Proposal, _: ray_tune.Report) -> T
 
 
 def with_pid(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
-    report.progress(os.getpid())
+    report(os.getpid())
     cost = Cost(flops=1_000_000, params=1)
     return TrialOutcome(state="complete", cost=cost, curve=(0.5,), val=0.5)
 

@@ -13,7 +13,7 @@ from table_study import MAX_DEPTH, REQUEST, look_up, opened, run_asked, run_to
 
 from kdsearch.__main__ import main
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import Proposals, search
+from kdsearch.engines.dispatch import TrialQueue, search
 from kdsearch.errors import BudgetError, SpecError
 from kdsearch.report.artifacts import summarise
 from kdsearch.report.status import status
@@ -50,7 +50,7 @@ def nothing_fits(params: Params) -> Cost:
 
 def run_priced(study: OpenStudy, n: int) -> list[TrialRecord]:
     source = search(study, n_trials=n, price=price)
-    local.run(Proposals(study, source), [look_up])
+    local.run(TrialQueue(study, source), [look_up])
     return study.records()
 
 
@@ -131,7 +131,7 @@ def test_where_nothing_fits_a_row_ends_and_so_does_the_study(fast_path: Path) ->
 
     with opened(fast_path / "none") as study:
         source = search(study, n_trials=3, price=nothing_fits)
-        local.run(Proposals(study, source), [over])
+        local.run(TrialQueue(study, source), [over])
         records = study.records()
     assert len(searched(records)) == 3
     assert len(records) == 3 * (REDRAWS + 1)
@@ -283,7 +283,7 @@ def test_nsga2_accepts_a_budget_that_is_priced_before_the_trial(fast_path: Path)
     config = StudyConfig(space=FLAT, sampler="nsga2", budget_mflops=5.0)
     with opened(fast_path / "nsga2-gate", config) as study:
         source = search(study, n_trials=25, price=priced_flat)
-        local.run(Proposals(study, source), [flat])
+        local.run(TrialQueue(study, source), [flat])
         assert all(r.cost and r.cost.flops <= 5e6 for r in searched(study.records()))
 
 

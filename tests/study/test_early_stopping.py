@@ -12,7 +12,7 @@ from kdsearch.errors import SpecError
 from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.early_stopping import Judge, Rung, curves_of, foretelling
+from kdsearch.study.early_stopping import Rung, StudyPruner, curves_of, earlier_curves
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 
 TEACHER = {"name": "t", "val": 0.9, "test": 0.9, "flops": 9, "params": 9, "latency_ms": 0.9}
@@ -31,10 +31,10 @@ def train(study: OpenStudy, proposal: Proposal) -> TrialOutcome:
         return told
     assert told.val is not None
     assert told.cost is not None
-    judge = Judge(study, images=2000)
+    pruner = StudyPruner(study, images=2000)
     curve = tuple(told.val * (0.5 + 0.5 * n / EPOCHS) for n in range(1, EPOCHS + 1))
     for epoch in (1, 2, 4, 8):
-        reason = judge(Rung(curve=curve[:epoch], epochs=EPOCHS, cost=told.cost))
+        reason = pruner(Rung(curve=curve[:epoch], epochs=EPOCHS, cost=told.cost))
         if reason is not None and proposal.control_of is None:
             return replace(told, state="pruned", val=None, curve=curve[:epoch], reason=reason)
     return replace(told, curve=curve)
@@ -121,9 +121,9 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
         done = [record for record in study.records() if record.state == "complete"]
         assert {Candidate.from_params(r.params).train.epochs for r in done} == {EPOCHS}
         dear = max((r.cost for r in done if r.cost), key=lambda cost: cost.flops)
-        judge = Judge(study, images=2000)
-        assert judge(Rung(curve=(0.01,) * 8, epochs=20, cost=dear)) is None
-        assert judge(Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)) is not None
+        pruner = StudyPruner(study, images=2000)
+        assert pruner(Rung(curve=(0.01,) * 8, epochs=20, cost=dear)) is None
+        assert pruner(Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)) is not None
 
 
 def test_a_word_that_is_no_mode_is_refused() -> None:
@@ -143,8 +143,11 @@ def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete
         assert [curve.values for curve in earlier] == [record.curve for record in own]
         assert sum(curve.is_complete for curve in earlier) >= 8
     with opened(fast_path / "later", SAFE) as study:
-        assert foretelling(study, before) == earlier
-        alone, told = Judge(study, images=2000), Judge(study, images=2000, earlier=earlier)
+        assert earlier_curves(study, before) == earlier
+        alone, told = (
+            StudyPruner(study, images=2000),
+            StudyPruner(study, images=2000, earlier=earlier),
+        )
         dear = max((record.cost for record in own if record.cost), key=lambda cost: cost.flops)
         hopeless = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)
         assert told(hopeless) is None  # none of this study is to be beaten yet
@@ -169,4 +172,4 @@ def test_a_study_of_other_images_or_another_cost_foretells_nothing(
         run_to(before, 12)
         assert curves_of(before)
     with opened(fast_path / f"{name} after", SAFE) as study:
-        assert foretelling(study, before) == []
+        assert earlier_curves(study, before) == []

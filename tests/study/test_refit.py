@@ -11,7 +11,7 @@ import pytest
 from table_study import look_up, opened, run_search
 
 from kdsearch.engines import local
-from kdsearch.engines.dispatch import Proposals
+from kdsearch.engines.dispatch import TrialQueue
 from kdsearch.errors import SpecError
 from kdsearch.hpo.pareto import knee
 from kdsearch.hpo.statistics import Gain, Spread, gains, spreads
@@ -62,7 +62,7 @@ def refitted(
     study: OpenStudy, refit: Refit, run: Callable[[Proposal], TrialOutcome] = evaluate
 ) -> None:
     study.update_facts(refit=refit)
-    local.run(Proposals(study, missing(study, refit), earlier=lambda _: None), [run])
+    local.run(TrialQueue(study, missing(study, refit), earlier=lambda _: None), [run])
 
 
 @pytest.fixture(scope="module")
