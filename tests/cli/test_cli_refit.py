@@ -120,7 +120,7 @@ def test_a_finished_study_is_refitted_later_without_further_trials(copied: Copie
     assert answer.code == 0, answer
     assert ended_trials(path) == before
     study = load_study(path)
-    assert f"--refit 9: the front has {len(study.front())} candidate" in answer.stdout.replace(
+    assert f"--refit 9: the front has {len(study.front())} trial" in answer.stdout.replace(
         "\u00a0", " "
     )
     refits = trained(study)
