@@ -1,12 +1,10 @@
-"""How a study looks in the terminal: a live table, or plain lines where it is no terminal."""
+"""Progress of a study: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from threading import RLock
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.cli.tables import cost_text, show
-from kdsearch.spec import UNITS, Budget, TrialRecord
+from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
-from kdsearch.study.ledger import name_trial
-from kdsearch.study.spend import forecast, planned_epochs
-from kdsearch.study.study import Proposal
+from kdsearch.study.run_state import RunState, name_trial
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -31,34 +27,18 @@ _STYLES = {"complete": "green", "pruned": "yellow", "rejected": "dim", "failed":
 _COUNTED = ("complete", "pruned", "rejected", "failed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    """A running trial."""
-
-    what: str
-    epochs: int
-    kind: str
-    epoch: int = 0
-    val: float | None = None
-
-
 class StudyConsole(Callback):
-    """Shows a study's progress; a context, so that the live table is taken down in the end."""
+    """Shows the RunState of a study; a context, which removes the live table at the end."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._console = console or Console()
         self._quiet = quiet
         self._is_live = self._console.is_terminal and not quiet
-        self._lock = RLock()  # the live table is drawn by a thread of its own
-        self._budget = Budget()
         self._began = time.perf_counter()
         self._stage = ""
-        self._running: dict[int, _Row] = {}
         self._last: deque[TrialRecord] = deque(maxlen=_LAST)
-        self._ended: list[TrialRecord] = []
-        self._best: TrialRecord | None = None
-        self._total = self._beside = 0
-        self._has_foretold = False
+        self._state = RunState()
+        self._has_estimate = False
         self._live = Live(
             get_renderable=self._render,
             console=self._console,
@@ -100,76 +80,36 @@ class StudyConsole(Callback):
         """Show which of the methods is being tried."""
         self._stage = f"Methods: {number} of {total}, {what}"
 
-    def on_search_begin(
-        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
-    ) -> None:
-        """Begin to count trials."""
-        with self._lock:
-            self._budget, self._total = budget, n_trials
-            self._ended = list(done)
-            self._best = max(
-                (record for record in done if record.state == "complete"),
-                key=lambda record: record.val or 0.0,
-                default=None,
-            )
-        if done:
-            self.on_message(f"{len(done)} of {n_trials} trials are there already")
-
-    def on_trial_begin(self, proposal: Proposal) -> None:
-        """Add a trial to those that run."""
-        row = _Row(
-            what=name_trial(proposal.params),
-            epochs=planned_epochs(proposal.params),
-            kind=proposal.kind,
-        )
-        with self._lock:
-            self._running[proposal.number] = row
-            self._beside = max(self._beside, len(self._running))
-
-    def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
-        """Show how far a running trial is."""
-        with self._lock:
-            row = self._running.get(number) or _Row(what="", epochs=epochs, kind="")
-            self._running[number] = replace(row, epoch=epoch.number, epochs=epochs, val=epoch.val)
+    def on_search_begin(self, state: RunState) -> None:
+        """Show the state from now on."""
+        self._state = state
+        if state.ended:
+            self.on_message(f"{len(state.ended)} of {state.total} trials are there already")
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Show how a trial ended and the best so far; what is no terminal gets a line."""
-        with self._lock:
-            self._running.pop(record.number, None)
-            self._last.append(record)
-            self._best = best
-            if not record.kind:
-                self._ended.append(record)
+        """Show the outcome of a trial; plain output gets a line."""
+        self._last.append(record)
         if not self._is_live:
             self.on_message(self._line(record))
-        self._foretell()
-
-    def _foretell(self) -> None:
-        """Tell once how long the search will take."""
-        left = self._left()
-        if not self._has_foretold and left is not None:
-            self._has_foretold = True
-            n_left = self._total - len(self._ended)
+        state, left = self._state, self._state.seconds_left()
+        n_left = state.total - len(state.ended)
+        if left is not None and not self._has_estimate:
+            self._has_estimate = True
             if n_left > 0:
                 self.on_message(
                     f"About {_time(left)} for {n_left} more trial{'s' if n_left > 1 else ''} "
-                    f"({self._beside} at a time); "
-                    "none begins after a --time-limit"
+                    f"({state.at_once} at a time); none begins after a --time-limit"
                 )
-
-    def _left(self) -> float | None:
-        return forecast(self._ended, self._total - len(self._ended), beside=self._beside)
 
     def _line(self, record: TrialRecord) -> str:
         shown = f"{name_trial(record.params)} {self._outcome(record)}"
         if record.kind:
-            return f"{record.kind} (no. {record.number}): {shown}"
-        best = "" if self._best is None else f"; best {self._point(self._best)}"
-        left = self._left()
-        told = f"; {_time(left)} left" if left else ""
-        return (
-            f"trial {len(self._ended)} of {self._total} (no. {record.number}): {shown}{best}{told}"
-        )
+            return f"{record.kind}, trial {record.number}: {shown}"
+        best = "" if self._state.best is None else f"; best {self._point(self._state.best)}"
+        left = self._state.seconds_left()
+        time_left = f"; {_time(left)} left" if left else ""
+        count = f"{len(self._state.ended)} of {self._state.total}"
+        return f"{count}, trial {record.number}: {shown}{best}{time_left}"
 
     def _outcome(self, record: TrialRecord) -> str:
         if record.state == "complete":
@@ -181,22 +121,21 @@ class StudyConsole(Callback):
     def _point(self, record: TrialRecord) -> str:
         assert record.val is not None
         assert record.cost is not None
-        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._budget.axis())}"
+        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._state.budget.axis())}"
 
     def _render(self) -> RenderableType:
-        with self._lock:
-            if not self._total:
-                return Text(self._stage)
-            return Group(self._table(), *self._foot())
+        if not self._state.total:
+            return Text(self._stage)
+        return Group(self._table(), *self._foot())
 
     def _table(self) -> Table:
         table = Table(box=None, expand=True, pad_edge=False)
-        table.add_column("no.", justify="right", no_wrap=True)
+        table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("student + method", ratio=2, no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column("val", justify="right", no_wrap=True)
         table.add_column("state", ratio=3, no_wrap=True)
-        for record in self._last:
+        for record in tuple(self._last):
             kind = f"{record.kind}, " if record.kind else ""
             table.add_row(
                 str(record.number),
@@ -205,7 +144,7 @@ class StudyConsole(Callback):
                 "" if record.val is None else f"{100 * record.val:.2f} %",
                 Text(kind + self._ending(record), style=_STYLES.get(record.state, "")),
             )
-        for number, row in sorted(self._running.items()):
+        for number, row in sorted(self._state.running.items()):
             state = "training" if row.epoch else "getting ready"
             table.add_row(
                 str(number),
@@ -220,7 +159,7 @@ class StudyConsole(Callback):
     def _ending(self, record: TrialRecord) -> str:
         if record.state != "complete" or record.cost is None:
             return f"{record.state}: {record.reason}"
-        cost = cost_text(record.cost, self._budget.axis())
+        cost = cost_text(record.cost, self._state.budget.axis())
         equal = record.reused_from
         return cost if equal is None else f"{cost}, equal to trial {equal}"
 
@@ -229,18 +168,20 @@ class StudyConsole(Callback):
         limits = " and ".join(
             f"{limit * scale:.4g} {unit}"
             for axis, (scale, unit) in UNITS.items()
-            if (limit := getattr(self._budget, axis)) is not None
+            if (limit := getattr(self._state.budget, axis)) is not None
         )
         best = "Best: none yet"
-        if self._best is not None:
-            what = name_trial(self._best.params)
-            best = f"Best: no. {self._best.number}, {self._point(self._best)}, {what}"
+        if self._state.best is not None:
+            what = name_trial(self._state.best.params)
+            best = f"Best: trial {self._state.best.number}, {self._point(self._state.best)}, {what}"
         yield _line(f"{best}; budget {limits}" if limits else best, style="bold")
-        counts = Counter(record.state for record in self._ended)
+        counts = Counter(record.state for record in self._state.ended)
         told = ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state])
-        yield _line(f"{len(self._ended)} of {self._total} trials{f': {told}' if told else ''}")
-        left = self._left()
-        ahead = f", about {_time(left)} left ({self._beside} at a time)" if left else ""
+        yield _line(
+            f"{len(self._state.ended)} of {self._state.total} trials{f': {told}' if told else ''}"
+        )
+        left = self._state.seconds_left()
+        ahead = f", about {_time(left)} left ({self._state.at_once} at a time)" if left else ""
         yield _line(f"{_time(time.perf_counter() - self._began)} spent{ahead}")
 
 

@@ -1,4 +1,4 @@
-"""How a study stands, read from another shell while it runs: nothing is written. No torch."""
+"""The status of a study, read from another shell while it runs. Nothing is written. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from kdsearch.report.artifacts import count_states
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import resume_command
 from kdsearch.study.formatting import SPACE, duration
-from kdsearch.study.ledger import name_trial
 from kdsearch.study.open import load_study
-from kdsearch.study.progress import Progress, Running, read_progress
-from kdsearch.study.spend import KILLED, forecast, planned_epochs
+from kdsearch.study.run_log import KILLED, Progress, read_progress
+from kdsearch.study.run_state import RunningTrial, forecast, name_trial
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts
 
@@ -35,20 +34,19 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What is known of a study at this moment.
+    """The status of a study at this moment.
 
-    state: `running`, or how its last run ended: `ended`, `interrupted`, `failed`, `killed`; `new`
-    before the first. trials: how many are asked for, None before the search. best: of those that
-    reach min_accuracy, nearest: of the others. hypervolumes: those after an eighth, two eighths,
-    ... of the complete trials, as shares of the last. seconds_left: None where nothing can be
-    foretold, or nothing runs.
+    state: `running`, or the end of its last run: `ended`, `interrupted`, `failed`, `killed`; `new`
+    before the first. trials: the planned number, None before the search. best: of those that reach
+    min_accuracy, nearest: of the others. hypervolumes: after an eighth, two eighths, ... of the
+    complete trials, as shares of the last. seconds_left: None without an estimate or a run.
     """
 
     study: str
     state: str
     trials: int | None
     counts: Counts
-    running: tuple[Running, ...]
+    running: tuple[RunningTrial, ...]
     best: Best | None
     min_accuracy: float | None
     nearest: Best | None
@@ -58,43 +56,43 @@ class Status:
     resume: str
 
     def lines(self) -> list[str]:
-        """Return it in words."""
+        """Return the status in words."""
         ended = self.counts.complete + self.counts.pruned + self.counts.rejected
         ended += self.counts.failed
         of = "" if self.trials is None else f" of {self.trials}"
-        told = [
+        lines = [
             f"{self.study}: {self.state}",
             f"{ended}{of} trials: {self.counts.complete} complete, {self.counts.pruned} pruned, "
             f"{self.counts.rejected} rejected, {self.counts.failed} failed",
             *(_running_line(running) for running in self.running),
         ]
         if self.best is not None:
-            told.append(f"best: {_best_line(self.best)}")
+            lines.append(f"best: {_best_line(self.best)}")
         elif self.nearest is not None:
             least = f"--min-accuracy {self.min_accuracy:g}"
-            told.append(f"none reaches {least}; the nearest: {_best_line(self.nearest)}")
+            lines.append(f"none reaches {least}; the nearest: {_best_line(self.nearest)}")
         if self.hypervolumes:
             trend = " ".join(f"{share:.1%}" for share in self.hypervolumes)
-            told.append(f"hypervolume, of what it is now: {trend}")
+            lines.append(f"hypervolume, as a share of the present one: {trend}")
         left = f", about {_time(self.seconds_left)} left" if self.seconds_left else ""
         if self.seconds_left == 0:
-            left = "; controls or refits, the test split and the export are what is left"
-        told.append(f"{_time(self.seconds_spent)} spent{left}")
+            left = "; controls or refits, the test split and the export follow"
+        lines.append(f"{_time(self.seconds_spent)} spent{left}")
         if self.state != RUNNING:
-            told.append(f"go on: {self.resume}")
-        return [line.replace(SPACE, " ") for line in told]
+            lines.append(f"resume: {self.resume}")
+        return [line.replace(SPACE, " ") for line in lines]
 
 
 def _best_line(best: Best) -> str:
     cost = [words.amount(axis, getattr(best.cost, axis)) for axis in words.AXES]
-    return f"no. {best.trial}, {words.percent(best.val)}, {best.what}, {', '.join(cost)}"
+    return f"trial {best.trial}, {words.percent(best.val)}, {best.what}, {', '.join(cost)}"
 
 
-def _running_line(running: Running) -> str:
+def _running_line(running: RunningTrial) -> str:
     how_far = f"epoch {running.epoch} of {running.epochs}" if running.epoch else "getting ready"
     val = "" if running.val is None else f", {words.percent(running.val)}"
     kind = f"{running.kind} " if running.kind else ""
-    return f"  {kind}no. {running.number}: {running.what}, {how_far}{val}"
+    return f"  {kind}trial {running.number}: {running.what}, {how_far}{val}"
 
 
 def _time(seconds: float) -> str:
@@ -102,7 +100,7 @@ def _time(seconds: float) -> str:
 
 
 def status(path: Path, storage: str | None = None) -> Status:
-    """Return how the study at `path` stands. Raises StudyError where there is none.
+    """Return the status of the study at `path`. Raises StudyError where there is none.
 
     storage: see `open_study`.
     """
@@ -116,13 +114,13 @@ def status(path: Path, storage: str | None = None) -> Status:
     if progress is not None:
         spent += progress.seconds
         if is_running and trials is not None:
-            left = forecast(records, trials - len(ended), beside=progress.beside)
+            left = forecast(records, trials - len(ended), at_once=progress.at_once)
     return Status(
         study=study.name,
         state=state,
         trials=trials,
         counts=count_states(records),
-        running=_running(records, progress) if is_running else (),
+        running=progress.running if progress is not None and is_running else (),
         best=_best(_shipped(study, records) or study.front()),
         min_accuracy=study.config.min_accuracy,
         nearest=_best([r for r in study.complete() if not study.is_enough(r)]),
@@ -145,22 +143,6 @@ def _state(study: OpenStudy, progress: Progress | None) -> tuple[str, bool]:
         return (RUNNING if progress.holder.is_on_this_machine() else ELSEWHERE), True
     runs = study.facts.runs
     return (runs[-1].end if runs else NEW), False
-
-
-def _running(records: Sequence[TrialRecord], progress: Progress | None) -> tuple[Running, ...]:
-    """Return the trials that the store says run, as far as the driver said they are."""
-    told = {} if progress is None else {running.number: running for running in progress.running}
-    return tuple(
-        told.get(record.number)
-        or Running(
-            number=record.number,
-            what=name_trial(record.params),
-            epochs=planned_epochs(record.params),
-            kind=record.kind,
-        )
-        for record in records
-        if record.state == "running"
-    )
 
 
 def _shipped(study: OpenStudy, records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from threading import RLock
 from typing import TYPE_CHECKING
 
 from kdsearch.errors import StopStudy
-from kdsearch.spec import Budget, TrialRecord
+from kdsearch.spec import TrialRecord
+from kdsearch.study.run_state import RunState
 from kdsearch.study.study import Proposal
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ class Callback:
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Receive an epoch of the teacher's training."""
 
-    def on_search_begin(
-        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
-    ) -> None:
-        """Receive the trials that earlier runs finished, before the first new one."""
+    def on_search_begin(self, state: RunState) -> None:
+        """Receive the state of the search, which is up to date at each later event."""
 
     def on_trial_begin(self, proposal: Proposal) -> None:
         """Receive a trial that begins. Several threads may call this and the next two at a time."""
@@ -52,7 +51,7 @@ class Callback:
 
 
 class Callbacks(Callback):
-    """Calls several callbacks one after another, and in one thread at a time.
+    """Updates the RunState, then calls several callbacks in turn, in one thread at a time.
 
     One that raises is dropped: its traceback goes to the log, a message to the others.
     stopped: the reason that a callback gave with StopStudy, or None.
@@ -61,6 +60,7 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Iterable[Callback]) -> None:
         self._callbacks = list(callbacks)
         self._lock = RLock()
+        self._state = RunState()
         self.stopped: str | None = None
 
     def on_message(self, text: str) -> None:
@@ -71,23 +71,29 @@ class Callbacks(Callback):
         """Call each."""
         self._each(lambda callback: callback.on_teacher_epoch(epoch, epochs))
 
-    def on_search_begin(
-        self, done: Sequence[TrialRecord], n_trials: int, *, budget: Budget
-    ) -> None:
+    def on_search_begin(self, state: RunState) -> None:
         """Call each."""
-        self._each(lambda callback: callback.on_search_begin(done, n_trials, budget=budget))
+        with self._lock:
+            self._state = state
+            self._each(lambda callback: callback.on_search_begin(state))
 
     def on_trial_begin(self, proposal: Proposal) -> None:
         """Call each."""
-        self._each(lambda callback: callback.on_trial_begin(proposal))
+        with self._lock:
+            self._state.begin(proposal)
+            self._each(lambda callback: callback.on_trial_begin(proposal))
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Call each."""
-        self._each(lambda callback: callback.on_epoch(number, epoch, epochs))
+        with self._lock:
+            self._state.epoch(number, epoch, epochs)
+            self._each(lambda callback: callback.on_epoch(number, epoch, epochs))
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Call each."""
-        self._each(lambda callback: callback.on_trial_end(record, best))
+        with self._lock:
+            self._state.end(record, best)
+            self._each(lambda callback: callback.on_trial_end(record, best))
 
     def close(self) -> None:
         """Call each."""

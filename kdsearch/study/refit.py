@@ -14,9 +14,12 @@ from typing import TypeAlias, cast
 
 from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Gain, Spread, Variance, gains, mean_gain, spreads
-from kdsearch.space import Params
-from kdsearch.spec import TrialRecord
-from kdsearch.study.facts import Refit
+from kdsearch.space import Choice, Constant, Int, Params
+from kdsearch.spec import TrainSpec, TrialRecord
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.facts import CONTROLS, Refit, candidate_digest
+from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.run_state import planned_epochs
 from kdsearch.study.study import OpenStudy, Proposal
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
 
@@ -214,3 +217,48 @@ def _seed(record: TrialRecord) -> int:
 def _numbers(group: Sequence[TrialRecord]) -> tuple[int, ...]:
     """Return the trials that were trained; one that was reused is none of its own."""
     return tuple(r.number if r.reused_from is None else r.reused_from for r in group)
+
+
+def refits_to_come(study: OpenStudy, n_trials: int) -> Iterator[str]:
+    """Yield the most trainings that refits will need, before a search; nothing without refits."""
+    refit = study.facts.refit
+    if refit.count:
+        most, ways = min(refit.count, n_trials), 1 + len(CONTROLS)
+        count = most * refit.seeds * ways
+        epochs = refit.epochs or _most_epochs(study.config)
+        yield _plain(
+            f"The search is followed by up to {counted(count, 'refit')}, "
+            f"{counted(count * epochs, 'epoch')}: {counted(most, 'candidate')} x "
+            f"{counted(refit.seeds, 'seed')} x {ways}, each with its controls "
+            f"({', '.join(CONTROLS)})"
+        )
+
+
+def refits_left(study: OpenStudy) -> Iterator[str]:
+    """Yield the number of trainings of the refits, after a search; equal ones are trained once."""
+    refit = study.facts.refit
+    chosen = candidates(study, refit)
+    asked = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
+    epochs = {candidate_digest(params): planned_epochs(params) for params in asked}
+    if epochs:
+        there = sum(record.reused_from is None for record in trained(study))
+        told = f"; {there:,} of them are there already" if there else ""
+        yield _plain(
+            f"Refits begin: {counted(len(epochs) * refit.seeds, 'training')}, "
+            f"{counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of trials "
+            f"{', '.join(str(record.number) for record in chosen)} and their controls{told}"
+        )
+
+
+def _most_epochs(config: StudyConfig) -> int:
+    """Return the most epochs that a training of the search may have."""
+    dim = config.search_space().dims.get("train.epochs")
+    if isinstance(dim, Int):
+        return dim.high
+    if isinstance(dim, Choice):
+        return max(cast("tuple[int, ...]", dim.options))
+    return cast("int", dim.value) if isinstance(dim, Constant) else TrainSpec().epochs
+
+
+def _plain(text: str) -> str:
+    return text.replace(SPACE, " ")

@@ -19,9 +19,10 @@ from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Candidate, digest_of
-from kdsearch.study.callbacks import Callback
+from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
+from kdsearch.study.run_state import RunState
 from kdsearch.study.study import TrialOutcome
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
@@ -70,14 +71,15 @@ def distill(
     task = prepared.context.task
     teacher_val = task.metric.text(prepared.teacher.val)
     callback.on_message(f"Teacher {config.teacher}: validation {teacher_val}")
-    callback.on_search_begin((), 1, budget=config.budget)
+    callbacks = Callbacks([callback])
+    callbacks.on_search_begin(RunState(total=1, budget=config.budget))
     with SummaryWriter(str(path / FOLDER)) as board:
 
         def record(epoch: Epoch, epochs: int) -> None:
             write_epoch(board, epoch, task.metric)
             board.add_scalar(f"{task.metric.key}/teacher", prepared.teacher.val, epoch.number)
             board.add_scalar("memory/MB", _memory_bytes(torch_device) / 1e6, epoch.number)
-            callback.on_epoch(0, epoch, epochs)
+            callbacks.on_epoch(0, epoch, epochs)
 
         kept = path / UNFINISHED / digest_of(asdict(config))
         context = replace(prepared.context, unfinished=kept)

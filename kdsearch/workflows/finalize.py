@@ -28,9 +28,8 @@ from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
-from kdsearch.study.ledger import Ledger
 from kdsearch.study.refit import middle, missing, summarised, trained
-from kdsearch.study.spend import ENDED, spent
+from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.study import OpenStudy, Proposal, searched
 from kdsearch.study.summary import Images, Summary
 from kdsearch.training.validation import evaluate
@@ -64,11 +63,11 @@ class _Export:
 
 
 def finalize(
-    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, ledger: Ledger
+    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, run_log: RunLog
 ) -> Finalized:
     """Train controls or refits, export the best student to best/, test it and write the report.
 
-    Closes `ledger` before the report states the time spent. Raises BudgetError when no student is
+    Closes `run_log` before the report states the time spent. Raises BudgetError when no student is
     within the budget, or no exported file is, and TrialsFailedError when no trial completed.
     """
     steps = _Steps(study, context, callback, engine)
@@ -80,10 +79,10 @@ def finalize(
         export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
         steps.evaluate_on_test([*study.front(), *trained(study), *_controls(study, export.front)])
     except (BudgetError, TrialsFailedError):
-        ledger.end(ENDED)
+        run_log.end(ENDED)
         write_derived(study)
         raise
-    ledger.end(ENDED)
+    run_log.end(ENDED)
     findings = _findings(study, export, len(context.data.val))
     notes = (*_skipped(context), *findings, about_test(study), str(spent(study)))
     seconds = time.perf_counter() - started - steps.training_seconds

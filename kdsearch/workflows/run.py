@@ -39,11 +39,12 @@ from kdsearch.study.config import (
     resume_command,
 )
 from kdsearch.study.early_stopping import OnRung, StudyPruner, earlier_curves
-from kdsearch.study.ledger import Ledger
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study
 from kdsearch.study.options import AUTO, RunOptions
-from kdsearch.study.spend import refits_left, refits_to_come
+from kdsearch.study.refit import refits_left, refits_to_come
+from kdsearch.study.run_log import RunLog
+from kdsearch.study.run_state import RunState
 from kdsearch.study.stop_conditions import Ending
 from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
@@ -106,15 +107,15 @@ def run_study(
         _save_teachers(prepared.context.teachers, config, path / "teacher")
         try:
             with (
-                Ledger(study, device=str(device), started=started) as ledger,
-                _callbacks(study, callback, ledger, loggers) as callbacks,
+                RunLog(study, device=str(device), started=started) as run_log,
+                _callbacks(study, callback, run_log, loggers) as callbacks,
                 _open_engine(
                     study, prepared.context, callbacks, options, on_ray, _earlier_curves(study, out)
                 ) as engine,
             ):
                 _search(study, prepared.context, engine, callbacks, options, total=total)
                 _note_each(callbacks, refits_left(study))
-                finished = finalize(study, prepared.context, callbacks, engine, ledger=ledger)
+                finished = finalize(study, prepared.context, callbacks, engine, run_log=run_log)
             write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished
@@ -151,10 +152,10 @@ def _save_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Pa
 
 @contextmanager
 def _callbacks(
-    study: OpenStudy, callback: Callback, ledger: Ledger, loggers: Loggers
+    study: OpenStudy, callback: Callback, run_log: RunLog, loggers: Loggers
 ) -> Iterator[Callbacks]:
     """Open the loggers, give all callbacks as one, and close the loggers in the end."""
-    callbacks = Callbacks([ledger, callback, *loggers.open(study)])
+    callbacks = Callbacks([run_log, callback, *loggers.open(study)])
     try:
         yield callbacks
     finally:
@@ -188,7 +189,8 @@ def _search(
         _keep_weights(study, front)
         callbacks.on_trial_end(record, front[-1] if front else None)
 
-    callbacks.on_search_begin(searched(study.records()), total, budget=study.budget)
+    state = RunState(searched(study.records()), total=total, budget=study.budget)
+    callbacks.on_search_begin(state)
     enough = Ending(study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after)
     price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)

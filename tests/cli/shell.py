@@ -98,7 +98,7 @@ class Shell:
         assert message.count("kdsearch: ") == 1
         assert message.count("\n") <= 5
         assert "Traceback" not in message
-        assert "trial 1 of" not in answer.stdout
+        assert ", trial 0: " not in answer.stdout
         return message
 
 

@@ -47,7 +47,7 @@ def test_ctrl_c_ends_ray_and_keeps_what_ended(shell: Shell) -> None:
     line = [*line, "--trials", "400", "--workers", "2", *ON_RAY]
     with start(line, start_new_session=True) as driver:
         assert driver.stdout is not None
-        next(text for text in driver.stdout if text.startswith("trial 1 of 400"))
+        next(text for text in driver.stdout if text.startswith("1 of 400, trial"))
         os.killpg(driver.pid, signal.SIGINT)
         _, message = driver.communicate(timeout=60)
     assert driver.returncode == 130

@@ -35,7 +35,7 @@ def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_with_refits_shows_their_spread(finished: Studies) -> None:
     shown = finished("refitted").stdout
     assert "Retrained with 2 seeds" in shown
-    assert "refit (no. 3)" in shown
+    assert "refit, trial 3:" in shown
     assert "The test set was used only for the final numbers of" in shown
 
 

@@ -56,7 +56,7 @@ def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals
     name = f"stopped-{stop.name}"
     line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
     with start(line) as driver:
-        _wait_for(driver, "trial 1 of 400")
+        _wait_for(driver, "1 of 400, trial")
         # A second driver of the same study is refused while the first goes on.
         assert "another process" in shell.refused("run", "--name", name)
         asked = time.perf_counter()
@@ -124,7 +124,7 @@ def test_no_worker_outlives_its_driver_and_the_study_goes_on(
     name = f"workers-{stop.name}"
     line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
     with start([*line, "--workers", "2"], start_new_session=True) as driver:
-        _wait_for(driver, "trial 1 of 400")
+        _wait_for(driver, "1 of 400, trial")
         assert len(_session(driver.pid)) >= 3
         asked = time.perf_counter()
         if stop is signal.SIGINT:

@@ -11,23 +11,26 @@ from table_study import REQUEST, look_up, opened
 
 from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
+from kdsearch.study.callbacks import Callbacks
+from kdsearch.study.run_state import RunState
 from kdsearch.study.study import OpenStudy, TrialOutcome
 from kdsearch.training.trainer import Epoch
 
 
-def play(study: OpenStudy, callback: StudyConsole) -> None:
+def play(study: OpenStudy, console: StudyConsole) -> None:
     """Let six trials end, two at a time, and leave one running in its third epoch."""
-    callback.on_search_begin([], 10, budget=REQUEST.budget)
+    callbacks = Callbacks([console])
+    callbacks.on_search_begin(RunState(total=10, budget=REQUEST.budget))
     beside = study.ask()
-    callback.on_trial_begin(beside)
+    callbacks.on_trial_begin(beside)
     for _ in range(6):
         asked = study.ask()
-        callback.on_trial_begin(asked)
+        callbacks.on_trial_begin(asked)
         record = study.tell(asked, replace(look_up(asked), seconds=30.0))
         front = study.front()
-        callback.on_trial_end(record, front[-1] if front else None)
+        callbacks.on_trial_end(record, front[-1] if front else None)
     epoch = Epoch(number=3, losses={}, val=0.1234, lr=0.1, seconds=1.0)
-    callback.on_epoch(beside.number, epoch, 12)
+    callbacks.on_epoch(beside.number, epoch, 12)
 
 
 def shown(path: Path, *, width: int, is_terminal: bool) -> str:
@@ -49,7 +52,7 @@ def test_the_table_tells_of_running_and_ended_trials_best_and_time(fast_path: Pa
     assert row.split()[0] == "0"
     assert "12.34 %" in row
     assert "training" in row
-    assert "Best: no. " in text
+    assert "Best: trial " in text
     assert "budget 15 MFLOPs" in text
     assert "6 of 10 trials: " in text
     assert "about 1 min 00 s left (2 at a time)" in text  # 4 trials of 30 s, two at a time
@@ -65,7 +68,7 @@ def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path
     out = io.StringIO()
     callback = StudyConsole(console=Console(file=out, width=200))
     with opened(fast_path / "refit") as study:
-        callback.on_search_begin([], 1, budget=REQUEST.budget)
+        callback.on_search_begin(RunState(total=1, budget=REQUEST.budget))
         asked = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
         cost = Cost(flops=2_000_000, params=2000)
         callback.on_trial_end(
@@ -76,7 +79,7 @@ def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path
 
 def test_no_terminal_gets_a_line_a_trial_and_one_forecast(fast_path: Path) -> None:
     lines = shown(fast_path / "plain", width=200, is_terminal=False).splitlines()
-    trials = [line for line in lines if line.startswith("trial ")]
-    assert [line.split(" (no.")[0] for line in trials] == [f"trial {i} of 10" for i in range(1, 7)]
+    trials = [line for line in lines if ", trial " in line]
+    assert [line.split(", trial")[0] for line in trials] == [f"{i} of 10" for i in range(1, 7)]
     wanted = "more trials (2 at a time); none begins after a --time-limit"
     assert sum(wanted in line for line in lines) == 1

@@ -23,7 +23,7 @@ from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
-from kdsearch.study.ledger import Ledger
+from kdsearch.study.run_log import RunLog
 from kdsearch.study.study import REDRAWS, OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.workflows.finalize import finalize
 
@@ -202,9 +202,9 @@ def test_a_floor_that_no_student_reaches_is_reported(fast_path: Path) -> None:
         record = study.complete()[0]
         with (
             pytest.raises(BudgetError) as caught,
-            Ledger(study, device="cpu", started=0.0) as ledger,
+            RunLog(study, device="cpu", started=0.0) as run_log,
         ):
-            finalize(study, None, None, None, ledger=ledger)  # type: ignore[arg-type]
+            finalize(study, None, None, None, run_log=run_log)  # type: ignore[arg-type]
     assert str(caught.value).startswith(
         f"no student reaches --min-accuracy 0.99: the best of 1, trial {record.number}, has "
     )

@@ -23,8 +23,15 @@ from kdsearch.report.status import status
 from kdsearch.report.verdict import verdict
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.facts import Refit
-from kdsearch.study.refit import candidates, middle, missing, summarised, trained
-from kdsearch.study.spend import refits_left, refits_to_come
+from kdsearch.study.refit import (
+    candidates,
+    middle,
+    missing,
+    refits_left,
+    refits_to_come,
+    summarised,
+    trained,
+)
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.summary import Trainings
 

@@ -16,25 +16,25 @@ from table_study import look_up, opened, run_to
 from kdsearch.errors import StudyError
 from kdsearch.report.status import status
 from kdsearch.spec import TrialRecord
-from kdsearch.study.ledger import Ledger
-from kdsearch.study.progress import Progress, read_progress, write_progress
-from kdsearch.study.spend import forecast, spent
+from kdsearch.study.callbacks import Callbacks
+from kdsearch.study.run_log import Progress, RunLog, read_progress, spent, write_progress
+from kdsearch.study.run_state import RunState, forecast
 from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
 
-def ledger_of(study: OpenStudy, *, ago: float = 0.0) -> Ledger:
-    return Ledger(study, device="cpu", started=time.perf_counter() - ago)
+def log_of(study: OpenStudy, *, ago: float = 0.0) -> RunLog:
+    return RunLog(study, device="cpu", started=time.perf_counter() - ago)
 
 
 def test_the_time_of_every_run_counts(fast_path: Path) -> None:
     path = fast_path / "three runs"
     with opened(path) as study:
-        with ledger_of(study, ago=10):
+        with log_of(study, ago=10):
             pass
-        with pytest.raises(KeyboardInterrupt), ledger_of(study, ago=20):
+        with pytest.raises(KeyboardInterrupt), log_of(study, ago=20):
             raise KeyboardInterrupt
-        with pytest.raises(ZeroDivisionError), ledger_of(study, ago=40):
+        with pytest.raises(ZeroDivisionError), log_of(study, ago=40):
             raise ZeroDivisionError
     with opened(path) as study:
         assert [run.end for run in study.facts.runs] == ["ended", "interrupted", "failed"]
@@ -45,9 +45,9 @@ def test_the_time_of_every_run_counts(fast_path: Path) -> None:
 def test_the_time_of_a_killed_run_is_taken_over_by_the_next(fast_path: Path) -> None:
     path = fast_path / "killed"
     with opened(path) as study:
-        ledger_of(study, ago=100)  # never closed
+        log_of(study, ago=100)  # never closed
     with opened(path) as study:
-        with ledger_of(study, ago=10):
+        with log_of(study, ago=10):
             pass
         assert [run.end for run in study.facts.runs] == ["killed", "ended"]
         assert spent(study).wall == pytest.approx(110, abs=5)
@@ -55,8 +55,8 @@ def test_the_time_of_a_killed_run_is_taken_over_by_the_next(fast_path: Path) -> 
 
 def test_a_run_is_closed_once(fast_path: Path) -> None:
     with opened(fast_path / "once") as study:
-        with ledger_of(study) as ledger:
-            ledger.end("ended")
+        with log_of(study) as log:
+            log.end("ended")
         assert len(study.facts.runs) == 1
 
 
@@ -84,25 +84,27 @@ def trained(seconds: Sequence[float], *, state: str = "complete") -> list[TrialR
 
 
 def test_the_forecast_is_the_mean_times_what_is_left_over_those_beside() -> None:
-    assert forecast(trained([10.0]), 18, beside=1) is None
-    assert forecast(trained([10.0, 20.0]), 18, beside=1) == 15 * 18
-    assert forecast(trained([10.0, 20.0]), 18, beside=2) == 15 * 9
+    assert forecast(trained([10.0]), 18, at_once=1) is None
+    assert forecast(trained([10.0, 20.0]), 18, at_once=1) == 15 * 18
+    assert forecast(trained([10.0, 20.0]), 18, at_once=2) == 15 * 9
     cheap = replace(trained([0.0])[0], state="rejected", curve=())
-    assert forecast([*trained([10.0, 20.0]), cheap], 3, beside=1) == 30
-    assert forecast(trained([10.0, 20.0]), -1, beside=1) == 0
+    assert forecast([*trained([10.0, 20.0]), cheap], 3, at_once=1) == 30
+    assert forecast(trained([10.0, 20.0]), -1, at_once=1) == 0
 
 
-def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> None:
+def test_status_shows_a_running_study_and_writes_nothing(fast_path: Path) -> None:
     path = fast_path / "watched"
-    with opened(path) as study, ledger_of(study, ago=7) as ledger:
+    with opened(path) as study, log_of(study, ago=7) as log:
         study.update_facts(trials=9)
         assert status(path).counts.complete == 0
         run_to(study, 5)
         asked = study.ask()
-        ledger.on_trial_begin(asked)
+        callbacks = Callbacks([log])
+        callbacks.on_search_begin(RunState(total=9))
+        callbacks.on_trial_begin(asked)
         epoch = Epoch(number=3, losses={}, val=0.25, lr=0.1, seconds=1.0)
-        ledger._written = 0.0  # a second has passed
-        ledger.on_epoch(asked.number, epoch, 10)
+        log._written = 0.0  # a second has passed
+        callbacks.on_epoch(asked.number, epoch, 10)
         before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
         found = status(path)
         after = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
@@ -119,7 +121,7 @@ def test_status_tells_of_a_running_study_and_writes_nothing(fast_path: Path) -> 
     assert found.hypervolumes[-1] == 1.0
     assert list(found.hypervolumes) == sorted(found.hypervolumes)
     assert found.seconds_spent == pytest.approx(7, abs=5)
-    assert "no. 5" in "\n".join(found.lines())
+    assert "trial 5" in "\n".join(found.lines())
     assert status(path).state == "ended"
 
 
@@ -131,7 +133,7 @@ def held(progress: Progress, **changes: object) -> Progress:
 def test_status_knows_a_killed_run_from_a_running_one(fast_path: Path) -> None:
     path = fast_path / "dead"
     with opened(path) as study:
-        ledger_of(study)
+        log_of(study)
     progress = read_progress(path)
     assert progress is not None
     assert status(path).state == "running"
@@ -164,7 +166,7 @@ def test_a_damaged_progress_says_what_to_do(fast_path: Path) -> None:
     with opened(fast_path / "torn") as study:
         (study.path / "progress.json").write_text("{")
         with pytest.raises(StudyError, match="delete it"):
-            ledger_of(study)
+            log_of(study)
 
 
 SCRIPT = """
