@@ -30,6 +30,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
 ).rstrip(os.pathsep)
 _MEMORY = Path("/dev/shm")
+# Files that run in one process, by parts of their paths: they share a server, studies or the clock.
+GROUPS = {
+    "ray": ("test_ray_", "test_cli_ray"),
+    "postgresql": ("test_store", "test_lease", "test_storage_url", "test_killed"),
+    "timing": ("test_latency", "test_timing", "test_targets", "test_device_lock"),
+    "command line": ("tests/cli/",),
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -49,12 +56,22 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.manual_seed = lambda value: seed(value + offset)  # type: ignore[assignment]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process, unless the file names a larger group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests of a file, or of a group of files, in one process.
+
+    The groups of `--dist loadgroup` do nothing here: pytest-xdist 3.8 adds them to a node's id by
+    an attribute that pytest 9.2 no longer reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            groups = (name for name, parts in GROUPS.items() if any(p in file for p in parts))
+            return next(groups, file)
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 pytest.importorskip("ray")
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
 ON_RAY = ("--engine", "ray")

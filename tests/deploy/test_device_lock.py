@@ -18,8 +18,6 @@ from kdsearch.deploy.latency import Latency
 from kdsearch.deploy.pricing import build_student, price
 from kdsearch.trials.trial import run_trial
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 TIMEOUT = 20.0
 
 

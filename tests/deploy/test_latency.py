@@ -21,8 +21,6 @@ from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
 from kdsearch.json_cache import JsonCache, processor
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 SHAPE = (8, 16, 16)
 MEASURED = Latency(ms=1.25, low_ms=1.2, high_ms=1.3, spread_ms=0.1, contention=1.0)
 

@@ -27,8 +27,6 @@ from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TargetInfo
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 SLOW_TORCH = pytest.param("torch", marks=pytest.mark.slow)  # 2 s a round
 TIMING = """
 import os, sys, time

@@ -23,8 +23,6 @@ from kdsearch.deploy.timing import (
 )
 from kdsearch.errors import CostError
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 GOOD = Latency(ms=1.0, low_ms=0.9, high_ms=1.2, spread_ms=0.1, contention=1.0)
 
 

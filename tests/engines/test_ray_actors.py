@@ -26,8 +26,6 @@ from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.context import lay_out, load_data
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 pytest.importorskip("kdsearch.engines.ray_cluster")
 SPACE = """
 student:

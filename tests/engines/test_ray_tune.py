@@ -34,7 +34,6 @@ from kdsearch.engines import ray_tune  # noqa: E402
 
 connected, room = ray_cluster.connected, ray_cluster.room
 
-pytestmark = pytest.mark.xdist_group("ray")
 TIMEOUT = 20.0
 DOOMED = 15  # from this trial on, one on the node that is killed waits for that
 

@@ -23,8 +23,6 @@ from kdsearch.study.lease import EXPIRY_SECONDS, Holder, Lease, database_time
 from kdsearch.study.storage_url import Storage, inside, read_url
 from kdsearch.study.store import Store
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 ME = Holder.here()
 FAR = replace(ME, boot="another", host="far")
 HELD_BY_ANOTHER = """

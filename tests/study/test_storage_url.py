@@ -24,8 +24,6 @@ from kdsearch.study.open import load_each, load_study, open_study, reach
 from kdsearch.study.storage_url import inside, kept_url, read_url, shown, storage_of
 from kdsearch.study.study import OpenStudy
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 WHERE = "postgresql://me:s3cret@db.example:5432/studies"
 KEPT = "postgresql+psycopg://me:***@db.example:5432/studies"
 

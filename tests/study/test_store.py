@@ -17,8 +17,6 @@ from kdsearch.errors import StudyError
 from kdsearch.study.storage_url import Storage, inside, read_url
 from kdsearch.study.store import NOTE, Store
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 FIELDS = ("number", "state", "params", "distributions", "user_attrs", "system_attrs", "values")
 
 

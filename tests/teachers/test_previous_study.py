@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
+from quick import quick
 from toy_data import CPU, toy_data
 
 from kdsearch.data.base import ImageData
@@ -54,7 +55,8 @@ def study(fast_path: Path) -> Path:
     space.write_text(SPACE)
     given = {"space": str(space), "subset": 200, "teacher_epochs": 1}
     options = RunOptions(trials=2, device="cpu")
-    return run_study(given, Silent(), out=fast_path, name="phones", options=options).path
+    with quick():
+        return run_study(given, Silent(), out=fast_path, name="phones", options=options).path
 
 
 @pytest.fixture(scope="module")

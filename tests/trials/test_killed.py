@@ -22,8 +22,6 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.storage_url import read_url, shown
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 N = 14
 KILLS = 4
 DRIVER = """

@@ -12,6 +12,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from quick import quick
 from toy_data import CPU, distiller_for, tiny_model
 from toy_trial import DATA, PLAIN, SMALL, TRAIN, context
 
@@ -159,7 +160,8 @@ def test_a_timm_student_keeps_timms_own_names(tmp_path: Path) -> None:
     spec = StudentSpec(family=f"timm:{name}", resolution=32)
     candidate = replace(PLAIN, student=spec, train=replace(TRAIN, lr=0.001))
     outcome = run_trial(candidate, context(tmp_path), tmp_path / "0")
-    packed(tmp_path / "best", candidate, outcome, tmp_path / "0")
+    with quick():
+        packed(tmp_path / "best", candidate, outcome, tmp_path / "0")
     plain = timm.create_model(name, num_classes=3, in_chans=1).eval()
     plain.load_state_dict(safetensors.torch.load_file(tmp_path / "best" / "student.safetensors"))
     student = student_of(candidate, tmp_path / "0")
