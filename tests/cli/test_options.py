@@ -54,7 +54,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         "time_limit": 90.0,
         "workers": 2,
     }
-    with pytest.raises(SpecError, match="unknown 'budget_ms'; known: flip, seed"):
+    with pytest.raises(SpecError, match="unknown 'budget_ms'; known: debug, flip, seed"):
         given_by("--config", str(file), names=("seed", "flip", "time_limit", "teacher", "workers"))
 
 
