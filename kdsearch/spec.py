@@ -39,7 +39,7 @@ T = TypeVar("T")
 class StudentSpec:
     """A student architecture: a family (or `timm:NAME`, `torchvision:NAME`) and its knobs.
 
-    resolution: side of the square input in pixels; 0 means the data's own.
+    resolution: longer side of the input in pixels; 0 means the data's own.
     """
 
     family: str

@@ -26,7 +26,7 @@ PLUGINS = (
     "deploy/targets",
     "deploy/formats",
 )
-MAX_LINES = 450
+MAX_LINES = 400
 
 
 def order() -> list[str]:

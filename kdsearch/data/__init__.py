@@ -41,8 +41,9 @@ def load(
 
     source: one of `names()` (`./digits` is a folder), a folder, a Parquet file, or a function
     `FILE.py:function` or `package.module:function` that returns a `data.base.Source`.
-    size: side in pixels; None means the images' own, or at most 224. seed: of the splits taken
-    from train, and of `subset`, the number of training images to keep besides the unlabelled.
+    size: longer side in pixels; None means the images' own, or at most 224. seed: of
+    the splits taken from train, and of `subset`, the number of training images to keep besides
+    the unlabelled.
     flip: whether views may be mirrored; None leaves it to the source. Raises DataError.
     """
     import torch
@@ -53,7 +54,7 @@ def load(
     found = _find(source, cache_dir)
     stored = open_store(found, cache_dir=cache_dir, size=size)
     index = _arrange(found, stored, seed=seed, subset=subset)
-    side = stored.images.shape[2]
+    side = min(stored.images.shape[2:])
     augment = Augment(pad=side // 8, flip=found.flip if flip is None else flip)
     digest = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
     for split, chosen in sorted(index.items()):

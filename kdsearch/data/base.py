@@ -1,6 +1,6 @@
 """Value types of data: samples and sources as a user has them, image sets as trainings read them.
 
-Images are uint8 `[N, C, S, S]`, labels have one row an image. No I/O here, and no torch import.
+Images are uint8 `[N, C, H, W]`, labels have one row an image. No I/O here, and no torch import.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsearch.data.sizes import Size
 from kdsearch.errors import DataError, did_you_mean
 from kdsearch.spec import MIXES, POLICIES
 
@@ -59,7 +60,8 @@ class Source:
     iterated from its beginning every time.
     content: name and bytes (or file) of everything that decides pixels and labels; a file whose
     size, inode and times are as they were is not read again.
-    channels: 1 or 3. flip: whether a mirrored image still shows its class.
+    channels: 1 or 3. canvas: (H, W) that images are cut to, centred, and scaled to; None: a square
+    that fits them. flip: whether a mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks.
     """
 
@@ -70,6 +72,7 @@ class Source:
     channels: int = 3
     flip: bool = True
     held_out: float = 0.1
+    canvas: Size | None = None
     task: str = CLASSIFICATION
 
     def __post_init__(self) -> None:
@@ -109,7 +112,7 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 class ImageSet:
     """N decoded images among those of a store, and their labels `[N, ...]`, as the task has them.
 
-    images: uint8 `[M, C, S, S]`, mapped from disk as a rule; read them through `at`.
+    images: uint8 `[M, C, H, W]`, mapped from disk as a rule; read them through `at`.
     rows: int64 `[N]`, where in `images` each sample lies; None: in order, and N is M.
     """
 
@@ -122,12 +125,12 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Return (N, C, S, S)."""
+        """Return (N, C, H, W)."""
         channels, height, width = self.images.shape[1:]
         return len(self), channels, height, width
 
     def at(self, index: Tensor | slice) -> Tensor:
-        """Return the samples at `index` [B]: uint8 `[B, C, S, S]`, for a slice perhaps a view."""
+        """Return the samples at `index` [B]: uint8 `[B, C, H, W]`, for a slice perhaps a view."""
         return _pick(self.images, index if self.rows is None else _pick(self.rows, index))
 
     def take(self, index: Tensor | slice) -> ImageSet:
@@ -189,9 +192,9 @@ class ImageData:
         return self.train.shape[1]
 
     @property
-    def size(self) -> int:
-        """Return S, the side of the square images in pixels."""
-        return self.train.shape[2]
+    def size(self) -> Size:
+        """Return (H, W) of the images in pixels; classification data are square."""
+        return self.train.shape[2:]
 
     @property
     def num_classes(self) -> int:

@@ -1,8 +1,9 @@
-"""Decode one image, whatever a user's folder holds, to uint8 `[C, S, S]`; nothing is guessed.
+"""Decode one image, whatever a user's folder holds, to uint8 `[C, H, W]`; nothing is guessed.
 
 Animations give their first frame, EXIF rotation is applied, transparency is laid on white, 16-bit
 grey is scaled to 8 bits, and 32-bit pixels, which have no known range, are refused. The centred
-square is cut out and resized, bilinear with antialiasing. Damaged images are never half read.
+part in the shape asked for is cut out and resized, bilinear with antialiasing. Damaged images are
+never half read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -51,15 +53,18 @@ def dimensions(content: Path | bytes | Image.Image) -> tuple[int, int]:
         return image.size
 
 
-def decode(content: Path | bytes | Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
-    """Return uint8 [channels, size, size]. Raises UnreadableError."""
+def decode(
+    content: Path | bytes | Image.Image, *, size: int | Size, channels: int
+) -> NDArray[np.uint8]:
+    """Return uint8 [channels, H, W]; size: (H, W) or a square's side. Raises UnreadableError."""
+    height, width = as_size(size)
     with _reading(), _open(content) as image:
         image.draft(
-            None, (2 * size, 2 * size)
+            None, (2 * width, 2 * height)
         )  # a JPEG decodes at 1/2, 1/4 or 1/8 if that is ample
         upright = ImageOps.exif_transpose(image)
-        pixels = _square(_to_mode(upright, "RGB" if channels == 3 else "L"), size)
-        return np.asarray(pixels).reshape(size, size, channels).transpose(2, 0, 1)
+        pixels = _centred(_to_mode(upright, "RGB" if channels == 3 else "L"), width, height)
+        return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 @contextmanager
@@ -106,15 +111,17 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
+def _centred(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Cut out the largest centred part of the shape width x height, and resize it to that."""
+    if image.size == (width, height):
         return image
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
+    is_tall = image.width * height <= image.height * width
+    wide = image.width if is_tall else image.height * width / height
+    high = image.width * height / width if is_tall else image.height
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
     return image.resize(
-        (size, size),
+        (width, height),
         Image.Resampling.BILINEAR,
-        box=(left, top, left + side, top + side),
+        box=(left, top, left + wide, top + high),
         reducing_gap=3.0,
     )

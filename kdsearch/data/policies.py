@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kdsearch.data.sizes import Size
+
 OPERATIONS = (
     "identity",
     "shear_x",
@@ -42,7 +44,7 @@ _CACHED = 2**17  # pixels that a CPU works on at a time
 
 
 def magnitude(policy: str, operation: str, number: int, *, size: int) -> float:
-    """Return magnitude `number` of 0 to 30, unsigned, for images of size x size pixels.
+    """Return magnitude `number` of 0 to 30, unsigned, for images of so many pixels a side.
 
     It is a slope, pixels, degrees, a change of strength, bits to keep or a threshold in [0, 1];
     0 for operations without a magnitude.
@@ -88,7 +90,7 @@ def operate(images: Tensor, operation: Tensor, level: Tensor, *, policy: str) ->
     operation: int64 [B] indices into OPERATIONS. level: int64 [B], twice the magnitude's number,
     plus one where it is negative (of operations that have a sign).
     """
-    matrices, values = _tables(policy, images.shape[2], images.device)
+    matrices, values = _tables(policy, images.shape[2:], images.device)
     matrix = matrices[operation, level]
     value = values[operation, level]
     out = images.clone()
@@ -118,11 +120,12 @@ def _change(
 
 
 @lru_cache(maxsize=32)
-def _tables(policy: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _tables(policy: str, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return int64 [14, 62, 6] warps and [14, 62] strengths, masks and thresholds, by level."""
     levels = [
         [
-            magnitude(policy, operation, number, size=size) * (sign if operation in _SIGNED else 1)
+            magnitude(policy, operation, number, size=size[operation.endswith("_x")])
+            * (sign if operation in _SIGNED else 1)
             for number in range(BINS)
             for sign in (1, -1)
         ]
@@ -134,7 +137,7 @@ def _tables(policy: str, size: int, device: torch.device) -> tuple[Tensor, Tenso
     return torch.tensor(matrices, device=device), torch.tensor(values, device=device)
 
 
-def _matrix(operation: str, level: float, size: int) -> list[int]:
+def _matrix(operation: str, level: float, size: Size) -> list[int]:
     """Return the six numbers that take a position in the view to one in the image.
 
     Positions are in pixels from the upper left corner, where shears have their centre.
@@ -153,8 +156,9 @@ def _matrix(operation: str, level: float, size: int) -> list[int]:
         a = e = math.cos(turn)
         d = math.sin(turn)
         b = -d
-        c = (1 - a - b) * size / 2
-        f = (1 - d - e) * size / 2
+        height, width = size
+        c = ((1 - a) * width - b * height) / 2
+        f = ((1 - e) * height - d * width) / 2
     return [round(value * (1 << _ONE)) for value in (a, b, c, d, e, f)]
 
 
@@ -168,13 +172,16 @@ def _value(operation: str, level: float) -> int:
 
 def _warp(images: Tensor, matrix: Tensor) -> Tensor:
     """Show at each pixel the one that its centre falls into."""
-    size = images.shape[2]
-    centre = 2 * torch.arange(size, dtype=torch.int32, device=images.device) + 1  # half pixels
+    height, width = images.shape[2:]
+    across, down = (  # half pixels
+        2 * torch.arange(length, dtype=torch.int32, device=images.device) + 1
+        for length in (width, height)
+    )
     a, b, c, d, e, f = matrix.int()[:, :, None, None].unbind(1)
-    x = (a * centre + (b * centre[:, None] + 2 * c)) >> (_ONE + 1)
-    y = (d * centre + (e * centre[:, None] + 2 * f)) >> (_ONE + 1)
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    index = (y * size + x).mul_(inside).long().flatten(1)[:, None]
+    x = (a * across + (b * down[:, None] + 2 * c)) >> (_ONE + 1)
+    y = (d * across + (e * down[:, None] + 2 * f)) >> (_ONE + 1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = (y * width + x).mul_(inside).long().flatten(1)[:, None]
     shown = images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
     return shown.mul_(inside[:, None])
 
@@ -189,12 +196,14 @@ def _color(images: Tensor, strength: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, strength: Tensor) -> Tensor:
     grey = _grey(images)
-    return _away(images, grey.sum((1, 2, 3)) * strength // grey.shape[2] ** 2, strength)
+    return _away(
+        images, grey.sum((1, 2, 3)) * strength // (grey.shape[2] * grey.shape[3]), strength
+    )
 
 
 def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
     """Move pixels away from the mean of the 3 x 3 around them, the middle weighing 5 of 13."""
-    if images.shape[2] <= 2:
+    if min(images.shape[2:]) <= 2:
         return images
     x = images.int()
     inner = x[:, :, 1:-1, 1:-1]

@@ -37,6 +37,7 @@ from torch import Tensor
 from kdsearch.data.base import ImageSet, Sample, Source
 from kdsearch.data.decode import UnreadableError, decode, dimensions, strict_pillow
 from kdsearch.data.seen import recall, remember, state_of
+from kdsearch.data.sizes import Size, as_size, scaled_size
 from kdsearch.errors import DataError
 
 VERSION = 1
@@ -79,7 +80,7 @@ class _Meta:
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
     channels: int
-    size: int
+    size: int | Size
     counts: dict[str, int]
     crc32: dict[str, int]
 
@@ -88,10 +89,11 @@ _META = TypeAdapter(_Meta)
 
 
 def open_store(source: Source, *, cache_dir: Path, size: int | None) -> Stored:
-    """Return the source's images, decoded to size x size pixels at the first call.
+    """Return the source's images, decoded at the first call.
 
-    size: None takes the images' own where all are equal squares of at most 64 pixels, else the
-    median shorter side, at most 224, rounded down to a multiple of 32.
+    size: longer side in pixels. None takes the canvas of the source; without one the images' own
+    where all are equal squares of at most 64 pixels, else the median shorter side, at most 224,
+    rounded down to a multiple of 32.
     Raises DataError when more than 1 % of a split cannot be read or the disk refuses.
     """
     if size is not None and size < 1:
@@ -117,7 +119,8 @@ def _key(source: Source, size: int | None, known: Path) -> str:
 
     known: the folder where keys are remembered, by the state of the files.
     """
-    how = repr((VERSION, size, source.channels)).encode()
+    canvas = () if source.canvas is None else (source.canvas,)
+    how = repr((VERSION, size, source.channels, *canvas)).encode()
     with _reading(source.name):
         state, is_settled = state_of([("", how), *source.content])
     key = recall(known / state)
@@ -205,15 +208,15 @@ def _build(folder: Path, source: Source, size: int | None) -> None:
         part.mkdir()
     try:
         with strict_pillow():
-            side = _natural_size(source) if size is None else size
-            counts, skipped = _write_images(part, source, side)
+            shape = _size_of(source, size)
+            counts, skipped = _write_images(part, source, shape)
         with _writing(part):
             meta = _Meta(
                 version=VERSION,
                 classes=source.classes,
                 skipped=tuple(skipped),
                 channels=source.channels,
-                size=side,
+                size=shape[0] if shape[0] == shape[1] else shape,
                 counts=counts,
                 crc32={name: _crc32(part / name) for name in (IMAGES, LABELS)},
             )
@@ -225,6 +228,13 @@ def _build(folder: Path, source: Source, size: int | None) -> None:
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _size_of(source: Source, size: int | None) -> Size:
+    """Return (H, W) of the stored images."""
+    if source.canvas is not None:
+        return scaled_size(source.canvas, size or 0)
+    return as_size(_natural_size(source) if size is None else size)
 
 
 def _natural_size(source: Source) -> int:
@@ -244,9 +254,9 @@ def _dimensions(sample: Sample) -> tuple[int, int] | None:
         return None  # decoding meets it again, and counts and names it there
 
 
-def _write_images(part: Path, source: Source, size: int) -> tuple[dict[str, int], list[str]]:
+def _write_images(part: Path, source: Source, size: Size) -> tuple[dict[str, int], list[str]]:
     """Write images and labels; return how many each split has, and the names of the unreadable."""
-    shape = (source.channels, size, size)
+    shape = (source.channels, *size)
     counts: dict[str, int] = {}
     labels: list[Label] = []
     skipped: list[str] = []
@@ -272,7 +282,7 @@ def _as_array(labels: list[Label]) -> NDArray[Any]:
 
 
 def _write_split(
-    file: BinaryIO, samples: Iterable[Sample], channels: int, size: int
+    file: BinaryIO, samples: Iterable[Sample], channels: int, size: Size
 ) -> tuple[list[Label], list[tuple[str, UnreadableError]]]:
     """Append one split's images; return their labels, and what cannot be read and why."""
     labels: list[Label] = []
@@ -289,7 +299,7 @@ def _write_split(
 
 
 def _decode(
-    sample: Sample, *, size: int, channels: int
+    sample: Sample, *, size: Size, channels: int
 ) -> tuple[Sample, NDArray[np.uint8] | UnreadableError]:
     try:
         return sample, decode(sample.content, size=size, channels=channels)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kdsearch.data import policies
 from kdsearch.data.base import Augment, ImageSet
+from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import DataError
 
 _SMALL = 64  # px
@@ -92,7 +93,7 @@ def draws(view: int, *, seed: int, augment: Augment, count: int, device: torch.d
 
 
 def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment: Augment) -> Tensor:
-    """Return view number `view` of the samples at `index`: uint8 [B, C, S, S], padded with zeros.
+    """Return view number `view` of the samples at `index`: uint8 [B, C, H, W], padded with zeros.
 
     index: int64 [B], on the images' device. A sample's number decides its view, never the row where
     its image lies. A pad of p offers (2p + 1)^2 crops, a flip twice as many views. The policy's
@@ -111,7 +112,7 @@ def shown(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) -> Te
     both = _unmixed(images, torch.cat([index, drawn.partners[index]]), drawn, augment)
     own, other = both.chunk(2)
     if augment.mix == "cutmix":
-        rows, columns = _box(index, drawn, images.shape[2])
+        rows, columns = _box(index, drawn, images.shape[2:])
         return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other, own)
     weight = _weight(index, drawn).int()[:, None, None, None]
     blend = own.int().mul_(weight).add_(other.int().mul_((1 << _WEIGHT_BITS) - weight))
@@ -123,11 +124,11 @@ def mixed_with(index: Tensor, drawn: Draws) -> Tensor | None:
     return None if drawn.partners is None else drawn.partners[index]
 
 
-def own_share(index: Tensor, drawn: Draws, augment: Augment, size: int) -> Tensor:
-    """Return the share [B] of a mixed view that shows the sample itself. size: S of the view."""
+def own_share(index: Tensor, drawn: Draws, augment: Augment, size: Size) -> Tensor:
+    """Return the share [B] of a mixed view that shows the sample itself. size: its (H, W)."""
     if augment.mix == "cutmix":
         rows, columns = _box(index, drawn, size)
-        return 1 - rows.sum(1) * columns.sum(1) / size**2
+        return 1 - rows.sum(1) * columns.sum(1) / (size[0] * size[1])
     return _weight(index, drawn) / (1 << _WEIGHT_BITS)
 
 
@@ -155,18 +156,24 @@ def _weight(index: Tensor, drawn: Draws) -> Tensor:
     return _walk(index, drawn.weight) % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
 
 
-def _box(index: Tensor, drawn: Draws, size: int) -> tuple[Tensor, Tensor]:
-    """Return the rows and the columns, bool [B, S], of the box where a sample's partner shows.
+def _box(index: Tensor, drawn: Draws, size: Size) -> tuple[Tensor, Tensor]:
+    """Return the rows [B, H] and the columns [B, W], bool, of the box that shows the partner.
 
     Its area is the partner's weight; its centre is uniform, and what is outside is clipped.
     """
     other = 1 - _weight(index, drawn).double() / (1 << _WEIGHT_BITS)
-    side = (other.sqrt() * size).round().long()[:, None]
+    height, width = size
     bits = _walk(index, drawn.box)
-    line = torch.arange(size, device=index.device)
-    top = (bits % size)[:, None] - side // 2
-    left = (bits // size % size)[:, None] - side // 2
-    return (line >= top) & (line < top + side), (line >= left) & (line < left + side)
+    rows = _within(height, bits % height, other)
+    return rows, _within(width, bits // height % width, other)
+
+
+def _within(length: int, centre: Tensor, area: Tensor) -> Tensor:
+    """Return bool [B, length]: the positions in a box of a share of the area, by its centre."""
+    side = (area.sqrt() * length).round().long()[:, None]
+    start = centre[:, None] - side // 2
+    line = torch.arange(length, device=centre.device)
+    return (line >= start) & (line < start + side)
 
 
 def _unmixed(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) -> Tensor:
@@ -175,7 +182,7 @@ def _unmixed(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) ->
     place = _walk(index, drawn.place)
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
-    crop = _crop_windows if images.shape[2] <= _SMALL else _crop_pixels
+    crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
     rows = index if images.rows is None else images.rows.index_select(0, index)
     out = crop(images.images, rows, down, right, mirrored, augment.pad)
     bits = [_walk(index, start) for start in drawn.policy]
@@ -189,14 +196,14 @@ def _crop_windows(
 
     128 x 3 x 32 x 32 on one core: 0.3 ms, where `_crop_pixels` takes 0.6; at 224 px twice as long.
     """
-    count, channels, size = len(index), images.shape[1], images.shape[2]
-    wide = size + 2 * pad
+    count, (channels, height, width) = len(index), images.shape[1:]
+    high, wide = height + 2 * pad, width + 2 * pad
     padded = F.pad(images.index_select(0, index), (pad, pad, pad, pad))
-    windows = padded.view(-1).as_strided((padded.numel() - size + 1, size), (1, 1))
-    plane = torch.arange(count * channels, device=images.device).view(count, channels, 1) * wide
-    row = torch.arange(size, device=images.device) + down[:, None]
+    windows = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))
+    plane = torch.arange(count * channels, device=images.device).view(count, channels, 1) * high
+    row = torch.arange(height, device=images.device) + down[:, None]
     start = (plane + row[:, None, :]) * wide + right[:, None, None]
-    out = windows.index_select(0, start.flatten()).view(count, channels, size, size)
+    out = windows.index_select(0, start.flatten()).view(count, channels, height, width)
     # Both kinds of all, then one of each: a where on bytes takes longer than the whole crop.
     both = torch.cat([out, out.flip(3)])
     return both.index_select(0, torch.arange(count, device=images.device) + mirrored * count)
@@ -209,17 +216,16 @@ def _crop_pixels(
 
     64 x 3 x 224 x 224 on one core: 8 ms, where a single gather by pixel took 66.
     """
-    count, channels, size = len(index), images.shape[1], images.shape[2]
-    line = torch.arange(size, device=images.device) - pad
-    y = line + down[:, None]
-    x = line + right[:, None]
+    count, (channels, height, width) = len(index), images.shape[1:]
+    y = torch.arange(height, device=images.device) - pad + down[:, None]
+    x = torch.arange(width, device=images.device) - pad + right[:, None]
     x = torch.where(mirrored[:, None] == 1, x.flip(1), x)
     plane = index[:, None] * channels + torch.arange(channels, device=images.device)
-    row = plane[:, :, None] * size + y.clamp(0, size - 1)[:, None, :]
-    rows = images.reshape(-1, size).index_select(0, row.flatten())
-    rows = rows.view(count, channels, size, size)
-    column = x.clamp(0, size - 1)[:, None, None, :].expand(rows.shape)
-    inside = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
+    row = plane[:, :, None] * height + y.clamp(0, height - 1)[:, None, :]
+    rows = images.reshape(-1, width).index_select(0, row.flatten())
+    rows = rows.view(count, channels, height, width)
+    column = x.clamp(0, width - 1)[:, None, None, :].expand(rows.shape)
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
     return rows.gather(3, column).mul_(inside[:, None])
 
 
@@ -228,22 +234,22 @@ def to_input(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    resolution: int,
+    resolution: int | Size,
     channels: int,
 ) -> Tensor:
-    """Return float32 [B, channels, R, R]: (x / 255 - mean) / std, resized with antialiasing.
+    """Return float32 [B, channels, *resolution]: (x / 255 - mean) / std, resized with antialiasing.
 
-    batch: uint8 [B, C, S, S]. Raises DataError unless channels is C, or C is 1.
+    batch: uint8 [B, C, H, W]. resolution: (H, W) or a square's side. Raises DataError unless
+    channels is C, or C is 1.
     """
     found = batch.shape[1]
     if channels != found and found != 1:
         raise DataError(f"the network reads {channels} channels, the images have {found}")
     scale, shift = _affine(mean, std, batch.device)
     x = torch.addcmul(shift, batch.float(), scale)
-    if x.shape[2] != resolution:
-        x = F.interpolate(
-            x, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
-        )
+    size = as_size(resolution)
+    if x.shape[2:] != size:
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
     return x if channels == found else x.expand(-1, channels, -1, -1)
 
 

@@ -170,9 +170,8 @@ def _inputs(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
 def _pixels(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return normalised images, and their resized pixels [B, H, W, C], rounded."""
     shown = student.preprocess
-    if images.shape[2] != shown.resolution:
-        size = (shown.resolution, shown.resolution)
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    if images.shape[2:] != shown.size:
+        images = F.interpolate(images, shown.size, mode="bilinear", antialias=True)
     images = images.expand(-1, shown.channels, -1, -1)
     return shown(images), images.permute(0, 2, 3, 1)
 

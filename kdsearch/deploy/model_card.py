@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from kdsearch import atomic
+from kdsearch.data.sizes import as_size
 from kdsearch.deploy.timing import BUSY
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
@@ -177,12 +178,13 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
     mean, std = (
         [round(value, 4) for value in json.loads(metadata[name])] for name in ("mean", "std")
     )
-    side, channels, task = metadata["resolution"], metadata["channels"], metrics["task"]
+    (height, width), channels = as_size(json.loads(metadata["resolution"])), metadata["channels"]
+    task = metrics["task"]
     yield "## Data\n"
     yield f"{metrics['data']['name']}: " + ", ".join(f"{n} {name}" for name, n in images.items())
     yield "images.\n"
-    yield f"- Input `input`: float32 [batch, {channels}, {side}, {side}]: pixels / 255, minus mean,"
-    yield f"  over std. mean {mean}, std {std}."
+    yield f"- Input `input`: float32 [batch, {channels}, {height}, {width}]: pixels / 255, minus"
+    yield f"  mean, over std. mean {mean}, std {std}."
     yield f"- Output `{task['output_name']}`: {task['output']}."
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdsearch import atomic, tasks
 from kdsearch.data.base import ImageData
+from kdsearch.data.sizes import Size
 from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import Agreement
 from kdsearch.deploy.formats.onnx import OPSET, evaluate, to_onnx, verify
@@ -173,11 +174,16 @@ def _metadata(student: Model, data: ImageData, task: Task) -> dict[str, str]:
         **task.metadata(),
         "mean": json.dumps(shown.mean),
         "std": json.dumps(shown.std),
-        "image_size": str(data.size),
-        "resolution": str(shown.resolution),
+        "image_size": _sides(data.size),
+        "resolution": _sides(shown.size),
         "channels": str(shown.channels),
         "input": "pixels / 255, minus mean, over std; [batch, channels, height, width]",
     }
+
+
+def _sides(size: Size) -> str:
+    """Return `32` for a square and `[24, 32]` for another (H, W), as JSON."""
+    return json.dumps(size[0] if size[0] == size[1] else size)
 
 
 def _of_data(data: ImageData) -> dict[str, object]:

@@ -20,8 +20,8 @@ _MAX_PIXELS = 64_000_000
 _RAW = "uint8"
 
 
-def pixels(path: Path | str, *, size: int, channels: int) -> Any:
-    """Return float32 [size, size, channels], 0 to 255, of the centred square of an image."""
+def pixels(path: Path | str, *, size: tuple[int, int], channels: int) -> Any:
+    """Return float32 [*size, channels], 0 to 255, of the centred part of an image in that shape."""
     with Image.open(path) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise SystemExit(f"{path}: {image.width} x {image.height} pixels are too many")
@@ -30,35 +30,44 @@ def pixels(path: Path | str, *, size: int, channels: int) -> Any:
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright.convert("RGBA"))
     plain = upright.convert("RGB" if channels == 3 else "L")
-    side = min(plain.size)
-    left, top = (plain.width - side) / 2, (plain.height - side) / 2
-    if plain.size != (size, size):
-        box = (left, top, left + side, top + side)
-        plain = plain.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    return np.asarray(plain, np.float32).reshape(size, size, channels)
+    height, width = size
+    is_tall = plain.width * height <= plain.height * width
+    wide = plain.width if is_tall else plain.height * width / height
+    high = plain.width * height / width if is_tall else plain.height
+    left, top = (plain.width - wide) / 2, (plain.height - high) / 2
+    if plain.size != (width, height):
+        box = (left, top, left + wide, top + high)
+        plain = plain.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return np.asarray(plain, np.float32).reshape(height, width, channels)
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Return (H, W) of what a file says of a size: `32` or `[24, 32]`."""
+    found = json.loads(text)
+    return (found, found) if isinstance(found, int) else (found[0], found[1])
 
 
 def network_input(path: Path | str, metadata: dict[str, str]) -> Any:
-    """Return an image as the input of a file: float32 [1, channels, resolution, resolution].
+    """Return an image as the input of a file: float32 [1, channels, H, W].
 
-    metadata: of the file. A file that includes the preprocessing gets uint8 [1, resolution,
-    resolution, channels].
+    metadata: of the file. A file that includes the preprocessing gets uint8 [1, H, W,
+    channels].
     """
-    channels, side = int(metadata["channels"]), int(metadata["resolution"])
-    image = pixels(path, size=int(metadata["image_size"]), channels=channels)
+    channels, size = int(metadata["channels"]), sides(metadata["resolution"])
+    image = pixels(path, size=sides(metadata["image_size"]), channels=channels)
     if metadata.get("input", "").startswith(_RAW):
-        return np.rint(_resized(image, side)).astype(np.uint8)[None]
+        return np.rint(_resized(image, size)).astype(np.uint8)[None]
     mean, std = np.array(json.loads(metadata["mean"])), np.array(json.loads(metadata["std"]))
-    values = _resized(((image / 255 - mean) / std).astype(np.float32), side)
+    values = _resized(((image / 255 - mean) / std).astype(np.float32), size)
     return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
 
 
-def _resized(values: Any, side: int) -> Any:
-    """Return float32 [side, side, channels]."""
-    if values.shape[0] == side:
+def _resized(values: Any, size: tuple[int, int]) -> Any:
+    """Return float32 [*size, channels]."""
+    if values.shape[:2] == size:
         return values
     planes = (Image.fromarray(values[:, :, channel]) for channel in range(values.shape[2]))
-    planes = (plane.resize((side, side), Image.Resampling.BILINEAR) for plane in planes)
+    planes = (plane.resize(size[::-1], Image.Resampling.BILINEAR) for plane in planes)
     return np.stack([np.asarray(plane) for plane in planes], axis=2)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import program_bytes
 from kdsearch.deploy.formats.onnx import for_pricing
@@ -36,7 +37,7 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
     preprocess = Preprocess(
         mean=data.mean,
         std=data.std,
-        resolution=spec.resolution or data.size,
+        resolution=scaled_size(data.size, spec.resolution),
         channels=data.channels,
     )
     return Model(spec.family, network, preprocess)

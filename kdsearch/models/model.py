@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data.base import ImageSet
+from kdsearch.data.sizes import Size, as_size
 from kdsearch.data.views import to_input
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
 
@@ -23,15 +24,18 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """uint8 images to network inputs: scale to [0, 1], resize to `resolution`, normalise."""
+    """uint8 images to network inputs: scale to [0, 1], resize to `resolution`, normalise.
+
+    resolution: (H, W), or a square's side.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resolution: int
+    resolution: int | Size
     channels: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 [B, channels, resolution, resolution] of uint8 [B, C, S, S]."""
+        """Return float32 [B, channels, *size] of uint8 [B, C, H, W]."""
         return to_input(
             images,
             mean=self.mean,
@@ -41,9 +45,14 @@ class Preprocess:
         )
 
     @property
+    def size(self) -> Size:
+        """Return (H, W) of one input."""
+        return as_size(self.resolution)
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """Return (channels, height, width) of one input."""
-        return (self.channels, self.resolution, self.resolution)
+        return (self.channels, *self.size)
 
 
 class Model(nn.Module):
@@ -56,12 +65,12 @@ class Model(nn.Module):
         self.preprocess = preprocess
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] of uint8 images [B, C, S, S]."""
+        """Return logits [B, K] of uint8 images [B, C, H, W]."""
         logits: Tensor = self.network(self.preprocess(images))
         return logits
 
     def features(self, images: Tensor, *, need: frozenset[str] = frozenset()) -> Outputs:
-        """Return logits, embedding, stages and what else there is of uint8 images [B, C, S, S].
+        """Return logits, embedding, stages and what else there is of uint8 images [B, C, H, W].
 
         need: the parts that will be read, so that attention is not told in vain; none named: all
         but the gradient. With `gradient`, which a teacher is asked for, all parts are detached.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdsearch.data.base import Augment
+    from kdsearch.data.sizes import Size
     from kdsearch.data.views import Draws
     from kdsearch.models.features import Outputs
     from kdsearch.spec import StudentSpec
@@ -133,19 +134,19 @@ class Task(ABC):
         self.classes = tuple(classes)
 
     @abstractmethod
-    def network(self, spec: StudentSpec, *, channels: int, size: int) -> nn.Module:
+    def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
         """Return an untrained student on the CPU: the body of a specification under a head.
 
-        channels, size: of the data's images; the resolution is the specification's, or that size.
+        channels, size: of the data's images, (H, W), which the specification's resolution scales.
         """
 
     @abstractmethod
     def target(
-        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: int
+        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: Size
     ) -> Tensor:
         """Return the labels of the samples at `index` [B] in a view, moved as its pixels were.
 
-        labels: of all samples. size: S of the view. Never waits for the device.
+        labels: of all samples. size: (H, W) of the view. Never waits for the device.
         """
 
     @abstractmethod

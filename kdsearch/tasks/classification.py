@@ -20,6 +20,7 @@ from kdsearch.models import students
 from kdsearch.tasks.base import ACCURACY, Facts, Meter, Task
 
 if TYPE_CHECKING:
+    from kdsearch.data.sizes import Size
     from kdsearch.models.features import Outputs
     from kdsearch.spec import StudentSpec
 
@@ -31,14 +32,14 @@ class Classification(Task):
     metric = ACCURACY
     output = "logits"
 
-    def network(self, spec: StudentSpec, *, channels: int, size: int) -> nn.Module:
+    def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
         """Return a student whose last layer gives K logits."""
         return students.build(
             spec, in_channels=channels, num_classes=len(self.classes), data_size=size
         )
 
     def target(
-        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: int
+        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: Size
     ) -> Tensor:
         """Return class indices [B], or where images are mixed the shares of the classes [B, K].
 

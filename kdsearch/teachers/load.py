@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.data.sizes import Size
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model, Preprocess
@@ -140,17 +141,17 @@ def _preprocess(name: str, network: nn.Module, data: ImageData) -> Preprocess:
     timm says it in `pretrained_cfg`; a factory's module may carry `mean`, `std`, `resolution`.
     """
     config = getattr(network, "pretrained_cfg", None) or {}
-    size = config.get("input_size", (3, _default_resolution(name, data), 0))[1]
+    size = config["input_size"][1] if "input_size" in config else _default_resolution(name, data)
     mean = tuple(getattr(network, "mean", config.get("mean", MEAN)))
     return Preprocess(
         mean=mean,
         std=tuple(getattr(network, "std", config.get("std", STD))),
-        resolution=int(getattr(network, "resolution", size)),
+        resolution=getattr(network, "resolution", size),
         channels=len(mean),
     )
 
 
-def _default_resolution(name: str, data: ImageData) -> int:
+def _default_resolution(name: str, data: ImageData) -> int | Size:
     if name.startswith("cifar_resnet"):
         return 32
     return 224 if name.startswith("torchvision:") else data.size

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from kdsearch.data.base import ImageData
+from kdsearch.data.sizes import Size, as_size, scaled_size
 from kdsearch.errors import SpecError
 from kdsearch.models import students
 from kdsearch.models.features import bare
@@ -54,7 +55,7 @@ class SavedStudent:
 
     def _untrained(self, task: Task) -> nn.Module:
         shown = self.preprocess
-        return task.network(self.spec, channels=shown.channels, size=shown.resolution)
+        return task.network(self.spec, channels=shown.channels, size=shown.size)
 
 
 def weights_file(name: str) -> Path:
@@ -85,7 +86,7 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Save
     preprocess = Preprocess(
         mean=data.mean,
         std=data.std,
-        resolution=spec.resolution or data.size,
+        resolution=scaled_size(data.size, spec.resolution),
         channels=data.channels,
     )
     return SavedStudent(spec=spec, weights=weights, classes=data.classes, preprocess=preprocess)
@@ -150,10 +151,16 @@ def _of_folder(folder: Path) -> SavedStudent:
         preprocess=Preprocess(
             mean=tuple(json.loads(metadata["mean"])),
             std=tuple(json.loads(metadata["std"])),
-            resolution=int(metadata["resolution"]),
+            resolution=_size_in(metadata["resolution"]),
             channels=int(metadata["channels"]),
         ),
     )
+
+
+def _size_in(text: str) -> Size:
+    """Return (H, W) of what a file says of its resolution: `32` or `[24, 32]`."""
+    found = json.loads(text)
+    return as_size(found if isinstance(found, int) else tuple(found))
 
 
 def metadata_of(file: Path) -> dict[str, str]:

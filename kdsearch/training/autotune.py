@@ -7,6 +7,7 @@ convnext and 1/.64 for a mobilenet at 8 px; on an older CPU it takes several tim
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -64,7 +65,7 @@ def _gain(
 ) -> float:
     """Return the median over blocks of the old form's time over the new one's."""
     with threads(1), own_stream(device), torch.random.fork_rng([]):
-        batch_size = max(8, min(64, _PIXELS // student.preprocess.resolution**2))
+        batch_size = max(8, min(64, _PIXELS // math.prod(student.preprocess.size)))
         steps = [
             untaught(
                 copy.deepcopy(student),

@@ -152,7 +152,7 @@ def _threads_for(model: Model, session: Session) -> AbstractContextManager[None]
     A step on 64 images, one thread against two: 6.2 and 7.6 ms at 8 px; on 128 images of 32 px:
     132 and 77 ms. The number depends on the sizes alone, so results repeat bit for bit.
     """
-    pixels = model.preprocess.resolution**2 * session.spec.batch_size
+    pixels = math.prod(model.preprocess.size) * session.spec.batch_size
     if session.device.type == "cpu" and pixels <= _FEW_PIXELS:
         return threads(1)
     return nullcontext()

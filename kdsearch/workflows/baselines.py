@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from kdsearch.data.base import CLASSIFICATION
+from kdsearch.data.sizes import size_text
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student, latency_of
 from kdsearch.errors import KDSearchError
@@ -32,7 +33,7 @@ def measure_baselines(
     cache = JsonCache(cache_dir / "baselines", Baseline)
     data = context.data
     task = "" if context.task.name == CLASSIFICATION else f" of {context.task.name}"
-    images = f"{data.channels} x {data.size}, {len(data.classes)} classes{task}"
+    images = f"{data.channels} x {size_text(data.size)}, {len(data.classes)} classes{task}"
     what = f"{images} | {context.latencies.here()}"
     found = []
     for name in NETWORKS:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
+from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError, SpecError
@@ -122,7 +123,7 @@ def check(
     torch_device = pick_device(device)
     teacher_specs(config)
     data, config = load_data(config, out)
-    name = space or default_space(config.data, data.size)
+    name = space or default_space(config.data, max(data.size))
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):
@@ -233,7 +234,10 @@ def _build(
     """Build and price one student."""
     spec: StudentSpec = plan.candidate(family, size=size).student
     found = StudentCheck(
-        family=family, size=size, resolution=spec.resolution or data.size, knobs=dict(spec.knobs)
+        family=family,
+        size=size,
+        resolution=max(scaled_size(data.size, spec.resolution)),
+        knobs=dict(spec.knobs),
     )
     try:
         model = build_student(spec, data)

@@ -53,8 +53,10 @@ def measure_model(
             latency=measure(Path(name), shape=input_shape, target=target),
             target=target_info(config),
         )
-    channels, side, _ = input_shape
-    network = students.build(spec, in_channels=channels, num_classes=classes, data_size=side)
+    channels, height, width = input_shape
+    network = students.build(
+        spec, in_channels=channels, num_classes=classes, data_size=(height, width)
+    )
     flops, params = count(network, input_shape=input_shape)
     file = file_for(network, target, input_shape)
     return Measured(

@@ -49,7 +49,7 @@ def resolve(
     teacher_specs(config)
     data, config = load_data(config, out)
     if not config.space:
-        config = replace(config, space=find_space(default_space(config.data, data.size)).text)
+        config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
     refuse_sampler(config)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)

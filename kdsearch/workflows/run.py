@@ -82,7 +82,7 @@ def run_study(
         on_ray.share(device)
     config, data, path = resolve(given, out, name, options.storage)
     callback.on_message(f"Results go to {path}")
-    require_target(config).dry_run((data.channels, data.size, data.size), callback.on_message)
+    require_target(config).dry_run((data.channels, *data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
     task = prepared.context.task
     metric = task.metric

@@ -28,7 +28,7 @@ def fill(root: Path, split: str, counts: dict[str, int]) -> Path:
 
 def test_digits_are_the_published_pixels_scaled(cache):
     data = load("digits", cache_dir=cache)
-    assert (data.name, data.num_classes, data.channels, data.size) == ("digits", 10, 1, 8)
+    assert (data.name, data.num_classes, data.channels, data.size) == ("digits", 10, 1, (8, 8))
     assert data.augment == Augment(pad=1, flip=False)
     assert (len(data.train), len(data.val), len(data.test)) == (1079, 359, 359)
     parts = (data.train, data.val, data.test)
@@ -61,7 +61,7 @@ def test_key_tells_different_data_apart(cache, change):
 
 def test_size_and_flip_are_the_users_to_choose(cache):
     data = load("digits", cache_dir=cache, size=16, flip=True)
-    assert data.size == 16
+    assert data.size == (16, 16)
     assert data.augment == Augment(pad=2, flip=True)
 
 

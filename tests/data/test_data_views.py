@@ -140,7 +140,7 @@ def recipes() -> list[Augment]:
 
 def shares_of(labels, index, view, augment, *, seed=1, num_classes=4, size=8):
     drawn = draws(view, seed=seed, augment=augment, count=len(labels), device=labels.device)
-    return Classification(range(num_classes)).target(labels, index, drawn, augment, size)
+    return Classification(range(num_classes)).target(labels, index, drawn, augment, (size, size))
 
 
 @pytest.mark.parametrize("augment", recipes(), ids=str)
@@ -209,7 +209,7 @@ def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
             held.partners.copy_(drawn.partners)
         expected = augmented(images, index, view, seed=1, augment=augment)
         assert torch.equal(shown(whole, index, held, augment), expected)
-        found = Classification(range(4)).target(index % 4, index, held, augment, 8)
+        found = Classification(range(4)).target(index % 4, index, held, augment, (8, 8))
         assert torch.equal(found, shares_of(index % 4, index, view, augment))
 
 

@@ -37,7 +37,7 @@ def test_downloaded_grey_set_is_read(tmp_path):
     write_mnist(raw, "train", images, labels)
     write_mnist(raw, "t10k", images[:20], labels[:20])
     data = load("mnist", cache_dir=tmp_path)
-    assert (data.channels, data.size, data.num_classes) == (1, 28, 10)
+    assert (data.channels, data.size, data.num_classes) == (1, (28, 28), 10)
     assert (len(data.train), len(data.val), len(data.test)) == (50, 10, 20)
     assert np.array_equal(data.test.at(slice(None))[:, 0].numpy(), images[:20])
     assert data.test.labels.tolist() == labels[:20].tolist()

@@ -17,7 +17,8 @@ from kdsearch.errors import SpecError
 from kdsearch.methods._exits import Exit
 from kdsearch.methods.base import Setting
 from kdsearch.methods.reviewkd import hierarchical_distance
-from kdsearch.models.features import Outputs, gradient_of, head_of, tokens_to_map
+from kdsearch.models.features import Outputs, gradient_of, head_of
+from kdsearch.models.maps import tokens_to_map
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 B, K, D = 4, 5, 12
@@ -546,7 +547,11 @@ class TinyViT(nn.Module):
         tokens = tokens + self.mlp(tokens).tanh()
         read = self.norm(tokens)
         embedding = read[:, 0] if self.reads_first else read.mean(dim=1)
-        return Outputs(self.head(embedding), embedding, (tokens_to_map(tokens),))
+        return Outputs(
+            self.head(embedding),
+            embedding,
+            (tokens_to_map(tokens, (x.shape[2] // 2, x.shape[3] // 2)),),
+        )
 
 
 def tiny(kind: str, seed: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isqrt
 from threading import Barrier
 
 import pytest
@@ -18,12 +19,11 @@ from kdsearch.models import students
 from kdsearch.models.features import (
     Outputs,
     Tapped,
-    evenly_spaced,
     gradient_at,
     gradient_of,
     head_of,
-    tokens_to_map,
 )
+from kdsearch.models.maps import evenly_spaced, grid_of, tokens_to_map
 from kdsearch.spec import StudentSpec
 
 SIDE = 64
@@ -275,10 +275,30 @@ def test_what_is_no_classifier_of_these_images_is_refused() -> None:
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_tokens_lie_row_by_row_without_prefix(prefix: int) -> None:
-    grid = torch.arange(2 * 5 * 9.0).reshape(2, 5, 3, 3)
+    grid = torch.arange(2 * 5 * 12.0).reshape(2, 5, 3, 4)
     tokens = torch.cat([torch.full((2, prefix, 5), -1.0), grid.flatten(2).transpose(1, 2)], dim=1)
 
-    torch.testing.assert_close(tokens_to_map(tokens), grid)
+    assert grid_of(tokens.shape[1], (48, 64)) == (3, 4)
+    torch.testing.assert_close(tokens_to_map(tokens, (3, 4)), grid)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 49, 50, 196, 198])
+def test_tokens_of_a_square_lie_on_the_largest_square(count: int) -> None:
+    assert grid_of(count, (224, 224)) == (isqrt(count), isqrt(count))
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet", "convnext", "vit", "deit"])
+def test_stages_keep_the_proportions_of_the_images(family: str) -> None:
+    size = (32, 48)
+    network = students.build(
+        StudentSpec(family=family), in_channels=1, num_classes=3, data_size=size
+    ).eval()
+    own = network.features(torch.zeros(2, 1, *size)).stages
+    found = Tapped(network, in_channels=1, resolution=size).features(torch.zeros(2, 1, *size))
+    assert own
+    assert found.stages
+    for stage in (*own, *found.stages):
+        assert 2 * stage.shape[3] == 3 * stage.shape[2]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Brightness(Task):
     )
     output = "brightness"
 
-    def network(self, spec: StudentSpec, *, channels: int, size: int) -> nn.Module:
+    def network(self, spec: StudentSpec, *, channels: int, size: tuple[int, int]) -> nn.Module:
         """Return a student with one output."""
         return students.build(spec, in_channels=channels, num_classes=1, data_size=size)
 
@@ -36,7 +36,7 @@ class Brightness(Task):
         index: Tensor,
         drawn: Draws,
         augment: Augment,
-        size: int,
+        size: tuple[int, int],
     ) -> Tensor:
         """Return the number [B] of a view: of a mixed one the mean, weighed by the pixels."""
         other = mixed_with(index, drawn)

@@ -15,9 +15,9 @@ _FACTOR, _SHIFT = "preprocess_factor", "preprocess_shift"
 
 
 def fold_preprocess(path: Path, preprocess: Preprocess) -> None:
-    """Change the input of an ONNX file to `images`: uint8 [batch, side, side, channels].
+    """Change the input of an ONNX file to `images`: uint8 [batch, H, W, channels].
 
-    side: the resolution of the network. The rest stays unchanged, so any precision works.
+    H, W: the resolution of the network. The rest stays unchanged, so any precision works.
     """
     proto = onnx.load(path)
     graph = proto.graph
@@ -36,13 +36,13 @@ def fold_preprocess(path: Path, preprocess: Preprocess) -> None:
     graph.initializer.extend(
         [numpy_helper.from_array(factor, _FACTOR), numpy_helper.from_array(shift, _SHIFT)]
     )
-    side = preprocess.resolution
+    height, width = preprocess.size
     graph.input.remove(given)
-    shape: list[str | int | None] = ["batch", side, side, preprocess.channels]
+    shape: list[str | int | None] = ["batch", height, width, preprocess.channels]
     graph.input.append(helper.make_tensor_value_info(_RAW, TensorProto.UINT8, shape))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     metadata["input"] = (
-        f"uint8 pixels, [batch, {side}, {side}, {preprocess.channels}], resized already"
+        f"uint8 pixels, [batch, {height}, {width}, {preprocess.channels}], resized already"
     )
     helper.set_model_props(proto, metadata)
     path.write_bytes(proto.SerializeToString())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from kdsearch.data.sizes import Size, scaled_size
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 from kdsearch.space import Constant, Dim
@@ -69,15 +70,17 @@ def check(spec: StudentSpec) -> None:
 
 
 def build(
-    spec: StudentSpec, *, in_channels: int, num_classes: int, data_size: int
+    spec: StudentSpec, *, in_channels: int, num_classes: int, data_size: int | Size
 ) -> Student | Tapped:
     """Build the student that a specification names, untrained, on the CPU.
 
-    data_size: side of the data's images in pixels, used where the spec leaves its own at 0.
+    data_size: (H, W) of the data's images in pixels, or a square's side. Families get the
+    `resolution` of a square as one number, else as (H, W).
     Raises SpecError when there is no such family or knob, or a value is refused.
     """
     check(spec)
-    resolution = spec.resolution or data_size
+    size = scaled_size(data_size, spec.resolution)
+    resolution = size[0] if size[0] == size[1] else size
     if is_library(spec.family):
         from kdsearch.models.students._library import build_library
 

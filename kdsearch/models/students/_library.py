@@ -12,6 +12,7 @@ from typing import cast
 
 from torch import nn
 
+from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.features import Tapped
 from kdsearch.space import Value
@@ -30,28 +31,27 @@ def build_library(
     *,
     in_channels: int,
     num_classes: int,
-    resolution: int,
+    resolution: int | Size,
     pretrained: Value = False,
 ) -> Tapped:
     """Build `timm:NAME` or `torchvision:NAME`. Raises SpecError."""
     if not isinstance(pretrained, bool):
         raise SpecError(f"student {family}: pretrained {pretrained!r} is not true or false")
     check_name(family)
+    size = as_size(resolution)
+    shown = f"{in_channels} x {size[0]} x {size[1]}"
     library, _, name = family.partition(":")
     try:
-        module = _BUILDERS[library](name, in_channels, num_classes, resolution, pretrained)
+        module = _BUILDERS[library](name, in_channels, num_classes, size, pretrained)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause = " ".join(str(error).split())
         if pretrained:
             raise SpecError(
-                f"student {family}: its pretrained weights cannot be had for {in_channels} x "
-                f"{resolution} x {resolution} ({cause}); connect once to download them, or set "
+                f"student {family}: its pretrained weights cannot be had for {shown} "
+                f"({cause}); connect once to download them, or set "
                 f"pretrained to false"
             ) from error
-        raise SpecError(
-            f"student {family} cannot be built for {in_channels} x {resolution} x {resolution}: "
-            f"{cause}"
-        ) from error
+        raise SpecError(f"student {family} cannot be built for {shown}: {cause}") from error
     return Tapped(module, in_channels=in_channels, resolution=resolution, num_classes=num_classes)
 
 
@@ -89,24 +89,25 @@ def _torchvision_names() -> list[str]:
 
 
 def _build_timm(
-    name: str, in_channels: int, num_classes: int, resolution: int, pretrained: bool
+    name: str, in_channels: int, num_classes: int, size: Size, pretrained: bool
 ) -> nn.Module:
     import timm
 
     config = timm.get_pretrained_cfg(name)
+    sides = size[0] if size[0] == size[1] else size
     module: nn.Module = timm.create_model(
         name,
         pretrained=pretrained,
         in_chans=in_channels,
         num_classes=num_classes,
         # timm drops what is None; convolutional models refuse the argument.
-        img_size=resolution if config and config.fixed_input_size else None,
+        img_size=sides if config and config.fixed_input_size else None,
     )
     return module
 
 
 def _build_torchvision(
-    name: str, in_channels: int, num_classes: int, resolution: int, pretrained: bool
+    name: str, in_channels: int, num_classes: int, size: Size, pretrained: bool
 ) -> nn.Module:
     import torchvision
 
@@ -114,7 +115,7 @@ def _build_torchvision(
         raise ValueError(f"torchvision models read 3 channels, not {in_channels}")
     options = _TORCHVISION_OPTIONS.get(name.partition("_")[0], _no_options)
     module: nn.Module = torchvision.models.get_model(
-        name, weights="DEFAULT" if pretrained else None, **options(resolution)
+        name, weights="DEFAULT" if pretrained else None, **options(size)
     )
     _replace_head(module, num_classes)
     return module
@@ -135,15 +136,15 @@ def _replace_head(module: nn.Module, num_classes: int) -> None:
     module.set_submodule(name, fresh)
 
 
-def _no_options(_: int) -> Mapping[str, object]:
+def _no_options(_: Size) -> Mapping[str, object]:
     return {}
 
 
 # What a model, by the first word of its name, must be told; auxiliary heads would never be taught.
-_TORCHVISION_OPTIONS: Mapping[str, Callable[[int], Mapping[str, object]]] = MappingProxyType(
+_TORCHVISION_OPTIONS: Mapping[str, Callable[[Size], Mapping[str, object]]] = MappingProxyType(
     {
-        "vit": lambda side: {"image_size": side},
-        "maxvit": lambda side: {"input_size": (side, side)},
+        "vit": lambda size: {"image_size": size[0]},
+        "maxvit": lambda size: {"input_size": size},
         "googlenet": lambda _: {"aux_logits": False, "init_weights": False},
         "inception": lambda _: {"aux_logits": False, "init_weights": False},
     }
@@ -151,6 +152,6 @@ _TORCHVISION_OPTIONS: Mapping[str, Callable[[int], Mapping[str, object]]] = Mapp
 _CHECKS: Mapping[str, Callable[[str], None]] = MappingProxyType(
     {"timm": _check_timm, "torchvision": _check_torchvision}
 )
-_BUILDERS: Mapping[str, Callable[[str, int, int, int, bool], nn.Module]] = MappingProxyType(
+_BUILDERS: Mapping[str, Callable[[str, int, int, Size, bool], nn.Module]] = MappingProxyType(
     {"timm": _build_timm, "torchvision": _build_torchvision}
 )

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsearch.data.sizes import Size, as_size, size_text
 from kdsearch.errors import SpecError
-from kdsearch.models.features import TRANSFORMER_STAGES, evenly_spaced, tokens_to_map
+from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, tokens_to_map
 from kdsearch.models.students.base import LARGE, Knob, Student, accept, conv_norm, scaled
 from kdsearch.space import Float, Int
 
@@ -60,7 +61,7 @@ class Transformer(Student):
         *,
         in_channels: int,
         num_classes: int,
-        resolution: int,
+        resolution: int | Size,
         width: float = 1.0,
         depth: int = 6,
     ) -> None:
@@ -74,9 +75,11 @@ class Transformer(Student):
         )
         super().__init__()
         self.width = dim = scaled(EMBEDDING, width, multiple=HEAD)
-        patch = _patch(self.family, resolution)
+        height, width_px = as_size(resolution)
+        patch = _patch(self.family, (height, width_px))
+        self.grid = height // patch, width_px // patch
         self.patches = _patches(in_channels, dim, patch)
-        self.register_buffer("positions", _positions(resolution // patch, dim), persistent=False)
+        self.register_buffer("positions", _positions(self.grid, dim), persistent=False)
         count = self.prefix_tokens
         learned = nn.Parameter(_TOKEN_STD * torch.randn(1, count, dim)) if count else None
         self.register_parameter("prefix", learned)
@@ -98,24 +101,26 @@ class Transformer(Student):
         for i, block in enumerate(self.blocks):
             x, qkv = block(x)
             if i in chosen:
-                stages.append(tokens_to_map(x))
-                attention.append(tokens_to_map(qkv))
+                stages.append(tokens_to_map(x, self.grid))
+                attention.append(tokens_to_map(qkv, self.grid))
         return Told(tokens=self.norm(x), stages=tuple(stages), attention=tuple(attention))
 
 
-def _patch(family: str, resolution: int) -> int:
-    """Return the divisor of the resolution whose grid is nearest to the wanted one.
+def _patch(family: str, size: Size) -> int:
+    """Return the divisor of both sides whose grid is nearest to the wanted one.
 
     Raises SpecError for sides like 97 px, which only leave patches of one pixel or all of them.
     """
-    wanted = 14 if resolution >= LARGE else 8 if resolution >= LARGE // 4 else 4
-    sides = [side for side in range(2, MAX_GRID + 1) if resolution % side == 0]
-    if not sides:
+    longer, shorter = max(size), min(size)
+    wanted = 14 if longer >= LARGE else 8 if longer >= LARGE // 4 else 4
+    patches = [longer // side for side in range(2, MAX_GRID + 1) if longer % side == 0]
+    patches = [patch for patch in patches if shorter % patch == 0]
+    if not patches:
         raise SpecError(
-            f"student {family}: no patch divides {resolution} px into a grid of 2 to {MAX_GRID} a "
-            f"side; a multiple of 8 px does, such as {round(resolution / 8) * 8}"
+            f"student {family}: no patch divides {size_text(size)} px into a grid of 2 to "
+            f"{MAX_GRID} a side; a multiple of 8 px does, such as {round(longer / 8) * 8}"
         )
-    return resolution // min(sides, key=lambda side: abs(log(side / wanted)))
+    return min(patches, key=lambda patch: abs(log(longer // patch / wanted)))
 
 
 def _patches(in_channels: int, dim: int, patch: int) -> nn.Sequential:
@@ -129,14 +134,13 @@ def _patches(in_channels: int, dim: int, patch: int) -> nn.Sequential:
     )
 
 
-def _positions(side: int, dim: int) -> Tensor:
-    """Return [1, side * side, dim]: sines and cosines of row and column at dim / 4 wavelengths."""
+def _positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Return [1, rows * columns, dim]: sines and cosines of both at dim / 4 wavelengths."""
     frequency = 10_000.0 ** -torch.linspace(0, 1, dim // 4)
-    angle = torch.arange(side)[:, None] * frequency
-    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows = wave[:, None].expand(side, side, -1)
-    columns = wave[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=2).reshape(1, side * side, dim)
+    angles = (torch.arange(side)[:, None] * frequency for side in grid)
+    down, across = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles)
+    rows, columns = down[:, None].expand(*grid, -1), across[None].expand(*grid, -1)
+    return torch.cat([rows, columns], dim=2).reshape(1, -1, dim)
 
 
 class _Block(nn.Module):

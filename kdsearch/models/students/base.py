@@ -14,6 +14,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
+from kdsearch.data.sizes import Size, as_size, size_text
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
 from kdsearch.space import Choice, Float, Int, Value
@@ -75,17 +76,18 @@ def accept(
     *,
     in_channels: int,
     num_classes: int,
-    resolution: int,
+    resolution: int | Size,
     **knobs: tuple[Value, Knob],
 ) -> None:
     """Check what a constructor was given; `knobs`: each value with the range it must be in.
 
     Raises SpecError that lists everything refused, with what is accepted.
     """
+    size = as_size(resolution)
     asked: dict[str, tuple[Value, Knob]] = {
         "in_channels": (in_channels, Int(low=1, high=4096)),
         "num_classes": (num_classes, Int(low=1, high=1_000_000)),
-        "resolution": (resolution, Int(low=MIN_RESOLUTION, high=4096)),
+        "resolution": (min(size), Int(low=MIN_RESOLUTION, high=4096)),
         **knobs,
     }
     refused = [
@@ -94,13 +96,18 @@ def accept(
         if value not in dim or isinstance(value, bool)
     ]
     if refused:
-        raise SpecError(f"student {family} at {resolution} px: {'; '.join(refused)}")
+        raise SpecError(f"student {family} at {size_text(size)} px: {'; '.join(refused)}")
 
 
 def _described(dim: Knob) -> str:
     if isinstance(dim, Choice):
         return f"one of {', '.join(map(str, dim.options))}"
     return f"a {'whole ' if isinstance(dim, Int) else ''}number in [{dim.low}, {dim.high}]"
+
+
+def shrinks_early(resolution: int | Size) -> bool:
+    """Whether a family shrinks images of this size early."""
+    return max(as_size(resolution)) >= LARGE
 
 
 def scaled(channels: int, width: float, *, multiple: int = 8) -> int:

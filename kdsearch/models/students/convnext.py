@@ -14,7 +14,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdsearch.models.students.base import LARGE, ConvStudent, Knob, accept, chained, dealt, scaled
+from kdsearch.data.sizes import Size, as_size
+from kdsearch.models.students.base import (
+    LARGE,
+    ConvStudent,
+    Knob,
+    accept,
+    chained,
+    dealt,
+    scaled,
+    shrinks_early,
+)
 from kdsearch.space import Choice, Float, Int
 
 CHANNELS = (40, 80, 160, 320)
@@ -36,12 +46,12 @@ class ConvNeXt(ConvStudent):
         *,
         in_channels: int,
         num_classes: int,
-        resolution: int,
+        resolution: int | Size,
         width: float = 1.0,
         depth: int = 8,
         kernel: int = 5,
     ) -> None:
-        base = CHANNELS if resolution >= LARGE else CHANNELS[:3]
+        base = CHANNELS if shrinks_early(resolution) else CHANNELS[:3]
         accept(
             "convnext",
             in_channels=in_channels,
@@ -67,8 +77,9 @@ class ConvNeXt(ConvStudent):
         )
 
 
-def _stem(in_channels: int, out_channels: int, resolution: int) -> nn.Sequential:
-    patch = 1 if resolution < LARGE // 2 else 2 if resolution < LARGE else 4
+def _stem(in_channels: int, out_channels: int, resolution: int | Size) -> nn.Sequential:
+    side = max(as_size(resolution))
+    patch = 1 if side < LARGE // 2 else 2 if side < LARGE else 4
     conv = (
         nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if patch == 1

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdsearch.data.sizes import Size
 from kdsearch.models.students.base import (
-    LARGE,
     ConvStudent,
     Knob,
     accept,
@@ -21,6 +21,7 @@ from kdsearch.models.students.base import (
     conv_norm,
     dealt,
     scaled,
+    shrinks_early,
 )
 from kdsearch.space import Choice, Float, Int
 
@@ -48,7 +49,7 @@ class MobileNet(ConvStudent):
         *,
         in_channels: int,
         num_classes: int,
-        resolution: int,
+        resolution: int | Size,
         width: float = 1.0,
         depth: int = 10,
         kernel: int = 3,
@@ -64,7 +65,7 @@ class MobileNet(ConvStudent):
             kernel=(kernel, Choice(options=KERNELS)),
             expansion=(expansion, Int(low=1, high=6)),
         )
-        is_large = resolution >= LARGE
+        is_large = shrinks_early(resolution)
         channels = [scaled(count, width) for count in CHANNELS]
         sources = [scaled(STEM, width), *channels]
         block = partial(_Block, kernel=kernel, expansion=expansion)

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdsearch.data.sizes import Size
 from kdsearch.models.students.base import (
-    LARGE,
     ConvStudent,
     Knob,
     accept,
@@ -20,6 +20,7 @@ from kdsearch.models.students.base import (
     conv_norm,
     dealt,
     scaled,
+    shrinks_early,
 )
 from kdsearch.space import Float, Int
 
@@ -37,11 +38,11 @@ class ResNet(ConvStudent):
         *,
         in_channels: int,
         num_classes: int,
-        resolution: int,
+        resolution: int | Size,
         width: float = 1.0,
         depth: int = 8,
     ) -> None:
-        is_large = resolution >= LARGE
+        is_large = shrinks_early(resolution)
         base = (64, 128, 256, 512) if is_large else (16, 32, 64)
         accept(
             "resnet",

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import Align, Need, Setting, Signal
@@ -28,17 +29,19 @@ _KEY_WIDTH = 64
 class Side:
     """The shapes of a student or a teacher, which adapters are built for.
 
-    outputs: on a few images, in eval mode. resolution: side of the input, pixels. head: (weight
+    outputs: on a few images, in eval mode. resolution: (H, W) of the input in pixels,
+    or a square's side. head: (weight
     [K, D], bias [K] or None) of the linear layer on the embedding, None where there is none.
     """
 
     outputs: Outputs
-    resolution: int
+    resolution: int | Size
     head: tuple[Tensor, Tensor | None] | None = None
 
     def strides(self, need: Need) -> list[float]:
         """Return the stride of each map."""
-        return [self.resolution / max(found.shape[2:]) for found in maps_of(self.outputs, need)]
+        longer = max(as_size(self.resolution))
+        return [longer / max(found.shape[2:]) for found in maps_of(self.outputs, need)]
 
 
 def maps_of(outputs: Outputs, need: Need) -> tuple[Tensor, ...]:

@@ -1,0 +1,27 @@
+"""Sizes of images: (H, W) in pixels, or one number for the side of a square."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Size: TypeAlias = tuple[int, int]
+"""(H, W) in pixels."""
+
+
+def as_size(side: int | Size) -> Size:
+    """Return (H, W) of a side, which is a square's, or of a pair."""
+    return (side, side) if isinstance(side, int) else side
+
+
+def size_text(size: Size) -> str:
+    """Return `32` for a square and `24 x 32` for (H, W) = (24, 32)."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"
+
+
+def scaled_size(size: int | Size, longer: int) -> Size:
+    """Return a size scaled to a longer side, rounded to whole pixels; 0 leaves it as it is."""
+    sides = as_size(size)
+    if not longer:
+        return sides
+    height, width = (max(1, round(side * longer / max(sides))) for side in sides)
+    return height, width

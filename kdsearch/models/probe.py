@@ -1,0 +1,226 @@
+"""Find head, stages and attention of a network that nobody prepared, by one blank batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import get_ident
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsearch.data.sizes import Size
+from kdsearch.errors import SpecError
+from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, grid_of, height_axis
+
+MAX_STAGES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a submodule: its dotted name and how many calls of it came before."""
+
+    name: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a call gave in the probe: `side` of its map or grid (0: neither), tokens or not."""
+
+    call: Call
+    shape: tuple[int, ...]
+    side: int
+    is_tokens: bool
+
+
+def logits_of(answer: object) -> Tensor:
+    """Return the [B, K] tensor in what a classifier answers, whichever way it wraps it."""
+    found = getattr(answer, "logits", answer)
+    if isinstance(found, Mapping):
+        found = found.get("logits")
+    elif isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        seen = list(found.shape) if isinstance(found, Tensor) else type(answer).__name__
+        raise SpecError(f"a classifier must answer with logits [batch, classes], not {seen}")
+    return found
+
+
+def first_tensor(answer: object) -> Tensor | None:
+    """Return the first tensor of a nested answer."""
+    if isinstance(answer, Mapping):
+        answer = tuple(answer.values())
+    while isinstance(answer, tuple | list) and answer:
+        answer = answer[0]
+    return answer if isinstance(answer, Tensor) else None
+
+
+@contextmanager
+def listening(
+    module: nn.Module, calls: tuple[Call, ...], *, before: bool
+) -> Iterator[dict[Call, Tensor]]:
+    """Record the input (`before`) or the output of the calls made inside the with-block.
+
+    Only those of this thread: trials in several threads share their teacher.
+    """
+    thread = get_ident()
+    heard: dict[Call, Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def listen(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: object, answer: object = None) -> None:
+            if get_ident() != thread:
+                return
+            tensor = first_tensor(args if before else answer)
+            if tensor is not None:
+                heard[Call(name, counts[name])] = tensor
+            counts[name] += 1
+
+        return hook
+
+    names = dict.fromkeys(call.name for call in calls)
+    targets = [(module.get_submodule(name), listen(name)) for name in names]
+    handles = [
+        target.register_forward_pre_hook(hook) if before else target.register_forward_hook(hook)
+        for target, hook in targets
+    ]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor], Tensor]:
+    """Run a blank batch in eval mode; return every call worth a tap, in order, and the logits.
+
+    Heads and attention are recorded with the others; training flags are put back one by one.
+    """
+    extra = [name for name, part in module.named_modules() if _head_width(part) or _is_qkv(part)]
+    names = dict.fromkeys([*_units(module), *extra])
+    like = next(module.parameters(), torch.empty(0))
+    x = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with (
+            torch.no_grad(),
+            listening(module, tuple(map(Call, names)), before=False) as calls,
+        ):
+            logits = logits_of(module(x))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        size = " x ".join(map(str, shape[1:]))
+        raise SpecError(f"{type(module).__name__} fails on an input of {size}: {error}") from error
+    finally:
+        for part, flag in flags:
+            part.training = flag
+    return calls, logits
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module only lists others: it computes nothing of its own."""
+    return type(module).forward in (nn.Sequential.forward, nn.Module.forward)
+
+
+def _units(module: nn.Module, prefix: str = "", *, listed: bool = False) -> Iterator[str]:
+    """Yield the names of the units of a network; `listed`: module is a container."""
+    for name, part in module.named_children():
+        path = f"{prefix}{name}"
+        is_container = _is_container(part)
+        if is_container or (not listed and any(map(_is_container, part.modules()))):
+            yield from _units(part, f"{path}.", listed=is_container)
+        if not is_container:
+            yield path
+
+
+def _head_width(module: nn.Module) -> int:
+    """Return the outputs of a Linear or 1x1 convolution, 0 for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+        return module.out_channels
+    return 0
+
+
+def _is_qkv(module: nn.Module) -> bool:
+    """Whether a module may project tokens to query, key and value at once."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.batch_first and module.in_proj_weight is not None
+    return isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features
+
+
+def projections(module: nn.Module, given: Tensor, gave: Tensor) -> Tensor:
+    """Return [B, N, 3 * D] of a module that `_is_qkv`, from its input and output."""
+    if isinstance(module, nn.MultiheadAttention):
+        assert module.in_proj_weight is not None
+        return F.linear(given, module.in_proj_weight, module.in_proj_bias)
+    return gave
+
+
+def find_attention(
+    module: nn.Module, calls: dict[Call, Tensor], stages: tuple[Call, ...]
+) -> tuple[Call, ...]:
+    """Return the projection to query, key and value in each stage, or none at all.
+
+    It is the stage's first such call on the stage's own tokens: a later one may be the entrance
+    of a perceptron three times as wide.
+    """
+    fits = [
+        call for call in calls if calls[call].ndim == 3 and _is_qkv(module.get_submodule(call.name))
+    ]
+    told: list[Call] = []
+    for stage in stages:
+        inside = (
+            call
+            for call in fits
+            if call.name.startswith(f"{stage.name}.") and call.index == stage.index
+        )
+        like = calls[stage].shape
+        told += [call for call in inside if len(like) == 3 and calls[call].shape[:2] == like[:2]][
+            :1
+        ]
+    return tuple(told) if len(told) == len(stages) else ()
+
+
+def split_at_head(
+    module: nn.Module, calls: dict[Call, Tensor], classes: int, size: Size
+) -> tuple[Call | None, list[_Seen]]:
+    """Return the head's call and what the units before it gave, in order."""
+    order = list(calls)
+    fits = [call for call in order if _head_width(module.get_submodule(call.name)) == classes]
+    linear = [call for call in fits if isinstance(module.get_submodule(call.name), nn.Linear)]
+    head = next(reversed(linear or fits), None)
+    units = set(_units(module))
+    body = order if head is None else order[: order.index(head)]
+    return head, [_see(call, tuple(calls[call].shape), size) for call in body if call.name in units]
+
+
+def _see(call: Call, shape: tuple[int, ...], size: Size) -> _Seen:
+    if len(shape) == 3:
+        return _Seen(call, shape, grid_of(shape[1], size)[0], is_tokens=True)
+    axis = height_axis(shape, size)
+    return _Seen(call, shape, shape[axis] if axis else 0, is_tokens=False)
+
+
+def find_stages(module: nn.Module, body: list[_Seen]) -> tuple[Call, ...]:
+    """Return the last call at each size, or evenly spaced members of a list on one grid of tokens.
+
+    The latter where these are more.
+    """
+    last: dict[int, Call] = {}
+    groups: dict[tuple[str, int], list[Call]] = {}
+    for seen in body:
+        smallest = min(last, default=seen.side)
+        if 1 < seen.side <= smallest:
+            last[seen.side] = seen.call
+        parent = seen.call.name.rpartition(".")[0]
+        if seen.is_tokens and seen.side > 1 and _is_container(module.get_submodule(parent)):
+            groups.setdefault((parent, seen.shape[1]), []).append(seen.call)
+    by_size = tuple(last.values())[-MAX_STAGES:]
+    blocks = max(groups.values(), key=len, default=[])
+    by_depth = tuple(blocks[i] for i in evenly_spaced(len(blocks), TRANSFORMER_STAGES))
+    return by_depth if len(by_depth) > len(by_size) else by_size

@@ -1,0 +1,121 @@
+"""Laws of every task: the built-in ones and one from outside the package."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_task import Brightness
+
+from kdsearch import tasks
+from kdsearch.data.base import Augment
+from kdsearch.data.views import draws
+from kdsearch.models.features import Outputs
+from kdsearch.spec import MIXES, StudentSpec
+from kdsearch.tasks import Task
+
+CPU = torch.device("cpu")
+COUNT, SIZE = 24, (12, 18)
+NAMES = [*tasks.names(), "brightness"]
+
+
+def made(name: str) -> Task:
+    return Brightness() if name == "brightness" else tasks.get(name)(["cat", "dog", "eel"])
+
+
+def labels_of(name: str) -> torch.Tensor:
+    if name == "brightness":
+        labels = torch.linspace(0, 1, COUNT)
+        labels[-4:] = torch.nan
+        return labels
+    return torch.cat([torch.arange(COUNT - 4) % 3, torch.full((4,), -1)])
+
+
+def answers_of(task: Task) -> torch.Tensor:
+    torch.manual_seed(0)
+    network = task.network(StudentSpec(family="resnet"), channels=1, size=SIZE).eval()
+    with torch.no_grad():
+        return network(torch.rand(COUNT, 1, *SIZE))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_of_any_view_is_finite_and_has_a_gradient(name: str, mix: str) -> None:
+    task, labels = made(name), labels_of(name)[: COUNT - 4]
+    augment = Augment(pad=1, flip=True, mix=mix)
+    drawn = draws(1, seed=0, augment=augment, count=len(labels), device=CPU)
+    target = task.target(labels, torch.arange(8), drawn, augment, SIZE)
+    answers = answers_of(task)[:8].requires_grad_()
+    for smoothing in (0.0, 0.1):
+        loss = task.loss(Outputs(answers, answers), target, smoothing=smoothing)
+        (slope,) = torch.autograd.grad(loss, answers)
+        assert loss.ndim == 0
+        assert torch.isfinite(loss)
+        assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_label_is_no_loss_and_no_gradient(name: str) -> None:
+    task = made(name)
+    answers = answers_of(task)[-4:].requires_grad_()
+    loss = task.loss(Outputs(answers, answers), labels_of(name)[-4:])
+    (slope,) = torch.autograd.grad(loss, answers)
+    assert loss.item() == 0
+    assert slope.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_meter_gives_the_same_value_in_any_batches_and_counts_labelled_images(name: str) -> None:
+    task, labels = made(name), labels_of(name)
+    answers, known = answers_of(task), COUNT - 4
+    meter, found = task.meter(CPU), []
+    for chosen, size in ((COUNT, COUNT), (COUNT, 7), (COUNT, 1), (known, known)):
+        meter.reset()
+        for part in torch.arange(chosen).split(size):
+            meter.add(answers[part], labels[part])
+        found.append(meter.value())
+    assert found == pytest.approx([found[0]] * len(found))
+    assert 0 <= found[0] <= 1
+    if name == "classification":
+        by_hand = (answers[:known].argmax(1) == labels[:known]).double().mean()
+    else:
+        by_hand = 1 / (1 + (answers[:known, 0] - labels[:known]).abs().double().mean())
+    assert found[0] == pytest.approx(float(by_hand))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_meter_never_waits_for_its_device(name: str) -> None:
+    task, nowhere = made(name), torch.device("meta")
+    meter = task.meter(nowhere)
+    meter.reset()
+    meter.add(answers_of(task).to(nowhere), labels_of(name).to(nowhere))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agreement_of_equal_answers_is_whole_and_of_others_is_not(name: str) -> None:
+    task = made(name)
+    answers = answers_of(task)
+    assert task.agreement(answers, answers) == 1
+    other = answers.clone()
+    other[: COUNT // 2] = 10 * answers[: COUNT // 2].flip(1) + torch.arange(answers.shape[1]) + 1
+    assert task.agreement(answers, other) < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_teacher_blended_answers_as_it_does_alone(name: str) -> None:
+    task = made(name)
+    answers = answers_of(task)
+    blended = task.blend(torch.ones(COUNT, 1), answers[:, None])
+    assert blended.shape == answers.shape
+    assert task.agreement(answers, blended) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_has_all_that_it_needs(name: str) -> None:
+    task = made(name)
+    facts = task.facts()
+    assert all((task.name, task.output, task.metric.key, task.metric.label))
+    assert all((facts.pipeline_tag, facts.output, facts.limits))
+    assert all(isinstance(value, str) for value in task.metadata().values())
+    assert task.metric == replace(task.metric)
