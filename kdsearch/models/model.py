@@ -34,6 +34,11 @@ class Preprocess:
     resolution: int | Size
     channels: int
 
+    def __post_init__(self) -> None:
+        height, width = as_size(self.resolution)
+        if height == width:  # caches know a square by its side
+            object.__setattr__(self, "resolution", height)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 [B, channels, *size] of uint8 [B, C, H, W]."""
         return to_input(

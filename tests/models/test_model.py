@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from toy_data import images, tiny_model
 
+from kdsearch.models.model import Preprocess
+
 IMAGES = images(6).images
 GRADIENT = frozenset({"gradient"})
 
@@ -42,3 +44,10 @@ def test_example_tells_what_is_needed_in_evaluation_mode() -> None:
     assert outputs.gradient is not None
     assert outputs.logits.shape == (2, 3)
     torch.testing.assert_close(outputs.logits, model.eval()(IMAGES[:2]))
+
+
+def test_a_square_is_known_by_its_side_however_it_is_given() -> None:
+    both = [Preprocess(mean=(0.5,), std=(0.5,), resolution=r, channels=1) for r in (8, (8, 8))]
+    assert both[0] == both[1]
+    assert repr(both[0]) == repr(both[1])
+    assert Preprocess(mean=(0.5,), std=(0.5,), resolution=(8, 12), channels=1).size == (8, 12)

@@ -38,7 +38,7 @@ def test_it_is_measured_once_a_family_and_input(
     asked: list[str] = []
 
     def gain(model: Model, data: ImageData, *_: object) -> float:
-        asked.append(f"{model.name} {data.size}")
+        asked.append(f"{model.name} {data.size[0]}")
         return 2.0
 
     monkeypatch.setattr(autotune, "_gain", gain)
