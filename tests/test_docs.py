@@ -131,6 +131,7 @@ def shape(line: str) -> str:
     if line.lstrip().startswith("│"):
         return f"a row of {line.count('│') - 1} cells"
     line = re.sub(r"^Lost\b", "Gained", line)
+    line = re.sub(r" \(weights of trial \d+\)\s*$", "", line)
     line = re.sub(r"; not within 3 %|; the machine was busy", "", line)
     line = re.sub(r"[━─]+", "-", line)
     line = re.sub(r"[+\u2212-]?\d[\d.,]*", "0", line)
