@@ -176,10 +176,9 @@ class StudyConsole(Callback):
             best = f"Best: trial {self._state.best.number}, {self._point(self._state.best)}, {what}"
         yield _line(f"{best}; budget {limits}" if limits else best, style="bold")
         counts = Counter(record.state for record in self._state.ended)
-        told = ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state])
-        yield _line(
-            f"{len(self._state.ended)} of {self._state.total} trials{f': {told}' if told else ''}"
-        )
+        states = ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state])
+        total = f"{len(self._state.ended)} of {self._state.total} trials"
+        yield _line(f"{total}: {states}" if states else total)
         left = self._state.seconds_left()
         ahead = f", about {_time(left)} left ({self._state.at_once} at a time)" if left else ""
         yield _line(f"{_time(time.perf_counter() - self._began)} spent{ahead}")

@@ -1,4 +1,4 @@
-"""Find out how many trials of a study run side by side: measured on a GPU, one a core on a CPU.
+"""The number of trials that run at a time: measured on a GPU, one a core on a CPU.
 
 On a GPU trials are threads with a stream and a graph each. How many of them keep it busy depends
 on the GPU, on the images and on the host that launches graphs.
@@ -22,7 +22,7 @@ from kdsearch.trials.trial import TrialContext
 
 STUDENT = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4})
 _COUNTS = (1, 2, 4, 8)
-_GAIN = 1.1  # what twice as many must get through, to be worth their memory
+_GAIN = 1.1  # in throughput, for which twice as many are worth their memory
 _SECONDS = 0.4
 _STEPS = 16  # of an epoch
 
@@ -47,14 +47,14 @@ def fitting(context: TrialContext, *, batch_size: int = TrainSpec().batch_size) 
 
 
 def steps_per_second(count: int, context: TrialContext, *, batch_size: int) -> float:
-    """Return how many steps so many trainings side by side take, all together."""
+    """Return the steps per second of so many trainings at a time, all together."""
     start = threading.Barrier(count)
     with ThreadPoolExecutor(count) as pool:
-        told = [pool.submit(_rate, context, start, batch_size) for _ in range(count)]
-    for error in (rate.exception() for rate in told):
+        rates = [pool.submit(_rate, context, start, batch_size) for _ in range(count)]
+    for error in (rate.exception() for rate in rates):
         if error is not None and not isinstance(error, threading.BrokenBarrierError):
             raise error
-    return sum(rate.result() for rate in told)
+    return sum(rate.result() for rate in rates)
 
 
 def _rate(context: TrialContext, start: threading.Barrier, batch_size: int) -> float:

@@ -290,10 +290,10 @@ class _Search(Searcher):
 def _cause(error: RayActorError) -> str:
     """Return Ray's sentence about the cause."""
     lines = str(error).splitlines()
-    told = [line for line in lines if line.startswith("The actor is dead because ")]
-    if not told:
+    causes = [line for line in lines if line.startswith("The actor is dead because ")]
+    if not causes:
         return lines[0]
-    cause = told[0].removeprefix("The actor is dead because ")
+    cause = causes[0].removeprefix("The actor is dead because ")
     return cause.partition(". ")[0].partition(" Worker exit type")[0].rstrip(".")
 
 

@@ -1,8 +1,8 @@
-"""Who drives a study: a lease in its store, which a dead driver loses.
+"""Single-writer lease of a study; it expires when its owner dies.
 
-The lock on the study's folder keeps out a second driver that sees the same folder; the lease keeps
-out one on another machine, over the database or a network folder where locks do nothing. It names
-its holder and when that was last alive, by the database's clock. A thread renews it.
+The lock on the study's folder keeps out a second driver that sees the same folder. The lease, in
+the store, keeps out one on another machine. It names its holder and the last time that was alive,
+by the database's clock. A thread renews it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Holder:
         return bool(self.boot) and self.boot == _boot()
 
     def is_dead(self) -> bool:
-        """Whether it surely runs no more; what runs elsewhere cannot be known."""
+        """Whether the process has certainly ended; on another machine it is unknown, so False."""
         if not self.is_on_this_machine() or self.pids != _pids():
             return False
         try:
@@ -137,14 +137,14 @@ class Lease:
     def require(self) -> None:
         """Renew a lease that was not renewed in time, before anything is written.
 
-        Raises StudyError where another driver has taken it meanwhile: this process was stopped,
-        or the database was out of reach.
+        Raises StudyError if another driver has taken it, because this process was stopped or the
+        database was out of reach.
         """
         if time.monotonic() - self._renewed > EXPIRY_SECONDS / 2:
             self.renew()
 
     def renew(self) -> None:
-        """Say that the holder is alive. Raises StudyError where it is the holder no more."""
+        """Renew the lease. Raises StudyError if this process no longer holds it."""
         self._write(self._require_mine)
 
     def _keep(self) -> None:

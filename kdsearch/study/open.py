@@ -1,4 +1,4 @@
-"""Open a study: to drive it, which keeps other drivers out, or to read it. No torch here."""
+"""Open a study to run it, which keeps other drivers out, or to read it. No torch here."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def open_study(
     digest: Digest = candidate_digest,
     metric: Metric = ACCURACY,
 ) -> Iterator[OpenStudy]:
-    """Create the study at `path`, or open it to go on, and keep other drivers out meanwhile.
+    """Create the study at `path`, or open it to resume, and keep other drivers out.
 
-    storage: the request's storage with its password, where there is one to give.
+    storage: the URL of the storage with its password, if there is one.
     digest: see OpenStudy.
-    Raises StudyError when the request differs from the one the study was started with (the
-    differences are shown), when another driver holds it, or when its store is damaged.
+    Raises StudyError when the configuration differs from that of the study (the differences are
+    shown), when another driver holds it, or when its store is damaged.
     """
     with _locked(path, config):
         old = read_config(path)
@@ -50,7 +50,7 @@ def open_study(
             refuse_sampler(config)
             if (path / "study.db").exists():
                 raise StudyError(
-                    f"{path} holds a study.db and no study.yaml, which says what its trials were; "
+                    f"{path} holds a study.db and no study.yaml, which holds its configuration; "
                     f"restore it, or start again with another {config.flag('name')}"
                 )
             content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
@@ -65,11 +65,11 @@ def open_study(
 @contextmanager
 def _driven(path: Path, storage: Storage, config: StudyConfig, metric: Metric) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
-    with _telling_to_open(storage):
+    with _explained_errors(storage):
         store = Store(storage, metrics=(metric.key, config.budget.axis()))
     try:
         with store.held(str(path), is_locked=storage.is_inside):
-            with _telling_to_open(storage):
+            with _explained_errors(storage):
                 store.load()
             store.fail_unfinished()
             yield store
@@ -83,7 +83,7 @@ def _driven(path: Path, storage: Storage, config: StudyConfig, metric: Metric) -
 def load_study(path: Path, storage: str | None = None) -> OpenStudy:
     """Open a study to read it; another process may be running it. storage: see `open_study`."""
     config, kept = find_storage(path, storage)
-    with _telling_to_open(kept):
+    with _explained_errors(kept):
         store = Store(kept, metrics=(ACCURACY.key, config.budget.axis()))
         store.load()
     return OpenStudy(path, config, store)
@@ -110,7 +110,7 @@ def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
     kept_url(storage, config.storage, is_new=False)
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside or (path / "study.db").is_file():
-        with _telling_to_open(kept):
+        with _explained_errors(kept):
             require_free(kept, where=str(path))
 
 
@@ -118,7 +118,7 @@ def reach(path: Path, config: StudyConfig, storage: str | None, metric: Metric =
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:
-        with _telling_to_open(kept):
+        with _explained_errors(kept):
             Store(kept, metrics=(metric.key, config.budget.axis()))
 
 
@@ -153,13 +153,13 @@ def _locked(path: Path, config: StudyConfig) -> Iterator[None]:
 
 
 def _cause(error: Exception, storage: Storage) -> str:
-    """Return what the database said, in one line and without a password."""
+    """Return the database's message, in one line and without a password."""
     return storage.without_password(str(error.__cause__ or error).splitlines()[0])
 
 
 @contextmanager
-def _telling_to_open(storage: Storage) -> Iterator[None]:
-    """Tell what a database says when it is opened."""
+def _explained_errors(storage: Storage) -> Iterator[None]:
+    """Turn an error at opening a database into a StudyError with advice."""
     try:
         yield
     except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna

@@ -1,9 +1,8 @@
-"""The best candidates trained again under several seeds, their controls too: which, and what of it.
+"""Refits: the best candidates and their controls, retrained under several seeds. No torch.
 
-A refit is a trial outside the search: its parameters are those of the candidate, with a
-`train.repeat` of its own. So a killed study goes on from the trainings that are there, and one that
-is asked for more seeds, or candidates, trains the rest. The search's own training of a candidate
-counts for nothing here: it was chosen since it came out well. No torch.
+A refit is a trial outside the search with the candidate's parameters and a `train.repeat` of its
+own. A killed study resumes with the missing ones, and more seeds or candidates add only theirs. The
+search's own training of a candidate does not count: it was chosen because it came out well.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def candidates(study: OpenStudy, refit: Refit) -> list[TrialRecord]:
 
 
 def roles(study: OpenStudy) -> dict[int, tuple[str, ...]]:
-    """Return what trials of the front are called."""
+    """Return the roles of trials of the front."""
     front = study.front()
     if not front:
         return {}
@@ -54,7 +53,7 @@ def _knee(study: OpenStudy, front: Sequence[TrialRecord]) -> int:
 
 
 def missing(study: OpenStudy, refit: Refit) -> Iterator[Proposal]:
-    """Ask for each training that is not there yet, a seed after another."""
+    """Yield each missing training, one seed after another."""
     for record in candidates(study, refit):
         for repeat in range(1, refit.seeds + 1):
             for method in (None, *refit.controls(record)):
@@ -64,7 +63,7 @@ def missing(study: OpenStudy, refit: Refit) -> Iterator[Proposal]:
 
 
 def trained(study: OpenStudy) -> list[TrialRecord]:
-    """Return the trainings that count for what was last asked, each once."""
+    """Return the trainings of the present plan, each once."""
     refit = study.facts.refit
     found = {}
     for record in candidates(study, refit):
@@ -111,10 +110,12 @@ def _refitted(study: OpenStudy) -> list[_Refitted]:
     for record in candidates(study, refit):
         own = _repeats(study, refit, record)
         seeds = {_seed(each) for each in own}
-        beside = {m: _repeats(study, refit, record, m) for m in refit.controls(record)}
-        told = {m: group for m, group in beside.items() if len(seeds & set(map(_seed, group))) >= 2}
+        groups = {m: _repeats(study, refit, record, m) for m in refit.controls(record)}
+        paired = {
+            m: group for m, group in groups.items() if len(seeds & set(map(_seed, group))) >= 2
+        }
         if len(own) >= 2:
-            found.append(_Refitted(record=record, own=own, controls=told))
+            found.append(_Refitted(record=record, own=own, controls=paired))
     return found
 
 
@@ -138,9 +139,9 @@ def _scored(found: Sequence[_Refitted], images: int, score: _Score, variance: Va
     methods = dict.fromkeys(method for _, method in pairs)
     of_method = {m: [pair for (_, name), pair in pairs.items() if name == m] for m in methods}
     others = {m: [pair for (_, name), pair in pairs.items() if name != m] for m in methods}
-    told = spreads([list(map(score, group)) for group in groups.values()], images, variance)
+    scores = [list(map(score, group)) for group in groups.values()]
     return _Scored(
-        spreads=dict(zip(groups, told, strict=True)),
+        spreads=dict(zip(groups, spreads(scores, images, variance), strict=True)),
         gains=dict(zip(pairs, gains(list(pairs.values()), images, variance), strict=True)),
         together={
             m: mean_gain(of, images, variance, others=others[m]) for m, of in of_method.items()
@@ -178,7 +179,7 @@ def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[Gain
             test_gain=None if test is None else test.gains[number, method],
         )
 
-    told = [
+    entries = [
         CandidateEntry(
             trial=(number := each.record.number),
             roles=called.get(number, ()),
@@ -197,7 +198,7 @@ def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[Gain
         )
         for method, gain in val.together.items()
     )
-    return tuple(sorted(told, key=lambda each: -each.trained.val.mean)), together
+    return tuple(sorted(entries, key=lambda each: -each.trained.val.mean)), together
 
 
 def middle(trainings: Trainings) -> int:
@@ -238,15 +239,15 @@ def refits_left(study: OpenStudy) -> Iterator[str]:
     """Yield the number of trainings of the refits, after a search; equal ones are trained once."""
     refit = study.facts.refit
     chosen = candidates(study, refit)
-    asked = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
-    epochs = {candidate_digest(params): planned_epochs(params) for params in asked}
+    planned = [refit.params(r, 1, m) for r in chosen for m in (None, *refit.controls(r))]
+    epochs = {candidate_digest(params): planned_epochs(params) for params in planned}
     if epochs:
         there = sum(record.reused_from is None for record in trained(study))
-        told = f"; {there:,} of them are there already" if there else ""
+        present = f"; {there:,} of them are there already" if there else ""
         yield _plain(
             f"Refits begin: {counted(len(epochs) * refit.seeds, 'training')}, "
             f"{counted(sum(epochs.values()) * refit.seeds, 'epoch')}, of trials "
-            f"{', '.join(str(record.number) for record in chosen)} and their controls{told}"
+            f"{', '.join(str(record.number) for record in chosen)} and their controls{present}"
         )
 
 

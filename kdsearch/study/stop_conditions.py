@@ -1,4 +1,4 @@
-"""Whether a search has gone on for long enough, looked at before each further trial."""
+"""Stop conditions of a search, checked before each trial."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kdsearch.study.formatting import duration
 from kdsearch.study.study import OpenStudy, searched
 
 
-class Ending:
-    """Says that no further trial is to begin, and tells once why.
+class StopConditions:
+    """True once no further trial may begin; sends the reason to the callbacks once.
 
-    time_limit: seconds of this run's search. flat_after: see `trend.is_flat`; 0 or None: never. A
-    callback that raised StopStudy ends the search too.
+    time_limit: seconds of this run's search. flat_after: see `convergence.is_flat`; 0 or None:
+    never. A callback that raised StopStudy ends the search too.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class Ending:
         self._flat_after = flat_after
         self._time_limit = time_limit
         self._began = time.perf_counter()
-        self._is_told = False
+        self._has_reported = False
 
     def __call__(self) -> bool:
         """Return whether the search is to end."""
         reason = self._reason()
-        if reason is not None and not self._is_told:
-            self._is_told = True
+        if reason is not None and not self._has_reported:
+            self._has_reported = True
             self._callbacks.on_message(f"No further trial: {reason}")
         return reason is not None
 
@@ -49,7 +49,7 @@ class Ending:
         if after and self._is_flat(after):
             return (
                 f"the last {after} complete trials raised the front's hypervolume by under 0.1 % "
-                "(--flat-after 0 goes on)"
+                "(--flat-after 0 never stops)"
             )
         return None
 

@@ -1,8 +1,7 @@
 """Where a study's trials are kept: any SQLAlchemy URL, whose password is written nowhere.
 
-A URL is shown, kept and compared without its password. Who resumes a study gives it again, or
-leaves it to the database's own ways (PGPASSWORD, ~/.pgpass), which keep it out of the command line
-too. SQLAlchemy is imported when the first URL is read.
+A URL is shown, kept and compared without its password. A user who resumes a study gives it again,
+or sets it for the database (PGPASSWORD, ~/.pgpass). SQLAlchemy is imported with the first URL.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ class Storage:
         return self.url.render_as_string(hide_password=False)
 
     def engine_options(self) -> dict[str, object]:
-        """Return what SQLAlchemy needs to know beside the URL."""
+        """Return the options of SQLAlchemy's engine."""
         if self.url.get_backend_name() == "sqlite":
             return {"connect_args": {"timeout": 30}}
         return {"pool_pre_ping": True}  # a server may have closed what was idle
 
     def without_password(self, text: str) -> str:
-        """Return a text, such as what a driver said, with the password struck out."""
+        """Return a text, such as a driver's message, without the password."""
         password = str(self.url.password or "")
         for written in {password, quote(password), quote_plus(password)} - {""}:
             text = text.replace(written, "***")
@@ -122,12 +121,12 @@ def _require_driver(url: URL) -> None:
 
 
 def shown(url: URL) -> str:
-    """Return a URL as it may be read by anybody."""
+    """Return a URL without its password."""
     return url.render_as_string(hide_password=True)
 
 
 def place(url: URL) -> Mapping[str, object]:
-    """Return what says where a database is: neither who asks, nor how."""
+    """Return the location of a database, without user, driver and password."""
     return {
         "backend": url.get_backend_name(),
         "host": url.host or url.query.get("host"),
@@ -137,7 +136,7 @@ def place(url: URL) -> Mapping[str, object]:
 
 
 def is_at(kept: str | None, given: str) -> bool:
-    """Whether what is kept at one URL is at the other, whoever asks for it."""
+    """Whether both URLs name one database, for any user."""
     return kept is not None and place(read_url(kept)) == place(read_url(given))
 
 

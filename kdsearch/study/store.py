@@ -1,10 +1,8 @@
-"""The trials of a study in their Optuna storage, `study.db` by default, and a mirror in memory.
+"""The trials of a study in an Optuna storage, `study.db` by default, and a mirror in memory.
 
-It is a normal Optuna study and the one truth: whatever stands in it stood there after one
-transaction, and optuna-dashboard may read it at any moment. One process, the driver, writes it and
-holds its lease, so the mirror is the same study, and sampling from it costs no query. A trial is
-proposed in the mirror and begins on disk; it ends on disk and then in the mirror. Belongs to one
-thread, but that any may read the trials.
+It is a normal Optuna study, which optuna-dashboard may read at any moment. The driver alone writes
+it and holds its lease, so sampling from the mirror costs no query. A trial is proposed in the
+mirror and begins on disk; it ends on disk and then in the mirror. One thread writes; any may read.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import CategoricalChoiceType
@@ -48,14 +45,6 @@ def experimental_is_fine() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """The keys of a running trial in the mirror and on disk."""
-
-    memory_id: int
-    disk_id: int
-
-
 class Store:
     """The open store of a study, which is made where there is none. Then comes `load`.
 
@@ -82,7 +71,6 @@ class Store:
                 study.set_metric_names(list(metrics))
         self.study_id = self.disk.get_study_id_from_name(storage.study)
         self._lease: Lease | None = None
-        self._running: dict[int, _Running] = {}
 
     def load(self) -> None:
         """Read every trial into the mirror.
@@ -110,9 +98,9 @@ class Store:
         sampler: BaseSampler,
         fixed: Mapping[str, CategoricalChoiceType] | None = None,
     ) -> Trial:
-        """Return a trial to suggest parameters in, which the sampler draws; then comes `begin`.
+        """Return a trial in which the sampler suggests parameters; call `begin` next.
 
-        fixed: parameters that are not drawn.
+        fixed: parameters that are not sampled.
         """
         self._mirror.sampler = sampler
         if fixed:
@@ -137,7 +125,6 @@ class Store:
         disk_id = self.disk.create_new_trial(self.study_id, template_trial=begun)
         if disk_id != self._disk_id(trial.number):
             raise StudyError("another program has added trials to the study; run it again")
-        self._running[trial.number] = _Running(trial._trial_id, disk_id)
 
     def end(
         self,
@@ -148,10 +135,10 @@ class Store:
         note: str,
         constraints: Mapping[str, float],
     ) -> FrozenTrial:
-        """Write how a running trial ended: its state last, after all that the sampler reads."""
+        """Write the outcome of a running trial, its state after everything that samplers read."""
         self._require_lease()
-        running = self._running[number]
-        both = ((self.disk, running.disk_id), (self._memory, running.memory_id))
+        memory_id = self.trials()[number]._trial_id
+        both = ((self.disk, self._disk_id(number)), (self._memory, memory_id))
         attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
         if constraints:  # optuna-dashboard 0.21 reads only the older list
             attrs["constraints"] = list(constraints.values())
@@ -161,11 +148,10 @@ class Store:
                 storage.set_trial_system_attr(key, name, value)
         for storage, key in both:
             storage.set_trial_state_values(key, state, values)
-        del self._running[number]
         return self.trials()[number]
 
     def fail_unfinished(self) -> None:
-        """End the trials that a driver left running when it died, or that somebody enqueued."""
+        """Fail the trials that a dead driver left running, or that somebody enqueued in Optuna."""
         for trial in self.trials():
             if not trial.state.is_finished():
                 self.disk.set_trial_state_values(self._disk_id(trial.number), TrialState.FAIL)

@@ -1,8 +1,7 @@
-"""A study on disk: its request, its trials, and what is asked of and told to it.
+"""A study on disk: configuration, trials, ask/tell. No torch here.
 
-The store is the one truth about trials and is written by the driver alone; `study.yaml` holds the
-request and is written once. Everything about a trial that Optuna has no place for is one JSON
-user attribute. No torch here.
+The store is the one truth about trials; the driver alone writes it. `study.yaml` holds the
+configuration and is written once. What Optuna has no place for is one JSON attribute of a trial.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialOutcome:
-    """How a trial ended: `complete`, `rejected`, `pruned` or `failed` (see TrialRecord)."""
+    """The outcome of a trial: `complete`, `rejected`, `pruned` or `failed` (see TrialRecord)."""
 
     state: str
     cost: Cost | None = None
@@ -78,7 +77,7 @@ class TrialOutcome:
 class OpenStudy:
     """An open study. Use `open_study`, which holds the lock that keeps a second driver out.
 
-    digest: names parameters, equal ones alike: of what has one digest only one is trained.
+    digest: of parameters; of those with one digest only one is trained.
     """
 
     def __init__(
@@ -95,13 +94,13 @@ class OpenStudy:
         self._facts: StudyFacts | None = None
 
     def ask(self, price: Price | None = None) -> Proposal:
-        """Return the next trial, drawn by a sampler seeded with (seed, its place in the draws).
+        """Return the next trial, sampled with the seed (study's seed, number of the draw).
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
-        place of an interrupted trial is the next one to be drawn.
+        draw of an interrupted trial is repeated first.
 
-        price: what a draw costs in FLOPs and parameters. One over the budget ends there and then,
-        rejected, and the next is drawn; after REDRAWS in a row one is returned as it is.
+        price: FLOPs and parameters of a candidate. One over the budget is stored as rejected, and
+        the next is sampled; after REDRAWS in a row one is returned anyway.
         """
         while True:
             records = self.records()
@@ -131,7 +130,7 @@ class OpenStudy:
         return self._begin(trial, params, draw=draw)
 
     def ask_control(self, params: Params, control_of: int) -> Proposal:
-        """Return a trial outside the search: the student of `control_of`, taught otherwise.
+        """Return a trial outside the search: the student of `control_of` with another method.
 
         It has no Optuna parameters, so that the sampler does not learn from it.
         """
@@ -139,7 +138,7 @@ class OpenStudy:
         return self._begin(trial, params, control_of=control_of)
 
     def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Proposal:
-        """Return a trial outside the search: `refit_of` trained again, or its student otherwise."""
+        """Return a trial outside the search: `refit_of` retrained, or a control of that."""
         trial = self.store.propose(RandomSampler(seed=0))
         control_of = refit_of if is_control else None
         return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
@@ -172,16 +171,16 @@ class OpenStudy:
         return proposal
 
     def earlier(self, proposal: Proposal) -> TrialRecord | None:
-        """Return the trial of an equal candidate, whose outcome stands; None without.
+        """Return the trial of an equal candidate, whose outcome is reused; None without.
 
-        One that was stopped stands too, but not outside the search, where nothing is stopped.
+        Outside the search nothing is pruned, so the outcome of a pruned trial is not reused.
         """
         states = ("complete",) if proposal.kind else ("complete", "pruned")
         equal = (r for r in self.records() if r.digest == proposal.digest and r.state in states)
         return next((record for record in equal if record.reused_from is None), None)
 
     def tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
-        """Store how a trial ended; constraints go in before the values, as the sampler needs.
+        """Store the outcome of a trial, constraints before values, as the sampler needs.
 
         A complete trial whose accuracy is not a number becomes a failed one.
         """
@@ -238,7 +237,7 @@ class OpenStudy:
         return record.val, float(getattr(record.cost, self.budget.axis()))
 
     def importances(self) -> dict[str, float]:
-        """Return each parameter's share in what decides accuracy (PED-ANOVA), empty when unknown.
+        """Return each parameter's share of the importance for the metric (PED-ANOVA); may be empty.
 
         Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
         """
@@ -306,16 +305,16 @@ _TOLD = {
 
 
 def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
-    """Return what is kept of a trial beside its Optuna parameters."""
+    """Return the JSON attribute of a trial."""
     kept = {key: value for key, value in asdict(proposal).items() if key != "number"}
     return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:
-    """Read a trial; one that Optuna calls failed and we do not was interrupted.
+    """Read a trial. One that failed for Optuna and has no failed outcome was interrupted.
 
-    It may hold an outcome: the driver was killed after noting it and before telling Optuna. It may
-    hold nothing: the driver was stopped while it was proposed.
+    It may have an outcome, if the driver was killed before it set the state in Optuna, or no
+    attribute, if the driver was stopped while it sampled.
     """
     kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
     if "turned_away" in kept:

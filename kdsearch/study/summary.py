@@ -158,7 +158,7 @@ class Seconds:
     """Wall time of the parts; `refit` is what was trained after the search, controls included.
 
     outputs: what of search and refit went into asking the teacher. finish: what followed the
-    search beside refit: the test split, the exported file, the baselines. wall: of all
+    search without refit: the test split, the exported file, the baselines. wall: of all
     runs together, whatever ran side by side or failed.
     """
 

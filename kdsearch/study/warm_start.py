@@ -1,6 +1,6 @@
-"""What a user asks a study to try: guesses, whole or in part, and the recipes of an earlier study.
+"""Warm start: enqueue a user's candidates and the front of an earlier study.
 
-A guess names dimensions of the space. What it leaves open, the sampler draws.
+An enqueued candidate names dimensions of the space; the sampler chooses the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ _OWNERS = {"student": "student.family", "method": "method.name", "train": "train
 
 
 def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[Params, int]:
-    """Let a study that is not being run try a guess next.
+    """Enqueue a candidate in a study that is not running.
 
-    Return the guess by the names of the space, and how many trials the study needs for all that
-    wait. storage: see `open_study`.
-
-    Raises SpecError for what the study's space does not have, StudyError while it is being run.
+    Return it by the names of the space, and how many trials the study needs for all that are
+    enqueued. storage: see `open_study`. Raises SpecError for settings outside the space, StudyError
+    while the study runs.
     """
     config = read_config(path)
     if config is None:
@@ -43,10 +42,10 @@ def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[P
 
 
 def read_guess(space: SearchSpace, settings: Params) -> Params:
-    """Return a guess by the names of the space. Raises SpecError that lists every mistake.
+    """Return settings by the names of the space. Raises SpecError that lists every mistake.
 
     `student.width`, `method.alpha` and `train.lr` may leave out the family, method or optimizer
-    that the guess, or the space, says.
+    that the settings, or the space, fix.
     """
     dims = dict(space.all_dims())
     found: dict[str, Value] = {}
@@ -63,7 +62,7 @@ def read_guess(space: SearchSpace, settings: Params) -> Params:
             mistakes.append(f"--set {name}={value}: {error}")
     if not mistakes:
         alone = _unreached(space, found)
-        mistakes = [f"--set {name}: say the option that owns it, too" for name in alone]
+        mistakes = [f"--set {name}: give the option that owns it, too" for name in alone]
     if mistakes:
         raise SpecError("; ".join(mistakes))
     return {name: value for name, value in found.items() if not isinstance(dims[name], Constant)}
@@ -88,7 +87,7 @@ def _read(dim: Dim, value: Value) -> Value:
         return options[str(value)]
     if isinstance(dim, Constant):
         if value != dim.value:
-            raise ValueError(f"the space says {dim.value}")
+            raise ValueError(f"the space fixes {dim.value}")
         return value
     if value not in dim or not _is_on_step(dim, value):
         step = "" if dim.step in (None, 1) else f" in steps of {dim.step}"
@@ -105,7 +104,7 @@ def _is_on_step(dim: Float | Int, value: Value) -> bool:
 
 
 def _unreached(space: SearchSpace, guess: Params) -> list[str]:
-    """Return the names whose dimensions exist only under an option that the guess does not say."""
+    """Return the names whose dimensions exist only under an option that is not set."""
 
     def pick(name: str, dim: Float | Int | Choice) -> Value:
         return guess.get(name, "" if isinstance(dim, Choice) else dim.low)
@@ -150,7 +149,7 @@ def recipes_of(config: StudyConfig, out: Path) -> list[Params]:
 
 
 def _fitting(space: SearchSpace, params: Params) -> Params:
-    """Return the parameters that the space draws and has in range."""
+    """Return the parameters that the space samples and has in range."""
     dims = dict(space.all_dims())
     found: dict[str, Value] = {}
     for name, value in params.items():

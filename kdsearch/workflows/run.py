@@ -45,7 +45,7 @@ from kdsearch.study.options import AUTO, RunOptions
 from kdsearch.study.refit import refits_left, refits_to_come
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
-from kdsearch.study.stop_conditions import Ending
+from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
@@ -191,7 +191,9 @@ def _search(
 
     state = RunState(searched(study.records()), total=total, budget=study.budget)
     callbacks.on_search_begin(state)
-    enough = Ending(study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after)
+    enough = StopConditions(
+        study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after
+    )
     price = _price(study.budget, context)
     source = search(study, n_trials=total, is_enough=enough, price=price)
     engine(TrialQueue(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))

@@ -14,7 +14,7 @@ from kdsearch.errors import SpecError, StopStudy
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.loggers import Loggers, names
-from kdsearch.study.stop_conditions import Ending
+from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.training.trainer import Epoch
 
 EPOCH = Epoch(number=1, losses={"loss": 1.0}, val=0.5, lr=0.1, seconds=1.0)
@@ -108,7 +108,7 @@ def test_a_function_gets_each_trial_and_may_stop_the_study(fast_path: Path, tmp_
         def on_trial(record: TrialRecord) -> None:
             callbacks.on_trial_end(record, None)
 
-        ending = Ending(study, callbacks)
+        ending = StopConditions(study, callbacks)
         run_search(study, [look_up], n_trials=9, on_trial=on_trial, is_enough=ending)
         records = study.records()
     assert len(records) == 3
@@ -178,19 +178,19 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "flat") as study:
-        ending = Ending(study, Callbacks([notebook]), flat_after=5)
+        ending = StopConditions(study, Callbacks([notebook]), flat_after=5)
         run_search(study, [look_up], n_trials=100, is_enough=ending)
         assert len(study.records()) < 100
-        assert not Ending(study, Callbacks([]), flat_after=0)()
+        assert not StopConditions(study, Callbacks([]), flat_after=0)()
     (note,) = notebook.notes
     assert "the last 5 complete trials" in note
-    assert "--flat-after 0 goes on" in note
+    assert "--flat-after 0 never stops" in note
 
 
 def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "late") as study:
-        ending = Ending(study, Callbacks([notebook]), time_limit=1e-9)
+        ending = StopConditions(study, Callbacks([notebook]), time_limit=1e-9)
         run_search(study, [look_up], n_trials=5, is_enough=ending)
         assert study.records() == []
     assert notebook.notes[0].startswith("No further trial: the time limit of")

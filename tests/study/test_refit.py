@@ -347,7 +347,7 @@ def test_what_refits_mean_is_told_before_the_search_and_before_they_begin(fast_p
         study.update_facts(refit=proposal)
         total = len(list(missing(study, proposal)))
         (line,) = refits_left(study)
-        assert f"Refits begin: {total} trainings, {7 * total} epochs, of no. " in line
+        assert f"Refits begin: {total} trainings, {7 * total} epochs, of trials " in line
         refitted(study, proposal)
         (line,) = refits_left(study)
         assert line.endswith(f"; {total} of them are there already")

@@ -37,16 +37,16 @@ def test_a_guess_may_leave_out_the_option_that_it_says() -> None:
         ({"student.family": "vitt"}, r"=vitt: expected resnet, vit \(did you mean 'vit'\?\)"),
         ({"train.lr": 2}, "--set train.lr=2: expected 0.01 to 1.0"),
         ({"train.lr": "fast"}, "--set train.lr=fast: expected 0.01 to 1.0"),
-        ({"student.resnet.depth": 4}, "student.resnet.depth: say the option that owns it, too"),
+        ({"student.resnet.depth": 4}, "student.resnet.depth: give the option that owns it, too"),
         (
             {"student.family": "vit", "student.resnet.depth": 4},
-            "student.resnet.depth: say the option that owns it, too",
+            "student.resnet.depth: give the option that owns it, too",
         ),
-        ({"method.name": "none"}, "--set method.name=none: the space says kd"),
+        ({"method.name": "none"}, "--set method.name=none: the space fixes kd"),
         ({"train.lr": 2, "student.family": "x"}, "train.lr=2.*; --set student.family=x"),
     ],
 )
-def test_a_guess_that_the_space_does_not_have_is_refused(asked: Params, told: str) -> None:
+def test_settings_outside_the_space_are_refused(asked: Params, told: str) -> None:
     with pytest.raises(SpecError, match=told):
         read_guess(TABLE, asked)
 

@@ -272,7 +272,7 @@ def test_memory_that_runs_out_in_a_capture_is_not_hidden(monkeypatch: pytest.Mon
 
 
 def test_the_first_error_of_a_failed_capture_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ending such a capture raises once more, in the handling of what went wrong."""
+    """StopConditions such a capture raises once more, in the handling of what went wrong."""
     last = RuntimeError("operation failed due to a previous error during capture")
     last.__context__ = RuntimeError("a value was read")
     cuda = Recorder(monkeypatch, error=last)

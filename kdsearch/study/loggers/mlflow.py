@@ -1,4 +1,4 @@
-"""MLflow: one run a study, and in it one a trial, in `mlflow.db` beside the studies.
+"""MLflow: one run a study, and in it one a trial, in `mlflow.db` in the results folder.
 
 Where `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI names a server, it goes there instead.
 """
@@ -9,8 +9,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent that was not asked for
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent unasked
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it logs its tables
 
 import mlflow
 from mlflow.entities import Metric, Param
@@ -60,7 +60,7 @@ class MLflow(Logger):
         self._write(self._runs[number], values, epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Write what came out and end the run; one that was never run has none."""
+        """Write the outcome and end the run; a reused trial has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:
             self._write(run, final_numbers(record, self._metric), len(record.curve))

@@ -1,4 +1,4 @@
-"""TensorBoard: one run a trial, curves per epoch, knobs with what they gave."""
+"""TensorBoard: one run a trial, curves per epoch, knobs with final numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TensorBoard(Logger):
         self._writers: dict[int, SummaryWriter] = {}
 
     def on_trial_begin(self, proposal: Proposal) -> None:
-        """Say in words what is tried."""
+        """Write the parameters as text."""
         self._writer(proposal.number).add_text(
             "trial", "\n".join(f"- {name}: {value}" for name, value in proposal.params.items())
         )
@@ -37,10 +37,10 @@ class TensorBoard(Logger):
         write_epoch(self._writer(number), epoch, self._metric)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Write the knobs beside what they gave, where there is something, and end the run."""
+        """Write knobs and final numbers, if there are any, and end the run."""
         writer = self._writer(record.number)
         if record.val is not None:
-            # Without a name they would be a run of their own beside each trial's.
+            # Without a name they would be a second run.
             writer.add_hparams(
                 dict(record.params), final_numbers(record, self._metric), run_name="."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent that was not asked for
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent unasked
 
 import wandb
 
@@ -45,7 +45,7 @@ class WandB(Logger):
         self._runs[number].log(values, step=epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Write what came out and end the run; one that was never run has none."""
+        """Write the outcome and end the run; a reused trial has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:
             run.summary.update(
