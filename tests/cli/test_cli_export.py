@@ -208,7 +208,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
             ["plain", "--format", "onnx-int9"],
             "unknown format 'onnx-int9' (did you mean 'onnx-int8'",
         ),
-        (["plain", "--format", "onnx,,"], "a name is missing beside a comma"),
+        (["plain", "--format", "onnx,,"], "a name is missing next to a comma"),
         (["plain", "--max-drop", "2"], "expected a fraction from 0 to 1"),
         (["plain", "--trial", "999"], "the study 'plain' has no such trial; give --trial "),
         (["plain", "--fold-preprocess", "--format", "torch-export"], "for the ONNX formats"),
@@ -243,5 +243,5 @@ def test_a_study_that_has_shipped_nothing_says_how_it_goes_on(study: Path, shell
     told = shell.refused("export", "plain")
 
     assert "the study 'plain' has no best student yet" in told
-    assert f"`kdsearch run --name plain --out {shell.out}` goes on with it" in told
+    assert f"`kdsearch run --name plain --out {shell.out}` resumes it" in told
     assert "or export a trial whose weights are kept: --trial " in told

@@ -107,7 +107,7 @@ def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> 
     assert metrics["accuracy"] == {"validation": best["val"], "test": best["test"]}
     assert f"method: {best['config']['method.name']}" in (path / "best/config.yaml").read_text()
     assert shell.type("status", "control", "--out", str(shell.out)).stdout.count(
-        f"best: no. {best['trial']}, "
+        f"best: trial {best['trial']}, "
     )
 
 
