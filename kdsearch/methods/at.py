@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.methods.base import PairLoss
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
-class AttentionTransfer(DistillLoss):
+class AttentionTransfer(PairLoss):
     """Match spatial attention maps (Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928).
 
     loss = sum over the pairs of mean((Q(student) - Q(teacher))^2), where Q is the mean of
@@ -22,27 +18,18 @@ class AttentionTransfer(DistillLoss):
     map is averaged down before squaring. Channels may differ; nothing is learned.
     """
 
-    need: ClassVar[Need] = "stages"
-    is_pairwise: ClassVar[bool] = True
-    weight: ClassVar[float] = 1000.0
-    mapping: ClassVar[str] = "stride"
-    ranges: ClassVar[Ranges] = {
+    weight = 1000.0
+    mapping = "stride"
+    ranges = {
         "weight": Float(low=10.0, high=10_000.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        return torch.stack([_distance(s, t) for s, t in pairs]).sum()
-
-
-def _distance(student: Tensor, teacher: Tensor) -> Tensor:
-    height = min(student.shape[2], teacher.shape[2])
-    width = min(student.shape[3], teacher.shape[3])
-    return F.mse_loss(_attention(student, height, width), _attention(teacher, height, width))
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
+        height = min(student.shape[2], teacher.shape[2])
+        width = min(student.shape[3], teacher.shape[3])
+        return F.mse_loss(_attention(student, height, width), _attention(teacher, height, width))
 
 
 def _attention(maps: Tensor, height: int, width: int) -> Tensor:

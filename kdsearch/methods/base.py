@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class DistillLoss(nn.Module):
     labels: the target is unused, hard (class indices [B]; a mixed image counts as its larger
     share) or mixed (probabilities [B, K] too).
     alpha, weight, mapping: defaults of a recipe. min_batch: smallest number of samples.
+    min_classes: of logits; above 1 the method compares the classes that are not the target.
     ranges: useful ranges of alpha, weight, mapping and the knobs, which are the arguments of the
     constructor. is_distance: loss(x, x) = 0.
     """
@@ -67,6 +68,7 @@ class DistillLoss(nn.Module):
     weight: ClassVar[float] = 1.0
     mapping: ClassVar[str] = "last"
     min_batch: ClassVar[int] = 1
+    min_classes: ClassVar[int] = 1
     ranges: ClassVar[Ranges] = {}
     is_distance: ClassVar[bool] = True
     forward: Callable[..., Tensor]
@@ -107,10 +109,10 @@ class DistillLoss(nn.Module):
         self.to(widen(_first(student)))
         self._is_prepared = True
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
-        """Make the modules that `forward` trains; none by default."""
+    def build(self, student: Any, teacher: Any, setting: Setting) -> None:
+        """Make the modules that `forward` trains; none by default. The signals are checked."""
 
-    def __call__(self, student: Signal, teacher: Signal | None, target: Tensor) -> Tensor:
+    def __call__(self, student: Any, teacher: Any, target: Tensor) -> Tensor:
         """Return the unweighted loss, a scalar in float32 or wider.
 
         target: [B] class indices, or [B, K] probabilities of mixed images. Raises SpecError for
@@ -130,13 +132,18 @@ class DistillLoss(nn.Module):
             )
         return loss
 
-    def check(self, student: Signal, teacher: Signal | None) -> None:
+    def check(self, student: Any, teacher: Any) -> None:
         """Raise SpecError unless the signals have the kinds and shapes that are compared."""
         if self.need == "nothing" or (teacher is None and not self.reads):
             return
         if teacher is None:
             raise SpecError(f"{self._name} needs {', '.join(sorted(self.reads))} of a teacher")
         _check_pairs(self._name, *self._paired(student, teacher))
+        if self.need == "logits" and student.shape[1] < self.min_classes:
+            raise SpecError(
+                f"{self._name} compares the classes that are not the target and needs at least "
+                f"{self.min_classes} classes, not {student.shape[1]}; use kd"
+            )
 
     def _paired(self, student: Signal, teacher: Signal) -> tuple[list[_Pair], str, str]:
         """Return the pairs of tensors to check, their layout, and the axes that must be equal."""
@@ -161,6 +168,21 @@ class DistillLoss(nn.Module):
         """Return the file's name of a built-in method, the class's name of a user's."""
         package, _, module = type(self).__module__.rpartition(".")
         return f"method {module}" if package == __package__ else type(self).__name__
+
+
+class PairLoss(DistillLoss):
+    """A loss without modules on stages: the sum of `distance` over the pairs of maps."""
+
+    need: ClassVar[Need] = "stages"
+    is_pairwise = True
+    distance: Callable[[Tensor, Tensor], Tensor]
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
+    ) -> Tensor:
+        """Return the sum over the pairs; the target is unused."""
+        pairs = zip(student, teacher, strict=True)
+        return torch.stack([self.distance(s, t) for s, t in pairs]).sum()
 
 
 def widen(tensor: Tensor) -> Tensor:

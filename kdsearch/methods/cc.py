@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.methods.base import DistillLoss
 from kdsearch.space import Float
 
 _GAMMA = 0.4
@@ -26,10 +25,10 @@ class CorrelationCongruence(DistillLoss):
     student, teacher: [B, D] embeddings. No labels, so unlabelled images count too.
     """
 
-    need: ClassVar[Need] = "embedding"
-    weight: ClassVar[float] = 30.0
-    min_batch: ClassVar[int] = 2
-    ranges: ClassVar[Ranges] = {"weight": Float(low=0.3, high=3000.0, log=True)}
+    need = "embedding"
+    weight = 30.0
+    min_batch = 2
+    ranges = {"weight": Float(low=0.3, high=3000.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the target is unused."""

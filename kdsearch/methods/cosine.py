@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
+from kdsearch.methods.base import DistillLoss
 from kdsearch.space import Float
 
 
@@ -21,9 +19,9 @@ class Cosine(DistillLoss):
     Distiller projects the student's. No labels, so unlabelled images count too.
     """
 
-    need: ClassVar[Need] = "embedding"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels"})
-    ranges: ClassVar[Ranges] = {"weight": Float(low=0.1, high=100.0, log=True)}
+    need = "embedding"
+    align = frozenset({"channels"})
+    ranges = {"weight": Float(low=0.1, high=100.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the target is unused."""

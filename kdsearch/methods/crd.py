@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import (
-    DistillLoss,
-    Labels,
-    Need,
-    Part,
-    Ranges,
-    Setting,
-    Signal,
-    positive,
-)
+from kdsearch.methods.base import DistillLoss, Setting, positive
 from kdsearch.models.features import Outputs
 from kdsearch.space import Float
 
@@ -46,13 +36,13 @@ class CRD(DistillLoss):
     without an index, for tau <= 0, or when negatives is no whole number above 0.
     """
 
-    need: ClassVar[Need] = "outputs"
-    reads: ClassVar[frozenset[Part]] = frozenset({"embedding"})
-    labels: ClassVar[Labels] = "hard"
-    weight: ClassVar[float] = 0.8
-    min_batch: ClassVar[int] = 2
-    is_distance: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {"weight": Float(low=0.08, high=8.0, log=True)}
+    need = "outputs"
+    reads = frozenset({"embedding"})
+    labels = "hard"
+    weight = 0.8
+    min_batch = 2
+    is_distance = False
+    ranges = {"weight": Float(low=0.08, high=8.0, log=True)}
     classes: Tensor
 
     def __init__(self, negatives: int = 4096, tau: float = 0.07) -> None:
@@ -62,10 +52,8 @@ class CRD(DistillLoss):
         self.negatives = negatives
         self.tau = positive("crd.tau", tau)
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Make the two embeddings, the two memories and the classes of their rows, -1: unseen."""
-        assert isinstance(student, Outputs)
-        assert isinstance(teacher, Outputs)
         if setting.samples < 2:
             raise SpecError(
                 f"method crd stores every sample of the training set and needs at "

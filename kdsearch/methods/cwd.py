@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, positive
+from kdsearch.methods.base import PairLoss, positive
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
-class CWD(DistillLoss):
+class CWD(PairLoss):
     """Match the spatial distribution of each channel (Shu et al., ICCV 2021, arXiv:2011.13256).
 
     loss = sum over the pairs of tau^2 * KL(teacher || student) of the softmax over the H * W
@@ -24,11 +20,9 @@ class CWD(DistillLoss):
     shapes. Raises SpecError for tau <= 0.
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
-    is_pairwise: ClassVar[bool] = True
-    weight: ClassVar[float] = 3.0
-    ranges: ClassVar[Ranges] = {
+    align = frozenset({"channels", "size"})
+    weight = 3.0
+    ranges = {
         "weight": Float(low=0.1, high=100.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "tau": Float(low=0.5, high=16.0, log=True),
@@ -38,14 +32,8 @@ class CWD(DistillLoss):
         super().__init__()
         self.tau = positive("cwd.tau", tau)
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        return torch.stack([self._divergence(s, t) for s, t in pairs]).sum()
-
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
         s, t = (F.log_softmax(maps.flatten(2) / self.tau, dim=2) for maps in (student, teacher))
         total = F.kl_div(s, t, reduction="sum", log_target=True)
         return self.tau**2 * total / student.shape[:2].numel()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Need, Ranges, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 _EPSILON = 1e-8
@@ -27,11 +25,11 @@ class DIST(DistillLoss):
     Raises SpecError if temperature <= 0, for beta or gamma below 0 or both 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    weight: ClassVar[float] = 2.0
-    min_batch: ClassVar[int] = 2
-    is_distance: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    weight = 2.0
+    min_batch = 2
+    is_distance = False
+    ranges = {
         "weight": Float(low=0.2, high=20.0, log=True),
         "temperature": Float(low=1.0, high=16.0, log=True),
     }

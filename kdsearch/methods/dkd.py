@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Labels, Need, Ranges, Signal, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 
@@ -22,9 +19,10 @@ class DKD(DistillLoss):
     probability 1. Raises SpecError for K < 3, temperature or beta <= 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    labels: ClassVar[Labels] = "hard"
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    labels = "hard"
+    min_classes = 3
+    ranges = {
         "alpha": Float(low=0.1, high=0.9),
         "temperature": Float(low=1.0, high=16.0, log=True),
         "beta": Float(low=0.5, high=16.0, log=True),
@@ -34,16 +32,6 @@ class DKD(DistillLoss):
         super().__init__()
         self.temperature = positive("dkd.temperature", temperature)
         self.beta = positive("dkd.beta", beta)
-
-    def check(self, student: Signal, teacher: Signal | None) -> None:
-        """Raise SpecError also when there are fewer than three classes."""
-        super().check(student, teacher)
-        assert isinstance(student, Tensor)
-        if student.shape[1] < 3:
-            raise SpecError(
-                f"method dkd compares the classes that are not the target and needs at least 3 "
-                f"classes, not {student.shape[1]}; use kd"
-            )
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""

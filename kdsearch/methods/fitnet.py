@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
+from kdsearch.methods.base import PairLoss
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
-class FitNet(DistillLoss):
+class FitNet(PairLoss):
     """Match feature maps element by element (Romero et al., ICLR 2015, arXiv:1412.6550).
 
     loss = sum over the pairs of mean((student - teacher)^2). The reference weight, 100, is for
@@ -22,18 +18,13 @@ class FitNet(DistillLoss):
     student, teacher: lists of maps of equal shapes; the Distiller's adapter is the regressor.
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
-    is_pairwise: ClassVar[bool] = True
-    weight: ClassVar[float] = 100.0
-    ranges: ClassVar[Ranges] = {
+    align = frozenset({"channels", "size"})
+    weight = 100.0
+    ranges = {
         "weight": Float(low=1.0, high=1000.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        return torch.stack([F.mse_loss(s, t) for s, t in pairs]).sum()
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
+        return F.mse_loss(student, teacher)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need
+from kdsearch.methods.base import DistillLoss
 
 
 class FunctionMatching(DistillLoss):
@@ -19,8 +17,8 @@ class FunctionMatching(DistillLoss):
     very many epochs, with strong MixUp. student, teacher: [B, K] raw logits.
     """
 
-    need: ClassVar[Need] = "logits"
-    alpha: ClassVar[float] = 1.0
+    need = "logits"
+    alpha = 1.0
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the target is unused."""

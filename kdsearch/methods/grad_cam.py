@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Need, Part, Ranges, Setting, Signal
+from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs, gradient_at
 from kdsearch.space import Float
 
@@ -32,20 +31,18 @@ class GradCAM(DistillLoss):
     no gradient.
     """
 
-    need: ClassVar[Need] = "outputs"
-    reads: ClassVar[frozenset[Part]] = frozenset({"logits", "stages", "gradient"})
-    weight: ClassVar[float] = 1000.0
-    ranges: ClassVar[Ranges] = {"weight": Float(low=10.0, high=10_000.0, log=True)}
+    need = "outputs"
+    reads = frozenset({"logits", "stages", "gradient"})
+    weight = 1000.0
+    ranges = {"weight": Float(low=10.0, high=10_000.0, log=True)}
 
     def __init__(self) -> None:
         super().__init__()
         self._is_read = False
 
-    def check(self, student: Signal, teacher: Signal | None) -> None:
+    def check(self, student: Outputs, teacher: Outputs) -> None:
         """Raise SpecError also when stages or the teacher's gradient are missing."""
         super().check(student, teacher)
-        assert isinstance(student, Outputs)
-        assert isinstance(teacher, Outputs)
         for side, outputs in (("student", student), ("teacher", teacher)):
             if not outputs.stages:
                 raise SpecError(f"method grad_cam reads the deepest stage; the {side} has none")
@@ -55,20 +52,17 @@ class GradCAM(DistillLoss):
                 "stage; kdsearch.models.features.gradient_of takes it"
             )
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Make nothing, and refuse a teacher that does not read its deepest stage."""
-        assert isinstance(teacher, Outputs)
         assert teacher.gradient is not None
         _refuse_unread("teacher", teacher.gradient)
 
-    def __call__(self, student: Signal, teacher: Signal | None, target: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the loss. The student's gradient is taken before its maps are widened.
 
         A widened map is a copy, which the logits do not read.
         """
         self.check(student, teacher)
-        assert isinstance(student, Outputs)
-        assert isinstance(teacher, Outputs)
         predicted = teacher.logits.argmax(dim=1, keepdim=True)
         score = student.logits.gather(1, predicted).sum()
         with torch.autocast(target.device.type, enabled=False):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.methods.base import DistillLoss
 from kdsearch.space import Float
 
 
@@ -21,9 +19,9 @@ class HardLabel(DistillLoss):
     has the class that the teacher predicts. student, teacher: [B, K] raw logits.
     """
 
-    need: ClassVar[Need] = "logits"
-    is_distance: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {"alpha": Float(low=0.1, high=0.9)}
+    need = "logits"
+    is_distance = False
+    ranges = {"alpha": Float(low=0.1, high=0.9)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the target is unused."""

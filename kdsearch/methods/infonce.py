@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges, Setting, Signal, positive
+from kdsearch.methods.base import DistillLoss, Setting, positive
 from kdsearch.space import Float
 
 
@@ -22,10 +20,10 @@ class InfoNCE(DistillLoss):
     student, teacher: [B, D] embeddings, D may differ. Raises SpecError if tau <= 0.
     """
 
-    need: ClassVar[Need] = "embedding"
-    is_distance: ClassVar[bool] = False
-    min_batch: ClassVar[int] = 2
-    ranges: ClassVar[Ranges] = {
+    need = "embedding"
+    is_distance = False
+    min_batch = 2
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "tau": Float(low=0.03, high=1.0, log=True),
     }
@@ -34,10 +32,8 @@ class InfoNCE(DistillLoss):
         super().__init__()
         self.tau = positive("infonce.tau", tau)
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Tensor, teacher: Tensor, setting: Setting) -> None:
         """Make the projection."""
-        assert isinstance(student, Tensor)
-        assert isinstance(teacher, Tensor)
         self.project = nn.Linear(student.shape[1], teacher.shape[1])
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:

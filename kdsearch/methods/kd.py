@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 
@@ -18,9 +16,9 @@ class KD(DistillLoss):
     student, teacher: [B, K] raw logits. Raises SpecError if temperature <= 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    alpha: ClassVar[float] = 0.9
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    alpha = 0.9
+    ranges = {
         "alpha": Float(low=0.1, high=1.0),
         "temperature": Float(low=1.0, high=16.0, log=True),
     }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 _EPSILON = 1e-7
@@ -24,10 +22,10 @@ class StandardizedKD(DistillLoss):
     student, teacher: [B, K] raw logits. Raises SpecError if temperature <= 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    alpha: ClassVar[float] = 0.9
-    weight: ClassVar[float] = 10.0
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    alpha = 0.9
+    weight = 10.0
+    ranges = {
         "weight": Float(low=1.0, high=100.0, log=True),
         "temperature": Float(low=1.0, high=16.0, log=True),
     }

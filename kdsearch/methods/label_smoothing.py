@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Part, Ranges
+from kdsearch.methods.base import DistillLoss
 from kdsearch.space import Float
 
 
@@ -21,11 +19,11 @@ class LabelSmoothing(DistillLoss):
     to the task loss under any method; the two add up. student: [B, K] raw logits; no teacher.
     """
 
-    need: ClassVar[Need] = "logits"
-    reads: ClassVar[frozenset[Part]] = frozenset()
-    alpha: ClassVar[float] = 0.1
-    is_distance: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {"alpha": Float(low=0.01, high=0.5, log=True)}
+    need = "logits"
+    reads = frozenset()
+    alpha = 0.1
+    is_distance = False
+    ranges = {"alpha": Float(low=0.01, high=0.5, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
         """Return the loss; teacher and target are unused."""

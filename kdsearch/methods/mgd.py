@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Setting, Signal, fraction
+from kdsearch.methods.base import DistillLoss, Setting, fraction
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
@@ -25,12 +24,12 @@ class MGD(DistillLoss):
     student, teacher: lists of maps of equal shapes. Raises SpecError for ratio outside [0, 1).
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
-    is_pairwise: ClassVar[bool] = True
-    is_distance: ClassVar[bool] = False
-    weight: ClassVar[float] = 1.75
-    ranges: ClassVar[Ranges] = {
+    need = "stages"
+    align = frozenset({"channels", "size"})
+    is_pairwise = True
+    is_distance = False
+    weight = 1.75
+    ranges = {
         "weight": Float(low=0.05, high=50.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "ratio": Float(low=0.0, high=0.75),
@@ -40,9 +39,8 @@ class MGD(DistillLoss):
         super().__init__()
         self.ratio = fraction("mgd.ratio", ratio)
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Sequence[Tensor], teacher: Sequence[Tensor], setting: Setting) -> None:
         """Make a generator for each pair."""
-        assert isinstance(teacher, Sequence)
         self.generators = nn.ModuleList(_generator(found.shape[1]) for found in teacher)
 
     def forward(

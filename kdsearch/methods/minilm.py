@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Signal
+from kdsearch.methods.base import PairLoss
 from kdsearch.space import Choice, Float, Int
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
@@ -23,7 +21,7 @@ _RELATIONS = {
 }
 
 
-class MiniLM(DistillLoss):
+class MiniLM(PairLoss):
     """Match how tokens relate in attention (MiniLMv2: Wang et al., ACL Findings 2021, 2012.15828).
 
     loss = sum over the pairs, and over query, key and value, of KL(teacher || student) of
@@ -37,10 +35,9 @@ class MiniLM(DistillLoss):
     a map are not three times D, for heads < 1 and for unknown relations.
     """
 
-    need: ClassVar[Need] = "attention"
-    align: ClassVar[frozenset[Align]] = frozenset({"size"})
-    is_pairwise: ClassVar[bool] = True
-    ranges: ClassVar[Ranges] = {
+    need = "attention"
+    align = frozenset({"size"})
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "heads": Int(low=1, high=48, log=True),
@@ -57,11 +54,9 @@ class MiniLM(DistillLoss):
         self.heads = heads
         self.relations = _RELATIONS[relations]
 
-    def check(self, student: Signal, teacher: Signal | None) -> None:
+    def check(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Raise SpecError also for maps that cannot be query, key and value."""
         super().check(student, teacher)
-        assert isinstance(student, Sequence)
-        assert isinstance(teacher, Sequence)
         widths = [found.shape[1] for found in (*student, *teacher)]
         if any(width % 3 for width in widths):
             raise SpecError(
@@ -69,14 +64,8 @@ class MiniLM(DistillLoss):
                 f"{', '.join(map(str, widths))}"
             )
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        return torch.stack([self._divergence(s, t) for s, t in pairs]).sum()
-
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
         common = math.gcd(student.shape[1] // 3, teacher.shape[1] // 3)
         heads = max(count for count in range(1, self.heads + 1) if common % count == 0)
         ours, theirs = _split(student, heads), _split(teacher, heads)

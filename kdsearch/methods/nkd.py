@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Labels, Need, Ranges, Signal, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 _REMOVED = -1e9  # finite, unlike -inf: its probability is 0, and 0 times its logarithm is 0
@@ -25,10 +22,11 @@ class NKD(DistillLoss):
     authors' code. Raises SpecError for K < 3, temperature or gamma <= 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    labels: ClassVar[Labels] = "hard"
-    is_distance: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    labels = "hard"
+    min_classes = 3
+    is_distance = False
+    ranges = {
         "alpha": Float(low=0.1, high=0.9),
         "temperature": Float(low=1.0, high=16.0, log=True),
         "gamma": Float(low=0.15, high=15.0, log=True),
@@ -38,16 +36,6 @@ class NKD(DistillLoss):
         super().__init__()
         self.temperature = positive("nkd.temperature", temperature)
         self.gamma = positive("nkd.gamma", gamma)
-
-    def check(self, student: Signal, teacher: Signal | None) -> None:
-        """Raise SpecError also when there are fewer than three classes."""
-        super().check(student, teacher)
-        assert isinstance(student, Tensor)
-        if student.shape[1] < 3:
-            raise SpecError(
-                f"method nkd compares the classes that are not the target and needs at least 3 "
-                f"classes, not {student.shape[1]}; use kd"
-            )
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""

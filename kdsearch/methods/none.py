@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Part
+from kdsearch.methods.base import DistillLoss
 
 
 class NoTeacher(DistillLoss):
@@ -15,9 +13,9 @@ class NoTeacher(DistillLoss):
     loss = 0, with alpha = 0; no teacher is used.
     """
 
-    need: ClassVar[Need] = "nothing"
-    reads: ClassVar[frozenset[Part]] = frozenset()
-    alpha: ClassVar[float] = 0.0
+    need = "nothing"
+    reads = frozenset()
+    alpha = 0.0
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return 0."""

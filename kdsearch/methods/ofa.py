@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
 from kdsearch.methods._exits import Exit
-from kdsearch.methods.base import DistillLoss, Labels, Need, Part, Ranges, Setting, Signal, positive
+from kdsearch.methods.base import DistillLoss, Setting, positive
 from kdsearch.models.features import Outputs
 from kdsearch.space import Float
 
@@ -27,12 +25,12 @@ class OFA(DistillLoss):
     student, teacher: Outputs, of equal K. Raises SpecError for eps <= 0, a student without stages.
     """
 
-    need: ClassVar[Need] = "outputs"
-    reads: ClassVar[frozenset[Part]] = frozenset({"logits"})
-    labels: ClassVar[Labels] = "hard"
-    is_distance: ClassVar[bool] = False
-    min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map
-    ranges: ClassVar[Ranges] = {
+    need = "outputs"
+    reads = frozenset({"logits"})
+    labels = "hard"
+    is_distance = False
+    min_batch = 2  # BatchNorm cannot train on one 1x1 map
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "eps": Float(low=1.0, high=1.5),
     }
@@ -41,9 +39,8 @@ class OFA(DistillLoss):
         super().__init__()
         self.eps = positive("ofa.eps", eps)
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Outputs, teacher: Outputs | None, setting: Setting) -> None:
         """Make an exit on each stage."""
-        assert isinstance(student, Outputs)
         if not student.stages:
             raise SpecError("method ofa puts exits on the student's stages, and it has none")
         classes = student.logits.shape[1]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges
+from kdsearch.methods.base import PairLoss
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
-class PKD(DistillLoss):
+class PKD(PairLoss):
     """Match maps standardised by channel (Cao et al., NeurIPS 2022, 2207.02039).
 
     loss = sum over the pairs of mean((n(student) - n(teacher))^2) / 2, where n subtracts each
@@ -24,22 +21,16 @@ class PKD(DistillLoss):
     student, teacher: lists of maps of equal shapes. The loss of a sample depends on its batch.
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
-    is_pairwise: ClassVar[bool] = True
-    weight: ClassVar[float] = 6.0
-    ranges: ClassVar[Ranges] = {
+    align = frozenset({"channels", "size"})
+    weight = 6.0
+    ranges = {
         "weight": Float(low=0.1, high=100.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        losses = [F.mse_loss(_standardised(s), _standardised(t)) / 2 for s, t in pairs]
-        return torch.stack(losses).sum()
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
+        return F.mse_loss(_standardised(student), _standardised(teacher)) / 2
 
 
 def _standardised(maps: Tensor) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.methods.base import DistillLoss
 from kdsearch.space import Float
 
 _EPSILON = 1e-7
@@ -22,10 +20,10 @@ class PKT(DistillLoss):
     student, teacher: [B, D] embeddings, D may differ. No labels, so unlabelled images count too.
     """
 
-    need: ClassVar[Need] = "embedding"
-    weight: ClassVar[float] = 30_000.0
-    min_batch: ClassVar[int] = 2
-    ranges: ClassVar[Ranges] = {"weight": Float(low=300.0, high=3_000_000.0, log=True)}
+    need = "embedding"
+    weight = 30_000.0
+    min_batch = 2
+    ranges = {"weight": Float(low=300.0, high=3_000_000.0, log=True)}
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the target is unused."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges, Setting, Signal
+from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.space import Choice, Float
 from kdsearch.spec import MAPPINGS
 
@@ -31,19 +30,17 @@ class ReviewKD(DistillLoss):
     student, teacher: lists of maps, shallow to deep; sizes and channels are free.
     """
 
-    need: ClassVar[Need] = "stages"
-    is_distance: ClassVar[bool] = False
-    mapping: ClassVar[str] = "stride"
-    min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map
-    ranges: ClassVar[Ranges] = {
+    need = "stages"
+    is_distance = False
+    mapping = "stride"
+    min_batch = 2  # BatchNorm cannot train on one 1x1 map
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "mapping": Choice(options=MAPPINGS),
     }
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Sequence[Tensor], teacher: Sequence[Tensor], setting: Setting) -> None:
         """Make a fusion for each pair and one for the pooled maps."""
-        assert isinstance(student, Sequence)
-        assert isinstance(teacher, Sequence)
         width = min(_MAX_WIDTH, student[-1].shape[1])
         pairs = zip(_with_pooled(student), _with_pooled(teacher), strict=True)
         last = len(student)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Need, Ranges, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 
@@ -22,9 +20,9 @@ class RKD(DistillLoss):
     B^3: at B = 256 a tensor of cosines holds 67 MB. Raises SpecError for knobs below 0 or both 0.
     """
 
-    need: ClassVar[Need] = "embedding"
-    min_batch: ClassVar[int] = 2
-    ranges: ClassVar[Ranges] = {
+    need = "embedding"
+    min_batch = 2
+    ranges = {
         "weight": Float(low=0.01, high=10.0, log=True),
         "distance": Float(low=2.5, high=250.0, log=True),
         "angle": Float(low=5.0, high=500.0, log=True),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
 from kdsearch.methods._exits import Exit
-from kdsearch.methods.base import DistillLoss, Labels, Need, Part, Ranges, Setting, Signal, positive
+from kdsearch.methods.base import DistillLoss, Setting, positive
 from kdsearch.models.features import Outputs
 from kdsearch.space import Float
 
@@ -28,12 +26,12 @@ class SelfDistill(DistillLoss):
     temperature <= 0, hint < 0.
     """
 
-    need: ClassVar[Need] = "outputs"
-    reads: ClassVar[frozenset[Part]] = frozenset()
-    labels: ClassVar[Labels] = "mixed"
-    is_distance: ClassVar[bool] = False
-    min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map
-    ranges: ClassVar[Ranges] = {
+    need = "outputs"
+    reads = frozenset()
+    labels = "mixed"
+    is_distance = False
+    min_batch = 2  # BatchNorm cannot train on one 1x1 map
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "temperature": Float(low=1.0, high=16.0, log=True),
         "hint": Float(low=0.001, high=1.0, log=True),
@@ -44,9 +42,8 @@ class SelfDistill(DistillLoss):
         self.temperature = positive("self_distill.temperature", temperature)
         self.hint = positive("self_distill.hint", hint, or_zero=True)
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Outputs, teacher: Outputs | None, setting: Setting) -> None:
         """Make an exit on each stage but the deepest."""
-        assert isinstance(student, Outputs)
         if len(student.stages) < 2:
             raise SpecError(
                 "method self_distill puts exits on all stages but the deepest and needs two, not "

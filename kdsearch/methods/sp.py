@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Need, Ranges
+from kdsearch.methods.base import PairLoss
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
 
-class SimilarityPreserving(DistillLoss):
+class SimilarityPreserving(PairLoss):
     """Match the similarities of samples in a stage (Tung and Mori, ICCV 2019, arXiv:1907.09682).
 
     loss = sum over the pairs of ||G(student) - G(teacher)||^2 / B^2, where G is the Gram matrix
@@ -24,21 +20,16 @@ class SimilarityPreserving(DistillLoss):
     student, teacher: lists of maps [B, C, H, W]. No labels, so unlabelled images count too.
     """
 
-    need: ClassVar[Need] = "stages"
-    is_pairwise: ClassVar[bool] = True
-    weight: ClassVar[float] = 3000.0
-    min_batch: ClassVar[int] = 2
-    ranges: ClassVar[Ranges] = {
+    weight = 3000.0
+    min_batch = 2
+    ranges = {
         "weight": Float(low=30.0, high=30_000.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor
-    ) -> Tensor:
-        """Return the loss; the target is unused."""
-        pairs = zip(student, teacher, strict=True)
-        return torch.stack([F.mse_loss(_similarity(s), _similarity(t)) for s, t in pairs]).sum()
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of one pair."""
+        return F.mse_loss(_similarity(student), _similarity(teacher))
 
 
 def _similarity(maps: Tensor) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import DistillLoss, Need, Part, Ranges, Setting, Signal
+from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs
 from kdsearch.space import Float
 
@@ -24,18 +22,16 @@ class SRRL(DistillLoss):
     Raises SpecError without a linear head of the teacher, or a stage of the student.
     """
 
-    need: ClassVar[Need] = "outputs"
-    reads: ClassVar[frozenset[Part]] = frozenset({"embedding", "logits"})
-    is_distance: ClassVar[bool] = False
-    min_batch: ClassVar[int] = 2  # BatchNorm cannot train on one 1x1 map
-    ranges: ClassVar[Ranges] = {"weight": Float(low=0.1, high=10.0, log=True)}
+    need = "outputs"
+    reads = frozenset({"embedding", "logits"})
+    is_distance = False
+    min_batch = 2  # BatchNorm cannot train on one 1x1 map
+    ranges = {"weight": Float(low=0.1, high=10.0, log=True)}
     head_weight: Tensor
     head_bias: Tensor | None
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Make g and keep the teacher's head, which is no part of the state to save."""
-        assert isinstance(student, Outputs)
-        assert isinstance(teacher, Outputs)
         if setting.teacher_head is None:
             raise SpecError(
                 "method srrl applies the teacher's head to the student, and this teacher's head "

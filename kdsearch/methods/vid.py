@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.methods.base import Align, DistillLoss, Need, Ranges, Setting, Signal
+from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.space import Choice, Float
 from kdsearch.spec import PAIRWISE_MAPPINGS
 
@@ -29,20 +28,18 @@ class VID(DistillLoss):
     student, teacher: lists of maps of equal sizes; channels may differ.
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"size"})
-    is_pairwise: ClassVar[bool] = True
-    is_distance: ClassVar[bool] = False
-    mapping: ClassVar[str] = "stride"
-    ranges: ClassVar[Ranges] = {
+    need = "stages"
+    align = frozenset({"size"})
+    is_pairwise = True
+    is_distance = False
+    mapping = "stride"
+    ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
     }
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Sequence[Tensor], teacher: Sequence[Tensor], setting: Setting) -> None:
         """Make a regressor and a vector of variances for each pair."""
-        assert isinstance(student, Sequence)
-        assert isinstance(teacher, Sequence)
         channels = [(s.shape[1], t.shape[1]) for s, t in zip(student, teacher, strict=True)]
         start = math.log(math.expm1(_VARIANCE - _EPSILON))
         self.regressors = nn.ModuleList(_regressor(given, goal) for given, goal in channels)

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.methods.base import (
-    Align,
-    DistillLoss,
-    Need,
-    Ranges,
-    Setting,
-    Signal,
-    fraction,
-    positive,
-)
+from kdsearch.methods.base import DistillLoss, Setting, fraction, positive
 from kdsearch.space import Choice, Float
 from kdsearch.spec import MAPPINGS
 
@@ -40,12 +30,12 @@ class ViTKD(DistillLoss):
     (0, 1).
     """
 
-    need: ClassVar[Need] = "stages"
-    align: ClassVar[frozenset[Align]] = frozenset({"channels", "size"})
-    is_distance: ClassVar[bool] = False
-    weight: ClassVar[float] = 2.25
-    mapping: ClassVar[str] = "even"
-    ranges: ClassVar[Ranges] = {
+    need = "stages"
+    align = frozenset({"channels", "size"})
+    is_distance = False
+    weight = 2.25
+    mapping = "even"
+    ranges = {
         "weight": Float(low=0.05, high=50.0, log=True),
         "mapping": Choice(options=MAPPINGS),
         "generation": Float(low=0.01, high=1.0, log=True),
@@ -59,9 +49,8 @@ class ViTKD(DistillLoss):
         if not ratio:
             raise SpecError("method vitkd.ratio: 0 masks nothing; set a number above 0")
 
-    def build(self, student: Signal, teacher: Signal | None, setting: Setting) -> None:
+    def build(self, student: Sequence[Tensor], teacher: Sequence[Tensor], setting: Setting) -> None:
         """Make the token and the generator of the last pair."""
-        assert isinstance(teacher, Sequence)
         channels = teacher[-1].shape[1]
         self.token = nn.Parameter(torch.zeros(channels, 1, 1))
         self.generator = nn.Sequential(

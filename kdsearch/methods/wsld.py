@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.methods.base import DistillLoss, Labels, Need, Ranges, positive
+from kdsearch.methods.base import DistillLoss, positive
 from kdsearch.space import Float
 
 _EPSILON = 1e-7
@@ -26,10 +24,10 @@ class WSLD(DistillLoss):
     cross-entropies are with the mixture. Raises SpecError if temperature <= 0.
     """
 
-    need: ClassVar[Need] = "logits"
-    labels: ClassVar[Labels] = "mixed"
-    weight: ClassVar[float] = 2.5
-    ranges: ClassVar[Ranges] = {
+    need = "logits"
+    labels = "mixed"
+    weight = 2.5
+    ranges = {
         "weight": Float(low=0.25, high=25.0, log=True),
         "temperature": Float(low=1.0, high=16.0, log=True),
     }
