@@ -202,10 +202,10 @@ def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[Gain
 
 
 def middle(trainings: Trainings) -> int:
-    """Return the trial of the training whose validation accuracy is the median, of two the lower.
+    """Return the trial of the training whose validation metric is the median, of two the lower.
 
     That one is shipped: what the mean and the spread say holds for it, while of the best of
-    several it says too little, and its own accuracy on validation says too much.
+    several it says too little, and its own value on validation says too much.
     """
     ranked = sorted(zip(trainings.val.values, trainings.trials, strict=True))
     return ranked[(len(ranked) - 1) // 2][1]

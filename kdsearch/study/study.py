@@ -182,7 +182,7 @@ class OpenStudy:
     def tell(self, proposal: Proposal, outcome: TrialOutcome) -> TrialRecord:
         """Store the outcome of a trial, constraints before values, as the sampler needs.
 
-        A complete trial whose accuracy is not a number becomes a failed one.
+        A complete trial whose metric is not a number becomes a failed one.
         """
         if outcome.val is not None and not math.isfinite(outcome.val):
             reason = f"the {self.metric.label} is {outcome.val}"
@@ -232,7 +232,7 @@ class OpenStudy:
         return [r for r in searched(self.records()) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
-        """Return (accuracy, cost) of a complete trial on the axes of the front."""
+        """Return (metric, cost) of a complete trial on the axes of the front."""
         assert record.val is not None
         return record.val, float(getattr(record.cost, self.budget.axis()))
 

@@ -34,7 +34,7 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherEntry:
-    """The teacher's own accuracy and cost."""
+    """The teacher's own metric and cost."""
 
     name: str
     val: float
@@ -131,7 +131,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """How many images the accuracies stand on, None where that was not noted."""
+    """Number of images of each split, None where it is not known."""
 
     val: int | None = None
     test: int | None = None
@@ -216,7 +216,7 @@ class Summary:
         return next(found, None)
 
     def stated_best(self) -> Entry | None:
-        """Return the training to ship with the accuracies that its recipe has on average."""
+        """Return the training to ship with the mean values of its recipe."""
         best, recipe = self.shipped or self.best_entry(), self.best_recipe()
         if best is None or recipe is None:
             return best

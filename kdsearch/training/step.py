@@ -37,9 +37,9 @@ class TeacherSource(Protocol):
     def rows(
         self, index: Tensor, host: Tensor, view: int, *, need: frozenset[str], augment: Augment
     ) -> Outputs | None:
-        """Return what is stored of the samples at `index` [B] under a view; None: ask it live.
+        """Return the stored outputs of the samples at `index` [B] in a view; None: compute them.
 
-        host: the same index in the CPU's memory, so that nobody waits for a GPU to tell it.
+        host: the same index in CPU memory, so that nothing waits for the GPU.
         """
 
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
@@ -63,7 +63,7 @@ class Session:
     """What one training needs besides the model and its losses.
 
     seed: order of the batches. view_seed: the images' views, shared by all trials of a study.
-    Unlabelled images take part only where a teacher is heard. train, val: the data's images on the
+    Unlabelled images are used only with a teacher. train, val: the data's images on the
     device, where trainings share them. captures: whether a GPU may replay steps as a graph.
     step_lock: held for each step and each evaluation, so that latencies are measured in between.
     """
@@ -87,7 +87,7 @@ class Session:
 
     @property
     def augment(self) -> Augment:
-        """Return what the views of this training go through."""
+        """Return the augmentation of this training's views."""
         return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
 
     @property
@@ -150,7 +150,7 @@ class Step:
 
     @property
     def mode(self) -> str:
-        """Return in which form the steps run, and whether as a graph, or why not."""
+        """Return precision and layout of the steps, and `graph` or why there is none."""
         layout = " channels_last" * self._session.execution.is_channels_last
         return f"{self._session.precision}{layout} {self._repeated.mode}"
 
@@ -179,7 +179,7 @@ class Step:
         return self._optimizers.rate_at((number - 1) * self._steps)
 
     def close(self) -> None:
-        """Give a graph's memory back."""
+        """Free the memory of a graph."""
         self._repeated.close()
 
     def state(self) -> dict[str, object]:
@@ -197,7 +197,7 @@ class Step:
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was taken, on the same recipe and device."""
+        """Load a state that `state` returned, on the same recipe and device."""
         modules = (self._model, self._distiller, self.average.model)
         for module, held in zip(modules, state["modules"], strict=True):
             module.load_state_dict(held)
@@ -222,7 +222,7 @@ class Step:
 
     @property
     def _also(self) -> Also | None:
-        """Return what tells the samples that are mixed into a batch."""
+        """Return the function that gives the samples mixed into a batch."""
         if self._drawn.partners is None:
             return None
         seed = self._session.view_seed
@@ -259,7 +259,7 @@ class Step:
             total.zero_()
 
     def _bring(self, place: int, images: ImageSet) -> None:
-        """Get images and teachers' rows of a step; a graph finds them where the last ones were."""
+        """Load images and teachers' rows of a step; for a graph, into the tensors of the last step."""
         need, augment = self._distiller.needed_features, self._session.augment
         index, host = self._order[place], self._samples[place]
         heard = [

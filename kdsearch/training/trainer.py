@@ -27,9 +27,9 @@ from kdsearch.training.validation import Validation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One epoch's record: mean losses by name, validation accuracy of the average, seconds.
+    """One epoch's record: mean losses by name, validation metric of the averaged weights, seconds.
 
-    mode: how its steps ran, such as `bf16 channels_last graph`, or `fp32 eager: REASON`.
+    mode: how its steps ran: `bf16 channels_last graph`, or `fp32 eager: REASON`.
     stopped: why the training ended with it, though more epochs were planned.
     """
 
@@ -58,9 +58,9 @@ def train(
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with the averaged weights.
 
-    on_epoch: is told each epoch and how many there will be. judge: is asked at each rung, with the
-    accuracies so far and the number of epochs, why to stop there; None goes on. checkpoint: where
-    the training is kept meanwhile, and goes on from; its rungs have been passed.
+    on_epoch: called with each epoch and the planned number of epochs. judge: called at each rung
+    with the values so far and that number; returns why to stop, or None. checkpoint: saves the
+    training after each epoch and resumes it; rungs before that are not judged again.
 
     Raises TrainingError when the loss is no longer finite.
     """

@@ -63,7 +63,7 @@ class Validation:
         return self._meter.value()
 
     def close(self) -> None:
-        """Give a graph's memory back."""
+        """Free the memory of a graph."""
         self._repeated.close()
 
     @torch.no_grad()

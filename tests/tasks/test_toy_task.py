@@ -73,5 +73,6 @@ def test_the_file_alone_does_as_well_as_its_card_says(study: Path) -> None:
     session = onnxruntime.InferenceSession(study / "best" / "student.onnx")
     (output,) = session.get_outputs()
     assert output.name == "brightness"
-    (found,) = session.run(None, {"input": np.zeros((2, 1, 16, 16), np.float32)})
+    (found,) = session.run(None, {"input": np.zeros((2, 1, 12, 18), np.float32)})
     assert found.shape == (2, 1)
+    assert metrics["metadata"]["resolution"] == "[12, 18]"

@@ -98,8 +98,8 @@ class Closeness(Meter):
         return 1 / (1 + float(self._sum / self._images))
 
 
-def read(count: int = 160, height: int = 16, width: int = 16) -> Source:
-    """Return grey images of noise, each with its own brightness."""
+def read(count: int = 160, height: int = 12, width: int = 18) -> Source:
+    """Return grey images of noise, wider than high, each with its own brightness."""
     generator = np.random.default_rng(0)
     levels = generator.uniform(0.1, 0.9, count)
     noise = generator.uniform(-0.1, 0.1, (count, height, width))
@@ -115,5 +115,6 @@ def read(count: int = 160, height: int = 16, width: int = 16) -> Source:
         splits={"train": samples},
         content=[("pixels", pixels.tobytes())],
         channels=1,
+        canvas=(height, width),
         held_out=0.2,
     )
