@@ -259,7 +259,7 @@ class Step:
             total.zero_()
 
     def _bring(self, place: int, images: ImageSet) -> None:
-        """Load images and teachers' rows of a step; for a graph, into the tensors of the last step."""
+        """Load images and teachers' rows of a step; a graph reads them in place."""
         need, augment = self._distiller.needed_features, self._session.augment
         index, host = self._order[place], self._samples[place]
         heard = [
