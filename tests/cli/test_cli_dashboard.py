@@ -62,7 +62,7 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_asks_nobody_else(
         page.screenshot(path=tmp_path / "study.png", full_page=True)
         page.goto(f"{page.url}/note")
         page.get_by_text(f"Ship trial {shipped}").wait_for()
-        page.get_by_text("of validation accuracy against the same student").first.wait_for()
+        page.get_by_text("of validation accuracy over the same student").first.wait_for()
         page.screenshot(path=tmp_path / "note.png", full_page=True)
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(address).netloc}
     assert said == []
