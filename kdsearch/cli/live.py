@@ -98,7 +98,7 @@ class StudyConsole(Callback):
             if n_left > 0:
                 self.on_message(
                     f"About {_time(left)} for {n_left} more trial{'s' if n_left > 1 else ''} "
-                    f"({state.at_once} at a time); none begins after a --time-limit"
+                    f"({state.at_once} at a time); --time-limit stops the search in time"
                 )
 
     def _line(self, record: TrialRecord) -> str:

@@ -81,5 +81,5 @@ def test_no_terminal_gets_a_line_a_trial_and_one_forecast(fast_path: Path) -> No
     lines = shown(fast_path / "plain", width=200, is_terminal=False).splitlines()
     trials = [line for line in lines if ", trial " in line]
     assert [line.split(", trial")[0] for line in trials] == [f"{i} of 10" for i in range(1, 7)]
-    wanted = "more trials (2 at a time); none begins after a --time-limit"
+    wanted = "more trials (2 at a time); --time-limit stops the search in time"
     assert sum(wanted in line for line in lines) == 1
