@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -157,12 +158,11 @@ def status(
     """
     from kdsearch.cli.tables import show
     from kdsearch.report.status import status as status_of
-    from kdsearch.report.status import to_json
     from kdsearch.study.config import study_path
 
     found = status_of(study_path(out, name), storage)
     if as_json:
-        typer.echo(json.dumps(to_json(found)))
+        typer.echo(json.dumps(asdict(found)))
         return
     show(*found.lines())
 

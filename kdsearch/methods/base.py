@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
@@ -188,6 +189,16 @@ class PairLoss(DistillLoss):
 def widen(tensor: Tensor) -> Tensor:
     """Return a tensor in float32, or unchanged if it is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def resized(maps: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
+    """Return maps averaged down, or interpolated up, to a size."""
+    height, width = size
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] >= height and maps.shape[3] >= width:
+        return F.adaptive_avg_pool2d(maps, (height, width))
+    return F.interpolate(maps, (height, width), mode=mode)
 
 
 def positive(name: str, value: float, *, or_zero: bool = False) -> float:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.methods.base import DistillLoss, Setting
+from kdsearch.methods.base import DistillLoss, Setting, resized
 from kdsearch.space import Choice, Float
 from kdsearch.spec import MAPPINGS
 
@@ -99,14 +99,4 @@ class _Fusion(nn.Module):
             deeper = F.interpolate(deeper, x.shape[2:])
             ours, theirs = self.attend(torch.cat([x, deeper], 1)).sigmoid().chunk(2, dim=1)
             x = x * ours + deeper * theirs
-        return self.leave(_resized(x, size)), x
-
-
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps averaged down, or repeated up, to a size."""
-    height, width = size
-    if maps.shape[2:] == (height, width):
-        return maps
-    if maps.shape[2] >= height and maps.shape[3] >= width:
-        return F.adaptive_avg_pool2d(maps, (height, width))
-    return F.interpolate(maps, (height, width))
+        return self.leave(resized(x, size)), x

@@ -24,12 +24,7 @@ from kdsearch.study import refit
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.study import OpenStudy, searched
-from kdsearch.study.summary import (
-    Counts,
-    Entry,
-    Seconds,
-    Summary,
-)
+from kdsearch.study.summary import Counts, Entry, Seconds, Summary
 
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
 
@@ -85,12 +80,7 @@ def write_derived(study: OpenStudy) -> Summary:
     figures = drawings(summary, records)
     html = render(summary, records, importances=importances, notes=notes, command=command)
     text = markdown(
-        summary,
-        records,
-        importances=importances,
-        notes=notes,
-        command=command,
-        figures=figures,
+        summary, records, importances=importances, notes=notes, command=command, figures=figures
     )
     files = {
         "front.json": json.dumps(summary.to_json(), indent=1) + "\n",

@@ -25,7 +25,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
     """
     trained = [record for record in records if record.curve]
     best, metric = summary.to_ship(), summary.metric
-    step, value = _step(trained), hover(metric)
+    step, value = thinning(trained), hover(metric)
     longest = max(len(record.curve) for record in trained)
     groups = {
         "completed": [r for r in trained if r.state == "complete" and not r.kind],
@@ -38,8 +38,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
         if group:
             traces.append(_lines(group, step, name, f"rgba({colour},{alpha:.2f})", 1, value=value))
             traces.append(_legend_line(name, f"rgb({colour})"))
-    pruned = [record for record in trained if record.state == "pruned"]
-    if pruned:
+    if pruned := [record for record in trained if record.state == "pruned"]:
         traces.append(_pruned(pruned))
     for record in trained:
         if record.number == best:
@@ -72,21 +71,11 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
 
 def thinning(records: Iterable[TrialRecord]) -> int:
     """Return n if the curves show every n-th epoch, 1 if they show all."""
-    return _step([record for record in records if record.curve])
-
-
-def _step(records: Sequence[TrialRecord]) -> int:
     return max(1, -(-sum(len(record.curve) for record in records) // MAX_POINTS))
 
 
 def _lines(
-    records: Sequence[TrialRecord],
-    step: int,
-    name: str,
-    colour: str,
-    width: float,
-    *,
-    value: str,
+    records: Sequence[TrialRecord], step: int, name: str, colour: str, width: float, *, value: str
 ) -> go.Scatter:
     """Return one trace of many lines, separated by None."""
     x: list[int | None] = []
@@ -151,10 +140,5 @@ def _rung(epoch: int) -> dict[str, object]:
         "y0": 0,
         "y1": 1,
         "line": {"dash": "dot", "width": 1, "color": GREY},
-        "label": {
-            "text": "rung",
-            "textposition": "start",
-            "xanchor": "left",
-            "yanchor": "bottom",
-        },
+        "label": {"text": "rung", "textposition": "start", "xanchor": "left", "yanchor": "bottom"},
     }

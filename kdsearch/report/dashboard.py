@@ -134,12 +134,11 @@ def study_title(summary: Summary) -> str:
 
 
 def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord]) -> str:
-    notes = study.facts.notes
     lines = [
         f"# {_plain(study_title(summary))}",
         _plain(verdict(summary, records)),
         _plain(words.tally(summary, records)),
-        *(f"- {_plain(note)}" for note in notes),
+        *(f"- {_plain(note)}" for note in study.facts.notes),
         f"Resume: `{resume_command(study.path)}`",
         _plain(words.conventions(summary)),
     ]

@@ -80,21 +80,13 @@ class _Frame:
         for y in _ticks(self.low[1], self.high[1]):
             place = self.at(self.low[0], y)[1]
             parts.append(_line(_LEFT, place, _RIGHT, place, "#d8dde3"))
-            parts.append(
-                _text(
-                    _LEFT - 8,
-                    place + 4,
-                    f"{100 * y:.4g} %" if metric.is_percent else f"{y:.4g}",
-                    anchor="end",
-                )
-            )
+            label = f"{100 * y:.4g} %" if metric.is_percent else f"{y:.4g}"
+            parts.append(_text(_LEFT - 8, place + 4, label, anchor="end"))
         parts.append(_text((_LEFT + _RIGHT) / 2, _HEIGHT - 14, x_title, anchor="middle"))
-        turned = f'transform="rotate(-90 14 {(_TOP + _BOTTOM) / 2})"'
-        parts.append(
-            _text(
-                14, (_TOP + _BOTTOM) / 2, f"validation {metric.label}", anchor="middle", more=turned
-            )
-        )
+        middle = (_TOP + _BOTTOM) / 2
+        turned = f'transform="rotate(-90 14 {middle})"'
+        label = f"validation {metric.label}"
+        parts.append(_text(14, middle, label, anchor="middle", more=turned))
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
             f'role="img" font-family="sans-serif" font-size="12" fill="{_INK}">'
@@ -143,8 +135,9 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
                 sides = [frame.at(end, val)[0] for end in mark.delay]
                 parts.append(_line(sides[0], y, sides[1], y, GREY))
             parts.append(_SHAPES[name](x, y))
-    names = [name for name, group in placed.items() if group]
-    parts += [_key(i, name) for i, name in enumerate(names)]
+    for i, name in enumerate(name for name, group in placed.items() if group):
+        x = _LEFT + 8 + 110 * i
+        parts.append(_SHAPES[name](x, 20) + _text(x + 14, 24, name))
     title = words.AXES[axis].title + (" (log scale)" if log else "")
     return frame.draw(f"{summary.study}: the front", title, summary.metric, parts)
 
@@ -156,11 +149,8 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     frame = _Frame(low=(1, low), high=(longest, high))
     parts = []
     for record in sorted(trained, key=lambda record: record.number == ships):
-        points = [
-            frame.at(i + 1, value)
-            for i, value in enumerate(record.curve)
-            if finite(value) is not None
-        ]
+        known = [(i, value) for i, value in enumerate(record.curve, 1) if finite(value) is not None]
+        points = [frame.at(*point) for point in known]
         is_best = record.number == ships
         look = f'stroke="{VERMILLION if is_best else BLUE}" stroke-width="{3 if is_best else 1}"'
         faint = 1 if is_best else max(0.08, min(0.7, 8 / len(trained)))
@@ -169,7 +159,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
         if record.state == "pruned" and points:
             parts.append(_path(*points[-1], "m-3-3l6 6m-6 0l6-6", _INK))
     if ships is not None:
-        parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship", more=""))
+        parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship"))
     title = f"{summary.study}: validation curves; a cross ends a pruned trial"
     return frame.draw(title, "epoch", summary.metric, parts)
 
@@ -195,11 +185,6 @@ def _upright(frame: _Frame, x: float | None, name: str, dash: str = "1 3") -> st
     turned = f'transform="rotate(-90 {place - 4:.1f} {_BOTTOM - 6})"'
     line = _line(place, _TOP, place, _BOTTOM, _INK, f'stroke-dasharray="{dash}"')
     return line + _text(place - 4, _BOTTOM - 6, name, more=turned)
-
-
-def _key(index: int, name: str) -> str:
-    x = _LEFT + 8 + 110 * index
-    return _SHAPES[name](x, 20) + _text(x + 14, 24, name)
 
 
 def _path(x: float, y: float, steps: str, stroke: str, fill: str = "none") -> str:

@@ -52,11 +52,7 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
         _marks(thinned(marks.dominated), axis, "dominated", _shape("circle", GREY, 7, opacity=0.8)),
         _marks(thinned(marks.pruned), axis, "pruned", _shape("triangle-down-open", ORANGE, 8)),
         _marks(
-            thinned(marks.rejected),
-            axis,
-            "rejected",
-            _shape("x-thin", GREY, 7, 1.5),
-            strip=strip,
+            thinned(marks.rejected), axis, "rejected", _shape("x-thin", GREY, 7, 1.5), strip=strip
         ),
         _marks(front, axis, "front", _shape("circle", BLUE, 9), joined=axis == front_axis),
         _marks(marks.refits, axis, "mean over seeds", _shape("square-open", BLUE, 11, line=2)),

@@ -30,6 +30,7 @@ def markdown(
     }
     best = summary.stated_best()
     gains = tables.candidates(summary) or tables.gains(summary, records)
+    ranked = sorted(importances.items(), key=lambda item: -item[1])
     parts = [
         f"# {_text(summary.study)}: distillation study",
         _text(verdict(summary, records)),
@@ -43,8 +44,7 @@ def markdown(
         "No trial on the front has a control." if gains is None else _table(gains),
         "\n".join(f"- {_text(note)}" for note in notes),
         "## What mattered",
-        _listed({n: f"{v:.3f}" for n, v in _ranked(importances)})
-        or "Not known yet: too few trials completed.",
+        _listed({n: f"{v:.3f}" for n, v in ranked}) or "Not known yet: too few trials completed.",
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
@@ -57,29 +57,20 @@ def markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _ranked(importances: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(importances.items(), key=lambda item: -item[1])
-
-
 def _listed(values: Mapping[str, str]) -> str:
     return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in values.items())
 
 
 def _table(content: Table) -> str:
-    lines = [content.head, ("---",) * len(content.head), *content.rows]
-    rows = [f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines]
-    return "\n".join([*([_text(content.caption), ""] if content.caption else []), *rows])
-
-
-def _cell(text: str) -> str:
-    return text if text == "---" else _text(text)
+    head, *rows = [f"| {' | '.join(map(_text, line))} |" for line in (content.head, *content.rows)]
+    rule = f"| {' | '.join(['---'] * len(content.head))} |"
+    caption = [_text(content.caption), ""] if content.caption else []
+    return "\n".join([*caption, head, rule, *rows])
 
 
 def _text(text: str) -> str:
     """Return text that GitHub shows literally, on one line."""
-    plain = html.escape(
-        " ".join(text.split(" ")).replace("\n", " ").replace("\r", " "), quote=False
-    )
+    plain = html.escape(text.replace("\n", " ").replace("\r", " "), quote=False)
     return re.sub(r"([\\`*_\[\]|~#!@])", r"\\\1", plain)
 
 

@@ -78,7 +78,8 @@ def sort_out(summary: Summary, records: Sequence[TrialRecord]) -> Marks:
     controls, refits, links = [], [], []
     for entry in summary.controls:
         subject = subjects.get(entry.trial)
-        controls.append(_from_entry(summary, entry, _control_words(subject)))
+        role = "control" if subject is None else f"control of trial {subject}"
+        controls.append(_from_entry(summary, entry, role))
         links += [(controls[-1], drawn[subject])] if subject in drawn else []
     for each in summary.candidates:
         own, *others = _averages(summary, each)
@@ -125,10 +126,6 @@ def _averages(summary: Summary, candidate: CandidateEntry) -> Iterator[Mark]:
                 {**entry.config, "method.name": recipe.method},
             ),
         )
-
-
-def _control_words(subject: int | None) -> str:
-    return "control" if subject is None else f"control of trial {subject}"
 
 
 def _from_entry(summary: Summary, entry: Entry, role: str) -> Mark:

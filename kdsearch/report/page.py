@@ -50,6 +50,7 @@ def render(
     """
     ordered = sorted(records, key=lambda record: record.number)
     script = _asset("page.js")
+    trials = markup.all_trials(summary, ordered) if ordered else paragraph("No trial has run yet.")
     sections = (
         section("What to ship", _result(summary, ordered)),
         section("The front", _front(summary, ordered)),
@@ -57,7 +58,7 @@ def render(
         section("What mattered", _mattered(summary, ordered, importances)),
         section("Learning curves", _curves(summary, ordered)),
         section("Where the time went", _spent(summary, ordered)),
-        section("All trials", _trials(summary, ordered)),
+        section("All trials", trials),
         section("How to reproduce", _reproduce(summary, command)),
     )
     return Template(_asset("page.html")).substitute(
@@ -247,12 +248,6 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return markup.bars(parts, "seconds of each part", duration) + paragraph(
         f"{total} in all, summed over trials{clock}."
     )
-
-
-def _trials(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    if not records:
-        return paragraph("No trial has run yet.")
-    return markup.all_trials(summary, records)
 
 
 def _reproduce(summary: Summary, command: str) -> str:

@@ -16,7 +16,6 @@ from kdsearch.report.axes import (
     without_strays,
 )
 from kdsearch.report.marks import escape, finite
-from kdsearch.space import Value
 from kdsearch.spec import TrialRecord
 from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import Metric
@@ -30,7 +29,7 @@ def chosen(importances: Mapping[str, float], records: Sequence[TrialRecord]) -> 
     """Return the most important parameters that differ between completed trials, at most MOST."""
     ranked = sorted(importances, key=lambda name: -importances[name]) or list(_ALWAYS)
     done = completed(records)
-    return [name for name in ranked if len({_value(r, name) for r in done} - {None}) > 1][:MOST]
+    return [name for name in ranked if len({r.params.get(name) for r in done} - {None}) > 1][:MOST]
 
 
 def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -45,8 +44,8 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.Figure:
     """Return the metric over one parameter: points for numbers, boxes for options."""
     best, metric = summary.to_ship(), summary.metric
-    done = [record for record in completed(records) if _value(record, name) is not None]
-    values = [_value(record, name) for record in done]
+    done = [record for record in completed(records) if name in record.params]
+    values = [record.params[name] for record in done]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     is_number = len(numbers) == len(values) and len(set(numbers)) > 4
     scores = [record.val for record in done]
@@ -64,17 +63,9 @@ def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.
     traces += [_best(r, v, metric) for r, v in zip(done, values, strict=True) if r.number == best]
     figure = go.Figure(data=traces)
     figure.update_layout(
-        layout(
-            xaxis=xaxis,
-            yaxis=metric_axis(metric, without_strays(scores, ())),
-            showlegend=False,
-        )
+        layout(xaxis=xaxis, yaxis=metric_axis(metric, without_strays(scores, ())), showlegend=False)
     )
     return figure
-
-
-def _value(record: TrialRecord, name: str) -> Value | None:
-    return record.params.get(name)
 
 
 def _points(records: Sequence[TrialRecord], values: Sequence[object], metric: Metric) -> go.Scatter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.hpo.convergence import hypervolumes
@@ -74,10 +74,10 @@ class Status:
         if self.hypervolumes:
             trend = " ".join(f"{share:.1%}" for share in self.hypervolumes)
             lines.append(f"hypervolume, as a share of the present one: {trend}")
-        left = f", about {_time(self.seconds_left)} left" if self.seconds_left else ""
+        left = f", about {duration(self.seconds_left)} left" if self.seconds_left else ""
         if self.seconds_left == 0:
             left = "; controls or refits, the test split and the export follow"
-        lines.append(f"{_time(self.seconds_spent)} spent{left}")
+        lines.append(f"{duration(self.seconds_spent)} spent{left}")
         if self.state != RUNNING:
             lines.append(f"resume: {self.resume}")
         return [line.replace(SPACE, " ") for line in lines]
@@ -93,10 +93,6 @@ def _running_line(running: RunningTrial) -> str:
     val = "" if running.val is None else f", {words.percent(running.val)}"
     kind = f"{running.kind} " if running.kind else ""
     return f"  {kind}trial {running.number}: {running.what}, {how_far}{val}"
-
-
-def _time(seconds: float) -> str:
-    return duration(seconds)
 
 
 def status(path: Path, storage: str | None = None) -> Status:
@@ -129,11 +125,6 @@ def status(path: Path, storage: str | None = None) -> Status:
         seconds_left=left,
         resume=resume_command(path),
     )
-
-
-def to_json(found: Status) -> dict[str, object]:
-    """Return the mapping that `--json` prints."""
-    return asdict(found)
 
 
 def _state(study: OpenStudy, progress: Progress | None) -> tuple[str, bool]:

@@ -143,8 +143,7 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
             _gain(
                 summary,
                 _marked(
-                    f"against control{SPACE}{control.trial}",
-                    words.shipping(summary, control.trial),
+                    f"against control{SPACE}{control.trial}", words.shipping(summary, control.trial)
                 ),
                 control,
                 subject,

@@ -45,11 +45,11 @@ STATES = {
 }
 
 
-def digits(value: float, count: int = 3) -> str:
-    """Return the number with `count` significant digits, never in powers of ten."""
+def digits(value: float) -> str:
+    """Return the number with three significant digits, never in powers of ten."""
     if value == 0:
         return "0"
-    decimals = count - 1 - math.floor(math.log10(abs(value)))
+    decimals = 2 - math.floor(math.log10(abs(value)))
     text = f"{value:,.{max(0, decimals)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -240,8 +240,8 @@ def conventions(summary: Summary) -> str:
 def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the number of trials in each state, in one sentence."""
     counts = summary.counts
-    found = {state: getattr(counts, state) for state in ("complete", "rejected", "pruned")}
-    found["failed"] = counts.failed
+    states = ("complete", "rejected", "pruned", "failed")
+    found = {state: getattr(counts, state) for state in states}
     found["running"] = sum(record.state == "running" for record in records)
     parts = [f"{number:,} {STATES[state]}" for state, number in found.items() if number]
     text = (

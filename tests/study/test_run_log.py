@@ -172,9 +172,9 @@ def test_a_damaged_progress_says_what_to_do(fast_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from kdsearch.report.status import status, to_json
-import json
-print(json.dumps(to_json(status(Path(sys.argv[1])))))
+from kdsearch.report.status import status
+import dataclasses, json
+print(json.dumps(dataclasses.asdict(status(Path(sys.argv[1])))))
 print(sorted({"torch", "ray", "timm"} & set(sys.modules)))
 """
 

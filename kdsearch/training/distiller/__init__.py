@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from kdsearch.training.distiller.adapters import Side
 from kdsearch.training.distiller.distiller import Distiller, LossWeights
-from kdsearch.training.distiller.recipe import (
-    check,
-    knobs_of,
-    needed_features,
-    temperature_knob,
-)
+from kdsearch.training.distiller.recipe import check, knobs_of, needed_features, temperature_knob
 
 __all__ = [
     "Distiller",

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
-from kdsearch.methods.base import Align, Need, Setting, Signal
+from kdsearch.methods.base import Align, Need, Setting, Signal, resized
 from kdsearch.models.features import Outputs
 from kdsearch.spec import ALL_PAIRS
 from kdsearch.training.distiller.recipe import TermSpec
@@ -56,12 +55,8 @@ def pairs_of(term: TermSpec, student: Side, teacher: Side | None) -> Pairs:
     need = term.method.need
     if need not in ("stages", "attention") or teacher is None:
         return []
-    without = [
-        name
-        for name, side in (("student", student), ("teacher", teacher))
-        if not side.outputs.stages
-    ]
-    if without:
+    sides = {"student": student, "teacher": teacher}
+    if without := [name for name, side in sides.items() if not side.outputs.stages]:
         needs = {other: METHODS.get(other).need for other in METHODS.names()}
         free = [other for other, need in needs.items() if need not in ("stages", "attention")]
         raise SpecError(
@@ -103,7 +98,8 @@ class AdaptedLoss(nn.Module):
         if teacher is None:
             return []
         if self.need == "embedding" and "channels" in align:
-            return [_projection(student.embedding.shape[1], teacher.embedding.shape[1])]
+            width, goal = student.embedding.shape[1], teacher.embedding.shape[1]
+            return [nn.Identity() if width == goal else nn.Linear(width, goal)]
         mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
         return [MapAdapter(align, mine[s].shape[1], theirs[t].shape[1]) for s, t in self.pairs]
 
@@ -191,10 +187,6 @@ def adapted_losses(
     ]
 
 
-def _projection(student: int, teacher: int) -> nn.Module:
-    return nn.Identity() if student == teacher else nn.Linear(student, teacher)
-
-
 class MapAdapter(nn.Module):
     """Bring a student's map to the size and the channels of the teacher's, as `align` requires.
 
@@ -215,15 +207,6 @@ class MapAdapter(nn.Module):
     def forward(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         """Return maps [B, C of the teacher, *size]."""
         if self.resizes:
-            maps = _resize(maps, size)
+            maps = resized(maps, size, mode="bilinear")
         projected: Tensor = self.project(maps)
         return projected
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    height, width = size
-    if maps.shape[2:] == (height, width):
-        return maps
-    if maps.shape[2] >= height and maps.shape[3] >= width:
-        return F.adaptive_avg_pool2d(maps, (height, width))
-    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)

@@ -79,9 +79,8 @@ class Distiller(nn.Module):
         self.needed_features = needed_features(spec)
         if not all(side.outputs.attention for side in teachers):
             self.needed_features |= {"stages"} if "attention" in self.needed_features else set()
-        self.student_features = frozenset({"logits"}) | (
-            {method.need for method in methods} & {"attention"}
-        )
+        by_attention = {method.need for method in methods} & {"attention"}
+        self.student_features = frozenset({"logits"} | by_attention)
         if self.needed_features and not teachers:
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
         self.uses_labels = any(method.labels != "unused" for method in methods)
@@ -95,9 +94,8 @@ class Distiller(nn.Module):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
             )
-        self.terms = nn.ModuleList(
-            build_terms(self.recipe, student, teachers, setting or Setting())
-        )
+        terms = build_terms(self.recipe, student, teachers, setting or Setting())
+        self.terms = nn.ModuleList(terms)
         count = len(self.terms)
         self.uncertainty = Uncertainty(1 + count) if spec.balance == "uncertainty" else None
         self.gradnorm = GradNorm(count) if spec.balance == "gradnorm" and count else None
@@ -200,10 +198,6 @@ class Distiller(nn.Module):
         ]
         if self.uncertainty is None:
             return torch.stack(summands).sum()
-        balanced: Tensor = self.uncertainty(
-            [
-                summand if is_active else None
-                for is_active, summand in zip(weights.active, summands, strict=True)
-            ]
-        )
+        active = zip(summands, weights.active, strict=True)
+        balanced: Tensor = self.uncertainty([loss if is_on else None for loss, is_on in active])
         return balanced

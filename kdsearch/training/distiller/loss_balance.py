@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from kdsearch.errors import SpecError
 from kdsearch.models.features import source_of
@@ -88,10 +89,8 @@ class GradNorm(nn.Module):
 
 
 def _norm(loss: Tensor, shared: Tensor) -> Tensor:
-    if not loss.requires_grad:
-        return shared.new_zeros(())
-    (found,) = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    if found is None:
-        return shared.new_zeros(())
-    norm: Tensor = torch.linalg.vector_norm(found.float())
+    found: Tensor | None = None
+    if loss.requires_grad:
+        (found,) = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+    norm: Tensor = shared.new_zeros(()) if found is None else vector_norm(found.float())
     return norm

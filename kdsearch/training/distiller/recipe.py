@@ -51,11 +51,6 @@ class Recipe:
     order: str
     terms: tuple[TermSpec, ...]
 
-    @property
-    def moves_temperature(self) -> bool:
-        """True if temperatures change during the training."""
-        return self.temperature_schedule.kind != "constant"
-
 
 def knobs_of(method: str) -> tuple[str, ...]:
     """Return the names of a method's knobs; of several methods, with the method before each name.
@@ -228,11 +223,8 @@ def _check_knobs(name: str, given: Collection[str], known: Mapping[str, object])
     missing = [
         repr(knob) for knob, default in known.items() if default is _NEEDED and knob not in given
     ]
-    problems = [
-        f"{what} {', '.join(found)}"
-        for what, found in (("unknown knob", unknown), ("missing knob", missing))
-        if found
-    ]
+    problems = [f"unknown knob {', '.join(unknown)}"] if unknown else []
+    problems += [f"missing knob {', '.join(missing)}"] if missing else []
     if problems:
         accepted = ", ".join(known) or "no knobs of its own"
         raise SpecError(f"method {name!r}: {'; '.join(problems)}; it accepts {accepted}")

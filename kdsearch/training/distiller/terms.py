@@ -77,6 +77,7 @@ def build_terms(
 ) -> list[Term]:
     """Return the terms of a recipe; in progressive order each has a window of the training."""
     is_progressive = recipe.order == "progressive"
+    moves = recipe.temperature_schedule.kind != "constant"
     found: list[tuple[int, float, Term]] = []
     for spec in recipe.terms:
         sides: list[tuple[int | None, Side | None]] = [(None, None)]
@@ -94,12 +95,7 @@ def build_terms(
             )
         places = [place for place, _ in sides]
         for losses in zip(*by_teacher, strict=True):
-            term = Term(
-                spec,
-                places,
-                [loss for _, loss in losses],
-                moves_temperature=recipe.moves_temperature,
-            )
+            term = Term(spec, places, [loss for _, loss in losses], moves_temperature=moves)
             depth = max(depth for depth, _ in losses)
             found.append((_ORDER.index(spec.method.need), depth, term))
     terms = [term for _, _, term in sorted(found, key=lambda item: item[:2])]

@@ -179,13 +179,10 @@ class TeacherOutputs:
         found: Parts = {}
         for group, names in GROUPS.items():
             if names <= parts:
-                found |= (
-                    files.load(view, group, is_valid=lambda found: self._is_valid(found, view))
-                    or {}
-                )
+                found |= files.load(view, group, is_valid=partial(self._is_valid, view)) or {}
         return found
 
-    def _is_valid(self, parts: Parts, view: View) -> bool:
+    def _is_valid(self, view: View, parts: Parts) -> bool:
         """Return True if stored parts match the teacher's live outputs on a few samples."""
         samples = torch.arange(_CHECKED)
         index = counter_hash(samples, self._view_seed, view.number, "check") % len(self._feed)
