@@ -115,7 +115,8 @@ def run_line(out: Path, folder: Path, *arguments: str, space: str = SPACE) -> li
 
 
 QUICK = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job's children
 from quick import quick
 from kdsearch.__main__ import main
 with quick():
