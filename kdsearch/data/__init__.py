@@ -195,7 +195,7 @@ def _not_found(name: str, path: Path) -> DataError:
 
 
 def _not_data(path: Path) -> DataError:
-    """Say what is wrong with a path that exists but is in none of the layouts."""
+    """Return the error of a path that exists but is in none of the layouts."""
     from kdsearch.data.folder import is_image
 
     wanted = "expected train/CLASS/*.jpg (and val/, test/), or train*.parquet"

@@ -2,7 +2,7 @@
 
 Animations give their first frame, EXIF rotation is applied, transparency is laid on white, 16-bit
 grey is scaled to 8 bits, and 32-bit pixels, which have no known range, are refused. The centred
-part in the shape asked for is cut out and resized, bilinear with antialiasing. Damaged images are
+part in the wanted shape is cut out and resized, bilinear with antialiasing. Damaged images are
 never half read.
 """
 
@@ -34,7 +34,7 @@ class UnreadableError(DataError):
 def strict_pillow() -> Iterator[None]:
     """Make Pillow refuse bombs and truncated files; enter it before starting threads.
 
-    Its other warnings (a damaged EXIF block, say) leave the pixels whole and are not shown.
+    Its other warnings (as of a damaged EXIF block) leave the pixels whole and are not shown.
     """
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -54,9 +54,9 @@ class Feed:
     ) -> Iterator[tuple[Tensor, ImageSet]]:
         """Yield each index, int64 [B], on the device, and a set there that has these samples.
 
-        indices: on the CPU, or on the device where the set stays there. also: tells the further
+        indices: on the CPU, or on the device where the set stays there. also: returns the further
         samples that a batch needs. The set numbers samples as the whole does, but may hold no
-        others; it serves until the next one is asked for. What goes wrong in reading is raised.
+        others; it is valid until the next one is taken. Errors of reading are raised.
         """
         if self._resident is None:
             yield from self._read_ahead(indices, also)

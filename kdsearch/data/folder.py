@@ -18,7 +18,7 @@ _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file's name is that of an image, in any case of its suffix."""
+    """Return whether a file name is that of an image; upper or lower case."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -79,7 +79,7 @@ def _images(folder: Path, root: Path) -> list[Path]:
         raise DataError(
             f"{folder}: is a link to {folder.resolve()}, outside of {root}; copy the images"
         )
-    with os.scandir(folder) as entries:  # tells files from folders without asking for each
+    with os.scandir(folder) as entries:  # knows files from folders without a call for each
         names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
     return [folder / name for name in sorted(names)]
 

@@ -83,7 +83,7 @@ def _split(path: Path) -> str:
     for split in _SPLITS:
         if path.name.lower().startswith(split):
             return split
-    raise DataError(f"{path}: the name does not tell the split; begin it with train, val or test")
+    raise DataError(f"{path}: the name gives no split; begin it with train, val or test")
 
 
 @contextmanager

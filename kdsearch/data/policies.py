@@ -72,12 +72,12 @@ def perform(images: Tensor, bits: Sequence[Tensor], *, policy: str) -> Tensor:
     bits: for each of the policy's rounds random int64 [B] in [0, 2**63), which decide.
     """
     for random in bits:
-        operation, level = draw(random, policy=policy)
+        operation, level = operations_of(random, policy=policy)
         images = operate(images, operation, level, policy=policy)
     return images
 
 
-def draw(bits: Tensor, *, policy: str) -> tuple[Tensor, Tensor]:
+def operations_of(bits: Tensor, *, policy: str) -> tuple[Tensor, Tensor]:
     """Return the operation and the level of each random number, for `operate`."""
     rest = bits // len(OPERATIONS)
     number = rest // 2 % BINS if policy == "trivial" else torch.full_like(rest, _RAND_BIN)
@@ -101,9 +101,9 @@ def operate(images: Tensor, operation: Tensor, level: Tensor, *, policy: str) ->
 
 
 def _change(
-    images: Tensor, drawn: Tensor, change: Callable[[Tensor, Tensor], Tensor], argument: Tensor
+    images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], argument: Tensor
 ) -> None:
-    """Change in place the images that drew it.
+    """Change the chosen images in place.
 
     A CPU computes these alone, and few enough at a time to stay in its cache: a round of 'trivial'
     takes 1.6 ms for 128 x 3 x 32 x 32 on one core, where all images would take 11.5 ms, and 24
@@ -111,9 +111,9 @@ def _change(
     GPU computes all and keeps some: counting them would make it wait.
     """
     if images.device.type != "cpu":
-        images.copy_(torch.where(drawn[:, None, None, None], change(images, argument), images))
+        images.copy_(torch.where(chosen[:, None, None, None], change(images, argument), images))
         return
-    rows = drawn.nonzero()[:, 0]
+    rows = chosen.nonzero()[:, 0]
     for part in torch.split(rows, max(1, _CACHED // images[0].numel())):
         changed = change(images.index_select(0, part), argument[part])
         images.index_copy_(0, part, changed)

@@ -2,7 +2,7 @@
 
 The key is a digest of the source's bytes, so a changed file makes a new store. All splits lie in
 one file, one after another, so that any of their images together are rows of one tensor. A store
-appears whole (written beside, then renamed) and is built again if damaged. Neither the source's
+appears whole (written elsewhere, then renamed) and is built again if damaged. Neither the source's
 bytes nor the store's checksums are read again while the files stay as they are.
 """
 
@@ -74,7 +74,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Meta:
-    """What `meta.json` says; crc32 is of whole files, by name."""
+    """Content of `meta.json`; crc32 is of whole files, by name."""
 
     version: int
     classes: tuple[str, ...]

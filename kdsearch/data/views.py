@@ -55,8 +55,8 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """What one view of all samples is drawn from: where its streams begin, and who is mixed in.
+class ViewSeeds:
+    """Random streams of one view of all samples: where each begins, and which samples mix in.
 
     A stream begins at a number, or at a 0-d int64 tensor: a captured step reads those, and the
     next view overwrites them. policy: a stream for each round. partners: int64 [N] or None.
@@ -70,20 +70,22 @@ class Draws:
 
     @property
     def starts(self) -> list[Start]:
-        """Return where the streams begin, in the order of `Draws.of`."""
+        """Return where the streams begin, in the order of `ViewSeeds.of`."""
         return [self.place, self.weight, self.box, *self.policy]
 
     @classmethod
-    def of(cls, starts: Sequence[Start], partners: Tensor | None) -> Draws:
-        """Return the draws of streams that begin there."""
+    def of(cls, starts: Sequence[Start], partners: Tensor | None) -> ViewSeeds:
+        """Return the seeds of streams that begin there."""
         place, weight, box, *policy = starts
         return cls(place=place, weight=weight, box=box, policy=tuple(policy), partners=partners)
 
 
-def draws(view: int, *, seed: int, augment: Augment, count: int, device: torch.device) -> Draws:
-    """Return what view number `view` of `count` samples is drawn from: hashes of (seed, view)."""
+def view_seeds(
+    view: int, *, seed: int, augment: Augment, count: int, device: torch.device
+) -> ViewSeeds:
+    """Return the seeds of view number `view` of `count` samples: hashes of (seed, view)."""
     rounds = range(policies.ROUNDS[augment.policy])
-    return Draws(
+    return ViewSeeds(
         place=_start(seed, view),
         weight=_start(seed, view, "weight"),
         box=_start(seed, view, "box"),
@@ -101,35 +103,35 @@ def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment:
     al., ICCV 2019, arXiv:1905.04899) with the same view of another sample.
     """
     device = images.images.device
-    drawn = draws(view, seed=seed, augment=augment, count=len(images), device=device)
-    return shown(images, index, drawn, augment)
+    seeds = view_seeds(view, seed=seed, augment=augment, count=len(images), device=device)
+    return shown(images, index, seeds, augment)
 
 
-def shown(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) -> Tensor:
-    """Return the view that was drawn of the samples at `index`; see `augmented`."""
-    if drawn.partners is None:
-        return _unmixed(images, index, drawn, augment)
-    both = _unmixed(images, torch.cat([index, drawn.partners[index]]), drawn, augment)
+def shown(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
+    """Return the view that the seeds give of the samples at `index`; see `augmented`."""
+    if seeds.partners is None:
+        return _unmixed(images, index, seeds, augment)
+    both = _unmixed(images, torch.cat([index, seeds.partners[index]]), seeds, augment)
     own, other = both.chunk(2)
     if augment.mix == "cutmix":
-        rows, columns = _box(index, drawn, images.shape[2:])
+        rows, columns = _box(index, seeds, images.shape[2:])
         return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other, own)
-    weight = _weight(index, drawn).int()[:, None, None, None]
+    weight = _weight(index, seeds).int()[:, None, None, None]
     blend = own.int().mul_(weight).add_(other.int().mul_((1 << _WEIGHT_BITS) - weight))
     return blend.add_(1 << (_WEIGHT_BITS - 1)).bitwise_right_shift_(_WEIGHT_BITS).byte()
 
 
-def mixed_with(index: Tensor, drawn: Draws) -> Tensor | None:
+def mixed_with(index: Tensor, seeds: ViewSeeds) -> Tensor | None:
     """Return the samples, int64 [B], that are mixed into those at `index`; None without a mix."""
-    return None if drawn.partners is None else drawn.partners[index]
+    return None if seeds.partners is None else seeds.partners[index]
 
 
-def own_share(index: Tensor, drawn: Draws, augment: Augment, size: Size) -> Tensor:
+def own_share(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> Tensor:
     """Return the share [B] of a mixed view that shows the sample itself. size: its (H, W)."""
     if augment.mix == "cutmix":
-        rows, columns = _box(index, drawn, size)
+        rows, columns = _box(index, seeds, size)
         return 1 - rows.sum(1) * columns.sum(1) / (size[0] * size[1])
-    return _weight(index, drawn) / (1 << _WEIGHT_BITS)
+    return _weight(index, seeds) / (1 << _WEIGHT_BITS)
 
 
 def partners(index: Tensor, view: int, *, seed: int, count: int) -> Tensor:
@@ -151,19 +153,19 @@ def _permutation(view: int, seed: int, count: int, device: torch.device) -> Tens
     return found
 
 
-def _weight(index: Tensor, drawn: Draws) -> Tensor:
+def _weight(index: Tensor, seeds: ViewSeeds) -> Tensor:
     """Return a sample's own weight, int64 [B]: uniform in (0, 1), which is Beta(1, 1)."""
-    return _walk(index, drawn.weight) % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
+    return _walk(index, seeds.weight) % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
 
 
-def _box(index: Tensor, drawn: Draws, size: Size) -> tuple[Tensor, Tensor]:
+def _box(index: Tensor, seeds: ViewSeeds, size: Size) -> tuple[Tensor, Tensor]:
     """Return the rows [B, H] and the columns [B, W], bool, of the box that shows the partner.
 
     Its area is the partner's weight; its centre is uniform, and what is outside is clipped.
     """
-    other = 1 - _weight(index, drawn).double() / (1 << _WEIGHT_BITS)
+    other = 1 - _weight(index, seeds).double() / (1 << _WEIGHT_BITS)
     height, width = size
-    bits = _walk(index, drawn.box)
+    bits = _walk(index, seeds.box)
     rows = _within(height, bits % height, other)
     return rows, _within(width, bits // height % width, other)
 
@@ -176,16 +178,16 @@ def _within(length: int, centre: Tensor, area: Tensor) -> Tensor:
     return (line >= start) & (line < start + side)
 
 
-def _unmixed(images: ImageSet, index: Tensor, drawn: Draws, augment: Augment) -> Tensor:
+def _unmixed(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the views, cropped, mirrored and through the policy's operations."""
     offsets = 2 * augment.pad + 1
-    place = _walk(index, drawn.place)
+    place = _walk(index, seeds.place)
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
     crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
     rows = index if images.rows is None else images.rows.index_select(0, index)
     out = crop(images.images, rows, down, right, mirrored, augment.pad)
-    bits = [_walk(index, start) for start in drawn.policy]
+    bits = [_walk(index, start) for start in seeds.policy]
     return policies.perform(out, bits, policy=augment.policy)
 
 

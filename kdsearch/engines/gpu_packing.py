@@ -15,7 +15,7 @@ import torch
 
 from kdsearch.deploy.pricing import build_student
 from kdsearch.spec import StudentSpec, TrainSpec
-from kdsearch.training.autotune import untaught
+from kdsearch.training.autotune import plain_step
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.step import Execution
 from kdsearch.trials.trial import TrialContext
@@ -61,7 +61,7 @@ def _rate(context: TrialContext, start: threading.Barrier, batch_size: int) -> f
     """Return the steps a second of one training, begun together with the others."""
     with own_stream(context.device):
         try:
-            step = untaught(
+            step = plain_step(
                 build_student(STUDENT, context.data),
                 context.data,
                 context.device,

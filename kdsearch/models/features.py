@@ -1,8 +1,8 @@
-"""What a network says on one batch: logits, embedding and stages, whatever its kind.
+"""Outputs of any network for one batch: logits, embedding, stages.
 
 Every stage is a map [B, C, H, W]; tokens are laid back on their grid without the prefix tokens
-(class, distillation, register), so that CNNs and transformers meet on the same ground.
-`Tapped` finds the stages of a module that nobody prepared; it knows no architecture by name.
+(class, distillation, register), so that CNNs and transformers compare.
+`Tapped` finds the stages of any module; it knows no architecture by name.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from kdsearch.models.probe import (
     find_attention,
     find_stages,
     first_tensor,
-    listening,
     logits_of,
     probe,
     projections,
+    recording,
     split_at_head,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a network says of a batch; teacher's outputs are asked for part by part.
+    """Outputs of a network for a batch; of a teacher only the parts that are needed.
 
     logits: [B, K], what inference answers. embedding: [B, D], what the head reads. stages: maps
     [B, C, H, W], shallow to deep. attention: maps [B, 3 * D, H, W] of query, key and value of the
@@ -74,13 +74,13 @@ class Outputs:
 
 
 class Tapped(nn.Module):
-    """Any image classifier, telling its stages and its embedding.
+    """Any image classifier, with its stages and its embedding.
 
     Stages are found once, by running a blank batch. The units that count are the members of
     Sequentials and ModuleLists (the rest of the network around these is looked into). Where they
     work at several sizes, a stage is the last output at each size above 1x1; where they keep one
     grid of tokens, the stages are four of them, evenly spaced. The embedding is what the last
-    Linear (else 1x1 convolution) with K outputs reads, averaged over positions. Attention is told
+    Linear (else 1x1 convolution) with K outputs reads, averaged over positions. Attention is given
     when every stage is a block of tokens that holds a fused projection to query, key and value (a
     Linear with 3 * D outputs, or MultiheadAttention) of these tokens; windows are not. Two heads
     are what a plain tuple of two [B, K] is in training mode: timm's distilled transformers.
@@ -121,25 +121,25 @@ class Tapped(nn.Module):
         return self._read(x)[0]
 
     def features(self, x: Tensor, *, attention: bool = True) -> Outputs:
-        """Return logits, embedding, stages and what else there is to tell of x: [B, C, H, W].
+        """Return logits, embedding, stages and the other outputs for x: [B, C, H, W].
 
-        attention: False spares what it costs to tell: memory for maps that would be freed, and
+        attention: False saves its cost: memory for maps that would be freed, and
         for MultiheadAttention, which never shows its query, key and value, a second projection.
         """
         heads = () if self.head is None else (self.head,)
-        asked = self.attention if attention else ()
+        projected = self.attention if attention else ()
         with (
-            listening(self.module, self.stages + asked, before=False) as outputs,
-            listening(self.module, heads + asked, before=True) as inputs,
+            recording(self.module, self.stages + projected, before=False) as outputs,
+            recording(self.module, heads + projected, before=True) as inputs,
         ):
             logits, both = self._read(x)
         size = (x.shape[2], x.shape[3])
         maps = tuple(as_map(outputs[call], size) for call in self.stages)
         read = inputs[self.head] if self.head else maps[-1]
-        parts = ((self.module.get_submodule(call.name), call) for call in asked)
-        told = tuple(projections(part, inputs[call], outputs[call]) for part, call in parts)
+        parts = ((self.module.get_submodule(call.name), call) for call in projected)
+        attended = tuple(projections(part, inputs[call], outputs[call]) for part, call in parts)
         return Outputs(
-            logits, pooled(read), maps, tuple(as_map(tokens, size) for tokens in told), both
+            logits, pooled(read), maps, tuple(as_map(tokens, size) for tokens in attended), both
         )
 
     def _read(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -75,18 +75,18 @@ class Model(nn.Module):
         return logits
 
     def features(self, images: Tensor, *, need: frozenset[str] = frozenset()) -> Outputs:
-        """Return logits, embedding, stages and what else there is of uint8 images [B, C, H, W].
+        """Return logits, embedding, stages and the other outputs for uint8 images [B, C, H, W].
 
-        need: the parts that will be read, so that attention is not told in vain; none named: all
-        but the gradient. With `gradient`, which a teacher is asked for, all parts are detached.
+        need: the parts that will be read, so that unused attention costs nothing; empty: all but
+        the gradient. With `gradient`, which only a teacher needs, all parts are detached.
         """
         if "gradient" not in need:
-            return self._tell(self.preprocess(images), need)
+            return self._outputs(self.preprocess(images), need)
         with torch.enable_grad():
-            outputs = self._tell(self.preprocess(images).requires_grad_(), need)
+            outputs = self._outputs(self.preprocess(images).requires_grad_(), need)
             return gradient_of(outputs).map(Tensor.detach)
 
-    def _tell(self, inputs: Tensor, need: frozenset[str]) -> Outputs:
+    def _outputs(self, inputs: Tensor, need: frozenset[str]) -> Outputs:
         if isinstance(self.network, Tapped):
             return self.network.features(inputs, attention=not need or "attention" in need)
         outputs: Outputs = self.network.features(inputs)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Find head, stages and attention of a network that nobody prepared, by one blank batch."""
+"""Find head, stages and attention of any network, by one blank batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a call gave in the probe: `side` of its map or grid (0: neither), tokens or not."""
+    """Output of a call in the probe: `side` of its map or grid (0: neither), tokens or not."""
 
     call: Call
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ def first_tensor(answer: object) -> Tensor | None:
 
 
 @contextmanager
-def listening(
+def recording(
     module: nn.Module, calls: tuple[Call, ...], *, before: bool
 ) -> Iterator[dict[Call, Tensor]]:
     """Record the input (`before`) or the output of the calls made inside the with-block.
@@ -68,28 +68,28 @@ def listening(
     Only those of this thread: trials in several threads share their teacher.
     """
     thread = get_ident()
-    heard: dict[Call, Tensor] = {}
+    recorded: dict[Call, Tensor] = {}
     counts: Counter[str] = Counter()
 
-    def listen(name: str) -> Callable[..., None]:
+    def hook_of(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: object, answer: object = None) -> None:
             if get_ident() != thread:
                 return
             tensor = first_tensor(args if before else answer)
             if tensor is not None:
-                heard[Call(name, counts[name])] = tensor
+                recorded[Call(name, counts[name])] = tensor
             counts[name] += 1
 
         return hook
 
     names = dict.fromkeys(call.name for call in calls)
-    targets = [(module.get_submodule(name), listen(name)) for name in names]
+    targets = [(module.get_submodule(name), hook_of(name)) for name in names]
     handles = [
         target.register_forward_pre_hook(hook) if before else target.register_forward_hook(hook)
         for target, hook in targets
     ]
     try:
-        yield heard
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -109,7 +109,7 @@ def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor]
     try:
         with (
             torch.no_grad(),
-            listening(module, tuple(map(Call, names)), before=False) as calls,
+            recording(module, tuple(map(Call, names)), before=False) as calls,
         ):
             logits = logits_of(module(x))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
@@ -172,7 +172,7 @@ def find_attention(
     fits = [
         call for call in calls if calls[call].ndim == 3 and _is_qkv(module.get_submodule(call.name))
     ]
-    told: list[Call] = []
+    found: list[Call] = []
     for stage in stages:
         inside = (
             call
@@ -180,10 +180,10 @@ def find_attention(
             if call.name.startswith(f"{stage.name}.") and call.index == stage.index
         )
         like = calls[stage].shape
-        told += [call for call in inside if len(like) == 3 and calls[call].shape[:2] == like[:2]][
+        found += [call for call in inside if len(like) == 3 and calls[call].shape[:2] == like[:2]][
             :1
         ]
-    return tuple(told) if len(told) == len(stages) else ()
+    return tuple(found) if len(found) == len(stages) else ()
 
 
 def split_at_head(

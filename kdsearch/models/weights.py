@@ -89,10 +89,10 @@ def fit_weights(
     ]
     if missing or surplus or shapes:
         parts = {"missing": missing, "unexpected": surplus, "of another shape": sorted(shapes)}
-        told = "; ".join(
+        text = "; ".join(
             f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
             for what, names in parts.items()
             if names
         )
-        raise SpecError(f"{where}: the weights do not fit the network: {told}")
+        raise SpecError(f"{where}: the weights do not fit the network: {text}")
     module.load_state_dict({n: v for n, v in state.items() if n not in but}, strict=False)

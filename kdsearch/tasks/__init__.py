@@ -1,4 +1,4 @@
-"""Tasks: what the labels ask of a network, and how its answers are measured.
+"""Tasks: network, targets, loss and metric of a kind of labels.
 
 A task is one file; the data name theirs (`ImageData.task`), and a user's own is called
 `FILE.py:Class` or `package.module:Class`. Imports `models`, `data` and the modules above them.

@@ -1,4 +1,4 @@
-"""What a task is: what labels ask of a network, and how its answers are measured.
+"""Task: the network, targets and loss of a kind of labels, and its metric.
 
 An answer is the one tensor that a network returns at inference, [B, ...]; a file has that one
 output. Labels are one tensor row an image, [N, ...], in the form that the task chooses. Importing
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kdsearch.data.base import Augment
     from kdsearch.data.sizes import Size
-    from kdsearch.data.views import Draws
+    from kdsearch.data.views import ViewSeeds
     from kdsearch.models.features import Outputs
     from kdsearch.spec import StudentSpec
 
@@ -80,7 +80,7 @@ ACCURACY = Metric(key="accuracy", label="accuracy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a model card says of a task.
+    """Facts about a task for the model card.
 
     pipeline_tag: the task's name on Hugging Face. output: form and meaning of the answer.
     limits: sentences on what the network cannot do.
@@ -142,7 +142,7 @@ class Task(ABC):
 
     @abstractmethod
     def target(
-        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: Size
+        self, labels: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
     ) -> Tensor:
         """Return the labels of the samples at `index` [B] in a view, moved as its pixels were.
 
@@ -163,10 +163,10 @@ class Task(ABC):
 
     @abstractmethod
     def facts(self) -> Facts:
-        """Return what the model card says of the task."""
+        """Return the facts for the model card."""
 
     def metadata(self) -> dict[str, str]:
-        """Return what an exported file says of its answers, besides its preprocessing."""
+        """Return the metadata of an exported file on its answers, besides its preprocessing."""
         return {}
 
     def deployed(self, network: nn.Module) -> nn.Module:

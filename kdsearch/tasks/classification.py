@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.data.base import UNLABELLED, Augment
-from kdsearch.data.views import Draws, mixed_with, own_share
+from kdsearch.data.views import ViewSeeds, mixed_with, own_share
 from kdsearch.errors import DataError
 from kdsearch.models import students
 from kdsearch.tasks.base import ACCURACY, Facts, Meter, Task
@@ -39,16 +39,16 @@ class Classification(Task):
         )
 
     def target(
-        self, labels: Tensor, index: Tensor, drawn: Draws, augment: Augment, size: Size
+        self, labels: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
     ) -> Tensor:
         """Return class indices [B], or where images are mixed the shares of the classes [B, K].
 
         An unlabelled image, int64 -1, has no share: then a row sums to less than 1.
         """
-        other = mixed_with(index, drawn)
+        other = mixed_with(index, seeds)
         if other is None:
             return labels[index]
-        share = own_share(index, drawn, augment, size)
+        share = own_share(index, seeds, augment, size)
         both = torch.stack([labels[index], labels[other]], dim=1)
         shares = torch.stack([share, 1 - share], dim=1) * (both != UNLABELLED)
         found = torch.zeros(len(index), len(self.classes), device=labels.device)
@@ -115,14 +115,14 @@ class Classification(Task):
         return {"classes": json.dumps(self.classes)}
 
     def facts(self) -> Facts:
-        """Return what the card of a classifier says."""
+        """Return the facts for the card of a classifier."""
         count = len(self.classes)
         return Facts(
             pipeline_tag="image-classification",
             output=f"float32 [batch, {count}], in the order of: {', '.join(self.classes)}",
             limits=(
                 f"It knows these {count} classes alone, and gives every image one of them. "
-                "It was judged on images like those it was trained on.",
+                "It was evaluated on images like those it was trained on.",
                 "Shares of classes are not calibrated.",
             ),
         )

@@ -67,7 +67,7 @@ def _gain(
     with threads(1), own_stream(device), torch.random.fork_rng([]):
         batch_size = max(8, min(64, _PIXELS // math.prod(student.preprocess.size)))
         steps = [
-            untaught(
+            plain_step(
                 copy.deepcopy(student),
                 data,
                 device,
@@ -91,7 +91,7 @@ def _gain(
 
 
 def _seconds(step: Step, epochs: int, device: torch.device) -> float:
-    """Return how long so many epochs of a few steps take, whatever else a CPU does meanwhile."""
+    """Return the seconds that so many short epochs take; on a CPU, of this thread alone."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     started = clock()
     for _ in range(epochs):
@@ -101,7 +101,7 @@ def _seconds(step: Step, epochs: int, device: torch.device) -> float:
     return clock() - started
 
 
-def untaught(
+def plain_step(
     student: Model,
     data: ImageData,
     device: torch.device,

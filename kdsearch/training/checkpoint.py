@@ -1,8 +1,8 @@
-"""A training on disk after an epoch, so that one which was interrupted goes on from there.
+"""Checkpoint of a training after an epoch, from which an interrupted training resumes.
 
-It goes on bit for bit on a CPU: weights, average, adapters, optimisers, both random states and what
-modules count on the host are in the file. It is written beside and renamed, and read without
-running code from it; one that is damaged, or of anything else, is as good as none.
+On a CPU it resumes bit for bit: the file holds weights, average, adapters, optimisers, both random
+states and the counters of modules. It is written whole and read without running code from it. A
+damaged file, or one of another training, is ignored.
 """
 
 from __future__ import annotations

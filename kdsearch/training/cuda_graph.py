@@ -1,7 +1,7 @@
 """Run the same work again and again: on a GPU as a CUDA graph, elsewhere as it is.
 
-What is captured must read all that changes from tensors that stay where they are. Work that
-cannot be captured goes on eagerly, and `mode` says why.
+Captured work must read all that changes from tensors that stay where they are. Work that cannot
+be captured runs eagerly, and `mode` gives the reason.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from kdsearch.spec import TrainSpec
 
 
 class Optimizers:
-    """One or two optimisers at one rate, a 0-d tensor that whoever steps them fills in before.
+    """One or two optimisers at one rate, a 0-d tensor that the caller fills before a step.
 
     steps: of the whole training; `rate_at` rises linearly, then falls as half a cosine to 0. The
     model's weights are `spec.optimizer`'s. Muon (Jordan et al., 2024; its rate scaled to the
@@ -106,7 +106,7 @@ def _plain(weights: Sequence[nn.Parameter], spec: TrainSpec) -> torch.optim.Opti
     ]
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9, nesterov=True, fused=True)
-    # A fused step is always capturable; torch captures none that is not said to be.
+    # A fused step is always capturable; torch captures only one that is declared so.
     return torch.optim.AdamW(groups, lr=spec.lr, fused=True, capturable=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from kdsearch import tasks
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
-from kdsearch.data.views import Draws, draws, partners, shown
+from kdsearch.data.views import ViewSeeds, partners, shown, view_seeds
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
@@ -124,7 +124,7 @@ class Step:
         self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs)
         self.average = ModelEma(model, spec.ema)
         self._teachers = session.teachers if distiller.needs_teacher else ()
-        self._heard: list[Outputs | None] = []
+        self._stored: list[Outputs | None] = []
         self._images: ImageSet | None = None
         self._generator = torch.Generator().manual_seed(session.seed)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
@@ -134,10 +134,10 @@ class Step:
         self._weights = self._schedule[0]
         self._table = torch.zeros(self._steps, 2 + len(self._weights.values), device=device)
         self._view = 0
-        drawn = self._draw(1)
-        self._starts = torch.tensor(drawn.starts, device=device)
-        self._drawn = Draws.of(
-            self._starts.unbind(), None if drawn.partners is None else drawn.partners.clone()
+        seeds = self._seeds_of(1)
+        self._starts = torch.tensor(seeds.starts, device=device)
+        self._seeds = ViewSeeds.of(
+            self._starts.unbind(), None if seeds.partners is None else seeds.partners.clone()
         )
         self._totals: dict[str, Tensor] = {}
         self._repeated = Repeated(
@@ -168,7 +168,7 @@ class Step:
             self._weights = self._schedule[place]
             with self.step_lock:
                 self._bring(place, images)
-                self._repeated((self._weights.active, *(heard is None for heard in self._heard)))
+                self._repeated((self._weights.active, *(rows is None for rows in self._stored)))
 
     def means(self) -> dict[str, float]:
         """Return the means of the epoch's losses by name, once they are known."""
@@ -210,9 +210,9 @@ class Step:
         if "cuda_random" in state:
             torch.cuda.set_rng_state(state["cuda_random"], self._session.device)
 
-    def _draw(self, view: int) -> Draws:
+    def _seeds_of(self, view: int) -> ViewSeeds:
         session = self._session
-        return draws(
+        return view_seeds(
             view,
             seed=session.view_seed,
             augment=session.augment,
@@ -223,7 +223,7 @@ class Step:
     @property
     def _also(self) -> Also | None:
         """Return the function that gives the samples mixed into a batch."""
-        if self._drawn.partners is None:
+        if self._seeds.partners is None:
             return None
         seed = self._session.view_seed
         return partial(partners, view=self._view, seed=seed, count=self._count)
@@ -233,12 +233,12 @@ class Step:
         spec = self._session.spec
         views = spec.views or spec.epochs
         self._view = spec.repeat * views + (number - 1) % views + 1
-        drawn = self._draw(self._view)
-        self._starts.copy_(torch.tensor(drawn.starts))
-        if self._drawn.partners is not None and drawn.partners is not None:
-            self._drawn.partners.copy_(drawn.partners)
-            if drawn.partners.is_cuda:  # it may be dropped while this stream has yet to read it
-                drawn.partners.record_stream(torch.cuda.current_stream(drawn.partners.device))
+        seeds = self._seeds_of(self._view)
+        self._starts.copy_(torch.tensor(seeds.starts))
+        if self._seeds.partners is not None and seeds.partners is not None:
+            self._seeds.partners.copy_(seeds.partners)
+            if seeds.partners.is_cuda:  # it may be dropped while this stream has yet to read it
+                seeds.partners.record_stream(torch.cuda.current_stream(seeds.partners.device))
         samples = torch.randperm(self._count, generator=self._generator)
         self._samples = samples[: self._order.numel()].view_as(self._order)
         self._order.copy_(self._samples)
@@ -262,14 +262,14 @@ class Step:
         """Load images and teachers' rows of a step; a graph reads them in place."""
         need, augment = self._distiller.needed_features, self._session.augment
         index, host = self._order[place], self._samples[place]
-        heard = [
+        stored = [
             teacher.rows(index, host, self._view, need=need, augment=augment)
             for teacher in self._teachers
         ]
         if self._session.device.type == "cuda" and self._images is not None:
-            heard = [_into(held, new) for held, new in zip(self._heard, heard, strict=True)]
+            stored = [_into(held, new) for held, new in zip(self._stored, stored, strict=True)]
             images = _over(self._images, images)
-        self._heard, self._images = heard, images
+        self._stored, self._images = stored, images
 
     def _work(self) -> None:
         """Do the step that `place` points to, and point to the next one."""
@@ -278,9 +278,9 @@ class Step:
         self._optimizers.rate.copy_(row[0])
         weights = self._weights.with_values(row[2:])
         self._optimizers.zero_grad()
-        for part, heard in self._parts(index):
+        for part, stored in self._parts(index):
             share = len(part) / self._batch_size
-            losses = self._losses(part, heard, weights)
+            losses = self._losses(part, stored, weights)
             torch.autograd.backward(share * losses["loss"])
             for name, value in losses.items():
                 if name not in self._totals:
@@ -295,23 +295,23 @@ class Step:
         start = 0
         for part in torch.tensor_split(index, min(self._session.spec.accumulate, self._batch_size)):
             rows = slice(start, start + len(part))
-            yield part, [_slice(outputs, rows, part) for outputs in self._heard]
+            yield part, [_slice(outputs, rows, part) for outputs in self._stored]
             start += len(part)
 
     def _losses(
-        self, index: Tensor, heard: Sequence[Outputs | None], weights: LossWeights
+        self, index: Tensor, stored: Sequence[Outputs | None], weights: LossWeights
     ) -> dict[str, Tensor]:
         """Return the losses on one batch; teachers and student see the same view of it."""
         session, distiller = self._session, self._distiller
         assert self._images is not None
-        images = shown(self._images, index, self._drawn, session.augment)
+        images = shown(self._images, index, self._seeds, session.augment)
         labels, size = self._images.labels, session.data.size
-        target = session.task.target(labels, index, self._drawn, session.augment, size)
+        target = session.task.target(labels, index, self._seeds, session.augment, size)
         teachers = [
             replace(source.live(images, need=distiller.needed_features), index=index)
             if rows is None
             else rows
-            for source, rows in zip(self._teachers, heard, strict=True)
+            for source, rows in zip(self._teachers, stored, strict=True)
         ]
         with session.autocast():
             student = self._model.features(images, need=distiller.student_features)

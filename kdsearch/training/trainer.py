@@ -44,7 +44,7 @@ class Epoch:
 
 _FEW_PIXELS = 2**15
 OnEpoch = Callable[[Epoch, int], None]
-Judge = Callable[[tuple[float, ...], int], str | None]
+ShouldStop = Callable[[tuple[float, ...], int], str | None]
 
 
 def train(
@@ -53,14 +53,14 @@ def train(
     session: Session,
     *,
     on_epoch: OnEpoch | None = None,
-    judge: Judge | None = None,
+    should_stop: ShouldStop | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with the averaged weights.
 
-    on_epoch: called with each epoch and the planned number of epochs. judge: called at each rung
-    with the values so far and that number; returns why to stop, or None. checkpoint: saves the
-    training after each epoch and resumes it; rungs before that are not judged again.
+    on_epoch: called with each epoch and the planned number of epochs. should_stop: called at each
+    rung with the values so far and that number; returns why to stop, or None. checkpoint: saves
+    the training after each epoch and resumes it; the rungs before that stay passed.
 
     Raises TrainingError when the loss is no longer finite.
     """
@@ -73,7 +73,9 @@ def train(
             captures=session.captures,
         )
         try:
-            epochs = _epochs(step, validation, session.spec.epochs, on_epoch, judge, checkpoint)
+            epochs = _epochs(
+                step, validation, session.spec.epochs, on_epoch, should_stop, checkpoint
+            )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -97,7 +99,7 @@ def _epochs(
     validation: Validation,
     count: int,
     on_epoch: OnEpoch | None,
-    judge: Judge | None,
+    should_stop: ShouldStop | None,
     checkpoint: Checkpoint | None,
 ) -> list[Epoch]:
     epochs: list[Epoch] = []
@@ -125,8 +127,8 @@ def _epochs(
         epochs.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch, count)
-        if judge is not None and is_rung(number, count):
-            reason = judge(tuple(done.val for done in epochs), count)
+        if should_stop is not None and is_rung(number, count):
+            reason = should_stop(tuple(done.val for done in epochs), count)
             if reason is not None:
                 epochs[-1] = replace(epoch, stopped=reason)
                 break

@@ -162,7 +162,7 @@ class _Price:
 
 
 def _price_teacher(teacher: Model, latencies: LatencyCache, note: Callable[[str], None]) -> _Price:
-    """Return a teacher's price; a cost that cannot be had is None, and a note says why."""
+    """Return a teacher's price; an unknown cost is None, and a note gives the reason."""
     price = _Price(flops=None, params=sum(p.numel() for p in teacher.parameters()), latency_ms=None)
     try:
         flops, _ = count(teacher.network, input_shape=teacher.preprocess.input_shape)

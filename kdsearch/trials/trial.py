@@ -1,4 +1,4 @@
-"""One trial, and the only place that orders its steps: every cheap check before a dear one.
+"""One trial, and the only place that orders its steps: every cheap check before an expensive one.
 
 build -> FLOPs, parameters -> latency -> budget -> losses and adapters -> training -> weights.
 A candidate that cannot be built, priced or trained becomes a failed outcome with its reason.
@@ -44,7 +44,7 @@ from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.distiller import Distiller, Side, needed_features
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.training.trainer import Epoch, Judge, OnEpoch, train
+from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, train
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
@@ -53,7 +53,7 @@ UNFINISHED = "unfinished"  # the folder of trainings that have not ended
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialContext:
-    """What all trials of a study share.
+    """Data, teachers, budget and caches that all trials of a study share.
 
     train, val: the images on the device; without, each training brings its own there. Without
     `executions` steps run in plain float32. unfinished: where trainings are kept until they end.
@@ -88,11 +88,11 @@ def run_trial(
 ) -> TrialOutcome:
     """Price a candidate, distil it when it fits, and leave its weights and curve in `directory`.
 
-    on_rung: answers why the trial is to stop there, or None; one that stops leaves no weights.
+    on_rung: returns why to stop there, or None; a trial that stops leaves no weights.
     Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
     """
     started = time.perf_counter()
-    asked = _seconds_asking(context)
+    before = _teacher_seconds(context)
     try:
         outcome = _run(candidate, context, directory, on_epoch, on_rung)
     except StudyError:
@@ -108,11 +108,11 @@ def run_trial(
     return replace(
         outcome,
         seconds=time.perf_counter() - started,
-        teacher_seconds=_seconds_asking(context) - asked,
+        teacher_seconds=_teacher_seconds(context) - before,
     )
 
 
-def _seconds_asking(context: TrialContext) -> float:
+def _teacher_seconds(context: TrialContext) -> float:
     return sum(outputs.seconds for outputs in context.outputs)
 
 
@@ -136,8 +136,8 @@ def _run(
             violations=violations,
             reason=context.budget.explain(cost),
         )
-    judge = None if on_rung is None else _judge(on_rung, cost)
-    train = partial(_train, context=context, seed=seed, on_epoch=on_epoch, judge=judge)
+    should_stop = None if on_rung is None else _stop_rule(on_rung, cost)
+    train = partial(_train, context=context, seed=seed, on_epoch=on_epoch, should_stop=should_stop)
     student, epochs = _trained(candidate, student, train, context.device)
     last = epochs[-1]
     if not last.stopped:
@@ -162,7 +162,7 @@ def _seed_of(candidate: Candidate, seed: int) -> int:
     return int(digest_of([seed, candidate.digest()]), 16) % 2**31
 
 
-def _judge(on_rung: OnRung, cost: Cost) -> Judge:
+def _stop_rule(on_rung: OnRung, cost: Cost) -> ShouldStop:
     return lambda curve, epochs: on_rung(Rung(curve=curve, epochs=epochs, cost=cost))
 
 
@@ -200,7 +200,7 @@ def _trained(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out; on the CPU torch says so by its allocator's name alone."""
+    """Return whether memory ran out; a CPU error shows it only by the allocator's name."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -211,12 +211,12 @@ def _train(
     context: TrialContext,
     seed: int,
     on_epoch: OnEpoch | None,
-    judge: Judge | None,
+    should_stop: ShouldStop | None,
 ) -> list[Epoch]:
     form = Execution()
     if context.executions is not None:
         with BUILD_LOCK, context.device_lock.exclusive():
-            if context.device.type == "cuda":  # others have queued steps before they gave way
+            if context.device.type == "cuda":  # other trainings have queued steps
                 torch.cuda.synchronize(context.device)
             form = context.executions.fastest(student, context.data, context.device)
     with BUILD_LOCK:
@@ -241,7 +241,12 @@ def _train(
             step_lock=step_lock,
         )
         return train(
-            student, distiller, session, on_epoch=on_epoch, judge=judge, checkpoint=checkpoint
+            student,
+            distiller,
+            session,
+            on_epoch=on_epoch,
+            should_stop=should_stop,
+            checkpoint=checkpoint,
         )
 
 
@@ -255,13 +260,13 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
     """Return the losses and adapters between this student and the study's teachers."""
     images = context.data.train.at(slice(2))
     train = candidate.train
-    heard = needed_features(candidate.distill)
+    need = needed_features(candidate.distill)
     shown = images.to(context.device)
     return Distiller(
         candidate.distill,
         task=context.task,
         student=side_of(student, images),
-        teachers=[side_of(teacher, shown, heard) for teacher in context.teachers],
+        teachers=[side_of(teacher, shown, need) for teacher in context.teachers],
         setting=Setting(
             samples=len(context.data.train),
             batch_size=min(train.batch_size, len(context.data.train)) // train.accumulate,
@@ -270,10 +275,10 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
     )
 
 
-def side_of(model: Model, images: Tensor, heard: frozenset[str] = frozenset()) -> Side:
+def side_of(model: Model, images: Tensor, need: frozenset[str] = frozenset()) -> Side:
     """Return a model as the losses see it. images: uint8, a few, on its device."""
     return Side(
-        outputs=model.example(images, need=heard & {"gradient", "attention"}),
+        outputs=model.example(images, need=need & {"gradient", "attention"}),
         resolution=model.preprocess.resolution,
         head=model.head,
     )

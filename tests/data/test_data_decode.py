@@ -64,7 +64,7 @@ def test_grey_becomes_three_equal_channels():
     assert np.array_equal(pixels, np.broadcast_to(np.asarray(ramp("L")), (3, 4, 4)))
 
 
-def test_grey_stays_one_channel_where_asked():
+def test_grey_stays_one_channel_on_request():
     pixels = decode(encoded(ramp("L"), "PNG"), size=4, channels=1)
     assert np.array_equal(pixels, np.asarray(ramp("L"))[None])
 

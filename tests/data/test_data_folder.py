@@ -63,7 +63,7 @@ def test_empty_class_is_named(tmp_path):
         folder.read(tmp_path)
 
 
-def test_train_without_classes_is_told(tmp_path):
+def test_train_without_classes_is_refused(tmp_path):
     fill(tmp_path, "train/1.png")
     with pytest.raises(DataError, match="holds no class folders"):
         folder.read(tmp_path)
@@ -96,7 +96,7 @@ def test_unlabelled_images_are_found_at_any_depth_and_sorted(tmp_path, name):
     assert {sample for sample, _ in found} < {content for content, _ in source.content}
 
 
-def test_unlabelled_folder_without_images_is_told(tmp_path):
+def test_unlabelled_folder_without_images_is_refused(tmp_path):
     fill(tmp_path, "train/a/1.png", "train/b/1.png")
     (tmp_path / "unlabeled/deep").mkdir(parents=True)
     with pytest.raises(DataError, match="unlabeled: no images in it or below; remove the folder"):

@@ -55,7 +55,7 @@ def test_same_request_gives_the_same_data(cache):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"subset": 100}, {"size": 16}, {"flip": True}])
-def test_key_tells_different_data_apart(cache, change):
+def test_key_differs_for_different_data(cache, change):
     assert load("digits", cache_dir=cache).key != load("digits", cache_dir=cache, **change).key
 
 
@@ -214,7 +214,7 @@ def test_statistics_are_remembered(tmp_path, monkeypatch):
         ("{}/" + "x" * 300, "cannot be read: .*File name too long"),
     ],
 )
-def test_what_cannot_be_data_is_told_apart(tmp_path, name, message):
+def test_what_cannot_be_data_raises_its_own_message(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text/notes.txt").write_text("none")

@@ -104,7 +104,7 @@ def test_null_image_is_skipped_by_its_row(tmp_path):
         ),
     ],
 )
-def test_mistake_is_told_with_file_and_column(tmp_path, content, message):
+def test_mistake_is_reported_with_file_and_column(tmp_path, content, message):
     path = write(tmp_path / "train.parquet", content)
     with pytest.raises(DataError, match="train.parquet.*" + message):
         parquet.read(path)
@@ -125,7 +125,7 @@ def test_files_must_agree_on_class_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test.parquet", "other.parquet"])
-def test_folder_without_a_train_file_is_told(tmp_path, name):
+def test_folder_without_a_train_file_is_refused(tmp_path, name):
     write(tmp_path / name, table([0, 1]))
     with pytest.raises(DataError, match=name):
         parquet.read(tmp_path)

@@ -8,7 +8,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TV
 
-from kdsearch.data.policies import BINS, OPERATIONS, ROUNDS, draw, magnitude, operate, perform
+from kdsearch.data.policies import (
+    BINS,
+    OPERATIONS,
+    ROUNDS,
+    magnitude,
+    operate,
+    operations_of,
+    perform,
+)
 from kdsearch.data.views import counter_hash
 
 PEERS = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
@@ -168,7 +176,7 @@ def test_operating_leaves_the_images_alone():
 
 def test_trivial_draws_every_operation_magnitude_and_sign_alike():
     # 86,800 draws of 868: 100 expected, chi-square of 867 degrees under 1000 with p = 0.999.
-    operation, level = draw(counter_hash(torch.arange(86_800), 0), policy="trivial")
+    operation, level = operations_of(counter_hash(torch.arange(86_800), 0), policy="trivial")
     counts = torch.bincount(operation * 2 * BINS + level, minlength=868)
     assert len(counts) == 868
     assert ((counts - 100) ** 2 / 100).sum() < 1000
@@ -176,7 +184,7 @@ def test_trivial_draws_every_operation_magnitude_and_sign_alike():
 
 def test_rand_draws_every_operation_at_magnitude_nine():
     # 2,800 draws of 28: 100 expected, chi-square of 27 degrees under 55.5 with p = 0.999.
-    operation, level = draw(counter_hash(torch.arange(2_800), 0), policy="rand")
+    operation, level = operations_of(counter_hash(torch.arange(2_800), 0), policy="rand")
     assert level.unique().tolist() == [18, 19]
     counts = torch.bincount(2 * operation + level - 18, minlength=28)
     assert ((counts - 100) ** 2 / 100).sum() < 55.5
@@ -188,7 +196,7 @@ def test_operations_follow_one_another(policy):
     bits = [counter_hash(torch.arange(64), number) for number in range(ROUNDS[policy])]
     expected = images
     for random in bits:
-        expected = operate(expected, *draw(random, policy=policy), policy=policy)
+        expected = operate(expected, *operations_of(random, policy=policy), policy=policy)
     assert torch.equal(perform(images, bits, policy=policy), expected)
     assert torch.equal(expected, images) == (policy == "plain")
 

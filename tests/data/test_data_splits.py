@@ -80,7 +80,7 @@ def test_carve_names_the_classes_that_are_too_small():
 
 @settings(deadline=None)
 @given(counts=class_counts, seed=st.integers(0, 99), data=st.data())
-def test_subset_has_the_size_asked_and_every_class(counts, seed, data):
+def test_subset_has_the_given_size_and_every_class(counts, seed, data):
     labels = labels_of(counts)
     count = data.draw(st.integers(len(counts), len(labels)))
     kept = choose(labels, count, seed=seed, num_classes=6)
@@ -97,6 +97,6 @@ def test_subset_keeps_proportions():
 
 
 @pytest.mark.parametrize("count", [1, 21, -3])
-def test_subset_out_of_range_tells_the_range(count):
+def test_subset_out_of_range_names_the_range(count):
     with pytest.raises(DataError, match="choose 2 to 20"):
         choose(labels_of([10, 10]), count, seed=0, num_classes=3)

@@ -253,7 +253,7 @@ def test_unreadable_images_are_counted_in_each_split_alone(tmp_path):
         ([(20, 10)] * 4, 32),
     ],
 )
-def test_size_unless_told_follows_the_images(tmp_path, shapes, expected):
+def test_default_size_follows_the_images(tmp_path, shapes, expected):
     images = [np.zeros((height, width, 3), np.uint8) for width, height in shapes]
     source = source_of(files(tmp_path / "in", images))
     images = open_store(source, cache_dir=tmp_path, size=None).images.images

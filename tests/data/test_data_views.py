@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from kdsearch.data import views
 from kdsearch.data.base import MIXES, POLICIES, Augment, ImageSet
 from kdsearch.data.views import (
-    Draws,
+    ViewSeeds,
     channel_statistics,
     counter_hash,
-    draws,
     partners,
     shown,
     to_input,
+    view_seeds,
 )
 from kdsearch.errors import DataError
 from kdsearch.tasks.classification import Classification
@@ -139,8 +139,8 @@ def recipes() -> list[Augment]:
 
 
 def shares_of(labels, index, view, augment, *, seed=1, num_classes=4, size=8):
-    drawn = draws(view, seed=seed, augment=augment, count=len(labels), device=labels.device)
-    return Classification(range(num_classes)).target(labels, index, drawn, augment, (size, size))
+    seeds = view_seeds(view, seed=seed, augment=augment, count=len(labels), device=labels.device)
+    return Classification(range(num_classes)).target(labels, index, seeds, augment, (size, size))
 
 
 @pytest.mark.parametrize("augment", recipes(), ids=str)
@@ -200,13 +200,13 @@ def test_view_never_waits_for_the_gpu(augment):
 def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
     images, index = pixels(40, 3, 8), torch.arange(40)
     whole = image_set(images)
-    both = [draws(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
+    both = [view_seeds(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
     starts = torch.tensor(both[0].starts)
-    held = Draws.of(starts.unbind(), None if augment.mix == "none" else torch.arange(40))
-    for view, drawn in zip((2, 3), both, strict=True):
-        starts.copy_(torch.tensor(drawn.starts))
+    held = ViewSeeds.of(starts.unbind(), None if augment.mix == "none" else torch.arange(40))
+    for view, seeds in zip((2, 3), both, strict=True):
+        starts.copy_(torch.tensor(seeds.starts))
         if held.partners is not None:
-            held.partners.copy_(drawn.partners)
+            held.partners.copy_(seeds.partners)
         expected = augmented(images, index, view, seed=1, augment=augment)
         assert torch.equal(shown(whole, index, held, augment), expected)
         found = Classification(range(4)).target(index % 4, index, held, augment, (8, 8))
@@ -360,7 +360,7 @@ def test_views_of_today_are_those_of_yesterday():
         ),
     ],
 )
-def test_unknown_augmentation_is_told(fields, message):
+def test_unknown_augmentation_is_refused(fields, message):
     with pytest.raises(DataError, match=message):
         Augment(pad=1, flip=True, **fields)
 

@@ -58,7 +58,7 @@ def test_downloaded_colour_set_without_splits_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_offline_tells_what_to_pass_instead(tmp_path, capsys, name):
+def test_offline_error_names_what_to_pass_instead(tmp_path, capsys, name):
     with pytest.raises(DataError) as caught:
         load(name, cache_dir=tmp_path)
     message = str(caught.value)

@@ -62,14 +62,14 @@ def test_a_training_that_fails_stops_the_others_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(2))
-    plain = gpu_packing.untaught
+    plain = gpu_packing.plain_step
 
     def second_fails(*given: object, **named: object) -> object:
         if next(calls) == 1:
             raise torch.OutOfMemoryError("no room")
         return plain(*given, **named)
 
-    monkeypatch.setattr(gpu_packing, "untaught", second_fails)
+    monkeypatch.setattr(gpu_packing, "plain_step", second_fails)
     with pytest.raises(torch.OutOfMemoryError):
         gpu_packing.steps_per_second(2, context(tmp_path), batch_size=16)
 

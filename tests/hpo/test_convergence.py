@@ -14,7 +14,7 @@ def test_the_volumes_are_those_of_the_first_points_against_one_reference() -> No
     assert hypervolumes(POINTS, (1, 2, 3), limit=10.0) == pytest.approx([3.0, 3.3, 3.8])
 
 
-def test_without_a_limit_the_dearest_of_all_points_gives_the_reference() -> None:
+def test_without_a_limit_the_costliest_point_gives_the_reference() -> None:
     assert hypervolumes(POINTS, (1, 3)) == hypervolumes(POINTS, (1, 3), limit=10.0)
 
 

@@ -52,7 +52,7 @@ def test_front_equals_brute_force(given: list[Point]) -> None:
 
 
 @given(points)
-def test_front_goes_from_cheap_and_poor_to_dear_and_good(given: list[Point]) -> None:
+def test_front_is_ordered_from_cheap_and_poor_to_costly_and_good(given: list[Point]) -> None:
     chosen = [given[i] for i in front(given)]
     for (value, cost), (better, dearer) in pairwise(chosen):
         assert better > value

@@ -246,7 +246,7 @@ def test_logits_are_found_in_whatever_is_answered(wrap: Callable[[Tensor], objec
     assert len(network.features(x).stages) == 2
 
 
-def test_a_stage_called_twice_tells_its_last_call() -> None:
+def test_a_stage_called_twice_is_its_last_call() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -351,7 +351,7 @@ def test_attention_is_made_of_query_key_and_value_of_each_stage(name: str) -> No
             torch.testing.assert_close(expected, again, atol=1e-5, rtol=1e-4)
 
 
-def test_attention_is_left_out_when_it_is_not_asked_for() -> None:
+def test_attention_is_left_out_when_not_needed() -> None:
     network, _ = patch_tokens("torchvision")
     x = torch.randn(2, 3, SIDE, SIDE)
 
@@ -371,7 +371,7 @@ def test_windows_and_convolutions_tell_no_attention(make: Callable[[], nn.Module
         assert network.features(torch.randn(2, 3, SIDE, SIDE)).attention == ()
 
 
-def test_two_heads_are_told_in_training_and_averaged() -> None:
+def test_two_heads_are_given_in_training_and_averaged() -> None:
     module = timm_model("deit_tiny_distilled_patch16_224", img_size=SIDE, depth=2)
     module.set_distilled_training(True)
     network = Tapped(module, in_channels=3, resolution=SIDE, num_classes=CLASSES)

@@ -23,7 +23,7 @@ def test_gradient_is_that_of_the_largest_logits_in_the_deepest_stage() -> None:
     torch.testing.assert_close(outputs.gradient, by_hand)
 
 
-def test_what_is_told_with_a_gradient_is_detached() -> None:
+def test_outputs_with_a_gradient_are_detached() -> None:
     outputs = tiny_model().features(IMAGES, need=GRADIENT)
     tensors = [outputs.logits, outputs.embedding, *outputs.stages, outputs.gradient]
     assert not any(tensor.requires_grad for tensor in tensors)
@@ -37,7 +37,7 @@ def test_without_one_the_graph_reaches_the_weights() -> None:
     assert all(p.grad is not None for p in model.network.module[0].parameters())
 
 
-def test_example_tells_what_is_needed_in_evaluation_mode() -> None:
+def test_example_has_the_needed_parts_in_evaluation_mode() -> None:
     model = tiny_model().train()
     outputs = model.example(IMAGES, need=GRADIENT)
     assert model.training

@@ -10,7 +10,7 @@ from toy_task import Brightness
 
 from kdsearch import tasks
 from kdsearch.data.base import Augment
-from kdsearch.data.views import draws
+from kdsearch.data.views import view_seeds
 from kdsearch.models.features import Outputs
 from kdsearch.spec import MIXES, StudentSpec
 from kdsearch.tasks import Task
@@ -44,8 +44,8 @@ def answers_of(task: Task) -> torch.Tensor:
 def test_the_loss_of_any_view_is_finite_and_has_a_gradient(name: str, mix: str) -> None:
     task, labels = made(name), labels_of(name)[: COUNT - 4]
     augment = Augment(pad=1, flip=True, mix=mix)
-    drawn = draws(1, seed=0, augment=augment, count=len(labels), device=CPU)
-    target = task.target(labels, torch.arange(8), drawn, augment, SIZE)
+    seeds = view_seeds(1, seed=0, augment=augment, count=len(labels), device=CPU)
+    target = task.target(labels, torch.arange(8), seeds, augment, SIZE)
     answers = answers_of(task)[:8].requires_grad_()
     for smoothing in (0.0, 0.1):
         loss = task.loss(Outputs(answers, answers), target, smoothing=smoothing)

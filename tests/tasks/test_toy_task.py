@@ -58,7 +58,7 @@ def test_the_report_and_the_curves_name_the_metric(study: Path) -> None:
     assert load_study(study).metric == toy_task.Brightness.metric
 
 
-def test_the_file_alone_does_as_well_as_its_card_says(study: Path) -> None:
+def test_the_file_alone_reaches_the_metric_of_its_card(study: Path) -> None:
     metrics = json.loads((study / "best" / "metrics.json").read_text())
     assert metrics["onnx"]["same_predictions"] == 1
     assert metrics["onnx"]["val"] == pytest.approx(metrics["closeness"]["validation"], abs=1e-5)

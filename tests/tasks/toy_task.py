@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kdsearch.data.base import Augment, Sample, Source, is_labelled
-from kdsearch.data.views import Draws, mixed_with, own_share
+from kdsearch.data.views import ViewSeeds, mixed_with, own_share
 from kdsearch.errors import DataError
 from kdsearch.models import students
 from kdsearch.models.features import Outputs
@@ -34,15 +34,15 @@ class Brightness(Task):
         self,
         labels: Tensor,
         index: Tensor,
-        drawn: Draws,
+        seeds: ViewSeeds,
         augment: Augment,
         size: tuple[int, int],
     ) -> Tensor:
         """Return the number [B] of a view: of a mixed one the mean, weighed by the pixels."""
-        other = mixed_with(index, drawn)
+        other = mixed_with(index, seeds)
         if other is None:
             return labels[index]
-        share = own_share(index, drawn, augment, size)
+        share = own_share(index, seeds, augment, size)
         return share * labels[index] + (1 - share) * labels[other]
 
     def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:

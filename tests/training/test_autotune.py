@@ -66,7 +66,7 @@ def test_a_real_probe_leaves_the_student_and_the_random_numbers_alone(tmp_path: 
         assert torch.equal(value, before[name]), name
 
 
-def test_a_step_that_waits_is_told_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_waits_measures_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gain of half the work is two, by whichever clock the device has."""
 
     class Work:
@@ -83,7 +83,7 @@ def test_a_step_that_waits_is_told_from_one_that_does_not(monkeypatch: pytest.Mo
 
     rounds = {"fp32": 20, "bf16": 10}
     monkeypatch.setattr(
-        autotune, "untaught", lambda *_, execution, **__: Work(rounds[execution.precision])
+        autotune, "plain_step", lambda *_, execution, **__: Work(rounds[execution.precision])
     )
     gain = autotune._gain(student(), DATA, CPU, Execution(), Execution(precision="bf16"))
     assert 1.5 < gain < 2.6

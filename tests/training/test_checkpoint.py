@@ -126,7 +126,7 @@ def test_short_trainings_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_raises_study_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     checkpoint = Checkpoint(tmp_path / "file" / "it.pt", "it")
     with pytest.raises(StudyError, match="cannot write"):

@@ -251,7 +251,7 @@ def test_three_runs_warm_up_then_one_is_captured_and_replayed(
     repeated.close()
 
 
-def test_what_cannot_be_captured_goes_on_eagerly_and_says_why(
+def test_what_cannot_be_captured_runs_eagerly_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = Recorder(monkeypatch, error=RuntimeError("operation not permitted\nmore"))
@@ -271,7 +271,7 @@ def test_memory_that_runs_out_in_a_capture_is_not_hidden(monkeypatch: pytest.Mon
         repeated()
 
 
-def test_the_first_error_of_a_failed_capture_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_error_of_a_failed_capture_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """StopConditions such a capture raises once more, in the handling of what went wrong."""
     last = RuntimeError("operation failed due to a previous error during capture")
     last.__context__ = RuntimeError("a value was read")

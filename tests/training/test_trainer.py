@@ -67,7 +67,7 @@ def trained(spec: TrainSpec = SPEC, *, seed: int = 0) -> tuple[Model, list[Epoch
     return model, train(model, distiller_for(PLAIN, model), session(spec, seed=seed))
 
 
-def test_what_can_be_told_apart_is_learned() -> None:
+def test_separable_classes_are_learned() -> None:
     model, epochs = trained(replace(SPEC, epochs=8))
     assert evaluate(tiny_model(), DATA.test, TASK, CPU) < 0.9
     assert evaluate(model, DATA.test, TASK, CPU) > 0.9
@@ -97,7 +97,7 @@ def test_the_model_ends_with_the_averaged_weights_and_evaluating() -> None:
     assert not model.training
 
 
-def test_on_epoch_hears_every_epoch_as_it_is_returned() -> None:
+def test_on_epoch_receives_every_epoch_as_it_is_returned() -> None:
     heard: list[tuple[Epoch, int]] = []
     model = tiny_model()
     epochs = train(
@@ -343,18 +343,18 @@ def test_weights_end_in_the_layout_in_which_they_are_written(tmp_path: Path) -> 
     assert all(value.is_contiguous() for value in model.state_dict().values())
 
 
-def test_a_judge_is_asked_at_rungs_alone_and_ends_the_training_there() -> None:
-    proposal: list[tuple[tuple[float, ...], int]] = []
+def test_should_stop_is_called_at_rungs_alone_and_ends_the_training() -> None:
+    calls: list[tuple[tuple[float, ...], int]] = []
 
-    def judge(curve: tuple[float, ...], epochs: int) -> str | None:
-        proposal.append((curve, epochs))
+    def should_stop(curve: tuple[float, ...], epochs: int) -> str | None:
+        calls.append((curve, epochs))
         return "enough" if len(curve) == 4 else None
 
     model, whole = tiny_model(), tiny_model()
     spec = replace(SPEC, epochs=6)
-    epochs = train(model, distiller_for(PLAIN, model), session(spec), judge=judge)
+    epochs = train(model, distiller_for(PLAIN, model), session(spec), should_stop=should_stop)
     all_of_them = train(whole, distiller_for(PLAIN, whole), session(spec))
     curve = tuple(epoch.val for epoch in all_of_them)
-    assert proposal == [(curve[:n], 6) for n in (1, 2, 4)]
+    assert calls == [(curve[:n], 6) for n in (1, 2, 4)]
     assert [epoch.stopped for epoch in epochs] == ["", "", "", "enough"]
     assert [epoch.val for epoch in epochs] == list(curve[:4])

@@ -70,7 +70,7 @@ def filler(disk: Path) -> Iterator[Filler]:
 
 
 @pytest.mark.parametrize("leave", [0, 20_000])
-def test_a_study_whose_store_cannot_grow_stops_and_goes_on(
+def test_a_study_whose_store_cannot_grow_stops_and_resumes(
     leave: int, disk: Path, filler: Filler, fast_path: Path
 ) -> None:
     with opened(fast_path / f"whole-{leave}") as study:

@@ -42,7 +42,7 @@ def student_of(candidate: Candidate, folder: Path) -> Model:
     return student.freeze()
 
 
-def test_the_weights_on_disk_are_those_that_were_judged(tmp_path: Path) -> None:
+def test_the_weights_on_disk_are_those_that_were_evaluated(tmp_path: Path) -> None:
     outcome = run_trial(PLAIN, context(tmp_path), tmp_path / "0")
     assert outcome.state == "complete"
     assert outcome.val == outcome.curve[-1]
@@ -87,7 +87,7 @@ def test_over_budget_there_is_no_training(tmp_path: Path, budget: Budget, priced
     ],
     ids=["cannot be built", "diverges", "no such stage"],
 )
-def test_a_bad_candidate_fails_alone_and_says_why(
+def test_a_bad_candidate_fails_alone_with_the_reason(
     tmp_path: Path, candidate: Candidate, reason: str
 ) -> None:
     shared = context(tmp_path)
@@ -222,7 +222,7 @@ def test_out_of_memory_splits_the_batch_once_then_fails_alone(
         assert run_trial(split, context(tmp_path), tmp_path / "1").state == "complete"
 
 
-def test_a_trial_says_how_long_it_asked_the_teacher(tmp_path: Path) -> None:
+def test_a_trial_records_its_seconds_of_teacher_outputs(tmp_path: Path) -> None:
     shared = context(tmp_path)
     kd = replace(PLAIN, distill=DistillSpec(method="kd"))
     first = run_trial(kd, shared, tmp_path / "0")
@@ -233,7 +233,7 @@ def test_a_trial_says_how_long_it_asked_the_teacher(tmp_path: Path) -> None:
     assert alone.teacher_seconds == 0
 
 
-def test_an_interrupted_trial_goes_on_where_it_was(
+def test_an_interrupted_trial_resumes_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
@@ -282,10 +282,10 @@ def test_a_trial_that_is_stopped_leaves_its_curve_cost_and_reason_alone(
     assert not list((tmp_path / "unfinished").iterdir())
 
 
-def test_the_rungs_of_a_trial_that_goes_on_are_those_it_had_not_passed(
+def test_a_resumed_trial_visits_only_the_rungs_it_had_not_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the judge is shown the accuracies of before the interruption."""
+    """The rule receives the accuracies from before the interruption."""
     monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
     shared = replace(context(tmp_path), unfinished=tmp_path / "unfinished")
     candidate = replace(PLAIN, train=replace(TRAIN, epochs=5))

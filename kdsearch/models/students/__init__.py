@@ -55,7 +55,7 @@ def knobs_of(family: str) -> Mapping[str, Dim]:
 
 
 def check(spec: StudentSpec) -> None:
-    """Raise SpecError for a family or a knob that does not exist; values are judged by `build`."""
+    """Raise SpecError for a family or a knob that does not exist; `build` checks values."""
     if is_library(spec.family):
         from kdsearch.models.students._library import check_name
 

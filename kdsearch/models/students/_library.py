@@ -1,7 +1,7 @@
 """Fixed architectures of timm and torchvision as students: `timm:NAME`, `torchvision:NAME`.
 
 Nothing of them is searched; `pretrained` starts from the library's weights. Their stages are
-found by `Tapped`. The libraries are imported only when one of their names is asked for.
+found by `Tapped`. The libraries are imported only when one of their names is used.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _no_options(_: Size) -> Mapping[str, object]:
     return {}
 
 
-# What a model, by the first word of its name, must be told; auxiliary heads would never be taught.
+# Options of a model, by the first word of its name; auxiliary heads would get no loss.
 _TORCHVISION_OPTIONS: Mapping[str, Callable[[Size], Mapping[str, object]]] = MappingProxyType(
     {
         "vit": lambda size: {"image_size": size[0]},

@@ -1,4 +1,4 @@
-"""What the transformers share: patches, fixed positions, blocks, and stages that tell attention.
+"""Parts of the transformers: patches, fixed positions, blocks, stages and their attention.
 
 Fixed sine-cosine positions instead of learned ones (Beyer et al., 2022, arXiv:2205.01580), and a
 convolution before the patches (Xiao et al., NeurIPS 2021, arXiv:2106.14881), which took the 8 px
@@ -32,8 +32,8 @@ _TOKEN_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """The last tokens [B, N, D], normalised, and what the blocks that give the stages told."""
+class BlockOutputs:
+    """The last tokens [B, N, D], normalised; stages and attention of the chosen blocks."""
 
     tokens: Tensor
     stages: tuple[Tensor, ...]
@@ -91,8 +91,8 @@ class Transformer(Student):
     def make_heads(self, num_classes: int) -> None:
         """Set the layers from `width` features to the logits."""
 
-    def read(self, x: Tensor) -> Told:
-        """Return what the blocks make of images [B, C, H, W]; stages are four, evenly spaced."""
+    def read(self, x: Tensor) -> BlockOutputs:
+        """Return the outputs of the blocks for images [B, C, H, W]; four stages, evenly spaced."""
         x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
@@ -103,7 +103,7 @@ class Transformer(Student):
             if i in chosen:
                 stages.append(tokens_to_map(x, self.grid))
                 attention.append(tokens_to_map(qkv, self.grid))
-        return Told(tokens=self.norm(x), stages=tuple(stages), attention=tuple(attention))
+        return BlockOutputs(tokens=self.norm(x), stages=tuple(stages), attention=tuple(attention))
 
 
 def _patch(family: str, size: Size) -> int:
@@ -164,6 +164,6 @@ class _Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x))
         heads = qkv.reshape(batch, count, 3, dim // HEAD, HEAD)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        heard = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.projection(heard.transpose(1, 2).reshape(batch, count, dim))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.projection(attended.transpose(1, 2).reshape(batch, count, dim))
         return x + self.mlp(x), qkv

@@ -79,12 +79,12 @@ def accept(
     resolution: int | Size,
     **knobs: tuple[Value, Knob],
 ) -> None:
-    """Check what a constructor was given; `knobs`: each value with the range it must be in.
+    """Check the arguments of a constructor; `knobs`: each value with the range it must be in.
 
     Raises SpecError that lists everything refused, with what is accepted.
     """
     size = as_size(resolution)
-    asked: dict[str, tuple[Value, Knob]] = {
+    values: dict[str, tuple[Value, Knob]] = {
         "in_channels": (in_channels, Int(low=1, high=4096)),
         "num_classes": (num_classes, Int(low=1, high=1_000_000)),
         "resolution": (min(size), Int(low=MIN_RESOLUTION, high=4096)),
@@ -92,7 +92,7 @@ def accept(
     }
     refused = [
         f"{name} {value!r} is not {_described(dim)}"
-        for name, (value, dim) in asked.items()
+        for name, (value, dim) in values.items()
         if value not in dim or isinstance(value, bool)
     ]
     if refused:

@@ -1,7 +1,7 @@
 """Transformers with a distillation token (Touvron et al., ICML 2021, arXiv:2012.12877).
 
 The class token's head learns the labels, the distillation token's head the teacher's logits; at
-inference, and wherever one answer is asked for, the logits are the mean of the two.
+inference, and wherever one answer is needed, the logits are the mean of the two.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class DeiT(Transformer):
         self.distillation_head = nn.Linear(self.width, num_classes)
 
     def features(self, x: Tensor) -> Outputs:
-        """Return as a ViT does, and both heads' logits; the embedding is the tokens' mean."""
-        told = self.read(x)
-        tokens = told.tokens[:, 0], told.tokens[:, 1]
+        """Return the outputs of a ViT and both heads' logits; the embedding is the tokens' mean."""
+        read = self.read(x)
+        tokens = read.tokens[:, 0], read.tokens[:, 1]
         heads = self.class_head(tokens[0]), self.distillation_head(tokens[1])
         return Outputs(
             (heads[0] + heads[1]) / 2,
             (tokens[0] + tokens[1]) / 2,
-            told.stages,
-            told.attention,
+            read.stages,
+            read.attention,
             heads,
         )

@@ -66,7 +66,7 @@ class ResNet(ConvStudent):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where shapes change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -24,6 +24,6 @@ class ViT(Transformer):
 
     def features(self, x: Tensor) -> Outputs:
         """Return logits, embedding, and the tokens and attention of four blocks on their grid."""
-        told = self.read(x)
-        embedding = told.tokens.mean(dim=1)
-        return Outputs(self.head(embedding), embedding, told.stages, told.attention)
+        read = self.read(x)
+        embedding = read.tokens.mean(dim=1)
+        return Outputs(self.head(embedding), embedding, read.stages, read.attention)

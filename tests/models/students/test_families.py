@@ -246,7 +246,7 @@ def test_attention_is_query_key_and_value_of_the_blocks_that_give_the_stages(
         assert torch.equal(found[:, :, row, column], projected[block][:, prefix + 8 * row + column])
 
 
-def test_a_network_without_attention_tells_none() -> None:
+def test_a_network_without_attention_gives_none() -> None:
     with torch.no_grad():
         outputs = make("resnet").eval().features(torch.randn(2, 1, 8, 8))
 

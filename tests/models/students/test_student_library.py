@@ -72,7 +72,7 @@ def test_only_knob_is_pretrained_and_it_is_not_searched() -> None:
         make("timm:resnet18", pretrained="yes")
 
 
-def test_what_cannot_be_built_says_why() -> None:
+def test_what_cannot_be_built_raises_with_the_reason() -> None:
     with pytest.raises(
         SpecError, match="cannot be built for 1 x 32 x 32: torchvision models read 3"
     ):
