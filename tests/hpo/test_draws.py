@@ -160,15 +160,15 @@ def test_report_and_status_show_that_no_student_is_accurate_enough(
     with pytest.raises(SystemExit):
         main(["report", "short", "--out", str(fast_path)])
     shown = " ".join(capsys.readouterr().out.split())
-    told = verdict(summarise(study), study.records()).replace(SPACE, " ")
-    assert "none reaches --min-accuracy 0.99" in told
-    assert f"trial {best.number} (" in told
-    assert f"has {nearest} on validation" in told
-    assert told in shown
-    assert told.split(";")[0] in (path / "report.html").read_text().replace(SPACE, " ")
+    stated = verdict(summarise(study), study.records()).replace(SPACE, " ")
+    assert "reaches --min-accuracy 0.99" in stated
+    assert f"trial {best.number} (" in stated
+    assert f"has {nearest} on validation" in stated
+    assert stated in shown
+    assert stated.split(";")[0] in (path / "report.html").read_text().replace(SPACE, " ")
     (line,) = [line for line in status(path).lines() if "--min-accuracy" in line]
     least = "none reaches --min-accuracy 0.99"
-    assert line.startswith(f"{least}; the nearest: no. {best.number}, {nearest}, ")
+    assert line.startswith(f"{least}; the nearest: trial {best.number}, {nearest}, ")
 
 
 @pytest.fixture
