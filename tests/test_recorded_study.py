@@ -22,27 +22,33 @@ TRIALS = RECORDED["trials"]
 TOLERANCE = 0.1  # of an accuracy on 359 images
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def run(out: Path, *arguments: str) -> Path:
     """Run the recorded study as far as its recorded trials."""
-    if request.config.getoption("--seed-offset"):
-        pytest.skip("it was recorded with its own seeds")
-    out = tmp_path_factory.mktemp("recorded")
-    line = RECORDED["command"].split()[1:]
+    line = [*RECORDED["command"].split()[1:], "--trials", str(len(TRIALS)), "--quiet"]
     before = signal.getsignal(signal.SIGTERM)
     try:
         with quick(), pytest.raises(SystemExit) as ended:
-            main([*line, "--trials", str(len(TRIALS)), "--out", str(out), "--name", "x", "--quiet"])
+            main([*line, "--out", str(out), "--name", "x", *arguments])
     finally:
         signal.signal(signal.SIGTERM, before)  # `main` takes it over
     assert ended.value.code == 0
     return out / "x"
 
 
-@pytest.fixture(scope="module")
-def rows(study: Path) -> list[dict[str, str]]:
+def rows_of(study: Path) -> list[dict[str, str]]:
     with (study / "trials.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))[: len(TRIALS)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the recorded study with a teacher of one epoch, which decides accuracies alone."""
+    return run(tmp_path_factory.mktemp("recorded"), "--teacher-epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def rows(study: Path) -> list[dict[str, str]]:
+    return rows_of(study)
 
 
 def test_the_same_candidates_are_sampled_and_cost_the_same(rows: list[dict[str, str]]) -> None:
@@ -56,10 +62,14 @@ def test_the_same_candidates_are_sampled_and_cost_the_same(rows: list[dict[str, 
                 assert found[key] == str(value), key
 
 
-def test_they_learn_as_much(study: Path, rows: list[dict[str, str]]) -> None:
+@pytest.mark.slow  # its teacher trains for a minute of CPU
+def test_they_learn_as_much(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--seed-offset"):
+        pytest.skip("it was recorded with its own seeds")
+    study = run(tmp_path)
     teacher = json.loads((study / "front.json").read_text())["teacher"]
     assert teacher["val"] == pytest.approx(RECORDED["teacher_val"], abs=0.02)
-    for found, recorded in zip(rows, TRIALS, strict=True):
+    for found, recorded in zip(rows_of(study), TRIALS, strict=True):
         assert float(found["val"]) == pytest.approx(recorded["val"], abs=TOLERANCE)
 
 
