@@ -161,17 +161,15 @@ class _Steps:
         self._study.update_facts(test=test, teacher=teacher)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
-        """Return the first that can be exported. Raises BudgetError where none can.
-
-        Then best/ of an earlier run goes as well: its latency is out of date.
-        """
+        """Return the first that can be exported. Raises BudgetError where none can."""
         if (found := self._export_first(exports)) is not None:
             return found
-        shutil.rmtree(self._study.path / BEST, ignore_errors=True)
+        earlier = (self._study.path / BEST).is_dir()
         raise BudgetError(
             f"none of the {len(exports)} exported students on the front kept the budget of "
             f"{self._study.budget.latency_ms} ms when measured again; is the machine busy? "
-            f"`{resume_command(self._study.path)}` measures them again."
+            f"`{resume_command(self._study.path)}` measures them again"
+            f"{'; best/ is still that of an earlier run' if earlier else ''}."
         )
 
     def _export_first(self, exports: Sequence[_Export]) -> tuple[_Export, Package] | None:

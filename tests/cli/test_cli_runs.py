@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shell import SHAPES, SPACE, Copies, Shell, Studies, ended_trials
+from shell import SHAPES, SPACE, Copies, Shell, Studies, contents, ended_trials
 
+from kdsearch.deploy.targets._local import CpuTarget
+from kdsearch.deploy.timing import Round
+from kdsearch.errors import BudgetError
 from kdsearch.study.open import load_study
 from kdsearch.study.study import searched
 from kdsearch.workflows import baselines
@@ -78,6 +81,19 @@ def test_config_of_the_best_trains_it_again_bit_for_bit(finished: Studies, shell
     again = shell.out / name / "best" / "student.safetensors"
     assert again.read_bytes() == (best / "student.safetensors").read_bytes()
     assert list((shell.out / name / "tensorboard").iterdir())
+
+
+def test_a_shipped_student_stays_when_a_later_run_measures_it_over_the_budget(
+    copied: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = copied("plain")
+    best = shell.out / "plain" / "best"
+    before = contents(best)
+    monkeypatch.setattr(CpuTarget, "measure_round", lambda *_: Round(ms=50.0))
+    answer = shell.run("--name", "plain")
+    assert answer.code == BudgetError.exit_code
+    assert "best/ is still that of an earlier run" in answer.stderr
+    assert contents(best) == before
 
 
 def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path: Path) -> None:
