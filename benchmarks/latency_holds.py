@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdsearch.deploy.formats.onnx import for_pricing
+from kdsearch.deploy.formats.onnx import onnx_bytes
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.timing import Latency
 from kdsearch.json_cache import processor
@@ -89,7 +89,7 @@ def tries(folder: Path, repeats: int) -> Iterator[Tried]:
     for number, (spec, side) in enumerate(STUDENTS):
         network = students.build(spec, in_channels=3, num_classes=10, data_size=side)
         file = folder / f"{number}.onnx"
-        file.write_bytes(for_pricing(network, input_shape=(3, side, side)))
+        file.write_bytes(onnx_bytes(network, input_shape=(3, side, side)))
         knobs = " ".join(f"{name} {value}" for name, value in spec.knobs.items())
         latency = cache.measure(file, shape=(3, side, side))
         stated.append((f"{spec.family} {knobs} at {side} px", file, side, latency))

@@ -39,5 +39,4 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
-    table, *notes = comparison_table(found)
-    show(table, *notes)
+    show(*comparison_table(found))

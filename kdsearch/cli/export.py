@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, TARGET, Json, Out, Quiet, takes
+from kdsearch.cli.options import OUT, Json, Out, Quiet, takes
 from kdsearch.errors import SpecError
+from kdsearch.study.config import TARGET_FIELDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@takes(*TARGET, "storage")
+@takes(*TARGET_FIELDS, "storage")
 def export(
     name: Annotated[str, typer.Argument(help="Name of the study, or of a distillation.")],
     format: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from kdsearch.errors import SpecError, did_you_mean
@@ -18,10 +19,6 @@ def listing(what: str) -> dict[str, str]:
         hint = did_you_mean(what, _LISTINGS)
         raise SpecError(f"list {what!r}{hint}: expected one of {', '.join(_LISTINGS)}")
     return _LISTINGS[what]()
-
-
-def _methods() -> dict[str, str]:
-    return _plugins("methods")
 
 
 def _students() -> dict[str, str]:
@@ -75,7 +72,7 @@ def _spaces() -> dict[str, str]:
 
 
 _LISTINGS: Mapping[str, Callable[[], dict[str, str]]] = {
-    "methods": _methods,
+    "methods": partial(_plugins, "methods"),
     "students": _students,
     "teachers": _teachers,
     "data": _data_names,

@@ -24,17 +24,10 @@ OUT = Path("results")
 MAX_CONFIG_BYTES = 1_000_000
 CONFIG = tuple(options_of(StudyConfig))
 RUN = tuple(options_of(RunOptions))
-DATA = CONFIG[: CONFIG.index("teacher_epochs") + 1]
-TARGET = ("target", "threads", "batch")
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 
 
-def _parameter(
-    name: str,
-    declared: Option,
-    kind: Any,
-    default: object,
-) -> inspect.Parameter:
+def _parameter(name: str, declared: Option, kind: Any, default: object) -> inspect.Parameter:
     """Return the parameter of a command for a declared option; its default None: not given."""
     parse, read = declared.parse, None
     default = declared.default or default

@@ -10,9 +10,7 @@ import typer
 
 from kdsearch.cli.app import app
 from kdsearch.cli.options import (
-    DATA,
     OUT,
-    TARGET,
     Config,
     Json,
     Out,
@@ -25,10 +23,11 @@ from kdsearch.cli.options import (
 )
 from kdsearch.errors import SpecError
 from kdsearch.space import Value
+from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS
 
 
 @app.command()
-@takes(*DATA, *TARGET, "epochs", "seed", "device")
+@takes(*DATA_FIELDS, *TARGET_FIELDS, "epochs", "seed", "device")
 def distill(
     config: Config = None,
     out: Out = OUT,
@@ -74,19 +73,11 @@ def distill(
     params |= typed
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
-    from kdsearch.spec import Candidate
-    from kdsearch.study.config import config_of, free_name
-    from kdsearch.workflows.distill import distill as distill_one
+    from kdsearch.workflows import api
 
-    candidate = Candidate.from_params(params)
     with StudyConsole(quiet=quiet or as_json) as callback:
-        found = distill_one(
-            candidate,
-            config_of(given),
-            out=out,
-            name=free_name(out, f"{student}-{method}") if name is None else name,
-            device=device or "auto",
-            callback=callback,
+        found = api.distill(
+            params, **given, out=out, name=name, device=device or "auto", callback=callback
         )
     if as_json:
         typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
@@ -101,7 +92,7 @@ def distill(
 
 
 @app.command()
-@takes(*DATA, "space", "seed", "device")
+@takes(*DATA_FIELDS, "space", "seed", "device")
 def check(
     config: Config = None,
     out: Out = OUT,
@@ -150,7 +141,7 @@ def check(
 
 
 @app.command()
-@takes(*TARGET)
+@takes(*TARGET_FIELDS)
 def measure(
     model: Annotated[str, typer.Argument(help="A family, timm:NAME, torchvision:NAME or *.onnx.")],
     input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
@@ -183,15 +174,12 @@ def measure(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    counted = [
-        f"{found.flops / 1e6:.2f} MFLOPs (one multiply-add counts once)" if found.flops else "",
-        f"{found.params:,} parameters" if found.params else "",
-    ]
-    show(
-        f"{model} at {input}",
-        *filter(None, counted),
-        f"{found.latency} ({found.target})",
-    )
+    lines = [f"{model} at {input}"]
+    if found.flops:
+        lines.append(f"{found.flops / 1e6:.2f} MFLOPs (one multiply-add counts once)")
+    if found.params:
+        lines.append(f"{found.params:,} parameters")
+    show(*lines, f"{found.latency} ({found.target})")
 
 
 @app.command(name="list")

@@ -107,7 +107,7 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
     yield table
 
 
-def _trained(metric: Metric, trained: Trainings, gain: Gain | None = None) -> tuple[str, ...]:
+def _trained(metric: Metric, trained: Trainings, gain: Gain | None) -> tuple[str, ...]:
     return (
         trained.method,
         words.spread(metric, trained.val),

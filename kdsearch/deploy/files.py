@@ -6,27 +6,20 @@ reason, and never counts as the best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats, runtimes
 from kdsearch.deploy.formats._fold import fold_preprocess
-from kdsearch.deploy.formats.base import (
-    Agreement,
-    Format,
-    Source,
-    agreement_of,
-    answer_of,
-    in_several_sizes,
-)
+from kdsearch.deploy.formats.base import Agreement, Format, Source, agreement_of, both_answers
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets import target_info
 from kdsearch.deploy.targets.base import Target
@@ -39,7 +32,6 @@ from kdsearch.training.validation import measured
 CALIBRATION = 256  # training images that set the int8 ranges
 _CALIBRATION_BATCH = 16
 _CPU = torch.device("cpu")
-_Prepare = Callable[[Model, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +95,9 @@ def write_file(
             fold_preprocess(path, student.preprocess)
         run = runtimes.load(kind.runtime, path, threads=1)
         prepare = _pixels if options.is_folded else _inputs
-        expected, answers, labels = _answers(run, student, source.network, data, prepare)
-        task = tasks.of(data)
+        pairs = (prepare(student, images) for images, _ in batches(data.val, _CPU))
+        expected, answers = both_answers(source.network, run, pairs)
+        task, labels = tasks.of(data), data.val.labels
         agreement = agreement_of(expected, answers, task)
         val = _value(task, answers, labels)
         drop = (_value(task, expected, labels) if full_precision is None else full_precision) - val
@@ -144,21 +137,6 @@ def best(files: Sequence[ExportedFile]) -> ExportedFile | None:
     """Return the fastest file without misses, or None."""
     sound = [file for file in files if not file.misses]
     return min(sound, key=lambda file: file.latency.ms, default=None)
-
-
-@torch.no_grad()
-def _answers(
-    run: runtimes.Runtime, student: Model, network: nn.Module, data: ImageData, prepare: _Prepare
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the answers of the network and of the file on validation, and the labels."""
-    expected, found, labels = [], [], []
-    for number, (images, target) in enumerate(batches(data.val, _CPU)):
-        for part in (images,) if number else in_several_sizes(images):
-            inputs, fed = prepare(student, part)
-            expected.append(network(inputs))
-            found.append(answer_of(run, fed))
-        labels.append(target)
-    return torch.cat(expected), torch.cat(found), torch.cat(labels)
 
 
 def _inputs(student: Model, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, 
     name = type(model).__name__
     frozen = _frozen_view(model)
     first = next(chain(frozen.parameters(), frozen.buffers()), torch.empty(0))
-    image = first.new_zeros((1, *input_shape), dtype=_image_dtype(first))
+    dtype = first.dtype if first.is_floating_point() else torch.float32
+    image = first.new_zeros((1, *input_shape), dtype=dtype)
     with torch.no_grad(), unfused_attention():
         analysis = _analyse(frozen, image, name)
         _compare_counters(frozen, image, analysis.by_operator(), name)
@@ -70,10 +71,6 @@ def _frozen_view(model: nn.Module) -> nn.Module:
     for weight in model.parameters():
         shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
     return copy.deepcopy(model, shared).eval()
-
-
-def _image_dtype(weight: Tensor) -> torch.dtype:
-    return weight.dtype if weight.is_floating_point() else torch.float32
 
 
 @contextmanager

@@ -90,17 +90,13 @@ def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, ob
 def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     onnx, method = metrics["onnx"], config["method"]
     taught = f"Distilled from {metrics['teacher']['name']} by {method}"
-    if not _is_taught(metrics):
+    if not metrics["is_taught"]:
         taught = f"Trained without a teacher ({method})"
     return (
         f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
         f"{metrics['params']:,} parameters, {_latency(onnx)} on {TargetInfo(**metrics['target'])}."
     )
-
-
-def _is_taught(metrics: Mapping[str, Any]) -> bool:
-    return bool(metrics.get("is_taught", True))  # metrics.json of older versions lacks the key
 
 
 def _latency(measured: Mapping[str, float]) -> str:
@@ -191,7 +187,7 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the recipe, and the command that trains it again."""
     yield "## Training\n"
-    yield f"Teacher {metrics['teacher']['name']}." if _is_taught(metrics) else "No teacher."
+    yield f"Teacher {metrics['teacher']['name']}." if metrics["is_taught"] else "No teacher."
     yield "`kdsearch distill --config config.yaml` trains it again, from the folder that its paths"
     yield "are relative to.\n\n```yaml"
     yield yaml.safe_dump(dict(config), sort_keys=False).strip()
@@ -202,7 +198,7 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the limits of the numbers, and what to decide before publishing."""
     yield "## Limits and licence\n"
     yield from (f"- {limit}" for limit in metrics["task"]["limits"])
-    if _is_taught(metrics):
+    if metrics["is_taught"]:
         yield "- The student also learned the errors of its teacher."
     yield "- A latency holds for the stated machine and target only; to measure on yours:"
     yield "  `kdsearch measure student.onnx`."

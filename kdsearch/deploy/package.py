@@ -31,7 +31,7 @@ from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost, changed
-from kdsearch.study.config import StudyConfig
+from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS, StudyConfig
 from kdsearch.tasks import Task
 from kdsearch.training.distiller.recipe import needed_features
 
@@ -126,13 +126,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
     settings |= {f"method.{k}": str(v) for k, v in others.items()}
     settings |= {f"train.{k}": v for k, v in asdict(train).items() if k != "epochs"}
     flags: dict[str, object] = {
-        "data": config.data,
-        "image_size": config.image_size,
-        "subset": config.subset,
-        "flip": config.flip,
-        "teacher": config.teacher,
-        "teacher_weights": config.teacher_weights,
-        "teacher_epochs": config.teacher_epochs,
+        **{name: getattr(config, name) for name in DATA_FIELDS},
         "student": student.family,
         "resolution": student.resolution or None,
         "method": distill.method,
@@ -141,9 +135,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
         "mapping": distill.mapping,
         "epochs": train.epochs,
         "seed": config.seed,
-        "target": config.target,
-        "threads": config.threads,
-        "batch": config.batch,
+        **{name: getattr(config, name) for name in TARGET_FIELDS},
     }
     given = {name: value for name, value in flags.items() if value is not None}
     text = yaml.safe_dump({**given, "set": settings}, sort_keys=False)
@@ -202,10 +194,7 @@ def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> di
             "compared_images": agreement.n,
             "max_logit_difference": agreement.max_abs,
             "max_relative_logit_difference": agreement.max_rel,
-            "latency_ms": latency.ms,
-            "latency_spread_ms": latency.spread_ms,
-            "latency_low_ms": latency.low_ms,
-            "latency_high_ms": latency.high_ms,
+            **latency.as_cost(),
             "contention": latency.contention,
         },
         "within_budget": package.is_within(config.budget),

@@ -16,7 +16,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import program_bytes
-from kdsearch.deploy.formats.onnx import for_pricing
+from kdsearch.deploy.formats.onnx import onnx_bytes
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets.base import Shape, Target
 from kdsearch.errors import CostError, ExportError
@@ -34,13 +34,13 @@ BUILD_LOCK = threading.Lock()
 def build_student(spec: StudentSpec, data: ImageData) -> Model:
     """Return an untrained student on the CPU, with the preprocessing of its data."""
     network = tasks.of(data).network(spec, channels=data.channels, size=data.size)
-    preprocess = Preprocess(
-        mean=data.mean,
-        std=data.std,
-        resolution=scaled_size(data.size, spec.resolution),
-        channels=data.channels,
-    )
-    return Model(spec.family, network, preprocess)
+    return Model(spec.family, network, preprocess_of(spec, data))
+
+
+def preprocess_of(spec: StudentSpec, data: ImageData) -> Preprocess:
+    """Return the preprocessing of a student that is trained on `data`."""
+    size = scaled_size(data.size, spec.resolution)
+    return Preprocess(mean=data.mean, std=data.std, resolution=size, channels=data.channels)
 
 
 def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
@@ -51,13 +51,7 @@ def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
     if any(violation > 0 for violation in budget.violations(cost).values()):
         return cost
     latency = latency_of(student, latencies, limit=budget.latency_ms)
-    return replace(
-        cost,
-        latency_ms=latency.ms,
-        latency_spread_ms=latency.spread_ms,
-        latency_low_ms=latency.low_ms,
-        latency_high_ms=latency.high_ms,
-    )
+    return replace(cost, **latency.as_cost())
 
 
 class StaticCosts:
@@ -112,7 +106,7 @@ def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:
     Raises CostError when it does not export.
     """
     if "onnxruntime" in target.takes:
-        return for_pricing(network, input_shape=shape)
+        return onnx_bytes(network, input_shape=shape)
     try:
         return program_bytes(network, input_shape=shape)
     except ExportError as error:

@@ -74,6 +74,11 @@ class Latency:
         """Whether the interval, without slow phases, is within +-NARROW of the latency."""
         return self.high_ms / self.pace - self.low_ms <= 2 * NARROW * self.ms * (1 + 1e-9)
 
+    def as_cost(self) -> dict[str, float]:
+        """Return the fields of `Cost` that it fills."""
+        names = ("ms", "spread_ms", "low_ms", "high_ms")
+        return {f"latency_{name}": getattr(self, name) for name in names}
+
     def __str__(self) -> str:
         """Return the latency with its interval, and warnings about it."""
         text = f"{self.ms:.4g} ms, 95 % of processes {self.low_ms:.4g} to {self.high_ms:.4g}"
@@ -185,24 +190,14 @@ def warm_up(run: Run, clock: Clock, *, at_most: int = 10) -> float:
     return before
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedBlocks:
-    """A candidate over a reference: the median ratio of alternating blocks.
+def time_pairs(run: Run, reference: Run, clock: Clock) -> tuple[float, float]:
+    """Time a candidate and a reference, both warm, in alternating blocks.
 
-    contention: wall over CPU time of the candidate's blocks.
+    Returns the median ratio of candidate to reference, and the candidate's wall over CPU time.
     """
-
-    ratio: float
-    contention: float
-
-
-def time_pairs(run: Run, reference: Run, clock: Clock) -> PairedBlocks:
-    """Time a candidate and a reference, both warm, in alternating blocks."""
     blocks = [(time_block(run, clock), time_block(reference, clock)) for _ in range(_BLOCKS)]
-    return PairedBlocks(
-        ratio=float(np.median([ours.seconds / theirs.seconds for ours, theirs in blocks])),
-        contention=float(np.median([ours.contention for ours, _ in blocks])),
-    )
+    ratio = np.median([ours.seconds / theirs.seconds for ours, theirs in blocks])
+    return float(ratio), float(np.median([ours.contention for ours, _ in blocks]))
 
 
 def clock_of(threads: int) -> Clock:

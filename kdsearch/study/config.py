@@ -33,6 +33,7 @@ from kdsearch.study.options import (
     flag,
     one_of,
     option,
+    options_of,
 )
 
 MAX_IMAGE_SIZE = 4096
@@ -175,6 +176,11 @@ class StudyConfig:
         names = (item.name for item in fields(self))
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# The options that images and teacher, and the device of a latency, are made from.
+DATA_FIELDS = tuple(name for name, it in options_of(StudyConfig).items() if it.panel == DATA)
+TARGET_FIELDS = ("target", "threads", "batch")
 
 
 @lru_cache(maxsize=4)

@@ -78,8 +78,9 @@ def _timm(name: str, classes: int | None) -> nn.Module:
 def _torchvision(name: str, classes: int | None) -> nn.Module:
     import torchvision
 
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        hint = did_you_mean(name, torchvision.models.list_models(module=torchvision.models))
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        hint = did_you_mean(name, known)
         raise SpecError(f"torchvision has no classification model {name!r}{hint}")
     if classes is not None:
         return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]

@@ -16,7 +16,8 @@ import yaml
 from torch import nn
 
 from kdsearch.data.base import ImageData
-from kdsearch.data.sizes import Size, as_size, scaled_size
+from kdsearch.data.sizes import Size, as_size
+from kdsearch.deploy.pricing import preprocess_of
 from kdsearch.errors import SpecError
 from kdsearch.models import students
 from kdsearch.models.features import bare
@@ -83,13 +84,9 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Save
             f"--data, --seed, --subset, --image-size and --flip as in {folder / 'study.yaml'}; "
             f"study:{folder}, the best student, teaches on any"
         )
-    preprocess = Preprocess(
-        mean=data.mean,
-        std=data.std,
-        resolution=scaled_size(data.size, spec.resolution),
-        channels=data.channels,
+    return SavedStudent(
+        spec=spec, weights=weights, classes=data.classes, preprocess=preprocess_of(spec, data)
     )
-    return SavedStudent(spec=spec, weights=weights, classes=data.classes, preprocess=preprocess)
 
 
 def _shipped(folder: Path) -> Path:

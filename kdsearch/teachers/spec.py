@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from kdsearch.errors import SpecError
@@ -64,14 +63,10 @@ def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
 
     Names are separated by commas, and so are weights: empty for a teacher that needs none.
     """
-    return _parse(config.teacher, config.teacher_weights, config.teacher_epochs)
-
-
-@cache
-def _parse(teacher: str, weights: str | None, epochs: int | None) -> tuple[TeacherSpec, ...]:
-    names = [name.strip() for name in teacher.split(",")]
+    names = [name.strip() for name in config.teacher.split(",")]
     if not all(names):
-        raise SpecError(f"--teacher {teacher!r}: a name is missing next to a comma")
+        raise SpecError(f"--teacher {config.teacher!r}: a name is missing next to a comma")
+    weights = config.teacher_weights
     files = [""] * len(names) if weights is None else weights.split(",")
     if len(files) != len(names):
         raise SpecError(
@@ -79,6 +74,6 @@ def _parse(teacher: str, weights: str | None, epochs: int | None) -> tuple[Teach
             "separated by commas, empty for a teacher that needs none"
         )
     return tuple(
-        TeacherSpec(name=name, weights=file.strip() or None, epochs=epochs)
+        TeacherSpec(name=name, weights=file.strip() or None, epochs=config.teacher_epochs)
         for name, file in zip(names, files, strict=True)
     )

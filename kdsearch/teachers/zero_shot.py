@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -97,15 +97,6 @@ def is_tag(weights: str) -> bool:
     return not set("./") & set(weights)
 
 
-class _Towers(Protocol):
-    """The used part of an open_clip model."""
-
-    visual: nn.Module
-    logit_scale: Tensor
-
-    def encode_text(self, text: Tensor, *, normalize: bool) -> Tensor: ...
-
-
 def open_clip_teacher(model: str, weights: str | None, classes: Sequence[str]) -> ZeroShot:
     """Return the zero-shot classifier of an open_clip model for classes by their names.
 
@@ -163,7 +154,7 @@ def _check_names(open_clip: ModuleType, model: str, weights: str | None) -> None
 
 def _load(
     open_clip: ModuleType, model: str, weights: str | None
-) -> tuple[_Towers, Callable[[list[str]], Tensor]]:
+) -> tuple[Any, Callable[[list[str]], Tensor]]:
     """Return the towers, in evaluation mode, and the tokenizer."""
     tagged = open_clip.pretrained.get_pretrained_cfg(model, weights) if weights else {}
     towers = open_clip.create_model(

@@ -6,16 +6,16 @@ They are built for the data's image size and labels, and not trained, so only co
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from kdsearch.data.base import CLASSIFICATION
 from kdsearch.data.sizes import size_text
-from kdsearch.deploy.flops import count
-from kdsearch.deploy.pricing import build_student, latency_of
+from kdsearch.deploy.pricing import build_student, price
 from kdsearch.errors import KDSearchError
 from kdsearch.json_cache import JsonCache
-from kdsearch.spec import StudentSpec
+from kdsearch.spec import Budget, StudentSpec
 from kdsearch.study.summary import Baseline
 from kdsearch.trials.trial import TrialContext
 
@@ -46,14 +46,5 @@ def measure_baselines(
 
 def _price(name: str, context: TrialContext) -> Baseline:
     student = build_student(StudentSpec(family=name), context.data)
-    flops, params = count(student.network, input_shape=student.preprocess.input_shape)
-    latency = latency_of(student, context.latencies)
-    return Baseline(
-        name=name,
-        flops=flops,
-        params=params,
-        latency_ms=latency.ms,
-        latency_spread_ms=latency.spread_ms,
-        latency_low_ms=latency.low_ms,
-        latency_high_ms=latency.high_ms,
-    )
+    cost = price(student, budget=Budget(), latencies=context.latencies)
+    return Baseline(name=name, **asdict(cost))

@@ -111,7 +111,7 @@ def check(
     space: str | None = None,
     params: Params | None = None,
     device: str = "auto",
-    on_try: OnTry | None = None,
+    on_try: OnTry = lambda *_: None,
 ) -> CheckReport:
     """Try the methods on the students, and measure the calibration of the teachers.
 
@@ -132,7 +132,7 @@ def check(
     teachers = tuple(_teachers(prepared.context)) if data.classes else ()
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
-    methods = _try_all(plan, models, prepared.context, on_try or _ignore)
+    methods = _try_all(plan, models, prepared.context, on_try)
     known = [spec.is_trained_here for spec in teacher_specs(config)]
     return CheckReport(
         data=data.name,
@@ -146,10 +146,6 @@ def check(
         methods=methods,
         notes=(*_on_teachers(teachers, known), *_on_students(students)),
     )
-
-
-def _ignore(_done: int, _total: int, _what: str) -> None:
-    pass
 
 
 class _Plan:

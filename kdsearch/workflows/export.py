@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,26 +26,23 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
 from kdsearch.study.callbacks import Callback
-from kdsearch.study.config import StudyConfig, config_of, read_config, resume_command
+from kdsearch.study.config import (
+    DATA_FIELDS,
+    TARGET_FIELDS,
+    StudyConfig,
+    config_of,
+    read_config,
+    resume_command,
+)
 from kdsearch.study.open import find_storage, load_study
+from kdsearch.tasks import Task
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
 from kdsearch.workflows.qat import fine_tune
 
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")
-_FIELDS = (
-    "data",
-    "image_size",
-    "subset",
-    "flip",
-    "teacher",
-    "teacher_weights",
-    "teacher_epochs",
-    "target",
-    "threads",
-    "batch",
-)
+_FIELDS = (*DATA_FIELDS, *TARGET_FIELDS, "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +108,11 @@ def export_study(
         calibration_images=lambda: calibration_images(student, data),
     )
     options = ExportOptions(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
+    write = partial(write_file, data=data, options=options, latencies=latencies)
     files = []
     for name in formats:
         callback.on_message(f"Writing {name}")
-        file = write_file(name, student, source, folder, data, options=options, latencies=latencies)
+        file = write(name, student, source, folder)
         if known_formats.get(name).is_8_bit and file.drop > max_drop:
             lost = f"{task.metric.number(file.drop)}{task.metric.points}"
             callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
@@ -122,7 +121,7 @@ def export_study(
             )
             candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
             tuned = fine_tune(student, candidate, context, source.calibration_images())
-            file = _better(file, tuned, source, folder, data, options=options, latencies=latencies)
+            file = _better(file, tuned, source, folder, task, write)
         files.append(file)
     _add_metrics(folder, files)
     return Exported(path=folder, files=tuple(files), best=best(files))
@@ -133,34 +132,18 @@ def _better(
     tuned: Model,
     source: Source,
     folder: Path,
-    data: ImageData,
-    *,
-    options: ExportOptions,
-    latencies: LatencyCache,
+    task: Task,
+    write: Callable[..., ExportedFile],
 ) -> ExportedFile:
-    """Export the tuned student; replace `file` where the new one loses less."""
+    """Export the tuned student by `write`; replace `file` where the new one loses less."""
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
-        metadata = previous_study.metadata_of(source.onnx)
-        task = tasks.of(data)
+        metadata, shape = previous_study.metadata_of(source.onnx), source.input_shape
         network = task.deployed(tuned.network)
-        to_onnx(
-            network,
-            input_shape=source.input_shape,
-            path=onnx,
-            metadata=metadata,
-            output=task.output,
-        )
-        better = write_file(
-            file.format,
-            tuned,
-            replace(source, network=network, onnx=onnx),
-            Path(fresh),
-            data,
-            options=options,
-            latencies=latencies,
-            full_precision=file.val + file.drop,
-        )
+        to_onnx(network, input_shape=shape, path=onnx, metadata=metadata, output=task.output)
+        source = replace(source, network=network, onnx=onnx)
+        full = file.val + file.drop
+        better = write(file.format, tuned, source, Path(fresh), full_precision=full)
         if better.drop >= file.drop:
             return file
         (Path(fresh) / better.name).replace(folder / better.name)
@@ -175,7 +158,7 @@ def _study_config(path: Path) -> StudyConfig:
     file = path / "best" / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return config_of({key: config[key] for key in (*_FIELDS, "seed") if key in config})
+        return config_of({key: config[key] for key in _FIELDS if key in config})
     except FileNotFoundError:
         raise StudyError(
             f"there is nothing to export at {path}: no study.yaml, no {file}"

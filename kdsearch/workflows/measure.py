@@ -44,26 +44,20 @@ def measure_model(
     """
     name, target = spec.family, require_target(config)
     target.dry_run(input_shape, note)
-    if name.endswith((".onnx", ".pt2")):
-        return Measured(
-            name=name,
-            input_shape=input_shape,
-            flops=None,
-            params=None,
-            latency=measure(Path(name), shape=input_shape, target=target),
-            target=target_info(config),
+    flops = params = None
+    file: Path | bytes = Path(name)
+    if not name.endswith((".onnx", ".pt2")):
+        channels, height, width = input_shape
+        network = students.build(
+            spec, in_channels=channels, num_classes=classes, data_size=(height, width)
         )
-    channels, height, width = input_shape
-    network = students.build(
-        spec, in_channels=channels, num_classes=classes, data_size=(height, width)
-    )
-    flops, params = count(network, input_shape=input_shape)
-    file = file_for(network, target, input_shape)
+        flops, params = count(network, input_shape=input_shape)
+        file = file_for(network, target, input_shape)
     return Measured(
         name=name,
         input_shape=input_shape,
         flops=flops,
         params=params,
         latency=measure(file, shape=input_shape, target=target),
-        target=target_info(config),
+        target=target_info(target),
     )

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate
 from kdsearch.training.step import Session
-from kdsearch.training.trainer import OnEpoch, train
+from kdsearch.training.trainer import train
 from kdsearch.trials.trial import TrialContext, build_distiller
 
 EPOCHS = 5
@@ -33,8 +33,6 @@ def fine_tune(
     candidate: Candidate,
     context: TrialContext,
     images: Iterable[Tensor],
-    *,
-    on_epoch: OnEpoch | None = None,
 ) -> Model:
     """Return a frozen copy of `student`, fine-tuned for EPOCHS with quantised layers.
 
@@ -57,7 +55,7 @@ def fine_tune(
             val=context.val,
             step_lock=step_lock,
         )
-        train(tuned, distiller, session, on_epoch=on_epoch)
+        train(tuned, distiller, session)
     return tuned.cpu().freeze()
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -32,12 +31,9 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
 from kdsearch.report.dashboard import write_dashboard
-from kdsearch.spec import Budget, Candidate, TrialRecord
+from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback, Callbacks
-from kdsearch.study.config import (
-    StudyConfig,
-    resume_command,
-)
+from kdsearch.study.config import StudyConfig, resume_command
 from kdsearch.study.early_stopping import OnRung, StudyPruner, earlier_curves
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study
@@ -46,10 +42,9 @@ from kdsearch.study.refit import refits_left, refits_to_come
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
 from kdsearch.study.stop_conditions import StopConditions
-from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
-from kdsearch.training.trainer import OnEpoch
 from kdsearch.trials.context import pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finalized, finalize
@@ -108,7 +103,7 @@ def run_study(
         try:
             with (
                 RunLog(study, device=str(device), started=started) as run_log,
-                _callbacks(study, callback, run_log, loggers) as callbacks,
+                closing(Callbacks([run_log, callback, *loggers.open(study)])) as callbacks,
                 _open_engine(
                     study, prepared.context, callbacks, options, on_ray, _earlier_curves(study, out)
                 ) as engine,
@@ -150,29 +145,12 @@ def _save_teachers(teachers: Sequence[Model], config: StudyConfig, directory: Pa
             save_weights(bare(teacher.network), directory / f"teacher{number}.safetensors")
 
 
-@contextmanager
-def _callbacks(
-    study: OpenStudy, callback: Callback, run_log: RunLog, loggers: Loggers
-) -> Iterator[Callbacks]:
-    """Open the loggers, give all callbacks as one, and close the loggers in the end."""
-    callbacks = Callbacks([run_log, callback, *loggers.open(study)])
-    try:
-        yield callbacks
-    finally:
-        callbacks.close()
-
-
 def _try_recipes(study: OpenStudy, out: Path, callback: Callback) -> None:
     """Let a new study try the recipes of the study it starts from."""
     recipes = [] if study.records() or study.facts.enqueued else recipes_of(study.config, out)
     if recipes:
         study.enqueue(recipes)
         callback.on_message(f"Tried first: {len(recipes)} recipes of {study.config.from_study}")
-
-
-def _price(budget: Budget, context: TrialContext) -> Price | None:
-    """Return what prices a proposal, None where no price could reject it."""
-    return None if budget.flops is None and budget.params is None else StaticCosts(context.data)
 
 
 def _search(
@@ -194,7 +172,8 @@ def _search(
     enough = StopConditions(
         study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after
     )
-    price = _price(study.budget, context)
+    is_priced = study.budget.flops is not None or study.budget.params is not None
+    price = StaticCosts(context.data) if is_priced else None
     source = search(study, n_trials=total, is_enough=enough, price=price)
     engine(TrialQueue(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
 
@@ -203,19 +182,6 @@ def _earlier_curves(study: OpenStudy, out: Path) -> Sequence[Curve]:
     """Return learning curves of the study that this one starts from, for early stopping."""
     start = None if study.config.stopping == "off" else start_of(study.config, out)
     return () if start is None else earlier_curves(study, start)
-
-
-class _RunTrial(Protocol):
-    """Runs a trial in a TrialContext, in this process or in a worker."""
-
-    def __call__(
-        self,
-        candidate: Candidate,
-        *,
-        directory: Path,
-        on_epoch: OnEpoch | None = None,
-        on_rung: OnRung | None = None,
-    ) -> TrialOutcome: ...
 
 
 @contextmanager
@@ -249,33 +215,35 @@ def _open_engine(
         with actors as engine:
             yield engine
         return
-    unfinished = study.path / UNFINISHED
-    context = replace(context, unfinished=unfinished)
+    context = replace(context, unfinished=study.path / UNFINISHED)
     count = count or fitting(context)
     evaluate = partial(_evaluate, study, callback, pruner)
     if options.trial_timeout is None and (count == 1 or context.device.type == "cuda"):
-        yield partial(
-            local.run, evaluators=[partial(evaluate, partial(run_trial, context=context))] * count
-        )
+        here = partial(evaluate, partial(run_trial, context=context))
+        yield partial(local.run, evaluators=[here] * count)
         return
     processes = open_workers(
         count,
         study.config,
         out=study.path.parent,
         device=context.device,
-        unfinished=unfinished,
+        unfinished=context.unfinished,
         threads=torch.get_num_threads() if count == 1 else 1,
         timeout=options.trial_timeout,
     )
     with processes as pool:
-        yield partial(
-            local.run, evaluators=[partial(evaluate, worker.run_trial) for worker in pool]
-        )
+        workers = [partial(evaluate, worker.run_trial) for worker in pool]
+        yield partial(local.run, evaluators=workers)
 
 
 def _evaluate(
-    study: OpenStudy, callback: Callback, on_rung: OnRung, run: _RunTrial, proposal: Proposal
+    study: OpenStudy,
+    callback: Callback,
+    on_rung: OnRung,
+    run: Callable[..., TrialOutcome],
+    proposal: Proposal,
 ) -> TrialOutcome:
+    """Run a trial, by `run_trial` in this process or in a worker."""
     return run(
         Candidate.from_params(proposal.params),
         directory=study.directory(proposal.number),

@@ -14,7 +14,7 @@ from shell import Copies, Shell
 
 from kdsearch import tasks
 from kdsearch.deploy.files import ExportedFile
-from kdsearch.deploy.formats import evaluate
+from kdsearch.deploy.formats.onnx import evaluate
 from kdsearch.deploy.package import candidate_of
 from kdsearch.study.open import load_study
 

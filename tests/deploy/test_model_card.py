@@ -42,6 +42,7 @@ METRICS = {
     "machine": "some processor",
     "target": {"device": "cpu", "runtime": "onnxruntime", "threads": 2, "batch": 1},
     "onnx": {"opset": 20, "bytes": 12_000, "val": 0.9, **MEASURED},
+    "is_taught": True,
     "flops": 2_500_000,
     "params": 31_000,
 }

@@ -17,7 +17,7 @@ from torch import nn
 from kdsearch.data.decode import decode
 from kdsearch.deploy import predict
 from kdsearch.deploy.files import _pixels
-from kdsearch.deploy.formats import to_onnx
+from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.models.model import Model, Preprocess
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

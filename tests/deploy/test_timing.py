@@ -183,10 +183,10 @@ def test_a_ratio_is_of_blocks_side_by_side() -> None:
         of_reference[0] = True
         now[0] += 2.0 * (3 if pairs[0] > 2 else 1)
 
-    found = time_pairs(candidate, reference, lambda: now[0])
+    ratio, _ = time_pairs(candidate, reference, lambda: now[0])
 
     assert pairs[0] > 2
-    assert found.ratio == pytest.approx(2.0)
+    assert ratio == pytest.approx(2.0)
 
 
 def test_warming_up_ends_when_two_blocks_agree() -> None:

@@ -151,7 +151,7 @@ def test_before_a_study_has_shipped_its_trials_can_teach(
     shutil.rmtree(folder / "best")
     kept, _ = kept_and_lost(folder)
     message = refusal(f"study:{folder}", data, tmp_path)
-    assert f"there is no {folder / 'best' / 'config.yaml'}; the trials whose" in message
+    assert f"there is no {folder / 'best' / 'config.yaml'}; trials with weights: " in message
     assert f"study:{folder}#{kept[0]}" in message
     assert load(f"study:{folder}#{kept[0]}", data, tmp_path).preprocess.channels == 1
 
@@ -193,7 +193,7 @@ def test_a_student_of_other_classes_is_refused_until_it_is_fine_tuned(
 
 def test_a_new_head_comes_on_an_unchanged_body(study: Path, data: ImageData) -> None:
     earlier = find_student(str(study), data)
-    old, new = (earlier.build(classes).eval() for classes in (10, 4))
+    old, new = (earlier.build(Classification(list(map(str, range(n))))).eval() for n in (10, 4))
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(old.features(x).embedding, new.features(x).embedding)
     assert new(x).shape == (2, 4)

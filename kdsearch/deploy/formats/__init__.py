@@ -1,23 +1,18 @@
 """Turn a student into files that run without kdsearch, each verified against its model.
 
-One file a format; the file name is the name, in print with hyphens. Importing this package is
-cheap: torch is loaded when one of its names is first used.
+One file a format; the file name is the name, in print with hyphens. Importing this package loads
+no torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 
 if TYPE_CHECKING:
-    from kdsearch.deploy.formats.base import Agreement, Format
-    from kdsearch.deploy.formats.onnx import evaluate, for_pricing, to_onnx, verify
-
-__all__ = ["FORMATS", "Agreement", "evaluate", "for_pricing", "get", "to_onnx", "verify"]
-_IN_BASE = ("Agreement",)
+    from kdsearch.deploy.formats.base import Format
 
 FORMATS: Registry[Format] = Registry(
     "kdsearch.deploy.formats", "kdsearch.deploy.formats.base:Format", what="format"
@@ -34,10 +29,3 @@ def get(name: str) -> type[Format]:
         hint = did_you_mean(shown, known)
         raise SpecError(f"unknown format {shown!r}{hint}; known: {', '.join(known)}")
     return FORMATS.get(shown.replace("-", "_"))
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "base" if name in _IN_BASE else "onnx"
-    return getattr(import_module(f"kdsearch.deploy.formats.{room}"), name)

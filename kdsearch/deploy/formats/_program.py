@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from kdsearch.deploy.flops import unfused_attention
 from kdsearch.errors import ExportError
 
-_EXAMPLES = 2  # torch.export treats a batch of one as a constant
+EXAMPLES = 2  # torch.export treats a batch of one as a constant
 
 
 def cpu_copy(model: nn.Module) -> nn.Module:
@@ -29,7 +29,7 @@ def program_of(
 
     Raises ExportError when the model does not export or has a fixed batch size.
     """
-    example = torch.zeros(_EXAMPLES, *input_shape)
+    example = torch.zeros(EXAMPLES, *input_shape)
     batch = Dim("batch", min=1, max=max_batch)
     try:
         with unfused_attention():

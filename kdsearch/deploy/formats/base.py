@@ -86,15 +86,22 @@ class Format(ABC):
         """
 
 
-def compare(model: nn.Module, run: Run, images: Iterable[Tensor], task: Task) -> Agreement:
-    """Compare a loaded file with `model` on batches [N, C, H, W]; split the first into sizes."""
+@torch.no_grad()
+def both_answers(
+    model: nn.Module, run: Run, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return the answers of the model and of its loaded file to their inputs, [N, ...] each.
+
+    The first batch is split into 1, 7 and the remaining images, to try the file on several sizes.
+    """
     expected, found = [], []
-    with torch.no_grad():
-        for number, batch in enumerate(images):
-            for part in (batch,) if number else in_several_sizes(batch):
-                expected.append(model(part))
-                found.append(answer_of(run, part))
-    return agreement_of(torch.cat(expected), torch.cat(found), task)
+    for number, (inputs, fed) in enumerate(batches):
+        parts = (slice(None),) if number else (slice(1), slice(1, 8), slice(8, None))
+        for part in parts:
+            if len(inputs[part]):
+                expected.append(model(inputs[part]))
+                found.append(answer_of(run, fed[part]))
+    return torch.cat(expected), torch.cat(found)
 
 
 def agreement_of(ours: Tensor, theirs: Tensor, task: Task) -> Agreement:
@@ -111,8 +118,3 @@ def agreement_of(ours: Tensor, theirs: Tensor, task: Task) -> Agreement:
 def answer_of(run: Run, images: Tensor) -> Tensor:
     """Return the answer of a loaded file as a tensor."""
     return torch.from_numpy(run(np.ascontiguousarray(images.cpu().numpy())))
-
-
-def in_several_sizes(batch: Tensor) -> tuple[Tensor, ...]:
-    """Split a batch into 1, 7 and the remaining images, to try a file on each batch size."""
-    return tuple(part for part in (batch[:1], batch[1:8], batch[8:]) if len(part))

@@ -1,7 +1,7 @@
 """Write a student as one ONNX file, verify it against its model, and score it on its own.
 
 Input `input` [batch, C, H, W], normalised float32; one output, named by the task; any batch size.
-Two exporters: the file of best/ comes from torch.export; `for_pricing` uses the older trace-based
+Two exporters: the file of best/ comes from torch.export; `onnx_bytes` uses the older trace-based
 one, 15 times quicker, whose file is thrown away once it is timed.
 """
 
@@ -21,8 +21,16 @@ from torch import Tensor, nn
 from kdsearch.atomic import replacing
 from kdsearch.deploy import runtimes
 from kdsearch.deploy.flops import unfused_attention
-from kdsearch.deploy.formats._program import cpu_copy
-from kdsearch.deploy.formats.base import EXACT, Agreement, Format, Source, answer_of, compare
+from kdsearch.deploy.formats._program import EXAMPLES, cpu_copy
+from kdsearch.deploy.formats.base import (
+    EXACT,
+    Agreement,
+    Format,
+    Source,
+    agreement_of,
+    answer_of,
+    both_answers,
+)
 from kdsearch.deploy.runtimes import Runtime
 from kdsearch.errors import CostError, ExportError
 from kdsearch.tasks import Task
@@ -31,7 +39,6 @@ from kdsearch.training.validation import measured
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
 _INPUT, _BATCH = "input", "batch"
 _ANSWER = "logits"  # of a file for pricing, of any task
-_EXAMPLES = 2  # torch.export treats a batch of one as a constant
 _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 
 
@@ -64,7 +71,7 @@ def to_onnx(
         with unfused_attention():
             program = torch.onnx.export(
                 cpu_copy(model),
-                (torch.zeros(_EXAMPLES, *input_shape),),
+                (torch.zeros(EXAMPLES, *input_shape),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[_INPUT],
@@ -94,7 +101,7 @@ def to_onnx(
         temporary.write_bytes(proto.SerializeToString())
 
 
-def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes:
+def onnx_bytes(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes:
     """Return ONNX bytes as fast or slow as the trained `model` will be, in about 0.1 s.
 
     Untrained weights are perturbed on a copy, since a branch that ends in zeros may be folded away.
@@ -112,7 +119,7 @@ def for_pricing(model: nn.Module, *, input_shape: tuple[int, int, int]) -> bytes
             _ignore_trace_warnings()
             torch.onnx.export(
                 perturbed,
-                (torch.zeros(_EXAMPLES, *input_shape),),
+                (torch.zeros(EXAMPLES, *input_shape),),
                 path,
                 dynamo=False,
                 opset_version=OPSET,
@@ -131,7 +138,8 @@ def verify(model: nn.Module, path: Path, images: Iterable[Tensor], task: Task) -
 
     Raises ExportError when they disagree: same answers below 0.999 or max_rel above 1e-4.
     """
-    agreement = compare(cpu_copy(model), _load(path), images, task)
+    same_inputs = ((batch, batch) for batch in images)
+    agreement = agreement_of(*both_answers(cpu_copy(model), _load(path), same_inputs), task)
     if not EXACT.accepts(agreement):
         raise ExportError(
             f"{path} disagrees with its {type(model).__name__}: {agreement}; accepted are {EXACT}. "

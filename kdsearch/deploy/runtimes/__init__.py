@@ -13,12 +13,7 @@ from kdsearch.registry import Registry
 
 RUNTIMES: Registry[Runtime] = Registry("kdsearch.deploy.runtimes", Runtime, what="runtime")
 
-__all__ = ["RUNTIMES", "Runtime", "Unavailable", "load", "names", "require"]
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of the runtimes in alphabetical order."""
-    return RUNTIMES.names()
+__all__ = ["RUNTIMES", "Runtime", "Unavailable", "load", "require"]
 
 
 def require(name: str) -> type[Runtime]:
@@ -39,8 +34,5 @@ def load(name: str, path: Path, *, threads: int = 1) -> Runtime:
     except ExportError:
         raise
     except Exception as error:  # the runtimes' exceptions have no common base
-        raise ExportError(f"{name} refuses {path}: {_reason(error)}; export it again") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{name} refuses {path}: {reason}; export it again") from error

@@ -57,9 +57,13 @@ class LocalTarget(Target):
         request = {"file": str(timing.file), "shape": timing.shape, "dtype": timing.dtype}
         return self._server.request(request)
 
-    @abstractmethod
+    def version(self) -> str:
+        """Return the version of the runtime."""
+        return runtimes.require(self.takes[0]).version()
+
     def prepare(self) -> None:
-        """Import what timing needs; open no network and no device."""
+        """Import the runtime; each fork opens the device itself, since forks cannot share it."""
+        runtimes.require(self.takes[0]).prepare()
 
     def handle(self, request: Json) -> Json:
         """Time the requested file, in this process."""
@@ -95,11 +99,7 @@ class GpuTarget(LocalTarget):
         import torch
 
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        return f"{runtimes.require(self.takes[0]).version()} | CUDA {torch.version.cuda} | {gpu}"
-
-    def prepare(self) -> None:
-        """Import the runtime; each fork opens the device itself, since forks cannot share it."""
-        runtimes.require(self.takes[0]).prepare()
+        return f"{super().version()} | CUDA {torch.version.cuda} | {gpu}"
 
     def measure_round(self, timing: TimingRequest, references: References) -> Round:
         """Time a file in one fork."""
@@ -115,14 +115,10 @@ class CpuTarget(LocalTarget):
 
     device = "cpu"
 
-    def version(self) -> str:
-        """Return the version of the runtime."""
-        return runtimes.require(self.takes[0]).version()
-
     def prepare(self) -> None:
         """Import the runtimes of the file and the reference; build the reference networks."""
-        for name in (self.takes[0], "onnxruntime"):
-            runtimes.require(name).prepare()
+        super().prepare()
+        runtimes.require("onnxruntime").prepare()
         for length in LENGTHS:
             conv_chain(length, channels=CHANNELS, side=SIDE)
 
@@ -175,7 +171,7 @@ class CpuTarget(LocalTarget):
             return {"blocks": [1e3 * seconds for seconds in blocks]}
         longer = self._reference(cast("int", request["length"]))
         warm_up(longer, clock)
-        return {"ratio": time_pairs(longer, shortest, clock).ratio}
+        return {"ratio": time_pairs(longer, shortest, clock)[0]}
 
     def time(self, timing: TimingRequest) -> Json:
         """Return the ratio of a file to a reference of similar duration, and its length."""
@@ -186,8 +182,8 @@ class CpuTarget(LocalTarget):
         length = min(LENGTHS, key=lambda length: abs(math.log(seconds / (length * one))))
         reference = self._reference(length)
         warm_up(reference, clock)
-        pairs = time_pairs(run, reference, clock)
-        return {"ratio": pairs.ratio, "length": length, "contention": pairs.contention}
+        ratio, contention = time_pairs(run, reference, clock)
+        return {"ratio": ratio, "length": length, "contention": contention}
 
     def _load(self, timing: TimingRequest) -> Run:
         """Return a run of a file, after one run."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.deploy import runtimes
-from kdsearch.deploy.formats import FORMATS, get, to_onnx
+from kdsearch.deploy.formats import FORMATS, get
 from kdsearch.deploy.formats._program import program_of
 from kdsearch.deploy.formats.base import EXACT, ROUNDED, Agreement, Source, Tolerance, agreement_of
+from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.errors import ExportError, SpecError
 from kdsearch.tasks.classification import Classification
 
@@ -248,7 +249,7 @@ def test_the_program_of_few_zeros_is_not_padded_by_its_example(tmp_path):
     assert path.stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("name", runtimes.names())
+@pytest.mark.parametrize("name", runtimes.RUNTIMES.names())
 def test_a_damaged_file_is_an_export_error(name, tmp_path):
     (tmp_path / "torn").write_bytes(b"x" * 300)
     try:
@@ -319,7 +320,7 @@ def run(x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", runtimes.names())
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES.names())
 def test_every_file_runs_where_its_runtime_is_installed_alone(runtime, tmp_path):
     net = trained(cnn())
     whole = tmp_path / "student.onnx"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from kdsearch.deploy.formats import evaluate, for_pricing, to_onnx, verify
-from kdsearch.deploy.formats.onnx import OPSET
+from kdsearch.deploy.formats.onnx import OPSET, evaluate, onnx_bytes, to_onnx, verify
 from kdsearch.deploy.latency import measure
 from kdsearch.deploy.runtimes.onnxruntime import open_session
 from kdsearch.deploy.targets import parse_target
@@ -101,7 +100,7 @@ def test_multihead_attention_exports_and_prints_nothing(tmp_path, capfd):
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "vit.onnx", metadata={})
 
     assert verify(net, tmp_path / "vit.onnx", [images()], TASK).max_rel < 1e-4
-    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
+    assert measure(onnx_bytes(net, input_shape=SHAPE), shape=SHAPE).ms > 0
     assert torch.backends.mha.get_fastpath_enabled()
     assert capfd.readouterr() == ("", "")
 
@@ -146,7 +145,7 @@ def test_export_and_pricing_leave_the_model_as_it_was(tmp_path):
     torch.manual_seed(3)
 
     to_onnx(net, input_shape=SHAPE, path=tmp_path / "a.onnx", metadata={})
-    for_pricing(net, input_shape=SHAPE)
+    onnx_bytes(net, input_shape=SHAPE)
 
     assert torch.equal(torch.rand(1), expected)  # the global generator was not touched
     assert [module.training for module in net.modules()] == flags
@@ -157,7 +156,7 @@ def test_export_and_pricing_leave_the_model_as_it_was(tmp_path):
 
 def test_export_prints_nothing(tmp_path, capfd):
     to_onnx(tiny_cnn(), input_shape=SHAPE, path=tmp_path / "a.onnx", metadata={})
-    for_pricing(tiny_cnn(), input_shape=SHAPE)
+    onnx_bytes(tiny_cnn(), input_shape=SHAPE)
 
     assert capfd.readouterr() == ("", "")
 
@@ -285,7 +284,7 @@ def test_model_that_cannot_be_shipped_is_refused_and_no_file_is_left(net, messag
 
 def test_pricing_refuses_a_model_that_does_not_run():
     with pytest.raises(CostError, match="FixedShape does not export to ONNX at 3x16x16"):
-        for_pricing(FixedShape(), input_shape=SHAPE)
+        onnx_bytes(FixedShape(), input_shape=SHAPE)
 
 
 def test_pricing_wakes_what_initialisation_put_to_sleep():
@@ -293,7 +292,7 @@ def test_pricing_wakes_what_initialisation_put_to_sleep():
     asleep = [name for name, weight in net.named_parameters() if not weight.any()]
     assert asleep
 
-    proto = onnx.load_from_string(for_pricing(net, input_shape=(3, 32, 32)))
+    proto = onnx.load_from_string(onnx_bytes(net, input_shape=(3, 32, 32)))
 
     weights = [onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer]
     assert all(weight.any() for weight in weights)
@@ -302,7 +301,7 @@ def test_pricing_wakes_what_initialisation_put_to_sleep():
 
 @pytest.mark.parametrize("make", [tiny_cnn, tiny_vit])
 def test_pricing_file_runs_at_the_wanted_shape(make):
-    first = for_pricing(make(), input_shape=SHAPE)
+    first = onnx_bytes(make(), input_shape=SHAPE)
 
     assert measure(first, shape=SHAPE, target=parse_target("cpu", batch=3)).ms > 0
 
@@ -310,10 +309,10 @@ def test_pricing_file_runs_at_the_wanted_shape(make):
 def test_pricing_works_on_maps_of_one_pixel():
     net = nn.Sequential(nn.Conv2d(3, 4, 16), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
-    assert measure(for_pricing(net, input_shape=SHAPE), shape=SHAPE).ms > 0
+    assert measure(onnx_bytes(net, input_shape=SHAPE), shape=SHAPE).ms > 0
 
 
 def test_pricing_is_the_same_file_each_time():
     net = tiny_cnn()
 
-    assert for_pricing(net, input_shape=SHAPE) == for_pricing(net, input_shape=SHAPE)
+    assert onnx_bytes(net, input_shape=SHAPE) == onnx_bytes(net, input_shape=SHAPE)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdsearch.deploy.flops import count
-from kdsearch.deploy.formats import for_pricing, to_onnx, verify
+from kdsearch.deploy.formats.onnx import onnx_bytes, to_onnx, verify
 from kdsearch.errors import SpecError
 from kdsearch.models.students import FAMILIES, build, check, knobs_of
 from kdsearch.models.students.base import Student, dealt, scaled
@@ -61,7 +61,7 @@ def test_price_and_file_see_the_logits_alone(family: str) -> None:
     """Stages, attention and heads are views that nothing at inference pays for."""
     student = make(family, in_channels=3, side=16)
 
-    graph = onnx.load_from_string(for_pricing(student, input_shape=(3, 16, 16))).graph
+    graph = onnx.load_from_string(onnx_bytes(student, input_shape=(3, 16, 16))).graph
     flops, params = count(student, input_shape=(3, 16, 16))
 
     assert len(graph.output) == 1
