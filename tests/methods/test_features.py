@@ -337,12 +337,6 @@ def test_ofa_at_eps_one_is_the_cross_entropy_with_the_teacher():
     torch.testing.assert_close(found, F.cross_entropy(student.logits, teacher.logits.softmax(1)))
 
 
-def test_ofa_counts_a_mixed_image_as_its_larger_share():
-    loss, student, teacher = prepared("ofa", eps=1.5)
-    mixed = 0.7 * F.one_hot(TARGET, K) + 0.3 * F.one_hot(TARGET.flip(0), K)
-    assert torch.equal(loss(student, teacher, mixed), loss(student, teacher, TARGET))
-
-
 @pytest.mark.parametrize("name", ["ofa", "self_distill"])
 def test_exits_need_stages(name):
     student, teacher, _ = signals(name)
@@ -426,15 +420,6 @@ def test_minilm_ignores_the_order_of_tokens_and_rotations_within_a_head():
     rotation = torch.linalg.qr(randn(4, 4, seed=5)).Q
     turned = torch.einsum("ij,bgjn->bgin", rotation, student.reshape(2, 6, 4, 9))
     torch.testing.assert_close(loss([turned.reshape(student.shape)], [teacher], TARGET[:2]), before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_minilm_is_finite_for_values_of_a_thousand(dtype):
-    student = (1000 * randn(2, 24, 3, 3)).to(dtype).requires_grad_()
-    value = methods.get("minilm")()([student], [1000 * randn(2, 24, 3, 3, seed=1)], TARGET[:2])
-    value.backward()
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
 
 
 def test_minilm_refuses_channels_that_are_not_three_times_d():
@@ -578,13 +563,6 @@ def test_grad_cam_gradient_equals_finite_differences(kind):
     start = weight.detach().clone()
     rise = (value(start + step) - value(start - step)).item() / 2e-6
     assert slope == pytest.approx(rise, rel=1e-5)
-
-
-def test_grad_cam_of_equal_networks_is_zero():
-    x = randn(B, 3, 8, 8)
-    network = tiny("vit", 1)
-    told = gradient_of(network.features(x.requires_grad_()))
-    assert methods.get("grad_cam")()(network.features(x), told, TARGET) == 0
 
 
 def test_grad_cam_works_under_autocast():

@@ -211,6 +211,16 @@ def test_mixed_labels_of_one_class_are_that_class(name):
     )
 
 
+def test_a_mixed_image_counts_as_its_larger_share_where_labels_are_hard(name):
+    if methods.get(name).labels == "hard":
+        student, teacher = leaves(name)
+        loss = prepared(name, asked(student), teacher)
+        whole = F.one_hot(TARGET, K).double()
+        mixed = 0.7 * whole + 0.3 * whole.roll(1, dims=1)
+        found = value_of(name, student, teacher, mixed, loss=loss)
+        assert found == value_of(name, student, teacher, loss=loss)
+
+
 def test_defaults_lie_inside_their_own_ranges(name):
     method = methods.get(name)
     knobs = inspect.signature(method).parameters

@@ -72,13 +72,6 @@ def test_standardized_ignores_affine_changes_of_either_sides_logits(scale, shift
     )
 
 
-def test_standardized_of_rows_without_spread_has_a_finite_gradient():
-    _, teacher = logits()
-    student = torch.full((B, K), 3.0, requires_grad=True)
-    methods.get("kd_standardized")()(student, teacher.float(), TARGET).backward()
-    assert student.grad.isfinite().all()
-
-
 def test_standardized_is_weighed_as_in_the_reference():
     method = methods.get("kd_standardized")
     assert method.alpha * method.weight == pytest.approx(9)
