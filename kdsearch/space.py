@@ -26,7 +26,7 @@ Params: TypeAlias = Mapping[str, Value]
 MAX_FILE_BYTES = 1_000_000
 MAX_BOUND = 2**53  # beyond it, whole numbers are no longer exact as floats
 MAX_DEPTH = 20
-# YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign), which nobody intends.
+# YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign), never what is meant.
 _NUMBER_LOOKALIKE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 

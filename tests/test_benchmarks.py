@@ -92,7 +92,7 @@ def test_bar_is_a_ceiling_or_a_floor_and_itself_keeps_it(changed, is_met):
     assert a_row(**changed).is_met is is_met
 
 
-def test_missed_bar_is_told_in_table_json_and_status(tmp_path, capsys):
+def test_missed_bar_shows_in_table_json_and_status(tmp_path, capsys):
     def with_bar(bar):
         rows = [a_row(), a_row(case="b", bar=bar)]
         return lambda argv: bars.tell("it", "What.", lambda: rows, Path(argv[1]))

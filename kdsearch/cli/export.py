@@ -31,7 +31,7 @@ def export(
     ] = "onnx-int8,torch-export",
     trial: Annotated[int | None, typer.Option(help="A trial's number; else the best.")] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Accuracy that a file may lose, as a fraction.")
+        float, typer.Option(help="Loss of the metric that a file may have, as a fraction.")
     ] = 0.01,
     fold_preprocess: Annotated[
         bool,
@@ -74,7 +74,7 @@ def export(
             storage=storage,
             max_drop=max_drop,
             is_folded=fold_preprocess,
-            asked=given,
+            given=given,
         )
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))
@@ -88,21 +88,22 @@ def _table(found: Exported) -> Table:
     """Return a table with one row per file."""
     from rich.table import Table
 
+    metric = found.metric
     table = Table(
         title="Files, each measured as itself",
-        caption="drop: points of validation accuracy; same: equal predictions; ms: where 95 % of "
-        "processes find it; * fastest of these that fits",
+        caption=f"val: validation {metric.label}; drop: its loss{metric.points and ', points'}; "
+        "same: equal answers; ms: where 95 % of processes find it; * fastest of these that fits",
     )
     table.add_column("file", no_wrap=True)
-    for heading in ("MB", "val, %", "drop", "same, %", "ms", "fits"):
+    for heading in ("MB", f"val{metric.unit and ', %'}", "drop", "same, %", "ms", "fits"):
         table.add_column(heading, justify="right", no_wrap=heading in ("MB", "ms"))
     for file in found.files:
         is_best = file == found.best
         table.add_row(
             f"{file.name}{' *' if is_best else ''}",
             f"{file.bytes / 1e6:.3g}",
-            f"{100 * file.val:.2f}",
-            f"{100 * file.drop:.2f}",
+            metric.number(file.val),
+            metric.number(file.drop),
             f"{100 * file.agreement.same:.2f}",
             f"{file.latency.low_ms:.3g}-{file.latency.high_ms:.3g}",
             "no" if file.misses else "yes",

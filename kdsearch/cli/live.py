@@ -18,6 +18,7 @@ from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.run_state import RunState, name_trial
+from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
@@ -38,6 +39,7 @@ class StudyConsole(Callback):
         self._stage = ""
         self._last: deque[TrialRecord] = deque(maxlen=_LAST)
         self._state = RunState()
+        self._metric = DEFAULT_METRIC
         self._has_estimate = False
         self._live = Live(
             get_renderable=self._render,
@@ -66,9 +68,13 @@ class StudyConsole(Callback):
         if not self._quiet:
             show(text, console=self._console)
 
+    def on_prepare(self, metric: Metric) -> None:
+        """Show values in this metric from now on."""
+        self._metric = metric
+
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Show how far the teacher's training is; plain output gets its first and last."""
-        detail = f"validation {100 * epoch.val:.2f} %"
+        detail = f"validation {self._metric.text(epoch.val)}"
         if epoch.number == 1:
             self.on_message(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
         self._stage = f"Teacher: epoch {epoch.number} of {epochs}, {detail}"
@@ -121,7 +127,8 @@ class StudyConsole(Callback):
     def _point(self, record: TrialRecord) -> str:
         assert record.val is not None
         assert record.cost is not None
-        return f"{100 * record.val:.2f} % at {cost_text(record.cost, self._state.budget.axis())}"
+        cost = cost_text(record.cost, self._state.budget.axis())
+        return f"{self._metric.text(record.val)} at {cost}"
 
     def _render(self) -> RenderableType:
         if not self._state.total:
@@ -141,7 +148,7 @@ class StudyConsole(Callback):
                 str(record.number),
                 Text(name_trial(record.params)),
                 str(len(record.curve) or ""),
-                "" if record.val is None else f"{100 * record.val:.2f} %",
+                self._value(record.val),
                 Text(kind + self._ending(record), style=_STYLES.get(record.state, "")),
             )
         for number, row in sorted(self._state.running.items()):
@@ -150,11 +157,14 @@ class StudyConsole(Callback):
                 str(number),
                 Text(row.what),
                 f"{row.epoch}/{row.epochs}",
-                "" if row.val is None else f"{100 * row.val:.2f} %",
+                self._value(row.val),
                 f"{row.kind}, {state}" if row.kind else state,
                 style="bold",
             )
         return table
+
+    def _value(self, val: float | None) -> str:
+        return "" if val is None else self._metric.text(val)
 
     def _ending(self, record: TrialRecord) -> str:
         if record.state != "complete" or record.cost is None:

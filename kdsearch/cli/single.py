@@ -82,9 +82,10 @@ def distill(
     if as_json:
         typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
         return
+    text = found.metric.text
     show(
-        f"Teacher: validation {100 * found.teacher_val:.2f} %",
-        "Student: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in found.results.items()),
+        f"Teacher: validation {text(found.teacher_val)}",
+        "Student: " + ", ".join(f"{k} {text(v)}" for k, v in found.results.items()),
         f"File: {found.package.path}/student.onnx, {found.package.latency}, "
         f"{100 * found.package.agreement.same:.2f} % same predictions as PyTorch",
         f"Curves: tensorboard --logdir {found.package.path.parent}/tensorboard",
@@ -110,7 +111,7 @@ def check(
     device: str | None = None,
     given: dict[str, Any],
 ) -> None:
-    """Check, before a study, which methods can be used, and how accurate the teacher is.
+    """Check, before a study, which methods can be used, and how good the teacher is.
 
     Example: kdsearch check --data path/to/images --teacher timm:resnet50.a1_in1k
     --teacher-epochs 5 --space classification-mobile

@@ -13,7 +13,7 @@ from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
 from kdsearch.study.summary import Entry, Summary, Trainings
-from kdsearch.tasks.base import ACCURACY, Metric
+from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
@@ -122,9 +122,10 @@ def _trials(summary: Summary) -> int:
     return counts.complete + counts.pruned + counts.rejected + counts.failed
 
 
-def check_tables(checked: CheckReport) -> tuple[Table, Table, Table]:
-    """Return the tables of teachers, students and methods."""
-    return _teachers_table(checked), _students_table(checked), _methods_table(checked)
+def check_tables(checked: CheckReport) -> list[Table]:
+    """Return the tables of students and methods, after that of calibrated teachers if any."""
+    teachers = [_teachers_table(checked)] if checked.teachers else []
+    return [*teachers, _students_table(checked), _methods_table(checked)]
 
 
 def _teachers_table(checked: CheckReport) -> Table:
@@ -134,14 +135,14 @@ def _teachers_table(checked: CheckReport) -> Table:
         "bins; best T: temperature of the lowest NLL; plain views",
     )
     table.add_column("teacher", overflow="fold")
-    for heading in ("images", ACCURACY.label, "confidence", "NLL", "ECE", "best T"):
+    for heading in ("images", checked.metric.label, "confidence", "NLL", "ECE", "best T"):
         table.add_column(heading, justify="right")
     for teacher in checked.teachers:
         for split, found in (("val", teacher.validation), ("train", teacher.train)):
             table.add_row(
                 teacher.name if split == "val" else "",
                 f"{found.images:,} {split}",
-                ACCURACY.text(found.accuracy),
+                checked.metric.text(found.accuracy),
                 f"{100 * found.confidence:.2f} %",
                 f"{found.nll:.4f}",
                 f"{100 * found.ece:.2f} %",

@@ -75,7 +75,7 @@ def _frozen_view(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` off its inference path: nobody counts or exports it."""
+    """Keep `nn.MultiheadAttention` off its inference path, which cannot be counted or exported."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -54,7 +54,8 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(_head(metrics, config), sort_keys=False)}---",
         f"# {config['student']} for {metrics['data']['name']}",
         _summary(metrics, config),
-        _PROGRAM.strip() + timm_snippet(config["student"], metrics["metadata"]),
+        _PROGRAM.strip()
+        + timm_snippet(config["student"], metrics["metadata"], metrics["task"].get("head_outputs")),
         "\n".join(_results(metrics)),
         "\n".join(_files(metrics)),
         "\n".join(_data(metrics)),
@@ -206,13 +207,13 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "  kdsearch does not know: set `license` above before you publish."
 
 
-def timm_snippet(family: str, metadata: Mapping[str, str]) -> str:
-    """Return code that loads the weights with timm, for a network of timm.
+def timm_snippet(family: str, metadata: Mapping[str, str], head_outputs: int | None) -> str:
+    """Return code that loads the weights with timm, for a network of timm; else an empty text.
 
-    metadata: of the ONNX file.
+    metadata: of the ONNX file. head_outputs: see `tasks.Facts`.
     """
     library, _, name = family.partition(":")
-    if library != "timm" or "classes" not in metadata:
+    if library != "timm" or head_outputs is None:
         return ""
     import timm
 
@@ -227,7 +228,7 @@ import timm
 
 network = timm.create_model(
     "{name}", checkpoint_path="student.safetensors",
-    num_classes={len(json.loads(metadata["classes"]))}, in_chans={metadata["channels"]}{side},
+    num_classes={head_outputs}, in_chans={metadata["channels"]}{side},
 ).eval()
 ```
 """

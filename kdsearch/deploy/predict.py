@@ -42,7 +42,7 @@ def pixels(path: Path | str, *, size: tuple[int, int], channels: int) -> Any:
 
 
 def sides(text: str) -> tuple[int, int]:
-    """Return (H, W) of what a file says of a size: `32` or `[24, 32]`."""
+    """Return (H, W) of a size in a file: `32` or `[24, 32]`."""
     found = json.loads(text)
     return (found, found) if isinstance(found, int) else (found[0], found[1])
 
@@ -72,7 +72,7 @@ def _resized(values: Any, size: tuple[int, int]) -> Any:
 
 
 def onnx(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return a function from images to answers, and what the ONNX file says of itself."""
+    """Return a function from images to answers, and the metadata of the ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -127,7 +127,7 @@ OTHERS = {".xml": openvino, ".tflite": litert, ".pte": executorch, ".pt2": torch
 
 
 def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
-    """Return a function from images to answers, and what is known of its input and classes."""
+    """Return a function from images to answers, and the metadata of its input and answers."""
     if file.suffix == ".onnx":
         return onnx(file)
     if file.suffix not in OTHERS:

@@ -72,7 +72,7 @@ def _rate(context: TrialContext, start: threading.Barrier, batch_size: int) -> f
             step.epoch(1)  # kernels are chosen, the graph is captured
             step.means()  # which waits
         except BaseException:
-            start.abort()  # nobody waits for this one
+            start.abort()  # no thread waits for this one
             raise
         try:
             start.wait()

@@ -172,7 +172,7 @@ class _Actor(tune.Trainable):
                 outcome = evaluate(proposal, self._report)
                 self._began = math.inf
                 self._messages.put(outcome)
-        except BaseException as error:  # nobody waits for a thread
+        except BaseException as error:  # no caller waits for this thread
             self._messages.put(_Raised(error=_sendable(error)))
 
     def _report(self, *args: object) -> None:

@@ -37,8 +37,8 @@ def hypervolume(points: Points, reference: tuple[float, float]) -> float:
     chosen = [points[i] for i in front(points)]
     costs = [*(min(cost, limit) for _, cost in chosen), limit]
     return sum(
-        max(0.0, value - quality) * (dearer - cost)
-        for (value, _), (cost, dearer) in zip(chosen, pairwise(costs), strict=True)
+        max(0.0, value - quality) * (costlier - cost)
+        for (value, _), (cost, costlier) in zip(chosen, pairwise(costs), strict=True)
     )
 
 

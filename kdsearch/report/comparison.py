@@ -88,10 +88,10 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
     fronts = [_front(study, axis) for study in (one, other)]
     points = [(score, cost) for front in fronts for _, score, cost in front]
     best, cheapest = max(a for a, _ in points), min(c for _, c in points)
-    worst, dearest = min(a for a, _ in points), max(c for _, c in points)
+    worst, costliest = min(a for a, _ in points), max(c for _, c in points)
     reference = (
         worst - (_MARGIN * (best - worst) or _MARGIN * worst or _MARGIN),
-        dearest + (_MARGIN * (dearest - cheapest) or _MARGIN * dearest),
+        costliest + (_MARGIN * (costliest - cheapest) or _MARGIN * costliest),
     )
     whole = (best - reference[0]) * (reference[1] - cheapest)
     sides = [

@@ -229,7 +229,7 @@ def target(where: TargetInfo) -> str:
 def conventions(summary: Summary) -> str:
     """Return the units and conventions that a reader must know."""
     return (
-        f"{sentence(summary.metric.label)} is on the validation set unless it says test. "
+        f"{sentence(summary.metric.label)} is on the validation set unless marked as test. "
         "FLOPs count one multiply-add once, for one image. "
         f"Latency is measured on {target(summary.target)}. "
         f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "

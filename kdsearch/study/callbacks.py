@@ -13,6 +13,7 @@ from kdsearch.study.run_state import RunState
 from kdsearch.study.study import Proposal
 
 if TYPE_CHECKING:
+    from kdsearch.tasks import Metric
     from kdsearch.training.trainer import Epoch
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ class Callback:
     def on_message(self, text: str) -> None:
         """Receive one line for the user."""
 
+    def on_prepare(self, metric: Metric) -> None:
+        """Receive the metric of the task, before the teacher is loaded or trained."""
+
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Receive an epoch of the teacher's training."""
 
@@ -44,7 +48,7 @@ class Callback:
         """Receive an epoch of a trial."""
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        """Receive a finished trial, and the most accurate one so far."""
+        """Receive a finished trial, and the best one so far."""
 
     def close(self) -> None:
         """Write what is not written yet; the study is over."""
@@ -66,6 +70,10 @@ class Callbacks(Callback):
     def on_message(self, text: str) -> None:
         """Call each."""
         self._each(lambda callback: callback.on_message(text))
+
+    def on_prepare(self, metric: Metric) -> None:
+        """Call each."""
+        self._each(lambda callback: callback.on_prepare(metric))
 
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Call each."""

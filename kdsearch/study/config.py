@@ -125,7 +125,7 @@ class StudyConfig:
         one_of(SAMPLERS),
     )
     min_accuracy: float | None = option(
-        None, "Lowest validation accuracy, as 0.9, of an exported student.", SEARCH, FRACTION
+        None, "Lowest validation metric, as 0.9, of an exported student.", SEARCH, FRACTION
     )
     from_study: str | None = option(
         None, "Name or folder of a study whose best recipes are tried first.", SEARCH

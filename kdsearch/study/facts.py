@@ -14,7 +14,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.summary import Baseline, Images, TeacherEntry
-from kdsearch.tasks.base import ACCURACY, Metric
+from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 SEEDS = 3
 CONTROLS = ("none", "kd")  # methods of a refitted candidate's controls
@@ -88,7 +88,7 @@ class StudyFacts:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     task: str = CLASSIFICATION
-    metric: Metric = ACCURACY
+    metric: Metric = DEFAULT_METRIC
     teacher: TeacherEntry | None = None
     teacher_seconds: float = 0.0
     trials: int | None = None

@@ -89,8 +89,8 @@ class Lease:
     """The lease of one study, held from entering to leaving.
 
     Entering raises StudyError where another driver has it.
-    is_locked: this process holds the lock that any driver on this machine would hold, so whoever is
-    named from this machine is dead. clock: seconds, the same for all who share the database.
+    is_locked: this process holds the lock that any driver on this machine would hold, so a
+    holder named from this machine is dead. clock: seconds, the same for all who share the database.
     """
 
     def __init__(
@@ -199,10 +199,10 @@ class Lease:
 
     def _require_mine(self, holder: Holder | None, age: float) -> None:
         if holder != self._me:
-            taken = "nobody" if holder is None else f"process {holder.pid} on {holder.host}"
+            taken = "no process" if holder is None else f"process {holder.pid} on {holder.host}"
             raise StudyError(
-                f"{self._where} is run by {taken} now, since this process did not say for "
-                f"{EXPIRY_SECONDS:.0f} s that it was alive; nothing that ended before is lost"
+                f"{self._where} is run by {taken} now, since this process did not renew its "
+                f"lease for {EXPIRY_SECONDS:.0f} s; nothing that ended before is lost"
             )
 
 

@@ -24,7 +24,7 @@ from kdsearch.study.lease import require_free
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
 from kdsearch.study.study import Digest, OpenStudy
-from kdsearch.tasks.base import ACCURACY, Metric
+from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def open_study(
     versions: Mapping[str, str],
     storage: str | None = None,
     digest: Digest = candidate_digest,
-    metric: Metric = ACCURACY,
+    metric: Metric = DEFAULT_METRIC,
 ) -> Iterator[OpenStudy]:
     """Create the study at `path`, or open it to resume, and keep other drivers out.
 
@@ -84,7 +84,7 @@ def load_study(path: Path, storage: str | None = None) -> OpenStudy:
     """Open a study to read it; another process may be running it. storage: see `open_study`."""
     config, kept = find_storage(path, storage)
     with _explained_errors(kept):
-        store = Store(kept, metrics=(ACCURACY.key, config.budget.axis()))
+        store = Store(kept, metrics=(DEFAULT_METRIC.key, config.budget.axis()))
         store.load()
     return OpenStudy(path, config, store)
 
@@ -114,7 +114,9 @@ def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
             require_free(kept, where=str(path))
 
 
-def reach(path: Path, config: StudyConfig, storage: str | None, metric: Metric = ACCURACY) -> None:
+def reach(
+    path: Path, config: StudyConfig, storage: str | None, metric: Metric = DEFAULT_METRIC
+) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:

@@ -204,8 +204,8 @@ def summarised(study: OpenStudy) -> tuple[tuple[CandidateEntry, ...], tuple[Gain
 def middle(trainings: Trainings) -> int:
     """Return the trial of the training whose validation metric is the median, of two the lower.
 
-    That one is shipped: what the mean and the spread say holds for it, while of the best of
-    several it says too little, and its own value on validation says too much.
+    That one is exported: mean and spread describe it. They would underrate the best of several,
+    whose own value on validation is too high.
     """
     ranked = sorted(zip(trainings.val.values, trainings.trials, strict=True))
     return ranked[(len(ranked) - 1) // 2][1]

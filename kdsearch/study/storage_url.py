@@ -69,7 +69,7 @@ def inside(path: Path) -> Storage:
 def storage_of(path: Path, kept: str | None, study: str | None, given: str | None) -> Storage:
     """Return the storage of the study at `path`.
 
-    kept, study: what `study.yaml` says, without a password; None: inside the folder. given: the
+    kept, study: as in `study.yaml`, without a password; None: inside the folder. given: the
     same place with its password, if there is one.
     """
     if kept is None:
@@ -141,7 +141,7 @@ def is_at(kept: str | None, given: str) -> bool:
 
 
 def kept_url(given: str | None, old: str | None, *, is_new: bool) -> str | None:
-    """Return what `study.yaml` says of the storage, after the user gave one or none.
+    """Return the storage for `study.yaml`, after the user gave one or none.
 
     Another user, driver or password of the same place is no other storage. Raises StudyError for a
     study that is kept elsewhere.
@@ -154,6 +154,6 @@ def kept_url(given: str | None, old: str | None, *, is_new: bool) -> str | None:
     if not is_at(old, given):
         raise StudyError(
             f"the study's trials are in {old or 'its own study.db'}, not in {shown(url)}; leave "
-            "--storage out to go on with it, or give another --name"
+            "--storage out to resume it, or give another --name"
         )
     return old

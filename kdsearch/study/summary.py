@@ -12,7 +12,7 @@ from kdsearch.data.base import CLASSIFICATION
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget
-from kdsearch.tasks.base import ACCURACY, Metric
+from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 SCHEMA = 2
 
@@ -175,7 +175,7 @@ class Summary:
     """The content of `front.json`. `best` is the trial of the front whose student is to be shipped.
 
     shipped: the training whose weights are in best/, None before they are: `best` itself, or one of
-    its refits or controls. baselines: common networks at the study's size and number of classes.
+    its refits or controls. baselines: common networks on the study's data.
     stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
     has at least that.
     candidates: trials that were retrained, the best mean first; then `controls`
@@ -192,7 +192,7 @@ class Summary:
     best: int | None = None
     seconds: Seconds = field(default_factory=Seconds)
     task: str = CLASSIFICATION
-    metric: Metric = ACCURACY
+    metric: Metric = DEFAULT_METRIC
     candidates: tuple[CandidateEntry, ...] = ()
     gains: tuple[GainEntry, ...] = ()
     baselines: tuple[Baseline, ...] = ()

@@ -75,7 +75,8 @@ class Metric:
 
 
 ACCURACY = Metric(key="accuracy", label="accuracy")
-"""The metric of classification, and of a study that states none."""
+DEFAULT_METRIC = ACCURACY
+"""The metric of a study that states none: that of the data's default task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +84,14 @@ class Facts:
     """Facts about a task for the model card.
 
     pipeline_tag: the task's name on Hugging Face. output: form and meaning of the answer.
-    limits: sentences on what the network cannot do.
+    limits: sentences on what the network cannot do. head_outputs: outputs of a library's own
+    network with the student's weights; None where the student has another head.
     """
 
     pipeline_tag: str
     output: str
     limits: tuple[str, ...]
+    head_outputs: int | None = None
 
 
 class Meter(ABC):

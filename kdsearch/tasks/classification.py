@@ -119,6 +119,7 @@ class Classification(Task):
         count = len(self.classes)
         return Facts(
             pipeline_tag="image-classification",
+            head_outputs=count,
             output=f"float32 [batch, {count}], in the order of: {', '.join(self.classes)}",
             limits=(
                 f"It knows these {count} classes alone, and gives every image one of them. "

@@ -136,9 +136,9 @@ def _classes_in(build: Build, state: Mapping[str, Tensor], expected: int) -> int
 
 
 def _preprocess(name: str, network: nn.Module, data: ImageData) -> Preprocess:
-    """Return what the network was trained on: its own word for it, else the ImageNet constants.
+    """Return the preprocessing of the network: the one that it states, else the ImageNet constants.
 
-    timm says it in `pretrained_cfg`; a factory's module may carry `mean`, `std`, `resolution`.
+    timm states it in `pretrained_cfg`; a factory's module may carry `mean`, `std`, `resolution`.
     """
     config = getattr(network, "pretrained_cfg", None) or {}
     size = config["input_size"][1] if "input_size" in config else _default_resolution(name, data)

@@ -155,7 +155,7 @@ def _of_folder(folder: Path) -> SavedStudent:
 
 
 def _size_in(text: str) -> Size:
-    """Return (H, W) of what a file says of its resolution: `32` or `[24, 32]`."""
+    """Return (H, W) of a resolution in a file: `32` or `[24, 32]`."""
     found = json.loads(text)
     return as_size(found if isinstance(found, int) else tuple(found))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdsearch import data as datasets
+from kdsearch import tasks
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
@@ -80,6 +81,7 @@ def prepare(
 ) -> Prepared:
     """Load or train the teacher, measure it on validation, and lay out what trials share."""
     started = time.perf_counter()
+    callback.on_prepare(tasks.of(data).metric)
     context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
     teachers, latencies = context.teachers, context.latencies
     val = evaluate_teachers(teachers, data.val, context.task, device)

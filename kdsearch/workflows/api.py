@@ -231,7 +231,7 @@ def export_study(
         storage=storage,
         max_drop=max_drop,
         is_folded=fold_preprocess,
-        asked=given,
+        given=given,
     )
 
 

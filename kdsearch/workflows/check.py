@@ -29,6 +29,7 @@ from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
+from kdsearch.tasks import Metric
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
@@ -93,6 +94,7 @@ class CheckReport:
 
     data: str
     classes: int
+    metric: Metric
     space: str
     batch_size: int
     teacher_flops: int | None
@@ -137,6 +139,7 @@ def check(
     return CheckReport(
         data=data.name,
         classes=data.num_classes,
+        metric=prepared.context.task.metric,
         space=name,
         batch_size=min(plan.batch_size, len(data.labelled)),
         teacher_flops=prepared.teacher.flops,
@@ -256,7 +259,7 @@ def _compared(student: StudentCheck, prepared: Prepared) -> StudentCheck:
 
 
 def _teachers(context: TrialContext) -> Iterator[TeacherCheck]:
-    """Yield what each teacher says of validation and of training images; then their blend."""
+    """Yield the calibration of each teacher and of their blend, on validation and training."""
     splits = [_spaced(images, MAX_IMAGES) for images in (context.data.val, context.data.labelled)]
     answers = [_answers(context.teachers, images, context.device) for images in splits]
     names = [teacher.name for teacher in context.teachers]
@@ -375,7 +378,7 @@ def _percent(found: Calibration) -> str:
 
 def _on_students(students: Iterable[StudentCheck]) -> Iterator[str]:
     """Yield students that cannot be built, or are too small or too large for the teacher."""
-    wide, dearer = [], []
+    wide, costlier = [], []
     for student in students:
         name = student.family + f" ({student.size})" * (student.size != "only")
         if student.reason:
@@ -383,9 +386,9 @@ def _on_students(students: Iterable[StudentCheck]) -> Iterator[str]:
         elif student.flops_ratio is not None and student.flops_ratio > WIDE_GAP:
             wide.append(f"{name} {student.flops_ratio:.0f}x")
         elif student.flops_ratio is not None and student.flops_ratio < 1:
-            dearer.append(name)
-    if dearer:
-        yield f"Of more FLOPs than the teacher, so there is nothing to save: {', '.join(dearer)}"
+            costlier.append(name)
+    if costlier:
+        yield f"Of more FLOPs than the teacher, so there is nothing to save: {', '.join(costlier)}"
     if wide:
         yield (
             f"A wide gap in FLOPs, teacher over student: {', '.join(wide)}. A teacher that far "

@@ -24,6 +24,7 @@ from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.run_state import RunState
 from kdsearch.study.study import TrialOutcome
+from kdsearch.tasks import Metric
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
@@ -35,9 +36,10 @@ _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """A distilled student on disk: its accuracies, its teacher's, and its folder."""
+    """A distilled student on disk: its values of the metric, its teacher's, and its folder."""
 
     outcome: TrialOutcome
+    metric: Metric
     teacher_val: float
     results: dict[str, float]
     package: Package
@@ -109,7 +111,11 @@ def distill(
     (path / WEIGHTS).unlink()
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)
     return Distilled(
-        outcome=outcome, teacher_val=prepared.teacher.val, results=results, package=package
+        outcome=outcome,
+        metric=task.metric,
+        teacher_val=prepared.teacher.val,
+        results=results,
+        package=package,
     )
 
 

@@ -35,7 +35,7 @@ from kdsearch.study.config import (
     resume_command,
 )
 from kdsearch.study.open import find_storage, load_study
-from kdsearch.tasks import Task
+from kdsearch.tasks import Metric, Task
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
 from kdsearch.workflows.qat import fine_tune
@@ -50,6 +50,7 @@ class Exported:
     """The folder, its new files, and the fastest of them without misses."""
 
     path: Path
+    metric: Metric
     files: tuple[ExportedFile, ...]
     best: ExportedFile | None
 
@@ -64,13 +65,13 @@ def export_study(
     storage: str | None = None,
     max_drop: float = 0.01,
     is_folded: bool = False,
-    asked: Mapping[str, object] | None = None,
+    given: Mapping[str, object] | None = None,
 ) -> Exported:
     """Export the student at `path` to each format, and measure every file with its runtime.
 
     path: a study, or a folder of `kdsearch distill`. trial: exported instead of the best one, to
     exported/NUMBER; its weights must be kept. storage: see `open_study`. is_folded: ONNX files take
-    raw pixels. asked: target, threads or batch that differ from the study's.
+    raw pixels. given: target, threads or batch that differ from the study's.
     Where an 8-bit file loses more than `max_drop`, quantisation-aware training follows, and the
     better file stays. The results are added to metrics.json. Raises SpecError for an unknown format
     and ExportError for a missing package, before anything is written.
@@ -80,7 +81,7 @@ def export_study(
         runtimes.require(runtime)
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
-    config = config_of(asked or {}, _study_config(path))
+    config = config_of(given or {}, _study_config(path))
     if trial is None:
         _require_best(path)
     if storage is not None:
@@ -101,6 +102,7 @@ def export_study(
         previous_study.find_student(str(path if trial is None else folder), data), data
     )
     task = tasks.of(data)
+    callback.on_prepare(task.metric)
     source = Source(
         network=task.deployed(student.network),
         input_shape=student.preprocess.input_shape,
@@ -124,7 +126,7 @@ def export_study(
             file = _better(file, tuned, source, folder, task, write)
         files.append(file)
     _add_metrics(folder, files)
-    return Exported(path=folder, files=tuple(files), best=best(files))
+    return Exported(path=folder, metric=task.metric, files=tuple(files), best=best(files))
 
 
 def _better(

@@ -197,7 +197,7 @@ def test_space_is_refused(shell: Shell, change: tuple[str, str], told: str) -> N
     assert not Path("pwned").exists()
 
 
-def test_three_mistakes_of_a_space_are_told_with_their_lines(shell: Shell) -> None:
+def test_three_mistakes_of_a_space_are_reported_with_their_lines(shell: Shell) -> None:
     wrong = SPACE.replace("width:", "widht:").replace("[8]", "[]").replace("epochs:", "epoch:")
     lines = shell.refused_run(space=wrong).splitlines()
     told = zip((5, 7, 16), ("'widht'", "at least one option", "'epoch'"), strict=True)

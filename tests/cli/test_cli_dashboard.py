@@ -36,7 +36,7 @@ def served(shell: Shell, name: str) -> Iterator[str]:
     assert server.returncode == 0
 
 
-def test_the_dashboard_shows_our_metrics_front_and_notes_and_asks_nobody_else(
+def test_the_dashboard_shows_our_metrics_front_and_notes_and_loads_nothing_else(
     browser_context: Any, shell: Shell, tmp_path: Path
 ) -> None:
     answer = shell.run("--name", "seen", "--budget-mflops", "0.05", "--trials", "3")

@@ -162,7 +162,7 @@ def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -
     assert (study / "best" / "metrics.json").read_bytes() == before
 
 
-def test_a_config_tells_the_candidate_that_was_shipped(study: Path) -> None:
+def test_a_config_gives_the_candidate_that_was_exported(study: Path) -> None:
     from kdsearch.spec import Candidate
 
     number = load_study(study).facts.shipped
@@ -216,7 +216,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
         (["../x"], "a study's name starts with"),
     ],
 )
-def test_what_cannot_be_exported_is_said(
+def test_what_cannot_be_exported_is_refused(
     study: Path, shell: Shell, arguments: list[str], message: str
 ) -> None:
     assert message in shell.refused("export", *arguments)
@@ -237,7 +237,7 @@ def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(
     assert str(study) not in told
 
 
-def test_a_study_that_has_shipped_nothing_says_how_it_goes_on(study: Path, shell: Shell) -> None:
+def test_a_study_without_an_export_names_the_command_to_resume(study: Path, shell: Shell) -> None:
     (study / "best").rename(study / "set-aside")
 
     told = shell.refused("export", "plain")

@@ -17,7 +17,7 @@ ON_RAY = ("--engine", "ray")
 
 
 @pytest.mark.slow
-def test_a_study_on_ray_finds_what_one_here_does_and_goes_on_with_two_workers(
+def test_a_study_on_ray_finds_what_one_here_does_and_resumes_with_two_workers(
     shell: Shell,
 ) -> None:
     line = ("--budget-mflops", "1", "--trials", "3", "--json")

@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_trials(finished: Studies, shell: Shell) ->
     assert len(tables[0]) >= 3  # two trials and at least one control
 
 
-def test_a_study_goes_on_by_its_name_alone(shell: Shell) -> None:
+def test_a_study_resumes_by_its_name_alone(shell: Shell) -> None:
     assert shell.run("--name", "longer", "--trials", "1").code == 0
     (shell.folder / "space.yaml").unlink()  # the study has its own copy
     answer = shell.type("run", "--name", "longer", "--trials", "2", "--out", str(shell.out))
@@ -248,7 +248,7 @@ def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(copied: Copie
     assert "Tried first" not in again.stdout
 
 
-def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> None:
+def test_a_study_is_logged_and_timed_from_the_command_line(shell: Shell) -> None:
     callback = shell.folder / "mine.py"
     callback.write_text("def after(study, record):\n    print('after', record.number)\n")
     budget = ("--name", "watched", "--budget-mflops", "1")
@@ -282,7 +282,7 @@ def test_a_study_is_watched_and_timed_from_the_command_line(shell: Shell) -> Non
         (("--log", "tensorbord"), "did you mean 'tensorboard'"),
     ],
 )
-def test_what_cannot_watch_is_refused_before_anything_runs(
+def test_what_cannot_log_is_refused_before_anything_runs(
     shell: Shell, flags: tuple[str, str], said: str
 ) -> None:
     assert said in shell.refused_run("--name", "unwatched", *flags)

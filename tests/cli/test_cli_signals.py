@@ -52,7 +52,7 @@ def _wait_for(process: subprocess.Popen[str], line: str) -> None:
         pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_study_tells_how_to_go_on(shell: Shell, stop: signal.Signals) -> None:
+def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signal.Signals) -> None:
     name = f"stopped-{stop.name}"
     line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
     with start(line) as driver:
@@ -117,7 +117,7 @@ def _session(leader: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_no_worker_outlives_its_driver_and_the_study_goes_on(
+def test_no_worker_outlives_its_driver_and_the_study_resumes(
     shell: Shell, stop: signal.Signals
 ) -> None:
     """Ctrl-C reaches the whole group, as from a terminal; kill -9 the driver alone."""
@@ -147,7 +147,7 @@ def test_no_worker_outlives_its_driver_and_the_study_goes_on(
     assert (after[: len(before)], len(after)) == (before, len(before) + 1)
 
 
-def test_interrupted_teacher_is_told(shell: Shell) -> None:
+def test_interrupted_teacher_has_its_message(shell: Shell) -> None:
     line = run_line(shell.out, shell.folder, "--name", "early", "--teacher-epochs", "1000")
     with start(line) as driver:
         _wait_for(driver, "Results go to")

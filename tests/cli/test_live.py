@@ -46,7 +46,7 @@ def shown(path: Path, *, width: int, is_terminal: bool) -> str:
     return out.getvalue()
 
 
-def test_the_table_tells_of_running_and_ended_trials_best_and_time(fast_path: Path) -> None:
+def test_the_table_shows_running_and_ended_trials_best_and_time(fast_path: Path) -> None:
     text = shown(fast_path / "live", width=120, is_terminal=True)
     (row,) = (line for line in text.splitlines() if "3/12" in line)
     assert row.split()[0] == "0"

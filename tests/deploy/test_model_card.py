@@ -127,8 +127,8 @@ def test_timm_alone_loads_a_student_of_its_own(name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     student = build_student(StudentSpec(family=f"timm:{name}"), DATA).freeze()
     save_weights(bare(student.network), tmp_path / "student.safetensors")
-    said = {"classes": '["a", "b", "c"]', "channels": "3", "resolution": "32"}
-    shown = model_card.timm_snippet(student.name, said)
+    metadata = {"channels": "3", "resolution": "32"}
+    shown = model_card.timm_snippet(student.name, metadata, len(DATA.classes))
     (code,) = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     found: dict[str, torch.nn.Module] = {}
@@ -141,4 +141,4 @@ def test_timm_alone_loads_a_student_of_its_own(name, tmp_path, monkeypatch):
 
 
 def test_other_families_are_not_timms():
-    assert model_card.timm_snippet("resnet", METADATA) == ""
+    assert model_card.timm_snippet("resnet", METADATA, 3) == ""

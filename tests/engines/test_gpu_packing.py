@@ -58,7 +58,7 @@ def test_steps_of_several_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert gpu_packing.steps_per_second(3, context(tmp_path), batch_size=16) == 21
 
 
-def test_a_training_that_fails_stops_the_others_and_is_told(
+def test_a_training_that_fails_stops_the_others_and_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(2))

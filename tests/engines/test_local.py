@@ -110,7 +110,7 @@ def test_several_evaluators_run_at_the_same_time_each_one_trial(fast_path: Path)
         assert len(searched(study.records())) == 14
 
 
-def test_trials_are_told_in_the_order_in_which_they_end(fast_path: Path) -> None:
+def test_outcomes_are_stored_in_the_order_in_which_trials_end(fast_path: Path) -> None:
     ended: list[int] = []
     second_ended = threading.Event()
 
@@ -128,7 +128,7 @@ def test_trials_are_told_in_the_order_in_which_they_end(fast_path: Path) -> None
     assert ended == [1, 0]
 
 
-def test_equal_candidates_are_never_trained_beside_each_other(fast_path: Path) -> None:
+def test_equal_candidates_are_never_trained_at_the_same_time(fast_path: Path) -> None:
     """Six candidates on four slots, so that a running one is soon drawn again."""
     running: list[str] = []
     overlaps: list[str] = []
@@ -202,7 +202,7 @@ def test_two_workers_finish_their_trials_at_the_time_limit(fast_path: Path) -> N
 
 
 @pytest.mark.parametrize("stop", ["error", "interrupt"])
-def test_a_run_that_stops_abandons_its_trials_and_goes_on_later(fast_path: Path, stop: str) -> None:
+def test_a_run_that_stops_abandons_its_trials_and_resumes_later(fast_path: Path, stop: str) -> None:
     path = fast_path / f"stopped by {stop}"
     with opened(fast_path / f"whole beside {stop}") as study:
         wanted = [record.params for record in run_to(study, 4)]

@@ -84,7 +84,7 @@ def counted(file: Path, start: Callable[[], object]) -> object:
 
 
 @pytest.mark.slow
-def test_an_actor_lays_out_its_bench_once_and_tells_of_each_trial(
+def test_an_actor_makes_its_context_once_and_reports_each_trial(
     study: OpenStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `counted`
@@ -135,7 +135,7 @@ def test_a_share_that_cannot_be_is_refused(share: float) -> None:
         OnRay(gpus_per_trial=share)
 
 
-def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdsearch.engines.ray_actors.find_spec", lambda _: None)
     with pytest.raises(SpecError, match=r"pip install kdsearch\[ray\]"):
         OnRay()

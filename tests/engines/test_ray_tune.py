@@ -94,7 +94,7 @@ def left(folder: Path, name: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_told() -> None:
+def test_a_missing_cluster_raises() -> None:
     told = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
     with pytest.raises(StudyError, match=told), connected("127.0.0.1:1"):
         pass
@@ -177,7 +177,7 @@ class TestOnThisMachine:
                 on_progress=lambda _, pid: pids.add(pid),
             )
 
-    def test_a_trial_whose_actor_dies_goes_on_and_is_told_once(self, fast_path: Path) -> None:
+    def test_a_trial_whose_actor_dies_is_run_again_and_stored_once(self, fast_path: Path) -> None:
         seen: list[TrialRecord] = []
         with opened(fast_path / "lost") as study:
             evaluate = partial(dying, fast_path, 2)
@@ -229,7 +229,7 @@ class TestOnThisMachine:
         assert (lost.state, lost.params) == ("interrupted", again.params)
 
     @pytest.mark.slow
-    def test_what_cannot_be_sent_is_told_by_its_text(self, fast_path: Path) -> None:
+    def test_what_cannot_be_sent_is_reported_by_its_text(self, fast_path: Path) -> None:
         with (
             opened(fast_path / "unsendable") as study,
             pytest.raises(RuntimeError, match=r"^UnsendableError: a thread$"),
@@ -256,7 +256,7 @@ class TestOnThisMachine:
             assert len(study.records()) == 1
 
     @pytest.mark.slow
-    def test_an_interrupted_run_abandons_its_trials_and_goes_on_later(
+    def test_an_interrupted_run_abandons_its_trials_and_resumes_later(
         self, fast_path: Path
     ) -> None:
         started = time.perf_counter()

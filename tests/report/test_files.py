@@ -84,7 +84,7 @@ def test_a_study_without_a_result_has_a_verdict_and_no_figure(kinds: dict[str, i
     assert "![" not in text
 
 
-def test_a_single_trial_is_drawn() -> None:
+def test_a_single_trial_has_a_figure() -> None:
     summary, records = make_study(complete=1, rejected=0, failed=0, controls=0, epochs=1)
     for svg in drawings(summary, records).values():
         assert ET.fromstring(svg).tag == f"{SVG}svg"

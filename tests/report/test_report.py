@@ -186,7 +186,7 @@ def test_costs_of_more_than_a_decade_get_a_log_axis(widest: float, kind: str) ->
     assert payload(html_of((summary, records)))["layout"]["xaxis"]["type"] == kind  # type: ignore
 
 
-def test_a_teacher_of_unknown_latency_is_not_drawn_and_the_note_says_so() -> None:
+def test_a_teacher_of_unknown_latency_is_not_drawn_and_has_a_note() -> None:
     summary, records = make_study()
     summary = replace(summary, teacher=replace(summary.teacher, latency_ms=None))
     html = html_of((summary, records))

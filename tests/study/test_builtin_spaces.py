@@ -52,7 +52,7 @@ def test_a_space_that_ships_offers_only_candidates_that_exist(name: str) -> None
 
 
 @pytest.mark.parametrize("name", builtin())
-def test_a_space_that_ships_says_its_command(name: str) -> None:
+def test_a_built_in_space_names_its_command(name: str) -> None:
     header = builtin()[name].read_text(encoding="utf-8").split("\nstudent:")[0].splitlines()
     assert all(line.startswith("# ") for line in header)
     assert any("kdsearch run" in line for line in header)
@@ -167,7 +167,7 @@ def test_what_no_candidate_may_have_is_named_with_its_line(text: str) -> None:
     assert message in found
 
 
-def test_mistakes_of_form_and_of_content_are_told_together_in_order() -> None:
+def test_mistakes_of_form_and_of_content_are_reported_together_in_order() -> None:
     text = """
 student:
   family:

@@ -175,7 +175,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         Loggers(["wandb"])
 
 
-def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
+def test_a_flat_search_ends_with_a_message(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "flat") as study:
         ending = StopConditions(study, Callbacks([notebook]), flat_after=5)
@@ -187,7 +187,7 @@ def test_a_flat_search_ends_and_says_so(fast_path: Path) -> None:
     assert "--flat-after 0 never stops" in note
 
 
-def test_the_time_limit_ends_a_search_and_says_so(fast_path: Path) -> None:
+def test_the_time_limit_ends_a_search_with_a_message(fast_path: Path) -> None:
     notebook = Notebook()
     with opened(fast_path / "late") as study:
         ending = StopConditions(study, Callbacks([notebook]), time_limit=1e-9)

@@ -131,7 +131,7 @@ def test_a_word_that_is_no_mode_is_refused() -> None:
         StudyConfig(stopping="thight")
 
 
-def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete(
+def test_an_earlier_study_predicts_before_eight_trials_of_this_one_are_complete(
     whole: list[TrialRecord], fast_path: Path
 ) -> None:
     """With three complete of its own, one that is dearer and far behind stops."""
@@ -164,7 +164,7 @@ def test_an_earlier_study_foretells_before_eight_trials_of_this_one_are_complete
 @pytest.mark.parametrize(
     "other", [{"data_key": "others"}, {"image_size": 64}, {"budget_mflops": None, "budget_ms": 2.0}]
 )
-def test_a_study_of_other_images_or_another_cost_foretells_nothing(
+def test_a_study_of_other_images_or_another_cost_predicts_nothing(
     fast_path: Path, other: dict[str, object]
 ) -> None:
     name = "-".join(other)

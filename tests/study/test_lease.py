@@ -72,7 +72,7 @@ def take(kept: Storage) -> Iterator[Take]:
         one._over.set()
 
 
-def test_a_second_driver_is_told_who_holds_it_and_what_to_do(take: Take) -> None:
+def test_a_second_driver_gets_the_holder_and_the_remedy(take: Take) -> None:
     told = rf"process {os.getpid()} on .+ 20 s ago; .+wait 160 s"
     with take(1000.0), pytest.raises(StudyError, match=told), take(1020.0):
         pass
@@ -100,7 +100,9 @@ def test_who_lost_the_lease_may_not_write(take: Take) -> None:
     with take(1000.0 + EXPIRY_SECONDS):
         lost.require()  # it was renewed a moment ago, by this process's clock
         lost._renewed -= EXPIRY_SECONDS
-        with pytest.raises(StudyError, match="now, since this process did not say for 180 s"):
+        with pytest.raises(
+            StudyError, match="now, since this process did not renew its lease for 180 s"
+        ):
             lost.require()
         lost.__exit__(None, None, None)  # gives back nothing: the other still holds it
         with pytest.raises(StudyError, match="is being run"), take(1000.0 + EXPIRY_SECONDS):
@@ -122,7 +124,7 @@ def test_the_lock_of_the_folder_decides_between_processes_of_one_machine(take: T
         pass
 
 
-def test_the_holder_goes_on_saying_that_it_is_alive(
+def test_the_holder_keeps_renewing_its_lease(
     kept: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdsearch.study.lease.RENEW_SECONDS", 0.01)

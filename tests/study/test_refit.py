@@ -116,7 +116,7 @@ def test_a_candidate_is_not_held_against_itself(study: OpenStudy) -> None:
 
 
 @pytest.mark.parametrize("seed_of_search", range(2))
-def test_the_search_goes_on_as_if_there_were_no_refits(
+def test_the_search_continues_as_if_there_were_no_refits(
     fast_path: Path, seed_of_search: int
 ) -> None:
     config = replace(REQUEST, seed=seed_of_search)
@@ -196,7 +196,7 @@ def test_front_json_holds_candidates_their_spread_and_their_gains(study: OpenStu
     assert summary.controls == ()
 
 
-def test_what_has_no_second_seed_says_nothing(fast_path: Path) -> None:
+def test_what_has_no_second_seed_has_no_spread(fast_path: Path) -> None:
     begun(fast_path / "half")
 
     def run(proposal: Proposal) -> TrialOutcome:
@@ -279,7 +279,7 @@ def test_the_median_is_shipped_of_two_the_lower() -> None:
         ({"count": 3, "epochs": 0}, "--refit-epochs 0"),
     ],
 )
-def test_what_cannot_be_refitted_is_told_with_what_can(given: dict[str, int], said: str) -> None:
+def test_what_cannot_be_refitted_raises_with_what_can(given: dict[str, int], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         Refit(**given)
 
@@ -290,7 +290,7 @@ def test_a_gain_that_is_shown_is_one_whose_interval_leaves_out_nought() -> None:
     assert gain.is_shown == (gain.low > 0) == (gain.p < 0.05)
 
 
-def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: OpenStudy) -> None:
+def test_figures_show_averages_and_no_refit_as_a_trial_of_the_search(study: OpenStudy) -> None:
     """A control ships here: its mean is ringed, at the candidate's cost, joined to its mean."""
     first = summarised(study)[0][0]
     ships = first.controls[0].trained
@@ -315,7 +315,7 @@ def test_averages_are_drawn_and_no_refit_as_a_trial_of_the_search(study: OpenStu
     assert len(marks.links) == len(means) + len(beside)
 
 
-def test_what_is_shipped_of_a_control_is_said(study: OpenStudy) -> None:
+def test_an_exported_control_is_reported(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     ships = next(c.trained for c in first.controls if c.trained.method == "kd")
     study.update_facts(best=first.trial, shipped=ships.trials[0])
@@ -332,7 +332,9 @@ def test_what_is_shipped_of_a_control_is_said(study: OpenStudy) -> None:
     assert row[0] == "its control, kd, to ship"
 
 
-def test_what_refits_mean_is_told_before_the_search_and_before_they_begin(fast_path: Path) -> None:
+def test_the_cost_of_refits_is_announced_before_the_search_and_before_they_begin(
+    fast_path: Path,
+) -> None:
     """3 candidates x 1000 seeds x 3 are 9000 at most, of 10 epochs as by default."""
     begun(fast_path / "foretold")
     with opened(fast_path / "foretold", REQUEST) as study:

@@ -83,7 +83,7 @@ def trained(seconds: Sequence[float], *, state: str = "complete") -> list[TrialR
     ]
 
 
-def test_the_forecast_is_the_mean_times_what_is_left_over_those_beside() -> None:
+def test_the_forecast_is_the_mean_times_what_is_left_over_those_at_once() -> None:
     assert forecast(trained([10.0]), 18, at_once=1) is None
     assert forecast(trained([10.0, 20.0]), 18, at_once=1) == 15 * 18
     assert forecast(trained([10.0, 20.0]), 18, at_once=2) == 15 * 9
@@ -162,7 +162,7 @@ def test_a_study_that_is_not_there_has_none(fast_path: Path) -> None:
         status(fast_path / "nowhere")
 
 
-def test_a_damaged_progress_says_what_to_do(fast_path: Path) -> None:
+def test_a_damaged_progress_names_the_remedy(fast_path: Path) -> None:
     with opened(fast_path / "torn") as study:
         (study.path / "progress.json").write_text("{")
         with pytest.raises(StudyError, match="delete it"):

@@ -38,7 +38,7 @@ def opened(path: Path, config: StudyConfig, url: str | None) -> Iterator[OpenStu
         yield study
 
 
-def test_a_study_in_a_database_goes_on_as_one_in_its_folder(
+def test_a_study_in_a_database_resumes_as_one_in_its_folder(
     postgres_url: str, tmp_path: Path
 ) -> None:
     """The law of SQLite: killed after any trial, or within one, it proposes the same."""
@@ -116,7 +116,7 @@ def test_libpqs_own_password_opens_a_study_without_the_flag(
         ("postgresql://me:s3cret@127.0.0.1:1/db", "Connection refused"),
     ],
 )
-def test_what_cannot_be_reached_is_told_without_a_word_of_passwords(
+def test_an_unreachable_storage_raises_without_the_password(
     url: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(StudyError, match=f"{told}.*are its host, port and database right") as said:
@@ -124,9 +124,7 @@ def test_what_cannot_be_reached_is_told_without_a_word_of_passwords(
     assert "password" not in str(said.value).lower()
 
 
-def test_a_server_that_refuses_is_told_by_what_it_refuses(
-    postgres_url: str, tmp_path: Path
-) -> None:
+def test_a_server_that_refuses_raises_with_its_reason(postgres_url: str, tmp_path: Path) -> None:
     wrong = postgres_url.replace(QUOTED, "wr0ng")
     with pytest.raises(StudyError, match=r"authentication failed.*the right password"):
         reach(tmp_path / "wrong", in_database(wrong, "wrong"), wrong)
@@ -135,7 +133,7 @@ def test_a_server_that_refuses_is_told_by_what_it_refuses(
         reach(tmp_path / "none", in_database(none, "none"), none)
 
 
-def test_a_study_is_nobody_elses_of_the_same_name() -> None:
+def test_studies_of_one_name_are_kept_apart() -> None:
     from kdsearch.workflows.resolve import with_storage
 
     names = {
@@ -192,7 +190,7 @@ def test_what_is_kept_has_no_password_and_what_is_used_has() -> None:
         ("mysql+pymysql://me:s3cret@host/db", "mysql needs pymysql: pip install pymysql"),
     ],
 )
-def test_a_url_that_cannot_be_is_told_without_its_password(url: str, told: str) -> None:
+def test_an_impossible_url_is_refused_without_its_password(url: str, told: str) -> None:
     with pytest.raises(SpecError, match=f"--storage.*{told}") as caught:
         read_url(url)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))

@@ -53,7 +53,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(url=url, study=f"table-{uuid.uuid4().hex}")
 
 
-def test_after_every_step_the_file_says_what_the_mirror_says(kept: Storage) -> None:
+def test_after_every_step_the_file_holds_what_the_mirror_holds(kept: Storage) -> None:
     store = opened(kept)
     assert on_disk(kept).metric_names == ["accuracy", "flops"]
     ends = (
@@ -105,7 +105,7 @@ def test_what_was_left_running_or_waiting_is_failed_on_disk_and_in_the_mirror(
     assert begun(again) == 3
 
 
-def test_a_trial_that_another_program_adds_meanwhile_is_told(kept: Storage) -> None:
+def test_a_trial_that_another_program_adds_raises(kept: Storage) -> None:
     store = opened(kept)
     on_disk(kept).add_trial(optuna.trial.create_trial(values=[0.5, 2.0]))
     with pytest.raises(StudyError, match="another program has added trials"):

@@ -87,7 +87,7 @@ def test_the_table_shows_every_state(whole: list[TrialRecord]) -> None:
     assert len({record.digest for record in whole}) == N
 
 
-def test_a_study_resumed_after_any_trial_goes_on_as_if_never_stopped(
+def test_a_study_resumed_after_any_trial_continues_as_if_never_stopped(
     whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
     for number in range(N):
@@ -97,7 +97,7 @@ def test_a_study_resumed_after_any_trial_goes_on_as_if_never_stopped(
 
 
 @pytest.mark.parametrize("number", [0, 4, N - 1])
-def test_a_trial_of_a_dead_driver_is_interrupted_and_drawn_again(
+def test_a_trial_of_a_dead_driver_is_interrupted_and_repeated(
     number: int, whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
     path = copy_at(number)
@@ -116,7 +116,7 @@ def test_a_trial_of_a_dead_driver_is_interrupted_and_drawn_again(
     assert searched([lost, again]) == [again]
 
 
-def test_a_driver_killed_before_telling_optuna_has_not_told(
+def test_a_driver_killed_before_storing_an_outcome_has_stored_none(
     copy_at: CopyAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = copy_at(2)
@@ -183,7 +183,7 @@ def test_a_seed_decides_the_trials(whole: list[TrialRecord], fast_path: Path) ->
         assert (params == [record.params for record in whole[:2]]) is is_same
 
 
-def test_trials_that_run_beside_each_other_have_draws_of_their_own(fast_path: Path) -> None:
+def test_trials_that_run_at_the_same_time_have_draws_of_their_own(fast_path: Path) -> None:
     path = fast_path / "beside"
     with opened(path) as study:
         proposal = [study.ask() for _ in range(4)]
@@ -362,7 +362,7 @@ def test_a_plain_name_is_a_folder_of_its_own(tmp_path: Path) -> None:
         study_path(tmp_path, "link")
 
 
-def test_a_free_name_is_a_valid_one_that_nobody_has(tmp_path: Path) -> None:
+def test_a_free_name_is_valid_and_unused(tmp_path: Path) -> None:
     assert free_name(tmp_path / "none", "digits") == "digits-1"
     (tmp_path / "digits-1").mkdir()
     assert free_name(tmp_path, "digits") == "digits-2"
@@ -426,7 +426,7 @@ def test_a_damaged_store_is_named(damage: Callable[[Path], None], copy_at: CopyA
             open_it()
 
 
-def test_a_study_that_is_not_there_is_told_how_to_make(tmp_path: Path) -> None:
+def test_a_missing_study_raises_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="`kdsearch run --name phones` makes one"):
         load_study(tmp_path / "phones")
 

@@ -20,7 +20,7 @@ TABLE = parse_space(SPACE)
 STEPS = parse_space("student: {family: resnet, resnet: {width: {float: [0.25, 1.0], step: 0.25}}}")
 
 
-def test_a_guess_may_leave_out_the_option_that_it_says() -> None:
+def test_a_guess_may_leave_out_the_option_that_it_implies() -> None:
     asked = {"student.family": "resnet", "student.depth": 4, "train.lr": 1}
     guess = read_guess(TABLE, asked)
     assert guess == {"student.family": "resnet", "student.resnet.depth": 4, "train.lr": 1.0}
@@ -56,7 +56,7 @@ def test_a_guess_between_two_steps_is_refused() -> None:
         read_guess(STEPS, {"student.width": 0.6})
 
 
-def test_enqueued_guesses_are_drawn_next_in_their_order(fast_path: Path) -> None:
+def test_enqueued_guesses_are_tried_next_in_their_order(fast_path: Path) -> None:
     path = fast_path / "queue"
     with opened(path) as study:
         run_to(study, 2)
@@ -70,7 +70,7 @@ def test_enqueued_guesses_are_drawn_next_in_their_order(fast_path: Path) -> None
     assert [record.draw for record in told] == [2, 3, 4]
 
 
-def test_the_rest_of_a_guess_is_drawn_and_an_interrupted_guess_again(fast_path: Path) -> None:
+def test_the_rest_of_a_guess_is_sampled_and_an_interrupted_guess_repeated(fast_path: Path) -> None:
     path = fast_path / "partial"
     with opened(path):
         pass

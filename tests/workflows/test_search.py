@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_one_others(fast_path: P
     assert params(3) == params(3, fast_path / "kept") != params(4)
 
 
-def test_a_study_at_a_path_goes_on_and_no_other_takes_it_over(fast_path: Path) -> None:
+def test_a_study_at_a_path_resumes_and_no_other_takes_it_over(fast_path: Path) -> None:
     path = fast_path / "goes on"
     whole = kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9)
     kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=4, path=path)
@@ -137,7 +137,7 @@ def test_a_report_answers_whether_to_go_on(workers: int) -> None:
             assert record.reason.startswith(f"epoch {last} of {EPOCHS}")
 
 
-def test_unstopped_a_report_always_says_to_go_on() -> None:
+def test_without_a_stopping_rule_a_report_never_stops() -> None:
     answers = set()
 
     def evaluate(params: Params, report: Report) -> float:
@@ -287,7 +287,7 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
         ({"space": Path("missing.yaml")}, SpaceError, "missing.yaml"),
     ],
 )
-def test_what_cannot_be_searched_is_told_before_anything_is_evaluated(
+def test_what_cannot_be_searched_raises_before_anything_is_evaluated(
     given: dict[str, object], error: type[Exception], message: str
 ) -> None:
     call: dict[str, object] = {

@@ -43,7 +43,7 @@ _PRICING_BATCH = 4  # BatchNorm on 1x1 maps needs more than one image
 
 
 class Onnx(Format):
-    """ONNX, float32; any batch size, the classes and the preprocessing in its metadata."""
+    """ONNX, float32; any batch size, preprocessing and the task's facts in its metadata."""
 
     suffix = ".onnx"
     runtime = "onnxruntime"

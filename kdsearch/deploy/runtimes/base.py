@@ -14,7 +14,7 @@ from kdsearch.errors import ExportError
 
 
 class Unavailable(ExportError):  # noqa: N818 - a state of this machine, not of the file
-    """A runtime or a converter is not installed; the message says what to type."""
+    """A runtime or a converter is not installed; the message names what to type."""
 
 
 class Runtime(ABC):

@@ -1,7 +1,7 @@
 """A target: a device and a runtime on which the file of a student is timed.
 
-A target measures *rounds*, each in a process of its own (`deploy.timing` says why). Creating one
-does not import its runtime; `require` reports a missing one before a study begins.
+A target measures *rounds*, each in a process of its own; `deploy.timing` gives the reason. Creating
+one does not import its runtime; `require` reports a missing one before a study begins.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Target(ABC):
         self.command = command
 
     def require(self) -> None:
-        """Raise SpecError where the target cannot be used here; the message says what to type."""
+        """Raise SpecError where the target cannot be used here; the message names what to type."""
         if self.command:
             raise SpecError(
                 f"--target {self.name}:{self.command}: only cmd takes a command after the colon"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdsearch.spec import StudentSpec
 
 LIBRARIES = ("timm", "torchvision")
+_PROBE_SIZE = 32
 _LIBRARY_KNOBS: Mapping[str, Dim] = {"pretrained": Constant(value=False)}
 
 FAMILIES: Registry[Student] = Registry(
@@ -67,6 +68,14 @@ def check(spec: StudentSpec) -> None:
         raise SpecError(
             f"student family {spec.family!r} has no knob {hints}; it accepts {', '.join(known)}"
         )
+
+
+def check_values(spec: StudentSpec) -> None:
+    """Raise SpecError for a value that a family refuses, on the meta device at a low resolution."""
+    import torch
+
+    with torch.device("meta"):
+        build(spec, in_channels=3, num_classes=2, data_size=_PROBE_SIZE)
 
 
 def build(

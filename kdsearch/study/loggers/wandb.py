@@ -1,4 +1,4 @@
-"""Weights & Biases: one run a trial, grouped by study; offline, unless WANDB_MODE says online."""
+"""Weights & Biases: one run a trial, grouped by study; offline, unless WANDB_MODE is online."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_tensorboard_has_the_curves_and_the_knobs_of_a_trial(fast_path: Path) ->
 
 # MLflow 3.17 uses a loader strategy that SQLAlchemy 2.1 will drop.
 @pytest.mark.filterwarnings("default::sqlalchemy.exc.SADeprecationWarning")
-def test_mlflow_has_a_run_a_trial_in_a_store_beside_the_studies(fast_path: Path) -> None:
+def test_mlflow_has_a_run_a_trial_in_a_store_next_to_the_studies(fast_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     with opened(fast_path / "out" / "mlflow") as study:
         (record,) = told(study, "mlflow")
