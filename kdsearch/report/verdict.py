@@ -20,7 +20,7 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in one sentence, and the next step where there is none."""
     best = summary.stated_best()
     if best is not None:
-        text = _ship(summary, best)
+        text = _best_student(summary, best)
         return text if summary.shipped else f"{_UNSHIPPED} {text}"
     if not records:
         return "Nothing to ship: no trial has run yet. Run the command at the end of this page."
@@ -40,7 +40,7 @@ def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return _none_completed(records)
 
 
-def _ship(summary: Summary, best: Entry) -> str:
+def _best_student(summary: Summary, best: Entry) -> str:
     teacher, metric = summary.teacher, summary.metric
     test = (
         "" if best.test is None else f" ({words.score(summary.metric, best.test)} on the test set)"
