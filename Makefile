@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS)
-JOBS ?= 2
 
 .PHONY: setup run test test-all check docs bench lock clean
 
