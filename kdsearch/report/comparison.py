@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from kdsearch.deploy.targets import target_info
 from kdsearch.errors import SpecError
 from kdsearch.hpo import pareto
-from kdsearch.spec import UNITS, TrialRecord
+from kdsearch.spec import UNITS
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.tasks.base import Metric
 
@@ -94,16 +94,13 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
         costliest + (_MARGIN * (costliest - cheapest) or _MARGIN * costliest),
     )
     whole = (best - reference[0]) * (reference[1] - cheapest)
-    sides = [
-        _side(study, front, reference, whole)
-        for study, front in zip((one, other), fronts, strict=True)
-    ]
+    sides = _side(one, fronts[0], reference, whole), _side(other, fronts[1], reference, whole)
     changed = one.config.changes(other.config).keys() - {"storage_study"}  # two never share it
     return Comparison(
         metric=one.metric,
         axis=axis,
         reference=reference,
-        sides=(sides[0], sides[1]),
+        sides=sides,
         targets=targets,
         differs=tuple(sorted(one.config.flag(name) for name in changed)),
     )
@@ -141,17 +138,14 @@ def _side(
     study: OpenStudy, front: _Front, reference: tuple[float, float], whole: float
 ) -> ComparedStudy:
     records = searched(study.records())
+    trained = [record for record in records if record.curve and record.reused_from is None]
     points = [(val, cost) for _, val, cost in front]
     return ComparedStudy(
         study=study.name,
         front=front,
         hypervolume=pareto.hypervolume(points, reference) / whole,
         trials=len(records),
-        trained=sum(_is_trained(record) for record in records),
-        epochs=sum(len(record.curve) for record in records if _is_trained(record)),
+        trained=len(trained),
+        epochs=sum(len(record.curve) for record in trained),
         seconds=sum(record.seconds for record in records),
     )
-
-
-def _is_trained(record: TrialRecord) -> bool:
-    return bool(record.curve) and record.reused_from is None

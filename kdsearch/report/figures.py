@@ -208,23 +208,22 @@ def _uprights(
     priced = [entry for entry in baselines if getattr(entry, axis) is not None]
     priced.sort(key=lambda entry: getattr(entry, axis))
     lines = [_baseline_line(axis, entry, base, at_top=i % 2 == 1) for i, entry in enumerate(priced)]
-    return lines + ([] if limit is None else [_budget_line(axis, limit)])
-
-
-def _budget_line(axis: str, limit: float) -> dict[str, object]:
-    label = {"text": f"budget {words.amount(axis, limit)}", "textposition": "middle"}
-    return _line(limit, 0, {"dash": "dash", "width": 1.5}, {**label, "yanchor": "bottom"})
+    if limit is not None:
+        label = {"text": f"budget {words.amount(axis, limit)}", "textposition": "middle"}
+        label["yanchor"] = "bottom"
+        lines.append(_line(limit, 0, {"dash": "dash", "width": 1.5}, label))
+    return lines
 
 
 def _baseline_line(axis: str, entry: Baseline, base: float, *, at_top: bool) -> dict[str, object]:
     """Return a line with its name at the foot or at the top, apart from its neighbours'."""
-    place = {"xanchor": "right" if at_top else "left", "yanchor": "bottom"}
     label = {
         "text": escape(words.network(entry.name)),
         "textposition": "end" if at_top else "start",
+        "xanchor": "right" if at_top else "left",
+        "yanchor": "bottom",
     }
-    line = {"dash": "dot", "width": 1}
-    return _line(getattr(entry, axis), base, line, {**label, **place})
+    return _line(getattr(entry, axis), base, {"dash": "dot", "width": 1}, label)
 
 
 def _line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kdsearch.hpo.statistics import Gain
@@ -240,25 +240,22 @@ def config(params: Params) -> Table:
 def spent(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, float]:
     """Return the seconds spent on each part, without parts that took no time."""
     searched = [record for record in records if not record.kind]
-    controls = [record for record in records if record.kind == "control"]
-    refits = [record for record in records if record.refit_of is not None]
-    trained = [record for record in searched if record.state in ("complete", "pruned")]
     parts = {
         "teacher: loading or training": summary.seconds.teacher,
         "teacher: outputs for the students": sum(r.teacher_seconds for r in records),
-        "training students (with latency measurement)": _own_seconds(trained),
-        "measuring rejected students": _own_seconds(
-            [record for record in searched if record.state == "rejected"]
+        "training students (with latency measurement)": _own_seconds(
+            r for r in searched if r.state in ("complete", "pruned")
         ),
-        "failed trials": _own_seconds([r for r in searched if r.state == "failed"]),
-        "controls": _own_seconds(controls),
-        "refits and their controls": _own_seconds(refits),
+        "measuring rejected students": _own_seconds(r for r in searched if r.state == "rejected"),
+        "failed trials": _own_seconds(r for r in searched if r.state == "failed"),
+        "controls": _own_seconds(r for r in records if r.kind == "control"),
+        "refits and their controls": _own_seconds(r for r in records if r.refit_of is not None),
         "test split, export, baseline networks": summary.seconds.finish,
     }
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
 
 
-def _own_seconds(records: Sequence[TrialRecord]) -> float:
+def _own_seconds(records: Iterable[TrialRecord]) -> float:
     return sum(record.seconds - record.teacher_seconds for record in records)
 
 
