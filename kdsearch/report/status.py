@@ -24,7 +24,7 @@ _POINTS = 8  # of the hypervolume's trend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The most accurate trial so far."""
+    """The best trial so far."""
 
     trial: int
     what: str

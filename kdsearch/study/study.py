@@ -218,17 +218,17 @@ class OpenStudy:
         return self.path / "trials" / f"{number:06d}"
 
     def front(self) -> list[TrialRecord]:
-        """Return the non-dominated trials that are accurate enough, cheapest first."""
+        """Return the non-dominated trials that reach --min-accuracy, cheapest first."""
         done = [record for record in self.complete() if self.is_enough(record)]
         return [done[i] for i in pareto.front([self.point(record) for record in done])]
 
     def is_enough(self, record: TrialRecord) -> bool:
-        """Whether a trial is accurate enough to be shipped."""
+        """Return whether a trial reaches --min-accuracy."""
         least = self.config.min_accuracy
         return record.val is not None and (least is None or record.val >= least)
 
     def complete(self) -> list[TrialRecord]:
-        """Return the complete trials of the search, accurate enough or not."""
+        """Return the complete trials of the search, also those below --min-accuracy."""
         return [r for r in searched(self.records()) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
