@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give networks other weights where an offset is asked for: no law depends on a seed."""
+    """Give networks other weights where an offset is given: no law depends on a seed."""
     offset = config.getoption("--seed-offset")
     if offset:
         seed = torch.manual_seed

@@ -35,8 +35,8 @@ def served() -> Iterator[str]:
         (root / "password").write_text(PASSWORD, encoding="utf-8")
         os.chown(root, user.pw_uid, user.pw_gid)
         os.chown(root / "password", user.pw_uid, user.pw_gid)
-        asked = ("-U", USER, "-A", "scram-sha-256", "--pwfile", str(root / "password"))
-        _run(user, [str(bin_ / "initdb"), "-D", str(data), "-N", "-E", "UTF8", *asked])
+        requested = ("-U", USER, "-A", "scram-sha-256", "--pwfile", str(root / "password"))
+        _run(user, [str(bin_ / "initdb"), "-D", str(data), "-N", "-E", "UTF8", *requested])
         options = f"-c listen_addresses='' -k {root} -c fsync=off"
         control = [str(bin_ / "pg_ctl"), "-D", str(data), "-w"]
         _run(user, [*control, "-l", str(root / "log"), "-o", options, "start"])

@@ -79,7 +79,7 @@ def run_search(
 
 
 def run_asked(study: OpenStudy, proposal: Proposal, evaluate: local.Evaluate) -> TrialRecord:
-    """Run one trial that the study was asked for, and return its record."""
+    """Run one proposed trial and return its record."""
     local.run(TrialQueue(study, iter([proposal])), [evaluate])
     return study.records()[proposal.number]
 

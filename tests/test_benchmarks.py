@@ -57,9 +57,9 @@ def threads():
 def test_method_cost_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "cost.json"
     method_cost.main(["kd", "minilm", "--batch", "2", "--seconds", "0.1", "--json", str(file)])
-    told = json.loads(file.read_text())
-    assert list(told["methods"]) == ["kd", "minilm"]
-    assert all(row["step"]["ratio"]["median"] > 0 for row in told["methods"].values())
+    message = json.loads(file.read_text())
+    assert list(message["methods"]) == ["kd", "minilm"]
+    assert all(row["step"]["ratio"]["median"] > 0 for row in message["methods"].values())
     assert "minilm" in capsys.readouterr().out
 
 
@@ -102,9 +102,12 @@ def test_missed_bar_shows_in_table_json_and_status(tmp_path, capsys):
     assert "MISSED" not in capsys.readouterr().out
     assert together([with_bar(2.0), with_bar(1.0)], ["--json", str(file)]) == 1
     assert capsys.readouterr().out.count("MISSED") == 1
-    told = json.loads(file.read_text())
-    assert [[row["is_met"] for row in one["rows"]] for one in told] == [[True, True], [True, False]]
-    assert told[0]["rows"][0]["measured"] == {"median": 2.0, "low": 1.5, "high": 2.5}
+    results = json.loads(file.read_text())
+    assert [[row["is_met"] for row in one["rows"]] for one in results] == [
+        [True, True],
+        [True, False],
+    ]
+    assert results[0]["rows"][0]["measured"] == {"median": 2.0, "low": 1.5, "high": 2.5}
 
 
 def test_quartiles_are_those_of_the_blocks():

@@ -94,7 +94,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         assert module not in path, f"circle: {' -> '.join([*path, module])}"
         if module not in done:
             for name in GRAPH[module]:
-                if name != "__init__":  # the package itself imports its public names when asked
+                if name != "__init__":  # the package imports its public names at first use
                     visit(name, (*path, module))
             done.add(module)
 

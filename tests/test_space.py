@@ -82,15 +82,15 @@ def test_walk_gives_the_dims_of_the_options_picked_and_the_constants() -> None:
 
 
 def test_a_walk_picks_no_constant_and_no_dimension_that_does_not_apply() -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def pick(name: str, dim: Float | Int | Choice) -> Value:
-        asked.append(name)
+        requested.append(name)
         return "vit" if name == "student.family" else pick_last(name, dim)
 
     parse_space(SPACE).walk(pick)
 
-    assert asked == ["student.family", "student.vit.depth", "method.name"]
+    assert requested == ["student.family", "student.vit.depth", "method.name"]
 
 
 def test_options_own_dims_at_any_depth() -> None:

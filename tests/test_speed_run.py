@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # a script, not the package
 
 DATA = toy_data(channels=3)
 SPEC = TrainSpec(epochs=4, batch_size=48, optimizer="muon", lr=0.05, warmup=0.0, ema=0.5)
-# Half weights, a whitening that is blank until it is made, times and accuracies told in a table.
+# Half weights, a whitening that is blank until it is made, times and accuracies in a table.
 SCRIPT = """
 import os
 import sys

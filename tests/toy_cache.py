@@ -1,4 +1,4 @@
-"""Toy images whose views a teacher is asked about, and the sizes of what is stored of them."""
+"""Toy images whose views a teacher evaluates, and the sizes of the rows stored."""
 
 from __future__ import annotations
 

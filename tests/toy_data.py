@@ -78,7 +78,7 @@ def distiller_for(spec: DistillSpec, student: Model, teacher: Model | None = Non
     )
 
 
-def told_by(
+def rows_of(
     source: TeacherSource,
     images: Tensor,
     index: Tensor,

@@ -81,10 +81,10 @@ RUN_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), RUN_MISTAKES)
-def test_run_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "shown"), RUN_MISTAKES)
+def test_run_refuses(shell: Shell, arguments: tuple[str, ...], shown: str) -> None:
     before = _studies(shell.out)
-    assert told in shell.refused_run(*arguments)
+    assert shown in shell.refused_run(*arguments)
     assert _studies(shell.out) == before
 
 
@@ -141,10 +141,10 @@ DISTILL_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), DISTILL_MISTAKES)
-def test_distill_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "shown"), DISTILL_MISTAKES)
+def test_distill_refuses(shell: Shell, arguments: tuple[str, ...], shown: str) -> None:
     before = _studies(shell.out)
-    assert told in shell.refused("distill", "--teacher-epochs", "1", *arguments)
+    assert shown in shell.refused("distill", "--teacher-epochs", "1", *arguments)
     assert _studies(shell.out) == before
 
 
@@ -161,11 +161,11 @@ MEASURE_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), MEASURE_MISTAKES)
-def test_measure_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "shown"), MEASURE_MISTAKES)
+def test_measure_refuses(shell: Shell, arguments: tuple[str, ...], shown: str) -> None:
     answer = shell.type("measure", *arguments)
     assert answer.code == 2
-    assert told in answer.stderr
+    assert shown in answer.stderr
 
 
 def test_enqueue_refuses_what_is_no_setting(shell: Shell) -> None:
@@ -191,18 +191,18 @@ SPACES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), SPACES)
-def test_space_is_refused(shell: Shell, change: tuple[str, str], told: str) -> None:
-    assert re.search(told, shell.refused_run(space=SPACE.replace(*change)))
+@pytest.mark.parametrize(("change", "shown"), SPACES)
+def test_space_is_refused(shell: Shell, change: tuple[str, str], shown: str) -> None:
+    assert re.search(shown, shell.refused_run(space=SPACE.replace(*change)))
     assert not Path("pwned").exists()
 
 
 def test_three_mistakes_of_a_space_are_reported_with_their_lines(shell: Shell) -> None:
     wrong = SPACE.replace("width:", "widht:").replace("[8]", "[]").replace("epochs:", "epoch:")
     lines = shell.refused_run(space=wrong).splitlines()
-    told = zip((5, 7, 16), ("'widht'", "at least one option", "'epoch'"), strict=True)
+    shown = zip((5, 7, 16), ("'widht'", "at least one option", "'epoch'"), strict=True)
     assert len(lines) == 3
-    for line, (number, what) in zip(lines, told, strict=True):
+    for line, (number, what) in zip(lines, shown, strict=True):
         assert f"space.yaml:{number}: " in line
         assert what in line
 
@@ -219,11 +219,11 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), CONFIGS)
-def test_config_is_refused(shell: Shell, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "shown"), CONFIGS)
+def test_config_is_refused(shell: Shell, text: str, shown: str) -> None:
     file = shell.folder / "config.yaml"
     file.write_text(text)
-    assert told in shell.refused("run", "--config", str(file))
+    assert shown in shell.refused("run", "--config", str(file))
     assert not Path("pwned").exists()
 
 
@@ -250,7 +250,7 @@ def test_weights_are_refused_and_never_executed(shell: Shell) -> None:
     safetensors.torch.save_file({"a": torch.zeros(2)}, folder / "other.safetensors")
     whole = (folder / "other.safetensors").read_bytes()
     (folder / "half.safetensors").write_bytes(whole[:-3])
-    told = {
+    shown = {
         "evil.pt": "never executed",
         "bare.pt": "never executed",
         "text.pt": "not a readable weights file",
@@ -260,7 +260,7 @@ def test_weights_are_refused_and_never_executed(shell: Shell) -> None:
         "nope.pt": "there is no weights file",
         ".": "there is no weights file",
     }
-    for name, words in told.items():
+    for name, words in shown.items():
         weights = ("--teacher", "cifar_resnet20", "--teacher-weights", str(folder / name))
         assert words in shell.refused_run(*weights)
     assert not mark.exists()
@@ -294,14 +294,14 @@ def test_folders_that_are_no_data_set_are_refused(shell: Shell) -> None:
         _images(folder / name / "train" / "dog", 20)
     (folder / "broken" / "train" / "cat" / "x.png").write_bytes(b"junk")
     _bomb(folder / "bomb" / "train" / "cat" / "x.png")
-    told = {
+    shown = {
         "empty": "the folder is empty",
         "one": "at least two classes",
         "few": "'cat' (1)",
         "broken": "1 of 41 images cannot be read, more than 1%: train/cat/x.png",
         "bomb": "900000000 pixels",
     }
-    for name, words in told.items():
+    for name, words in shown.items():
         assert words in shell.refused_run("--data", str(folder / name))
 
 
@@ -333,9 +333,9 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGES)
+@pytest.mark.parametrize(("damage", "shown"), DAMAGES)
 def test_damaged_study_is_refused_and_left_as_it_is(
-    copied: Copies, damage: Callable[[Path], None], told: str
+    copied: Copies, damage: Callable[[Path], None], shown: str
 ) -> None:
     shell = copied("plain")
     path = shell.out / "plain"
@@ -343,7 +343,7 @@ def test_damaged_study_is_refused_and_left_as_it_is(
         log.unlink()  # SQLite would mend the file from its log
     damage(path)
     before = contents(path)
-    assert told in shell.refused("report", "plain")
+    assert shown in shell.refused("report", "plain")
     assert "plain" in shell.refused_run("--name", "plain")
     assert contents(path) == before
 

@@ -14,8 +14,8 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     line = ("check", "--out", str(shell.out), "--teacher-epochs", "1", "--space", str(file))
     answer = shell.type(*line)
     assert answer.code == 0, answer
-    for told in ("Teacher on digits", "359 val", "Capacity", "smallest", "Methods", "yes"):
-        assert told in answer.stdout
+    for message in ("Teacher on digits", "359 val", "Capacity", "smallest", "Methods", "yes"):
+        assert message in answer.stdout
     assert max(map(len, answer.stdout.split("Teacher auto")[0].splitlines())) <= 80
     assert "\x1b" not in answer.stdout
     config = shell.folder / "config.yaml"
@@ -30,7 +30,7 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--set", "student.width=1"), "a student's knobs need --student"),
         (("--student", "resnet", "--set", "student.widht=1"), "did you mean 'width'"),
@@ -43,5 +43,5 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
         (("--data", "digts"), "did you mean 'digits'"),
     ],
 )
-def test_check_refuses(shell: Shell, arguments: tuple[str, ...], told: str) -> None:
-    assert told in shell.refused("check", "--teacher-epochs", "1", *arguments)
+def test_check_refuses(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    assert message in shell.refused("check", "--teacher-epochs", "1", *arguments)

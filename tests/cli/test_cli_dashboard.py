@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 @contextmanager
 def served(shell: Shell, name: str) -> Iterator[str]:
-    """Give the address of the dashboard on a study, once it has said it."""
+    """Give the address of the dashboard on a study, once it is printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -42,13 +42,13 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_loads_nothing_else(
     answer = shell.run("--name", "seen", "--budget-mflops", "0.05", "--trials", "3")
     assert answer.code == 0, answer
     shipped = json.loads((shell.out / "seen" / "front.json").read_text())["shipped"]["trial"]
-    said: list[str] = []
-    asked: list[str] = []
-    browser_context.on("request", lambda request: asked.append(request.url))
+    expected: list[str] = []
+    requested: list[str] = []
+    browser_context.on("request", lambda request: requested.append(request.url))
     page = browser_context.new_page()
     page.set_viewport_size({"width": 1400, "height": 1000})
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: expected.append(message.text))
+    page.on("pageerror", lambda error: expected.append(str(error)))
     with served(shell, "seen") as address:
         page.goto(address)
         page.get_by_text("1. seen").click()
@@ -64,5 +64,5 @@ def test_the_dashboard_shows_our_metrics_front_and_notes_and_loads_nothing_else(
         page.get_by_text(f"Ship trial {shipped}").wait_for()
         page.get_by_text("of validation accuracy over the same student").first.wait_for()
         page.screenshot(path=tmp_path / "note.png", full_page=True)
-        assert {urlsplit(url).netloc for url in asked} == {urlsplit(address).netloc}
-    assert said == []
+        assert {urlsplit(url).netloc for url in requested} == {urlsplit(address).netloc}
+    assert expected == []

@@ -1,4 +1,4 @@
-"""A finished student in other formats: every file measured, told in metrics.json, marked if bad."""
+"""A finished student in other formats: every file is measured, and metrics.json has them all."""
 
 from __future__ import annotations
 
@@ -168,13 +168,13 @@ def test_a_config_gives_the_candidate_that_was_exported(study: Path) -> None:
     number = load_study(study).facts.shipped
     record = next(r for r in load_study(study).records() if r.number == number)
 
-    told = candidate_of((study / "best" / "config.yaml").read_text())
+    reported = candidate_of((study / "best" / "config.yaml").read_text())
 
     shipped = Candidate.from_params(record.params)
-    assert told.student == shipped.student
-    assert told.train == shipped.train
-    assert dict(told.distill.knobs) == dict(shipped.distill.knobs)
-    assert told.digest() == shipped.digest()
+    assert reported.student == shipped.student
+    assert reported.train == shipped.train
+    assert dict(reported.distill.knobs) == dict(shipped.distill.knobs)
+    assert reported.digest() == shipped.digest()
 
 
 def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell) -> None:
@@ -187,12 +187,12 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     shell.type("export", "plain", "--out", str(shell.out), "--format", "onnx-int8")
     data, _ = load_data(read_config(study), shell.out)
     file = study / "best" / "student-int8.onnx"
-    said = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    expected = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     preprocess = Preprocess(
-        mean=tuple(json.loads(said["mean"])),
-        std=tuple(json.loads(said["std"])),
-        resolution=int(said["resolution"]),
-        channels=int(said["channels"]),
+        mean=tuple(json.loads(expected["mean"])),
+        std=tuple(json.loads(expected["std"])),
+        resolution=int(expected["resolution"]),
+        channels=int(expected["channels"]),
     )
 
     shown = ((preprocess(x), y) for x, y in batches(data.val, torch.device("cpu")))
@@ -229,19 +229,19 @@ def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(
     records = load_study(study).records()
     number = next(r.number for r in records if r.number not in there and r.reused_from is None)
 
-    told = shell.refused("export", "plain", "--trial", str(number))
+    reported = shell.refused("export", "plain", "--trial", str(number))
 
-    assert f"--trial {number}: its weights were not kept" in told
-    named = told.rpartition("give --trial ")[2].strip()
+    assert f"--trial {number}: its weights were not kept" in reported
+    named = reported.rpartition("give --trial ")[2].strip()
     assert {int(word) for word in named.split(" or ")} == there
-    assert str(study) not in told
+    assert str(study) not in reported
 
 
 def test_a_study_without_an_export_names_the_command_to_resume(study: Path, shell: Shell) -> None:
     (study / "best").rename(study / "set-aside")
 
-    told = shell.refused("export", "plain")
+    reported = shell.refused("export", "plain")
 
-    assert "the study 'plain' has no best student yet" in told
-    assert f"`kdsearch run --name plain --out {shell.out}` resumes it" in told
-    assert "or export a trial whose weights are kept: --trial " in told
+    assert "the study 'plain' has no best student yet" in reported
+    assert f"`kdsearch run --name plain --out {shell.out}` resumes it" in reported
+    assert "or export a trial whose weights are kept: --trial " in reported

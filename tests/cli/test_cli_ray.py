@@ -21,21 +21,21 @@ def test_a_study_on_ray_finds_what_one_here_does_and_resumes_with_two_workers(
     shell: Shell,
 ) -> None:
     line = ("--budget-mflops", "1", "--trials", "3", "--json")
-    told = []
+    shown = []
     for name, engine in (("here", ()), ("there", ON_RAY)):
         answer = shell.run("--name", name, *line, *engine, space=SLOW)
         assert answer.code == 0, answer
         assert (answer.stdout.count("\n"), answer.stderr) == (1, "")
-        told.append(ended_trials(shell.out / name))
+        shown.append(ended_trials(shell.out / name))
         assert not (shell.out / name / "unfinished").exists()
-    assert told[0] == told[1]
+    assert shown[0] == shown[1]
     found = [sorted((shell.out / name).glob("trials/*/*.csv")) for name in ("here", "there")]
     assert [file.parent.name for file in found[0]] == [file.parent.name for file in found[1]]
     again = shell.run(
         "--name", "here", *line, "--trials", "6", "--workers", "2", *ON_RAY, space=SLOW
     )
     assert again.code == 0, again
-    assert ended_trials(shell.out / "here")[:3] == told[0]
+    assert ended_trials(shell.out / "here")[:3] == shown[0]
     assert len(ended_trials(shell.out / "here")) == 6
 
 
@@ -72,7 +72,7 @@ def _ray_of(session: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "shown"),
     [
         (("--engine", "spark"), "--engine 'spark': expected local or ray"),
         (("--engine", "rai"), "(did you mean 'ray'?)"),
@@ -89,5 +89,5 @@ def _ray_of(session: int) -> list[str]:
         ),
     ],
 )
-def test_flags_that_cannot_be_are_refused(shell: Shell, flags: tuple[str, ...], told: str) -> None:
-    assert told in shell.refused_run(*flags)
+def test_flags_that_cannot_be_are_refused(shell: Shell, flags: tuple[str, ...], shown: str) -> None:
+    assert shown in shell.refused_run(*flags)

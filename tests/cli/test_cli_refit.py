@@ -71,10 +71,10 @@ def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(
     shipped = study / "best" / "student.safetensors"
     assert shipped.read_bytes() == weights.read_bytes()
     metrics = json.loads((study / "best" / "metrics.json").read_text())
-    told = metrics["accuracy"]
+    message = metrics["accuracy"]
     place = best["trials"].index(number)
-    assert told["validation"] == best["val"]["values"][place]
-    assert told["test"] == best["test"]["values"][place]
+    assert message["validation"] == best["val"]["values"][place]
+    assert message["test"] == best["test"]["values"][place]
     assert metrics["seeds"]["validation"] == best["val"]
     assert metrics["is_taught"] is (best["method"] != "none")
     card = (study / "best" / "README.md").read_text()
@@ -168,7 +168,7 @@ def test_a_study_interrupted_between_refits_trains_none_of_them_twice(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         (("--refit", "3", "--seeds", "1"), "--seeds 1: one training has no spread; give --seeds 3"),
         (("--seeds", "3"), "--seeds 3 is for refits: give --refit 3 too"),
@@ -179,9 +179,9 @@ def test_a_study_interrupted_between_refits_trains_none_of_them_twice(
     ],
 )
 def test_what_cannot_be_refitted_is_refused_before_anything_runs(
-    shell: Shell, flags: tuple[str, ...], said: str
+    shell: Shell, flags: tuple[str, ...], expected: str
 ) -> None:
-    assert said in shell.refused_run("--name", "unfitted", *flags)
+    assert expected in shell.refused_run("--name", "unfitted", *flags)
     assert not (shell.out / "unfitted").exists()
 
 

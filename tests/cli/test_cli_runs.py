@@ -251,30 +251,30 @@ def test_guesses_and_the_front_of_an_earlier_study_are_tried_first(copied: Copie
 def test_a_study_is_logged_and_timed_from_the_command_line(shell: Shell) -> None:
     callback = shell.folder / "mine.py"
     callback.write_text("def after(study, record):\n    print('after', record.number)\n")
-    budget = ("--name", "watched", "--budget-mflops", "1")
-    told = ("--tensorboard", "--callback", f"{callback}:after")
+    budget = ("--name", "observed", "--budget-mflops", "1")
+    message = ("--tensorboard", "--callback", f"{callback}:after")
     first = ("--trials", "50", "--flat-after", "40", "--time-limit", "0.000001s")
-    answer = shell.run(*budget, *told, *first)
+    answer = shell.run(*budget, *message, *first)
     assert answer.code == 1  # no trial has begun, so nothing can be shipped
     assert "No further trial: the time limit of" in answer.stdout
-    answer = shell.run(*budget, *told, "--trials", "2", "--time-limit", "1h")
+    answer = shell.run(*budget, *message, "--trials", "2", "--time-limit", "1h")
     assert answer.code == 0, answer
     assert "after 0\n" in answer.stdout
     assert "in 2 runs" in answer.stdout
-    path = shell.out / "watched"
-    assert load_study(path).facts.flat_after == 40  # as asked for when it began
+    path = shell.out / "observed"
+    assert load_study(path).facts.flat_after == 40  # as given when it began
     assert {run.name for run in (path / "tensorboard").iterdir()} >= {"000000", "000001"}
     front = json.loads((path / "front.json").read_text())
     assert front["seconds"]["wall"] > front["seconds"]["search"]
-    status = shell.type("status", "watched", "--out", str(shell.out), "--json")
+    status = shell.type("status", "observed", "--out", str(shell.out), "--json")
     found = json.loads(status.stdout)
     assert (found["state"], found["trials"], found["counts"]["complete"]) == ("ended", 2, 2)
     assert found["seconds_spent"] == front["seconds"]["wall"]
-    assert "2 of 2 trials" in shell.type("status", "watched", "--out", str(shell.out)).stdout
+    assert "2 of 2 trials" in shell.type("status", "observed", "--out", str(shell.out)).stdout
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         (("--time-limit", "soon"), "or a time as 90s"),
         (("--flat-after", "-1"), "--flat-after -1: expected a number of trials, or 0 for never"),
@@ -283,7 +283,7 @@ def test_a_study_is_logged_and_timed_from_the_command_line(shell: Shell) -> None
     ],
 )
 def test_what_cannot_log_is_refused_before_anything_runs(
-    shell: Shell, flags: tuple[str, str], said: str
+    shell: Shell, flags: tuple[str, str], expected: str
 ) -> None:
-    assert said in shell.refused_run("--name", "unwatched", *flags)
+    assert expected in shell.refused_run("--name", "unwatched", *flags)
     assert not (shell.out / "unwatched").exists()

@@ -59,10 +59,10 @@ def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signa
         _wait_for(driver, "1 of 400, trial")
         # A second driver of the same study is refused while the first goes on.
         assert "another process" in shell.refused("run", "--name", name)
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         driver.send_signal(stop)
         _, message = driver.communicate(timeout=60)
-        assert time.perf_counter() - asked < 30
+        assert time.perf_counter() - requested < 30
     assert driver.returncode == 130
     assert f"`kdsearch run --name {name} --out {shell.out}` resumes the study" in message
     kept = re.search(r"(\d+) of 400 trials are kept", message)
@@ -126,13 +126,13 @@ def test_no_worker_outlives_its_driver_and_the_study_resumes(
     with start([*line, "--workers", "2"], start_new_session=True) as driver:
         _wait_for(driver, "1 of 400, trial")
         assert len(_session(driver.pid)) >= 3
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         if stop is signal.SIGINT:
             os.killpg(driver.pid, stop)
         else:
             driver.send_signal(stop)
         while _session(driver.pid):
-            assert time.perf_counter() - asked < 30
+            assert time.perf_counter() - requested < 30
             time.sleep(0.05)
         _, message = driver.communicate(timeout=60)
     if stop is signal.SIGKILL:
@@ -180,15 +180,15 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
 
 def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
     assert shell.run("--name", "board", "--budget-mflops", "0.045", "--trials", "6").code == 0
-    told = [r for r in load_study(shell.out / "board").records() if r.control_of is None]
-    assert {record.state for record in told} == {"complete", "rejected"}
+    reported = [r for r in load_study(shell.out / "board").records() if r.control_of is None]
+    assert {record.state for record in reported} == {"complete", "rejected"}
     port = "18089"
     with start(["dashboard", "board", "--out", str(shell.out), "--port", port]) as server:
         try:
             listing = json.loads(_get(f"http://127.0.0.1:{port}/api/studies"))["study_summaries"]
             shown = json.loads(
                 _get(f"http://127.0.0.1:{port}/api/studies/{listing[0]['study_id']}")
-            )["trials"][: len(told)]
+            )["trials"][: len(reported)]
             with pytest.raises(ConnectionRefusedError):  # another address of this machine
                 socket.create_connection(("127.0.0.2", int(port)), timeout=5)
             second = shell.type("dashboard", "board", "--out", str(shell.out), "--port", port)
@@ -201,7 +201,7 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
             server.communicate(timeout=60)
     assert server.returncode == 0
     feasible = [all(violation <= 0 for violation in trial["constraints"]) for trial in shown]
-    assert feasible == [record.state == "complete" for record in told]
+    assert feasible == [record.state == "complete" for record in reported]
 
 
 def _get(url: str) -> bytes:

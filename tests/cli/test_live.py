@@ -24,9 +24,9 @@ def play(study: OpenStudy, console: StudyConsole) -> None:
     beside = study.ask()
     callbacks.on_trial_begin(beside)
     for _ in range(6):
-        asked = study.ask()
-        callbacks.on_trial_begin(asked)
-        record = study.tell(asked, replace(look_up(asked), seconds=30.0))
+        requested = study.ask()
+        callbacks.on_trial_begin(requested)
+        record = study.tell(requested, replace(look_up(requested), seconds=30.0))
         front = study.front()
         callbacks.on_trial_end(record, front[-1] if front else None)
     epoch = Epoch(number=3, losses={}, val=0.1234, lr=0.1, seconds=1.0)
@@ -69,10 +69,10 @@ def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path
     callback = StudyConsole(console=Console(file=out, width=200))
     with opened(fast_path / "refit") as study:
         callback.on_search_begin(RunState(total=1, budget=REQUEST.budget))
-        asked = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
+        requested = study.ask_refit({**study.ask().params, "train.repeat": 1}, 0, is_control=False)
         cost = Cost(flops=2_000_000, params=2000)
         callback.on_trial_end(
-            study.tell(asked, TrialOutcome(state="complete", cost=cost, val=0.1448)), None
+            study.tell(requested, TrialOutcome(state="complete", cost=cost, val=0.1448)), None
         )
     assert " (seed 1) 14.48 % at 2 MFLOPs" in out.getvalue()
 

@@ -243,7 +243,7 @@ def test_files_of_a_runtime_that_the_target_takes_are_timed_on_it(tmp_path):
 
 
 class _Asks(Target):
-    """Takes one kind of file, and keeps what it was asked for."""
+    """Takes one kind of file and records its requests."""
 
     device, runtime = "cpu", "any"
 

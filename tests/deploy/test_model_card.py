@@ -68,15 +68,15 @@ def folder(tmp_path: Path) -> Path:
 def test_a_hub_reads_the_results(folder):
     read = ModelCard.load(folder / model_card.CARD)
 
-    told = {result.dataset_split: result.metric_value for result in read.data.eval_results}
-    assert told == {"validation": 0.9, "test": 0.875}
+    message = {result.dataset_split: result.metric_value for result in read.data.eval_results}
+    assert message == {"validation": 0.9, "test": 0.875}
     assert {result.metric_type for result in read.data.eval_results} == {"accuracy"}
     assert read.data.pipeline_tag == "image-classification"
     assert read.data.license == "unknown"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "expected",
     [
         "2.5 million multiply-adds",
         "31,000 parameters",
@@ -90,8 +90,8 @@ def test_a_hub_reads_the_results(folder):
         "train.lr: 0.1",
     ],
 )
-def test_the_card_states_the_measurements(folder, said):
-    assert said in (folder / model_card.CARD).read_text()
+def test_the_card_states_the_measurements(folder, expected):
+    assert expected in (folder / model_card.CARD).read_text()
 
 
 def test_what_is_found_later_is_added(folder):
@@ -118,8 +118,8 @@ def test_the_card_states_the_spread_over_seeds(folder):
     seeds = {"mean": 0.8925, "sd": 0.0125, "low": 0.85, "high": 0.935, "values": [0.88, 0.905]}
     model_card.update(folder, seeds={"validation": seeds})
 
-    said = "| 95.00 % | 20 | 89.25 ± 1.25 (85.00 to 93.50), 2 seeds |"
-    assert said in (folder / model_card.CARD).read_text()
+    expected = "| 95.00 % | 20 | 89.25 ± 1.25 (85.00 to 93.50), 2 seeds |"
+    assert expected in (folder / model_card.CARD).read_text()
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])

@@ -30,7 +30,7 @@ def picture(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (50, 40)) 
     return path
 
 
-def said(channels: int, size: int, resolution: int) -> dict[str, str]:
+def expected(channels: int, size: int, resolution: int) -> dict[str, str]:
     return {
         "classes": '["dark", "bright"]',
         "mean": str(list(MEAN[:channels])),
@@ -54,7 +54,7 @@ def test_an_image_becomes_what_the_study_would_make_of_it(
     )
     pixels = torch.from_numpy(decode(path, size=size, channels=channels).copy())[None]
 
-    found = predict.network_input(path, said(channels, size, resolution))
+    found = predict.network_input(path, expected(channels, size, resolution))
 
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, preprocess(pixels).numpy(), atol=2e-5)
@@ -66,7 +66,7 @@ def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
     images = torch.from_numpy(decode(path, size=32, channels=3).copy())[None]
     student = Model("any", nn.Identity(), shown)
 
-    found = predict.network_input(path, said(3, 32, 24) | {"input": "uint8 pixels"})
+    found = predict.network_input(path, expected(3, 32, 24) | {"input": "uint8 pixels"})
 
     assert found.dtype == np.uint8
     pixels = _pixels(student, images)[1].float().numpy()
@@ -76,14 +76,14 @@ def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
 def test_another_file_uses_the_metadata_in_metrics_json(tmp_path):
     file = tmp_path / "student.pt2"
     torch.export.save(torch.export.export(Brightness(), (torch.zeros(1, 3, 16, 16),)), file)
-    told = {"metadata": said(3, 16, 16)}
-    file.with_name("metrics.json").write_text(json.dumps(told), encoding="utf-8")
+    message = {"metadata": expected(3, 16, 16)}
+    file.with_name("metrics.json").write_text(json.dumps(message), encoding="utf-8")
 
     answer, known = predict.load(file)
 
     image = torch.rand(1, 3, 16, 16)
     np.testing.assert_allclose(answer(image.numpy()), Brightness()(image).numpy(), rtol=1e-5)
-    assert known == said(3, 16, 16)
+    assert known == expected(3, 16, 16)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
@@ -102,7 +102,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def folder(tmp_path):
     file = tmp_path / "best" / "student.onnx"
-    to_onnx(Brightness(), input_shape=(3, 16, 16), path=file, metadata=said(3, 16, 16))
+    to_onnx(Brightness(), input_shape=(3, 16, 16), path=file, metadata=expected(3, 16, 16))
     shutil.copyfile(predict.__file__, file.with_name("predict.py"))
     Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
     Image.new("RGB", (40, 40), "black").save(tmp_path / "black.png")
@@ -112,9 +112,9 @@ def folder(tmp_path):
 def test_it_prints_the_likely_classes_of_each_image(folder):
     line = [sys.executable, str(folder / "best" / "predict.py"), "white.png", "black.png"]
 
-    told = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
+    message = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
 
-    assert told.splitlines() == [
+    assert message.splitlines() == [
         "white.png: bright 100.0 %, dark 0.0 %",
         "black.png: dark 100.0 %, bright 0.0 %",
     ]
@@ -135,8 +135,8 @@ def test_it_runs_where_three_packages_are_installed_alone(folder):
         pytest.skip(f"no registry: {done.stderr.strip().splitlines()[-1]}")
     line = [str(python), "-I", "-W", "error", str(folder / "best" / "predict.py"), "white.png"]
 
-    told = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
+    message = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
 
-    assert told.startswith("white.png: bright 100.0 %")
+    assert message.startswith("white.png: bright 100.0 %")
     torch_too = subprocess.run([str(python), "-I", "-c", "import torch"], capture_output=True)
     assert torch_too.returncode != 0

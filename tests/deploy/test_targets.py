@@ -45,7 +45,7 @@ for _ in range(30):
 
 
 def nothing_kept(_name: str, make: References) -> Reference:
-    raise AssertionError("no reference was to be asked for")
+    raise AssertionError("no reference is needed here")
 
 
 def command(tmp_path: Path, script: str) -> str:
@@ -182,7 +182,7 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("import sys; print(1); print('no device', file=sys.stderr); sys.exit(3)", "ended with 3"),
         ("pass", "printed nothing; expected milliseconds above 0"),
@@ -197,9 +197,9 @@ def test_a_commands_round_is_the_median_of_its_numbers(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
     ],
 )
-def test_the_error_of_a_failing_command_names_it(tmp_path: Path, script: str, told: str) -> None:
+def test_the_error_of_a_failing_command_names_it(tmp_path: Path, script: str, message: str) -> None:
     target = parse_target(command(tmp_path, script))
-    with pytest.raises(CostError, match=f"(?s)with a space.*{told}") as error:
+    with pytest.raises(CostError, match=f"(?s)with a space.*{message}") as error:
         target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
 
     assert ("no device" in str(error.value)) == ("no device" in script)
@@ -207,10 +207,10 @@ def test_the_error_of_a_failing_command_names_it(tmp_path: Path, script: str, to
 
 def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Path) -> None:
     script = TIMING.replace("os, sys, time\n", "os, sys, time; time.sleep(0.2)\n")
-    told: list[str] = []
-    parse_target(command(tmp_path, script), batch=2).dry_run((3, 16, 16), told.append)
+    message: list[str] = []
+    parse_target(command(tmp_path, script), batch=2).dry_run((3, 16, 16), message.append)
 
-    first, then = told
+    first, then = message
     assert first.startswith("Trying --target cmd:")
     found = re.fullmatch(r"It took (.+) s; a network is measured by 3 to 6 such .*", then)
     assert found is not None
@@ -254,7 +254,7 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("cmd", "expected cmd:COMMAND"),
         ("cmd:", "expected cmd:COMMAND"),
@@ -262,8 +262,8 @@ def gone(pid: int) -> bool:
         ("cmd:sh 'unclosed", "No closing quotation"),
     ],
 )
-def test_an_unusable_command_is_refused_before_a_study(text: str, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
+def test_an_unusable_command_is_refused_before_a_study(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         require_target(StudyConfig(target=text))
 
 

@@ -36,10 +36,10 @@ def test_more_run_side_by_side_while_that_pays(
     """Twice as many must get a tenth more done; memory that runs out ends the search for more."""
 
     def rate(count: int, _: object, *, batch_size: int) -> float:
-        told = rates[count]
-        if told is None:
+        message = rates[count]
+        if message is None:
             raise torch.OutOfMemoryError("no room")
-        return told
+        return message
 
     monkeypatch.setattr(gpu_packing, "steps_per_second", rate)
     on_gpu = replace(context(tmp_path), device=torch.device("cuda"))
@@ -87,8 +87,8 @@ def test_trials_in_threads_of_one_process_are_those_of_one_after_the_other(tmp_p
 
         def run(place: int) -> None:
             both.wait(20)
-            told = run_trial(candidates[place], shared, tmp_path / f"together{place}")
-            assert told.state == "complete", told.reason
+            message = run_trial(candidates[place], shared, tmp_path / f"together{place}")
+            assert message.state == "complete", message.reason
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(run, range(len(candidates))))

@@ -279,12 +279,12 @@ def test_three_failures_of_one_cause_in_a_row_end_the_study(
     reasons: list[str], ran: int, workers: int, fast_path: Path
 ) -> None:
     path = fast_path / f"alike-{ran}-{workers}"
-    told = iter([*reasons, *["", ""] * 9])
+    message = iter([*reasons, *["", ""] * 9])
     one = threading.Lock()
 
     def evaluate(proposal: Proposal) -> TrialOutcome:
         with one:
-            return _failing(told)(proposal)
+            return _failing(message)(proposal)
 
     with opened(path) as study:
         with pytest.raises(TrialsFailedError, match=r"(?s)3 trials .+\n  no end .+kdsearch\.log"):

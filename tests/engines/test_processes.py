@@ -71,15 +71,15 @@ def test_a_trial_in_a_worker_has_the_bits_of_one_here(
     worker: Worker, given: tuple[StudyConfig, Path], tmp_path: Path
 ) -> None:
     config, out = given
-    told: list[tuple[Epoch, int]] = []
-    there = worker.run_trial(PLAIN, tmp_path / "there", on_epoch=lambda *e: told.append(e))
+    shown: list[tuple[Epoch, int]] = []
+    there = worker.run_trial(PLAIN, tmp_path / "there", on_epoch=lambda *e: shown.append(e))
     data, _ = load_data(config, out)
     here = run_trial(PLAIN, lay_out(config, data, out=out, device=CPU), tmp_path / "here")
     assert there.state == "complete"
     assert replace(there, seconds=0, teacher_seconds=0) == replace(
         here, seconds=0, teacher_seconds=0
     )
-    assert [(epoch.number, epoch.val, epochs) for epoch, epochs in told] == [
+    assert [(epoch.number, epoch.val, epochs) for epoch, epochs in shown] == [
         (number, val, 2) for number, val in enumerate(here.curve, start=1)
     ]
     files = [tmp_path / where / WEIGHTS for where in ("there", "here")]
@@ -89,16 +89,16 @@ def test_a_trial_in_a_worker_has_the_bits_of_one_here(
 def test_the_driver_stops_a_trial_in_a_worker_which_then_runs_the_next(
     worker: Worker, tmp_path: Path
 ) -> None:
-    asked: list[Rung] = []
+    requested: list[Rung] = []
 
     def on_rung(rung: Rung) -> str | None:
-        asked.append(rung)
+        requested.append(rung)
         return "hopeless" if len(rung.curve) == 2 else None
 
     longer = replace(PLAIN, train=replace(PLAIN.train, epochs=4))
     outcome = worker.run_trial(longer, tmp_path / "0", on_rung=on_rung)
     assert (outcome.state, outcome.reason) == ("pruned", "hopeless")
-    assert [(rung.curve, rung.epochs, rung.cost) for rung in asked] == [
+    assert [(rung.curve, rung.epochs, rung.cost) for rung in requested] == [
         (outcome.curve[:n], 4, outcome.cost) for n in (1, 2)
     ]
     assert worker.run_trial(longer, tmp_path / "1").state == "complete"

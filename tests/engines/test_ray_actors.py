@@ -58,12 +58,14 @@ class Hopeless(RungPruner):
 
 @contextmanager
 def on_ray(
-    study: OpenStudy, told: list[tuple[int, int, int]], start: Callable[..., object] | None = None
+    study: OpenStudy,
+    message: list[tuple[int, int, int]],
+    start: Callable[..., object] | None = None,
 ) -> Iterator[Engine]:
     """Give an engine of one actor, which calls `start` with its own start function."""
 
     def on_epoch(number: int, epoch: Epoch, epochs: int) -> None:
-        told.append((number, epoch.number, epochs))
+        message.append((number, epoch.number, epochs))
 
     opened = open_actors(
         1, study, OnRay(), device=CPU, timeout=None, on_epoch=on_epoch, pruner=Hopeless()
@@ -88,13 +90,13 @@ def test_an_actor_makes_its_context_once_and_reports_each_trial(
     study: OpenStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `counted`
-    told: list[tuple[int, int, int]] = []
-    with on_ray(study, told, partial(counted, tmp_path / "benches")) as engine:
+    message: list[tuple[int, int, int]] = []
+    with on_ray(study, message, partial(counted, tmp_path / "benches")) as engine:
         engine(TrialQueue(study, search(study, n_trials=4)))
     records = study.records()
     assert [record.state for record in records] == ["pruned"] * 4
     assert [record.reason for record in records] == [f"hopeless after {n}" for n in range(4)]
-    assert told == [(number, epoch, 3) for number in range(4) for epoch in (1, 2)]
+    assert message == [(number, epoch, 3) for number in range(4) for epoch in (1, 2)]
     assert {(record.mode, len(record.curve)) for record in records} == {("fp32 eager", 2)}
     assert len((tmp_path / "benches").read_text().split()) == 1
 

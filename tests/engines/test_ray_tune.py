@@ -95,8 +95,8 @@ def left(folder: Path, name: str) -> int:
 
 @pytest.mark.slow
 def test_a_missing_cluster_raises() -> None:
-    told = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
-    with pytest.raises(StudyError, match=told), connected("127.0.0.1:1"):
+    reported = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
+    with pytest.raises(StudyError, match=reported), connected("127.0.0.1:1"):
         pass
 
 
@@ -144,13 +144,15 @@ class TestOnThisMachine:
     def test_progress_and_logs_reach_the_driver(
         self, fast_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        said: list[tuple[object, ...]] = []
-        with opened(fast_path / "told") as study, caplog.at_level(logging.INFO, "kdsearch"):
-            run_search(study, talking, n_trials=2, on_progress=lambda *what: said.append(what))
+        expected: list[tuple[object, ...]] = []
+        with opened(fast_path / "talking") as study, caplog.at_level(logging.INFO, "kdsearch"):
+            run_search(study, talking, n_trials=2, on_progress=lambda *what: expected.append(what))
         assert [
-            (proposal.number, *what) for proposal, *what in said if isinstance(proposal, Proposal)
+            (proposal.number, *what)
+            for proposal, *what in expected
+            if isinstance(proposal, Proposal)
         ] == [(number, epoch, "of 3") for number in (0, 1) for epoch in (1, 2, 3)]
-        assert [r.message for r in caplog.records if r.name == "kdsearch.told"] == ["0", "1"]
+        assert [r.message for r in caplog.records if r.name == "kdsearch.trials_seen"] == ["0", "1"]
 
     @pytest.mark.slow
     def test_an_actor_starts_once_for_many_trials(self, fast_path: Path) -> None:
@@ -379,7 +381,7 @@ def climbing(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
 def talking(proposal: Proposal, report: ray_tune.Report) -> TrialOutcome:
     for epoch in (1, 2, 3):
         report(epoch, "of 3")
-    logging.getLogger("kdsearch.told").info("%d", proposal.number)
+    logging.getLogger("kdsearch.trials_seen").info("%d", proposal.number)
     return look_up(proposal)
 
 

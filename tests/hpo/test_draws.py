@@ -255,7 +255,7 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"sampler": "gp", "budget_mflops": 1.0}, "trials over --budget-mflops"),
         ({"sampler": "gp", "budget_mparams": 1.0}, "trials over --budget-mparams"),
@@ -266,10 +266,10 @@ def test_a_sampler_does_not_learn_from_controls(sampler: str, fast_path: Path) -
     ],
 )
 def test_a_sampler_that_cannot_learn_from_the_study_is_refused(
-    given: dict[str, object], told: str, tmp_path: Path
+    given: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     config = replace(StudyConfig(space=FLAT), **given)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=told), opened(tmp_path / "study", config):
+    with pytest.raises(SpecError, match=message), opened(tmp_path / "study", config):
         pass
     assert not (tmp_path / "study" / "study.yaml").exists()
 

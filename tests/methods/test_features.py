@@ -508,37 +508,37 @@ def tiny(kind: str, seed: int) -> nn.Module:
 
 def pair(student: str, teacher: str) -> tuple[nn.Module, Outputs, Tensor]:
     x = randn(B, 3, 8, 8)
-    told = gradient_of(tiny(teacher, 1).features(x.requires_grad_()))
-    return tiny(student, 0), told, x.detach()
+    shown = gradient_of(tiny(teacher, 1).features(x.requires_grad_()))
+    return tiny(student, 0), shown, x.detach()
 
 
 def test_grad_cam_of_linear_heads_is_the_class_map():
     """Behind an average and a linear head the gradient is that head's row over H * W."""
-    student, told, x = pair("strided", "cnn")
+    student, shown, x = pair("strided", "cnn")
     teacher = tiny("cnn", 1)
-    predicted = told.logits.argmax(1)
+    predicted = shown.logits.argmax(1)
     goal = []
-    for network, stage in ((teacher, told.stages[0]), (student, student.features(x).stages[0])):
+    for network, stage in ((teacher, shown.stages[0]), (student, student.features(x).stages[0])):
         rows = network.head.weight[predicted]
         cam = torch.einsum("bc,bchw->bhw", rows, stage)
         cam = F.avg_pool2d(cam, cam.shape[1] // 4)
         length = cam.flatten(1).norm(dim=1, keepdim=True)
         goal.append(cam.flatten(1) / length.clamp(min=1e-9))
     expected = ((goal[0] - goal[1]) ** 2).mean()
-    found = methods.get("grad_cam")()(student.features(x), told, TARGET)
+    found = methods.get("grad_cam")()(student.features(x), shown, TARGET)
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("student", ["cnn", "strided", "vit"])
 @pytest.mark.parametrize("teacher", ["cnn", "vit"])
 def test_grad_cam_learns_through_stage_and_head(student, teacher):
-    network, told, x = pair(student, teacher)
+    network, shown, x = pair(student, teacher)
     loss = methods.get("grad_cam")()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     values = []
     for _ in range(20):
         optimizer.zero_grad()
-        value = loss(network.features(x), told, TARGET)
+        value = loss(network.features(x), shown, TARGET)
         value.backward()
         assert network.head.weight.grad.abs().sum() > 0
         optimizer.step()
@@ -548,13 +548,13 @@ def test_grad_cam_learns_through_stage_and_head(student, teacher):
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
 def test_grad_cam_gradient_equals_finite_differences(kind):
-    network, told, x = pair(kind, "cnn")
+    network, shown, x = pair(kind, "cnn")
     loss = methods.get("grad_cam")()
     weight = network.head.weight
 
     def value(row: Tensor) -> Tensor:
         network.head.weight.data[:] = row.detach()
-        return loss(network.features(x), told, TARGET)
+        return loss(network.features(x), shown, TARGET)
 
     value(weight).backward()
     slope = weight.grad[1, 2].item()
@@ -566,11 +566,11 @@ def test_grad_cam_gradient_equals_finite_differences(kind):
 
 
 def test_grad_cam_works_under_autocast():
-    network, told, x = pair("cnn", "cnn")
+    network, shown, x = pair("cnn", "cnn")
     network, x = network.float(), x.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         student = network.features(x)
-        value = methods.get("grad_cam")()(student, told.map(Tensor.float), TARGET)
+        value = methods.get("grad_cam")()(student, shown.map(Tensor.float), TARGET)
     assert student.stages[0].dtype is torch.bfloat16
     assert value.dtype is torch.float32
     value.backward()
@@ -578,29 +578,29 @@ def test_grad_cam_works_under_autocast():
 
 
 def test_grad_cam_refuses_outputs_without_a_gradient():
-    network, told, x = pair("cnn", "cnn")
+    network, shown, x = pair("cnn", "cnn")
     loss = methods.get("grad_cam")()
     with torch.no_grad(), pytest.raises(SpecError, match="no gradient leads from the logits"):
-        loss(network.features(x), told, TARGET)
+        loss(network.features(x), shown, TARGET)
     found = network.features(x)
     with pytest.raises(SpecError, match="no gradient leads from the logits"):
-        loss(replace(found, stages=(found.stages[0].clone(),)), told, TARGET)
+        loss(replace(found, stages=(found.stages[0].clone(),)), shown, TARGET)
     with pytest.raises(SpecError, match="needs the gradient of the teacher's largest logits"):
-        loss(found, replace(told, gradient=None), TARGET)
+        loss(found, replace(shown, gradient=None), TARGET)
     with pytest.raises(SpecError, match="the student has none"):
-        loss(replace(found, stages=()), told, TARGET)
+        loss(replace(found, stages=()), shown, TARGET)
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_grad_cam_refuses_a_class_token(side):
-    network, told, x = pair("cnn", "cnn")
+    network, shown, x = pair("cnn", "cnn")
     reads_first = TinyViT(reads_first=True).double()
     if side == "teacher":
-        told = gradient_of(reads_first.features(x.requires_grad_()))
+        shown = gradient_of(reads_first.features(x.requires_grad_()))
     else:
         network = reads_first
     with pytest.raises(SpecError, match=f"the {side}'s logits do not depend on its deepest stage"):
-        methods.get("grad_cam")()(network.features(x), told, TARGET)
+        methods.get("grad_cam")()(network.features(x), shown, TARGET)
 
 
 def test_head_of_a_tiny_network_makes_its_logits():

@@ -86,7 +86,7 @@ def value_of(name, student, teacher, target=TARGET, *, seed=0, loss=None):
     return loss(signal(name, student), taught(name, teacher), target)
 
 
-def asked(tensors):
+def requested(tensors):
     return [found.clone().requires_grad_() for found in tensors]
 
 
@@ -103,16 +103,16 @@ def name(request):
 
 def test_loss_is_one_finite_number(name):
     student, teacher = leaves(name)
-    value = value_of(name, asked(student), teacher)
+    value = value_of(name, requested(student), teacher)
     assert value.shape == ()
     assert value.isfinite()
 
 
 def test_gradient_reaches_the_student_and_never_the_teacher(name):
-    student, teacher = map(asked, leaves(name))
-    heard = taught(name, teacher)
+    student, teacher = map(requested, leaves(name))
+    received = taught(name, teacher)
     loss = prepared(name, student, teacher)
-    value = loss(signal(name, student), heard, TARGET)
+    value = loss(signal(name, student), received, TARGET)
     if loss.need == "nothing":
         assert not value.requires_grad
         return
@@ -124,7 +124,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name):
 
 
 def test_modules_of_a_method_learn_and_its_teacher_does_not(name):
-    student, teacher = map(asked, leaves(name))
+    student, teacher = map(requested, leaves(name))
     loss = prepared(name, student, teacher).train()
     value = loss(signal(name, student), taught(name, teacher), TARGET)
     if value.requires_grad:
@@ -138,7 +138,7 @@ def test_modules_of_a_method_learn_and_its_teacher_does_not(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_values_of_a_thousand_give_finite_loss_and_gradient(name, dtype):
     student, teacher = leaves(name, scale=1000.0, dtype=dtype)
-    student = asked(student)
+    student = requested(student)
     value = value_of(name, student, teacher)
     assert value.isfinite()
     if methods.get(name).need != "nothing":
@@ -149,13 +149,13 @@ def test_values_of_a_thousand_give_finite_loss_and_gradient(name, dtype):
 
 def test_autocast_changes_nothing(name):
     student, teacher = leaves(name, dtype=torch.float32)
-    student = asked(student)
+    student = requested(student)
     loss = prepared(name, student, teacher)
     outside = value_of(name, student, teacher, loss=loss)
-    mine, heard = signal(name, student), taught(name, teacher)
+    mine, received = signal(name, student), taught(name, teacher)
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss(mine, heard, TARGET)
+        inside = loss(mine, received, TARGET)
     torch.testing.assert_close(inside, outside, rtol=1e-6, atol=0)
 
 
@@ -163,14 +163,14 @@ def test_equal_signals_have_distance_zero(name):
     method = methods.get(name)
     if method.is_distance and method.need != "nothing":
         student, _ = leaves(name)
-        student = asked(student)
+        student = requested(student)
         value = value_of(name, student, [found.detach().clone() for found in student])
         assert abs(value.item()) < 1e-12
 
 
 def test_order_of_the_batch_does_not_matter(name):
     student, teacher = leaves(name)
-    student = asked(student)
+    student = requested(student)
     loss = prepared(name, student, teacher)
     value = value_of(name, student, teacher, loss=loss)
     if value_of(name, student, teacher, loss=loss, seed=1) != value:
@@ -182,8 +182,8 @@ def test_order_of_the_batch_does_not_matter(name):
 
 def test_one_sample_gives_a_finite_loss_and_gradient(name):
     student, teacher = leaves(name)
-    loss = prepared(name, asked(student), teacher)
-    student, teacher = asked([found[:1] for found in student]), [found[:1] for found in teacher]
+    loss = prepared(name, requested(student), teacher)
+    student, teacher = requested([found[:1] for found in student]), [found[:1] for found in teacher]
     value = value_of(name, student, teacher, TARGET[:1], loss=loss)
     assert value.isfinite()
     if value.requires_grad:
@@ -202,7 +202,7 @@ def test_constant_signals_give_a_finite_gradient(name):
 
 def test_mixed_labels_of_one_class_are_that_class(name):
     student, teacher = leaves(name)
-    student = asked(student)
+    student = requested(student)
     loss = prepared(name, student, teacher)
     whole = F.one_hot(TARGET, K).double()
     torch.testing.assert_close(
@@ -214,7 +214,7 @@ def test_mixed_labels_of_one_class_are_that_class(name):
 def test_a_mixed_image_counts_as_its_larger_share_where_labels_are_hard(name):
     if methods.get(name).labels == "hard":
         student, teacher = leaves(name)
-        loss = prepared(name, asked(student), teacher)
+        loss = prepared(name, requested(student), teacher)
         whole = F.one_hot(TARGET, K).double()
         mixed = 0.7 * whole + 0.3 * whole.roll(1, dims=1)
         found = value_of(name, student, teacher, mixed, loss=loss)

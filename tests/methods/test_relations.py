@@ -208,7 +208,7 @@ def test_crd_equals_its_sums_over_positives_and_negatives():
     for memory in (loss.of_student, loss.of_teacher):
         memory.rows.copy_(F.normalize(memory.rows, dim=1))
     loss.classes.copy_(torch.arange(N) % 4)
-    count = N - 1  # of the 64 asked for
+    count = N - 1  # of the 64 requested
     s = unit(loss.embed_student(student.embedding).detach())
     t = unit(loss.embed_teacher(teacher.embedding).detach())
     banks = (s, loss.of_teacher.rows.double().numpy()), (t, loss.of_student.rows.double().numpy())

@@ -334,9 +334,9 @@ def test_attention_is_made_of_query_key_and_value_of_each_stage(name: str) -> No
         part.register_forward_pre_hook(lambda _, args: read.append(args[0]))
 
     with torch.no_grad():
-        told = network.features(torch.randn(2, 3, SIDE, SIDE))
-        assert len(told.attention) == len(told.stages) == 4
-        for part, made, stage in zip(parts, told.attention, told.stages, strict=True):
+        shown = network.features(torch.randn(2, 3, SIDE, SIDE))
+        assert len(shown.attention) == len(shown.stages) == 4
+        for part, made, stage in zip(parts, shown.attention, shown.stages, strict=True):
             tokens = read.pop(0)
             dim, grid = tokens.shape[2], stage.shape[2:]
             assert made.shape == (2, 3 * dim, *grid)
@@ -356,11 +356,11 @@ def test_attention_is_left_out_when_not_needed() -> None:
     x = torch.randn(2, 3, SIDE, SIDE)
 
     with torch.no_grad():
-        told, spared = (network.features(x, attention=asked) for asked in (True, False))
+        shown, spared = (network.features(x, attention=requested) for requested in (True, False))
 
-    assert len(told.attention) == 4
+    assert len(shown.attention) == 4
     assert spared.attention == ()
-    torch.testing.assert_close(spared.stages, told.stages)
+    torch.testing.assert_close(spared.stages, shown.stages)
 
 
 @pytest.mark.parametrize("make", [swin, lambda: timm_model("resnet18")], ids=["swin", "resnet"])
@@ -377,16 +377,16 @@ def test_two_heads_are_given_in_training_and_averaged() -> None:
     network = Tapped(module, in_channels=3, resolution=SIDE, num_classes=CLASSES)
     x = torch.randn(2, 3, SIDE, SIDE)
 
-    told = network.train().features(x)
-    asked = network.eval().features(x)
+    shown = network.train().features(x)
+    requested = network.eval().features(x)
 
     tokens = module.forward_features(x)
     heads = (module.head(tokens[:, 0]), module.head_dist(tokens[:, 1]))
-    torch.testing.assert_close(told.heads, heads)
-    torch.testing.assert_close(told.logits, (heads[0] + heads[1]) / 2)
-    torch.testing.assert_close(network.train()(x), told.logits)
-    assert asked.heads == ()
-    torch.testing.assert_close(asked.logits, told.logits)
+    torch.testing.assert_close(shown.heads, heads)
+    torch.testing.assert_close(shown.logits, (heads[0] + heads[1]) / 2)
+    torch.testing.assert_close(network.train()(x), shown.logits)
+    assert requested.heads == ()
+    torch.testing.assert_close(requested.logits, shown.logits)
 
 
 def student(family: str) -> nn.Module:
@@ -413,10 +413,10 @@ def test_head_makes_the_answer_of_the_embedding(make: Callable[[], nn.Module]) -
     side = SIDE if isinstance(network, Tapped) else 16
 
     with torch.no_grad():
-        told = network.features(torch.randn(2, 3, side, side))
+        shown = network.features(torch.randn(2, 3, side, side))
         head = head_of(network)
         assert head is not None
-        torch.testing.assert_close(nn.functional.linear(told.embedding, *head), told.logits)
+        torch.testing.assert_close(nn.functional.linear(shown.embedding, *head), shown.logits)
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "squeezenet1_0"])
@@ -432,12 +432,12 @@ def test_gradient_of_a_linear_head_is_its_row_over_the_positions() -> None:
     network = Tapped(module, in_channels=1, resolution=8).requires_grad_(False)
     x = torch.randn(3, 1, 8, 8, requires_grad=True)
 
-    told = gradient_of(network.features(x))
+    shown = gradient_of(network.features(x))
 
-    rows = module[8].weight[told.logits.argmax(1)] / 16
-    assert told.gradient is not None
-    assert not told.gradient.requires_grad
-    torch.testing.assert_close(told.gradient, rows[:, :, None, None].expand(3, 6, 4, 4))
+    rows = module[8].weight[shown.logits.argmax(1)] / 16
+    assert shown.gradient is not None
+    assert not shown.gradient.requires_grad
+    torch.testing.assert_close(shown.gradient, rows[:, :, None, None].expand(3, 6, 4, 4))
 
 
 def average_vit() -> nn.Module:
@@ -458,11 +458,11 @@ def test_gradient_reaches_stages_of_tokens_as_a_small_step_does(name: str) -> No
     side = SIDE if isinstance(network, Tapped) else 16
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
 
-    told = gradient_of(network.features(x))
-    assert told.gradient is not None
+    shown = gradient_of(network.features(x))
+    assert shown.gradient is not None
 
     place = (1, 3, 1, 0)  # sample, channel, row, column
-    step = torch.zeros_like(told.stages[-1])
+    step = torch.zeros_like(shown.stages[-1])
     step[place] = 1e-5
 
     def push(found: Tensor) -> Tensor:
@@ -477,10 +477,10 @@ def test_gradient_reaches_stages_of_tokens_as_a_small_step_does(name: str) -> No
     with torch.no_grad():
         moved = network(x)
     handle.remove()
-    predicted = told.logits.argmax(1, keepdim=True)
-    rise = (moved - told.logits).gather(1, predicted).sum() / 1e-5
-    torch.testing.assert_close(told.gradient[place], rise.detach(), rtol=1e-3, atol=1e-9)
-    assert told.gradient.abs().sum() > 0
+    predicted = shown.logits.argmax(1, keepdim=True)
+    rise = (moved - shown.logits).gather(1, predicted).sum() / 1e-5
+    torch.testing.assert_close(shown.gradient[place], rise.detach(), rtol=1e-3, atol=1e-9)
+    assert shown.gradient.abs().sum() > 0
 
 
 def test_gradient_without_a_graph_or_stages_is_refused() -> None:
@@ -489,9 +489,9 @@ def test_gradient_without_a_graph_or_stages_is_refused() -> None:
 
     with torch.no_grad(), pytest.raises(SpecError, match="gradients enabled"):
         gradient_of(network.features(x))
-    told, other = network.features(x), network.features(x)
+    shown, other = network.features(x), network.features(x)
     with pytest.raises(SpecError, match="no gradient leads from the logits"):
-        gradient_at(told.logits.sum(), other.stages[-1])
+        gradient_at(shown.logits.sum(), other.stages[-1])
     flat = Tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), in_channels=1, resolution=8)
     with pytest.raises(SpecError, match="the network shows none"):
         gradient_of(flat.features(x))
@@ -512,8 +512,8 @@ def test_threads_that_share_a_network_hear_their_own_passes() -> None:
             return [tapped.features(batch) for _ in range(4)]
 
     with ThreadPoolExecutor(len(batches)) as pool:
-        told = list(pool.map(ask, batches))
-    for expected, answers in zip(alone, told, strict=True):
+        shown = list(pool.map(ask, batches))
+    for expected, answers in zip(alone, shown, strict=True):
         for answer in answers:
             for mine, theirs in zip(answer.tensors(), expected.tensors(), strict=True):
                 torch.testing.assert_close(mine, theirs)

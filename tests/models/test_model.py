@@ -1,4 +1,4 @@
-"""A model is asked part by part; a frozen one tells gradients as well."""
+"""A model returns the features that are needed; a frozen one returns gradients as well."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ CALLBACK = """
 from kdsearch import StopStudy
 LIMIT = 3
 def after(study, record):
-    with open(study.path / "told.txt", "a") as file:
+    with open(study.path / "events.txt", "a") as file:
         file.write(f"{record.number} {record.state} {len(study.records())}\\n")
     if record.number == 2:
         raise StopStudy("three are enough")
@@ -112,13 +112,13 @@ def test_a_function_gets_each_trial_and_may_stop_the_study(fast_path: Path, tmp_
         run_search(study, [look_up], n_trials=9, on_trial=on_trial, is_enough=ending)
         records = study.records()
     assert len(records) == 3
-    told = (fast_path / "called" / "told.txt").read_text().splitlines()
-    assert told == [f"{r.number} {r.state} {r.number + 1}" for r in records]
+    message = (fast_path / "called" / "events.txt").read_text().splitlines()
+    assert message == [f"{r.number} {r.state} {r.number + 1}" for r in records]
     assert notebook.notes == ["No further trial: three are enough"]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("mine.py:aftr", "defines no 'aftr' (did you mean 'after'?); it defines after"),
         ("mine.py:LIMIT", "expected a function (study, record), found a int"),
@@ -126,12 +126,12 @@ def test_a_function_gets_each_trial_and_may_stop_the_study(fast_path: Path, tmp_
     ],
 )
 def test_a_callback_that_is_no_function_is_refused_at_once(
-    tmp_path: Path, name: str, said: str
+    tmp_path: Path, name: str, expected: str
 ) -> None:
     (tmp_path / "mine.py").write_text(CALLBACK)
     with pytest.raises(SpecError) as caught:
         Loggers(callback=str(tmp_path / name))
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "--callback" in str(caught.value)
 
 

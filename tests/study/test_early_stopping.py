@@ -1,4 +1,4 @@
-"""What a study makes of its rungs: stopped trials are told, reused, counted; the same each time."""
+"""Rungs of a study: pruned trials are stored, reused and counted, the same each time."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SAFE = replace(OFF, stopping="safe")
 
 def train(study: OpenStudy, proposal: Proposal) -> TrialOutcome:
     """Look up how a trial ends, let its curve rise to there, and stop where the rule says."""
-    told = look_up(proposal)
-    if told.state != "complete":
-        return told
-    assert told.val is not None
-    assert told.cost is not None
+    message = look_up(proposal)
+    if message.state != "complete":
+        return message
+    assert message.val is not None
+    assert message.cost is not None
     pruner = StudyPruner(study, images=2000)
-    curve = tuple(told.val * (0.5 + 0.5 * n / EPOCHS) for n in range(1, EPOCHS + 1))
+    curve = tuple(message.val * (0.5 + 0.5 * n / EPOCHS) for n in range(1, EPOCHS + 1))
     for epoch in (1, 2, 4, 8):
-        reason = pruner(Rung(curve=curve[:epoch], epochs=EPOCHS, cost=told.cost))
+        reason = pruner(Rung(curve=curve[:epoch], epochs=EPOCHS, cost=message.cost))
         if reason is not None and proposal.control_of is None:
-            return replace(told, state="pruned", val=None, curve=curve[:epoch], reason=reason)
-    return replace(told, curve=curve)
+            return replace(message, state="pruned", val=None, curve=curve[:epoch], reason=reason)
+    return replace(message, curve=curve)
 
 
 def run_to(study: OpenStudy, n_trials: int) -> list[TrialRecord]:
@@ -144,19 +144,19 @@ def test_an_earlier_study_predicts_before_eight_trials_of_this_one_are_complete(
         assert sum(curve.is_complete for curve in earlier) >= 8
     with opened(fast_path / "later", SAFE) as study:
         assert earlier_curves(study, before) == earlier
-        alone, told = (
+        alone, message = (
             StudyPruner(study, images=2000),
             StudyPruner(study, images=2000, earlier=earlier),
         )
         dear = max((record.cost for record in own if record.cost), key=lambda cost: cost.flops)
         hopeless = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)
-        assert told(hopeless) is None  # none of this study is to be beaten yet
+        assert message(hopeless) is None  # none of this study is to be beaten yet
         done: list[TrialRecord] = []
         while len(done) < 3:
             run_to(study, len(study.records()) + 1)
             done = [record for record in study.records() if record.state == "complete"]
         assert alone(hopeless) is None
-        reason = told(hopeless)
+        reason = message(hopeless)
         assert reason is not None
         assert "predicts" in reason
 

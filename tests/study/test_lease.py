@@ -73,8 +73,8 @@ def take(kept: Storage) -> Iterator[Take]:
 
 
 def test_a_second_driver_gets_the_holder_and_the_remedy(take: Take) -> None:
-    told = rf"process {os.getpid()} on .+ 20 s ago; .+wait 160 s"
-    with take(1000.0), pytest.raises(StudyError, match=told), take(1020.0):
+    message = rf"process {os.getpid()} on .+ 20 s ago; .+wait 160 s"
+    with take(1000.0), pytest.raises(StudyError, match=message), take(1020.0):
         pass
 
 
@@ -128,15 +128,15 @@ def test_the_holder_keeps_renewing_its_lease(
     kept: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdsearch.study.lease.RENEW_SECONDS", 0.01)
-    store, said = Store(kept, metrics=("accuracy", "flops")), threading.Semaphore(0)
+    store, expected = Store(kept, metrics=("accuracy", "flops")), threading.Semaphore(0)
 
     def clock(connection: Connection) -> float:
-        said.release()
+        expected.release()
         return database_time(connection)
 
     given = store.disk.engine, store.study_id
     with Lease(*given, where="table", is_locked=False, clock=clock):
-        assert all(said.acquire(timeout=20) for _ in range(4))
+        assert all(expected.acquire(timeout=20) for _ in range(4))
 
 
 def test_the_clock_is_the_databases_and_goes_with_ours(kept: Storage) -> None:

@@ -93,9 +93,9 @@ def test_the_most_accurate_comes_first_then_the_knee_then_the_next(study: OpenSt
 
 
 def test_each_candidate_is_trained_under_each_seed_and_so_is_each_control(study: OpenStudy) -> None:
-    told = [r for r in study.records() if r.kind]
+    message = [r for r in study.records() if r.kind]
     for record in candidates(study, Refit(count=2)):
-        mine = [r for r in told if r.refit_of == record.number]
+        mine = [r for r in message if r.refit_of == record.number]
         own = str(record.params["method.name"])
         wanted = {(own, 1), (own, 2), *((m, s) for m in ("none", "kd") for s in (1, 2))}
         assert {(r.params["method.name"], r.params["train.repeat"]) for r in mine} == wanted
@@ -105,7 +105,7 @@ def test_each_candidate_is_trained_under_each_seed_and_so_is_each_control(study:
             assert refit.kind == ("refit" if is_own else "refitted control")
             student = {k: v for k, v in record.params.items() if not k.startswith("method.")}
             assert student.items() <= refit.params.items()
-    assert all(r.draw is None for r in told)
+    assert all(r.draw is None for r in message)
 
 
 def test_a_candidate_is_not_held_against_itself(study: OpenStudy) -> None:
@@ -120,16 +120,16 @@ def test_the_search_continues_as_if_there_were_no_refits(
     fast_path: Path, seed_of_search: int
 ) -> None:
     config = replace(REQUEST, seed=seed_of_search)
-    told = []
+    message = []
     for name, refit in (("plain", None), ("between", Refit(count=3, seeds=2))):
         with opened(fast_path / f"{name}-{seed_of_search}", config) as study:
             run_search(study, [evaluate], n_trials=8)
             if refit is not None:
                 refitted(study, refit)
             run_search(study, [evaluate], n_trials=16)
-            told.append([(r.params, r.draw, r.val) for r in searched(study.records())])
+            message.append([(r.params, r.draw, r.val) for r in searched(study.records())])
             assert any(record.kind for record in study.records()) == (refit is not None)
-    assert told[0] == told[1]
+    assert message[0] == message[1]
 
 
 @pytest.mark.parametrize("until", [1, 4, 7])
@@ -207,10 +207,10 @@ def test_what_has_no_second_seed_has_no_spread(fast_path: Path) -> None:
     with opened(fast_path / "half", REQUEST) as study:
         refitted(study, Refit(count=1, seeds=2), run)
         assert summarised(study) == ((), ())
-        told = list(about_refits(study, study.front()[-1].number))
-        assert "failed" in told[0]
-        assert "out of memory" in told[0]
-        assert "was trained once" in told[-1]
+        message = list(about_refits(study, study.front()[-1].number))
+        assert "failed" in message[0]
+        assert "out of memory" in message[0]
+        assert "was trained once" in message[-1]
 
 
 def test_the_test_split_is_in_it_once_every_network_was_read(study: OpenStudy) -> None:
@@ -242,10 +242,10 @@ def test_reports_show_the_candidates_and_what_they_gained(study: OpenStudy) -> N
     assert "--refit 2 --seeds 2" in text.rpartition("kdsearch run")[2]
     assert "--refit-epochs" not in text
     assert summarise(study).candidates[0].shipped == first.trained.trials[0]
-    told = list(about_refits(study, first.trial))
-    assert f"{100 * first.trained.val.mean:.2f} %" in told[0]
-    assert f"trial {first.trained.trials[0]}" in told[0]
-    assert any("istillation" in line and " p " in line for line in told)
+    message = list(about_refits(study, first.trial))
+    assert f"{100 * first.trained.val.mean:.2f} %" in message[0]
+    assert f"trial {first.trained.trials[0]}" in message[0]
+    assert any("istillation" in line and " p " in line for line in message)
 
 
 def test_status_names_the_trial_whose_refit_is_shipped(fast_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_median_is_shipped_of_two_the_lower() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ({"count": -1}, "--refit -1: expected"),
         ({"count": 3, "seeds": 1}, "--seeds 1: one training has no spread; give --seeds 3"),
@@ -279,8 +279,8 @@ def test_the_median_is_shipped_of_two_the_lower() -> None:
         ({"count": 3, "epochs": 0}, "--refit-epochs 0"),
     ],
 )
-def test_what_cannot_be_refitted_raises_with_what_can(given: dict[str, int], said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_what_cannot_be_refitted_raises_with_what_can(given: dict[str, int], expected: str) -> None:
+    with pytest.raises(SpecError, match=expected):
         Refit(**given)
 
 
@@ -319,15 +319,15 @@ def test_an_exported_control_is_reported(study: OpenStudy) -> None:
     first = summarised(study)[0][0]
     ships = next(c.trained for c in first.controls if c.trained.method == "kd")
     study.update_facts(best=first.trial, shipped=ships.trials[0])
-    told = list(about_refits(study, first.trial))
-    assert f"Trial {first.trial}, its student with plain KD at its defaults: " in told[0]
-    assert f"{100 * ships.val.mean:.2f} %" in told[0]
-    assert f"trial {ships.trials[0]}" in told[0]
-    assert any("is not shipped" in line for line in told)
+    message = list(about_refits(study, first.trial))
+    assert f"Trial {first.trial}, its student with plain KD at its defaults: " in message[0]
+    assert f"{100 * ships.val.mean:.2f} %" in message[0]
+    assert f"trial {ships.trials[0]}" in message[0]
+    assert any("is not shipped" in line for line in message)
     summary = summarise(study)
-    said = verdict(summary, study.records()).replace("\u00a0", " ")
-    assert said.startswith(f"Ship trial {ships.trials[0]}")
-    assert f"(by kd; trial {first.trial} of the front)" in said
+    expected = verdict(summary, study.records()).replace("\u00a0", " ")
+    assert expected.startswith(f"Ship trial {ships.trials[0]}")
+    assert f"(by kd; trial {first.trial} of the front)" in expected
     (row,) = (row for row in tables.candidates(summary).rows if "to ship" in row[0])
     assert row[0] == "its control, kd, to ship"
 

@@ -1,4 +1,4 @@
-"""What a study took, over all its runs, and what another shell is told of it meanwhile."""
+"""The log of a study: what all its runs took, and the progress that another shell reads."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_the_spend_counts_epochs_and_what_was_never_trained(fast_path: Path) -> 
     with opened(fast_path / "spent") as study:
         study.update_facts(teacher_seconds=3.0)
         for state in ("complete", "pruned", "rejected"):
-            asked = study.ask()
-            outcome = replace(look_up(asked), state=state, seconds=2.0, curve=(0.1, 0.2))
+            proposal = study.ask()
+            outcome = replace(look_up(proposal), state=state, seconds=2.0, curve=(0.1, 0.2))
             if state == "rejected":
                 outcome = replace(outcome, curve=())
-            study.tell(asked, replace(outcome, val=0.5 if state == "complete" else None))
+            study.tell(proposal, replace(outcome, val=0.5 if state == "complete" else None))
         found = spent(study)
     assert (found.epochs, found.rejected, found.reused) == (4, 1, 0)
     assert found.epochs_saved == 10 - 2  # ten epochs are the default
@@ -93,22 +93,22 @@ def test_the_forecast_is_the_mean_times_what_is_left_over_those_at_once() -> Non
 
 
 def test_status_shows_a_running_study_and_writes_nothing(fast_path: Path) -> None:
-    path = fast_path / "watched"
+    path = fast_path / "observed"
     with opened(path) as study, log_of(study, ago=7) as log:
         study.update_facts(trials=9)
         assert status(path).counts.complete == 0
         run_to(study, 5)
-        asked = study.ask()
+        proposal = study.ask()
         callbacks = Callbacks([log])
         callbacks.on_search_begin(RunState(total=9))
-        callbacks.on_trial_begin(asked)
+        callbacks.on_trial_begin(proposal)
         epoch = Epoch(number=3, losses={}, val=0.25, lr=0.1, seconds=1.0)
         log._written = 0.0  # a second has passed
-        callbacks.on_epoch(asked.number, epoch, 10)
+        callbacks.on_epoch(proposal.number, epoch, 10)
         before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
         found = status(path)
         after = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
-        study.tell(asked, look_up(asked))
+        study.tell(proposal, look_up(proposal))
         best = study.front()[-1]
     before.pop("study.db-shm"), after.pop("study.db-shm")  # SQLite's marks of readers
     assert before == after
@@ -188,6 +188,8 @@ def test_a_status_needs_no_torch(fast_path: Path) -> None:
         text=True,
         check=True,
     )
-    told, imported = found.stdout.splitlines()
+    message, imported = found.stdout.splitlines()
     assert imported == "[]"
-    assert json.loads(told)["counts"]["complete"] + json.loads(told)["counts"]["rejected"] <= 2
+    assert (
+        json.loads(message)["counts"]["complete"] + json.loads(message)["counts"]["rejected"] <= 2
+    )

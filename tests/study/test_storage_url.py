@@ -86,14 +86,14 @@ def test_the_password_is_written_nowhere(
     gone = postgres_url.replace("host=/tmp", "host=/nowhere")
     with pytest.raises(StudyError, match="cannot open") as missing, opened(path, config, gone):
         pass
-    told = "".join(
+    message = "".join(
         "".join(traceback.format_exception(caught.value)) for caught in (refused, missing)
     )
     kept = (path / "study.yaml").read_text(encoding="utf-8")
-    for text in (told, kept, caplog.text, repr(read_config(path)), repr(study.config)):
+    for text in (message, kept, caplog.text, repr(read_config(path)), repr(study.config)):
         for secret in (PASSWORD, QUOTED, "wr0ng%", "wr0ng%25"):
             assert secret not in text
-    assert "PGPASSWORD" in told
+    assert "PGPASSWORD" in message
     assert ":***@" in kept
 
 
@@ -110,18 +110,20 @@ def test_libpqs_own_password_opens_a_study_without_the_flag(
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("postgresql://me:s3cret@no-such-host.invalid/db", "failed to resolve host"),
         ("postgresql://me:s3cret@127.0.0.1:1/db", "Connection refused"),
     ],
 )
 def test_an_unreachable_storage_raises_without_the_password(
-    url: str, told: str, tmp_path: Path
+    url: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(StudyError, match=f"{told}.*are its host, port and database right") as said:
+    with pytest.raises(
+        StudyError, match=f"{message}.*are its host, port and database right"
+    ) as error:
         reach(tmp_path / "far", in_database(url, "far"), url)
-    assert "password" not in str(said.value).lower()
+    assert "password" not in str(error.value).lower()
 
 
 def test_a_server_that_refuses_raises_with_its_reason(postgres_url: str, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_what_is_kept_has_no_password_and_what_is_used_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("s3cret", "expected an SQLAlchemy URL"),
         ("postgresql://me:s3cret@host:port/db", "expected an SQLAlchemy URL"),
@@ -190,8 +192,8 @@ def test_what_is_kept_has_no_password_and_what_is_used_has() -> None:
         ("mysql+pymysql://me:s3cret@host/db", "mysql needs pymysql: pip install pymysql"),
     ],
 )
-def test_an_impossible_url_is_refused_without_its_password(url: str, told: str) -> None:
-    with pytest.raises(SpecError, match=f"--storage.*{told}") as caught:
+def test_an_impossible_url_is_refused_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"--storage.*{message}") as caught:
         read_url(url)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
@@ -232,10 +234,10 @@ def test_a_study_through_the_command_line(postgres_url: str, tmp_path: Path) -> 
     assert kdsearch("report", "pg").returncode == 0
     number = str(json.loads(kdsearch("report", "pg", "--json").stdout)["best"])
     for reading in (("compare", "pg", "pg"), ("export", "pg", "--trial", number)):
-        told = kdsearch(*reading, "--storage", without)
-        assert told.returncode == 0, told.stderr
-        told = kdsearch(*reading, "--storage", "sqlite:///elsewhere.db")
-        assert (told.returncode, "the study's trials are in" in told.stderr) == (2, True)
+        message = kdsearch(*reading, "--storage", without)
+        assert message.returncode == 0, message.stderr
+        message = kdsearch(*reading, "--storage", "sqlite:///elsewhere.db")
+        assert (message.returncode, "the study's trials are in" in message.stderr) == (2, True)
     moved = kdsearch("run", "--name", "pg", "--storage", "sqlite:///elsewhere.db")
     assert (moved.returncode, "the study's trials are in postgresql" in moved.stderr) == (2, True)
     for file in tmp_path.rglob("*"):

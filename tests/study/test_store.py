@@ -64,10 +64,10 @@ def test_after_every_step_the_file_holds_what_the_mirror_holds(kept: Storage) ->
     numbers = [begun(store, f'{{"n": {n}}}') for n in range(3)]
     assert shown(store.trials()) == shown(on_disk(kept).trials)
     for number, (state, values, constraints) in zip(reversed(numbers), ends, strict=True):
-        told = store.end(number, state, values, note="told", constraints=constraints)
-        assert shown([told]) == shown(store.trials())[number : number + 1]
+        message = store.end(number, state, values, note="ended", constraints=constraints)
+        assert shown([message]) == shown(store.trials())[number : number + 1]
         assert shown(store.trials()) == shown(on_disk(kept).trials)
-        assert (told.state, told.values, told.constraints) == (
+        assert (message.state, message.values, message.constraints) == (
             state,
             values,
             constraints | {str(i): v for i, v in enumerate(constraints.values())},
@@ -94,7 +94,7 @@ def test_what_was_left_running_or_waiting_is_failed_on_disk_and_in_the_mirror(
     kept: Storage,
 ) -> None:
     store = opened(kept)
-    store.end(begun(store), TrialState.COMPLETE, [0.5, 2.0], note="told", constraints={})
+    store.end(begun(store), TrialState.COMPLETE, [0.5, 2.0], note="ended", constraints={})
     begun(store)
     on_disk(kept).enqueue_trial({"train.lr": 0.1})
     again = opened(kept)

@@ -244,8 +244,8 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
     path = tmp_path / "here" / "driven"
     config = replace(REQUEST, data="no/such/folder", storage=url, storage_study="driven-1")
 
-    def refused(out: Path, told: str) -> None:
-        with pytest.raises(StudyError, match=told):
+    def refused(out: Path, message: str) -> None:
+        with pytest.raises(StudyError, match=message):
             run_study({}, Callback(), out=out, name="driven")
 
     with opened(path, config):
@@ -313,9 +313,11 @@ def test_a_study_of_another_format_is_refused(fast_path: Path, line: str, found:
     text = file.read_text(encoding="utf-8")
     assert text.startswith("format: 2\n")
     file.write_text(text.replace("format: 2\n", line), encoding="utf-8")
-    said = f"has format {found}, and this kdsearch reads format 2; open the study with the kdsearch"
+    expected = (
+        f"has format {found}, and this kdsearch reads format 2; open the study with the kdsearch"
+    )
     for use in (read_config, load_study):
-        with pytest.raises(StudyError, match=said):
+        with pytest.raises(StudyError, match=expected):
             use(path)
 
 

@@ -1,4 +1,4 @@
-"""A guess is drawn as it was asked for, in its turn; an earlier study's front are guesses."""
+"""An enqueued candidate is tried in its turn; the front of an earlier study is enqueued."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STEPS = parse_space("student: {family: resnet, resnet: {width: {float: [0.25, 1.
 
 
 def test_a_guess_may_leave_out_the_option_that_it_implies() -> None:
-    asked = {"student.family": "resnet", "student.depth": 4, "train.lr": 1}
-    guess = read_guess(TABLE, asked)
+    proposal = {"student.family": "resnet", "student.depth": 4, "train.lr": 1}
+    guess = read_guess(TABLE, proposal)
     assert guess == {"student.family": "resnet", "student.resnet.depth": 4, "train.lr": 1.0}
     assert isinstance(guess["train.lr"], float)
     assert read_guess(STEPS, {"student.width": 0.75}) == {"student.resnet.width": 0.75}
@@ -30,7 +30,7 @@ def test_a_guess_may_leave_out_the_option_that_it_implies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("proposal", "message"),
     [
         ({"student.familly": "vit"}, r"--set student.familly: unknown \(did you mean 'student.fam"),
         ({"x": 1}, "--set x: unknown; the space has student.family, method.name, train.lr, stud"),
@@ -46,9 +46,9 @@ def test_a_guess_may_leave_out_the_option_that_it_implies() -> None:
         ({"train.lr": 2, "student.family": "x"}, "train.lr=2.*; --set student.family=x"),
     ],
 )
-def test_settings_outside_the_space_are_refused(asked: Params, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        read_guess(TABLE, asked)
+def test_settings_outside_the_space_are_refused(proposal: Params, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        read_guess(TABLE, proposal)
 
 
 def test_a_guess_between_two_steps_is_refused() -> None:
@@ -64,10 +64,10 @@ def test_enqueued_guesses_are_tried_next_in_their_order(fast_path: Path) -> None
     assert trials == 3
     assert enqueue(path, {"student.family": "resnet"})[1] == 4
     with opened(path) as study:
-        told = [run_asked(study, study.ask(), look_up) for _ in range(3)]
-    assert told[0].params == {**first, "method.name": "kd"}
-    assert told[1].params["student.family"] == "resnet"
-    assert [record.draw for record in told] == [2, 3, 4]
+        message = [run_asked(study, study.ask(), look_up) for _ in range(3)]
+    assert message[0].params == {**first, "method.name": "kd"}
+    assert message[1].params["student.family"] == "resnet"
+    assert [record.draw for record in message] == [2, 3, 4]
 
 
 def test_the_rest_of_a_guess_is_sampled_and_an_interrupted_guess_repeated(fast_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_the_rest_of_a_guess_is_sampled_and_an_interrupted_guess_repeated(fast_p
         pass
     enqueue(path, {"train.lr": 0.25})
     with opened(path) as study:
-        asked = study.ask()
+        proposal = study.ask()
     with opened(path) as study:
         again = study.ask()
-    assert asked.params["train.lr"] == 0.25
-    assert (again.draw, again.params) == (asked.draw, asked.params)
+    assert proposal.params["train.lr"] == 0.25
+    assert (again.draw, again.params) == (proposal.draw, proposal.params)
 
 
 def test_nothing_is_enqueued_while_a_study_runs_or_is_not_there(fast_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_of_a_recipe_what_does_not_fit_is_left_to_the_sampler(fast_path: Path) -
 def test_of_a_long_front_both_ends_and_some_between_are_taken(fast_path: Path) -> None:
     with opened(fast_path / "long") as study:
         while len(study.front()) <= MOST:
-            asked = study.ask()
+            proposal = study.ask()
             n = len(study.records())  # dearer and more accurate each: all are on the front
             cost = Cost(flops=n * 1000, params=1)
-            study.tell(asked, TrialOutcome(state="complete", cost=cost, val=0.5 + n / 100))
+            study.tell(proposal, TrialOutcome(state="complete", cost=cost, val=0.5 + n / 100))
         front = study.front()
     recipes = recipes_of(replace(REQUEST, from_study="long"), fast_path)
     assert len(recipes) == MOST < len(front)

@@ -63,12 +63,12 @@ def test_the_file_alone_reaches_the_metric_of_its_card(study: Path) -> None:
     assert metrics["onnx"]["same_predictions"] == 1
     assert metrics["onnx"]["val"] == pytest.approx(metrics["closeness"]["validation"], abs=1e-5)
     card = (study / "best" / "README.md").read_text()
-    for said in (
+    for expected in (
         "| closeness of brightness |",
         "the mean of the pixels",
         "image-feature-extraction",
     ):
-        assert said in card
+        assert expected in card
     assert "accuracy" not in card
     session = onnxruntime.InferenceSession(study / "best" / "student.onnx")
     (output,) = session.get_outputs()

@@ -191,17 +191,17 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
 
 
 def test_a_trained_teacher_is_cached_for_the_next_study(tmp_path: Path) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
     def get(data: ImageData = DATA, seed: int = 0, epochs: int = 1) -> Model:
         def hear(epoch: Epoch, _: int) -> None:
-            heard.append(epoch.number)
+            received.append(epoch.number)
 
         spec = TeacherSpec(epochs=epochs)
         return load_teacher(spec, data, cache_dir=tmp_path, seed=seed, device=CPU, on_epoch=hear)
 
     first, second = get(), get()
-    assert heard == [1]
+    assert received == [1]
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert torch.equal(first(DATA.val.images), second(DATA.val.images))
@@ -210,7 +210,7 @@ def test_a_trained_teacher_is_cached_for_the_next_study(tmp_path: Path) -> None:
     get(seed=1)
     get(epochs=2)
     get(data=toy_data(pad=0))
-    assert heard == [1, 1, 1, 2, 1]
+    assert received == [1, 1, 1, 2, 1]
 
 
 def test_the_teacher_that_is_trained_on_the_spot_learns(tmp_path: Path) -> None:

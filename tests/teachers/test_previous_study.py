@@ -218,7 +218,7 @@ def test_a_library_student_needs_no_download(
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "text"),
     [
         ("config.yaml", "student: resnet", "does not name a student (KeyError('set'))"),
         ("config.yaml", "student: [", "does not name a student"),
@@ -230,11 +230,11 @@ def test_a_library_student_needs_no_download(
     ],
 )
 def test_a_damaged_folder_is_refused(
-    study: Path, data: ImageData, tmp_path: Path, file: str, content: str, said: str
+    study: Path, data: ImageData, tmp_path: Path, file: str, content: str, text: str
 ) -> None:
     folder = copied(study, tmp_path)
     (folder / "best" / file).write_text(content)
-    assert said in refusal(f"study:{folder}", data, tmp_path)
+    assert text in refusal(f"study:{folder}", data, tmp_path)
 
 
 def test_a_spec_names_the_file_of_its_weights(study: Path) -> None:

@@ -284,8 +284,8 @@ def test_names_that_open_clip_does_not_know_are_refused(tmp_path: Path) -> None:
         (f"local-dir:{tmp_path}", None): "cannot be loaded: ",
         (f"local-dir:{tmp_path}", "openai"): "has weights of its own",
     }
-    for (model, weights), said in cases.items():
-        assert said in refusal(f"open_clip:{model}", tmp_path, weights=weights)
+    for (model, weights), text in cases.items():
+        assert text in refusal(f"open_clip:{model}", tmp_path, weights=weights)
 
 
 @pytest.mark.filterwarnings("default")

@@ -35,10 +35,10 @@ def test_a_form_is_chosen_for_a_tenth_saved(
 def test_it_is_measured_once_a_family_and_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def gain(model: Model, data: ImageData, *_: object) -> float:
-        asked.append(f"{model.name} {data.size[0]}")
+        requested.append(f"{model.name} {data.size[0]}")
         return 2.0
 
     monkeypatch.setattr(autotune, "_gain", gain)
@@ -46,7 +46,7 @@ def test_it_is_measured_once_a_family_and_input(
         Executions(tmp_path).fastest(student(width=width), DATA, CPU)
     larger = toy_data(size=16)
     Executions(tmp_path).fastest(build_student(SMALL, larger), larger, CPU)
-    assert asked == ["resnet 8", "resnet 16"]
+    assert requested == ["resnet 8", "resnet 16"]
 
 
 def test_no_cpu_is_offered_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def trained(
     *,
     stop_after: int | None = None,
 ) -> tuple[list[Epoch], Model]:
-    """Train from the same start; stop in the middle where that is asked for."""
+    """Train from the same start; stop after `stop_after` epochs."""
     model, teacher = tiny_model(), tiny_model(1).freeze()
     torch.manual_seed(5)
     distiller = distiller_for(distill, model, teacher)
@@ -95,7 +95,11 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
         trained(DistillSpec(), SPEC, Checkpoint(file, "it"), stop_after=4)
     content = file.read_bytes().partition(b"\n")[2]
     kept = torch.load(io.BytesIO(content), weights_only=True)["epochs"]
-    assert [epoch["number"] for epoch in kept] == [1, 2, 3]  # the fourth was told, not yet kept
+    assert [epoch["number"] for epoch in kept] == [
+        1,
+        2,
+        3,
+    ]  # the fourth is not stored
     epochs, _ = trained(DistillSpec(), SPEC, Checkpoint(file, "it"))
     assert [epoch.seconds for epoch in epochs[:3]] == [epoch["seconds"] for epoch in kept]
 

@@ -56,7 +56,7 @@ def test_muon_takes_the_matrices_between_first_and_last_layer_and_adamw_the_rest
 def test_a_step_may_be_captured_and_warns_of_nothing_where_it_is_not(
     name: str, is_capturing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no GPU here: torch is told of one, and what its stream does."""
+    """Torch reports a GPU and what its stream does, since there is none here."""
     stream = SimpleNamespace(is_capturing=lambda: is_capturing)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)

@@ -30,10 +30,10 @@ KD, HARD = DistillSpec(method="kd"), DistillSpec(method="hard_label")
 class Listening(TeacherOutputs):
     """Notes the samples and the view of each batch."""
 
-    heard: list[tuple[list[int], int]]
+    received: list[tuple[list[int], int]]
 
     def rows(self, index: Tensor, host: Tensor, view: int, **wanted: Any) -> Outputs | None:
-        self.heard.append((host.tolist(), view))
+        self.received.append((host.tolist(), view))
         return super().rows(index, host, view, **wanted)
 
 
@@ -42,20 +42,20 @@ class Trained:
     """What a training began with and was shown, and what it scored."""
 
     weights: dict[str, Tensor]
-    heard: list[tuple[list[int], int]]
+    received: list[tuple[list[int], int]]
     val: float | None
 
     def views(self) -> list[int]:
-        return list(dict.fromkeys(view for _, view in self.heard))
+        return list(dict.fromkeys(view for _, view in self.received))
 
     def order(self) -> list[list[int]]:
-        return [samples for samples, _ in self.heard]
+        return [samples for samples, _ in self.received]
 
 
 def trained(path: Path, distill: DistillSpec, **recipe: int) -> Trained:
     teacher = tiny_model().freeze()
     outputs = Listening(teacher, Feed(DATA.train, CPU), view_seed=0)
-    outputs.heard = []
+    outputs.received = []
     context = TrialContext(
         data=DATA,
         teachers=(teacher,),
@@ -69,7 +69,9 @@ def trained(path: Path, distill: DistillSpec, **recipe: int) -> Trained:
     train = replace(STILL, **recipe)  # type: ignore[arg-type]
     folder = path / f"{distill.method}-{recipe}"
     outcome = run_trial(Candidate(student=STUDENT, distill=distill, train=train), context, folder)
-    return Trained(weights=read_weights(folder / WEIGHTS), heard=outputs.heard, val=outcome.val)
+    return Trained(
+        weights=read_weights(folder / WEIGHTS), received=outputs.received, val=outcome.val
+    )
 
 
 def is_same_start(one: Trained, other: Trained) -> bool:
@@ -80,7 +82,7 @@ def is_same_start(one: Trained, other: Trained) -> bool:
 def test_two_methods_share_the_start_the_order_and_the_views_of_a_repeat(tmp_path: Path) -> None:
     one, other = (trained(tmp_path, distill, repeat=2) for distill in (KD, HARD))
     assert is_same_start(one, other)
-    assert one.heard == other.heard
+    assert one.received == other.received
 
 
 def test_two_repeats_share_none_of_them(tmp_path: Path) -> None:

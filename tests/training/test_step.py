@@ -210,27 +210,27 @@ class Recorder:
 
         class Graph:
             def replay(self) -> None:
-                recorder.told.append("replay")
+                recorder.answers.append("replay")
 
             def reset(self) -> None:
-                recorder.told.append("reset")
+                recorder.answers.append("reset")
 
         class Capture(nullcontext[None]):
             def __init__(self, graph: Graph, **_: object) -> None:
                 super().__init__()
 
             def __enter__(self) -> None:
-                recorder.told.append("capture")
+                recorder.answers.append("capture")
                 if error is not None:
                     raise error
 
-        self.told: list[str] = []
+        self.answers: list[str] = []
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", Capture)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
 
     def work(self) -> None:
-        self.told.append("work")
+        self.answers.append("work")
 
 
 GPU = torch.device("cuda", 0)
@@ -240,14 +240,14 @@ def test_three_runs_warm_up_then_one_is_captured_and_replayed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = Recorder(monkeypatch)
-    repeated = Repeated(cuda.work, GPU, before_capture=lambda: cuda.told.append("clear"))
+    repeated = Repeated(cuda.work, GPU, before_capture=lambda: cuda.answers.append("clear"))
     for _ in range(5):
         repeated("a")
-    assert cuda.told == ["work"] * 3 + ["clear", "capture", "work", "replay", "replay"]
+    assert cuda.answers == ["work"] * 3 + ["clear", "capture", "work", "replay", "replay"]
     assert repeated.mode == "graph"
-    cuda.told.clear()
+    cuda.answers.clear()
     repeated("b")
-    assert cuda.told == ["reset", "work"]
+    assert cuda.answers == ["reset", "work"]
     repeated.close()
 
 
@@ -258,7 +258,7 @@ def test_what_cannot_be_captured_runs_eagerly_with_the_reason(
     repeated = Repeated(cuda.work, GPU)
     for _ in range(5):
         repeated()
-    assert cuda.told == ["work"] * 3 + ["capture", "work", "work"]
+    assert cuda.answers == ["work"] * 3 + ["capture", "work", "work"]
     assert repeated.mode == "eager: operation not permitted"
 
 
@@ -317,7 +317,7 @@ def test_what_counts_on_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch
     for _ in range(6):
         repeated()
     assert module.count == 6
-    assert cuda.told == []
+    assert cuda.answers == []
     assert repeated.mode == "eager: Identity.count (0.) changes from step to step"
 
 

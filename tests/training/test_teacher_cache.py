@@ -20,7 +20,7 @@ from toy_cache import (
     VIEW_BYTES,
     view_of,
 )
-from toy_data import CPU, told_by
+from toy_data import CPU, rows_of
 
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
@@ -39,7 +39,7 @@ def is_stored(cache: TeacherOutputs, view: int, *, augment: Augment = PLAIN, nee
     """Say whether the cache answers without looking at the images that it is shown."""
     index = torch.arange(4)
     blank = torch.zeros_like(IMAGES.at(slice(4)))
-    seen = told_by(cache, blank, index, view, need=need, augment=augment).logits
+    seen = rows_of(cache, blank, index, view, need=need, augment=augment).logits
     if torch.allclose(seen, TEACHER(blank)):
         return False
     torch.testing.assert_close(seen, TEACHER(view_of(index, view, augment=augment)))
@@ -60,7 +60,7 @@ def test_stored_outputs_are_the_live_teachers_for_any_batch_order_and_augmentati
 ) -> None:
     index = torch.tensor(rows)
     shown = view_of(index, view, augment=augment)
-    outputs = told_by(SHARED, shown, index, view, need=EVERYTHING, augment=augment)
+    outputs = rows_of(SHARED, shown, index, view, need=EVERYTHING, augment=augment)
     live = TEACHER.features(shown, need=EVERYTHING)
     torch.testing.assert_close(outputs.logits, live.logits)
     torch.testing.assert_close(outputs.embedding, live.embedding)
@@ -76,12 +76,12 @@ def test_a_view_does_not_depend_on_the_trial_that_needs_it_first() -> None:
     early, late = torch.arange(0, 7), torch.arange(50, 96)
     for augment in (PLAIN, MIXED):
         for cache, index in ((one, early), (other, late)):
-            told_by(
+            rows_of(
                 cache, view_of(index, 1, augment=augment), index, 1, need=LOGITS, augment=augment
             )
         shown = view_of(early, 1, augment=augment)
         answers = [
-            told_by(cache, shown, early, 1, need=LOGITS, augment=augment) for cache in (one, other)
+            rows_of(cache, shown, early, 1, need=LOGITS, augment=augment) for cache in (one, other)
         ]
         assert torch.equal(answers[0].logits, answers[1].logits)
 
@@ -89,7 +89,7 @@ def test_a_view_does_not_depend_on_the_trial_that_needs_it_first() -> None:
 def test_views_and_augmentations_differ() -> None:
     index = torch.arange(20)
     answers = [
-        told_by(
+        rows_of(
             SHARED, view_of(index, view, augment=augment), index, view, need=LOGITS, augment=augment
         )
         for view in (1, 2)
@@ -105,7 +105,7 @@ def test_more_images_than_a_batch_are_stored_in_order() -> None:
     cache = TeacherOutputs(TEACHER, Feed(many, CPU), view_seed=5)
     index = torch.arange(len(many))
     shown = augmented(many, index, 1, seed=5, augment=PLAIN)
-    outputs = told_by(cache, shown, index, 1, need=LOGITS, augment=PLAIN)
+    outputs = rows_of(cache, shown, index, 1, need=LOGITS, augment=PLAIN)
     torch.testing.assert_close(outputs.logits, TEACHER(shown))
 
 
@@ -114,7 +114,7 @@ def test_outputs_are_the_same_over_images_that_do_not_stay_on_the_device(augment
     many, index = DATA.train.take(torch.arange(300) % 96), torch.arange(300)
     shown = augmented(many, index, 1, seed=5, augment=augment)
     resident, read_ahead = (
-        told_by(
+        rows_of(
             TeacherOutputs(TEACHER, Feed(many, CPU, max_bytes=size), view_seed=5),
             shown,
             index,
@@ -141,7 +141,7 @@ def test_beyond_its_bytes_the_live_teacher_answers(max_bytes: int, views: int) -
 def test_unless_needed_nothing_but_logits_and_embeddings_is_stored() -> None:
     cache = stored(max_bytes=VIEW_BYTES)
     index = torch.arange(4)
-    outputs = told_by(cache, view_of(index, 1), index, 1, need=LOGITS, augment=PLAIN)
+    outputs = rows_of(cache, view_of(index, 1), index, 1, need=LOGITS, augment=PLAIN)
     assert outputs.stages == ()
     assert outputs.gradient is None
 
@@ -161,7 +161,7 @@ def test_parts_needed_later_are_added_to_a_view() -> None:
     cache = stored()
     index = torch.tensor([3, 90])
     for need in (LOGITS, frozenset({"stages"}), EVERYTHING):
-        outputs = told_by(cache, view_of(index, 1), index, 1, need=need, augment=PLAIN)
+        outputs = rows_of(cache, view_of(index, 1), index, 1, need=need, augment=PLAIN)
         live = TEACHER.features(view_of(index, 1), need=EVERYTHING)
         torch.testing.assert_close(outputs.logits, live.logits)
         torch.testing.assert_close(outputs.stages, live.stages if need != LOGITS else ())
@@ -178,17 +178,17 @@ def test_attention_is_stored_when_needed() -> None:
     shown = view_of(index, 1)
     live = teacher.features(shown)
     for seen in (shown, torch.zeros_like(shown)):
-        told = told_by(cache, seen, index, 1, need=need, augment=PLAIN)
-        torch.testing.assert_close(told.attention, live.attention)
-    assert len(told.attention) == 4
-    assert told.stages == ()
+        reported = rows_of(cache, seen, index, 1, need=need, augment=PLAIN)
+        torch.testing.assert_close(reported.attention, live.attention)
+    assert len(reported.attention) == 4
+    assert reported.stages == ()
 
 
 def test_parts_that_do_not_fit_come_from_the_live_teacher() -> None:
     cache = stored(max_bytes=VIEW_BYTES)
     index = torch.arange(4)
     shown = view_of(index, 1)
-    outputs = told_by(cache, shown, index, 1, need=EVERYTHING, augment=PLAIN)
+    outputs = rows_of(cache, shown, index, 1, need=EVERYTHING, augment=PLAIN)
     live = TEACHER.features(shown, need=EVERYTHING)
     assert torch.equal(outputs.stages[-1], live.stages[-1])
     assert outputs.gradient is not None
@@ -203,7 +203,7 @@ def test_views_of_other_augmentations_make_room_oldest_first() -> None:
     assert is_stored(cache, 1, augment=MIXED)  # in the place of view 1
     assert is_stored(cache, 2, augment=MIXED)  # of view 2
     blank, index = torch.zeros_like(IMAGES.at(slice(1))), torch.arange(1)
-    kept = told_by(cache, blank, index, 3, need=LOGITS, augment=PLAIN).logits
+    kept = rows_of(cache, blank, index, 3, need=LOGITS, augment=PLAIN).logits
     torch.testing.assert_close(kept, TEACHER(view_of(index, 3)))
     assert is_stored(cache, 3, augment=MIXED)  # of view 3
     assert not is_stored(cache, 4, augment=MIXED)
@@ -215,5 +215,5 @@ def test_nothing_is_dropped_for_a_view_that_does_not_fit_anyway() -> None:
     assert is_stored(cache, 1)
     assert not is_stored(cache, 1, augment=MIXED, need=frozenset({"stages"}))
     blank, index = torch.zeros_like(IMAGES.at(slice(1))), torch.arange(1)
-    kept = told_by(cache, blank, index, 1, need=LOGITS, augment=PLAIN).logits
+    kept = rows_of(cache, blank, index, 1, need=LOGITS, augment=PLAIN).logits
     torch.testing.assert_close(kept, TEACHER(view_of(index, 1)))

@@ -30,7 +30,7 @@ from toy_cache import (
     VIEW_BYTES,
     view_of,
 )
-from toy_data import CPU, distiller_for, images, tiny_model, told_by, toy_data
+from toy_data import CPU, distiller_for, images, rows_of, tiny_model, toy_data
 
 from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
@@ -60,14 +60,14 @@ def opened(folder: Path, teacher: Model = TEACHER, **given: int) -> TeacherOutpu
 def ask(
     cache: TeacherOutputs, view: int = 1, *, need: frozenset[str] = LOGITS, augment: Augment = PLAIN
 ) -> Outputs:
-    return told_by(
+    return rows_of(
         cache, view_of(ROWS, view, augment=augment), ROWS, view, need=need, augment=augment
     )
 
 
 @contextmanager
 def counted(teacher: Model) -> Iterator[list[int]]:
-    """List the batch sizes that the teacher is asked about."""
+    """List the sizes of the batches that the teacher evaluates."""
     sizes: list[int] = []
     handle = teacher.network.module.register_forward_pre_hook(
         lambda _, args: sizes.append(len(args[0]))
@@ -115,9 +115,9 @@ def test_a_transformers_attention_is_stored_too(tmp_path: Path) -> None:
     teacher = Model("vit", network, TEACHER.preprocess).freeze()
     need = frozenset({"attention"})
     ask(opened(tmp_path, teacher), need=need)
-    told = ask(opened(tmp_path, teacher), need=need)
-    assert len(told.attention) == 4
-    torch.testing.assert_close(told.attention, teacher.features(view_of(ROWS, 1)).attention)
+    reported = ask(opened(tmp_path, teacher), need=need)
+    assert len(reported.attention) == 4
+    torch.testing.assert_close(reported.attention, teacher.features(view_of(ROWS, 1)).attention)
 
 
 def test_the_next_process_evaluates_three_samples_a_file(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def _write_without_a_word(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         (_truncate, "Error"),
         (_flip_one_bit, "checksum"),
@@ -184,7 +184,7 @@ def _write_without_a_word(path: Path) -> None:
     ],
 )
 def test_a_damaged_or_foreign_file_is_made_again_with_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, told: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, reported: str
 ) -> None:
     first = opened(tmp_path)
     wanted = ask(first)
@@ -195,7 +195,7 @@ def test_a_damaged_or_foreign_file_is_made_again_with_one_line(
         assert_same(ask(opened(tmp_path)), wanted)
     (line,) = caplog.messages
     assert str(path) in line
-    assert told in line
+    assert reported in line
     assert asked_of(tmp_path) == 3
 
 
@@ -227,7 +227,7 @@ def test_the_folder_depends_on_all_that_decides_the_bits(tmp_path: Path) -> None
         view_seed=5,
         disk=Disk(cache_dir=tmp_path, data_key="toy"),
     )
-    told_by(few, view_of(ROWS, 1), ROWS, 1, need=LOGITS, augment=PLAIN)
+    rows_of(few, view_of(ROWS, 1), ROWS, 1, need=LOGITS, augment=PLAIN)
     assert len(list((tmp_path / "teacher").iterdir())) == 6
     renamed = Model("another name", tiny_model().freeze().network, TEACHER.preprocess)
     assert asked_of(tmp_path, renamed) == 3
@@ -284,12 +284,12 @@ def test_a_killed_maker_of_a_view_leaves_it_to_the_next(tmp_path: Path) -> None:
     ):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "holds\n"
-        asked = pool.submit(ask, opened(tmp_path))
+        requested = pool.submit(ask, opened(tmp_path))
         with pytest.raises(TimeoutError):
-            asked.result(timeout=0.3)
+            requested.result(timeout=0.3)
         assert files(tmp_path) == []
         holder.kill()
-        asked.result(timeout=20)
+        requested.result(timeout=20)
     assert len(files(tmp_path)) == 1
 
 
@@ -386,7 +386,9 @@ def test_on_a_gpu_stored_rows_are_the_live_teachers(tmp_path: Path, max_bytes: i
         cache = TeacherOutputs(teacher, feed, view_seed=5, max_bytes=max_bytes, disk=disk)
         for view in (1, 2):
             seen = view_of(ROWS, view).cuda()
-            told = told_by(cache, torch.zeros_like(seen), index, view, need=LOGITS, augment=PLAIN)
-            assert told.logits.is_cuda
-            torch.testing.assert_close(told.logits, teacher(seen), rtol=1e-2, atol=1e-2)
+            reported = rows_of(
+                cache, torch.zeros_like(seen), index, view, need=LOGITS, augment=PLAIN
+            )
+            assert reported.logits.is_cuda
+            torch.testing.assert_close(reported.logits, teacher(seen), rtol=1e-2, atol=1e-2)
     assert len(files(tmp_path)) == 2

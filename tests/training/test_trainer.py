@@ -40,7 +40,7 @@ def session(spec: TrainSpec = SPEC, *, seed: int = 0, teacher: Model | None = No
 
 
 class Proposal:
-    """A live teacher that remembers what it was asked."""
+    """A live teacher that records its inputs."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -98,15 +98,15 @@ def test_the_model_ends_with_the_averaged_weights_and_evaluating() -> None:
 
 
 def test_on_epoch_receives_every_epoch_as_it_is_returned() -> None:
-    heard: list[tuple[Epoch, int]] = []
+    received: list[tuple[Epoch, int]] = []
     model = tiny_model()
     epochs = train(
         model,
         distiller_for(PLAIN, model),
         session(),
-        on_epoch=lambda epoch, total: heard.append((epoch, total)),
+        on_epoch=lambda epoch, total: received.append((epoch, total)),
     )
-    assert heard == [(epoch, 4) for epoch in epochs]
+    assert received == [(epoch, 4) for epoch in epochs]
     assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
 
 

@@ -31,9 +31,9 @@ from table_study import REQUEST, look_up, run_search
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
 path, n, url, config = json.loads(sys.argv[1])
-def slow(asked):
+def slow(proposal):
     time.sleep(0.02)
-    return look_up(asked)
+    return look_up(proposal)
 with open_study(Path(path), StudyConfig(**config), versions={"k": "0"}, storage=url) as study:
     print("open", flush=True)
     run_search(study, [slow], n_trials=n)
@@ -52,12 +52,12 @@ def test_a_study_killed_at_random_moments_ends_as_an_untouched_one(
 ) -> None:
     with opened(fast_path / f"whole-{database}") as study:
         whole, front = plain(run_to(study, N)), plain(study.front())
-    path, asked, url = fast_path / f"killed-{database}", REQUEST, None
+    path, requested, url = fast_path / f"killed-{database}", REQUEST, None
     if database == "postgresql":
         url = request.getfixturevalue("postgres_url")
-        asked = replace(asked, storage=shown(read_url(url)), storage_study="killed")
-    given = {name: getattr(asked, name) for name in ("space", "budget_mflops", "seed")}
-    given |= {"storage": asked.storage, "storage_study": asked.storage_study}
+        requested = replace(requested, storage=shown(read_url(url)), storage_study="killed")
+    given = {name: getattr(requested, name) for name in ("space", "budget_mflops", "seed")}
+    given |= {"storage": requested.storage, "storage_study": requested.storage_study}
     command = [sys.executable, "-c", DRIVER, json.dumps([str(path), N, url, given])]
     chance, before, kills = random.Random(0), [], 0
     for _ in range(KILLS):
@@ -71,6 +71,6 @@ def test_a_study_killed_at_random_moments_ends_as_an_untouched_one(
         assert after[: len(before)] == before
         before = after
     assert kills >= 2
-    with open_study(path, asked, versions={"kdsearch": "0"}, storage=url) as study:
+    with open_study(path, requested, versions={"kdsearch": "0"}, storage=url) as study:
         assert plain(run_to(study, N)) == whole
         assert plain(study.front()) == front

@@ -249,7 +249,7 @@ def test_an_interrupted_trial_resumes_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run_trial(candidate, shared, tmp_path / "0", on_epoch=stop)
     again = run_trial(candidate, shared, tmp_path / "1", on_epoch=stop)
-    assert seen == [1, 2, 3, 1, 2, 3, 4]  # what was on disk is told again, the rest trained
+    assert seen == [1, 2, 3, 1, 2, 3, 4]  # what was on disk is reported again, the rest is trained
     whole = run_trial(candidate, context(tmp_path), tmp_path / "2")
     assert again.curve == whole.curve
     one, other = (read_weights(tmp_path / name / WEIGHTS) for name in ("1", "2"))

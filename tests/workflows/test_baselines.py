@@ -1,4 +1,4 @@
-"""Baselines are priced as students are, and one that cannot be is told."""
+"""Baselines are priced as students are; one that cannot be has a message."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_a_network_costs_what_the_same_student_would(
         device=CPU,
     )
     monkeypatch.setattr(baselines, "NETWORKS", (SMALL, "timm:no_such_network"))
-    told: list[str] = []
-    (found,) = baselines.measure_baselines(context, tmp_path, told.append)
+    message: list[str] = []
+    (found,) = baselines.measure_baselines(context, tmp_path, message.append)
     cost = price(
         build_student(StudentSpec(family=SMALL), context.data),
         budget=context.budget,
@@ -41,8 +41,8 @@ def test_a_network_costs_what_the_same_student_would(
     assert (found.name, found.flops, found.params) == (SMALL, cost.flops, cost.params)
     assert found.latency_ms is not None
     assert found.latency_ms > 0
-    assert len(told) == 1
-    assert "no_such_network" in told[0]
-    assert baselines.measure_baselines(context, tmp_path, told.append) == (
+    assert len(message) == 1
+    assert "no_such_network" in message[0]
+    assert baselines.measure_baselines(context, tmp_path, message.append) == (
         found,
     )  # all of it was kept

@@ -103,7 +103,7 @@ def curve(params: Params, epoch: int) -> float:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_report_answers_whether_to_go_on(workers: int) -> None:
-    """What is stopped was told so where its curve ends; the others come to their end."""
+    """A pruned trial stops where its curve ends; the others end by themselves."""
     ended: dict[str, int] = {}
     lock = threading.Lock()
 

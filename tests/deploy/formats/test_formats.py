@@ -125,12 +125,20 @@ def written(name: str, source: Source, folder: Path) -> Path:
 
 def answers(name: str, path: Path, images: Tensor, folder: Path) -> tuple[Tensor, bool]:
     """Return logits [2, N, K], singly and in sevens, of a fresh process; whether it has torch."""
-    asked, told = folder / "images.npy", folder / "logits.npy"
-    np.save(asked, images.numpy())
-    line = [sys.executable, "-c", ANSWER, get(name).runtime, str(path), str(asked), str(told)]
+    inputs, outputs = folder / "images.npy", folder / "logits.npy"
+    np.save(inputs, images.numpy())
+    line = [
+        sys.executable,
+        "-c",
+        ANSWER,
+        get(name).runtime,
+        str(path),
+        str(inputs),
+        str(outputs),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.from_numpy(np.load(told)), json.loads(done.stdout.splitlines()[-1].lower())
+    return torch.from_numpy(np.load(outputs)), json.loads(done.stdout.splitlines()[-1].lower())
 
 
 @pytest.mark.parametrize("name", FORMATS.names())
@@ -222,8 +230,8 @@ def test_tolerance_refuses_what_is_far_and_what_is_no_number():
 
 
 def test_the_error_for_an_unknown_format_names_the_nearest():
-    told = r"unknown format 'onnx-int9' \(did you mean 'onnx-int8'\?\); known: .* onnx-fp16, .*"
-    with pytest.raises(SpecError, match=told) as caught:
+    message = r"unknown format 'onnx-int9' \(did you mean 'onnx-int8'\?\); known: .* onnx-fp16, .*"
+    with pytest.raises(SpecError, match=message) as caught:
         get("onnx-int9")
     for name in str(caught.value).partition("known: ")[2].split(", "):
         assert "_" not in name

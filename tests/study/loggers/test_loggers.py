@@ -16,16 +16,16 @@ from kdsearch.study.study import OpenStudy
 from kdsearch.training.trainer import Epoch
 
 
-def told(study: OpenStudy, name: str) -> list[TrialRecord]:
+def message(study: OpenStudy, name: str) -> list[TrialRecord]:
     """Log two trials at a time with one logger; one of them is interrupted."""
     callbacks = Callbacks(Loggers([name]).open(study))
-    asked, lost = study.ask(), study.ask()
-    for trial in (asked, lost):
+    proposal, lost = study.ask(), study.ask()
+    for trial in (proposal, lost):
         callbacks.on_trial_begin(trial)
         for number, val in ((1, 0.25), (2, 0.5)):
             epoch = Epoch(number=number, losses={"kd": 2.0 / number}, val=val, lr=0.1, seconds=1.0)
             callbacks.on_epoch(trial.number, epoch, 2)
-    record = study.tell(asked, replace(look_up(asked), state="complete", val=0.5))
+    record = study.tell(proposal, replace(look_up(proposal), state="complete", val=0.5))
     callbacks.on_trial_end(record, record)
     assert len(callbacks._callbacks) == 1, "the logger failed"
     callbacks.close()
@@ -37,7 +37,7 @@ def test_tensorboard_has_the_curves_and_the_knobs_of_a_trial(fast_path: Path) ->
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with opened(fast_path / "tensorboard") as study:
-        (record,) = told(study, "tensorboard")
+        (record,) = message(study, "tensorboard")
         folder = study.path / "tensorboard"
     assert {run.name for run in folder.iterdir()} == {"000000", "000001"}
     events = EventAccumulator(str(folder / "000000"))
@@ -58,7 +58,7 @@ def test_tensorboard_has_the_curves_and_the_knobs_of_a_trial(fast_path: Path) ->
 def test_mlflow_has_a_run_a_trial_in_a_store_next_to_the_studies(fast_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     with opened(fast_path / "out" / "mlflow") as study:
-        (record,) = told(study, "mlflow")
+        (record,) = message(study, "mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{fast_path / 'out' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'kdsearch'")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -77,7 +77,7 @@ def test_wandb_writes_a_run_a_trial_and_stays_offline(fast_path: Path) -> None:
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     assert "WANDB_MODE" not in os.environ
     with opened(fast_path / "wandb") as study:
-        told(study, "wandb")
+        message(study, "wandb")
         runs = sorted((study.path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     content = b"".join(run.read_bytes() for run in runs)
