@@ -184,7 +184,7 @@ def test_made_data_sets_load_and_a_second_load_gives_the_same(tmp_path):
         first, second = (datasets.load(str(path), cache_dir=tmp_path / "cache") for _ in range(2))
         assert first.key == second.key
         assert torch.equal(first.train.at(slice(None)), second.train.at(slice(None)))
-        assert first.size == (32 if path.suffix else 224)
+        assert first.size == ((32, 32) if path.suffix else (224, 224))
 
 
 def test_a_rejected_candidate_is_priced_and_not_trained(lesson, tmp_path):

@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read when Ray is imported: else it prints a message of each dead actor to stdout.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
-
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
