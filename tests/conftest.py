@@ -56,6 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.manual_seed = lambda value: seed(value + offset)  # type: ignore[assignment]
 
 
+@pytest.fixture
+def no_seed_offset(request: pytest.FixtureRequest) -> None:
+    """Skip a test that compares with another process, which has no offset."""
+    if request.config.getoption("--seed-offset"):
+        pytest.skip("the other process has seeds of its own")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Run the tests of a file, or of a group of files, in one process.

@@ -67,6 +67,7 @@ def broken(folder: Path, name: str) -> Candidate:
     return replace(PLAIN, student=replace(SMALL, family=family, knobs={}))
 
 
+@pytest.mark.usefixtures("no_seed_offset")
 def test_a_trial_in_a_worker_has_the_bits_of_one_here(
     worker: Worker, given: tuple[StudyConfig, Path], tmp_path: Path
 ) -> None:

@@ -274,6 +274,7 @@ with opened(Path(sys.argv[1]))._files.making(View(PLAIN, 1)):
 """
 
 
+@pytest.mark.usefixtures("no_seed_offset")
 def test_a_killed_maker_of_a_view_leaves_it_to_the_next(tmp_path: Path) -> None:
     line = [sys.executable, "-c", HOLD, str(tmp_path)]
     with (
