@@ -14,6 +14,7 @@ import pytest
 import torch
 from postgres import NoServerError, served
 
+import kdsearch.engines  # noqa: F401  sets what Ray reads at its import, before a test imports it
 from kdsearch.deploy.targets import _local
 from kdsearch.deploy.targets.base import Target
 from kdsearch.deploy.timing import RoundLimits
