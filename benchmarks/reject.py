@@ -1,7 +1,7 @@
-"""Turning a candidate over a FLOPs budget away, in seconds: an absolute bar, on this machine.
+"""Rejecting a candidate over a FLOPs budget, in seconds: an absolute bar, on this machine.
 
-A whole trial that ends `rejected`: the student is built and its FLOPs are counted. Beside it a
-trial's alternative, building the student and training it for an epoch, here of only 128 images.
+A whole trial that ends `rejected`: the student is built and its FLOPs are counted. Its peer is the
+other outcome: building the student and training it for an epoch, here of only 128 images.
 Wall time on one thread, 32 px, the deepest students of the built-in space at width 1.
 """
 
