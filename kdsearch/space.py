@@ -147,7 +147,8 @@ class SearchSpace:
         return f"{self.source}:{self.lines[name]}" if name in self.lines else self.source
 
 
-def _owned_name(name: str, option: Value, child: str) -> str:
+def owned_name(name: str, option: Value, child: str) -> str:
+    """Return the name of a dimension that an option of the choice `name` owns."""
     return ".".join(filter(None, (name.rpartition(".")[0], str(option), child)))
 
 
@@ -158,14 +159,14 @@ def _walk(name: str, dim: Dim, pick: Pick, params: dict[str, Value]) -> None:
     value = params[name] = pick(name, dim)
     if isinstance(dim, Choice):
         for child, owned in dim.owned.get(value, {}).items():
-            _walk(_owned_name(name, value, child), owned, pick, params)
+            _walk(owned_name(name, value, child), owned, pick, params)
 
 
 def _groups(dims: Mapping[str, Dim]) -> Iterator[Mapping[str, Dim]]:
     yield dims
     for name, dim in dims.items():
         for option, owned in dim.owned.items() if isinstance(dim, Choice) else ():
-            yield from _groups({_owned_name(name, option, n): d for n, d in owned.items()})
+            yield from _groups({owned_name(name, option, n): d for n, d in owned.items()})
 
 
 Check: TypeAlias = Callable[[SearchSpace], Iterable[tuple[str, str]]]
@@ -380,7 +381,7 @@ class _Reader:
     def _owned(
         self, name: str, option: str, key_node: yaml.Node, children: yaml.Node
     ) -> dict[str, Dim]:
-        prefix = _owned_name(name, option, "").rstrip(".")
+        prefix = owned_name(name, option, "").rstrip(".")
         self._place(prefix, key_node)
         if isinstance(children, yaml.ScalarNode) and children.tag.endswith(":null"):
             return {}

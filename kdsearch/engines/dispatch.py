@@ -14,7 +14,8 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
-from kdsearch.study.study import OpenStudy, Price, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.width import Price
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike; the next hundred trials would fail too

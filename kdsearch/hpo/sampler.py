@@ -36,6 +36,7 @@ MIN_FOR_FLOOR = 4
 FAILURE = "failure"  # constraint of a trial that failed
 # TPE's time grows with the trials: classification-small takes 12 ms at 100, 45 ms at 2,000.
 MAX_TRIALS = 1000
+STARTUP = 10  # trained trials before TPE models them; candidates over the budget do not count
 POPULATION = 10  # of NSGA-II; of 10, 20 and 50 the best after 50 and 100 trainings
 
 
@@ -71,6 +72,7 @@ class _StudyView:
         ]
         ended = _last_and_front([t for t in trials if t.state.is_finished()])
         done = [trial for trial in ended if trial.values]
+        self.trained = sum(bool(trial.values) for trial in trials)
         floor = -math.inf
         if learns_floor and len(done) >= MIN_FOR_FLOOR:
             floor = float(np.quantile([trial.values[0] for trial in done], FLOOR_SHARE))
@@ -128,10 +130,13 @@ class GroupedTPE(BaseSampler):
         self, space: SearchSpace, *, seed: int, has_running: bool, learns_floor: bool = True
     ) -> None:
         self._learns_floor = learns_floor
-        self._view: optuna.Study | None = None
-        self._tpe = TPESampler(multivariate=True, constant_liar=has_running, seed=seed)
+        self._view: _StudyView | None = None
+        self._random = RandomSampler(seed=seed)
+        self._tpe = TPESampler(
+            multivariate=True, constant_liar=has_running, n_startup_trials=0, seed=seed
+        )
         self._groups = [
-            {n: _distribution(dim) for n, dim in group.items() if not isinstance(dim, Constant)}
+            {n: distribution(dim) for n, dim in group.items() if not isinstance(dim, Constant)}
             for group in space.groups()
         ]
         self._sampled: dict[str, Any] = {}
@@ -157,19 +162,20 @@ class GroupedTPE(BaseSampler):
     ) -> Any:
         """Return the value from the group's joint sample; the first trials are random."""
         if self._view is None:
-            self._view = cast("optuna.Study", _StudyView(study, learns_floor=self._learns_floor))
+            self._view = _StudyView(study, learns_floor=self._learns_floor)
+        if self._view.trained < STARTUP:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
         if param_name not in self._sampled:
             group = next(group for group in self._groups if param_name in group)
             searched = {name: dim for name, dim in group.items() if not dim.single()}
-            self._sampled |= self._tpe.sample_relative(self._view, trial, searched)
-        if param_name not in self._sampled:
-            return self._tpe.sample_independent(self._view, trial, param_name, param_distribution)
+            view = cast("optuna.Study", self._view)
+            self._sampled |= self._tpe.sample_relative(view, trial, searched)
         return self._sampled[param_name]
 
 
 def _searched(space: SearchSpace) -> dict[str, BaseDistribution]:
     """Return the dimensions that every trial has and that take more than one value."""
-    found = {n: _distribution(d) for n, d in space.dims.items() if not isinstance(d, Constant)}
+    found = {n: distribution(d) for n, d in space.dims.items() if not isinstance(d, Constant)}
     return {name: found[name] for name in sorted(found) if not found[name].single()}
 
 
@@ -225,7 +231,7 @@ def suggest(trial: Trial, name: str, dim: Float | Int | Choice) -> Value:
     return value
 
 
-def _distribution(dim: Float | Int | Choice) -> BaseDistribution:
+def distribution(dim: Float | Int | Choice) -> BaseDistribution:
     """Return the Optuna distribution that `suggest` samples a dimension from."""
     if isinstance(dim, Float):
         return FloatDistribution(dim.low, dim.high, log=dim.log, step=dim.step)

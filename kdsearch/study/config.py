@@ -41,6 +41,8 @@ MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
 STOPPING = ("off", "safe", "tight")
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
+FLAT_SAMPLERS = ("nsga2", "gp")
+EXPLORE = ("best", "front")
 FLAT_SPACE = "resnet-kd"  # a built-in space that fits NSGA-II and GP
 OBJECTIVE = "objective"  # the data of `kdsearch.search`, a function without flags
 _ARGUMENTS = {
@@ -124,6 +126,12 @@ class StudyConfig:
         SEARCH,
         one_of(SAMPLERS),
     )
+    explore: str = option(
+        "best",
+        "best: sample students that use most of the budget; front: of every cost.",
+        SEARCH,
+        one_of(EXPLORE),
+    )
     min_accuracy: float | None = option(
         None, "Lowest validation metric, as 0.9, of an exported student.", SEARCH, FRACTION
     )
@@ -165,6 +173,15 @@ class StudyConfig:
             flops=None if flops is None else flops * 1e6,
             params=None if params is None else params * 1e6,
         )
+
+    @property
+    def is_wide(self) -> bool:
+        """Return whether draws sample widths, never the share of the budget; see `study/width`.
+
+        NSGA-II breeds students of every cost. What `kdsearch.search` calls a width is the user's.
+        """
+        is_by_share = self.explore == "best" and self.sampler not in FLAT_SAMPLERS
+        return not is_by_share or self.data == OBJECTIVE
 
     def search_space(self) -> SearchSpace:
         """Return the parsed space, with the number of epochs fixed where `epochs` is set."""
@@ -293,7 +310,7 @@ def refuse_sampler(config: StudyConfig) -> None:
     every dimension that some trials lack. GP proposes rejected candidates again.
     """
     name, budget = config.sampler, config.budget
-    if name not in ("nsga2", "gp"):
+    if name not in FLAT_SAMPLERS:
         return
     limits = [] if budget.latency_ms is None else ["budget_ms"]
     if name == "gp":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import optuna
-from optuna.distributions import CategoricalChoiceType
+from optuna.distributions import BaseDistribution, CategoricalChoiceType
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -107,6 +107,11 @@ class Store:
             self._mirror.enqueue_trial(dict(fixed))
         return self._mirror.ask()
 
+    def learn(self, trial: Trial, name: str, distribution: BaseDistribution, value: float) -> None:
+        """Give a proposed trial a parameter that its sampler did not suggest."""
+        inner = distribution.to_internal_repr(value)
+        self._memory.set_trial_param(trial._trial_id, name, inner, distribution)
+
     def begin(self, trial: Trial, note: str) -> None:
         """Write a proposed trial, running, with its parameters and its note.
 
@@ -114,13 +119,13 @@ class Store:
         """
         self._require_lease()
         trial.set_user_attr(NOTE, note)
+        proposed = self.trials()[trial.number]
         begun = create_trial(
             state=TrialState.RUNNING,
-            params=trial.params,
-            distributions=trial.distributions,
+            params=proposed.params,
+            distributions=proposed.distributions,
             user_attrs={NOTE: note},
-            # NSGA-II keeps its generation there.
-            system_attrs=self.trials()[trial.number].system_attrs,
+            system_attrs=proposed.system_attrs,  # NSGA-II keeps its generation there
         )
         disk_id = self.disk.create_new_trial(self.study_id, template_trial=begun)
         if disk_id != self._disk_id(trial.number):

@@ -21,17 +21,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
-from kdsearch.hpo.sampler import FAILURE, FLOOR, make_sampler, suggest
+from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
-from kdsearch.study.config import StudyConfig
+from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
+from kdsearch.study.width import Price, Widths, is_share
 from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
-# FLOPs and parameters of a student; None where they are not known before its trial.
-Price: TypeAlias = Callable[[Params], "Cost | None"]
 Digest: TypeAlias = Callable[[Params], str]
 
 
@@ -88,6 +87,7 @@ class OpenStudy:
         self.config = config
         self.budget = config.budget
         self._space = config.search_space()
+        self._widths = Widths(self._space, self.budget, is_wide=config.is_wide)
         self.store = store
         self._digest = digest
         self._ended: dict[int, TrialRecord] = {}
@@ -104,7 +104,7 @@ class OpenStudy:
         """
         while True:
             records = self.records()
-            proposal = self._draw(records)
+            proposal = self._draw(records, price)
             cost = None if price is None else price(proposal.params)
             reason = "" if cost is None else self.budget.explain(cost)
             if cost is None or not reason or _rejected_just_before(records, proposal) >= REDRAWS:
@@ -113,20 +113,26 @@ class OpenStudy:
             over = TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
             self.tell(proposal, replace(over, rejected_early=True))
 
-    def _draw(self, records: Sequence[TrialRecord]) -> Proposal:
+    def _draw(self, records: Sequence[TrialRecord], price: Price | None) -> Proposal:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
+        seed = int(digest_of([self.config.seed, draw]), 16) % 2**32
+        given = self.facts.enqueued.get(draw, {})
+        space = self._widths.space(seed, given, is_priced=price is not None)
+        is_flat = self.config.sampler in FLAT_SAMPLERS  # every trial must have the same dimensions
         trial = self.store.propose(
             make_sampler(
                 self.config.sampler,
-                self._space,
-                seed=int(digest_of([self.config.seed, draw]), 16) % 2**32,
+                self._space if is_flat else space,
+                seed=seed,
                 has_running=any(record.state == "running" for record in records),
                 learns_floor=self.config.min_accuracy is None,
             ),
-            self.facts.enqueued.get(draw),
+            given,
         )
-        params = self._space.walk(partial(suggest, trial))
+        params, learned = self._widths.solve(space.walk(partial(suggest, trial)), price)
+        for name, (dim, value) in learned.items():
+            self.store.learn(trial, name, distribution(dim), value)
         return self._begin(trial, params, draw=draw)
 
     def ask_control(self, params: Params, control_of: int) -> Proposal:
@@ -331,7 +337,7 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
 def _ped_anova(study: optuna.Study) -> dict[str, float]:
     trials = study.get_trials(deepcopy=False)  # a copy of 1,000 takes 0.3 s
     with experimental_is_fine():
-        names = sorted({name for trial in trials for name in trial.params})
+        names = sorted({n for trial in trials for n in trial.params if not is_share(n)})
         found: dict[str, float] = {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         shared = [n for n in names if all(n in trial.params for trial in trials)]

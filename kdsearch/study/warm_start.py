@@ -14,6 +14,7 @@ from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpac
 from kdsearch.study.config import StudyConfig, read_config
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.study import OpenStudy, searched
+from kdsearch.study.width import is_share, shared
 
 MOST = 8  # recipes that are taken from an earlier study
 # The choice whose option stands in the names of what it owns.
@@ -45,8 +46,11 @@ def read_guess(space: SearchSpace, settings: Params) -> Params:
     """Return settings by the names of the space. Raises SpecError that lists every mistake.
 
     `student.width`, `method.alpha` and `train.lr` may leave out the family, method or optimizer
-    that the settings, or the space, fix.
+    that the settings, or the space, fix. `student.share`, in place of the width, is a share of the
+    tightest limit: the width is the widest that keeps it.
     """
+    if any(map(is_share, settings)):
+        space = shared(space)
     dims = dict(space.all_dims())
     found: dict[str, Value] = {}
     mistakes = []

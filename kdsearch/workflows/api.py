@@ -43,6 +43,7 @@ def run(
     seed: int | None = None,
     stopping: str | None = None,
     sampler: str | None = None,
+    explore: str | None = None,
     min_accuracy: float | None = None,
     from_study: str | Path | None = None,
     space: str | Path | None = None,

@@ -73,6 +73,23 @@ def test_each_group_of_a_trial_is_sampled_once(
         assert trial.params["fixed"] == 3
 
 
+def test_the_first_trials_are_random_until_ten_were_trained(
+    groups: list[dict[str, object]],
+) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for seed in range(9):
+        study.tell(sample(study, seed), [0.5, 1.0])
+    for seed in range(9, 40):
+        rejected = sample(study, seed)
+        rejected.set_constraint("flops", 0.5)
+        study.tell(rejected, state=TrialState.PRUNED)
+    assert not groups
+    study.tell(sample(study, 40), [0.5, 1.0])
+    assert not groups
+    sample(study, 41)
+    assert groups
+
+
 def test_a_seed_and_the_trials_before_decide_a_trial(study: optuna.Study) -> None:
     first = sample(study, 7)
     study.tell(first, state=TrialState.FAIL)
@@ -98,23 +115,22 @@ def test_a_trial_keeps_away_from_running_trials(study: optuna.Study) -> None:
 def test_tpe_reads_the_lower_quartile_as_infeasible_and_no_control(
     learns_floor: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of accuracies .1 to .5 the quartile is .2, which .1 misses by .1; the control is the .9."""
+    """The quartile of the accuracies is .2, which .1 misses by .1; the control is the .9."""
     study = optuna.create_study(directions=["maximize", "minimize"])
     study.add_trial(optuna.trial.create_trial(values=[0.9, 1.0]))
-    for number in range(5):
-        trial = sample(study, number)
-        study.tell(trial, [0.1 * (number + 1), 1.0])
+    for number, val in enumerate([0.1, *3 * [0.2], *6 * [0.5]]):
+        study.tell(sample(study, number), [val, 1.0])
     shown: list[dict[str, float]] = []
 
     def recorded(self, study, trial, search_space):
         shown.extend(t.constraints for t in study._get_trials(states=(TrialState.COMPLETE,)))
-        return {}
+        return {"lr": 0.1}
 
     monkeypatch.setattr(TPESampler, "sample_relative", recorded)
     study.sampler = GroupedTPE(SPACE, seed=0, has_running=False, learns_floor=learns_floor)
     study.ask().suggest_float("lr", 0.1, 0.5, step=0.1)
     low = {"accuracy": pytest.approx(0.1)} if learns_floor else {}
-    assert shown == [low, {}, {}, {}, {}]
+    assert shown == [low, *9 * [{}]]
 
 
 def test_a_learnt_floor_is_not_stored(study: optuna.Study) -> None:

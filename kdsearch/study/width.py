@@ -1,0 +1,143 @@
+"""Sample a share of the budget, and solve the width of a student for it. No torch.
+
+Where a study has a limit, most draws have `student.FAMILY.share` in place of
+`student.FAMILY.width`. Once every other parameter is known, the width is the widest whose cost is
+within that share of the tightest limit. A record has the width alone; Optuna has both, so that TPE
+learns from each draw, whichever of the two was sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
+
+from kdsearch.space import Choice, Dim, Float, Params, SearchSpace, owned_name
+from kdsearch.spec import Budget, Cost
+
+# FLOPs and parameters of a student; None where they are not known before its trial.
+Price: TypeAlias = Callable[[Params], "Cost | None"]
+# Values by name, each with its dimension, which the sampler did not sample.
+Learned: TypeAlias = Mapping[str, tuple[Float, float]]
+SHARE = Float(low=0.4, high=1.0, log=True)
+FREE_EVERY = 10  # one draw in so many samples the width, for the cheap end of the front
+# Widths are tried in these steps. Two channel counts of a built-in family change at least 0.0039
+# apart (512 and 256 channels in multiples of 4), so none is missed.
+STEP = 0.001
+
+
+class Widths:
+    """The widths of a study's draws.
+
+    is_wide: every draw samples the width, unless its share is given.
+    """
+
+    def __init__(self, space: SearchSpace, budget: Budget, *, is_wide: bool) -> None:
+        self._space, self._shared = space, shared(space)
+        self._budget = budget
+        self._dims = {
+            n: dim for n, dim in space.all_dims() if isinstance(dim, Float) and _is_width(n, dim)
+        }
+        self._is_wide = is_wide or budget == Budget()
+
+    def space(self, seed: int, given: Params, *, is_priced: bool) -> SearchSpace:
+        """Return the space that a draw samples: with shares, or with widths.
+
+        seed: of the draw; decides which draws sample the width. given: parameters that are not
+        sampled. is_priced: costs are known before a trial.
+        """
+        if any(share_name(name) in given for name in self._dims):
+            return self._shared
+        is_given = any(name in given for name in self._dims)
+        is_free = is_given or self._is_wide or not is_priced or seed % FREE_EVERY == 0
+        return self._space if is_free else self._shared
+
+    def solve(self, params: Params, price: Price | None) -> tuple[Params, Learned]:
+        """Return parameters that have a width, and what the sampler learns besides its own values.
+
+        A share becomes the widest width that keeps it, the lowest where none does, the highest in a
+        study without limits. For a sampled width the sampler learns its share of the budget, if
+        that is in the range of shares.
+        """
+        for name, dim in self._dims.items():
+            share = share_name(name)
+            if share in params:
+                width = self._widest(name, dim, params, price)
+                solved = {name if n == share else n: value for n, value in params.items()}
+                return {**solved, name: width}, {name: (dim, width)}
+            if name in params and price is not None and not self._is_wide:
+                spent = self.spent(price(params))
+                return params, {share: (SHARE, spent)} if spent in SHARE else {}
+        return params, {}
+
+    def _widest(self, name: str, dim: Float, params: Params, price: Price | None) -> float:
+        if price is None or self._budget == Budget():
+            return dim.high
+        share = share_name(name)
+        rest = {n: value for n, value in params.items() if n != share}
+        most = float(params[share])
+        return widest(dim, lambda width: self.spent(price({**rest, name: width})) <= most)
+
+    def spent(self, cost: Cost | None) -> float:
+        """Return the share of the tightest limit that a cost takes, infinite where not known."""
+        if cost is None:
+            return math.inf
+        return 1 + max(self._budget.violations(cost).values(), default=-1.0)
+
+
+def widest(dim: Float, keeps: Callable[[float], bool]) -> float:
+    """Return the widest of a dimension's widths that `keeps` accepts, the lowest if none does.
+
+    Widths are STEP, or the step of the dimension, apart. `keeps` is called about log2 of their
+    number of times; above a width that it refuses it must accept none. Equal networks have equal
+    widths, the widest of each.
+    """
+    step = dim.step or STEP
+    most = math.ceil((dim.high - dim.low) / step - 1e-9)
+
+    def width(i: int) -> float:
+        return min(dim.high, round(dim.low + i * step, 9)) if i else dim.low
+
+    if keeps(dim.high):
+        return dim.high
+    kept, over = 0, most
+    while over - kept > 1:
+        middle = (kept + over) // 2
+        kept, over = (middle, over) if keeps(width(middle)) else (kept, middle)
+    return width(kept)
+
+
+def shared(space: SearchSpace) -> SearchSpace:
+    """Return a space that has the share of the budget in place of each family's width."""
+    return replace(space, dims=dict(_shared(space.dims, str)))
+
+
+def _shared(dims: Mapping[str, Dim], name_of: Callable[[str], str]) -> Iterator[tuple[str, Dim]]:
+    for name, dim in dims.items():
+        full = name_of(name)
+        if _is_width(full, dim):
+            yield share_name(name), SHARE
+        elif isinstance(dim, Choice):
+            owned = {
+                option: dict(_shared(group, partial(owned_name, full, option)))
+                for option, group in dim.owned.items()
+            }
+            yield name, replace(dim, owned=owned)
+        else:
+            yield name, dim
+
+
+def _is_width(name: str, dim: Dim) -> bool:
+    return isinstance(dim, Float) and name.startswith("student.") and name.endswith(".width")
+
+
+def is_share(name: str) -> bool:
+    """Return whether a parameter is the share that stands for a width."""
+    return name.startswith("student.") and name.endswith(".share")
+
+
+def share_name(width: str) -> str:
+    """Return the name of the share that stands for a width."""
+    return f"{width.removesuffix('width')}share"
