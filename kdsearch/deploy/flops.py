@@ -4,6 +4,7 @@ FLOPs follow fvcore: one multiply-add counts once, batch size 1, eval mode; norm
 pooling and upsampling are counted as fvcore does, element-wise operators and reductions are not.
 Fused attention is added. An operator without a count is an error, never a silent zero, and the
 multiply-adds must agree with torch's own counter. A module that is never called costs no FLOPs.
+A student of a family is counted by closed forms, which fvcore checks once a process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdsearch.deploy.closed_forms import count_shapes
 from kdsearch.errors import CostError
+from kdsearch.models.students.base import Student
 
 with warnings.catch_warnings():  # fvcore scripts a loss when it is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
@@ -46,14 +49,28 @@ Bool Float FloatImplicit IntImplicit
 # The operators that torch.utils.flop_counter counts too, by the names that fvcore reports.
 _MULTIPLY_ADDS = "addmm bmm conv einsum linear matmul mm scaled_dot_product_attention"
 _TOLERANCE = 0.01
+# Whether closed forms equal the traced count, by family and the torch functions that it calls.
+_is_exact: dict[tuple[type[Student], frozenset[str]], bool] = {}
 
 
 def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Return (FLOPs, parameters) of `model` on one image [C, H, W]; the model is left as it was.
 
-    Parameters that never run are counted too. Raises CostError when an operator has no count,
-    when the two counters disagree, or when the model does not take such an image.
+    Parameters that never run are counted too; weights may be on the meta device. Raises CostError
+    when an operator has no count, when the two counters disagree, or when the model does not take
+    such an image. Takes 4 ms of CPU for a student, 100 ms for another network.
     """
+    params = sum(parameter.numel() for parameter in model.parameters())
+    if not isinstance(model, Student) or (found := count_shapes(model, input_shape)) is None:
+        return traced_flops(model, input_shape), params
+    kind = type(model), found.functions
+    if kind not in _is_exact:
+        _is_exact[kind] = found.flops == traced_flops(model, input_shape)
+    return found.flops if _is_exact[kind] else traced_flops(model, input_shape), params
+
+
+def traced_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return the FLOPs of a network on one image [C, H, W], traced by fvcore. Raises CostError."""
     name = type(model).__name__
     frozen = _frozen_view(model)
     first = next(chain(frozen.parameters(), frozen.buffers()), torch.empty(0))
@@ -62,15 +79,22 @@ def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, 
     with torch.no_grad(), unfused_attention():
         analysis = _analyse(frozen, image, name)
         _compare_counters(frozen, image, analysis.by_operator(), name)
-    return int(analysis.total()), sum(parameter.numel() for parameter in model.parameters())
+    return int(analysis.total())
 
 
 def _frozen_view(model: nn.Module) -> nn.Module:
-    """Copy the modules, share the weights: hooks that a failed trace leaves stay on the copy."""
-    shared: dict[int, object] = {id(buffer): buffer for buffer in model.buffers()}
+    """Copy the modules, share the weights: hooks that a failed trace leaves stay on the copy.
+
+    Weights on the meta device, which cannot be traced, become zeros.
+    """
+    shared: dict[int, object] = {id(buffer): _with_values(buffer) for buffer in model.buffers()}
     for weight in model.parameters():
-        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
+        shared[id(weight)] = nn.Parameter(_with_values(weight.detach()), requires_grad=False)
     return copy.deepcopy(model, shared).eval()
+
+
+def _with_values(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
 @contextmanager
