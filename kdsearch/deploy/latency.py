@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +45,8 @@ class LatencyCache(JsonCache[Latency]):
         """Time a file, or its bytes, on images [batch, *shape], while no training step runs.
 
         dtype: `uint8` for a file that includes the preprocessing. limit: in ms; measuring stops
-        once the whole interval exceeds it. Raises CostError when the target cannot run the file.
+        once the whole interval is on one side of it. Raises CostError when the target cannot run
+        the file.
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ class LatencyCache(JsonCache[Latency]):
             return measure_rounds(
                 lambda: self.target.measure_round(timing, self._reference),
                 self.target.round_limits,
-                math.inf if limit is None else limit,
+                limit,
             )
 
     def latency_of(
@@ -67,12 +67,12 @@ class LatencyCache(JsonCache[Latency]):
     ) -> Latency:
         """Return the cached latency of an architecture, `key`, or cache `make()`.
 
-        A latency that was cut at another limit is used only if it exceeds this one, too.
+        A latency that was cut at another limit is used only if it decides this one, too.
         """
         return self.get_or_measure(
             f"{key} | {_PROTOCOL} | {self.here()}",
             make,
-            serves=lambda kept: not kept.is_cut or (limit is not None and kept.low_ms > limit),
+            serves=lambda kept: not kept.is_cut or (limit is not None and kept.decides(limit)),
         )
 
     def _reference(self, name: str, make: Callable[[], Reference]) -> Reference:

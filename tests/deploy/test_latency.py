@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -179,13 +180,15 @@ def test_a_reference_is_cached_and_scales_each_measurement(tmp_path):
     assert 1.6 < cache.measure(network(10), shape=SHAPE).ms / before.ms < 2.4
 
 
-def test_what_was_cut_at_a_limit_serves_only_where_it_is_over_the_limit(tmp_path):
+def test_what_was_cut_at_a_limit_serves_where_it_is_on_one_side_of_the_limit(tmp_path):
     cache = LatencyCache(tmp_path)
     cut = Latency(ms=7.0, low_ms=5.0, high_ms=9.0, spread_ms=0.5, contention=1.0, is_cut=True)
     whole = Latency(ms=6.9, low_ms=6.8, high_ms=7.0, spread_ms=0.1, contention=1.0)
 
     assert cache.latency_of("resnet", lambda: cut, 2.0) == cut
     assert cache.latency_of("resnet", never, 4.0) == cut
+    assert cache.latency_of("resnet", never, 9.0) == cut
+    assert cache.latency_of("resnet", never, math.inf) == cut
     assert cache.latency_of("resnet", lambda: whole, 6.0) == whole
     assert cache.latency_of("resnet", never) == whole
 

@@ -12,6 +12,7 @@ import pytest
 
 from kdsearch.deploy.timing import (
     FLOOR,
+    ONE_ROUND,
     Latency,
     Round,
     RoundLimits,
@@ -113,16 +114,36 @@ def test_measuring_ends_at_the_limit_of_rounds_and_is_not_narrow() -> None:
 
 
 def test_what_is_over_the_limit_as_a_whole_need_not_be_narrow() -> None:
-    """Logs 0, .1, 0: half of it is 4.303 * .0577 * sqrt(4/3) = .287, so from .75 on."""
+    """Logs 0, .02, 0: half of it is 4.303 * .01155 * sqrt(4/3) = .0574, so from .944 on."""
     limits = RoundLimits(min_rounds=4, max_rounds=12, max_seconds=60)
     taken = []
-    for limit in (0.7, 0.9):
-        source = iter(rounds(*[1.0, math.exp(0.1)] * 6))
+    for limit in (0.9, 0.98):
+        source = iter(rounds(*[1.0, math.exp(0.02)] * 6))
         found = measure_rounds(lambda source=source: next(source), limits, limit)  # type: ignore[misc]
         taken.append((12 - len(list(source)), found.is_cut))
 
     assert taken[0] == (3, True)
     assert taken[1][0] > 4
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1.3, 1), (1.2, 3), (0.9, 3), (0.7, 1)])
+def test_one_round_decides_far_from_the_limit(limit: float, taken: int) -> None:
+    """One round of 1 ms stands for .8 to 1.25 ms, three equal ones for .98 to 1.02."""
+    limits = RoundLimits(min_rounds=4, max_rounds=12, max_seconds=60)
+    source = iter(rounds(*[1.0] * 12))
+    found = measure_rounds(lambda: next(source), limits, limit)
+
+    assert 12 - len(list(source)) == taken
+    assert found.is_cut
+    assert found.decides(limit)
+    assert found.low_ms == pytest.approx(1 / (ONE_ROUND if taken == 1 else 1 + FLOOR))
+    assert found.high_ms == pytest.approx(ONE_ROUND if taken == 1 else 1 + FLOOR)
+
+
+def test_infinity_takes_one_round() -> None:
+    source = iter(rounds(1.0))
+
+    assert measure_rounds(lambda: next(source), RoundLimits(), math.inf).is_cut
 
 
 def test_settling_ends_with_its_time() -> None:
