@@ -1,13 +1,15 @@
 """Find out in which form a family's training step is fastest here: measured, not assumed.
 
 On a Xeon with AMX, bfloat16 took 1/1.9 of float32's time for a resnet at 32 px, 1/.8 for a
-convnext and 1/.64 for a mobilenet at 8 px; on an older CPU it takes several times as long.
+convnext and 1/.64 for a mobilenet at 8 px. On a CPU without instructions for it, bfloat16 takes
+several times as long and is not tried.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import platform
 import statistics
 import time
 from dataclasses import replace
@@ -40,8 +42,8 @@ class Executions(JsonCache[Execution]):
     def fastest(self, student: Model, data: ImageData, device: torch.device) -> Execution:
         """Return the quickest form of an untrained student's steps, which it is copied for.
 
-        bfloat16 is tried first, then channels_last, which only a GPU is offered: on a CPU it
-        corrupted the heap of torch 2.15.
+        bfloat16 is tried first, on a CPU that has it, then channels_last, which only a GPU is
+        offered: on a CPU it corrupted the heap of torch 2.15.
         """
         name = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
         shape = "x".join(map(str, student.preprocess.input_shape))
@@ -49,8 +51,17 @@ class Executions(JsonCache[Execution]):
         return self.get_or_measure(key, lambda: _fastest(student, data, device))
 
 
+def _has_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16."""
+    if platform.machine() in ("x86_64", "AMD64"):  # the next call takes any AVX-512 for them
+        return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _fastest(student: Model, data: ImageData, device: torch.device) -> Execution:
     best = Execution()
+    if device.type == "cpu" and not _has_bf16():
+        return best
     other = replace(best, precision="bf16")
     if _gain(student, data, device, best, other) >= _GAIN:
         best = other

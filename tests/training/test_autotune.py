@@ -24,6 +24,12 @@ def student(*, width: float = 0.25) -> Model:
     return build_student(StudentSpec(family="resnet", knobs={"width": width, "depth": 3}), DATA)
 
 
+@pytest.fixture
+def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_has_bf16", lambda: True)
+
+
+@pytest.mark.usefixtures("has_bf16")
 @pytest.mark.parametrize(("gain", "precision"), [(1.09, "fp32"), (1.11, "bf16"), (0.5, "fp32")])
 def test_a_form_is_chosen_for_a_tenth_saved(
     gain: float, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -32,6 +38,7 @@ def test_a_form_is_chosen_for_a_tenth_saved(
     assert Executions(tmp_path).fastest(student(), DATA, CPU) == Execution(precision=precision)
 
 
+@pytest.mark.usefixtures("has_bf16")
 def test_it_is_measured_once_a_family_and_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +54,14 @@ def test_it_is_measured_once_a_family_and_input(
     larger = toy_data(size=16)
     Executions(tmp_path).fastest(build_student(SMALL, larger), larger, CPU)
     assert requested == ["resnet 8", "resnet 16"]
+
+
+def test_a_cpu_without_bfloat16_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotune, "_has_bf16", lambda: False)
+    monkeypatch.setattr(autotune, "_gain", lambda *_: pytest.fail("measured"))
+    assert Executions(tmp_path).fastest(student(), DATA, CPU) == Execution()
 
 
 def test_no_cpu_is_offered_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
