@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,8 @@ def run(
     options = RunOptions(**chosen)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import candidates_table, front_table, show
+    from kdsearch.report.verdict import no_student_needed
+    from kdsearch.study.formatting import SPACE
     from kdsearch.workflows.run import run_study
 
     with StudyConsole(quiet=quiet or as_json) as console:
@@ -72,6 +75,7 @@ def run(
         return
     package = finished.package
     show(
+        *filter(None, [no_student_needed(finished.summary).replace(SPACE, " ")]),
         front_table(finished.summary),
         *candidates_table(finished.summary),
         *finished.notes,
@@ -124,7 +128,7 @@ def report(
     """
     from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.report.artifacts import write_derived
-    from kdsearch.report.verdict import verdict
+    from kdsearch.report.verdict import no_student_needed, verdict
     from kdsearch.study.config import study_path
     from kdsearch.study.formatting import SPACE
     from kdsearch.study.open import load_study
@@ -135,9 +139,10 @@ def report(
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
-    words = verdict(summary, study.records()).replace(SPACE, " ")
+    first = no_student_needed if summary.front else partial(verdict, records=study.records())
     show(
-        front_table(summary) if summary.front else words,
+        *filter(None, [first(summary).replace(SPACE, " ")]),
+        *([front_table(summary)] if summary.front else []),
         *candidates_table(summary),
         f"Report: {path}/report.html",
     )

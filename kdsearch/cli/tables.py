@@ -12,7 +12,7 @@ from rich.table import Table
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
-from kdsearch.study.summary import Entry, Summary, Trainings
+from kdsearch.study.summary import Entry, Summary, TeacherEntry, Trainings
 from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -52,22 +52,34 @@ def front_table(summary: Summary) -> Table:
         table.add_column(heading, justify="right", no_wrap=heading == "ms")
     table.add_column("student")
     table.add_column("method")
-    for entry in summary.front:
+    place = summary.teacher_place()
+    for i, entry in enumerate(summary.front):
+        if i == place:
+            table.add_row("teacher", *_measured(metric, summary.teacher))
         table.add_row(
             f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
-            metric.number(entry.val),
-            "-" if entry.test is None else metric.number(entry.test),
-            _latency(entry),
-            "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
-            "-" if entry.params is None else f"{entry.params:,}",
+            *_measured(metric, entry),
             str(entry.config["student.family"]),
             str(entry.config.get("method.name", "kd")),
             style="bold" if entry.trial == summary.best else None,
         )
+    if place == len(summary.front):
+        table.add_row("teacher", *_measured(metric, summary.teacher))
     return table
 
 
-def _latency(entry: Entry) -> str:
+def _measured(metric: Metric, entry: Entry | TeacherEntry) -> tuple[str, ...]:
+    """Return scores and costs as cells."""
+    return (
+        metric.number(entry.val),
+        "-" if entry.test is None else metric.number(entry.test),
+        _latency(entry),
+        "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
+        "-" if entry.params is None else f"{entry.params:,}",
+    )
+
+
+def _latency(entry: Entry | TeacherEntry) -> str:
     """Return a latency with its interval, if known, as '1.83 (1.79-1.88)'."""
     if entry.latency_ms is None:
         return "-"

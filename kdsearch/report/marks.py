@@ -195,7 +195,7 @@ def _teacher(summary: Summary) -> Mark:
         costs=words.costs(teacher),
         error=words.standard_error(metric, teacher.val, images),
         hover=_hover(
-            f"teacher {teacher.name}",
+            f"teacher {teacher.name}{'' if summary.teacher_place() is None else ', on the front'}",
             [
                 f"validation {metric.label} {words.estimate(metric, teacher.val, images)}",
                 *_cost_lines(teacher),

@@ -103,7 +103,11 @@ def front(summary: Summary) -> Table:
         )
         for entry in summary.front
     ]
-    rows.append((f"teacher {summary.teacher.name}", "", *_measured(summary, summary.teacher)))
+    place = summary.teacher_place()
+    within = "" if place is None else "within the budget"
+    name = _marked(f"teacher {summary.teacher.name}", within)
+    at = len(rows) if place is None else place
+    rows.insert(at, (name, "", *_measured(summary, summary.teacher)))
     rows += [
         (
             words.network(entry.name),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.formatting import SPACE, counted
-from kdsearch.study.summary import Entry, Summary
+from kdsearch.study.summary import Entry, Summary, TeacherEntry
 from kdsearch.tasks.base import Metric
 
 _UNSHIPPED = (
@@ -17,7 +17,59 @@ _UNSHIPPED = (
 
 
 def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    """Return the study's result in one sentence, and the next step where there is none."""
+    """Return the study's result in a few sentences, and the next step where there is none."""
+    return " ".join(filter(None, (no_student_needed(summary), _found(summary, records))))
+
+
+def kept_by(teacher: TeacherEntry, budget: Budget) -> str:
+    """Return, before a search, that the teacher itself is within the budget; '' where it is not."""
+    if not teacher.is_within(budget):
+        return ""
+    return (
+        f"The teacher keeps this budget: {_limited(teacher, budget)} of {words.limits(budget)}. "
+        "No student is needed; the search shows what one would save."
+    ).replace(SPACE, " ")
+
+
+def no_student_needed(summary: Summary) -> str:
+    """Return that the teacher itself will do, and what a student would save; '' where it won't."""
+    teacher, metric, best = summary.teacher, summary.metric, summary.stated_best()
+    if not summary.needs_no_student():
+        return ""
+    text = (
+        f"No student is needed: the teacher {teacher.name} is within the budget of "
+        f"{words.limits(summary.budget)}, with {_limited(teacher, summary.budget)} and a "
+        f"validation {metric.label} of {words.score(metric, teacher.val)}."
+    )
+    return text if best is None else f"{text} {_saved(summary, best)}"
+
+
+def _saved(summary: Summary, best: Entry) -> str:
+    """Return what a student costs and scores against a teacher that is within the budget."""
+    teacher, metric, axis = summary.teacher, summary.metric, summary.budget.axis()
+    own, its, name = getattr(best, axis), getattr(teacher, axis), words.AXES[axis].name
+    saved = f"save no {name}"
+    if own is not None and own < its:
+        saved = f"save {words.digits(100 * (1 - own / its))}{SPACE}% of its {name}"
+    points = words.points(metric, best.val - teacher.val)
+    change = f"{'gain' if best.val > teacher.val else 'lose'} {points[1:]}{metric.points}"
+    if not points.startswith(("+", words.MINUS)):
+        change = "lose nothing"
+    return (
+        f"Trial{SPACE}{best.trial} would {saved} ({words.amount(axis, own)} against "
+        f"{words.amount(axis, its)}) and {change} of validation {metric.label}."
+    )
+
+
+def _limited(teacher: TeacherEntry, budget: Budget) -> str:
+    """Return the teacher's costs that the budget limits."""
+    limits = {axis: getattr(budget, axis) for axis in words.AXES}
+    return " and ".join(
+        words.amount(axis, getattr(teacher, axis)) for axis, limit in limits.items() if limit
+    )
+
+
+def _found(summary: Summary, records: Sequence[TrialRecord]) -> str:
     best = summary.stated_best()
     if best is not None:
         text = _best_student(summary, best)
@@ -54,6 +106,8 @@ def _best_student(summary: Summary, best: Entry) -> str:
         if reference and (text := words.compared(value, reference))
     ]
     verb = "Ship" if summary.shipped else "The best so far is"
+    if summary.shipped and summary.needs_no_student():
+        verb = "The best student is"
     smaller = f"It has {' and '.join(against)} than the teacher {teacher.name}. " if against else ""
     return (
         f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}. "

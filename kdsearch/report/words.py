@@ -78,8 +78,6 @@ def amount(axis: str, value: float | None) -> str:
 def latency(cost: Cost | Entry | Baseline | TeacherEntry) -> str:
     """Return a latency with its interval, if known, as '1.83 ms (1.79 to 1.88)'."""
     text = amount("latency_ms", cost.latency_ms)
-    if isinstance(cost, TeacherEntry):
-        return text
     if cost.latency_low_ms is None or cost.latency_high_ms is None:
         return text
     return f"{text} ({digits(cost.latency_low_ms)} to {digits(cost.latency_high_ms)})"

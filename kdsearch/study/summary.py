@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from kdsearch.data.base import CLASSIFICATION
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
-from kdsearch.spec import Budget
+from kdsearch.spec import Budget, Cost
 from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 SCHEMA = 2
+LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherEntry:
-    """The teacher's own metric and cost."""
+    """The teacher's own metric and cost; of several, their common metric and the sums."""
 
     name: str
     val: float
@@ -42,6 +43,20 @@ class TeacherEntry:
     flops: int | None
     params: int
     latency_ms: float | None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+
+    def is_within(self, budget: Budget) -> bool | None:
+        """Return whether the teacher keeps a budget; None where it sets no limit or a cost lacks.
+
+        The rule is that of students: the upper end of the latency counts.
+        """
+        costs = {name: getattr(self, name) for name in ("flops", "params", *LATENCY)}
+        excess = budget.violations(Cost(**costs))
+        if any(value > 0 for value in excess.values()):
+            return False
+        limits = {name for name, limit in asdict(budget).items() if limit is not None}
+        return True if limits and excess.keys() == limits else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +221,24 @@ class Summary:
         """Return the front's entry that is the one to ship."""
         return next((entry for entry in self.front if entry.trial == self.best), None)
 
+    def needs_no_student(self) -> bool:
+        """Return whether the teacher itself is within the budget and reaches `min_accuracy`."""
+        is_enough = self.min_accuracy is None or self.teacher.val >= self.min_accuracy
+        return is_enough and self.teacher.is_within(self.budget) is True
+
+    def teacher_place(self) -> int | None:
+        """Return the place of the teacher on the front, None where it is not on it.
+
+        It is where it needs no student, and none is as good at its cost.
+        """
+        axis = self.budget.axis()
+        cost = getattr(self.teacher, axis)
+        if not self.needs_no_student():
+            return None
+        cheaper = [entry for entry in self.front if getattr(entry, axis) <= cost]
+        is_best = all(entry.val < self.teacher.val for entry in cheaper)
+        return len(cheaper) if is_best else None
+
     def to_ship(self) -> int | None:
         """Return the number of the training to ship."""
         return self.best if self.shipped is None else self.shipped.trial
@@ -225,4 +258,5 @@ class Summary:
 
     def to_json(self) -> Mapping[str, object]:
         """Return the mapping that `front.json` holds; the metric is its key."""
-        return {**asdict(self), "metric": self.metric.key}
+        derived = {"teacher_within_budget": self.teacher.is_within(self.budget)}
+        return {**asdict(self), "metric": self.metric.key, **derived}

@@ -25,7 +25,7 @@ from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.summary import TeacherEntry
+from kdsearch.study.summary import LATENCY, TeacherEntry
 from kdsearch.tasks import Task
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.spec import teacher_specs
@@ -93,7 +93,7 @@ def prepare(
         test=None,
         flops=_total([cost.flops for cost in priced]),
         params=sum(cost.params for cost in priced),
-        latency_ms=_total([cost.latency_ms for cost in priced]),
+        **{name: _total([getattr(cost, name) for cost in priced]) for name in LATENCY},
     )
     return Prepared(context=context, teacher=entry, seconds=seconds)
 
@@ -158,18 +158,23 @@ def evaluate_teachers(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Price:
-    flops: int | None
     params: int
-    latency_ms: float | None
+    flops: int | None = None
+    latency_ms: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
 
 
 def _price_teacher(teacher: Model, latencies: LatencyCache, note: Callable[[str], None]) -> _Price:
     """Return a teacher's price; an unknown cost is None, and a note gives the reason."""
-    price = _Price(flops=None, params=sum(p.numel() for p in teacher.parameters()), latency_ms=None)
+    price = _Price(params=sum(p.numel() for p in teacher.parameters()))
     try:
         flops, _ = count(teacher.network, input_shape=teacher.preprocess.input_shape)
         price = replace(price, flops=flops)
-        return replace(price, latency_ms=latency_of(teacher, latencies).ms)
+        found = latency_of(teacher, latencies)
+        return replace(
+            price, latency_ms=found.ms, latency_low_ms=found.low_ms, latency_high_ms=found.high_ms
+        )
     except CostError as error:
         note(f"The cost of the teacher {teacher.name} is not fully known: {error}")
         return price

@@ -31,6 +31,7 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
 from kdsearch.report.artifacts import write_derived
 from kdsearch.report.dashboard import write_dashboard
+from kdsearch.report.verdict import kept_by
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, resume_command
@@ -82,6 +83,8 @@ def run_study(
     task = prepared.context.task
     metric = task.metric
     callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")
+    if kept := kept_by(prepared.teacher, config.budget):
+        callback.on_message(kept)
     versions = {package: version(package) for package in _VERSIONED}
     opened = open_study(path, config, versions=versions, storage=options.storage, metric=metric)
     with opened as study, _log_to(path / "kdsearch.log"):

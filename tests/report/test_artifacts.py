@@ -16,7 +16,7 @@ from kdsearch.study.facts import Refit
 from kdsearch.study.open import load_study
 from kdsearch.study.refit import missing, trained
 from kdsearch.study.study import OpenStudy
-from kdsearch.study.summary import SCHEMA
+from kdsearch.study.summary import LATENCY, SCHEMA
 
 TEACHER = {
     "name": "auto",
@@ -42,7 +42,7 @@ ENTRY = {
 LAYOUT: dict[str, set[str]] = {
     "budget": {"latency_ms", "flops", "params"},
     "target": {"device", "runtime", "threads", "batch"},
-    "teacher": {"name", "val", "test", "flops", "params", "latency_ms"},
+    "teacher": {"name", "val", "test", "flops", "params", *LATENCY},
     "counts": {"complete", "pruned", "rejected", "failed", "reused", "rejected_early"},
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
     "images": {"val", "test"},
@@ -56,7 +56,7 @@ CONTROL = {"trained", "gain", "test_gain"}
 TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
     *("schema", "study", "task", "metric", "front", "controls", "best", "baselines", "stopping"),
-    *("min_accuracy", "candidates", "gains", "shipped"),
+    *("min_accuracy", "candidates", "gains", "shipped", "teacher_within_budget"),
     *LAYOUT,
 }
 
@@ -131,7 +131,7 @@ def test_front_json_agrees_with_the_store(study: OpenStudy) -> None:
     assert (content["study"], content["task"]) == ("phones", "classification")
     assert content["metric"] == "accuracy"
     assert content["budget"] == {"latency_ms": None, "flops": 15e6, "params": None}
-    assert content["teacher"] == TEACHER
+    assert content["teacher"] == dict.fromkeys(LATENCY) | TEACHER
     assert content["counts"] == {
         "complete": states.count("complete"),
         "rejected": states.count("rejected"),
