@@ -21,6 +21,7 @@ from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
+from kdsearch.study.budget_shares import Share
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.study import OpenStudy, searched
@@ -103,8 +104,9 @@ def _write(path: Path, text: str) -> None:
 def _command(study: OpenStudy) -> str:
     """Return the command line that runs this study again, or resumes it in its folder."""
     flags_of = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
+    shares = {name: Share(share) for name, share in study.config.budget_shares.items()}
     flags = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        f"--{name.replace('_', '-')} {shlex.quote(str(shares.get(name, value)))}"
         for name, (value, default) in flags_of.items()
         if name not in _NO_FLAGS and value != default
     ]

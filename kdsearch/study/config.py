@@ -11,16 +11,17 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
 
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Choice, Constant, SearchSpace, parse_space
 from kdsearch.spec import Budget, digest_of
+from kdsearch.study.budget_shares import LIMITS, Share, read_limit
 from kdsearch.study.options import (
     ABOVE_0,
     AT_LEAST_1,
@@ -62,13 +63,19 @@ SUBSET = Accepted("a number of images, or 0 for all", lambda count: count >= 0)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def _limit(text: str) -> Any:
+    return option(None, text, TARGET, ABOVE_0, metavar="LIMIT", parse=read_limit)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
     """The configuration of a study, as `study.yaml` holds it.
 
-    space: the YAML text itself. data_key, weights_key: digests of the images and of the teacher's
-    weights file. storage: the URL of the database without its password, None for the study's own
-    folder; storage_study: the study's name there, which no other study has.
+    budget_shares: the limits that the user gave as shares of the teacher's cost, by field; such a
+    limit is None until the teacher is priced. space: the YAML text itself. data_key, weights_key:
+    digests of the images and of the teacher's weights file. storage: the URL of the database
+    without its password, None for the study's own folder; storage_study: the study's name there,
+    which no other study has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
@@ -97,13 +104,14 @@ class StudyConfig:
         None, "Fine-tune the teacher on the data for so many epochs.", DATA, AT_LEAST_1
     )
     weights_key: str | None = None
-    budget_ms: float | None = option(
-        None, "Latency of the exported file on the --target.", TARGET, ABOVE_0
+    budget_ms: float | None = _limit(
+        "Latency of the exported file on the --target, or 0.5x: half of the teacher's."
     )
-    budget_mflops: float | None = option(
-        None, "Millions of multiply-adds at batch 1.", TARGET, ABOVE_0
+    budget_mflops: float | None = _limit(
+        "Millions of multiply-adds at batch 1, or a share of the teacher's."
     )
-    budget_mparams: float | None = option(None, "Millions of parameters.", TARGET, ABOVE_0)
+    budget_mparams: float | None = _limit("Millions of parameters, or a share of the teacher's.")
+    budget_shares: Mapping[str, float] = field(default_factory=dict)
     target: str = option(
         "cpu",
         "Measure latency on: cpu, torch, openvino, cuda, tensorrt, or cmd:COMMAND, which gets the "
@@ -154,6 +162,8 @@ class StudyConfig:
     def value(self, name: str) -> object:
         """Return a field in the unit in which the user gave it."""
         value: object = getattr(self, name)
+        if value is None and name in self.budget_shares:
+            return Share(self.budget_shares[name])
         if self.data == OBJECTIVE and name in ("budget_mflops", "budget_mparams"):
             return getattr(self.budget, name.replace("budget_m", ""))
         return value
@@ -183,14 +193,22 @@ class StudyConfig:
         is_by_share = self.explore == "best" and self.sampler not in FLAT_SAMPLERS
         return not is_by_share or self.data == OBJECTIVE
 
+    def is_limited(self, name: str) -> bool:
+        """Return whether a limit is set, as a number or as a share that is not resolved yet."""
+        return getattr(self, name) is not None or name in self.budget_shares
+
+    def axis(self) -> str:
+        """Return the cost axis of the front; see `Budget.axis`."""
+        return next((LIMITS[name][0] for name in LIMITS if self.is_limited(name)), "flops")
+
     def search_space(self) -> SearchSpace:
         """Return the parsed space, with the number of epochs fixed where `epochs` is set."""
         space = _parsed(self.space)
         return space if self.epochs is None else space.fixed("train.epochs", self.epochs)
 
     def changes(self, other: StudyConfig) -> dict[str, tuple[object, object]]:
-        """Return the fields that differ: name -> (here, there)."""
-        names = (item.name for item in fields(self))
+        """Return the fields that differ: name -> (here, there); a share goes with its limit."""
+        names = (item.name for item in fields(self) if item.name != "budget_shares")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -262,10 +280,31 @@ def read_config(path: Path) -> StudyConfig | None:
 
 
 def config_of(given: Mapping[str, object], start: StudyConfig | None = None) -> StudyConfig:
-    """Return `start`, or the defaults, with the user's fields; a subset of 0 is None."""
+    """Return `start`, or the defaults, with the user's fields; a subset of 0 is None.
+
+    A limit may be a Share.
+    """
+    start = start or StudyConfig()
     if given.get("subset") == 0:
         given = {**given, "subset": None}
-    return replace(start or StudyConfig(), **given)  # type: ignore[arg-type]
+    return replace(start, **_with_shares(given, start))  # type: ignore[arg-type]
+
+
+def _with_shares(given: Mapping[str, object], start: StudyConfig) -> dict[str, object]:
+    """Return the user's fields with each Share moved to `budget_shares`.
+
+    Its limit is that of `start` where the share is the same; else None, to be resolved.
+    """
+    fields, shares = dict(given), dict(start.budget_shares)
+    for name in (name for name in LIMITS if name in given):
+        limit = given[name]
+        if isinstance(limit, Share):
+            is_kept = shares.get(name) == limit.of_teacher
+            fields[name] = getattr(start, name) if is_kept else None
+            shares[name] = limit.of_teacher
+        elif limit != getattr(start, name):
+            shares.pop(name, None)
+    return fields if shares == start.budget_shares else {**fields, "budget_shares": shares}
 
 
 def budget_fields(budget: Budget | None) -> dict[str, float]:
@@ -309,13 +348,11 @@ def refuse_sampler(config: StudyConfig) -> None:
     NSGA-II and GP ignore trials that Optuna calls pruned, whether stopped early or rejected, and
     every dimension that some trials lack. GP proposes rejected candidates again.
     """
-    name, budget = config.sampler, config.budget
+    name = config.sampler
     if name not in FLAT_SAMPLERS:
         return
-    limits = [] if budget.latency_ms is None else ["budget_ms"]
-    if name == "gp":
-        limits += ["budget_mflops"] if budget.flops is not None else []
-        limits += ["budget_mparams"] if budget.params is not None else []
+    limits = [limit for limit in LIMITS if config.is_limited(limit)]
+    limits = [limit for limit in limits if name == "gp" or limit == "budget_ms"]
     reasons = [f"it learns nothing from trials over {config.flag(limit)}" for limit in limits]
     if config.stopping != "off":
         ended = f"{config.flag('stopping')} {config.stopping}"

@@ -121,7 +121,7 @@ def reach(
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:
         with _explained_errors(kept):
-            Store(kept, metrics=(metric.key, config.budget.axis()))
+            Store(kept, metrics=(metric.key, config.axis()))
 
 
 def find_storage(path: Path, storage: str | None = None) -> tuple[StudyConfig, Storage]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.errors import SpecError
+from kdsearch.study.budget_shares import LIMITS, Share
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.config import (
     StudyConfig,
@@ -27,9 +29,13 @@ from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
 from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import OpenStudy
+from kdsearch.study.summary import TeacherEntry
 from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import load_data
+
+FIRST_RUN = Share(0.5)  # of the teacher's latency
+_WORDS = {0.5: "half", 0.25: "a quarter", 0.1: "a tenth", 1.0: "all"}
 
 
 def resolve(
@@ -37,11 +43,14 @@ def resolve(
 ) -> tuple[StudyConfig, ImageData, Path]:
     """Return the full configuration, its images and the study's path, before anything is trained.
 
-    Raises KDSearchError for a configuration that cannot run, or that is not the study's.
+    A new study without images, space and budget gets a budget that binds: FIRST_RUN. Raises
+    KDSearchError for a configuration that cannot run, or that is not the study's.
     """
     old = None if name is None else read_config(study_path(out, name))
     if "space" in given:
         given = {**given, "space": find_space(str(given["space"])).text}
+    if old is None and given.keys().isdisjoint(("data", "space", *LIMITS)):
+        given = {**given, "budget_ms": FIRST_RUN}
     config = config_of(given, old)
     if old is not None:
         assert name is not None
@@ -60,6 +69,30 @@ def resolve(
         recipes_of(config, out)
     reach(path, config, storage, tasks.of(data).metric)
     return config, data, path
+
+
+def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, list[str]]:
+    """Return the configuration with a number for each share, and a line on each of these.
+
+    Limits have three significant digits. Raises SpecError where the teacher's cost is not known.
+    """
+    lines = []
+    for name, (axis, scale, unit) in LIMITS.items():
+        if getattr(config, name) is not None or name not in config.budget_shares:
+            continue
+        share, cost = config.budget_shares[name], getattr(teacher, axis)
+        if cost is None:
+            raise SpecError(
+                f"{config.flag(name)} {Share(share)}: the teacher's own cost is not known, so give "
+                f"a number in {unit}"
+            )
+        limit = float(f"{share * cost * scale:.3g}")
+        config = replace(config, **{name: limit})  # type: ignore[arg-type]
+        words = _WORDS.get(share, f"{share:g}")
+        lines.append(
+            f"Budget: {limit:g} {unit}, {words} of the teacher's {cost * scale:.3g} {unit}"
+        )
+    return config, lines
 
 
 def with_storage(config: StudyConfig, given: str | None, name: str, *, is_new: bool) -> StudyConfig:

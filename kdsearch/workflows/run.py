@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finalized, finalize
-from kdsearch.workflows.resolve import refit_in, resolve, with_earlier
+from kdsearch.workflows.resolve import refit_in, resolve, resolved, with_earlier
 
 DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
@@ -83,6 +83,9 @@ def run_study(
     task = prepared.context.task
     metric = task.metric
     callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")
+    config, limits = resolved(config, prepared.teacher)
+    _note_each(callback, limits)
+    prepared = replace(prepared, context=replace(prepared.context, budget=config.budget))
     if kept := kept_by(prepared.teacher, config.budget):
         callback.on_message(kept)
     versions = {package: version(package) for package in _VERSIONED}
@@ -135,7 +138,7 @@ def _ray_in(options: RunOptions) -> OnRay | None:
     return OnRay(address=options.ray_address or "none", gpus_per_trial=options.gpus_per_trial)
 
 
-def _note_each(callback: Callback, lines: Iterator[str]) -> None:
+def _note_each(callback: Callback, lines: Iterable[str]) -> None:
     for line in lines:
         callback.on_message(line)
 

@@ -37,7 +37,9 @@ RUN_MISTAKES = [
     (("--threads", "0"), "--threads 0: expected 1 to"),
     (("--batch", "-1"), "--batch -1: expected 1 to"),
     (("--budget-mparams", "inf"), "--budget-mparams inf"),
-    (("--budget-ms", "abc"), "'--budget-ms': Input should be a valid number"),
+    (("--budget-ms", "abc"), "--budget-ms 'abc': expected a number above 0, or a share of the"),
+    (("--budget-ms", "0x"), "--budget-ms '0x': expected a number above 0, or a share of the"),
+    (("--budget-mflops", "nanx"), "teacher's own as 0.5x"),
     (("--budget", "3"), "No such option: --budget"),
     (("--trials", "0"), "--trials 0"),
     (("--trials", "-3"), "--trials -3"),
@@ -214,7 +216,7 @@ CONFIGS = [
     ("!!python/object/apply:os.system ['touch pwned']\n", "not plain YAML"),
     ("trails: 3\n", "unknown 'trails' (did you mean 'trials'?)"),
     ("trials: abc\n", "'--trials': Input should be a valid integer"),
-    ("budget_ms: {a: 1}\n", "'--budget-ms'"),
+    ("budget_ms: {a: 1}\n", "--budget-ms"),
     ("#" * 2_000_000, "larger than 1000000 bytes"),
 ]
 
