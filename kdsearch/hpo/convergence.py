@@ -1,4 +1,4 @@
-"""Growth of the front's hypervolume over the complete trials of a study, and its end."""
+"""Growth of a front's hypervolume over the complete trials of a study, and of a learning curve."""
 
 from __future__ import annotations
 
@@ -35,3 +35,9 @@ def is_flat(points: Points, *, after: int, limit: float | None = None) -> bool:
     counts = (len(points) - after, len(points))
     before, now = hypervolumes(points, counts, limit=limit)
     return now <= (1 + _LEAST_GROWTH) * before
+
+
+def last_rise(curve: Sequence[float]) -> tuple[float, int]:
+    """Return how much a learning curve rose over its last third, and the epochs of that."""
+    epochs = len(curve) // 3 or len(curve) - 1
+    return (curve[-1] - curve[-1 - epochs], epochs) if epochs > 0 else (0.0, 0)

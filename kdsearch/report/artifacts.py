@@ -66,6 +66,7 @@ def summarise(study: OpenStudy) -> Summary:
         ),
         baselines=facts.baselines or (),
         images=facts.images,
+        chance=facts.chance,
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
         task=facts.task,
@@ -121,6 +122,7 @@ def _command(study: OpenStudy) -> str:
     facts, again = study.facts, study.facts.refit
     flags += [f"--trials {facts.trials}"] if facts.trials else []
     flags += [f"--flat-after {facts.flat_after}"] if facts.flat_after else []
+    flags += [f"--until {facts.until:g}"] if facts.until else []
     flags += [f"--refit {again.count} --seeds {again.seeds}"] if again.count else []
     flags += [f"--refit-epochs {again.epochs}"] if again.count and again.epochs else []
     return " ".join(["kdsearch run", *flags, f"--name {study.name}"])

@@ -11,7 +11,7 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import summarised
 from kdsearch.study.study import OpenStudy
-from kdsearch.study.summary import Trainings
+from kdsearch.study.summary import Trainings, is_at_chance
 from kdsearch.tasks.base import Metric
 
 CONTROLS = {
@@ -51,11 +51,18 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
     which = "" if is_own else f", its student {CONTROLS[recipe.method]}"
     seeds = _seeds(study.metric, recipe)
     yield f"Trial {best}{which}: {seeds} The shipped file is trial {candidate.shipped}."
+    yield from _shipped_at_chance(study, recipe.val.mean, candidate.shipped or best)
     for control in candidate.controls:
-        yield _gain(study.metric, "", control.trained.method, control.gain)
+        if _is_at_chance(study, candidate.trained.val.mean):
+            continue
+        if _is_at_chance(study, control.trained.val.mean):
+            yield _control_at_chance(study, control.trained.method, control.trained.val.mean)
+        else:
+            yield _gain(study.metric, "", control.trained.method, control.gain)
     if not is_own:
         yield f"The searched recipe of trial {best} scored lower on average and is not shipped."
-    if len(candidates) > 1:
+    recipes = [recipe for each in candidates for recipe in each.recipes()]
+    if len(candidates) > 1 and not any(_is_at_chance(study, each.val.mean) for each in recipes):
         yield (
             f"Trial {best} was picked by these averages, so its gain is slightly too high. The "
             f"average of all {len(candidates)} retrained trials is not affected:"
@@ -66,6 +73,24 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
             )
     plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
     yield from about_teacher(study, next(plain, None))
+
+
+def _is_at_chance(study: OpenStudy, val: float) -> bool:
+    return is_at_chance(study.metric, val, study.facts.chance, study.facts.images.val)
+
+
+def _shipped_at_chance(study: OpenStudy, val: float, shipped: int) -> Iterator[str]:
+    if _is_at_chance(study, val):
+        yield words.at_chance(study.metric, val, study.facts.chance, f"trial {shipped}")
+
+
+def _control_at_chance(study: OpenStudy, method: str, val: float) -> str:
+    """Return that a gain over a control means nothing."""
+    return (
+        f"No gain is stated over the same student {CONTROLS[method]}: at {study.metric.text(val)} "
+        f"it is no better than one constant answer ({words.score(study.metric, study.facts.chance)}"
+        "), beyond noise."
+    ).replace(SPACE, " ")
 
 
 def _seeds(metric: Metric, recipe: Trainings) -> str:
@@ -104,9 +129,15 @@ def about_controls(
     assert best.val is not None
     metric = study.metric
     by_method = {str(record.params["method.name"]): record for record in controls}
+    ships = next((record for record in controls if record.number == shipped), best)
+    yield from _shipped_at_chance(study, ships.val or 0.0, shipped)
     for method, what in CONTROLS.items():
         control = by_method.get(method)
-        if control is not None and control.val is not None:
+        if control is None or control.val is None or _is_at_chance(study, best.val):
+            continue
+        if _is_at_chance(study, control.val):
+            yield _control_at_chance(study, method, control.val)
+        else:
             yield (
                 f"{words.gained(metric, best.val - control.val)} of validation {metric.label} "
                 f"over the same student {what} "

@@ -276,7 +276,9 @@ def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
 def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = None) -> _Row:
     """Return the row of one trial, with the gain of `subject` over it."""
     val_gain = test_gain = ""
-    if subject is not None:
+    if subject is not None and summary.is_at_chance(min(subject.val, entry.val)):
+        val_gain = test_gain = "at chance"
+    elif subject is not None:
         val_gain = words.gain(summary.metric, subject.val - entry.val)
         if subject.test is not None and entry.test is not None:
             test_gain = words.gain(summary.metric, subject.test - entry.test)

@@ -41,7 +41,9 @@ def no_student_needed(summary: Summary) -> str:
         f"{words.limits(summary.budget)}, with {_limited(teacher, summary.budget)} and a "
         f"validation {metric.label} of {words.score(metric, teacher.val)}."
     )
-    return text if best is None else f"{text} {_saved(summary, best)}"
+    if best is None or summary.is_at_chance(best.val):
+        return text
+    return f"{text} {_saved(summary, best)}"
 
 
 def _saved(summary: Summary, best: Entry) -> str:
@@ -71,6 +73,9 @@ def _limited(teacher: TeacherEntry, budget: Budget) -> str:
 
 def _found(summary: Summary, records: Sequence[TrialRecord]) -> str:
     best = summary.stated_best()
+    if best is not None and summary.is_at_chance(best.val):
+        which = f"trial{SPACE}{best.trial}"
+        return words.at_chance(summary.metric, best.val, summary.chance, which)
     if best is not None:
         text = _best_student(summary, best)
         return text if summary.shipped else f"{_UNSHIPPED} {text}"

@@ -138,6 +138,14 @@ def gain_interval(metric: Metric, found: Gain) -> str:
     return f"{points(metric, found.difference)} [{low}, {high}]"
 
 
+def at_chance(metric: Metric, val: float, chance: float | None, which: str) -> str:
+    """Return the warning of a student that is no better than one constant answer."""
+    return (
+        f"Do not use {which}: its validation {metric.label}, {metric.text(val)}, is no better than "
+        f"one constant answer ({score(metric, chance)}), beyond noise. Train longer (--epochs)."
+    ).replace(SPACE, " ")
+
+
 def heading(title: str, unit: str) -> str:
     """Return the heading of a column with its unit, if it has one."""
     return f"{title}, {unit.strip()}" if unit.strip() else title

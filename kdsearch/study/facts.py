@@ -80,9 +80,9 @@ class Run:
 class StudyFacts:
     """What the driver stores about the study as a whole.
 
-    trials, flat_after, refit: the plan of the last run. enqueued: parameters to try, by draw.
-    runs: those that ended, oldest first. baselines: None before they are measured. test: the metric
-    on the test split by trial. best, shipped: see Summary. notes: findings, in words.
+    trials, flat_after, until, refit: the plan of the last run. enqueued: parameters to try, by
+    draw. runs: those that ended, oldest first. baselines: None before they are measured. test: the
+    metric on the test split by trial. chance, best, shipped: see Summary. notes: findings.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -93,10 +93,12 @@ class StudyFacts:
     teacher_seconds: float = 0.0
     trials: int | None = None
     flat_after: int | None = None
+    until: float | None = None
     refit: Refit = field(default_factory=Refit)
     enqueued: Mapping[int, Params] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     images: Images = field(default_factory=Images)
+    chance: float | None = None
     baselines: tuple[Baseline, ...] | None = None
     test: Mapping[int, float] = field(default_factory=dict)
     best: int | None = None

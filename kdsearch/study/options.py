@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from kdsearch.errors import SpecError, did_you_mean
@@ -124,8 +124,8 @@ class RunOptions:
     """How a study is run. A later run of the same study may choose other options.
 
     time_limit, trial_timeout: seconds. workers: one runs in this process; several run in
-    processes on a CPU and in threads on a GPU. trials, flat_after, refit: None takes the value of
-    the study's last run. Raises SpecError for a value that cannot be used.
+    processes on a CPU and in threads on a GPU. trials, flat_after, until, refit: None takes the
+    value of the study's last run. Raises SpecError for a value that cannot be used.
     """
 
     trials: int | None = option(
@@ -144,6 +144,13 @@ class RunOptions:
         "End the search after so many complete trials that left the front unchanged; 0: never.",
         SEARCH,
         Accepted("a number of trials, or 0 for never", lambda count: count >= 0),
+    )
+    until: float | None = option(
+        None,
+        "End the search once the best student reaches this validation metric, as 0.95, beyond its "
+        "noise; 0: never.",
+        SEARCH,
+        Accepted("a value of the metric, as 0.95, or 0 for never", isfinite),
     )
     refit: int | None = option(
         None,

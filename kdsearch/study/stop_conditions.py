@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from kdsearch.hpo.convergence import is_flat
+from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callbacks
 from kdsearch.study.formatting import duration
 from kdsearch.study.study import OpenStudy, searched
@@ -13,8 +14,8 @@ from kdsearch.study.study import OpenStudy, searched
 class StopConditions:
     """True once no further trial may begin; sends the reason to the callbacks once.
 
-    time_limit: seconds of this run's search. flat_after: see `convergence.is_flat`; 0 or None:
-    never. A callback that raised StopStudy ends the search too.
+    time_limit: seconds of this run's search. flat_after: see `convergence.is_flat`; until: see
+    `reached`; 0 or None: never. A callback that raised StopStudy ends the search too.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class StopConditions:
         *,
         time_limit: float | None = None,
         flat_after: int | None = None,
+        until: float | None = None,
     ) -> None:
         self._study = study
         self._callbacks = callbacks
         self._flat_after = flat_after
         self._time_limit = time_limit
+        self._until = until
         self._began = time.perf_counter()
         self._has_reported = False
 
@@ -46,6 +49,11 @@ class StopConditions:
             return self._callbacks.stopped
         if limit is not None and time.perf_counter() - self._began >= limit:
             return f"the time limit of {duration(limit)} is reached"
+        if self._until and (by := reached(self._study, self._until)) is not None:
+            return (
+                f"trial {by.number} reaches --until {self._until:g} with "
+                f"{_less_noise(self._study, by)}"
+            )
         if after and self._is_flat(after):
             return (
                 f"the last {after} complete trials raised the front's hypervolume by under 0.1 % "
@@ -58,3 +66,35 @@ class StopConditions:
         done = [record for record in searched(study.records()) if record.state == "complete"]
         limit = getattr(study.budget, study.budget.axis())
         return is_flat([study.point(record) for record in done], after=after, limit=limit)
+
+
+def reached(study: OpenStudy, until: float) -> TrialRecord | None:
+    """Return the trial that would ship now if it reaches `until` on validation, else None.
+
+    Its metric less one standard error has to reach it: the images are a sample.
+    """
+    front = study.front()
+    return front[-1] if front and _least(study, front[-1]) >= until else None
+
+
+def how_far(study: OpenStudy, ships: TrialRecord, until: float) -> str:
+    """Return how far the trial that ships is from `until`."""
+    metric, missing = study.metric, until - _least(study, ships)
+    found = f"trial {ships.number} has {_less_noise(study, ships)}"
+    if missing <= 0:
+        return f"--until {until:g} is reached: {found}."
+    short = f"{metric.number(missing)}{metric.points}"
+    return f"--until {until:g} is not reached: {found}, which is {short} short."
+
+
+def _least(study: OpenStudy, record: TrialRecord) -> float:
+    """Return a trial's validation metric less one standard error."""
+    assert record.val is not None
+    images = study.facts.images.val
+    return record.val - (study.metric.standard_error(record.val, images) if images else 0.0)
+
+
+def _less_noise(study: OpenStudy, record: TrialRecord) -> str:
+    metric, least = study.metric, _least(study, record)
+    assert record.val is not None
+    return f"{metric.text(record.val)}, {metric.text(least)} less one standard error"

@@ -75,6 +75,13 @@ class Entry:
     latency_high_ms: float | None = None
 
 
+def is_at_chance(metric: Metric, val: float, chance: float | None, images: int | None) -> bool:
+    """Return whether a value on so many images is at most two standard errors above chance."""
+    if chance is None or not images:
+        return False
+    return val <= chance + 2 * metric.standard_error(chance, images)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainings:
     """One recipe trained under several seeds, in the order of `trials`; test: once it was read.
@@ -148,6 +155,7 @@ class Baseline:
 class Images:
     """Number of images of each split, None where it is not known."""
 
+    train: int | None = None
     val: int | None = None
     test: int | None = None
 
@@ -192,7 +200,7 @@ class Summary:
     shipped: the training whose weights are in best/, None before they are: `best` itself, or one of
     its refits or controls. baselines: common networks on the study's data.
     stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
-    has at least that.
+    has at least that. chance: the metric of the best constant answer on validation, if it is known.
     candidates: trials that were retrained, the best mean first; then `controls`
     is empty, and gains holds what all of them gained.
     """
@@ -215,7 +223,12 @@ class Summary:
     stopping: str = "off"
     min_accuracy: float | None = None
     shipped: Entry | None = None
+    chance: float | None = None
     schema: int = SCHEMA
+
+    def is_at_chance(self, val: float) -> bool:
+        """Return whether a validation metric is no better than chance, beyond its noise."""
+        return is_at_chance(self.metric, val, self.chance, self.images.val)
 
     def best_entry(self) -> Entry | None:
         """Return the front's entry that is the one to ship."""

@@ -73,6 +73,14 @@ class Metric:
         """Return the standard error of a value measured on so many images."""
         return math.sqrt(self.variance(value, images))
 
+    def require(self, value: float, name: str) -> None:
+        """Raise SpecError where a value that the user gave cannot be one of this metric."""
+        if self.is_percent and not 0 <= value < 1:
+            raise SpecError(
+                f"{name} {value:g}: {self.label} is a fraction; expected a value from 0 to below "
+                "1, as 0.95"
+            )
+
 
 ACCURACY = Metric(key="accuracy", label="accuracy")
 DEFAULT_METRIC = ACCURACY
@@ -159,6 +167,10 @@ class Task(ABC):
     @abstractmethod
     def meter(self, device: torch.device) -> Meter:
         """Return a meter of `metric`, on a device."""
+
+    def chance(self, labels: Tensor) -> float | None:
+        """Return the best metric of a constant answer on these labels; None where it is unknown."""
+        return None
 
     @abstractmethod
     def agreement(self, ours: Tensor, theirs: Tensor) -> float:

@@ -106,6 +106,11 @@ class Classification(Task):
         """Return a meter of top-1 accuracy."""
         return Top1(device)
 
+    def chance(self, labels: Tensor) -> float | None:
+        """Return the share of the most frequent class among the labelled images."""
+        counts = labels[labels != UNLABELLED].bincount()
+        return float(counts.max() / counts.sum()) if len(counts) else None
+
     def agreement(self, ours: Tensor, theirs: Tensor) -> float:
         """Return the share of images [N, K] of which both predict the same class."""
         return float((ours.argmax(dim=1) == theirs.argmax(dim=1)).float().mean())

@@ -50,6 +50,7 @@ def run(
     trials: int | None = None,
     time_limit: float | None = None,
     flat_after: int | None = None,
+    until: float | None = None,
     refit: int | None = None,
     seeds: int | None = None,
     refit_epochs: int | None = None,

@@ -24,14 +24,16 @@ from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.findings import CONTROLS, about_controls, about_refits, about_test
+from kdsearch.report.undertrained import about_training
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
+from kdsearch.study.stop_conditions import how_far
 from kdsearch.study.study import OpenStudy, Proposal, searched
-from kdsearch.study.summary import Images, Summary
+from kdsearch.study.summary import Summary
 from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
@@ -84,7 +86,14 @@ def finalize(
         raise
     run_log.end(ENDED)
     findings = _findings(study, export, len(context.data.val))
-    notes = (*_skipped(context), *findings, about_test(study), str(spent(study)))
+    notes = (
+        *_skipped(context),
+        *findings,
+        *about_training(export.weights, study.metric, study.facts.images, package.path),
+        *([how_far(study, export.weights, until)] if (until := study.facts.until) else []),
+        about_test(study),
+        str(spent(study)),
+    )
     seconds = time.perf_counter() - started - steps.training_seconds
     study.update_facts(notes=notes, finish_seconds=seconds)
     metric = context.task.metric.key
@@ -106,14 +115,13 @@ class _Steps:
         self.training_seconds = 0.0
 
     def note_baselines(self) -> None:
-        """Note the costs of the baselines and the numbers of images, for the report."""
-        study, data = self._study, self._context.data
+        """Note the costs of the baselines, for the report."""
+        study = self._study
         baselines = study.facts.baselines
         if baselines is None:
             cache_dir = study.path.parent / CACHE
             baselines = measure_baselines(self._context, cache_dir, self._callback.on_message)
-        images = Images(val=len(data.val), test=len(data.test))
-        study.update_facts(baselines=baselines, images=images)
+        study.update_facts(baselines=baselines)
 
     def export_best(self) -> tuple[_Export, Package]:
         """Train controls of the best exportable trial; export the best of them and the trial."""

@@ -104,12 +104,13 @@ def with_storage(config: StudyConfig, given: str | None, name: str, *, is_new: b
 
 
 def with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
-    """Return the options with `trials` and `flat_after` of the last run where they are None."""
+    """Return the options with `trials`, `flat_after` and `until` of the last run where None."""
     facts = study.facts
     return replace(
         options,
         trials=facts.trials if options.trials is None else options.trials,
         flat_after=facts.flat_after if options.flat_after is None else options.flat_after,
+        until=facts.until if options.until is None else options.until,
     )
 
 

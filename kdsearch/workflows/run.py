@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from kdsearch import tasks
 from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
@@ -44,6 +45,7 @@ from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
 from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.summary import Images
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import pick_device, prepare
@@ -77,6 +79,8 @@ def run_study(
     if on_ray is not None:
         on_ray.share(device)
     config, data, path = resolve(given, out, name, options.storage)
+    if options.until is not None:
+        tasks.of(data).metric.require(options.until, "--until")
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, *data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=callback)
@@ -97,10 +101,13 @@ def run_study(
         study.update_facts(
             task=task.name,
             metric=task.metric,
+            images=Images(train=len(data.train), val=len(data.val), test=len(data.test)),
+            chance=task.chance(data.val.labels),
             teacher=teacher if facts.teacher is None else replace(teacher, test=facts.teacher.test),
             teacher_seconds=prepared.seconds if facts.teacher is None else facts.teacher_seconds,
             trials=total,
             flat_after=options.flat_after,
+            until=options.until,
             refit=wanted or facts.refit,
         )
         _note_each(callback, refits_to_come(study, total))
@@ -176,7 +183,11 @@ def _search(
     state = RunState(searched(study.records()), total=total, budget=study.budget)
     callbacks.on_search_begin(state)
     enough = StopConditions(
-        study, callbacks, time_limit=options.time_limit, flat_after=options.flat_after
+        study,
+        callbacks,
+        time_limit=options.time_limit,
+        flat_after=options.flat_after,
+        until=options.until,
     )
     is_priced = study.budget.flops is not None or study.budget.params is not None
     price = StaticCosts(context.data) if is_priced else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdsearch.hpo.convergence import hypervolumes, is_flat
+from kdsearch.hpo.convergence import hypervolumes, is_flat, last_rise
 
 POINTS = [(0.5, 5.0), (0.8, 10.0), (0.6, 5.0)]
 
@@ -34,3 +34,19 @@ def test_only_the_last_so_many_points_count() -> None:
     assert is_flat(points, after=2)
     assert not is_flat(points, after=3)
     assert not is_flat(points, after=4)  # there is nothing before them
+
+
+@pytest.mark.parametrize(
+    ("curve", "rise"),
+    [
+        ((), (0.0, 0)),
+        ((0.5,), (0.0, 0)),
+        ((0.2, 0.5), (0.3, 1)),
+        ((0.1, 0.2, 0.5, 0.45), (-0.05, 1)),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.7), (0.3, 2)),
+    ],
+)
+def test_the_last_rise_is_that_of_the_last_third(
+    curve: tuple[float, ...], rise: tuple[float, int]
+) -> None:
+    assert last_rise(curve) == pytest.approx(rise)

@@ -45,7 +45,7 @@ LAYOUT: dict[str, set[str]] = {
     "teacher": {"name", "val", "test", "flops", "params", *LATENCY},
     "counts": {"complete", "pruned", "rejected", "failed", "reused", "rejected_early"},
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
-    "images": {"val", "test"},
+    "images": {"train", "val", "test"},
 }
 SPREAD = {"mean", "sd", "low", "high", "values"}
 GAIN = {"difference", "low", "high", "p", "pairs"}
@@ -56,7 +56,7 @@ CONTROL = {"trained", "gain", "test_gain"}
 TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
     *("schema", "study", "task", "metric", "front", "controls", "best", "baselines", "stopping"),
-    *("min_accuracy", "candidates", "gains", "shipped", "teacher_within_budget"),
+    *("min_accuracy", "candidates", "gains", "shipped", "chance", "teacher_within_budget"),
     *LAYOUT,
 }
 
@@ -183,7 +183,7 @@ def test_facts_of_the_study_are_in_the_summary(study: OpenStudy) -> None:
     content = summarise(study).to_json()
     ends = {"latency_low_ms": None, "latency_high_ms": None}  # an older study's has none
     assert content["baselines"] == ({**entry, **ends},)
-    assert content["images"] == {"val": 40, "test": 30}
+    assert content["images"] == {"train": None, "val": 40, "test": 30}
     assert content["seconds"]["finish"] == 1.5  # type: ignore[index]
     study.update_facts(baselines=[], images={}, finish_seconds=0.0)
 
