@@ -1,6 +1,7 @@
 """Price a student before it is trained: FLOPs, parameters, latency of its file on the target.
 
-Latency is measured only for a student within the other limits, once an architecture and input.
+Latency is measured only where the budget limits it, for a student within the other limits, once
+an architecture and input.
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ def preprocess_of(spec: StudentSpec, data: ImageData) -> Preprocess:
 
 
 def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
-    """Return the cost of a student; latency is measured only within the other limits."""
+    """Return the cost of a student. Latency is measured only for a budget of it, within the others.
+
+    Raises CostError where it cannot be counted, or, if it is of no built-in family, not exported.
+    """
     shape = student.preprocess.input_shape
     flops, params = count(student.network, input_shape=shape)
     cost = Cost(flops=flops, params=params)
-    if any(violation > 0 for violation in budget.violations(cost).values()):
+    is_over = any(violation > 0 for violation in budget.violations(cost).values())
+    if is_over:
+        return cost
+    if budget.latency_ms is None:
+        if student.name not in students.names():  # trained for nothing if its file cannot be made
+            file_for(student.network, latencies.target, shape)
         return cost
     latency = latency_of(student, latencies, limit=budget.latency_ms)
     return replace(cost, **latency.as_cost())
@@ -91,7 +100,8 @@ class StaticCosts:
 def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:
     """Return the latency of a model's file on the target, measured once per architecture and input.
 
-    limit: in ms; measuring stops once the whole interval exceeds it. The key of an architecture is
+    limit: in ms; measuring stops once the whole interval is on one side of it; infinity takes one
+    round. The key of an architecture is
     its repr and its shapes, not its name: a user's file may change under the same name.
     """
     shape = model.preprocess.input_shape

@@ -153,7 +153,8 @@ def _about_trial(record: TrialRecord, metric: Metric) -> str:
     if record.val is not None:
         lines.append(f"validation {metric.label} {words.score(metric, record.val)}")
     if record.cost is not None:
-        lines.append(", ".join(words.amount(a, v) for a, v in words.costs(record.cost).items()))
+        known = ((a, v) for a, v in words.costs(record.cost).items() if v is not None)
+        lines.append(", ".join(words.amount(axis, value) for axis, value in known))
     took = f"{duration(record.seconds)}, {counted(len(record.curve), 'epoch')}"
     lines.append(f"{took}{f', {_plain(record.mode)}' if record.mode else ''}")
     rows = "\n".join(f"| `{name}` | {_plain(str(v))} |" for name, v in record.params.items())

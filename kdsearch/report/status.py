@@ -84,7 +84,8 @@ class Status:
 
 
 def _best_line(best: Best) -> str:
-    cost = [words.amount(axis, getattr(best.cost, axis)) for axis in words.AXES]
+    known = {axis: getattr(best.cost, axis) for axis in words.AXES}
+    cost = [words.amount(axis, value) for axis, value in known.items() if value is not None]
     return f"trial {best.trial}, {words.percent(best.val)}, {best.what}, {', '.join(cost)}"
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kdsearch.data.base import CLASSIFICATION
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
-from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spec import Candidate, Cost, TrialRecord
 from kdsearch.study.summary import Baseline, Images, TeacherEntry
 from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
@@ -82,7 +82,8 @@ class StudyFacts:
 
     trials, flat_after, until, refit: the plan of the last run. enqueued: parameters to try, by
     draw. runs: those that ended, oldest first. baselines: None before they are measured. test: the
-    metric on the test split by trial. chance, best, shipped: see Summary. notes: findings.
+    metric on the test split by trial. costs: by trial, with the latency that was measured after
+    the search. chance, best, shipped: see Summary. notes: findings.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -101,6 +102,7 @@ class StudyFacts:
     chance: float | None = None
     baselines: tuple[Baseline, ...] | None = None
     test: Mapping[int, float] = field(default_factory=dict)
+    costs: Mapping[int, Cost] = field(default_factory=dict)
     best: int | None = None
     shipped: int | None = None
     notes: tuple[str, ...] = ()

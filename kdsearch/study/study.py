@@ -212,12 +212,13 @@ class OpenStudy:
         return _record(frozen)
 
     def records(self) -> list[TrialRecord]:
-        """Return every trial, oldest first."""
-        trials = self.store.trials()
+        """Return every trial, oldest first, with the latency that was measured after the search."""
+        trials, costs = self.store.trials(), self.facts.costs
         for frozen in trials:
             if frozen.state.is_finished() and frozen.number not in self._ended:
                 self._ended[frozen.number] = _record(frozen)
-        return [self._ended.get(frozen.number) or _record(frozen) for frozen in trials]
+        found = [self._ended.get(frozen.number) or _record(frozen) for frozen in trials]
+        return [replace(r, cost=costs[r.number]) if r.number in costs else r for r in found]
 
     def directory(self, number: int) -> Path:
         """Return the folder of a trial's own files."""
@@ -238,9 +239,13 @@ class OpenStudy:
         return [r for r in searched(self.records()) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
-        """Return (metric, cost) of a complete trial on the axes of the front."""
+        """Return (metric, cost) of a complete trial on the axes of the front.
+
+        The cost is that of the search: a trial that it left out, and whose weights are gone, must
+        not come to the front when others are measured again.
+        """
         assert record.val is not None
-        return record.val, float(getattr(record.cost, self.budget.axis()))
+        return record.val, float(getattr(self._ended[record.number].cost, self.budget.axis()))
 
     def importances(self) -> dict[str, float]:
         """Return each parameter's share of the importance for the metric (PED-ANOVA); may be empty.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +20,12 @@ from kdsearch.deploy.flops import count
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import latency_of
 from kdsearch.deploy.targets import require_target
+from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.summary import LATENCY, TeacherEntry
+from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks import Task
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.spec import teacher_specs
@@ -36,7 +36,6 @@ from kdsearch.training.validation import measured
 from kdsearch.trials.trial import TrialContext
 
 CACHE = ".cache"
-_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +78,26 @@ def prepare(
     device: torch.device,
     callback: Callback,
 ) -> Prepared:
-    """Load or train the teacher, measure it on validation, and lay out what trials share."""
+    """Load or train the teacher, evaluate it on validation, and lay out what trials share.
+
+    Its latency is measured only for a budget of latency.
+    """
     started = time.perf_counter()
     callback.on_prepare(tasks.of(data).metric)
     context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
-    teachers, latencies = context.teachers, context.latencies
+    teachers = context.teachers
     val = evaluate_teachers(teachers, data.val, context.task, device)
     seconds = time.perf_counter() - started
-    priced = [_price_teacher(teacher, latencies, callback.on_message) for teacher in teachers]
     entry = TeacherEntry(
         name=" + ".join(teacher.name for teacher in teachers),
         val=val,
         test=None,
-        flops=_total([cost.flops for cost in priced]),
-        params=sum(cost.params for cost in priced),
-        **{name: _total([getattr(cost, name) for cost in priced]) for name in LATENCY},
+        flops=_flops(teachers, callback.on_message),
+        params=sum(p.numel() for teacher in teachers for p in teacher.parameters()),
+        latency_ms=None,
     )
+    if config.is_limited("budget_ms"):
+        entry = with_latency(entry, context, callback.on_message)
     return Prepared(context=context, teacher=entry, seconds=seconds)
 
 
@@ -156,34 +159,37 @@ def evaluate_teachers(
     return measured(predict, batches(images, device), task.meter(device))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Price:
-    params: int
-    flops: int | None = None
-    latency_ms: float | None = None
-    latency_low_ms: float | None = None
-    latency_high_ms: float | None = None
-
-
-def _price_teacher(teacher: Model, latencies: LatencyCache, note: Callable[[str], None]) -> _Price:
-    """Return a teacher's price; an unknown cost is None, and a note gives the reason."""
-    price = _Price(params=sum(p.numel() for p in teacher.parameters()))
+def _flops(teachers: Sequence[Model], note: Note) -> int | None:
+    """Return the FLOPs of all teachers, None where one cannot be counted; a note says why."""
     try:
-        flops, _ = count(teacher.network, input_shape=teacher.preprocess.input_shape)
-        price = replace(price, flops=flops)
-        found = latency_of(teacher, latencies)
-        return replace(
-            price, latency_ms=found.ms, latency_low_ms=found.low_ms, latency_high_ms=found.high_ms
-        )
+        counts = [count(t.network, input_shape=t.preprocess.input_shape) for t in teachers]
     except CostError as error:
-        note(f"The cost of the teacher {teacher.name} is not fully known: {error}")
-        return price
+        note(f"The FLOPs of the teacher are not known: {error}")
+        return None
+    return sum(flops for flops, _ in counts)
 
 
-def _total(costs: Sequence[_Number | None]) -> _Number | None:
-    """Return the sum, None when a summand is not known: several teachers run one after another."""
-    known = [cost for cost in costs if cost is not None]
-    return sum(known[1:], start=known[0]) if len(known) == len(costs) else None
+def with_latency(
+    entry: TeacherEntry, context: TrialContext, note: Note, *, limit: float | None = None
+) -> TeacherEntry:
+    """Return the entry with the latency of all teachers, one after another.
+
+    Without it, and with a note that says why, where one cannot be measured. limit: as in
+    `latency_of`.
+    """
+    try:
+        found = [
+            latency_of(teacher, context.latencies, limit=limit) for teacher in context.teachers
+        ]
+    except CostError as error:
+        note(f"The latency of the teacher {entry.name} is not known: {error}")
+        return entry
+    return replace(
+        entry,
+        latency_ms=sum(latency.ms for latency in found),
+        latency_low_ms=sum(latency.low_ms for latency in found),
+        latency_high_ms=sum(latency.high_ms for latency in found),
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -38,6 +38,7 @@ from kdsearch.training.validation import evaluate
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
+from kdsearch.workflows.latencies import measure_latencies
 
 BEST = "best"  # the exported folder
 _TRIED = ".tried"  # the same folder until its file has been measured
@@ -79,7 +80,10 @@ def finalize(
             raise _empty_front(study)
         steps.note_baselines()
         export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
-        steps.evaluate_on_test([*study.front(), *trained(study), *_controls(study, export.front)])
+        shown = [*study.front(), *trained(study), *_controls(study, export.front)]
+        steps.evaluate_on_test(shown)
+        shipped = export.front, package.latency
+        measure_latencies(study, context, shown, shipped=shipped, note=callback.on_message)
     except (BudgetError, TrialsFailedError):
         run_log.end(ENDED)
         write_derived(study)
@@ -115,7 +119,7 @@ class _Steps:
         self.training_seconds = 0.0
 
     def note_baselines(self) -> None:
-        """Note the costs of the baselines, for the report."""
+        """Store the costs of the baselines, for the report."""
         study = self._study
         baselines = study.facts.baselines
         if baselines is None:

@@ -1,0 +1,70 @@
+"""Measure, after the search, the latencies that the report shows.
+
+In a study with a budget of latency many students were decided by one round; the shown ones are
+measured in full. In any other study nobody asked for latency: the shown students and the teacher
+get one round each, and what ships has the latency of its file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from kdsearch.deploy.latency import Latency
+from kdsearch.deploy.pricing import build_student, latency_of
+from kdsearch.errors import CostError
+from kdsearch.spec import Candidate, Cost, StudentSpec, TrialRecord
+from kdsearch.study.study import OpenStudy
+from kdsearch.trials.context import with_latency
+from kdsearch.trials.trial import TrialContext
+
+
+def measure_latencies(
+    study: OpenStudy,
+    context: TrialContext,
+    records: Sequence[TrialRecord],
+    *,
+    shipped: tuple[TrialRecord, Latency],
+    note: Callable[[str], None],
+) -> None:
+    """Store the latencies of trials and the teacher. shipped: a trial and its file's latency.
+
+    An architecture is measured once. A note says why where one has no latency.
+    """
+    is_limited = study.budget.latency_ms is not None
+    limit = None if is_limited else math.inf
+    found: dict[str, Latency | None] = {}
+    if not is_limited:
+        trial, latency = shipped
+        found[_architecture(trial)] = latency
+    costs = dict(study.facts.costs)
+    for record in records:
+        name = _architecture(record)
+        if name not in found:
+            found[name] = _measured(record, context, limit, note)
+        if (measured := found[name]) is not None:
+            costs[record.number] = replace(record.cost or Cost(), **measured.as_cost())
+    teacher = study.facts.teacher_entry()
+    if teacher.latency_ms is None:
+        teacher = with_latency(teacher, context, note, limit=limit)
+    study.update_facts(costs=costs, teacher=teacher)
+
+
+def _architecture(record: TrialRecord) -> str:
+    return repr(_student(record))
+
+
+def _student(record: TrialRecord) -> StudentSpec:
+    return Candidate.from_params(record.params).student
+
+
+def _measured(
+    record: TrialRecord, context: TrialContext, limit: float | None, note: Callable[[str], None]
+) -> Latency | None:
+    try:
+        student = build_student(_student(record), context.data)
+        return latency_of(student, context.latencies, limit=limit)
+    except CostError as error:
+        note(f"The latency of trial {record.number} is not known: {error}")
+        return None
