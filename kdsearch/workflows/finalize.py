@@ -128,14 +128,20 @@ class _Steps:
         study.update_facts(baselines=baselines)
 
     def export_best(self) -> tuple[_Export, Package]:
-        """Train controls of the best exportable trial; export the best of them and the trial."""
+        """Train controls of the best exportable trial; export the best of them and the trial.
+
+        Without a latency budget every file is within it, and the export waits for the controls.
+        """
+        study, front = self._study, self._study.front()
+        if study.budget.latency_ms is None:
+            self._train_controls(front[-1])
         found = self._require_export(
-            [_Export(front=record, weights=record) for record in reversed(self._study.front())]
+            [_Export(front=each, weights=_better(study, each)) for each in reversed(front)]
         )
         best = found[0].front
         self._train_controls(best)
-        winner = max([best, *_controls(self._study, best)], key=_val)
-        if winner is best:
+        winner = _better(study, best)
+        if winner == found[0].weights:
             return found
         return self._export_first([_Export(front=best, weights=winner)]) or found
 
@@ -294,6 +300,11 @@ def _controls(study: OpenStudy, best: TrialRecord) -> list[TrialRecord]:
     """Return the complete controls of a trial."""
     controls = [r for r in study.records() if r.kind == "control" and r.state == "complete"]
     return [record for record in controls if record.control_of == best.number]
+
+
+def _better(study: OpenStudy, record: TrialRecord) -> TrialRecord:
+    """Return the best of a trial and its controls."""
+    return max([record, *_controls(study, record)], key=_val)
 
 
 def _findings(study: OpenStudy, export: _Export, val_images: int) -> tuple[str, ...]:

@@ -6,9 +6,12 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from quick import traced
 from shell import SHAPES, SPACE, Copies, Shell, Studies, contents, ended_trials
 
 from kdsearch.deploy.targets._local import CpuTarget
@@ -94,6 +97,22 @@ def test_a_shipped_student_stays_when_a_later_run_measures_it_over_the_budget(
     assert answer.code == BudgetError.exit_code
     assert "best/ is still that of an earlier run" in answer.stderr
     assert contents(best) == before
+
+
+def test_only_what_ships_is_exported_without_a_latency_budget(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once by torch.export; the teacher, to be timed, by the exporter that traces."""
+    exports: list[bool] = []
+
+    def export(*args: Any, **given: Any) -> Any:
+        exports.append(given["dynamo"])
+        return traced(*args, **given)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    answer = shell.run("--name", "once", "--budget-mflops", "1", "--trials", "1", "--seed", "7")
+    assert answer.code == 0, answer
+    assert exports in ([True], [True, False])  # another study here may have timed the teacher
 
 
 def test_the_winner_on_a_subset_is_trained_on_all_images(shell: Shell, tmp_path: Path) -> None:
