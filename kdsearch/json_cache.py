@@ -35,21 +35,18 @@ class JsonCache(Generic[T]):
         self, key: str, make: Callable[[], T], *, serves: Callable[[T], bool] = lambda _: True
     ) -> T:
         """Return the value stored under `key` if `serves` accepts it, else store `make()`."""
-        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-        value = self._read(path, key)
+        value = self.get(key)
         if value is None or not serves(value):
-            value = make()
+            value, path = make(), self._path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             entry = {"key": key, self._name: asdict(value)}
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(entry), encoding="utf-8")
         return value
 
-    @property
-    def _name(self) -> str:
-        return self._kind.__name__.lower()
-
-    def _read(self, path: Path, key: str) -> T | None:
+    def get(self, key: str) -> T | None:
+        """Return the value stored under `key`, None without one."""
+        path = self._path(key)
         try:
             entry = json.loads(path.read_bytes())
             if entry["key"] != key:
@@ -61,6 +58,13 @@ class JsonCache(Generic[T]):
         except (ValueError, KeyError, TypeError, KDSearchError) as error:
             _log.warning("%s is damaged (%s); measuring again", path, error)
             return None
+
+    @property
+    def _name(self) -> str:
+        return self._kind.__name__.lower()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def processor() -> str:

@@ -67,13 +67,18 @@ class LatencyCache(JsonCache[Latency]):
     ) -> Latency:
         """Return the cached latency of an architecture, `key`, or cache `make()`.
 
-        A latency that was cut at another limit is used only if it decides this one, too.
+        A latency that was cut at another limit is used only if it decides this one, too. Those
+        with a limit are kept apart, so that a repeated study takes the same decisions although
+        its front was measured in full meanwhile.
         """
-        return self.get_or_measure(
-            f"{key} | {_PROTOCOL} | {self.here()}",
-            make,
-            serves=lambda kept: not kept.is_cut or (limit is not None and kept.decides(limit)),
-        )
+        name = f"{key} | {_PROTOCOL} | {self.here()}"
+        limited = f"{name} | with a limit"
+        if limit is not None:
+            return self.get_or_measure(
+                limited, make, serves=lambda kept: not kept.is_cut or kept.decides(limit)
+            )
+        known = self.get(limited)
+        return known if known and not known.is_cut else self.get_or_measure(name, make)
 
     def _reference(self, name: str, make: Callable[[], Reference]) -> Reference:
         return self._references.get_or_measure(f"reference {name} | {processor()}", make)

@@ -193,6 +193,17 @@ def test_what_was_cut_at_a_limit_serves_where_it_is_on_one_side_of_the_limit(tmp
     assert cache.latency_of("resnet", never) == whole
 
 
+def test_a_full_measurement_changes_no_decision_at_a_limit(tmp_path):
+    cache = LatencyCache(tmp_path)
+    cut = Latency(ms=7.0, low_ms=5.0, high_ms=9.0, spread_ms=0.5, contention=1.0, is_cut=True)
+    whole = Latency(ms=6.9, low_ms=6.8, high_ms=7.0, spread_ms=0.1, contention=1.0)
+
+    assert cache.latency_of("resnet", lambda: cut, 2.0) == cut
+    assert cache.latency_of("resnet", lambda: whole) == whole
+    assert cache.latency_of("resnet", never, 2.0) == cut
+    assert cache.latency_of("resnet", never) == whole
+
+
 def test_failed_measurement_leaves_no_file(tmp_path):
     with pytest.raises(CostError):
         LatencyCache(tmp_path).latency_of("x", lambda: measure(b"no", shape=SHAPE))
