@@ -15,7 +15,7 @@ from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
-from kdsearch.study.width import Price
+from kdsearch.study.width import Latencies, Price
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]
 MAX_FAILURES = 3  # in a row and alike; the next hundred trials would fail too
@@ -114,15 +114,17 @@ def search(
     n_trials: int,
     is_enough: Callable[[], bool] = lambda: False,
     price: Price | None = None,
+    latencies: Latencies | None = None,
 ) -> Iterator[Proposal]:
     """Yield new trials until the study holds `n_trials` of the search, or `is_enough`.
 
-    `is_enough` is called between trials: a running one is finished. price: see `OpenStudy.ask`.
+    `is_enough` is called between trials: a running one is finished. price, latencies: see
+    `OpenStudy.ask`.
     """
     for _ in range(n_trials - len(searched(study.records()))):
         if is_enough():
             return
-        yield study.ask(price)
+        yield study.ask(price, latencies)
 
 
 def _reused(earlier: TrialRecord) -> TrialOutcome:

@@ -27,7 +27,7 @@ from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
 from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
-from kdsearch.study.width import Price, Widths, is_share
+from kdsearch.study.width import Latencies, Price, Widths, is_share
 from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
@@ -93,18 +93,19 @@ class OpenStudy:
         self._ended: dict[int, TrialRecord] = {}
         self._facts: StudyFacts | None = None
 
-    def ask(self, price: Price | None = None) -> Proposal:
+    def ask(self, price: Price | None = None, latencies: Latencies | None = None) -> Proposal:
         """Return the next trial, sampled with the seed (study's seed, number of the draw).
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
         draw of an interrupted trial is repeated first.
 
         price: FLOPs and parameters of a candidate. One over the budget is stored as rejected, and
-        the next is sampled; after REDRAWS in a row one is returned anyway.
+        the next is sampled; after REDRAWS in a row one is returned anyway. latencies: of students
+        whose width follows from a latency budget.
         """
         while True:
             records = self.records()
-            proposal = self._draw(records, price)
+            proposal = self._draw(records, price, latencies)
             cost = None if price is None else price(proposal.params)
             reason = "" if cost is None else self.budget.explain(cost)
             if cost is None or not reason or _rejected_just_before(records, proposal) >= REDRAWS:
@@ -113,7 +114,12 @@ class OpenStudy:
             over = TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
             self.tell(proposal, replace(over, rejected_early=True))
 
-    def _draw(self, records: Sequence[TrialRecord], price: Price | None) -> Proposal:
+    def _draw(
+        self, records: Sequence[TrialRecord], price: Price | None, latencies: Latencies | None
+    ) -> Proposal:
+        measured = None
+        if latencies is not None:
+            price, measured = latencies.expected(records), latencies.measured
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
         seed = int(digest_of([self.config.seed, draw]), 16) % 2**32
@@ -130,7 +136,7 @@ class OpenStudy:
             ),
             given,
         )
-        params, learned = self._widths.solve(space.walk(partial(suggest, trial)), price)
+        params, learned = self._widths.solve(space.walk(partial(suggest, trial)), price, measured)
         for name, (dim, value) in learned.items():
             self.store.learn(trial, name, distribution(dim), value)
         return self._begin(trial, params, draw=draw)

@@ -9,16 +9,28 @@ learns from each draw, whichever of the two was sampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from kdsearch.space import Choice, Dim, Float, Params, SearchSpace, owned_name
-from kdsearch.spec import Budget, Cost
+from kdsearch.spec import Budget, Cost, TrialRecord
 
 # FLOPs and parameters of a student; None where they are not known before its trial.
 Price: TypeAlias = Callable[[Params], "Cost | None"]
+
+
+class Latencies(Protocol):
+    """Latencies of students before their trials."""
+
+    def expected(self, records: Sequence[TrialRecord]) -> Price:
+        """Return costs with the latency that these trials let expect."""
+
+    def measured(self, params: Params) -> Cost | None:
+        """Return the cost with a measured latency, None where there is none."""
+
+
 # Values by name, each with its dimension, which the sampler did not sample.
 Learned: TypeAlias = Mapping[str, tuple[Float, float]]
 SHARE = Float(low=0.4, high=1.0, log=True)
@@ -54,17 +66,23 @@ class Widths:
         is_free = is_given or self._is_wide or not is_priced or seed % FREE_EVERY == 0
         return self._space if is_free else self._shared
 
-    def solve(self, params: Params, price: Price | None) -> tuple[Params, Learned]:
+    def solve(
+        self, params: Params, price: Price | None, measured: Price | None = None
+    ) -> tuple[Params, Learned]:
         """Return parameters that have a width, and what the sampler learns besides its own values.
 
         A share becomes the widest width that keeps it, the lowest where none does, the highest in a
         study without limits. For a sampled width the sampler learns its share of the budget, if
         that is in the range of shares.
+
+        price: costs, a latency as it is expected. measured: costs with a measured latency. A width
+        that breaks a limit, or uses less than half of its share, is solved once more, for a price
+        that is wrong by the same factor.
         """
         for name, dim in self._dims.items():
             share = share_name(name)
             if share in params:
-                width = self._widest(name, dim, params, price)
+                width = self._solved(name, dim, params, price, measured)
                 solved = {name if n == share else n: value for n, value in params.items()}
                 return {**solved, name: width}, {name: (dim, width)}
             if name in params and price is not None and not self._is_wide:
@@ -72,13 +90,26 @@ class Widths:
                 return params, {share: (SHARE, spent)} if spent in SHARE else {}
         return params, {}
 
-    def _widest(self, name: str, dim: Float, params: Params, price: Price | None) -> float:
+    def _solved(
+        self, name: str, dim: Float, params: Params, price: Price | None, measured: Price | None
+    ) -> float:
         if price is None or self._budget == Budget():
             return dim.high
         share = share_name(name)
         rest = {n: value for n, value in params.items() if n != share}
         most = float(params[share])
-        return widest(dim, lambda width: self.spent(price({**rest, name: width})) <= most)
+
+        def at(width: float) -> Params:
+            return {**rest, name: width}
+
+        width = widest(dim, lambda width: self.spent(price(at(width))) <= most)
+        cost = None if measured is None else measured(at(width))
+        if cost is None:
+            return width
+        spent, expected = self.spent(cost), self.spent(price(at(width)))
+        if not (spent > 1 or (2 * spent < most and width < dim.high)):
+            return width
+        return widest(dim, lambda width: self.spent(price(at(width))) * spent / expected <= most)
 
     def spent(self, cost: Cost | None) -> float:
         """Return the share of the tightest limit that a cost takes, infinite where not known."""

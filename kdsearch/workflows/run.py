@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from kdsearch import tasks
+from kdsearch.deploy.latency_model import LatencyModel
 from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
@@ -190,8 +191,13 @@ def _search(
         until=options.until,
     )
     is_priced = study.budget.flops is not None or study.budget.params is not None
-    price = StaticCosts(context.data) if is_priced else None
-    source = search(study, n_trials=total, is_enough=enough, price=price)
+    static = StaticCosts(context.data)
+    price = static if is_priced else None
+    latencies = None
+    if study.budget.latency_ms is not None:
+        here = None if options.engine == "ray" else context.latencies
+        latencies = LatencyModel(static, context.data, study.budget, here)
+    source = search(study, n_trials=total, is_enough=enough, price=price, latencies=latencies)
     engine(TrialQueue(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
 
 
