@@ -241,7 +241,10 @@ def by_optuna(table: Table, seed: int, n: int, *, is_priced: bool) -> list[Stude
 
 
 def by_us(table: Table, seed: int, n: int) -> list[Student]:
-    """Return what a study of kdsearch trains: it asks, runs and tells as `kdsearch run` does."""
+    """Return what a study of kdsearch trains: it asks, runs and tells as `kdsearch run` does.
+
+    It explores the front, as all of the front is judged.
+    """
     trained: list[Student] = []
 
     def cost_of(params: Params) -> Cost:
@@ -256,7 +259,7 @@ def by_us(table: Table, seed: int, n: int) -> list[Student]:
         val = table.measured(proposal.params, seed)
         return TrialOutcome(state="complete", cost=cost, violations=violations, val=val)
 
-    config = StudyConfig(space=table.text, budget_mflops=table.mflops, seed=seed)
+    config = StudyConfig(space=table.text, budget_mflops=table.mflops, seed=seed, explore="front")
     with (
         TemporaryDirectory() as folder,
         open_study(Path(folder) / "table", config, versions={}) as study,
