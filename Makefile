@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 .PHONY: setup run test test-all check docs bench lock clean
 
 run: setup
-	$(BIN)/kdsearch run --budget-ms 10
+	$(BIN)/kdsearch run
 
 test: setup
 	$(PYTEST) -m "not gpu and not slow"

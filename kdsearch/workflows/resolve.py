@@ -34,7 +34,8 @@ from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import load_data
 
-FIRST_RUN = Share(0.5)  # of the teacher's latency
+# Of a run that names no images, teacher, space or budget: one that the teacher breaks.
+FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 12}
 _WORDS = {0.5: "half", 0.25: "a quarter", 0.1: "a tenth", 1.0: "all"}
 
 
@@ -43,14 +44,14 @@ def resolve(
 ) -> tuple[StudyConfig, ImageData, Path]:
     """Return the full configuration, its images and the study's path, before anything is trained.
 
-    A new study without images, space and budget gets a budget that binds: FIRST_RUN. Raises
-    KDSearchError for a configuration that cannot run, or that is not the study's.
+    A new study of no given images, teacher, space and budget gets FIRST_RUN: a budget that binds.
+    Raises KDSearchError for a configuration that cannot run, or that is not the study's.
     """
     old = None if name is None else read_config(study_path(out, name))
     if "space" in given:
         given = {**given, "space": find_space(str(given["space"])).text}
-    if old is None and given.keys().isdisjoint(("data", "space", *LIMITS)):
-        given = {**given, "budget_ms": FIRST_RUN}
+    if old is None and given.keys().isdisjoint(("data", "space", "teacher", *LIMITS)):
+        given = {**FIRST_RUN, **given}
     config = config_of(given, old)
     if old is not None:
         assert name is not None

@@ -78,9 +78,14 @@ def test_a_study_accepts_its_share_again_and_no_other(tmp_path: Path) -> None:
 def test_a_run_without_images_space_and_budget_gets_a_budget_that_binds(tmp_path: Path) -> None:
     config, _, _ = resolve({}, tmp_path, None, None)
     assert (config.data, config.budget_ms) == ("digits", None)
-    assert config.budget_shares == {"budget_ms": FIRST_RUN.of_teacher}
-    for given in ({"data": "digits"}, {"budget_ms": 10.0}, {"budget_mparams": 1.0}):
-        assert resolve(given, tmp_path, None, None)[0].budget_shares == {}
+    assert config.budget_shares == {"budget_ms": 0.5}
+    assert config.teacher_epochs == FIRST_RUN["teacher_epochs"]
+    assert resolve({"teacher_epochs": 2}, tmp_path, None, None)[0].teacher_epochs == 2
+    study = {"teacher": "cifar_resnet20", "teacher_epochs": 1}
+    for given in ({"data": "digits"}, {"budget_ms": 10.0}, {"budget_mparams": 1.0}, study):
+        config, _, _ = resolve(given, tmp_path, None, None)
+        assert config.budget_shares == {}
+        assert config.teacher_epochs == given.get("teacher_epochs")
 
 
 def test_a_study_without_a_budget_gets_none_when_it_is_resumed(tmp_path: Path) -> None:
