@@ -15,7 +15,7 @@ from kdsearch.models import students
 from kdsearch.space import Float, Params, parse_space
 from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import StudyConfig
+from kdsearch.study.config import OBJECTIVE, StudyConfig
 from kdsearch.study.open import open_study
 from kdsearch.study.study import OpenStudy, TrialOutcome
 from kdsearch.study.warm_start import enqueue, read_guess
@@ -197,6 +197,19 @@ def test_a_resumed_study_proposes_the_same_shares(sampler: str, tmp_path: Path) 
             again += list(trained(study, count))
             study.ask(price)  # interrupted, and drawn again
     assert again == whole
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        StudyConfig(explore="front"),
+        StudyConfig(sampler="nsga2"),
+        StudyConfig(data=OBJECTIVE),
+    ],
+)
+def test_some_studies_sample_widths_and_no_shares(config: StudyConfig) -> None:
+    assert config.is_wide
+    assert not StudyConfig().is_wide
 
 
 def test_a_guess_gives_a_width_or_a_share(tmp_path: Path) -> None:
