@@ -86,6 +86,42 @@ def test_config_of_the_best_trains_it_again_bit_for_bit(finished: Studies, shell
     assert list((shell.out / name / "tensorboard").iterdir())
 
 
+def test_a_share_of_the_teacher_and_a_goal_hold_also_on_resume(shell: Shell) -> None:
+    """The teacher has 2.56 MFLOPs; any student above 2 % reaches the goal."""
+    line = ("--name", "share", "--budget-mflops", "0.5x", "--trials", "2", "--until", "0.02")
+    answer = shell.run(*line)
+    assert answer.code == 0, answer
+    assert "Budget: 1.28 MFLOPs, half of the teacher's 2.56 MFLOPs" in answer.stdout
+    assert "No further trial: trial 0 reaches --until 0.02 with" in answer.stdout
+    assert "--until 0.02 is reached: trial" in answer.stdout
+    front = json.loads((shell.out / "share/front.json").read_text())
+    assert front["budget"] == {"latency_ms": None, "flops": 1.28e6, "params": None}
+    assert front["teacher_within_budget"] is False
+    assert front["chance"] == pytest.approx(0.103, abs=0.001)
+    assert front["images"] == {"train": 1079, "val": 359, "test": 359}
+    report = (shell.out / "share/report.md").read_text()
+    assert "--budget-mflops 0.5x" in report
+    assert "--until 0.02" in report
+    again = shell.run("--name", "share", "--budget-mflops", "0.5x")
+    assert again.code == 0, again
+    assert "No further trial: trial 0 reaches --until 0.02 with" in again.stdout
+    assert "Budget:" not in again.stdout
+    message = shell.refused_run("--name", "share", "--budget-mflops", "0.4x")
+    assert "--budget-mflops: 1.28 -> 0.4x" in message
+
+
+def test_a_teacher_within_the_budget_is_named_before_the_search_and_first_after_it(
+    shell: Shell,
+) -> None:
+    answer = shell.run("--name", "kept", "--budget-mflops", "3", "--trials", "1")
+    lines = answer.stdout.splitlines()
+    before = next(i for i, line in enumerate(lines) if line.startswith("1 of 1, trial 0"))
+    kept = "The teacher keeps this budget: 2.56 M FLOPs of 3 M FLOPs. No student is needed"
+    assert any(line.startswith(kept) for line in lines[:before])
+    table = next(i for i, line in enumerate(lines) if "Front of kept" in line)
+    assert lines[table - 1].startswith("No student is needed: the teacher auto is within")
+
+
 def test_a_shipped_student_stays_when_a_later_run_measures_it_over_the_budget(
     copied: Copies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
