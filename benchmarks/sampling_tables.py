@@ -34,7 +34,8 @@ from kdsearch.engines import local
 from kdsearch.engines.dispatch import TrialQueue, search
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import suggest
-from kdsearch.space import Choice, Float, Int, Params, Pick, Value, parse_space
+from kdsearch.space import Choice, Float, Int, Params, Pick, Value
+from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study

@@ -24,7 +24,7 @@ import kdsearch
 from kdsearch import methods
 from kdsearch.__main__ import main
 from kdsearch.cli import app
-from kdsearch.space import parse_space
+from kdsearch.space_yaml import parse_space
 from kdsearch.study.builtin_spaces import check_space
 
 ROOT = Path(__file__).parents[1]

@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch.errors import SpaceError
-from kdsearch.space import (
-    MAX_FILE_BYTES,
-    Choice,
-    Constant,
-    Float,
-    Int,
-    SearchSpace,
-    Value,
-    load_space,
-    parse_space,
-)
+from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
+from kdsearch.space_yaml import MAX_FILE_BYTES, load_space, parse_space
 
 SPACE = """
 student:

@@ -38,6 +38,7 @@ class StudyConsole(Callback):
         self._began = time.perf_counter()
         self._stage = ""
         self._last: deque[TrialRecord] = deque(maxlen=_LAST)
+        self._ended: set[int] = set()
         self._state = RunState()
         self._metric = DEFAULT_METRIC
         self._has_estimate = False
@@ -109,6 +110,9 @@ class StudyConsole(Callback):
 
     def _line(self, record: TrialRecord) -> str:
         shown = f"{name_trial(record.params)} {self._outcome(record)}"
+        if record.number in self._ended:
+            return f"trial {record.number} until epoch {len(record.curve)}: {shown}"
+        self._ended.add(record.number)
         if record.kind:
             return f"{record.kind}, trial {record.number}: {shown}"
         best = "" if self._state.best is None else f"; best {self._point(self._state.best)}"

@@ -51,7 +51,7 @@ class TrialQueue:
     def next(self) -> Proposal | None:
         """Return a trial to run; None when none is left, or only parked ones."""
         while (proposal := self._take()) is not None:
-            if (earlier := self._earlier(proposal)) is None:
+            if proposal.stored is not None or (earlier := self._earlier(proposal)) is None:
                 self._running.add(proposal.digest)
                 if self._on_begin is not None:
                     self._on_begin(proposal)

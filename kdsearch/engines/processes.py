@@ -43,7 +43,7 @@ _READY = "ready"
 # and the outcome; also log records, and an error that ends the study.
 _Message: TypeAlias = str | tuple[Epoch, int] | Rung | TrialOutcome
 _Sent: TypeAlias = _Message | logging.LogRecord | KDSearchError
-_Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path] | str | None]"
+_Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path, int | None] | str | None]"
 
 
 class Worker:
@@ -76,6 +76,7 @@ class Worker:
         *,
         on_epoch: OnEpoch | None = None,
         on_rung: OnRung | None = None,
+        pause_at: int | None = None,
     ) -> TrialOutcome:
         """Run one trial; it fails with the cause of death if the worker dies.
 
@@ -86,7 +87,7 @@ class Worker:
         started = time.perf_counter()
         self._until = started + self._timeout
         try:
-            self._pipe.send((candidate, directory))
+            self._pipe.send((candidate, directory, pause_at))
             return self._outcome(on_epoch, on_rung)
         except TimeoutError:
             self.stop()
@@ -232,7 +233,7 @@ def _serve(pipe: _Pipe, context: TrialContext) -> None:
         given = pipe.recv()
         assert isinstance(given, tuple)
         run = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
-        pipe.send(run(given[0], context, given[1]))
+        pipe.send(run(given[0], context, given[1], pause_at=given[2]))
 
 
 def load_context(config: StudyConfig, out: Path, device: torch.device) -> TrialContext:

@@ -177,4 +177,5 @@ def _evaluate(
         study / "trials" / f"{proposal.number:06d}",
         on_epoch=report,
         on_rung=None if proposal.kind else on_rung,
+        pause_at=proposal.pause_at,
     )

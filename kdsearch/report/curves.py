@@ -51,7 +51,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
     marked = [
         epoch
         for epoch in range(1, longest)
-        if summary.stopping != "off" and is_rung(epoch, longest)
+        if summary.stopping in ("safe", "tight") and is_rung(epoch, longest)
     ]
     figure = go.Figure(data=traces)
     figure.update_layout(

@@ -138,10 +138,11 @@ def about_controls(
         if _is_at_chance(study, control.val):
             yield _control_at_chance(study, method, control.val)
         else:
+            reached, when = _after_as_many_epochs(best, control)
             yield (
-                f"{words.gained(metric, best.val - control.val)} of validation {metric.label} "
-                f"over the same student {what} "
-                f"({metric.text(best.val)} against {metric.text(control.val)})"
+                f"{words.gained(metric, reached - control.val)} of validation {metric.label} "
+                f"over the same student {what}{when} "
+                f"({metric.text(reached)} against {metric.text(control.val)})"
             )
     for method, control in by_method.items():
         if control.number == shipped:
@@ -157,6 +158,15 @@ def about_controls(
     )
     plain = by_method.get("none")
     yield from about_teacher(study, None if plain is None else plain.val)
+
+
+def _after_as_many_epochs(best: TrialRecord, control: TrialRecord) -> tuple[float, str]:
+    """Return the metric of a trial after as many epochs as its control has, and these in words."""
+    assert best.val is not None
+    epochs = len(control.curve)
+    if epochs == len(best.curve):
+        return best.val, ""
+    return best.curve[epochs - 1], f" after {counted(epochs, 'epoch')}".replace(SPACE, " ")
 
 
 def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:

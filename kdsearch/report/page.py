@@ -227,7 +227,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
     text = f"One line per trial: validation {summary.metric.label} after each epoch."
     if step > 1:
         text += f" With this many trials, one epoch in {step} and the last one are drawn."
-    if summary.stopping != "off":
+    if summary.stopping in ("safe", "tight"):
         text += (
             f" Dotted lines: the rungs, at which --stopping {summary.stopping} may prune a trial."
         )

@@ -9,17 +9,8 @@ from typing import TypeAlias
 
 from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
 from kdsearch.models import students
-from kdsearch.space import (
-    Choice,
-    Constant,
-    Dim,
-    Float,
-    Int,
-    SearchSpace,
-    Value,
-    load_space,
-    parse_space,
-)
+from kdsearch.space import Choice, Constant, Dim, Float, Int, SearchSpace, Value
+from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, TrainSpec, make
 from kdsearch.study.config import read_config
 

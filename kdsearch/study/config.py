@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import yaml
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.space import Choice, Constant, SearchSpace, parse_space
+from kdsearch.space import Choice, Constant, SearchSpace
+from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, digest_of
 from kdsearch.study.budget_shares import LIMITS, Share, read_limit
 from kdsearch.study.options import (
@@ -40,7 +41,8 @@ from kdsearch.study.options import (
 MAX_IMAGE_SIZE = 4096
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 1024  # of threads, and of images in a measured batch
-STOPPING = ("off", "safe", "tight")
+HALVING = "halving"
+STOPPING = (HALVING, "off", "safe", "tight")
 SAMPLERS = ("tpe", "random", "nsga2", "gp")
 FLAT_SAMPLERS = ("nsga2", "gp")
 EXPLORE = ("best", "front")
@@ -55,6 +57,7 @@ _ARGUMENTS = {
 _NO_FLAGS = {
     "data_key": "the images of --data",
     "weights_key": "the content of --teacher-weights",
+    "look_epochs": "the epochs of a first look",
     "storage_study": "the name in --storage",
 }
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
@@ -72,10 +75,11 @@ class StudyConfig:
     """The configuration of a study, as `study.yaml` holds it.
 
     budget_shares: the limits that the user gave as shares of the teacher's cost, by field; such a
-    limit is None until the teacher is priced. space: the YAML text itself. data_key, weights_key:
-    digests of the images and of the teacher's weights file. storage: the URL of the database
-    without its password, None for the study's own folder; storage_study: the study's name there,
-    which no other study has.
+    limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
+    None: it is trained in full. space: the YAML text itself. data_key, weights_key: digests of the
+    images and of the teacher's weights file. storage: the URL of the database without its password,
+    None for the study's own folder; storage_study: the study's name there, which no other study
+    has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
@@ -120,12 +124,22 @@ class StudyConfig:
     )
     threads: int = option(1, "Threads of the target.", TARGET, between(1, MAX_COUNT))
     batch: int = option(1, "Images in a batch on the target.", TARGET, between(1, MAX_COUNT))
-    epochs: int | None = option(None, "Epochs of each training.", SEARCH, AT_LEAST_1)
+    epochs: int | None = option(
+        None, "Epochs of a training in full.", SEARCH, AT_LEAST_1, default="of --space, or --spend"
+    )
+    look_epochs: int | None = None
+    batch_size: int | None = option(
+        None, "Images in a batch of a training.", SEARCH, AT_LEAST_1, default="by the steps"
+    )
     seed: int = option(
         0, "Seed of splits, views, order, weights and sampler.", SEARCH, between(0, MAX_SEED)
     )
     stopping: str = option(
-        "off", "End trials that cannot reach the front: safe or tight.", SEARCH, one_of(STOPPING)
+        HALVING,
+        "halving: first looks are short, and the best trainings resume; off: train each trial in "
+        "full; safe or tight: end trials that cannot reach the front.",
+        SEARCH,
+        one_of(STOPPING),
     )
     sampler: str = option(
         "tpe",
@@ -202,9 +216,17 @@ class StudyConfig:
         return next((LIMITS[name][0] for name in LIMITS if self.is_limited(name)), "flops")
 
     def search_space(self) -> SearchSpace:
-        """Return the parsed space, with the number of epochs fixed where `epochs` is set."""
+        """Return the parsed space, with `epochs` and `batch_size` fixed where they are set."""
         space = _parsed(self.space)
-        return space if self.epochs is None else space.fixed("train.epochs", self.epochs)
+        for name in ("epochs", "batch_size"):
+            if (value := getattr(self, name)) is not None:
+                space = space.fixed(f"train.{name}", value)
+        return space
+
+    @property
+    def pruning(self) -> str:
+        """Return how running trials are pruned: `safe`, `tight` or `off`."""
+        return "off" if self.stopping == HALVING else self.stopping
 
     def changes(self, other: StudyConfig) -> dict[str, tuple[object, object]]:
         """Return the fields that differ: name -> (here, there); a share goes with its limit."""
@@ -354,7 +376,7 @@ def refuse_sampler(config: StudyConfig) -> None:
     limits = [limit for limit in LIMITS if config.is_limited(limit)]
     limits = [limit for limit in limits if name == "gp" or limit == "budget_ms"]
     reasons = [f"it learns nothing from trials over {config.flag(limit)}" for limit in limits]
-    if config.stopping != "off":
+    if config.pruning != "off":
         ended = f"{config.flag('stopping')} {config.stopping}"
         reasons.append(f"it learns nothing from trials that {ended} ends")
     owners = [n for n, dim in config.search_space().all_dims() if _owns_dims(dim)]

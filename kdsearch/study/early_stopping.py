@@ -57,7 +57,7 @@ class StudyPruner:
 
     def __init__(self, study: OpenStudy, *, images: int, earlier: Sequence[Curve] = ()) -> None:
         self._study = study
-        self.mode = study.config.stopping
+        self.mode = study.config.pruning
         pruner = CurvePruner(mode=self.mode, images=images, variance=study.metric.variance)
         self.rule = RungPruner(pruner, axis=study.budget.axis(), earlier=earlier)
 

@@ -80,9 +80,9 @@ class Run:
 class StudyFacts:
     """What the driver stores about the study as a whole.
 
-    trials, flat_after, until, refit: the plan of the last run. enqueued: parameters to try, by
-    draw. runs: those that ended, oldest first. baselines: None before they are measured. test: the
-    metric on the test split by trial. costs: by trial, with the latency that was measured after
+    trials, spend, flat_after, until, refit: the plan of the last run. enqueued: parameters to try,
+    by draw. runs: those that ended, oldest first. baselines: None before they are measured. test:
+    the metric on the test split by trial. costs: by trial, with the latency that was measured after
     the search. chance, best, shipped: see Summary. notes: findings.
     """
 
@@ -93,6 +93,7 @@ class StudyFacts:
     teacher: TeacherEntry | None = None
     teacher_seconds: float = 0.0
     trials: int | None = None
+    spend: int | None = None
     flat_after: int | None = None
     until: float | None = None
     refit: Refit = field(default_factory=Refit)

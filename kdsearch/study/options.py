@@ -22,6 +22,7 @@ REFIT, PLACE, OUTPUT = "After the search", "Where trials run", "Output"
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
+_EPOCHS = re.compile(r"[1-9][0-9]{0,8}")
 _RAY_ONLY = ("gpus_per_trial", "ray_address")
 _REFIT_ONLY = ("refit_epochs", "seeds")
 
@@ -110,6 +111,14 @@ def read_duration(text: str, name: str) -> float:
     return seconds
 
 
+def read_epochs(text: str, name: str) -> int:
+    """Read a number of epochs: `200ep`, or `200`. Raises SpecError."""
+    number = text.strip().removesuffix("ep")
+    if not _EPOCHS.fullmatch(number):
+        raise SpecError(f"{name} {text!r}: expected a number of epochs above 0, as 200ep")
+    return int(number)
+
+
 def read_workers(text: str, name: str) -> int | str:
     """Read a number of workers, or `auto`. Raises SpecError."""
     if text == AUTO:
@@ -124,12 +133,20 @@ class RunOptions:
     """How a study is run. A later run of the same study may choose other options.
 
     time_limit, trial_timeout: seconds. workers: one runs in this process; several run in
-    processes on a CPU and in threads on a GPU. trials, flat_after, until, refit: None takes the
-    value of the study's last run. Raises SpecError for a value that cannot be used.
+    processes on a CPU and in threads on a GPU. trials, spend, flat_after, until, refit: None takes
+    the value of the study's last run. Raises SpecError for a value that cannot be used.
     """
 
     trials: int | None = option(
         None, "Trials in all, those of earlier runs included.", SEARCH, ABOVE_0, default="20"
+    )
+    spend: int | None = option(
+        None,
+        "Epochs of all trainings together, as 200ep; the student that ships gets most of them.",
+        SEARCH,
+        ABOVE_0,
+        metavar="EPOCHS",
+        parse=read_epochs,
     )
     time_limit: float | None = option(
         None,

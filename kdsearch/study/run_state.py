@@ -22,7 +22,7 @@ class RunningTrial:
     """A trial that has begun.
 
     what: student and method. epochs: planned. epoch: the last that ended, 0 before the first.
-    began: seconds since 1970. kind: see `kind_of`.
+    began: seconds since 1970. kind: see `kind_of`; `resumed` for a paused trial that continues.
     """
 
     number: int
@@ -61,7 +61,7 @@ class RunState:
             what=name_trial(proposal.params),
             epochs=planned_epochs(proposal.params),
             began=time.time(),
-            kind=proposal.kind,
+            kind=proposal.kind if proposal.stored is None else "resumed",
         )
         self.running = {**self.running, proposal.number: trial}
         self.at_once = max(self.at_once, len(self.running))
@@ -77,7 +77,7 @@ class RunState:
         self.running = {n: trial for n, trial in self.running.items() if n != record.number}
         self.best = best
         if not record.kind:
-            self.ended.append(record)
+            self.ended = [*(r for r in self.ended if r.number != record.number), record]
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the search ends, None before they can be estimated."""

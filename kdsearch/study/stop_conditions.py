@@ -14,8 +14,9 @@ from kdsearch.study.study import OpenStudy, searched
 class StopConditions:
     """True once no further trial may begin; sends the reason to the callbacks once.
 
-    time_limit: seconds of this run's search. flat_after: see `convergence.is_flat`; until: see
-    `reached`; 0 or None: never. A callback that raised StopStudy ends the search too.
+    time_limit: seconds of this run; search_share: the part of it for the search. flat_after: see
+    `convergence.is_flat`; until: see `reached`; 0 or None: never. A callback that raised StopStudy
+    ends the search too.
     """
 
     def __init__(
@@ -26,12 +27,14 @@ class StopConditions:
         time_limit: float | None = None,
         flat_after: int | None = None,
         until: float | None = None,
+        search_share: float = 1.0,
     ) -> None:
         self._study = study
         self._callbacks = callbacks
         self._flat_after = flat_after
         self._time_limit = time_limit
         self._until = until
+        self._search_share = search_share
         self._began = time.perf_counter()
         self._has_reported = False
 
@@ -43,12 +46,26 @@ class StopConditions:
             self._callbacks.on_message(f"No further trial: {reason}")
         return reason is not None
 
+    def ends_training(self) -> bool:
+        """Return whether paused trainings are not to be resumed."""
+        left = self.seconds_left()
+        is_reached = bool(self._until) and reached(self._study, self._until or 0) is not None
+        is_over = left is not None and left <= 0
+        return self._callbacks.stopped is not None or is_reached or is_over
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds left of the time limit, None without one."""
+        if self._time_limit is None:
+            return None
+        return self._time_limit - (time.perf_counter() - self._began)
+
     def _reason(self) -> str | None:
-        limit, after = self._time_limit, self._flat_after
+        limit, after, share = self._time_limit, self._flat_after, self._search_share
         if self._callbacks.stopped is not None:
             return self._callbacks.stopped
-        if limit is not None and time.perf_counter() - self._began >= limit:
-            return f"the time limit of {duration(limit)} is reached"
+        if limit is not None and time.perf_counter() - self._began >= share * limit:
+            of = "" if share == 1 else f"{share:.0%} of "
+            return f"{of}the time limit of {duration(limit)} is reached"
         if self._until and (by := reached(self._study, self._until)) is not None:
             return (
                 f"trial {by.number} reaches --until {self._until:g} with "

@@ -21,11 +21,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
+from kdsearch.hpo.halving import TRIALS
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
-from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
+from kdsearch.study.config import FLAT_SAMPLERS, OBJECTIVE, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
+from kdsearch.study.first_trials import first_trial
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
 from kdsearch.study.width import Latencies, Price, Widths, is_share
 from kdsearch.tasks.base import Metric
@@ -39,7 +41,9 @@ class Proposal:
     """A trial to run: its number and its parameters, which `digest` names.
 
     draw: its place in the order of proposals, which seeds the sampler; None outside the search.
-    control_of, refit_of: see TrialRecord.
+    control_of, refit_of: see TrialRecord. pause_at: the epoch after which its training pauses;
+    None: it is trained in full. stored: the number under which the store keeps a resumed training,
+    whose outcome is added to that of trial `number`; None: the same number.
     """
 
     number: int
@@ -48,6 +52,8 @@ class Proposal:
     draw: int | None = None
     control_of: int | None = None
     refit_of: int | None = None
+    pause_at: int | None = None
+    stored: int | None = None
 
     @property
     def kind(self) -> str:
@@ -90,7 +96,7 @@ class OpenStudy:
         self._widths = Widths(self._space, self.budget, is_wide=config.is_wide)
         self.store = store
         self._digest = digest
-        self._ended: dict[int, TrialRecord] = {}
+        self._ended: dict[int, TrialRecord] = {}  # by the number in the store
         self._facts: StudyFacts | None = None
 
     def ask(self, price: Price | None = None, latencies: Latencies | None = None) -> Proposal:
@@ -123,7 +129,7 @@ class OpenStudy:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
         seed = int(digest_of([self.config.seed, draw]), 16) % 2**32
-        given = self.facts.enqueued.get(draw, {})
+        given = self.facts.enqueued.get(draw) or self._first_trial(draw, records)
         space = self._widths.space(seed, given, is_priced=price is not None)
         is_flat = self.config.sampler in FLAT_SAMPLERS  # every trial must have the same dimensions
         trial = self.store.propose(
@@ -141,6 +147,17 @@ class OpenStudy:
             self.store.learn(trial, name, distribution(dim), value)
         return self._begin(trial, params, draw=draw)
 
+    def _first_trial(self, draw: int, records: Sequence[TrialRecord]) -> Params:
+        """Return a first trial of common sense, nothing after these.
+
+        The places of enqueued candidates do not count.
+        """
+        if self.config.data == OBJECTIVE:
+            return {}
+        place = draw - sum(enqueued < draw for enqueued in self.facts.enqueued)
+        trials = self.facts.trials or TRIALS
+        return first_trial(self._space, place, records, trials=trials) or {}
+
     def ask_control(self, params: Params, control_of: int) -> Proposal:
         """Return a trial outside the search: the student of `control_of` with another method.
 
@@ -154,6 +171,22 @@ class OpenStudy:
         trial = self.store.propose(RandomSampler(seed=0))
         control_of = refit_of if is_control else None
         return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
+
+    def ask_resumed(self, record: TrialRecord, pause_at: int | None) -> Proposal:
+        """Return a paused trial, to be resumed from its checkpoint until `pause_at`, or its end."""
+        trial = self.store.propose(RandomSampler(seed=0))
+        proposal = Proposal(
+            number=record.number,
+            params=record.params,
+            digest=record.digest,
+            draw=record.draw,
+            control_of=record.control_of,
+            refit_of=record.refit_of,
+            pause_at=pause_at,
+            stored=trial.number,
+        )
+        self.store.begin(trial, _note(proposal))
+        return proposal
 
     def enqueue(self, params: Sequence[Params]) -> None:
         """Try these next, in their order and after those that wait; the sampler adds the rest."""
@@ -178,6 +211,7 @@ class OpenStudy:
             draw=draw,
             control_of=control_of,
             refit_of=refit_of,
+            pause_at=None if refit_of is not None else self.config.look_epochs,
         )
         self.store.begin(trial, _note(proposal))
         return proposal
@@ -209,7 +243,7 @@ class OpenStudy:
                 constraints[FLOOR] = self.config.min_accuracy - outcome.val
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self.store.end(
-            proposal.number,
+            proposal.number if proposal.stored is None else proposal.stored,
             _TOLD[outcome.state],
             values,
             note=_note(proposal, outcome),
@@ -218,13 +252,21 @@ class OpenStudy:
         return _record(frozen)
 
     def records(self) -> list[TrialRecord]:
-        """Return every trial, oldest first, with the latency that was measured after the search."""
-        trials, costs = self.store.trials(), self.facts.costs
-        for frozen in trials:
-            if frozen.state.is_finished() and frozen.number not in self._ended:
-                self._ended[frozen.number] = _record(frozen)
-        found = [self._ended.get(frozen.number) or _record(frozen) for frozen in trials]
-        return [replace(r, cost=costs[r.number]) if r.number in costs else r for r in found]
+        """Return every trial, oldest first; a resumed one with its longest training.
+
+        Costs have the latency that was measured after the search.
+        """
+        found: dict[int, TrialRecord] = {}
+        for frozen in self.store.trials():
+            record = self._ended.get(frozen.number) or _record(frozen)
+            if frozen.state.is_finished():
+                self._ended[frozen.number] = record
+            earlier = found.get(record.number)
+            found[record.number] = record if earlier is None else _resumed(earlier, record)
+        costs = self.facts.costs
+        return [
+            replace(r, cost=costs[r.number]) if r.number in costs else r for r in found.values()
+        ]
 
     def directory(self, number: int) -> Path:
         """Return the folder of a trial's own files."""
@@ -323,8 +365,22 @@ _TOLD = {
 
 def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
     """Return the JSON attribute of a trial."""
-    kept = {key: value for key, value in asdict(proposal).items() if key != "number"}
+    kept = asdict(proposal)
+    if proposal.stored is None:
+        del kept["number"]
     return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
+
+
+def _resumed(earlier: TrialRecord, later: TrialRecord) -> TrialRecord:
+    """Return a trial after it was resumed; what it was before, where that was of no success."""
+    if later.state != "complete":
+        return earlier
+    return replace(
+        later,
+        seconds=earlier.seconds + later.seconds,
+        teacher_seconds=earlier.teacher_seconds + later.teacher_seconds,
+        reused_from=None,
+    )
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:
@@ -340,9 +396,10 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     curve = tuple(kept.pop("curve", ()))
     if _TOLD.get(kept.get("state")) is not frozen.state:
         kept["state"] = _STATES[frozen.state]
-    return TrialRecord(
-        number=frozen.number, cost=Cost(**cost) if cost else None, curve=curve, **kept
-    )
+    number = kept.pop("number", frozen.number)
+    for key in ("pause_at", "stored"):
+        kept.pop(key, None)
+    return TrialRecord(number=number, cost=Cost(**cost) if cost else None, curve=curve, **kept)
 
 
 def _ped_anova(study: optuna.Study) -> dict[str, float]:

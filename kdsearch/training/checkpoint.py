@@ -1,4 +1,4 @@
-"""Checkpoint of a training after an epoch, from which an interrupted training resumes.
+"""Checkpoint of a training after an epoch, from which an interrupted or paused one resumes.
 
 On a CPU it resumes bit for bit: the file holds weights, average, adapters, optimisers, both random
 states and the counters of modules. It is written whole and read without running code from it. A
@@ -60,9 +60,12 @@ class Checkpoint:
         records: list[dict[str, Any]] = found["epochs"]
         return records
 
-    def keep(self, step: Step, epochs: list[dict[str, Any]]) -> None:
-        """Write the file, where enough time has passed. Raises StudyError when the disk refuses."""
-        if time.perf_counter() - self._last < self.every_seconds:
+    def keep(self, step: Step, epochs: list[dict[str, Any]], *, at_once: bool = False) -> None:
+        """Write the file, at once or where enough time has passed.
+
+        Raises StudyError when the disk refuses.
+        """
+        if not at_once and time.perf_counter() - self._last < self.every_seconds:
             return
         content = io.BytesIO()
         torch.save({"what": self._what, "step": step.state(), "epochs": epochs}, content)

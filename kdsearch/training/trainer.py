@@ -55,12 +55,14 @@ def train(
     on_epoch: OnEpoch | None = None,
     should_stop: ShouldStop | None = None,
     checkpoint: Checkpoint | None = None,
+    pause_at: int | None = None,
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with the averaged weights.
 
     on_epoch: called with each epoch and the planned number of epochs. should_stop: called at each
     rung with the values so far and that number; returns why to stop, or None. checkpoint: saves
-    the training after each epoch and resumes it; the rungs before that stay passed.
+    the training after each epoch and resumes it; the rungs before that stay passed. pause_at: the
+    epoch after which to pause: the checkpoint is kept, and a later call resumes it.
 
     Raises TrainingError when the loss is no longer finite.
     """
@@ -74,7 +76,7 @@ def train(
         )
         try:
             epochs = _epochs(
-                step, validation, session.spec.epochs, on_epoch, should_stop, checkpoint
+                step, validation, session.spec.epochs, on_epoch, should_stop, checkpoint, pause_at
             )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -88,7 +90,7 @@ def train(
             validation.close()
         model.load_state_dict(step.average.model.state_dict())
         model.to(memory_format=torch.contiguous_format)  # as weights are written
-    if checkpoint is not None:
+    if checkpoint is not None and (epochs[-1].stopped or len(epochs) == session.spec.epochs):
         checkpoint.remove()
     model.eval()
     return epochs
@@ -101,14 +103,16 @@ def _epochs(
     on_epoch: OnEpoch | None,
     should_stop: ShouldStop | None,
     checkpoint: Checkpoint | None,
+    pause_at: int | None,
 ) -> list[Epoch]:
     epochs: list[Epoch] = []
+    last = count if pause_at is None else min(pause_at, count)
     if checkpoint is not None:
         epochs = [Epoch(**record) for record in checkpoint.resume(step)]
     if on_epoch is not None:
         for epoch in epochs:
             on_epoch(epoch, count)
-    for number in range(len(epochs) + 1, count + 1):
+    for number in range(len(epochs) + 1, last + 1):
         started = time.perf_counter()
         step.epoch(number)
         means = step.means()
@@ -133,7 +137,7 @@ def _epochs(
                 epochs[-1] = replace(epoch, stopped=reason)
                 break
         if checkpoint is not None and number < count:
-            checkpoint.keep(step, [asdict(done) for done in epochs])
+            checkpoint.keep(step, [asdict(done) for done in epochs], at_once=number == last)
     return epochs
 
 

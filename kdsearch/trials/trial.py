@@ -48,7 +48,7 @@ from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, train
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
-UNFINISHED = "unfinished"  # the folder of trainings that have not ended
+UNFINISHED = "unfinished"  # the folder of interrupted and paused trainings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +85,19 @@ def run_trial(
     *,
     on_epoch: OnEpoch | None = None,
     on_rung: OnRung | None = None,
+    pause_at: int | None = None,
 ) -> TrialOutcome:
     """Price a candidate, distil it when it fits, and leave its weights and curve in `directory`.
 
-    on_rung: returns why to stop there, or None; a trial that stops leaves no weights.
+    on_rung: returns why to stop there, or None; a trial that stops leaves no weights. pause_at: the
+    epoch after which the training pauses; its checkpoint is kept in `context.unfinished`, and a
+    later call resumes it. Without a checkpoint that call trains from the start, to the same result.
     Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
     """
     started = time.perf_counter()
     before = _teacher_seconds(context)
     try:
-        outcome = _run(candidate, context, directory, on_epoch, on_rung)
+        outcome = _run(candidate, context, directory, on_epoch, on_rung, pause_at)
     except StudyError:
         raise
     except KDSearchError as error:
@@ -122,6 +125,7 @@ def _run(
     directory: Path,
     on_epoch: OnEpoch | None,
     on_rung: OnRung | None,
+    pause_at: int | None,
 ) -> TrialOutcome:
     seed = _seed_of(candidate, context.seed)
     with BUILD_LOCK:
@@ -137,7 +141,14 @@ def _run(
             reason=context.budget.explain(cost),
         )
     should_stop = None if on_rung is None else _stop_rule(on_rung, cost)
-    train = partial(_train, context=context, seed=seed, on_epoch=on_epoch, should_stop=should_stop)
+    train = partial(
+        _train,
+        context=context,
+        seed=seed,
+        on_epoch=on_epoch,
+        should_stop=should_stop,
+        pause_at=pause_at,
+    )
     student, epochs = _trained(candidate, student, train, context.device)
     last = epochs[-1]
     if not last.stopped:
@@ -212,6 +223,7 @@ def _train(
     seed: int,
     on_epoch: OnEpoch | None,
     should_stop: ShouldStop | None,
+    pause_at: int | None,
 ) -> list[Epoch]:
     form = Execution()
     if context.executions is not None:
@@ -247,6 +259,7 @@ def _train(
             on_epoch=on_epoch,
             should_stop=should_stop,
             checkpoint=checkpoint,
+            pause_at=pause_at,
         )
 
 

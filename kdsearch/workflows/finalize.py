@@ -25,7 +25,6 @@ from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.findings import CONTROLS, about_controls, about_refits, about_test
 from kdsearch.report.undertrained import about_training
-from kdsearch.space import Params
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
@@ -39,6 +38,7 @@ from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 from kdsearch.workflows.latencies import measure_latencies
+from kdsearch.workflows.rungs import with_method
 
 BEST = "best"  # the exported folder
 _TRIED = ".tried"  # the same folder until its file has been measured
@@ -222,12 +222,16 @@ class _Steps:
         return None
 
     def _train_controls(self, best: TrialRecord) -> None:
-        """Train the student of a trial with the method of each control, by the same recipe."""
-        student = {k: v for k, v in best.params.items() if not k.startswith("method.")}
+        """Train the student of a trial with the method of each control, by the same recipe.
+
+        Nothing where controls were first looks.
+        """
+        if self._study.config.look_epochs is not None:
+            return
 
         def source() -> Iterator[Proposal]:
             for method in CONTROLS:
-                params: Params = {**student, "method.name": method}
+                params = with_method(best.params, {"method.name": method})
                 if all(record.params != params for record in _controls(self._study, best)):
                     self._callback.on_message(
                         f"Control for trial {best.number}: the same student with method {method}"

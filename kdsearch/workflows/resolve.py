@@ -27,6 +27,7 @@ from kdsearch.study.config import (
 from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
+from kdsearch.study.plan import with_plan
 from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import TeacherEntry
@@ -40,7 +41,7 @@ _WORDS = {0.5: "half", 0.25: "a quarter", 0.1: "a tenth", 1.0: "all"}
 
 
 def resolve(
-    given: Mapping[str, object], out: Path, name: str | None, storage: str | None
+    given: Mapping[str, object], out: Path, name: str | None, options: RunOptions
 ) -> tuple[StudyConfig, ImageData, Path]:
     """Return the full configuration, its images and the study's path, before anything is trained.
 
@@ -55,20 +56,22 @@ def resolve(
     config = config_of(given, old)
     if old is not None:
         assert name is not None
-        refuse_driven(study_path(out, name), old, storage)
+        refuse_driven(study_path(out, name), old, options.storage)
     teacher_specs(config)
     data, config = load_data(config, out)
     if not config.space:
         config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
+    if old is None:
+        config = with_plan(config, len(data.train), trials=options.trials, spend=options.spend)
     refuse_sampler(config)
     name = free_name(out, data.name) if name is None else name
     path = study_path(out, name)
-    config = with_storage(config, storage, name, is_new=old is None)
+    config = with_storage(config, options.storage, name, is_new=old is None)
     if old is not None:
         refuse_changes(name, old, config)
     else:
         recipes_of(config, out)
-    reach(path, config, storage, tasks.of(data).metric)
+    reach(path, config, options.storage, tasks.of(data).metric)
     return config, data, path
 
 
@@ -105,11 +108,12 @@ def with_storage(config: StudyConfig, given: str | None, name: str, *, is_new: b
 
 
 def with_earlier(options: RunOptions, study: OpenStudy) -> RunOptions:
-    """Return the options with `trials`, `flat_after` and `until` of the last run where None."""
+    """Return the options with those of the last run where they are None."""
     facts = study.facts
     return replace(
         options,
         trials=facts.trials if options.trials is None else options.trials,
+        spend=facts.spend if options.spend is None else options.spend,
         flat_after=facts.flat_after if options.flat_after is None else options.flat_after,
         until=facts.until if options.until is None else options.until,
     )

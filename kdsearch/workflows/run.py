@@ -27,6 +27,7 @@ from kdsearch.engines.gpu_packing import fitting
 from kdsearch.engines.processes import open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError
+from kdsearch.hpo.halving import WINNER, Halving
 from kdsearch.hpo.stopping import Curve
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
@@ -41,6 +42,7 @@ from kdsearch.study.early_stopping import OnRung, StudyPruner, earlier_curves
 from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study
 from kdsearch.study.options import AUTO, RunOptions
+from kdsearch.study.plan import about_plan, halving_of
 from kdsearch.study.refit import refits_left, refits_to_come
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
@@ -53,8 +55,8 @@ from kdsearch.trials.context import pick_device, prepare
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.workflows.finalize import Finalized, finalize
 from kdsearch.workflows.resolve import refit_in, resolve, resolved, with_earlier
+from kdsearch.workflows.rungs import climb, forget
 
-DEFAULT_TRIALS = 20
 _VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
 
 
@@ -79,7 +81,7 @@ def run_study(
     device = pick_device(options.device)
     if on_ray is not None:
         on_ray.share(device)
-    config, data, path = resolve(given, out, name, options.storage)
+    config, data, path = resolve(given, out, name, options)
     if options.until is not None:
         tasks.of(data).metric.require(options.until, "--until")
     callback.on_message(f"Results go to {path}")
@@ -97,7 +99,8 @@ def run_study(
     opened = open_study(path, config, versions=versions, storage=options.storage, metric=metric)
     with opened as study, _log_to(path / "kdsearch.log"):
         options = with_earlier(options, study)
-        total = options.trials or DEFAULT_TRIALS
+        halving = halving_of(config, len(data.train), trials=options.trials, spend=options.spend)
+        total = halving.trials
         facts, teacher = study.facts, prepared.teacher
         study.update_facts(
             task=task.name,
@@ -107,10 +110,12 @@ def run_study(
             teacher=teacher if facts.teacher is None else replace(teacher, test=facts.teacher.test),
             teacher_seconds=prepared.seconds if facts.teacher is None else facts.teacher_seconds,
             trials=total,
+            spend=options.spend,
             flat_after=options.flat_after,
             until=options.until,
             refit=wanted or facts.refit,
         )
+        _note_each(callback, about_plan(halving))
         _note_each(callback, refits_to_come(study, total))
         _try_recipes(study, out, callback)
         _save_teachers(prepared.context.teachers, config, path / "teacher")
@@ -122,7 +127,7 @@ def run_study(
                     study, prepared.context, callbacks, options, on_ray, _earlier_curves(study, out)
                 ) as engine,
             ):
-                _search(study, prepared.context, engine, callbacks, options, total=total)
+                _search(study, prepared.context, engine, callbacks, options, halving)
                 _note_each(callbacks, refits_left(study))
                 finished = finalize(study, prepared.context, callbacks, engine, run_log=run_log)
             write_dashboard(study)
@@ -173,22 +178,27 @@ def _search(
     engine: Engine,
     callbacks: Callbacks,
     options: RunOptions,
-    *,
-    total: int,
+    halving: Halving,
 ) -> None:
     def on_trial(record: TrialRecord) -> None:
         front = study.front()
         _keep_weights(study, front)
+        forget(study, study.path / UNFINISHED, halving)
         callbacks.on_trial_end(record, front[-1] if front else None)
 
-    state = RunState(searched(study.records()), total=total, budget=study.budget)
+    def run(source: Iterator[Proposal]) -> None:
+        begin = callbacks.on_trial_begin
+        engine(TrialQueue(study, source, on_begin=begin, on_trial=on_trial))
+
+    state = RunState(searched(study.records()), total=halving.trials, budget=study.budget)
     callbacks.on_search_begin(state)
-    enough = StopConditions(
+    stop = StopConditions(
         study,
         callbacks,
         time_limit=options.time_limit,
         flat_after=options.flat_after,
         until=options.until,
+        search_share=1 - WINNER if halving.is_staged else 1.0,
     )
     is_priced = study.budget.flops is not None or study.budget.params is not None
     static = StaticCosts(context.data)
@@ -197,13 +207,14 @@ def _search(
     if study.budget.latency_ms is not None:
         here = None if options.engine == "ray" else context.latencies
         latencies = LatencyModel(static, context.data, study.budget, here)
-    source = search(study, n_trials=total, is_enough=enough, price=price, latencies=latencies)
-    engine(TrialQueue(study, source, on_begin=callbacks.on_trial_begin, on_trial=on_trial))
+    trials = halving.trials
+    run(search(study, n_trials=trials, is_enough=stop, price=price, latencies=latencies))
+    climb(study, halving, run, stop, note=callbacks.on_message)
 
 
 def _earlier_curves(study: OpenStudy, out: Path) -> Sequence[Curve]:
     """Return learning curves of the study that this one starts from, for early stopping."""
-    start = None if study.config.stopping == "off" else start_of(study.config, out)
+    start = None if study.config.pruning == "off" else start_of(study.config, out)
     return () if start is None else earlier_curves(study, start)
 
 
@@ -272,6 +283,7 @@ def _evaluate(
         directory=study.directory(proposal.number),
         on_epoch=partial(callback.on_epoch, proposal.number),
         on_rung=None if proposal.kind else on_rung,
+        pause_at=proposal.pause_at,
     )
 
 

@@ -26,7 +26,8 @@ from kdsearch.engines import local
 from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
-from kdsearch.space import Params, load_space, parse_space
+from kdsearch.space import Params
+from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
 from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields, refuse_sampler
 from kdsearch.study.early_stopping import Rung, StudyPruner

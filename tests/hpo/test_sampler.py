@@ -10,7 +10,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from kdsearch.hpo.sampler import FAILURE, GroupedTPE, _last_and_front, suggest
-from kdsearch.space import parse_space
+from kdsearch.space_yaml import parse_space
 
 SPACE = parse_space(
     """

@@ -9,7 +9,8 @@ import pytest
 from kdsearch import methods
 from kdsearch.errors import SpaceError
 from kdsearch.models import students
-from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value, load_space, parse_space
+from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
+from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate
 from kdsearch.study.builtin_spaces import builtin, check_space, default_space, find_space
 from kdsearch.training import distiller

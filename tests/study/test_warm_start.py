@@ -9,7 +9,8 @@ import pytest
 from table_study import REQUEST, SPACE, look_up, opened, run_asked, run_to
 
 from kdsearch.errors import SpecError, StudyError
-from kdsearch.space import Params, parse_space
+from kdsearch.space import Params
+from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study

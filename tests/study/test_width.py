@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch.models import students
-from kdsearch.space import Float, Params, parse_space
+from kdsearch.space import Float, Params
+from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import OBJECTIVE, StudyConfig

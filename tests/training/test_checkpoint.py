@@ -25,7 +25,7 @@ SPEC = TrainSpec(epochs=5, batch_size=16, lr=0.02, ema=0.9)
 
 @pytest.fixture(autouse=True)
 def _every_epoch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "short" not in request.node.name:
+    if not {"short", "stages"} & set(request.node.name.split("_")):
         monkeypatch.setattr(Checkpoint, "every_seconds", 0.0)
 
 
@@ -39,6 +39,7 @@ def trained(
     checkpoint: Checkpoint | None = None,
     *,
     stop_after: int | None = None,
+    pause_at: int | None = None,
 ) -> tuple[list[Epoch], Model]:
     """Train from the same start; stop after `stop_after` epochs."""
     model, teacher = tiny_model(), tiny_model(1).freeze()
@@ -52,7 +53,10 @@ def trained(
             raise StoppedError
 
     torch.manual_seed(6)
-    return train(model, distiller, session, on_epoch=on_epoch, checkpoint=checkpoint), model
+    epochs = train(
+        model, distiller, session, on_epoch=on_epoch, checkpoint=checkpoint, pause_at=pause_at
+    )
+    return epochs, model
 
 
 def assert_equal(one: tuple[list[Epoch], Model], other: tuple[list[Epoch], Model]) -> None:
@@ -87,6 +91,19 @@ def test_a_resumed_training_equals_one_that_was_never_interrupted(
     resumed = trained(distill, spec, Checkpoint(file, "it"))
     assert_equal(resumed, trained(distill, spec))
     assert not file.exists()
+
+
+def test_a_training_in_stages_equals_one_in_a_piece(tmp_path: Path) -> None:
+    """It keeps its checkpoint at each pause, however short the time, and none at its end."""
+    file = tmp_path / "unfinished" / "it.pt"
+    whole = trained(DistillSpec(method="crd"), SPEC)
+    for pause_at in (1, 3, 3, 5):
+        epochs, model = trained(
+            DistillSpec(method="crd"), SPEC, Checkpoint(file, "it"), pause_at=pause_at
+        )
+        assert [epoch.val for epoch in epochs] == [epoch.val for epoch in whole[0][:pause_at]]
+        assert file.exists() == (pause_at < SPEC.epochs)
+    assert_equal((epochs, model), whole)
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""The first trials of a study: common sense, which every later trial has to beat.
+
+Plain KD with the widest student that fits, at the defaults of the space, for each family and
+optimiser; then the other methods at their defaults, on the best of these. Both follow the order of
+the space's file, whose first options are the best known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value, default_of
+from kdsearch.spec import TrialRecord
+
+METHOD = "method.name"
+PLAIN = "kd"  # plain knowledge distillation
+WIDTH, SHARE = ".width", ".share"  # a share of 1 is the widest student that fits
+_AXES = ("train.optimizer", "student.family")  # the outer loop first
+
+
+def first_trial(
+    space: SearchSpace, place: int, records: Sequence[TrialRecord], *, trials: int
+) -> Params | None:
+    """Return the parameters of the trial at a place from 0, None where the sampler chooses.
+
+    Half of the trials, at most, have plain KD, and half the other methods. records: of the study,
+    to find the best of plain KD.
+    """
+    plain = [*_plain(space)][: -(-trials // 2)]
+    if place < len(plain):
+        return plain[place]
+    methods = [option for option in _options(space, METHOD) if option != PLAIN]
+    place -= len(plain)
+    if place >= min(len(methods), trials // 2):
+        return None
+    done = [r for r in records if r.state == "complete" and not r.kind and r.draw is not None]
+    best = max((r for r in done if _is_plain(r)), key=lambda r: r.val or 0.0, default=None)
+    kept = dict(plain[0] if best is None else best.params)
+    return _at(space, {name: v for name, v in kept.items() if not name.startswith("method.")}
+               | {METHOD: methods[place]})  # fmt: skip
+
+
+def method_at_defaults(space: SearchSpace, method: str) -> Params:
+    """Return the parameters of a method at the defaults of the space, or its own outside it."""
+    if method not in _options(space, METHOD):
+        return {METHOD: method}
+    walked = space.walk(lambda name, dim: method if name == METHOD else default_of(dim))
+    return {name: value for name, value in walked.items() if name.startswith("method.")}
+
+
+def _plain(space: SearchSpace) -> Iterator[Params]:
+    """Yield plain KD for each family and optimiser."""
+    choices = [(axis, _options(space, axis)) for axis in _AXES if _options(space, axis)]
+    for options in product(*(options for _, options in choices)):
+        fixed = dict(zip((axis for axis, _ in choices), options, strict=True))
+        methods = _options(space, METHOD)
+        method = {METHOD: PLAIN if PLAIN in methods else methods[0]} if methods else {}
+        yield _at(space, fixed | method)
+
+
+def _options(space: SearchSpace, name: str) -> list[Value]:
+    dim = space.dims.get(name)
+    return [*dim.options] if isinstance(dim, Choice) else []
+
+
+def _at(space: SearchSpace, fixed: Params) -> Params:
+    """Return the sampled parameters: the fixed ones, and the defaults of the others."""
+
+    def pick(name: str, dim: Float | Int | Choice) -> Value:
+        return fixed.get(name, default_of(dim))
+
+    dims: dict[str, Dim] = dict(space.all_dims())
+    found: dict[str, Value] = {}
+    for name, value in space.walk(pick).items():
+        if name.endswith(WIDTH) and name not in fixed:
+            found[name.removesuffix(WIDTH) + SHARE] = 1.0
+        elif not isinstance(dims[name], Constant):
+            found[name] = value
+    return found
+
+
+def _is_plain(record: TrialRecord) -> bool:
+    return record.params.get(METHOD, PLAIN) == PLAIN

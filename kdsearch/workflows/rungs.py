@@ -1,0 +1,116 @@
+"""Resume the best trainings up the rungs of successive halving, until the winners are in full.
+
+Before the last rung each finalist is compared with its controls after as many epochs; the best of
+them goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from pathlib import Path
+
+from kdsearch.hpo.halving import Halving
+from kdsearch.space import Params
+from kdsearch.spec import TrialRecord
+from kdsearch.study.facts import CONTROLS, candidate_digest
+from kdsearch.study.first_trials import method_at_defaults
+from kdsearch.study.stop_conditions import StopConditions
+from kdsearch.study.study import OpenStudy, Proposal
+
+Run = Callable[[Iterator[Proposal]], None]  # runs trials, each to its end
+
+
+def climb(
+    study: OpenStudy,
+    halving: Halving,
+    run: Run,
+    stop: StopConditions,
+    *,
+    note: Callable[[str], None],
+) -> None:
+    """Resume trials of a search that ended, rung by rung; what is trained already is kept.
+
+    A time limit ends the trainings early, and a later run resumes them.
+    """
+    *rungs, last = halving.rungs
+    for before, rung in zip(rungs, halving.rungs[1:], strict=True):
+        if stop.ends_training():
+            return
+        chosen = best_at(study, before.epochs, rung.count)
+        if rung is last:
+            run(_controls(study, chosen, note))
+            chosen = [_leader(study, record, halving.look) for record in chosen]
+        run(_resumed(study, chosen, rung.epochs, stop))
+
+
+def best_at(study: OpenStudy, epochs: int, count: int) -> list[TrialRecord]:
+    """Return the trials of the search that were best after so many epochs, best first."""
+    reached = [
+        record
+        for record in study.records()
+        if record.state == "complete"
+        and not record.kind
+        and record.reused_from is None
+        and len(record.curve) >= epochs
+    ]
+    ranked = sorted(reached, key=lambda record: -record.curve[epochs - 1])
+    return ranked[:count]
+
+
+def _controls(
+    study: OpenStudy, finalists: Sequence[TrialRecord], note: Callable[[str], None]
+) -> Iterator[Proposal]:
+    """Yield the controls of the finalists that are missing: first looks of the same students."""
+    space = study.config.search_space()
+    there = {(record.control_of, record.digest) for record in study.records()}
+    for finalist in finalists:
+        for method in CONTROLS:
+            params = with_method(finalist.params, method_at_defaults(space, method))
+            digest = candidate_digest(params)
+            if digest != finalist.digest and (finalist.number, digest) not in there:
+                note(f"Control for trial {finalist.number}: the same student with method {method}")
+                yield study.ask_control(params, finalist.number)
+
+
+def with_method(params: Params, method: Params) -> Params:
+    """Return the parameters with those of another method."""
+    return {k: v for k, v in params.items() if not k.startswith("method.")} | {**method}
+
+
+def _leader(study: OpenStudy, finalist: TrialRecord, look: int) -> TrialRecord:
+    """Return the best of a finalist and its controls after a first look."""
+    controls = [
+        record
+        for record in study.records()
+        if record.control_of == finalist.number
+        and record.state == "complete"
+        and record.reused_from is None
+    ]
+    return max([finalist, *controls], key=lambda record: record.curve[look - 1])
+
+
+def _resumed(
+    study: OpenStudy,
+    records: Sequence[TrialRecord],
+    epochs: int,
+    stop: StopConditions,
+) -> Iterator[Proposal]:
+    waiting = [record for record in records if len(record.curve) < epochs]
+    for i, record in enumerate(waiting):
+        done, seconds = len(record.curve), stop.seconds_left()
+        more = inf if seconds is None else seconds / (len(waiting) - i) * done / record.seconds
+        if more < 1:
+            return
+        until = min(epochs, done + more)
+        yield study.ask_resumed(record, None if until == record.epochs else int(until))
+
+
+def forget(study: OpenStudy, folder: Path, halving: Halving) -> None:
+    """Remove the checkpoints of first looks that will not be resumed."""
+    if not halving.is_staged:
+        return
+    kept = {record.digest for record in best_at(study, halving.look, halving.rungs[1].count)}
+    for record in study.records():
+        if record.state == "complete" and not record.kind and record.digest not in kept:
+            (folder / f"{record.digest}.pt").unlink(missing_ok=True)

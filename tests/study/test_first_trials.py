@@ -1,0 +1,95 @@
+"""The first trials: plain KD for each family and optimiser, then the methods on the best one."""
+
+from __future__ import annotations
+
+from kdsearch.space_yaml import parse_space
+from kdsearch.spec import TrialRecord
+from kdsearch.study.first_trials import first_trial, method_at_defaults
+
+SPACE = parse_space(
+    """
+student:
+  family:
+    choice:
+      resnet: {width: {float: [0.25, 2.0], log: true}, depth: {int: [3, 15], default: 3}}
+      mobilenet: {width: {float: [0.25, 2.0], log: true}, depth: {int: [5, 15]}}
+      timm:resnet18:
+method:
+  name:
+    choice:
+      vitkd: {weight: {float: [0.1, 10.0], log: true}}
+      kd: {alpha: {float: [0.1, 1.0], default: 0.9}, temperature: {float: [1.0, 16.0], log: true}}
+      none:
+train:
+  epochs: 30
+  optimizer:
+    choice:
+      muon: {lr: {float: [0.001, 0.1], log: true}}
+      sgd: {lr: {float: [0.01, 1.0], default: 0.1}}
+"""
+)
+KD = {"method.name": "kd", "method.kd.alpha": 0.9, "method.kd.temperature": 4.0}
+
+
+def record(number: int, val: float, **params: object) -> TrialRecord:
+    return TrialRecord(
+        number=number,
+        state="complete",
+        val=val,
+        draw=number,
+        params=params,  # type: ignore[arg-type]
+    )
+
+
+def test_plain_kd_comes_first_with_the_widest_student_of_each_family_and_optimiser() -> None:
+    trials = [first_trial(SPACE, place, [], trials=100) for place in range(6)]
+    found = [(t["student.family"], t["train.optimizer"]) for t in trials if t is not None]
+    families = ["resnet", "mobilenet", "timm:resnet18"]
+    assert found == [(f, o) for o in ("muon", "sgd") for f in families]
+    assert trials[0] == {
+        "student.family": "resnet",
+        "student.resnet.share": 1.0,
+        "student.resnet.depth": 3,
+        **KD,
+        "train.optimizer": "muon",
+        "train.muon.lr": 0.01,
+    }
+    assert trials[4] is not None
+    assert trials[4]["student.mobilenet.depth"] == 10
+    assert trials[4]["train.sgd.lr"] == 0.1
+
+
+def test_the_other_methods_follow_on_the_best_of_plain_kd() -> None:
+    best = {
+        "student.family": "mobilenet",
+        "student.mobilenet.width": 0.7,
+        "student.mobilenet.depth": 10,
+        "train.optimizer": "sgd",
+        "train.sgd.lr": 0.1,
+    }
+    other = {"method.name": "none"}
+    records = [record(0, 0.5, **KD), record(1, 0.6, **best, **KD), record(2, 0.9, **best, **other)]
+    first = first_trial(SPACE, 6, records, trials=100)
+    assert first == {**best, "method.name": "vitkd", "method.vitkd.weight": 1.0}
+    assert first_trial(SPACE, 7, records, trials=100) == {**best, **other}
+    assert first_trial(SPACE, 8, records, trials=100) is None
+
+
+def test_few_trials_are_half_families_and_half_methods() -> None:
+    trials = [first_trial(SPACE, place, [], trials=4) for place in range(5)]
+    assert [None if t is None else t["method.name"] for t in trials] == [
+        *("kd", "kd", "vitkd", "none", None)
+    ]
+    assert first_trial(SPACE, 0, [], trials=1) == trials[0]
+    assert first_trial(SPACE, 1, [], trials=1) is None
+
+
+def test_a_space_without_choices_begins_at_its_defaults() -> None:
+    space = parse_space("student: {family: resnet, resnet: {width: {float: [0.5, 1.0]}}}")
+    assert first_trial(space, 0, [], trials=20) == {"student.resnet.share": 1.0}
+    assert first_trial(space, 1, [], trials=20) is None
+
+
+def test_a_method_outside_the_space_has_its_own_defaults() -> None:
+    assert method_at_defaults(SPACE, "kd") == KD
+    assert method_at_defaults(SPACE, "dkd") == {"method.name": "dkd"}

@@ -1,0 +1,75 @@
+"""A study's plan: epochs, batch size and rungs follow from its images and its spend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kdsearch.errors import SpecError
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.plan import MANY, about_plan, batch_for, halving_of, with_plan
+
+SPACE = "student: {family: resnet}\ntrain: {epochs: 30}\n"
+CONFIG = StudyConfig(space=SPACE)
+
+
+def test_a_spend_decides_epochs_and_looks_and_resumes_as_it_began() -> None:
+    config = with_plan(CONFIG, 1500, trials=None, spend=48)
+    assert (config.epochs, config.look_epochs, config.batch_size) == (38, 2, 32)
+    assert dict(config.search_space().dims)["train.epochs"].value == 38  # type: ignore[union-attr]
+    halving = halving_of(config, 1500, trials=None, spend=48)
+    assert [(rung.count, rung.epochs) for rung in halving.rungs] == [(4, 2), (1, 38)]
+    assert halving_of(config, 1500, trials=4, spend=48) == halving
+    assert [*about_plan(halving)] == [
+        "Plan: 4 trials of 2 epochs, 1 training resumed until epoch 38; with controls 48 epochs, "
+        "79% of them for what is trained in full"
+    ]
+
+
+def test_the_epochs_of_the_space_or_the_flag_are_those_of_a_training_in_full() -> None:
+    config = with_plan(CONFIG, 5000, trials=None, spend=None)
+    assert (config.epochs, config.look_epochs) == (None, 3)
+    assert halving_of(config, 5000, trials=None, spend=None).epochs == 30
+    given = with_plan(replace(CONFIG, epochs=8), 5000, trials=6, spend=None)
+    assert (given.epochs, given.look_epochs) == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(50_000, 30), (1500, 48), (1500, 4), (10, 1), (128, 1000)]
+)
+def test_the_batch_is_the_largest_that_leaves_many_steps(images: int, epochs: int) -> None:
+    size = batch_for(images, epochs)
+    steps = {batch: epochs * (images // batch) for batch in (128, 64, 32)}
+    enough = [batch for batch, count in steps.items() if count >= MANY]
+    assert size == max(enough, default=32)
+
+
+def test_a_batch_size_of_the_space_or_the_flag_is_kept() -> None:
+    config = StudyConfig(space=SPACE.replace("}\ntrain: {", "}\ntrain: {batch_size: 77, "))
+    assert with_plan(config, 1500, trials=None, spend=48).batch_size is None
+    assert with_plan(replace(CONFIG, batch_size=9), 1500, trials=None, spend=48).batch_size == 9
+
+
+@pytest.mark.parametrize(
+    ("config", "spend", "message"),
+    [
+        (replace(CONFIG, stopping="off"), 48, "--spend 48 needs --stopping halving"),
+        (StudyConfig(space="student: {family: resnet}\ntrain: {epochs: {int: [1, 9]}}"), 48,
+         "a space that does not search train.epochs"),
+        (replace(CONFIG, epochs=50), 48, "--spend 48: a spend of 48 epochs is less than one"),
+    ],
+)  # fmt: skip
+def test_a_spend_that_does_not_fit_is_refused(
+    config: StudyConfig, spend: int, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        with_plan(config, 1500, trials=None, spend=spend)
+
+
+def test_without_halving_every_trial_is_trained_in_full() -> None:
+    for stopping in ("off", "safe"):
+        config = with_plan(replace(CONFIG, stopping=stopping), 5000, trials=7, spend=None)
+        halving = halving_of(config, 5000, trials=7, spend=None)
+        assert [(rung.count, rung.epochs) for rung in halving.rungs] == [(7, 30)]
+        assert not [*about_plan(halving)]
