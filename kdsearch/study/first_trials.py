@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from kdsearch.hpo.halving import TRIALS
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value, default_of
 from kdsearch.spec import TrialRecord
+from kdsearch.study.config import OBJECTIVE, StudyConfig
+from kdsearch.study.facts import StudyFacts
 
 METHOD = "method.name"
 PLAIN = "kd"  # plain knowledge distillation
@@ -20,20 +23,24 @@ _AXES = ("train.optimizer", "student.family")  # the outer loop first
 
 
 def first_trial(
-    space: SearchSpace, place: int, records: Sequence[TrialRecord], *, trials: int
-) -> Params | None:
-    """Return the parameters of the trial at a place from 0, None where the sampler chooses.
+    config: StudyConfig, facts: StudyFacts, draw: int, records: Sequence[TrialRecord]
+) -> Params:
+    """Return the parameters of a draw from 0, nothing where the sampler chooses.
 
-    Half of the trials, at most, have plain KD, and half the other methods. records: of the study,
-    to find the best of plain KD.
+    Enqueued candidates come before. Half of the trials, at most, have plain KD, and half the other
+    methods. records: of the study, to find the best of plain KD.
     """
+    if config.data == OBJECTIVE:
+        return {}
+    space, trials = config.search_space(), facts.trials or TRIALS
+    place = draw - sum(enqueued < draw for enqueued in facts.enqueued)
     plain = [*_plain(space)][: -(-trials // 2)]
     if place < len(plain):
         return plain[place]
     methods = [option for option in _options(space, METHOD) if option != PLAIN]
     place -= len(plain)
     if place >= min(len(methods), trials // 2):
-        return None
+        return {}
     done = [r for r in records if r.state == "complete" and not r.kind and r.draw is not None]
     best = max((r for r in done if _is_plain(r)), key=lambda r: r.val or 0.0, default=None)
     kept = dict(plain[0] if best is None else best.params)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,11 +22,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
-from kdsearch.hpo.halving import TRIALS
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
-from kdsearch.study.config import FLAT_SAMPLERS, OBJECTIVE, StudyConfig
+from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial
 from kdsearch.study.store import NOTE, Store, experimental_is_fine
@@ -129,7 +129,7 @@ class OpenStudy:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
         seed = int(digest_of([self.config.seed, draw]), 16) % 2**32
-        given = self.facts.enqueued.get(draw) or self._first_trial(draw, records)
+        given = self.facts.enqueued.get(draw) or first_trial(self.config, self.facts, draw, records)
         space = self._widths.space(seed, given, is_priced=price is not None)
         is_flat = self.config.sampler in FLAT_SAMPLERS  # every trial must have the same dimensions
         trial = self.store.propose(
@@ -146,17 +146,6 @@ class OpenStudy:
         for name, (dim, value) in learned.items():
             self.store.learn(trial, name, distribution(dim), value)
         return self._begin(trial, params, draw=draw)
-
-    def _first_trial(self, draw: int, records: Sequence[TrialRecord]) -> Params:
-        """Return a first trial of common sense, nothing after these.
-
-        The places of enqueued candidates do not count.
-        """
-        if self.config.data == OBJECTIVE:
-            return {}
-        place = draw - sum(enqueued < draw for enqueued in self.facts.enqueued)
-        trials = self.facts.trials or TRIALS
-        return first_trial(self._space, place, records, trials=trials) or {}
 
     def ask_control(self, params: Params, control_of: int) -> Proposal:
         """Return a trial outside the search: the student of `control_of` with another method.
@@ -283,8 +272,13 @@ class OpenStudy:
         return record.val is not None and (least is None or record.val >= least)
 
     def complete(self) -> list[TrialRecord]:
-        """Return the complete trials of the search, also those below --min-accuracy."""
-        return [r for r in searched(self.records()) if r.state == "complete"]
+        """Return the complete trials of the search, also those below --min-accuracy.
+
+        Controls that were resumed in the place of such a trial are among them.
+        """
+        records, look = self.records(), self.config.look_epochs or inf
+        resumed = [r for r in records if r.kind == "control" and len(r.curve) > look]
+        return [r for r in (*searched(records), *resumed) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
         """Return (metric, cost) of a complete trial on the axes of the front.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from kdsearch.space import Params
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import TrialRecord
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.facts import StudyFacts
 from kdsearch.study.first_trials import first_trial, method_at_defaults
 
-SPACE = parse_space(
-    """
+TEXT = """
 student:
   family:
     choice:
@@ -27,8 +31,14 @@ train:
       muon: {lr: {float: [0.001, 0.1], log: true}}
       sgd: {lr: {float: [0.01, 1.0], default: 0.1}}
 """
-)
+SPACE = parse_space(TEXT)
 KD = {"method.name": "kd", "method.kd.alpha": 0.9, "method.kd.temperature": 4.0}
+
+
+def first(
+    place: int, records: Sequence[TrialRecord] = (), *, trials: int, text: str = TEXT
+) -> Params:
+    return first_trial(StudyConfig(space=text), StudyFacts(trials=trials), place, records)
 
 
 def record(number: int, val: float, **params: object) -> TrialRecord:
@@ -42,8 +52,8 @@ def record(number: int, val: float, **params: object) -> TrialRecord:
 
 
 def test_plain_kd_comes_first_with_the_widest_student_of_each_family_and_optimiser() -> None:
-    trials = [first_trial(SPACE, place, [], trials=100) for place in range(6)]
-    found = [(t["student.family"], t["train.optimizer"]) for t in trials if t is not None]
+    trials = [first(place, trials=100) for place in range(6)]
+    found = [(t["student.family"], t["train.optimizer"]) for t in trials]
     families = ["resnet", "mobilenet", "timm:resnet18"]
     assert found == [(f, o) for o in ("muon", "sgd") for f in families]
     assert trials[0] == {
@@ -54,7 +64,6 @@ def test_plain_kd_comes_first_with_the_widest_student_of_each_family_and_optimis
         "train.optimizer": "muon",
         "train.muon.lr": 0.01,
     }
-    assert trials[4] is not None
     assert trials[4]["student.mobilenet.depth"] == 10
     assert trials[4]["train.sgd.lr"] == 0.1
 
@@ -69,25 +78,35 @@ def test_the_other_methods_follow_on_the_best_of_plain_kd() -> None:
     }
     other = {"method.name": "none"}
     records = [record(0, 0.5, **KD), record(1, 0.6, **best, **KD), record(2, 0.9, **best, **other)]
-    first = first_trial(SPACE, 6, records, trials=100)
-    assert first == {**best, "method.name": "vitkd", "method.vitkd.weight": 1.0}
-    assert first_trial(SPACE, 7, records, trials=100) == {**best, **other}
-    assert first_trial(SPACE, 8, records, trials=100) is None
+    assert first(6, records, trials=100) == {
+        **best,
+        "method.name": "vitkd",
+        "method.vitkd.weight": 1.0,
+    }
+    assert first(7, records, trials=100) == {**best, **other}
+    assert first(8, records, trials=100) == {}
 
 
 def test_few_trials_are_half_families_and_half_methods() -> None:
-    trials = [first_trial(SPACE, place, [], trials=4) for place in range(5)]
-    assert [None if t is None else t["method.name"] for t in trials] == [
-        *("kd", "kd", "vitkd", "none", None)
-    ]
-    assert first_trial(SPACE, 0, [], trials=1) == trials[0]
-    assert first_trial(SPACE, 1, [], trials=1) is None
+    trials = [first(place, trials=4) for place in range(5)]
+    assert [t.get("method.name") for t in trials] == [*("kd", "kd", "vitkd", "none", None)]
+    assert first(0, trials=1) == trials[0]
+    assert first(1, trials=1) == {}
 
 
 def test_a_space_without_choices_begins_at_its_defaults() -> None:
-    space = parse_space("student: {family: resnet, resnet: {width: {float: [0.5, 1.0]}}}")
-    assert first_trial(space, 0, [], trials=20) == {"student.resnet.share": 1.0}
-    assert first_trial(space, 1, [], trials=20) is None
+    text = "student: {family: resnet, resnet: {width: {float: [0.5, 1.0]}}}"
+    assert first(0, trials=20, text=text) == {"student.resnet.share": 1.0}
+    assert first(1, trials=20, text=text) == {}
+    objective = StudyConfig(space=text, data="objective")
+    assert first_trial(objective, StudyFacts(), 0, []) == {}
+
+
+def test_the_places_of_enqueued_candidates_do_not_count() -> None:
+    facts = StudyFacts(trials=4, enqueued={0: {"student.family": "resnet"}, 2: {"x": 1}})
+    config = StudyConfig(space=TEXT)
+    assert first_trial(config, facts, 1, []) == first(0, trials=4)
+    assert first_trial(config, facts, 3, []) == first(1, trials=4)
 
 
 def test_a_method_outside_the_space_has_its_own_defaults() -> None:
