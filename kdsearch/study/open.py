@@ -17,10 +17,10 @@ from kdsearch.study.config import (
     StudyConfig,
     read_config,
     refuse_changes,
-    refuse_sampler,
 )
 from kdsearch.study.facts import candidate_digest
 from kdsearch.study.lease import require_free
+from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
 from kdsearch.study.store import STORE_ERRORS, Store
 from kdsearch.study.study import Digest, OpenStudy

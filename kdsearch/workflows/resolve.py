@@ -21,13 +21,13 @@ from kdsearch.study.config import (
     free_name,
     read_config,
     refuse_changes,
-    refuse_sampler,
     study_path,
 )
 from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
 from kdsearch.study.plan import with_plan
+from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.storage_url import kept_url
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import TeacherEntry

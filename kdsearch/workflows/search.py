@@ -29,9 +29,10 @@ from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.space import Params
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Budget, Cost, digest_of
-from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields, refuse_sampler
+from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields
 from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study
+from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.workflows.load import Study
 

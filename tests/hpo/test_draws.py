@@ -22,8 +22,9 @@ from kdsearch.report.words import SPACE
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig, refuse_sampler
+from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig
 from kdsearch.study.run_log import RunLog
+from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.study import REDRAWS, OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.workflows.finalize import finalize
 
