@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdsearch.errors import SpecError
 from kdsearch.space import Choice, Constant
+from kdsearch.study.budget_shares import LIMITS
 from kdsearch.study.config import FLAT_SAMPLERS, FLAT_SPACE, OBJECTIVE, StudyConfig
 
 

@@ -11,6 +11,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.budget_shares import Share, read_limit
 from kdsearch.study.config import config_of, refuse_changes
 from kdsearch.study.open import open_study
+from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.workflows.resolve import FIRST_RUN, resolve, resolved
 
