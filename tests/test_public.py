@@ -98,7 +98,14 @@ def test_every_option_has_a_help_text_and_a_panel() -> None:
             assert option.help.endswith("."), name
             assert option.panel
     hidden = {item.name for item in fields(StudyConfig)} - options_of(StudyConfig).keys()
-    assert hidden == {"data_key", "weights_key", "budget_shares", "storage", "storage_study"}
+    assert hidden == {
+        "data_key",
+        "weights_key",
+        "budget_shares",
+        "look_epochs",
+        "storage",
+        "storage_study",
+    }
 
 
 def test_the_package_is_typed() -> None:

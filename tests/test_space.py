@@ -163,11 +163,13 @@ MISTAKES = {
     "a: {int: [1, 5, 9]}": "a: expected {int: [low, high]}",
     "a: {float: 3}": "a: expected {float: [low, high]}",
     "a: {float: [[1], 2]}": "a: expected a single value",
-    "a: {float: [0, 1], int: [0, 2]}": "a: unknown key 'int'; known: log, step",
+    "a: {float: [0, 1], int: [0, 2]}": "a: unknown key 'int'; known: log, step, default",
     "a: {flaot: [0, 1]}": (
         "a: unknown kind of dimension 'flaot' (did you mean 'float'?); known: float, int, choice"
     ),
-    "a: {float: [1, 2], stp: 1}": "a: unknown key 'stp' (did you mean 'step'?); known: log, step",
+    "a: {float: [1, 2], stp: 1}": (
+        "a: unknown key 'stp' (did you mean 'step'?); known: log, step, default"
+    ),
     "a: {choice: [1], log: true}": "a: unknown key 'log' next to 'choice'",
     "a: [1, 2]": "a: a list is not a dimension; write {choice: [...]}",
     "a: {}": "a: an empty mapping is not a dimension",

@@ -24,6 +24,7 @@ from kdsearch.study import refit
 from kdsearch.study.budget_shares import Share
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
+from kdsearch.study.importances import importances
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, Summary
 
@@ -77,12 +78,12 @@ def summarise(study: OpenStudy) -> Summary:
 def write_derived(study: OpenStudy) -> Summary:
     """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
-    importances, command = study.importances(), _command(study)
+    shares, command = importances(study), _command(study)
     notes = study.facts.notes
     figures = drawings(summary, records)
-    html = render(summary, records, importances=importances, notes=notes, command=command)
+    html = render(summary, records, importances=shares, notes=notes, command=command)
     text = markdown(
-        summary, records, importances=importances, notes=notes, command=command, figures=figures
+        summary, records, importances=shares, notes=notes, command=command, figures=figures
     )
     files = {
         "front.json": json.dumps(summary.to_json(), indent=1) + "\n",

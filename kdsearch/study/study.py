@@ -16,7 +16,6 @@ from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -28,8 +27,8 @@ from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
 from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial
-from kdsearch.study.store import NOTE, Store, experimental_is_fine
-from kdsearch.study.width import Latencies, Price, Widths, is_share
+from kdsearch.study.store import NOTE, Store
+from kdsearch.study.width import Latencies, Price, Widths
 from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
@@ -289,24 +288,6 @@ class OpenStudy:
         assert record.val is not None
         return record.val, float(getattr(self._ended[record.number].cost, self.budget.axis()))
 
-    def importances(self) -> dict[str, float]:
-        """Return each parameter's share of the importance for the metric (PED-ANOVA); may be empty.
-
-        Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
-        """
-        trials = self.store.trials()
-        done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
-        if len(done) < _MIN_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
-            return {}
-        plain = optuna.create_study(direction="maximize")
-        for trial in done:
-            plain.add_trial(
-                optuna.trial.create_trial(
-                    params=trial.params, distributions=trial.distributions, value=trial.values[0]
-                )
-            )
-        return _ped_anova(plain)
-
     @property
     def facts(self) -> StudyFacts:
         """Return the facts of the study as a whole: teacher, plan, test results, times."""
@@ -324,9 +305,6 @@ class OpenStudy:
         facts = self.facts.changed(**changes)
         self.store.set_note(facts.to_json())
         self._facts = facts
-
-
-_MIN_FOR_IMPORTANCE = 8
 
 
 def searched(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -394,16 +372,3 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     for key in ("pause_at", "stored"):
         kept.pop(key, None)
     return TrialRecord(number=number, cost=Cost(**cost) if cost else None, curve=curve, **kept)
-
-
-def _ped_anova(study: optuna.Study) -> dict[str, float]:
-    trials = study.get_trials(deepcopy=False)  # a copy of 1,000 takes 0.3 s
-    with experimental_is_fine():
-        names = sorted({n for trial in trials for n in trial.params if not is_share(n)})
-        found: dict[str, float] = {}
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shared = [n for n in names if all(n in trial.params for trial in trials)]
-        if shared:
-            found = evaluator.evaluate(study, params=shared)
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()} if total > 0 else {}
