@@ -2,8 +2,11 @@
 
 Spend is counted in images x epochs, all trainings of an arm together. All arms of a setting read
 the same training, validation and test images and the same teacher, choose on validation, run on one
-thread, and are paired by seed: of weights, order, views and draws. `--variant` runs the command
-once more with other flags, as `--variant off='--stopping off'`.
+thread, and are paired by seed: of weights, order, views and draws.
+
+A variant is the command once more, with other flags in place of `--spend {spend}ep`:
+  --variant front='--spend {spend}ep --explore front'
+  --variant off='--stopping off --epochs 4 --trials 9'
 
 Each run is a line of JSON as soon as it ends. `--json FILE` keeps these lines, and skips the runs
 that it has already, for the code that made them: give another FILE for other code.
@@ -27,7 +30,17 @@ from unittest.mock import patch
 
 from pydantic import TypeAdapter
 
-from benchmarks.spend_arms import KDSEARCH, ONE_THREAD, ORACLE_NAME, PEERS, Arm, Run, prepare, run
+from benchmarks.spend_arms import (
+    KDSEARCH,
+    ONE_THREAD,
+    ORACLE_NAME,
+    PEERS,
+    PLAN,
+    Arm,
+    Run,
+    prepare,
+    run,
+)
 from benchmarks.spend_settings import SETTINGS, write_images
 from benchmarks.spend_table import table
 
@@ -36,11 +49,20 @@ _RUN = TypeAdapter(Run)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 1 when a bar is missed, 2 when an arm failed, else 0."""
-    parser = argparse.ArgumentParser(prog="benchmarks equal_spend", description=__doc__)
-    parser.add_argument("settings", nargs="+", choices=SETTINGS, metavar="SETTING")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks equal_spend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arms = [KDSEARCH, *PEERS]
+    parser.add_argument(
+        "settings", nargs="+", choices=SETTINGS, metavar="SETTING", help=", ".join(SETTINGS)
+    )
     parser.add_argument("--data", type=Path, help="folder that holds cifar10/ and trashnet/")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=[KDSEARCH, *PEERS], default=[KDSEARCH, *PEERS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    parser.add_argument(
+        "--arms", nargs="+", choices=arms, default=arms, metavar="ARM", help=", ".join(arms)
+    )
     parser.add_argument("--variant", action="append", default=[], metavar="NAME='FLAGS'")
     parser.add_argument("--workers", type=int, default=1, help="arms at a time, one thread each")
     parser.add_argument("--json", type=Path, help="append finished runs, skip those it has")
@@ -49,15 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         variants = dict(read_variant(text) for text in given.variant)
     except ValueError as error:
         parser.error(str(error))
-    arms = [
+    if given.data is None and any(SETTINGS[name].needs_files for name in given.settings):
+        parser.error("these settings read files: give --data FOLDER")
+    own = {KDSEARCH: PLAN} if KDSEARCH in given.arms else {}
+    wanted = [
         Arm(setting=setting, name=name, seed=seed, flags=flags)
         for setting in given.settings
         for seed in given.seeds
-        for name, flags in ({name: () for name in given.arms} | variants).items()
+        for name, flags in (dict.fromkeys(given.arms, ()) | own | variants).items()
     ]
     finished = {one.arm: one for one in read(given.json)}
     failed = 0
-    for arm, found in measure([a for a in arms if a not in finished], given.data, given.workers):
+    for arm, found in measure(
+        [arm for arm in wanted if arm not in finished], given.data, given.workers
+    ):
         if isinstance(found, Run):
             finished[arm] = found
             tell(found, given.json)
@@ -67,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(found)
     is_kept = True
     for name in given.settings:
-        runs = [finished[arm] for arm in arms if arm.setting == name and arm in finished]
+        runs = [finished[arm] for arm in wanted if arm.setting == name and arm in finished]
         lines, is_met = table(name, SETTINGS[name], runs)
         print(*lines, sep="\n", flush=True)
         is_kept &= is_met

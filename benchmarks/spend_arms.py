@@ -40,6 +40,7 @@ from kdsearch.trials.context import CACHE, lay_out, load_data
 from kdsearch.trials.trial import TrialContext, build_distiller
 
 KDSEARCH, ORACLE_NAME = "kdsearch", "oracle"
+PLAN = ("--spend", "{spend}ep")
 CPU = torch.device("cpu")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _KD = DistillSpec(method="kd", alpha=0.9, knobs={"temperature": 4.0})
@@ -51,12 +52,17 @@ _NARROWEST, _WIDEST, _HALVINGS = 0.02, 4.0, 14  # the width is found within .04 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One thing to run. flags: of `kdsearch run`, for a variant of it."""
+    """One thing to run. flags: the plan of `kdsearch run`; `{spend}` stands for the setting's."""
 
     setting: str
     name: str
     seed: int
     flags: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> list[str]:
+        """Return the flags with their values."""
+        return [text.replace("{spend}", str(SETTINGS[self.setting].spend)) for text in self.flags]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,7 @@ def run(arm: Arm, folder: Path, below: Path | None) -> Run:
             context = lay_out(config, data, out=out, device=CPU)
             shipped = PEERS[arm.name](setting, context)
         else:
-            shipped = by_command(setting, fields, arm.flags, out)
+            shipped = by_command(fields, arm.plan, out)
     times = os.times()
     return Run(
         arm=arm,
@@ -122,13 +128,11 @@ def prepare(setting: Setting, folder: Path, below: Path | None, seed: int) -> No
         load_teacher(spec, data, cache_dir=folder / CACHE, seed=seed, device=CPU)
 
 
-def by_command(
-    setting: Setting, fields: Mapping[str, object], flags: Sequence[str], out: Path
-) -> Shipped:
-    """Run `kdsearch run` and return what its folder says."""
+def by_command(fields: Mapping[str, object], plan: Sequence[str], out: Path) -> Shipped:
+    """Run `kdsearch run` with a study's fields and its plan; return what its folder says."""
     given = [text for name, value in fields.items() for text in (flag(name), str(value))]
     name = "study"
-    command = [sys.executable, "-m", "kdsearch", "run", *given, *setting.plan, *flags]
+    command = [sys.executable, "-m", "kdsearch", "run", *given, *plan]
     command += ["--out", str(out), "--name", name, "--quiet"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -151,7 +155,10 @@ def by_command(
 
 
 def epochs_of(records: Sequence[TrialRecord]) -> int:
-    """Return the epochs that a study trained, those of controls and refits included."""
+    """Return the epochs that a study trained, those of controls and refits included.
+
+    A trial that was resumed is one record, with the curve of all its epochs.
+    """
     return sum(len(record.curve) for record in records if record.reused_from is None)
 
 

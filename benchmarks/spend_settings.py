@@ -65,9 +65,9 @@ class Setting:
             raise ValueError(f"a spend of {self.spend} epochs is not {TRIALS} equal trainings")
 
     @property
-    def plan(self) -> tuple[str, ...]:
-        """Return the flags of `kdsearch run` that spend it: short trainings and three controls."""
-        return ("--epochs", str(self.spend // TRIALS), "--trials", str(TRIALS - 3))
+    def needs_files(self) -> bool:
+        """Whether the source is a path."""
+        return "/" in self.source
 
     def fields(self, folder: Path, below: Path | None, seed: int) -> Mapping[str, object]:
         """Return the options of a study, by the names of StudyConfig's fields.
@@ -132,11 +132,11 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "tiny": Setting(
         source="digits",
-        train=300,
+        train=1200,
         val=100,
         test=200,
         mflops=0.3,
-        spend=12,
+        spend=24,
         teacher="auto",
         teacher_epochs=2,
     ),
@@ -145,8 +145,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 def write_images(setting: Setting, folder: Path, below: Path | None) -> None:
     """Write the setting's images into `folder` as train.parquet, val.parquet and test.parquet."""
-    is_named = "/" not in setting.source
-    source = setting.source if is_named else str(_below(below, setting.source))
+    source = str(_below(below, setting.source)) if setting.needs_files else setting.source
     folder.mkdir(parents=True)
     data = datasets.load(source, cache_dir=folder.with_suffix(".source"), size=setting.size)
     for split, images in chosen(setting, data).items():
@@ -198,6 +197,5 @@ def _png(image: torch.Tensor) -> bytes:
 
 
 def _below(folder: Path | None, name: str) -> Path:
-    if folder is None:
-        raise ValueError(f"{name} lies in a folder of data sets; give --data FOLDER")
+    assert folder is not None, name
     return folder / name
