@@ -37,11 +37,11 @@ def study(tmp_path: Path) -> Iterator[OpenStudy]:
 def told(best: float, study: OpenStudy, **vals: float) -> list[str]:
     """Return the findings on a trial and its controls, by method."""
     run_to(study, 4)
-    record = replace(study.front()[-1], val=best)
+    record = replace(study.front()[-1], val=best, curve=(best / 2, best), epochs=2)
     controls = [
         TrialRecord(
             number=90 + i, state="complete", params={"method.name": name}, val=val,
-            control_of=record.number,
+            curve=(val / 2, val), epochs=2, control_of=record.number,
         )
         for i, (name, val) in enumerate(vals.items())
     ]  # fmt: skip
