@@ -63,7 +63,8 @@ def _controls(
 ) -> Iterator[Proposal]:
     """Yield the controls of the finalists that are missing: first looks of the same students."""
     space = study.config.search_space()
-    there = {(record.control_of, record.digest) for record in study.records()}
+    ended = [record for record in study.records() if record.state != "interrupted"]
+    there = {(record.control_of, record.digest) for record in ended}
     for finalist in finalists:
         for method in CONTROLS:
             params = with_method(finalist.params, method_at_defaults(space, method))
