@@ -131,6 +131,12 @@ def about_controls(
     by_method = {str(record.params["method.name"]): record for record in controls}
     ships = next((record for record in controls if record.number == shipped), best)
     yield from _shipped_at_chance(study, ships.val or 0.0, shipped)
+    if best.control_of is not None:
+        yield (
+            f"Trial {best.number} is the student of trial {best.control_of} "
+            f"{CONTROLS[str(best.params['method.name'])]}. It was ahead of that trial after as "
+            "many epochs, so it was trained in full in its place."
+        )
     for method, what in CONTROLS.items():
         control = by_method.get(method)
         if control is None or control.val is None or _is_at_chance(study, best.val):
@@ -151,11 +157,12 @@ def about_controls(
                 f"{best.number} and is shipped."
             )
     noise = math.sqrt(2 * metric.variance(best.val, n_val))
-    yield (
-        f"One training each on {n_val} validation images: the standard error of a difference is "
-        f"{metric.number(noise)}{metric.points}. Differences below about "
-        f"{metric.number(2 * noise)}{metric.points} may be noise; --refit 3 narrows that."
-    )
+    if controls:
+        yield (
+            f"One training each on {n_val} validation images: the standard error of a difference "
+            f"is {metric.number(noise)}{metric.points}. Differences below about "
+            f"{metric.number(2 * noise)}{metric.points} may be noise; --refit 3 narrows that."
+        )
     plain = by_method.get("none")
     yield from about_teacher(study, None if plain is None else plain.val)
 
@@ -164,7 +171,7 @@ def _after_as_many_epochs(best: TrialRecord, control: TrialRecord) -> tuple[floa
     """Return the metric of a trial after as many epochs as its control has, and these in words."""
     assert best.val is not None
     epochs = len(control.curve)
-    if epochs == len(best.curve):
+    if epochs >= len(best.curve):
         return best.val, ""
     return best.curve[epochs - 1], f" after {counted(epochs, 'epoch')}".replace(SPACE, " ")
 

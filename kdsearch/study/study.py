@@ -144,15 +144,18 @@ class OpenStudy:
         params, learned = self._widths.solve(space.walk(partial(suggest, trial)), price, measured)
         for name, (dim, value) in learned.items():
             self.store.learn(trial, name, distribution(dim), value)
-        return self._begin(trial, params, draw=draw)
+        return self._begin(trial, params, draw=draw, pause_at=self.config.look_epochs)
 
-    def ask_control(self, params: Params, control_of: int) -> Proposal:
+    def ask_control(
+        self, params: Params, control_of: int, *, pause_at: int | None = None
+    ) -> Proposal:
         """Return a trial outside the search: the student of `control_of` with another method.
 
-        It has no Optuna parameters, so that the sampler does not learn from it.
+        It has no Optuna parameters, so that the sampler does not learn from it. pause_at: see
+        Proposal.
         """
         trial = self.store.propose(RandomSampler(seed=0))
-        return self._begin(trial, params, control_of=control_of)
+        return self._begin(trial, params, control_of=control_of, pause_at=pause_at)
 
     def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Proposal:
         """Return a trial outside the search: `refit_of` retrained, or a control of that."""
@@ -191,6 +194,7 @@ class OpenStudy:
         draw: int | None = None,
         control_of: int | None = None,
         refit_of: int | None = None,
+        pause_at: int | None = None,
     ) -> Proposal:
         proposal = Proposal(
             number=trial.number,
@@ -199,7 +203,7 @@ class OpenStudy:
             draw=draw,
             control_of=control_of,
             refit_of=refit_of,
-            pause_at=None if refit_of is not None else self.config.look_epochs,
+            pause_at=pause_at,
         )
         self.store.begin(trial, _note(proposal))
         return proposal

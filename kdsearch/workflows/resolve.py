@@ -35,23 +35,28 @@ from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import load_data
 
-# Of a run that names no images, teacher, space or budget: one that the teacher breaks.
-FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 12}
+# Of a run that names no images, teacher, space or budget: a limit that the teacher breaks, and a
+# spend that ends within a minute.
+FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 12, "epochs": 20}
+FIRST_SPEND = 80
 _WORDS = {0.5: "half", 0.25: "a quarter", 0.1: "a tenth", 1.0: "all"}
 
 
 def resolve(
     given: Mapping[str, object], out: Path, name: str | None, options: RunOptions
-) -> tuple[StudyConfig, ImageData, Path]:
-    """Return the full configuration, its images and the study's path, before anything is trained.
+) -> tuple[StudyConfig, RunOptions, ImageData, Path]:
+    """Return the full configuration, the options, the images and the study's path.
 
-    A new study of no given images, teacher, space and budget gets FIRST_RUN: a budget that binds.
+    Nothing is trained before. A new study of no given images, teacher, space and budget gets
+    FIRST_RUN, and FIRST_SPEND where no trials, epochs or spend are given.
     Raises KDSearchError for a configuration that cannot run, or that is not the study's.
     """
     old = None if name is None else read_config(study_path(out, name))
     if "space" in given:
         given = {**given, "space": find_space(str(given["space"])).text}
     if old is None and given.keys().isdisjoint(("data", "space", "teacher", *LIMITS)):
+        if options.trials is None and options.spend is None and "epochs" not in given:
+            options = replace(options, spend=FIRST_SPEND)
         given = {**FIRST_RUN, **given}
     config = config_of(given, old)
     if old is not None:
@@ -72,7 +77,7 @@ def resolve(
     else:
         recipes_of(config, out)
     reach(path, config, options.storage, tasks.of(data).metric)
-    return config, data, path
+    return config, options, data, path
 
 
 def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, list[str]]:

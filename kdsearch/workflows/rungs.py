@@ -1,13 +1,13 @@
 """Resume the best trainings up the rungs of successive halving, until the winners are in full.
 
-Before the last rung each finalist is compared with its controls after as many epochs; the best of
-them goes on.
+Before the last rung each finalist is compared with its controls after as many epochs. A control
+that is ahead by more than the noise goes on in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import inf
+from math import inf, sqrt
 from pathlib import Path
 
 from kdsearch.hpo.halving import Halving
@@ -39,8 +39,8 @@ def climb(
             return
         chosen = best_at(study, before.epochs, rung.count)
         if rung is last:
-            run(_controls(study, chosen, note))
-            chosen = [_leader(study, record, halving.look) for record in chosen]
+            run(_controls(study, chosen, before.epochs, note))
+            chosen = [_leader(study, record, before.epochs, note) for record in chosen]
         run(_resumed(study, chosen, rung.epochs, stop))
 
 
@@ -59,9 +59,12 @@ def best_at(study: OpenStudy, epochs: int, count: int) -> list[TrialRecord]:
 
 
 def _controls(
-    study: OpenStudy, finalists: Sequence[TrialRecord], note: Callable[[str], None]
+    study: OpenStudy, finalists: Sequence[TrialRecord], epochs: int, note: Callable[[str], None]
 ) -> Iterator[Proposal]:
-    """Yield the controls of the finalists that are missing: first looks of the same students."""
+    """Yield the controls of the finalists that are missing, trained for as many epochs.
+
+    A trial of the search that equals a control is resumed instead, and stands for it.
+    """
     space = study.config.search_space()
     ended = [record for record in study.records() if record.state != "interrupted"]
     there = {(record.control_of, record.digest) for record in ended}
@@ -69,9 +72,20 @@ def _controls(
         for method in CONTROLS:
             params = with_method(finalist.params, method_at_defaults(space, method))
             digest = candidate_digest(params)
-            if digest != finalist.digest and (finalist.number, digest) not in there:
-                note(f"Control for trial {finalist.number}: the same student with method {method}")
-                yield study.ask_control(params, finalist.number)
+            if digest == finalist.digest or (finalist.number, digest) in there:
+                continue
+            note(f"Control for trial {finalist.number}: the same student with method {method}")
+            yield from (
+                study.ask_resumed(record, epochs)
+                for record in ended
+                if record.digest == digest and _is_paused_before(record, epochs)
+            )
+            yield study.ask_control(params, finalist.number, pause_at=epochs)
+
+
+def _is_paused_before(record: TrialRecord, epochs: int) -> bool:
+    is_own = record.reused_from is None and record.state == "complete"
+    return is_own and not record.kind and len(record.curve) < epochs
 
 
 def with_method(params: Params, method: Params) -> Params:
@@ -79,16 +93,28 @@ def with_method(params: Params, method: Params) -> Params:
     return {k: v for k, v in params.items() if not k.startswith("method.")} | {**method}
 
 
-def _leader(study: OpenStudy, finalist: TrialRecord, look: int) -> TrialRecord:
-    """Return the best of a finalist and its controls after a first look."""
+def _leader(
+    study: OpenStudy, finalist: TrialRecord, epochs: int, note: Callable[[str], None]
+) -> TrialRecord:
+    """Return a finalist, or a control that is ahead by more than the noise after as many epochs."""
+    records = {record.number: record for record in study.records()}
     controls = [
-        record
-        for record in study.records()
-        if record.control_of == finalist.number
-        and record.state == "complete"
-        and record.reused_from is None
+        records[record.number if record.reused_from is None else record.reused_from]
+        for record in records.values()
+        if record.control_of == finalist.number and record.state == "complete"
     ]
-    return max([finalist, *controls], key=lambda record: record.curve[look - 1])
+    value, images = finalist.curve[epochs - 1], study.facts.images.val
+    assert images is not None
+    noise = sqrt(2 * study.metric.variance(value, images))
+    ahead = [record for record in controls if record.curve[epochs - 1] > value + noise]
+    if not ahead:
+        return finalist
+    best = max(ahead, key=lambda record: record.curve[epochs - 1])
+    note(
+        f"Trial {best.number}, a control of trial {finalist.number}, is ahead of it after "
+        f"{epochs} epochs and goes on in its place"
+    )
+    return best
 
 
 def _resumed(

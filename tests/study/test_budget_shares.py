@@ -14,7 +14,7 @@ from kdsearch.study.open import open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.summary import TeacherEntry
-from kdsearch.workflows.resolve import FIRST_RUN, resolve, resolved
+from kdsearch.workflows.resolve import FIRST_RUN, FIRST_SPEND, resolve, resolved
 
 TEACHER = TeacherEntry(
     name="auto", val=0.99, test=None, flops=2_560_000, params=78_042, latency_ms=0.1084
@@ -78,20 +78,22 @@ def test_a_study_accepts_its_share_again_and_no_other(tmp_path: Path) -> None:
 
 
 def test_a_run_without_images_space_and_budget_gets_a_budget_that_binds(tmp_path: Path) -> None:
-    config, _, _ = resolve({}, tmp_path, None, RunOptions())
+    config, options, *_ = resolve({}, tmp_path, None, RunOptions())
+    assert (config.epochs, options.spend) == (FIRST_RUN["epochs"], FIRST_SPEND)
+    assert resolve({}, tmp_path, None, RunOptions(trials=3))[1].spend is None
     assert (config.data, config.budget_ms) == ("digits", None)
     assert config.budget_shares == {"budget_ms": 0.5}
     assert config.teacher_epochs == FIRST_RUN["teacher_epochs"]
     assert resolve({"teacher_epochs": 2}, tmp_path, None, RunOptions())[0].teacher_epochs == 2
     study = {"teacher": "cifar_resnet20", "teacher_epochs": 1}
     for given in ({"data": "digits"}, {"budget_ms": 10.0}, {"budget_mparams": 1.0}, study):
-        config, _, _ = resolve(given, tmp_path, None, RunOptions())
+        config, *_ = resolve(given, tmp_path, None, RunOptions())
         assert config.budget_shares == {}
         assert config.teacher_epochs == given.get("teacher_epochs")
 
 
 def test_a_study_without_a_budget_gets_none_when_it_is_resumed(tmp_path: Path) -> None:
-    config, _, path = resolve({"data": "digits"}, tmp_path, "plain", RunOptions())
+    config, *_, path = resolve({"data": "digits"}, tmp_path, "plain", RunOptions())
     with open_study(path, config, versions={}):
         pass
     assert resolve({}, tmp_path, "plain", RunOptions())[0] == config
