@@ -1,6 +1,7 @@
-"""A small study of digits finds what it found on 28 Nov 2026, before the packages were laid out.
+"""A small study of digits finds what it found on 29 Nov 2026, once a study began with common sense.
 
-golden/random_study.json has the command and its first four trials. Parameters, FLOPs and states
+golden/random_study.json has the command and its six trials, four of common sense and two sampled
+with a share of the budget. Parameters, FLOPs and states
 are the same everywhere. Accuracies were recorded on one processor; on another one, or in bfloat16
 where that is quicker, each step differs in its last bits.
 """

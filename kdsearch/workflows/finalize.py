@@ -28,6 +28,8 @@ from kdsearch.report.undertrained import about_training
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
+from kdsearch.study.facts import candidate_digest
+from kdsearch.study.first_trials import method_at_defaults
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
@@ -229,9 +231,13 @@ class _Steps:
         if self._study.config.look_epochs is not None:
             return
 
+        space = self._study.config.search_space()
+
         def source() -> Iterator[Proposal]:
             for method in CONTROLS:
-                params = with_method(best.params, {"method.name": method})
+                params = with_method(best.params, method_at_defaults(space, method))
+                if candidate_digest(params) == best.digest:
+                    continue
                 if all(record.params != params for record in _controls(self._study, best)):
                     self._callback.on_message(
                         f"Control for trial {best.number}: the same student with method {method}"
