@@ -25,6 +25,7 @@ from kdsearch.study.budget_shares import Share
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.importances import importances
+from kdsearch.study.plan import spent_epochs
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, Summary
 
@@ -67,6 +68,7 @@ def summarise(study: OpenStudy) -> Summary:
         ),
         baselines=facts.baselines or (),
         images=facts.images,
+        epochs=spent_epochs(records, study.config.look_epochs, shipped),
         chance=facts.chance,
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
@@ -163,13 +165,13 @@ def _csv(records: Sequence[TrialRecord]) -> str:
     costs = [item.name for item in fields(Cost)]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["trial", "state", "val", *costs, *_CSV, *params])
+    writer.writerow(["trial", "state", "val", "epochs", *costs, *_CSV, *params])
     for record in records:
         cost = record.cost or Cost()
         row = replace(record, seconds=round(record.seconds, 3))
         writer.writerow(
             [
-                *(row.number, row.state, row.val),
+                *(row.number, row.state, row.val, len(row.curve)),
                 *(getattr(cost, name) for name in costs),
                 *(getattr(row, name) for name in _CSV),
                 *(row.params.get(name) for name in params),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kdsearch.errors import SpecError
 from kdsearch.hpo.halving import TRIALS, Halving, Rung, divide
 from kdsearch.space import Constant, Dim
-from kdsearch.spec import TrainSpec
+from kdsearch.spec import TrainSpec, TrialRecord
 from kdsearch.study.config import HALVING, StudyConfig
 from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.summary import EpochsSpent
 
 # On 1,500 CIFAR-10 images and 48 epochs a resnet taught by vitkd reached 64.4 % on test with
 # batches of 32, 63.4 % with 50 (one seed each).
@@ -76,6 +77,39 @@ def about_plan(halving: Halving) -> Iterator[str]:
         "full"
     )
     yield text.replace(SPACE, " ")
+
+
+def spent_epochs(
+    records: Sequence[TrialRecord], look: int | None, shipped: int | None
+) -> EpochsSpent:
+    """Return where the epochs of a study went. look: of a first look, None without these.
+
+    shipped: the number of the training that ships.
+    """
+    own = [record for record in records if record.reused_from is None]
+    searched = [len(record.curve) for record in own if not record.kind]
+    first = sum(min(epochs, look or epochs) for epochs in searched)
+    controls = sum(len(record.curve) for record in own if record.control_of is not None)
+    return EpochsSpent(
+        looks=first,
+        controls=controls,
+        further=sum(len(record.curve) for record in own) - first - controls,
+        shipped=next((len(r.curve) for r in own if r.number == shipped), 0),
+    )
+
+
+def about_epochs(spent: EpochsSpent) -> str:
+    """Return where the epochs went, in words."""
+    parts = [
+        f"{spent.looks:,} in first looks",
+        f"{spent.controls:,} in controls" if spent.controls else "",
+        f"{spent.further:,} in trainings that went on" if spent.further else "",
+    ]
+    text = (
+        f"{counted(spent.total, 'epoch')} were trained: {', '.join(filter(None, parts))}. The "
+        f"student that ships was trained for {spent.shipped:,}."
+    )
+    return text.replace(SPACE, " ")
 
 
 def _divided(config: StudyConfig, images: int, *, trials: int | None, spend: int | None) -> Halving:

@@ -161,6 +161,24 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EpochsSpent:
+    """Epochs of all trainings: in first looks, in controls, in what was trained beyond that.
+
+    shipped: those that the student in best/ was trained for, in any of the three.
+    """
+
+    looks: int = 0
+    controls: int = 0
+    further: int = 0
+    shipped: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return the sum of the trainings."""
+        return self.looks + self.controls + self.further
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """How many trials ended in which state; `reused` are complete ones that cost no training.
 
@@ -220,6 +238,7 @@ class Summary:
     gains: tuple[GainEntry, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     images: Images = field(default_factory=Images)
+    epochs: EpochsSpent = field(default_factory=EpochsSpent)
     stopping: str = "off"
     min_accuracy: float | None = None
     shipped: Entry | None = None

@@ -30,6 +30,7 @@ from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.facts import candidate_digest
 from kdsearch.study.first_trials import method_at_defaults
+from kdsearch.study.plan import about_epochs
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
@@ -98,6 +99,7 @@ def finalize(
         *about_training(export.weights, study.metric, study.facts.images, package.path),
         *([how_far(study, export.weights, until)] if (until := study.facts.until) else []),
         about_test(study),
+        *([about_epochs(summarise(study).epochs)] if study.config.look_epochs else []),
         str(spent(study)),
     )
     seconds = time.perf_counter() - started - steps.training_seconds

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf, sqrt
 from pathlib import Path
 
+from kdsearch.hpo import pareto
 from kdsearch.hpo.halving import Halving
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
@@ -45,7 +46,10 @@ def climb(
 
 
 def best_at(study: OpenStudy, epochs: int, count: int) -> list[TrialRecord]:
-    """Return the trials of the search that were best after so many epochs, best first."""
+    """Return the trials of the search that were best after so many epochs, best first.
+
+    With `--explore front` they are taken front by front, each from its most accurate trial.
+    """
     reached = [
         record
         for record in study.records()
@@ -54,8 +58,26 @@ def best_at(study: OpenStudy, epochs: int, count: int) -> list[TrialRecord]:
         and record.reused_from is None
         and len(record.curve) >= epochs
     ]
-    ranked = sorted(reached, key=lambda record: -record.curve[epochs - 1])
-    return ranked[:count]
+    if study.config.explore == "front":
+        fronts = _fronts(study, reached, epochs)
+        reached = [record for front in fronts for record in reversed(front)]
+    else:
+        reached.sort(key=lambda record: -record.curve[epochs - 1])
+    return reached[:count]
+
+
+def _fronts(
+    study: OpenStudy, records: Sequence[TrialRecord], epochs: int
+) -> Iterator[list[TrialRecord]]:
+    """Yield the front of the trials after so many epochs, the front of the others, and so on."""
+    left = list(records)
+    while left:
+        points = [(record.curve[epochs - 1], study.point(record)[1]) for record in left]
+        front = pareto.front(points)
+        if not front:  # values that are not finite
+            return
+        yield [left[i] for i in front]
+        left = [record for i, record in enumerate(left) if i not in front]
 
 
 def _controls(

@@ -46,6 +46,7 @@ LAYOUT: dict[str, set[str]] = {
     "counts": {"complete", "pruned", "rejected", "failed", "reused", "rejected_early"},
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
     "images": {"train", "val", "test"},
+    "epochs": {"looks", "controls", "further", "shipped"},
 }
 SPREAD = {"mean", "sd", "low", "high", "values"}
 GAIN = {"difference", "low", "high", "p", "pairs"}

@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 
 from kdsearch.errors import SpecError
+from kdsearch.spec import TrialRecord
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.plan import MANY, about_plan, batch_for, halving_of, with_plan
+from kdsearch.study.plan import (
+    MANY,
+    about_epochs,
+    about_plan,
+    batch_for,
+    halving_of,
+    spent_epochs,
+    with_plan,
+)
+from kdsearch.study.summary import EpochsSpent
 
 SPACE = "student: {family: resnet}\ntrain: {epochs: 30}\n"
 CONFIG = StudyConfig(space=SPACE)
@@ -73,3 +83,31 @@ def test_without_halving_every_trial_is_trained_in_full() -> None:
         halving = halving_of(config, 5000, trials=7, spend=None)
         assert [(rung.count, rung.epochs) for rung in halving.rungs] == [(7, 30)]
         assert not [*about_plan(halving)]
+
+
+def test_the_epochs_of_a_study_are_accounted_for() -> None:
+    def record(number: int, epochs: int, **more: object) -> TrialRecord:
+        return TrialRecord(
+            number=number,
+            state="complete",
+            params={},
+            curve=(0.5,) * epochs,
+            **more,  # type: ignore[arg-type]
+        )
+
+    records = [
+        record(0, 2),
+        record(1, 38),
+        record(2, 2, reused_from=0),
+        record(3, 4, control_of=1),
+        record(4, 10, refit_of=1),
+    ]
+    spent = spent_epochs(records, 2, 1)
+    assert spent == EpochsSpent(looks=4, controls=4, further=46, shipped=38)
+    assert spent.total == 2 + 38 + 4 + 10
+    assert about_epochs(spent) == (
+        "54 epochs were trained: 4 in first looks, 4 in controls, 46 in trainings that went on. "
+        "The student that ships was trained for 38."
+    )
+    in_full = EpochsSpent(looks=40, controls=4, further=10, shipped=2)
+    assert spent_epochs(records, None, 0) == in_full

@@ -181,3 +181,14 @@ def test_checkpoints_of_trials_that_lost_are_removed(fast_path: Path, tmp_path: 
         forget(study, tmp_path, HALVING)
         kept = {record.digest for record in best_at(study, 2, 2)}
         assert {file.stem for file in tmp_path.iterdir()} == kept
+
+
+def test_an_explored_front_resumes_it_front_by_front(fast_path: Path) -> None:
+    """More depth costs more and is better, so all looks are on one front; the best comes first."""
+    with opened(fast_path / "explored", replace(CONFIG, explore="front")) as study:
+        local.run(TrialQueue(study, search(study, n_trials=6)), [train])
+        found = best_at(study, 2, 6)
+        by_value = sorted(found, key=lambda record: -record.curve[1])
+        costs = [record.cost.flops for record in by_value if record.cost is not None]
+        expected = [r for i, r in enumerate(by_value) if costs[i] not in costs[:i]]
+        assert found[: len(expected)] == expected
