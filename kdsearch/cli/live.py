@@ -103,9 +103,11 @@ class StudyConsole(Callback):
         if left is not None and not self._has_estimate:
             self._has_estimate = True
             if n_left > 0:
+                more = f"{n_left} more trial{'s' if n_left > 1 else ''}"
+                more += " and those that resume" if state.epochs else ""
                 self.on_message(
-                    f"About {_time(left)} for {n_left} more trial{'s' if n_left > 1 else ''} "
-                    f"({state.at_once} at a time); --time-limit stops the search in time"
+                    f"About {_time(left)} for {more} ({state.at_once} at a time); "
+                    "--time-limit stops the search in time"
                 )
 
     def _line(self, record: TrialRecord) -> str:

@@ -37,13 +37,21 @@ class RunningTrial:
 class RunState:
     """What `Callbacks` updates before each event. Any thread may read it.
 
-    total: trials of the search. ended: those of the search. at_once: the most that ran at a time.
+    total: trials of the search. epochs: of all trainings, 0 where the plan has none. ended: trials
+    of the search. at_once: the most that ran at a time.
     """
 
     def __init__(
-        self, done: Sequence[TrialRecord] = (), *, total: int = 0, budget: Budget | None = None
+        self,
+        done: Sequence[TrialRecord] = (),
+        *,
+        total: int = 0,
+        epochs: int = 0,
+        budget: Budget | None = None,
     ) -> None:
         self.total = total
+        self.epochs = epochs
+        self._trained = {record.number: record for record in done}
         self.budget = budget or Budget()
         self.ended = list(done)
         self.best = max(
@@ -76,12 +84,23 @@ class RunState:
         """Remove a running trial, and count it if it is one of the search."""
         self.running = {n: trial for n, trial in self.running.items() if n != record.number}
         self.best = best
+        self._trained[record.number] = record
         if not record.kind:
             self.ended = [*(r for r in self.ended if r.number != record.number), record]
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until the search ends, None before they can be estimated."""
-        return forecast(self.ended, self.total - len(self.ended), at_once=self.at_once)
+        """Return the seconds until the trainings end, None before they can be estimated.
+
+        By epochs where the plan counts them, else by trials.
+        """
+        if not self.epochs:
+            return forecast(self.ended, self.total - len(self.ended), at_once=self.at_once)
+        own = [r for r in self._trained.values() if r.curve and r.reused_from is None]
+        if len(own) < _ENOUGH:
+            return None
+        done = sum(len(record.curve) for record in own)
+        each = sum(record.seconds for record in own) / done
+        return each * max(0, self.epochs - done) / max(1, self.at_once)
 
 
 def forecast(records: Sequence[TrialRecord], n_left: int, *, at_once: int) -> float | None:

@@ -190,7 +190,12 @@ def _search(
         begin = callbacks.on_trial_begin
         engine(TrialQueue(study, source, on_begin=begin, on_trial=on_trial))
 
-    state = RunState(searched(study.records()), total=halving.trials, budget=study.budget)
+    state = RunState(
+        searched(study.records()),
+        total=halving.trials,
+        epochs=halving.total if halving.is_staged else 0,
+        budget=study.budget,
+    )
     callbacks.on_search_begin(state)
     stop = StopConditions(
         study,

@@ -193,3 +193,28 @@ def test_a_status_needs_no_torch(fast_path: Path) -> None:
     assert (
         json.loads(message)["counts"]["complete"] + json.loads(message)["counts"]["rejected"] <= 2
     )
+
+
+def test_the_time_left_of_a_plan_follows_from_its_epochs() -> None:
+    """Looks of 2 epochs took 1 s an epoch, of 48; a resumed trial counts its longest training."""
+
+    def record(number: int, epochs: int, kind: int | None = None) -> TrialRecord:
+        curve = (0.5,) * epochs
+        return TrialRecord(
+            number=number,
+            state="complete",
+            params={},
+            curve=curve,
+            seconds=float(epochs),
+            control_of=kind,
+        )
+
+    state = RunState([record(0, 2)], total=4, epochs=48)
+    state.at_once = 1
+    assert state.seconds_left() is None
+    state.end(record(1, 2), None)
+    assert state.seconds_left() == 44
+    state.end(record(2, 2, kind=1), None)
+    state.end(record(1, 38), None)
+    assert state.seconds_left() == 48 - 2 - 2 - 38
+    assert [ended.number for ended in state.ended] == [0, 1]
