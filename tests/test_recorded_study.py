@@ -71,6 +71,8 @@ def test_they_learn_as_much(tmp_path: Path, request: pytest.FixtureRequest) -> N
     teacher = json.loads((study / "front.json").read_text())["teacher"]
     assert teacher["val"] == pytest.approx(RECORDED["teacher_val"], abs=0.02)
     for found, recorded in zip(rows_of(study), TRIALS, strict=True):
+        if "val" not in recorded:
+            continue  # the methods on the best of plain KD, which a processor may decide
         assert float(found["val"]) == pytest.approx(recorded["val"], abs=TOLERANCE)
 
 

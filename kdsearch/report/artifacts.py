@@ -19,6 +19,7 @@ from kdsearch.errors import StudyError
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
+from kdsearch.report.undertrained import about_training
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.budget_shares import Share
@@ -81,7 +82,7 @@ def write_derived(study: OpenStudy) -> Summary:
     """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
     shares, command = importances(study), _command(study)
-    notes = study.facts.notes
+    notes = (*study.facts.notes, *about_longer_training(study))
     figures = drawings(summary, records)
     html = render(summary, records, importances=shares, notes=notes, command=command)
     text = markdown(
@@ -97,6 +98,20 @@ def write_derived(study: OpenStudy) -> Summary:
     for name, content in files.items():
         _write(study.path / name, content)
     return summary
+
+
+def about_longer_training(study: OpenStudy) -> tuple[str, ...]:
+    """Return whether the shipped student was trained too short; nothing before one ships.
+
+    Its command names the study's folder, which may move, so these lines are not stored.
+    """
+    shipped = [record for record in study.records() if record.number == study.facts.shipped]
+    package = study.path / "best"
+    return tuple(
+        line
+        for record in shipped
+        for line in about_training(record, study.metric, study.facts.images, package)
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,9 +22,8 @@ from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.report.artifacts import summarise, write_derived
+from kdsearch.report.artifacts import about_longer_training, summarise, write_derived
 from kdsearch.report.findings import CONTROLS, about_controls, about_refits, about_test
-from kdsearch.report.undertrained import about_training
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
@@ -83,7 +82,8 @@ def finalize(
             raise _empty_front(study)
         steps.note_baselines()
         export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
-        shown = [*study.front(), *trained(study), *_controls(study, export.front)]
+        controls = [c for c in _controls(study, export.front) if steps.has_weights(c)]
+        shown = [*study.front(), *trained(study), *controls]
         steps.evaluate_on_test(shown)
         shipped = export.front, package.latency
         measure_latencies(study, context, shown, shipped=shipped, note=callback.on_message)
@@ -96,7 +96,6 @@ def finalize(
     notes = (
         *_skipped(context),
         *findings,
-        *about_training(export.weights, study.metric, study.facts.images, package.path),
         *([how_far(study, export.weights, until)] if (until := study.facts.until) else []),
         about_test(study),
         *([about_epochs(summarise(study).epochs)] if study.config.look_epochs else []),
@@ -107,6 +106,7 @@ def finalize(
     metric = context.task.metric.key
     results = {metric: _results(study, export.weights), "teacher": _teacher(study)}
     model_card.update(package.path, **results, notes=findings, seeds=_seeds(study))
+    notes = (*notes, *about_longer_training(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
@@ -253,7 +253,7 @@ class _Steps:
 
         def earlier(proposal: Proposal) -> TrialRecord | None:
             found = self._study.earlier(proposal)
-            return found if found is not None and self._weights(found).is_file() else None
+            return found if found is not None and self.has_weights(found) else None
 
         began = time.perf_counter()
         self._engine(
@@ -272,6 +272,10 @@ class _Steps:
         state = read_weights(self._weights(record))
         fit_weights(bare(student.network), state, where=f"trial {record.number}")
         return student.freeze()
+
+    def has_weights(self, record: TrialRecord) -> bool:
+        """Return whether the weights of a training are kept; a first look may have lost its own."""
+        return self._weights(record).is_file()
 
     def _weights(self, record: TrialRecord) -> Path:
         number = record.number if record.reused_from is None else record.reused_from

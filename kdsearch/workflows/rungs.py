@@ -15,7 +15,7 @@ from kdsearch.hpo.halving import Halving
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
 from kdsearch.study.facts import CONTROLS, candidate_digest
-from kdsearch.study.first_trials import method_at_defaults
+from kdsearch.study.first_trials import PLAIN, method_at_defaults
 from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.study.study import OpenStudy, Proposal
 
@@ -156,10 +156,15 @@ def _resumed(
 
 
 def forget(study: OpenStudy, folder: Path, halving: Halving) -> None:
-    """Remove the checkpoints of first looks that will not be resumed."""
+    """Remove the checkpoints of first looks that will not be resumed.
+
+    Plain KD may be resumed as the control of a finalist.
+    """
     if not halving.is_staged:
         return
     kept = {record.digest for record in best_at(study, halving.look, halving.rungs[1].count)}
+    plain = method_at_defaults(study.config.search_space(), PLAIN)
     for record in study.records():
-        if record.state == "complete" and not record.kind and record.digest not in kept:
+        is_plain = plain.items() <= record.params.items()
+        if record.state == "complete" and not (record.kind or is_plain or record.digest in kept):
             (folder / f"{record.digest}.pt").unlink(missing_ok=True)

@@ -179,7 +179,8 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
 
 
 def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
-    assert shell.run("--name", "board", "--budget-mflops", "0.045", "--trials", "6").code == 0
+    wide = ("--explore", "front", "--budget-mflops", "0.045", "--trials", "8")
+    assert shell.run("--name", "board", *wide).code == 0
     reported = [r for r in load_study(shell.out / "board").records() if r.control_of is None]
     assert {record.state for record in reported} == {"complete", "rejected"}
     port = "18089"

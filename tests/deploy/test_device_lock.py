@@ -16,6 +16,7 @@ from toy_trial import DATA, PLAIN, context
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import Latency
 from kdsearch.deploy.pricing import build_student, price
+from kdsearch.spec import Budget
 from kdsearch.trials.trial import run_trial
 
 TIMEOUT = 20.0
@@ -155,7 +156,9 @@ def test_a_student_is_not_measured_during_anothers_step(
     hold.enter_context(hold.enter_context(DeviceLock(tmp_path / "cache").shared()))
     with threads(
         lambda: price(
-            build_student(PLAIN.student, DATA), budget=shared.budget, latencies=shared.latencies
+            build_student(PLAIN.student, DATA),
+            budget=Budget(latency_ms=10),
+            latencies=shared.latencies,
         )
     ):
         assert not measured.wait(1)

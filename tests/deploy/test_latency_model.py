@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdsearch.deploy.latency_model import Fit, LatencyModel
-from kdsearch.space import Params, parse_space
+from kdsearch.space import Params
+from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study

@@ -180,6 +180,7 @@ def test_checkpoints_of_trials_that_lost_are_removed(fast_path: Path, tmp_path: 
             (tmp_path / f"{record.digest}.pt").touch()
         forget(study, tmp_path, HALVING)
         kept = {record.digest for record in best_at(study, 2, 2)}
+        kept |= {r.digest for r in study.records() if r.params["method.name"] == "kd"}  # controls
         assert {file.stem for file in tmp_path.iterdir()} == kept
 
 
