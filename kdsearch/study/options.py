@@ -150,7 +150,8 @@ class RunOptions:
     )
     time_limit: float | None = option(
         None,
-        "Start no further trial after this time: 2h, 30m, 90s or seconds.",
+        "Start no further trial after this time: 2h, 30m, 90s or seconds. A quarter of it is for "
+        "first looks; trainings that it ends are resumed by the next run.",
         SEARCH,
         ABOVE_0,
         metavar="TIME",

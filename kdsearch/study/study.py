@@ -256,9 +256,7 @@ class OpenStudy:
             earlier = found.get(record.number)
             found[record.number] = record if earlier is None else _resumed(earlier, record)
         costs = self.facts.costs
-        return [
-            replace(r, cost=costs[r.number]) if r.number in costs else r for r in found.values()
-        ]
+        return [_timed(r, costs[r.number]) if r.number in costs else r for r in found.values()]
 
     def directory(self, number: int) -> Path:
         """Return the folder of a trial's own files."""
@@ -345,6 +343,12 @@ def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
     if proposal.stored is None:
         del kept["number"]
     return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
+
+
+def _timed(record: TrialRecord, later: Cost) -> TrialRecord:
+    """Return a trial with the latency of a later cost, and its own FLOPs and parameters."""
+    cost = record.cost or later
+    return replace(record, cost=replace(later, flops=cost.flops, params=cost.params))
 
 
 def _resumed(earlier: TrialRecord, later: TrialRecord) -> TrialRecord:

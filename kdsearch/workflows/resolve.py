@@ -39,7 +39,7 @@ from kdsearch.trials.context import load_data
 # spend that ends within a minute.
 FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 12, "epochs": 20}
 FIRST_SPEND = 80
-_WORDS = {0.5: "half", 0.25: "a quarter", 0.1: "a tenth", 1.0: "all"}
+_WORDS = {0.5: "half of", 0.25: "a quarter of", 0.1: "a tenth of", 1.0: "all of"}
 
 
 def resolve(
@@ -97,10 +97,8 @@ def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, l
             )
         limit = float(f"{share * cost * scale:.3g}")
         config = replace(config, **{name: limit})  # type: ignore[arg-type]
-        words = _WORDS.get(share, f"{share:g}")
-        lines.append(
-            f"Budget: {limit:g} {unit}, {words} of the teacher's {cost * scale:.3g} {unit}"
-        )
+        words = _WORDS.get(share, f"{share:g} of" if share < 1 else f"{share:g} times")
+        lines.append(f"Budget: {limit:g} {unit}, {words} the teacher's {cost * scale:.3g} {unit}")
     return config, lines
 
 

@@ -136,10 +136,13 @@ def start(arguments: Sequence[str], *, start_new_session: bool = False) -> subpr
 
 
 def ended_trials(path: Path) -> list[tuple[object, ...]]:
-    """Return what a study found, oldest first: state, parameters, accuracy, curve, cost."""
+    """Return what a study found, oldest first: state, parameters, accuracy, curve, FLOPs.
+
+    Latencies of the front may be measured after the search.
+    """
     return [
-        (record.state, dict(record.params), record.val, record.curve, record.cost)
-        for record in searched(load_study(path).records())
+        (r.state, dict(r.params), r.val, r.curve, r.cost and r.cost.flops)
+        for r in searched(load_study(path).records())
     ]
 
 
