@@ -136,7 +136,7 @@ def shape(line: str) -> str:
     line = re.sub(r" \(weights of trial \d+\)\s*$", "", line)
     line = re.sub(r"; not within 3 %|; the machine was busy", "", line)
     line = re.sub(r"[━─]+", "-", line)
-    line = line.replace("half of the teacher's", "0 of the teacher's")
+    line = line.replace("half of the teacher's", "0 times the teacher's")
     line = re.sub(r"[+\u2212-]?\d[\d.,]*", "0", line)
     line = re.sub(r"(0 h )?(0 min )?0 s\b", "0 s", line)
     return " ".join(line.split())
