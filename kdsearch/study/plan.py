@@ -52,8 +52,10 @@ def halving_of(
     Raises SpecError where `spend` does not fit.
     """
     if config.look_epochs is None:
-        epochs = config.epochs or _epochs(config)
-        return Halving(rungs=(Rung(epochs=epochs, count=trials or TRIALS),))
+        epochs, count = config.epochs or _epochs(config), trials or TRIALS
+        if spend is not None:
+            count = max(1, min(count, spend // epochs))
+        return Halving(rungs=(Rung(epochs=epochs, count=count),))
     return _divided(config, images, trials=trials, spend=spend)
 
 

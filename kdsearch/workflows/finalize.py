@@ -228,9 +228,9 @@ class _Steps:
     def _train_controls(self, best: TrialRecord) -> None:
         """Train the student of a trial with the method of each control, by the same recipe.
 
-        Nothing where controls were first looks.
+        Nothing where controls were first looks, or where a spend has none for them.
         """
-        if self._study.config.look_epochs is not None:
+        if self._study.config.look_epochs is not None or self._study.facts.spend is not None:
             return
 
         space = self._study.config.search_space()

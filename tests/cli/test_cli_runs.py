@@ -342,3 +342,18 @@ def test_what_cannot_log_is_refused_before_anything_runs(
 ) -> None:
     assert expected in shell.refused_run("--name", "unwatched", *flags)
     assert not (shell.out / "unwatched").exists()
+
+
+@pytest.mark.parametrize("spend", ["1ep", "12"])
+def test_a_study_keeps_to_its_spend_and_accounts_for_it(shell: Shell, spend: str) -> None:
+    name = f"spent-{spend}"
+    answer = shell.run("--name", name, "--spend", spend, "--budget-mflops", "1")
+    assert answer.code == 0, answer
+    study = load_study(shell.out / name)
+    own = [record for record in study.records() if record.reused_from is None]
+    trained = sum(len(record.curve) for record in own)
+    assert 1 <= trained <= int(spend.removesuffix("ep"))
+    epochs = json.loads((study.path / "front.json").read_text())["epochs"]
+    assert epochs["looks"] + epochs["controls"] + epochs["further"] == trained
+    assert epochs["shipped"] == max(len(record.curve) for record in own)
+    assert ("Plan: " in answer.stdout) == (study.config.look_epochs is not None)

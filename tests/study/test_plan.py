@@ -37,6 +37,17 @@ def test_a_spend_decides_epochs_and_looks_and_resumes_as_it_began() -> None:
     ]
 
 
+@pytest.mark.parametrize("spend", [1, 2, 3, 7, 20, 48, 200])
+@pytest.mark.parametrize("epochs", [None, 1, 4, 30])
+def test_a_study_that_has_begun_keeps_to_its_spend(spend: int, epochs: int | None) -> None:
+    if epochs is not None and epochs > spend:
+        return
+    config = with_plan(replace(CONFIG, epochs=epochs), 1500, trials=None, spend=spend)
+    halving = halving_of(config, 1500, trials=None, spend=spend)
+    assert halving.total <= spend
+    assert halving_of(config, 1500, trials=halving.trials, spend=spend) == halving
+
+
 def test_the_epochs_of_the_space_or_the_flag_are_those_of_a_training_in_full() -> None:
     config = with_plan(CONFIG, 5000, trials=None, spend=None)
     assert (config.epochs, config.look_epochs) == (None, 3)
