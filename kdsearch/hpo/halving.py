@@ -102,10 +102,10 @@ def divide(
     looks = [_look(shortest, epochs or 0), shortest] if look is None else [look]
     if spend is None:
         assert epochs is not None
-        return _of_length(epochs, trials or TRIALS, looks[0])
+        return _of_length(epochs, trials or TRIALS, looks[0], is_begun=look is not None)
     counts = [trials] if trials else range(min(TRIALS, spend), 1, -1)
     if epochs is not None:
-        return _within(spend, epochs, counts, looks)
+        return _within(spend, epochs, counts, looks, is_begun=look is not None)
     for count in counts:
         found = _single_winner(spend, count, shortest)
         if found is not None and (trials or found.epochs >= WINNER * spend):
@@ -119,26 +119,30 @@ def _look(shortest: int, epochs: int) -> int:
     return epochs if 2 * look > epochs else look
 
 
-def _of_length(epochs: int, trials: int, look: int) -> Halving:
+def _of_length(epochs: int, trials: int, look: int, *, is_begun: bool) -> Halving:
     for winners in range(1, trials):
-        found = _ladder(trials, winners, look, epochs)
+        found = _ladder(trials, winners, look, epochs, is_begun)
         if 2 * winners * epochs >= found.total:
             return found
-    return _ladder(trials, trials, epochs, epochs)
+    return _ladder(trials, trials, look, epochs, is_begun)
 
 
-def _within(spend: int, epochs: int, counts: Sequence[int], looks: Sequence[int]) -> Halving:
+def _within(
+    spend: int, epochs: int, counts: Sequence[int], looks: Sequence[int], *, is_begun: bool
+) -> Halving:
     """Return the most winners, at first of the most trials, within a spend."""
     if spend < epochs:
         raise ValueError(f"a spend of {spend} epochs is less than one training of {epochs}")
     for look in looks:
         for count in counts:
             for winners in range(count, 0, -1):
-                found = _ladder(count, winners, look, epochs)
+                found = _ladder(count, winners, look, epochs, is_begun)
                 if found.total <= spend:
                     return found
     if isinstance(counts, list):
         raise ValueError(f"a spend of {spend} epochs is too small for {counts[0]} trials")
+    if is_begun:
+        raise ValueError(f"a spend of {spend} epochs is too small for first looks of {looks[0]}")
     return _ladder(1, 1, epochs, epochs)
 
 
@@ -151,15 +155,17 @@ def _single_winner(spend: int, trials: int, look: int) -> Halving | None:
     return _ladder(trials, 1, look, rest) if rest >= 2 * look else None
 
 
-def _ladder(trials: int, winners: int, look: int, epochs: int) -> Halving:
+def _ladder(trials: int, winners: int, look: int, epochs: int, is_begun: bool = False) -> Halving:
+    """Return the rungs. is_begun: trials are paused at the first look, even if all are resumed."""
     if look >= epochs:
         return Halving(rungs=(Rung(epochs=epochs, count=trials),))
-    return Halving(rungs=tuple(_rungs(trials, winners, look, epochs)))
+    return Halving(rungs=tuple(_rungs(trials, winners, look, epochs, is_begun)))
 
 
-def _rungs(trials: int, winners: int, look: int, epochs: int) -> Iterator[Rung]:
+def _rungs(trials: int, winners: int, look: int, epochs: int, is_begun: bool) -> Iterator[Rung]:
     count = trials
-    while count > winners:
+    while count > winners or is_begun:
+        is_begun = False
         yield Rung(epochs=look, count=count)
         count = max(winners, ceil(KEPT * count))
         look *= 2

@@ -48,8 +48,25 @@ def test_a_spend_is_used_up_and_its_winner_gets_most_of_it(steps: int, spend: in
     assert found.total == spend
     assert found.epochs >= WINNER * spend
     if found.is_staged:  # a study that is resumed divides as it did
-        again = divide(steps=steps, spend=spend, epochs=found.epochs, look=found.look)
-        assert again == found
+        begun = {"steps": steps, "spend": spend, "epochs": found.epochs, "look": found.look}
+        assert divide(**begun) == found
+        assert divide(**begun, trials=found.trials) == found
+
+
+@given(STEPS, EPOCHS, st.integers(1, 400), TRIALS, st.integers(1, 50))
+def test_a_study_that_began_with_first_looks_resumes_some(
+    steps: int, epochs: int, more: int, trials: int | None, look: int
+) -> None:
+    if look >= epochs:
+        return
+    for spend in (None, epochs + more):
+        try:
+            found = divide(steps=steps, epochs=epochs, spend=spend, trials=trials, look=look)
+        except ValueError:
+            continue
+        assert found.is_staged
+        assert found.look == look
+        check(found)
 
 
 @given(STEPS, EPOCHS, st.integers(1, 400), TRIALS)
