@@ -17,7 +17,7 @@ KEPT = 1 / 4  # of a rung's trainings that go on to the next rung, with twice th
 LOOK_STEPS = 60
 LOOK_SHARE = 1 / 8  # of a training in full, where its length is given
 WINNER = 0.75  # of `spend`, at least, for the trainings in full, where it decides their length
-CONTROLS = 2  # trainings that each finalist is compared with before it is trained in full
+CONTROLS = 2  # trainings that the leader is compared with before it is trained in full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class Halving:
     @property
     def controls(self) -> int:
         """Return the epochs of the controls."""
-        return CONTROLS * self.final * self.winners if self.is_staged else 0
+        return CONTROLS * self.final if self.is_staged else 0
 
     @property
     def total(self) -> int:

@@ -1,7 +1,7 @@
 """Resume the best trainings up the rungs of successive halving, until the winners are in full.
 
-Before the last rung each finalist is compared with its controls after as many epochs. A control
-that is ahead by more than the noise goes on in its place.
+Before the last rung the leader is compared with its controls after as many epochs. A control that
+is ahead by more than the noise goes on in its place.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def climb(
         if stop.ends_training():
             return
         chosen = best_at(study, before.epochs, rung.count)
-        if rung is last:
-            run(_controls(study, chosen, before.epochs, note))
-            chosen = [_leader(study, record, before.epochs, note) for record in chosen]
+        if rung is last and chosen:
+            run(_controls(study, chosen[0], before.epochs, note))
+            leader = _leader(study, chosen[0], before.epochs, note)
+            chosen = [leader, *(each for each in chosen[1:] if each.number != leader.number)]
         run(_resumed(study, chosen, rung.epochs, stop))
 
 
@@ -81,28 +82,27 @@ def _fronts(
 
 
 def _controls(
-    study: OpenStudy, finalists: Sequence[TrialRecord], epochs: int, note: Callable[[str], None]
+    study: OpenStudy, finalist: TrialRecord, epochs: int, note: Callable[[str], None]
 ) -> Iterator[Proposal]:
-    """Yield the controls of the finalists that are missing, trained for as many epochs.
+    """Yield the controls of a finalist that are missing, trained for as many epochs.
 
     A trial of the search that equals a control is resumed instead, and stands for it.
     """
     space = study.config.search_space()
     ended = [record for record in study.records() if record.state != "interrupted"]
     there = {(record.control_of, record.digest) for record in ended}
-    for finalist in finalists:
-        for method in CONTROLS:
-            params = with_method(finalist.params, method_at_defaults(space, method))
-            digest = candidate_digest(params)
-            if digest == finalist.digest or (finalist.number, digest) in there:
-                continue
-            note(f"Control for trial {finalist.number}: the same student with method {method}")
-            yield from (
-                study.ask_resumed(record, epochs)
-                for record in ended
-                if record.digest == digest and _is_paused_before(record, epochs)
-            )
-            yield study.ask_control(params, finalist.number, pause_at=epochs)
+    for method in CONTROLS:
+        params = with_method(finalist.params, method_at_defaults(space, method))
+        digest = candidate_digest(params)
+        if digest == finalist.digest or (finalist.number, digest) in there:
+            continue
+        note(f"Control for trial {finalist.number}: the same student with method {method}")
+        yield from (
+            study.ask_resumed(record, epochs)
+            for record in ended
+            if record.digest == digest and _is_paused_before(record, epochs)
+        )
+        yield study.ask_control(params, finalist.number, pause_at=epochs)
 
 
 def _is_paused_before(record: TrialRecord, epochs: int) -> bool:
