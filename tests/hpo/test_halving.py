@@ -91,7 +91,7 @@ def test_some_divisions() -> None:
     assert rungs(divide(steps=30, spend=48)) == [(4, 2), (1, 38)]
     assert rungs(divide(steps=30, spend=600)) == [(20, 4), (5, 8), (2, 16), (1, 468)]
     assert rungs(divide(steps=390, epochs=30)) == [(20, 3), (5, 6), (3, 30)]
-    assert rungs(divide(steps=390, epochs=30, spend=300)) == [(20, 3), (7, 30)]
+    assert rungs(divide(steps=390, epochs=30, spend=300)) == [(20, 3), (8, 30)]
     assert rungs(divide(steps=30, epochs=48, spend=60)) == [(4, 2), (1, 48)]
     assert rungs(divide(steps=10, epochs=1, trials=3)) == [(3, 1)]
     assert rungs(divide(steps=10, epochs=9, spend=9)) == [(1, 9)]
