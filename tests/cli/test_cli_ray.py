@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
 
+from kdsearch.study.open import load_study
+from kdsearch.study.study import searched
+
 pytest.importorskip("ray")
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
 ON_RAY = ("--engine", "ray")
@@ -31,12 +34,16 @@ def test_a_study_on_ray_finds_what_one_here_does_and_resumes_with_two_workers(
     assert shown[0] == shown[1]
     found = [sorted((shell.out / name).glob("trials/*/*.csv")) for name in ("here", "there")]
     assert [file.parent.name for file in found[0]] == [file.parent.name for file in found[1]]
+    before = searched(load_study(shell.out / "here").records())
     again = shell.run(
         "--name", "here", *line, "--trials", "6", "--workers", "2", *ON_RAY, space=SLOW
     )
     assert again.code == 0, again
-    assert ended_trials(shell.out / "here")[:3] == shown[0]
-    assert len(ended_trials(shell.out / "here")) == 6
+    after = searched(load_study(shell.out / "here").records())
+    assert len(after) == 6
+    for old, new in zip(before, after, strict=False):  # more trials, and more of them resume
+        assert (new.state, new.params) == (old.state, old.params)
+        assert new.curve[: len(old.curve)] == old.curve
 
 
 @pytest.mark.slow
