@@ -1,4 +1,4 @@
-"""Test accuracy of what `kdsearch run` ships, beside peers that train as many images.
+"""Test accuracy of what `kdsearch run` ships, against peers that train as many images.
 
 Spend is counted in images x epochs, all trainings of an arm together. All arms of a setting read
 the same training, validation and test images and the same teacher, choose on validation, run on one

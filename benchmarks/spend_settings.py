@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -91,29 +91,20 @@ _CIFAR_BARS = (
     Bar(peer="oracle", least=-1),
     Bar(peer="optuna", least=5),
 )
+_CIFAR_SMALL = Setting(
+    source="./cifar10",
+    train=1500,
+    val=1000,
+    test=3000,
+    mflops=4,
+    spend=48,
+    teacher="cifar_resnet20",
+    teacher_weights="cifar10/teachers/resnet20.safetensors",
+    bars=_CIFAR_BARS,
+)
 SETTINGS: Mapping[str, Setting] = {
-    "cifar-small": Setting(
-        source="./cifar10",
-        train=1500,
-        val=1000,
-        test=3000,
-        mflops=4,
-        spend=48,
-        teacher="cifar_resnet20",
-        teacher_weights="cifar10/teachers/resnet20.safetensors",
-        bars=_CIFAR_BARS,
-    ),
-    "cifar-large": Setting(
-        source="./cifar10",
-        train=5000,
-        val=1000,
-        test=3000,
-        mflops=10,
-        spend=24,
-        teacher="cifar_resnet20",
-        teacher_weights="cifar10/teachers/resnet20.safetensors",
-        bars=_CIFAR_BARS,
-    ),
+    "cifar-small": _CIFAR_SMALL,
+    "cifar-large": replace(_CIFAR_SMALL, train=5000, mflops=10, spend=24),
     # The teacher knows CIFAR-10 and no other image; it sees TrashNet's at 32 px.
     "trashnet": Setting(
         source="./trashnet",

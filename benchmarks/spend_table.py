@@ -99,8 +99,8 @@ def table(name: str, setting: Setting, runs: Iterable[Run]) -> tuple[list[str], 
         found = differences(own, arms.get(arm, {}))
         parts = list(_verdicts(found, bars.get(arm)))
         if arm != KDSEARCH and (found or parts):
-            told = "; ".join(f"{text} {_word(kept)}" for text, kept in parts)
-            lines.append(f"  {KDSEARCH} - {arm:16} {found or ''}  {told}".rstrip())
+            words = "; ".join(f"{text} {_word(kept)}" for text, kept in parts)
+            lines.append(f"  {KDSEARCH} - {arm:16} {found or ''}  {words}".rstrip())
             verdicts += parts
     text, is_spent = verdicts[0]
     lines.append(f"  {text} {_word(is_spent)}")

@@ -69,7 +69,7 @@ class LatencyCache(JsonCache[Latency]):
 
         A latency that was cut at another limit is used only if it decides this one, too. Those
         with a limit are kept apart, so that a repeated study takes the same decisions although
-        its front was measured in full meanwhile.
+        its front was measured in full in between.
         """
         name = f"{key} | {_PROTOCOL} | {self.here()}"
         limited = f"{name} | with a limit"

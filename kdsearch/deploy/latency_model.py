@@ -66,7 +66,7 @@ class LatencyModel:
     def measured(self, params: Params) -> Cost | None:
         """Return the cost with the latency that the student's trial finds in the cache.
 
-        None where it is not measured here or cannot be: then its trial tells why.
+        None where it is not measured here or cannot be: then its trial fails with the reason.
         """
         if self._latencies is None:
             return None

@@ -101,8 +101,8 @@ def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None)
     """Return the latency of a model's file on the target, measured once per architecture and input.
 
     limit: in ms; measuring stops once the whole interval is on one side of it; infinity takes one
-    round. The key of an architecture is
-    its repr and its shapes, not its name: a user's file may change under the same name.
+    round. The key of an architecture is its repr and its shapes, not its name: a user's file may
+    change under the same name.
     """
     shape = model.preprocess.input_shape
     network = bare(model.network)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 TRIALS = 20  # of a study that is given no number
-KEPT = 1 / 4  # of a rung's trainings that go on to the next rung, with twice the epochs
+KEPT = 1 / 4  # of a rung's trainings are resumed for the next rung, with twice the epochs
 # Steps of a first look. At fewer, students of 1,500 images are near chance.
 LOOK_STEPS = 60
 LOOK_SHARE = 1 / 8  # of a training in full, where its length is given

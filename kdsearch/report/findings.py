@@ -134,7 +134,7 @@ def about_controls(
     if best.control_of is not None:
         yield (
             f"Trial {best.number} is the student of trial {best.control_of} "
-            f"{CONTROLS[str(best.params['method.name'])]}. It was ahead of that trial after as "
+            f"{CONTROLS[str(best.params['method.name'])]}. It led that trial after as "
             "many epochs, so it was trained in full in its place."
         )
     for method, what in CONTROLS.items():

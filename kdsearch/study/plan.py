@@ -38,7 +38,8 @@ def with_plan(
                 "train.epochs"
             )
         return config
-    halving = _divided(config, images, trials=trials, spend=spend)
+    length = epochs if spend is None else config.epochs
+    halving = _divided(config, images, length, trials=trials, spend=spend)
     if spend is not None:
         config = replace(config, epochs=halving.epochs)
     return replace(config, look_epochs=halving.look if halving.is_staged else None)
@@ -51,12 +52,12 @@ def halving_of(
 
     Raises SpecError where `spend` does not fit.
     """
-    if config.look_epochs is None:
-        epochs, count = config.epochs or _epochs(config), trials or TRIALS
-        if spend is not None:
-            count = max(1, min(count, spend // epochs))
-        return Halving(rungs=(Rung(epochs=epochs, count=count),))
-    return _divided(config, images, trials=trials, spend=spend)
+    epochs, count = _epochs(config), trials or TRIALS
+    if config.look_epochs is not None:
+        return _divided(config, images, epochs, trials=trials, spend=spend)
+    if spend is not None:
+        count = max(1, min(count, spend // epochs))
+    return Halving(rungs=(Rung(epochs=epochs, count=count),))
 
 
 def batch_for(images: int, epochs: int) -> int:
@@ -105,7 +106,7 @@ def about_epochs(spent: EpochsSpent) -> str:
     parts = [
         f"{spent.looks:,} in first looks",
         f"{spent.controls:,} in controls" if spent.controls else "",
-        f"{spent.further:,} in trainings that went on" if spent.further else "",
+        f"{spent.further:,} in resumed trainings" if spent.further else "",
     ]
     text = (
         f"{counted(spent.total, 'epoch')} were trained: {', '.join(filter(None, parts))}. The "
@@ -114,12 +115,12 @@ def about_epochs(spent: EpochsSpent) -> str:
     return text.replace(SPACE, " ")
 
 
-def _divided(config: StudyConfig, images: int, *, trials: int | None, spend: int | None) -> Halving:
+def _divided(
+    config: StudyConfig, images: int, epochs: int | None, *, trials: int | None, spend: int | None
+) -> Halving:
+    """Return the rungs of a study. epochs: of a training in full, None where `spend` decides."""
     space = dict(config.search_space().all_dims())
     batch = _fixed(space.get("train.batch_size"), TrainSpec().batch_size) or BATCHES[-1]
-    epochs = config.epochs
-    if epochs is None and spend is None:
-        epochs = _epochs(config)
     try:
         return divide(
             steps=max(1, images // batch),

@@ -1,7 +1,7 @@
 """Measure, after the search, the latencies that the report shows.
 
 In a study with a budget of latency many students were decided by one round; the shown ones are
-measured in full. In any other study nobody asked for latency: the shown students and the teacher
+measured in full. In any other study latency is not limited: the shown students and the teacher
 get one round each, and what ships has the latency of its file.
 """
 

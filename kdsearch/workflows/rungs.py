@@ -1,7 +1,7 @@
 """Resume the best trainings up the rungs of successive halving, until the winners are in full.
 
 Before the last rung the leader is compared with its controls after as many epochs. A control that
-is ahead by more than the noise goes on in its place.
+leads by more than the noise takes its place.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def with_method(params: Params, method: Params) -> Params:
 def _leader(
     study: OpenStudy, finalist: TrialRecord, epochs: int, note: Callable[[str], None]
 ) -> TrialRecord:
-    """Return a finalist, or a control that is ahead by more than the noise after as many epochs."""
+    """Return a finalist, or a control that leads by more than the noise after as many epochs."""
     records = {record.number: record for record in study.records()}
     controls = [
         records[record.number if record.reused_from is None else record.reused_from]
@@ -133,8 +133,8 @@ def _leader(
         return finalist
     best = max(ahead, key=lambda record: record.curve[epochs - 1])
     note(
-        f"Trial {best.number}, a control of trial {finalist.number}, is ahead of it after "
-        f"{epochs} epochs and goes on in its place"
+        f"Trial {best.number}, a control of trial {finalist.number}, leads it after "
+        f"{epochs} epochs and takes its place"
     )
     return best
 

@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> Iterator[OpenStudy]:
         yield study
 
 
-def told(best: float, study: OpenStudy, **vals: float) -> list[str]:
+def sentences(best: float, study: OpenStudy, **vals: float) -> list[str]:
     """Return the findings on a trial and its controls, by method."""
     run_to(study, 4)
     record = replace(study.front()[-1], val=best, curve=(best / 2, best), epochs=2)
@@ -72,14 +72,14 @@ def test_chance_ends_two_standard_errors_above_it(
 
 
 def test_a_shipped_student_at_chance_gets_a_warning_and_no_gain(study: OpenStudy) -> None:
-    found = told(0.106, study, none=0.095, kd=0.101)
+    found = sentences(0.106, study, none=0.095, kd=0.101)
     assert found[0].startswith("Do not use trial ")
     assert "10.60 %, is no better than one constant answer (10.00 %), beyond noise." in found[0]
     assert not any("ained" in line for line in found)
 
 
 def test_no_gain_is_stated_over_a_control_at_chance(study: OpenStudy) -> None:
-    found = told(0.208, study, none=0.095, kd=0.19)
+    found = sentences(0.208, study, none=0.095, kd=0.19)
     assert found[0] == (
         "No gain is stated over the same student without a teacher: at 9.50 % it is no better than "
         "one constant answer (10.00 %), beyond noise."
@@ -88,7 +88,7 @@ def test_no_gain_is_stated_over_a_control_at_chance(study: OpenStudy) -> None:
 
 
 def test_a_control_above_chance_ships_without_a_warning(study: OpenStudy) -> None:
-    found = told(0.106, study, none=0.3)
+    found = sentences(0.106, study, none=0.3)
     assert not any("Do not use" in line or "ained" in line for line in found)
     assert any("is shipped" in line for line in found)
 

@@ -48,6 +48,14 @@ def test_a_study_that_has_begun_keeps_to_its_spend(spend: int, epochs: int | Non
     assert halving_of(config, 1500, trials=halving.trials, spend=spend) == halving
 
 
+def test_a_spend_that_is_given_on_resume_changes_no_length() -> None:
+    """The trials that are there have the epochs and the first looks that they began with."""
+    config = with_plan(CONFIG, 5000, trials=None, spend=None)
+    halving = halving_of(config, 5000, trials=None, spend=200)
+    assert (halving.epochs, halving.look) == (30, config.look_epochs)
+    assert halving.total <= 200
+
+
 def test_the_epochs_of_the_space_or_the_flag_are_those_of_a_training_in_full() -> None:
     config = with_plan(CONFIG, 5000, trials=None, spend=None)
     assert (config.epochs, config.look_epochs) == (None, 3)
@@ -117,7 +125,7 @@ def test_the_epochs_of_a_study_are_accounted_for() -> None:
     assert spent == EpochsSpent(looks=4, controls=4, further=46, shipped=38)
     assert spent.total == 2 + 38 + 4 + 10
     assert about_epochs(spent) == (
-        "54 epochs were trained: 4 in first looks, 4 in controls, 46 in trainings that went on. "
+        "54 epochs were trained: 4 in first looks, 4 in controls, 46 in resumed trainings. "
         "The student that ships was trained for 38."
     )
     in_full = EpochsSpent(looks=40, controls=4, further=10, shipped=2)
