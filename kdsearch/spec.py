@@ -6,14 +6,14 @@ target that the study names; metrics are fractions in [0, 1].
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kdsearch.digests import changed, digest_of
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.schedules import parse_schedule
 from kdsearch.space import Params, Value
@@ -28,6 +28,7 @@ BALANCES = ("fixed", "uncertainty", "gradnorm")
 ORDERS = ("together", "progressive")
 BLENDS = ("equal", "confidence", "learned")
 OPTIMIZERS = ("sgd", "adamw", "muon")
+INITS = ("scratch", "pretrained", "teacher")
 POLICIES = ("plain", "trivial", "rand")
 MIXES = ("none", "mixup", "cutmix")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -40,13 +41,16 @@ class StudentSpec:
     """A student architecture: a family (or `timm:NAME`, `torchvision:NAME`) and its knobs.
 
     resolution: longer side of the input in pixels; 0 means the data's own.
+    init: first weights: `scratch` (random), `pretrained` or `teacher`; no cost depends on it.
     """
 
     family: str
     resolution: int = 0
+    init: str = "scratch"
     knobs: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _require_one_of("student.init", self.init, INITS)
         if self.resolution < 0:
             raise SpecError(f"student.resolution: {self.resolution} is not a number of pixels")
 
@@ -179,19 +183,21 @@ class Candidate:
             raise SpecError("the search space has no 'student.family'")
         rest = dict(params)
         family = str(rest.pop("student.family"))
-        resolution = rest.pop("student.resolution", 0)
+        common = {"resolution": 0, "init": "scratch"}
+        student = {name: rest.pop(f"student.{name}", value) for name, value in common.items()}
         method = str(rest.pop("method.name", "kd"))
         own = _take_under(rest, f"method.{method}.")
         settings = [key for key in _fields(DistillSpec) if key not in ("method", "knobs")]
         distill = {key: own.pop(key) for key in settings if key in own}
         knobs = _take_under(rest, f"student.{family}.")
-        resolution = knobs.pop("resolution", resolution)
+        student |= {name: knobs.pop(name) for name in common if name in knobs}
         train = _take_under(rest, "train.")
         train |= _take_under(train, f"{train.get('optimizer', '')}.")
         _refuse("train", train, _fields(TrainSpec))
-        _refuse("", rest, ("student.family", "student.resolution", "method.name"))
+        known = ("student.family", "student.resolution", "student.init", "method.name")
+        _refuse("", rest, known)
         return cls(
-            student=make(StudentSpec, family=family, resolution=resolution, knobs=knobs),
+            student=make(StudentSpec, family=family, knobs=knobs, **student),
             distill=make(DistillSpec, method=method, knobs=own, **distill),
             train=make(TrainSpec, **train),
         )
@@ -364,17 +370,6 @@ def make(cls: type[T], **values: object) -> T:
     return made
 
 
-def changed(spec: object) -> dict[str, object]:
-    """Return the fields of a dataclass that differ from their defaults."""
-    found = {}
-    for item in fields(spec):  # type: ignore[arg-type]
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        value = getattr(spec, item.name)
-        if value != default:
-            found[item.name] = dict(value) if isinstance(value, Mapping) else value
-    return found
-
-
 def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         hint = did_you_mean(value, known)
@@ -392,9 +387,3 @@ def _refuse(prefix: str, rest: Mapping[str, Value], known: tuple[str, ...]) -> N
         hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
         where = f"{prefix}: " if prefix else ""
         raise SpecError(f"{where}unknown {hints}; known: {', '.join(known)}")
-
-
-def digest_of(value: object) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a value of plain JSON types."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

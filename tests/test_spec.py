@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdsearch.digests import changed, digest_of
 from kdsearch.errors import SpecError
 from kdsearch.space import Value
 from kdsearch.spec import (
+    INITS,
     MAPPINGS,
     Budget,
     Candidate,
@@ -18,7 +20,6 @@ from kdsearch.spec import (
     DistillSpec,
     StudentSpec,
     TrainSpec,
-    digest_of,
     make,
 )
 
@@ -34,6 +35,7 @@ def params_of(candidate: Candidate) -> dict[str, Value]:
     return {
         "student.family": student.family,
         "student.resolution": student.resolution,
+        "student.init": student.init,
         **{f"student.{student.family}.{name}": value for name, value in student.knobs.items()},
         "method.name": distill.method,
         **{f"method.{distill.method}.{name}": value for name, value in own.items()},
@@ -55,6 +57,7 @@ candidates = st.builds(
         StudentSpec,
         family=st.sampled_from(["resnet", "timm:small.tag_1", "my.package:Net"]),
         resolution=st.integers(0, 224),
+        init=st.sampled_from(INITS),
         knobs=knobs,
     ),
     distill=st.builds(
@@ -112,6 +115,17 @@ def test_only_the_family_is_required() -> None:
     )
 
 
+def test_a_family_may_own_its_init() -> None:
+    params = {"student.family": "vit", "student.init": "teacher", "student.vit.init": "pretrained"}
+    assert Candidate.from_params(params).student == StudentSpec(family="vit", init="pretrained")
+
+
+def test_a_digest_has_the_init_only_where_it_is_not_scratch() -> None:
+    spec = StudentSpec(family="vit")
+    assert changed(spec) == {"family": "vit"}
+    assert changed(replace(spec, init="teacher")) == {"family": "vit", "init": "teacher"}
+
+
 def test_a_family_may_own_its_resolution() -> None:
     params = {"student.family": "vit", "student.resolution": 32, "student.vit.resolution": 16}
     assert Candidate.from_params(params).student == StudentSpec(family="vit", resolution=16)
@@ -138,6 +152,7 @@ REFUSED: dict[str, dict[str, Value]] = {
     "train.optimizer: 'adam'": {"train.optimizer": "adam"},
     "train.ema: 1.0": {"train.ema": 1},
     "student.resolution: '32'": {"student.resolution": "32"},
+    "student.init: 'pretraned' (did you mean 'pretrained'?)": {"student.init": "pretraned"},
     "student.resolution: -1": {"student.resolution": -1},
     "method.alpha: 1.5": {"method.kd.alpha": 1.5},
     "method.alpha: 'half'": {"method.kd.alpha": "half"},

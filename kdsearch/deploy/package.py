@@ -24,13 +24,14 @@ from kdsearch.deploy.formats.onnx import OPSET, evaluate, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import target_info
+from kdsearch.digests import changed
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.json_cache import processor
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
-from kdsearch.spec import Budget, Candidate, Cost, changed
+from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS, StudyConfig
 from kdsearch.tasks import Task
 from kdsearch.training.distiller.recipe import needed_features
@@ -120,6 +121,7 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
     """Return the YAML that `kdsearch distill --config` retrains the candidate from."""
     student, distill, train = candidate.student, candidate.distill, candidate.train
     settings: dict[str, Value] = {f"student.{k}": v for k, v in student.knobs.items()}
+    settings |= {} if student.init == "scratch" else {"student.init": student.init}
     settings |= {f"method.{k}": v for k, v in distill.knobs.items()}
     named = ("method", "alpha", "weight", "mapping", "knobs")
     others = {k: v for k, v in changed(distill).items() if k not in named}

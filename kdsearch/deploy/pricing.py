@@ -22,12 +22,13 @@ from kdsearch.deploy.formats._program import program_bytes
 from kdsearch.deploy.formats.onnx import onnx_bytes
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.targets.base import Shape, Target
+from kdsearch.digests import changed, digest_of
 from kdsearch.errors import CostError, ExportError
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, StudentSpec, changed, digest_of
+from kdsearch.spec import Budget, Candidate, Cost, StudentSpec
 
 logger = logging.getLogger(__name__)
 # Trials may be threads of one process, which has one random state and one exporter state in torch:

@@ -61,13 +61,18 @@ class Preprocess:
 
 
 class Model(nn.Module):
-    """A named network and its preprocessing: uint8 images in, logits or Outputs out."""
+    """A named network and its preprocessing: uint8 images in, logits or Outputs out.
+
+    inherited: parameters of `network` that hold another network's weights, by name; none from
+    scratch.
+    """
 
     def __init__(self, name: str, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.name = name
         self.network = network
         self.preprocess = preprocess
+        self.inherited: frozenset[str] = frozenset()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of uint8 images [B, C, H, W]."""

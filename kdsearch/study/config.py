@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 
 import yaml
 
+from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError
 from kdsearch.space import SearchSpace
 from kdsearch.space_yaml import parse_space
-from kdsearch.spec import Budget, digest_of
+from kdsearch.spec import Budget
 from kdsearch.study.budget_shares import LIMITS, Share, read_limit
 from kdsearch.study.options import (
     ABOVE_0,

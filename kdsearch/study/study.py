@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
-from kdsearch.spec import Cost, TrialRecord, digest_of, kind_of
+from kdsearch.spec import Cost, TrialRecord, kind_of
 from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial

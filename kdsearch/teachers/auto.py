@@ -15,9 +15,10 @@ from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.pricing import build_student
+from kdsearch.digests import digest_of
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
-from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec, digest_of
+from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.distiller import Distiller, Side
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import OnEpoch, train

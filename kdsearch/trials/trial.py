@@ -25,6 +25,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import BUILD_LOCK, build_student, price
+from kdsearch.digests import digest_of
 from kdsearch.errors import (
     NO_WRITE,
     KDSearchError,
@@ -35,7 +36,7 @@ from kdsearch.methods.base import Setting
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
-from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, digest_of
+from kdsearch.spec import Budget, Candidate, Cost, DistillSpec
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks import Metric, Task

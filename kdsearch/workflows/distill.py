@@ -14,11 +14,12 @@ from torch.utils.tensorboard import SummaryWriter
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import build_student
 from kdsearch.deploy.targets import require_target
+from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError, TrainingError
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.weights import fit_weights, read_weights
-from kdsearch.spec import Candidate, digest_of
+from kdsearch.spec import Candidate
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch

@@ -22,13 +22,14 @@ from typing import TypeAlias
 
 import yaml
 
+from kdsearch.digests import digest_of
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.dispatch import search as proposed
 from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
 from kdsearch.space import Params
 from kdsearch.space_yaml import load_space, parse_space
-from kdsearch.spec import Budget, Cost, digest_of
+from kdsearch.spec import Budget, Cost
 from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields
 from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study

@@ -68,6 +68,8 @@ def check(spec: StudentSpec) -> None:
         raise SpecError(
             f"student family {spec.family!r} has no knob {hints}; it accepts {', '.join(known)}"
         )
+    if spec.init != "scratch":
+        raise SpecError(f"student.init: the family {spec.family!r} starts from scratch alone")
 
 
 def check_values(spec: StudentSpec) -> None:

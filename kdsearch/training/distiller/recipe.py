@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from kdsearch.digests import changed
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.methods import METHODS
 from kdsearch.methods.base import DistillLoss
 from kdsearch.schedules import Schedule, parse_schedule
 from kdsearch.space import Params, Value
-from kdsearch.spec import ALL_PAIRS, DistillSpec, changed
+from kdsearch.spec import ALL_PAIRS, DistillSpec
 from kdsearch.training.pairing import check_mapping
 
 _NEEDED = inspect.Parameter.empty

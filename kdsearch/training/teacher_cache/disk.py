@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdsearch.atomic import replacing
-from kdsearch.spec import digest_of
+from kdsearch.digests import digest_of
 from kdsearch.training.teacher_cache.parts import GROUPS, LARGE, Parts, View
 
 MAX_DISK_BYTES = 8 * 1024**3
