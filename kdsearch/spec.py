@@ -17,6 +17,8 @@ from kdsearch.digests import changed, digest_of
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.schedules import parse_schedule
 from kdsearch.space import Params, Value
+from kdsearch.train_spec import TrainSpec as TrainSpec
+from kdsearch.train_spec import require_one_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -27,11 +29,7 @@ PAIRWISE_MAPPINGS = (*MAPPINGS, ALL_PAIRS)
 BALANCES = ("fixed", "uncertainty", "gradnorm")
 ORDERS = ("together", "progressive")
 BLENDS = ("equal", "confidence", "learned")
-OPTIMIZERS = ("sgd", "adamw", "muon")
 INITS = ("scratch", "pretrained", "teacher")
-POLICIES = ("plain", "trivial", "rand")
-MIXES = ("none", "mixup", "cutmix")
-PRECISIONS = ("auto", "fp32", "bf16")
 UNITS = {"latency_ms": (1.0, "ms"), "flops": (1e-6, "MFLOPs"), "params": (1e-6, "M parameters")}
 T = TypeVar("T")
 
@@ -50,7 +48,7 @@ class StudentSpec:
     knobs: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_one_of("student.init", self.init, INITS)
+        require_one_of("student.init", self.init, INITS)
         if self.resolution < 0:
             raise SpecError(f"student.resolution: {self.resolution} is not a number of pixels")
 
@@ -92,7 +90,7 @@ class DistillSpec:
         for name in ("alpha_schedule", "weight_schedule", "temperature_schedule"):
             parse_schedule(f"method.{name}", getattr(self, name))
         for name, known in (("balance", BALANCES), ("order", ORDERS)):
-            _require_one_of(f"method.{name}", getattr(self, name), known)
+            require_one_of(f"method.{name}", getattr(self, name), known)
         self.teacher_shares()
 
     def teacher_shares(self) -> tuple[float, ...] | None:
@@ -110,55 +108,6 @@ class DistillSpec:
                 "one share for each teacher, as '0.7,0.3'"
             )
         return tuple(share / sum(shares) for share in shares)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSpec:
-    """The recipe of one training: cosine learning rate after a linear warm-up.
-
-    accumulate: parts of a batch, run one after another; relations see one part at a time.
-    warmup: fraction of all steps, [0, 1). clip: largest norm of the gradient, 0: no limit.
-    ema: decay of the averaged weights, which are evaluated and kept, [0, 1).
-    policy: augmentation after crop and flip: `plain`, `trivial` or `rand`.
-    mix: `none`, `mixup` or `cutmix`.
-    views: augmented views of each image, used in turn; 0: a new view each epoch.
-    precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
-    repeat: each number has its own weights, order and views. Above 0 they do not depend on the
-        method, so that two methods can be compared training by training.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    accumulate: int = 1
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    clip: float = 0.0
-    label_smoothing: float = 0.0
-    ema: float = 0.98
-    policy: str = "plain"
-    mix: str = "none"
-    views: int = 0
-    precision: str = "auto"
-    repeat: int = 0
-
-    def __post_init__(self) -> None:
-        checks = {
-            **{name: getattr(self, name) >= 1 for name in ("epochs", "batch_size")},
-            "accumulate": 1 <= self.accumulate <= self.batch_size,
-            "lr": 0 < self.lr < inf,
-            **{n: 0 <= getattr(self, n) < inf for n in ("weight_decay", "clip", "views", "repeat")},
-            **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
-        }
-        bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
-        if bad:
-            accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr > 0"
-            accepted += ", weight_decay, clip, views and repeat >= 0, the others in [0, 1)"
-            raise SpecError(f"{'; '.join(bad)} ({accepted})")
-        choices = {"optimizer": OPTIMIZERS, "policy": POLICIES, "mix": MIXES}
-        for name, known in (*choices.items(), ("precision", PRECISIONS)):
-            _require_one_of(f"train.{name}", getattr(self, name), known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,12 +317,6 @@ def make(cls: type[T], **values: object) -> T:
         )
         raise SpecError("; ".join(mistakes)) from None
     return made
-
-
-def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = did_you_mean(value, known)
-        raise SpecError(f"{name}: {value!r}{hint} is not one of {', '.join(known)}")
 
 
 def _take_under(rest: dict[str, Value], prefix: str) -> dict[str, Value]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.data.sizes import Size
 from kdsearch.errors import DataError, did_you_mean
-from kdsearch.spec import MIXES, POLICIES
+from kdsearch.train_spec import MIXES, POLICIES
 
 if TYPE_CHECKING:
     import torch

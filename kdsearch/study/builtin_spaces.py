@@ -11,8 +11,9 @@ from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
 from kdsearch.models import students
 from kdsearch.space import Choice, Constant, Dim, Float, Int, SearchSpace, Value
 from kdsearch.space_yaml import load_space, parse_space
-from kdsearch.spec import OPTIMIZERS, Candidate, DistillSpec, StudentSpec, TrainSpec, make
+from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec, make
 from kdsearch.study.config import read_config
+from kdsearch.train_spec import OPTIMIZERS
 
 _HERE = Path(__file__).parents[1]
 # In a wheel the folder is inside the package; in a checkout, next to it.

@@ -12,8 +12,9 @@ from kdsearch import tasks
 from kdsearch.data.base import Augment
 from kdsearch.data.views import view_seeds
 from kdsearch.models.features import Outputs
-from kdsearch.spec import MIXES, StudentSpec
+from kdsearch.spec import StudentSpec
 from kdsearch.tasks import Task
+from kdsearch.train_spec import MIXES
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 24, (12, 18)

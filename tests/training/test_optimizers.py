@@ -9,8 +9,9 @@ import pytest
 import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 
-from kdsearch.spec import OPTIMIZERS, DistillSpec, TrainSpec
+from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.tasks.classification import Classification
+from kdsearch.train_spec import OPTIMIZERS
 from kdsearch.training.optimizers import Optimizers, _matrices, _warm_cosine
 from kdsearch.training.step import Session
 from kdsearch.training.trainer import train
