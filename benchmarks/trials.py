@@ -97,7 +97,7 @@ def context(
         outputs=(TeacherOutputs(taught_by, feed, view_seed=0, disk=disk),),
         budget=budget or Budget(),
         latencies=LatencyCache(folder),
-        device_lock=DeviceLock(folder),
+        device_lock=DeviceLock(),
         seed=0,
         device=device,
         train=feed,

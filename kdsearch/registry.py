@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from pkgutil import iter_modules
@@ -51,6 +51,13 @@ def import_object(path: str, *, what: str) -> object:
             f"{what} {path!r}: {source} defines no {attribute!r}{hint}{found}"
         ) from None
     return found
+
+
+def sources_of(names: Iterable[str]) -> str:
+    """Return a digest of the user's files among names such as `path/to/file.py:Class`, or ''."""
+    files = sorted({name.rpartition(":")[0] for name in names if ".py:" in name})
+    contents = [Path(file).read_bytes() for file in files if Path(file).is_file()]
+    return blake2b(b"".join(contents), digest_size=8).hexdigest() if contents else ""
 
 
 def _load(name: str, what: str) -> ModuleType:

@@ -28,7 +28,7 @@ def context(path: Path, budget: Budget | None = None) -> TrialContext:
         outputs=(outputs,),
         budget=budget or Budget(),
         latencies=LatencyCache(path / "cache"),
-        device_lock=DeviceLock(path / "cache"),
+        device_lock=DeviceLock(),
         seed=0,
         device=CPU,
     )

@@ -27,7 +27,7 @@ class LatencyCache(JsonCache[Latency]):
         self._cache_dir = cache_dir
         self.target = parse_target("cpu") if target is None else target
         self._references = JsonCache(cache_dir / "references", Reference)
-        self._device_lock = DeviceLock(cache_dir, self.target.shared)
+        self._device_lock = DeviceLock(self.target.shared)
 
     def for_runtime(self, name: str) -> LatencyCache:
         """Return the cache for the files of a runtime: this one where its target takes them."""

@@ -73,7 +73,7 @@ class LatencyModel:
         try:
             with BUILD_LOCK:
                 student = build_student(Candidate.from_params(params).student, self._data)
-                return price(student, budget=self._budget, latencies=self._latencies)
+            return price(student, budget=self._budget, latencies=self._latencies)
         except Exception as error:  # a candidate must not end the study, whatever it does
             logger.info("%s has no latency: %s", params, error)
             return None

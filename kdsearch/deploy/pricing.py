@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Trials may be threads of one process, which has one random state and one exporter state in torch:
 # one thread at a time builds or traces.
 BUILD_LOCK = threading.Lock()
+_MEASURE_LOCK = threading.Lock()  # the second of two equal students finds what the first measured
 
 
 def build_student(spec: StudentSpec, data: ImageData) -> Model:
@@ -54,14 +55,16 @@ def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
     Raises CostError where it cannot be counted, or, if it is of no built-in family, not exported.
     """
     shape = student.preprocess.input_shape
-    flops, params = count(student.network, input_shape=shape)
+    with BUILD_LOCK:
+        flops, params = count(student.network, input_shape=shape)
     cost = Cost(flops=flops, params=params)
     is_over = any(violation > 0 for violation in budget.violations(cost).values())
     if is_over:
         return cost
     if budget.latency_ms is None:
         if student.name not in students.names():  # trained for nothing if its file cannot be made
-            file_for(student.network, latencies.target, shape)
+            with BUILD_LOCK:
+                file_for(student.network, latencies.target, shape)
         return cost
     latency = latency_of(student, latencies, limit=budget.latency_ms)
     return replace(cost, **latency.as_cost())
@@ -110,10 +113,12 @@ def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None)
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
 
     def measure() -> Latency:
-        file = file_for(model.network, cache.target, shape)
+        with BUILD_LOCK:  # other trials may be built while this one is measured
+            file = file_for(model.network, cache.target, shape)
         return cache.measure(file, shape=shape, limit=limit)
 
-    return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
+    with _MEASURE_LOCK:
+        return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
 
 
 def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:

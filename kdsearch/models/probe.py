@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from threading import get_ident
 
 import torch
@@ -17,6 +18,7 @@ from kdsearch.errors import SpecError
 from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, grid_of, height_axis
 
 MAX_STAGES = 5
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +100,49 @@ def recording(
 def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor], Tensor]:
     """Run a blank batch in eval mode; return every call worth a tap, in order, and the logits.
 
-    Heads and attention are recorded with the others; training flags are put back one by one.
+    Heads and attention are recorded with the others.
     """
     extra = [name for name, part in module.named_modules() if _head_width(part) or _is_qkv(part)]
     names = dict.fromkeys([*_units(module), *extra])
+    with recording(module, tuple(map(Call, names)), before=False) as calls:
+        logits = _run_blank(module, shape)
+    return calls, logits
+
+
+def first_and_last(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]:
+    """Return the layer that reads the image and those that answer, in the order of their calls.
+
+    Layers are Linear, convolutions and attention. The heads are the last ones called that have an
+    output for each logit: two in a transformer with a distillation token. shape: of a batch.
+    """
+    names = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
+    with recording(module, tuple(map(Call, names)), before=False) as calls:
+        classes = _run_blank(module, shape).shape[1]
+    order = [module.get_submodule(call.name) for call in calls]
+    heads = list(takewhile(lambda part: _rows(part) == classes, reversed(order))) or order[-1:]
+    return [*order[:1], *reversed(heads)]
+
+
+def _rows(layer: nn.Module) -> int:
+    """Return the outputs of a layer; 0 of attention."""
+    return getattr(layer, "out_features", getattr(layer, "out_channels", 0))
+
+
+def _run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return the logits of a blank batch in eval mode; training flags are put back one by one."""
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with (
-            torch.no_grad(),
-            recording(module, tuple(map(Call, names)), before=False) as calls,
-        ):
-            logits = logits_of(module(x))
+        with torch.no_grad():
+            return logits_of(module(x))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = " x ".join(map(str, shape[1:]))
         raise SpecError(f"{type(module).__name__} fails on an input of {size}: {error}") from error
     finally:
         for part, flag in flags:
             part.training = flag
-    return calls, logits
 
 
 def _is_container(module: nn.Module) -> bool:

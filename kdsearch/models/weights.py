@@ -23,8 +23,14 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state to a safetensors file, whole or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    """Write a module's state to a safetensors file, whole or not at all.
+
+    A tied weight is written under each of its names.
+    """
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()  # the format refuses shared memory
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -64,7 +64,7 @@ def train_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    with DeviceLock(cache_dir, str(device)).shared() as step_lock:
+    with DeviceLock(str(device)).shared() as step_lock:
         session = Session(
             data=data, spec=recipe, seed=seed, view_seed=seed, device=device, step_lock=step_lock
         )

@@ -2,11 +2,12 @@
 
 On a CPU it resumes bit for bit: the file holds weights, average, adapters, optimisers, both random
 states and the counters of modules. It is written whole and read without running code from it. A
-damaged file, or one of another training, is ignored.
+damaged file, or one of another training or of other code, is ignored.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import time
@@ -56,7 +57,13 @@ class Checkpoint:
             _log.warning("%s is not used: %s", self._path, error)
             return []
         with self._alone:
-            step.restore(found["step"])
+            start = copy.deepcopy(step.state())
+            try:
+                step.restore(found["step"])
+            except (RuntimeError, ValueError, KeyError) as error:  # of a file that has changed
+                _log.warning("%s does not fit, the training starts anew: %s", self._path, error)
+                step.restore(start)
+                return []
         records: list[dict[str, Any]] = found["epochs"]
         return records
 

@@ -1,7 +1,8 @@
 """Run the same work again and again: on a GPU as a CUDA graph, elsewhere as it is.
 
 Captured work must read all that changes from tensors that stay where they are. Work that cannot
-be captured runs eagerly, and `mode` gives the reason.
+be captured runs eagerly, and `mode` gives the reason. After one capture that failed nothing more is
+captured in the process: torch leaves its allocator with a filter of the graph that is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 
 _WARM_UP = 3  # eager runs before a capture: kernels are chosen, states and tables allocated
 _capturing = threading.Lock()  # CUDA allows a process one capture at a time
+_failures: list[str] = []  # of captures in this process
 _log = logging.getLogger(__name__)
 
 
@@ -77,21 +79,23 @@ class Repeated:
         if self._before_capture is not None:
             self._before_capture()
         graph = torch.cuda.CUDAGraph()
-        try:
-            with (
-                _capturing,
-                torch.cuda.graph(
+        with _capturing:
+            if _failures:
+                self._give_up(f"an earlier capture failed: {_failures[0]}")
+                return
+            try:
+                with torch.cuda.graph(
                     graph,
                     stream=torch.cuda.current_stream(),
                     capture_error_mode="thread_local",
-                ),
-            ):
-                self._work()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an operation that waits for the host, or cannot be captured
-            self._give_up(str(_first(error)).partition("\n")[0])
-            return
+                ):
+                    self._work()
+            except RuntimeError as error:  # it waits for the host, or memory ran out
+                _failures.append(str(_first(error)).partition("\n")[0])
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._give_up(_failures[0])
+                return
         self._graph = graph
         self.mode = "graph"
 
@@ -109,6 +113,12 @@ class Repeated:
         changed = [name for name, value in after.items() if value != before.get(name)]
         if changed and self._runs >= _WARM_UP:
             self._give_up(f"{changed[0]} changes from step to step")
+
+
+def free_cached_memory() -> None:
+    """Give the cached memory of GPUs back, while nothing is captured: it waits for the device."""
+    with _capturing:
+        torch.cuda.empty_cache()
 
 
 def attributes_of(modules: Sequence[nn.Module]) -> dict[str, bool | int | float | str]:

@@ -20,9 +20,12 @@ class ModelEma:
         self.model = copy.deepcopy(model).freeze()
         self._decay = decay
         held, current = self.model.state_dict(), model.state_dict()  # these share their memory
-        floating = [name for name, value in held.items() if value.is_floating_point()]
+        once = {value.data_ptr(): name for name, value in held.items()}  # a tied weight moves once
+        floating = [name for name in once.values() if held[name].is_floating_point()]
         self._floating = [held[name] for name in floating], [current[name] for name in floating]
-        self._others = [(held[name], current[name]) for name in held.keys() - floating]
+        self._others = [
+            (held[name], current[name]) for name in set(once.values()).difference(floating)
+        ]
 
     def share_at(self, step: int) -> float:
         """Return how far the average moves towards the weights after step `step`, from 0."""

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from kdsearch.models.features import bare
+from kdsearch.models.model import Model
+from kdsearch.models.probe import LAYERS, first_and_last
 from kdsearch.spec import TrainSpec
 
 
@@ -19,16 +22,16 @@ class Optimizers:
 
     steps: of the whole training; `rate_at` rises linearly, then falls as half a cosine to 0. The
     model's weights are `spec.optimizer`'s. Muon (Jordan et al., 2024; its rate scaled to the
-    length of AdamW's steps after Liu et al., 2025, 2502.16982) takes the matrices and convolutions
-    between the first and the last layer; it has no use for the others, depthwise convolutions and
-    adapters, which are AdamW's at the same rate. All use fused kernels, which read the rate from
-    a GPU, and on one CPU thread take .20 and .41 ms where loops take .73 and 2.9 (SGD and AdamW on
-    100 small tensors).
+    length of AdamW's steps after Liu et al., 2025, 2502.16982) takes the matrices of Linear layers,
+    convolutions and attention between the layer that reads the image and the heads. AdamW takes
+    those, depthwise convolutions, tokens and adapters, at the same rate. All use fused kernels,
+    which read the rate from a GPU, and on one CPU thread take .20 and .41 ms where loops take .73
+    and 2.9 (SGD and AdamW on 100 small tensors).
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         adapters: nn.Module,
         spec: TrainSpec,
         steps: int,
@@ -37,7 +40,7 @@ class Optimizers:
         others = [p for p in adapters.parameters() if p.requires_grad]
         self.weights = [*weights, *others]
         self.rate = torch.tensor(spec.lr, device=self.weights[0].device)
-        matrices = _matrices(weights) if spec.optimizer == "muon" else []
+        matrices = _matrices(model) if spec.optimizer == "muon" else []
         taken = set(map(id, matrices))
         rest = [p for p in self.weights if id(p) not in taken]
         self.parts: list[torch.optim.Optimizer] = [_plain(rest, spec)]
@@ -93,10 +96,19 @@ class _Muon(torch.optim.Muon):
                 weight.add_(self._rate * step.reshape(weight.shape))
 
 
-def _matrices(weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Return what Muon takes: neither the first nor the last layer, nor a depthwise one."""
-    inner = [weight for weight in weights if weight.ndim > 1][1:-1]
-    return [weight for weight in inner if weight.shape[1] > 1]
+def _matrices(model: Model) -> list[nn.Parameter]:
+    """Return what Muon takes: matrices of layers but the first, the heads and depthwise ones."""
+    network = bare(model.network)
+    ends = first_and_last(network, (2, *model.preprocess.input_shape))
+    known = {id(weight) for layer in ends for weight in layer.parameters()}
+    layers = (layer for layer in network.modules() if isinstance(layer, LAYERS))
+    matrices = []
+    for weight in (weight for layer in layers for weight in layer.parameters(recurse=False)):
+        is_matrix = weight.ndim > 1 and weight.shape[1] > 1
+        if is_matrix and weight.requires_grad and id(weight) not in known:
+            known.add(id(weight))
+            matrices.append(weight)
+    return matrices
 
 
 def _plain(weights: Sequence[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:

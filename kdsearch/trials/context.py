@@ -137,7 +137,7 @@ def lay_out(
         ),
         budget=config.budget,
         latencies=LatencyCache(out / CACHE, require_target(config)),
-        device_lock=DeviceLock(out / CACHE, str(device)),
+        device_lock=DeviceLock(str(device)),
         seed=config.seed,
         device=device,
         train=feed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
 import io
 import logging
 import time
@@ -36,12 +37,14 @@ from kdsearch.methods.base import Setting
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
+from kdsearch.registry import sources_of
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec
 from kdsearch.study.early_stopping import OnRung, Rung
 from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks import Metric, Task
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.cuda_graph import free_cached_memory
 from kdsearch.training.distiller import Distiller, Side, needed_features
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
@@ -131,8 +134,8 @@ def _run(
     seed = _seed_of(candidate, context.seed)
     with BUILD_LOCK:
         torch.manual_seed(seed)
-        student = build_student(candidate.student, context.data)
-        cost = price(student, budget=context.budget, latencies=context.latencies)
+        start = build_student(candidate.student, context.data)
+    cost = price(start, budget=context.budget, latencies=context.latencies)
     violations = context.budget.violations(cost)
     if any(violation > 0 for violation in violations.values()):
         return TrialOutcome(
@@ -150,7 +153,7 @@ def _run(
         should_stop=should_stop,
         pause_at=pause_at,
     )
-    student, epochs = _trained(candidate, student, train, context.device)
+    student, epochs = _trained(candidate, start, train, context.device)
     last = epochs[-1]
     if not last.stopped:
         save_weights(bare(student.network), directory / WEIGHTS)
@@ -180,15 +183,16 @@ def _stop_rule(on_rung: OnRung, cost: Cost) -> ShouldStop:
 
 def _trained(
     candidate: Candidate,
-    student: Model,
+    start: Model,
     train: Callable[[Candidate, Model], list[Epoch]],
     device: torch.device,
 ) -> tuple[Model, list[Epoch]]:
-    """Train a student; where memory runs out, once again from its start in twice the parts.
+    """Train a copy of a student; where memory runs out, the student itself in twice the parts.
 
-    Raises TrainingError, with the peak of the GPU's memory, when it runs out again.
+    The copy is freed before that. Raises TrainingError, with the peak of the GPU's memory, when it
+    runs out again.
     """
-    start = copy.deepcopy(student)
+    student = copy.deepcopy(start)
     accumulate = 2 * candidate.train.accumulate
     try:
         return student, train(candidate, student)
@@ -196,8 +200,9 @@ def _trained(
         if not _is_out_of_memory(error) or accumulate > candidate.train.batch_size:
             raise
     del student
+    gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        free_cached_memory()
     logger.warning("out of memory: once again with train.accumulate %d", accumulate)
     smaller = replace(candidate, train=replace(candidate.train, accumulate=accumulate))
     try:
@@ -238,7 +243,8 @@ def _train(
     checkpoint = None
     if context.unfinished is not None:
         name = candidate.digest()
-        what = f"{name} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
+        files = sources_of([candidate.student.family, *candidate.distill.method.split("+")])
+        what = f"{name} {files} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
         checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILD_LOCK)
     with context.device_lock.shared() as step_lock:
         session = Session(

@@ -180,10 +180,15 @@ def _search(
     options: RunOptions,
     halving: Halving,
 ) -> None:
+    # Trials that may have these files, so that a trial costs no system call for each earlier one.
+    with_weights = with_checkpoint = searched(study.records())
+
     def on_trial(record: TrialRecord) -> None:
+        nonlocal with_weights, with_checkpoint
         front = study.front()
-        _keep_weights(study, front)
-        forget(study, study.path / UNFINISHED, halving)
+        with_weights = _keep_weights(study, [*with_weights, record], front)
+        earlier = [*with_checkpoint, record]
+        with_checkpoint = forget(study, study.path / UNFINISHED, halving, earlier)
         callbacks.on_trial_end(record, front[-1] if front else None)
 
     def run(source: Iterator[Proposal]) -> None:
@@ -292,12 +297,15 @@ def _evaluate(
     )
 
 
-def _keep_weights(study: OpenStudy, front: list[TrialRecord]) -> None:
-    """Delete the weights of dominated trials: a dominated trial never comes back to the front."""
+def _keep_weights(
+    study: OpenStudy, records: Sequence[TrialRecord], front: list[TrialRecord]
+) -> list[TrialRecord]:
+    """Delete the weights of dominated trials, which never come back to the front; return that."""
     kept = {record.number for record in front}
-    for record in searched(study.records()):
+    for record in searched(records):
         if record.number not in kept:
             (study.directory(record.number) / WEIGHTS).unlink(missing_ok=True)
+    return front
 
 
 @contextmanager

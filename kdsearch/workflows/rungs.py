@@ -155,16 +155,21 @@ def _resumed(
         yield study.ask_resumed(record, None if until == record.epochs else int(until))
 
 
-def forget(study: OpenStudy, folder: Path, halving: Halving) -> None:
-    """Remove the checkpoints of first looks that will not be resumed.
+def forget(
+    study: OpenStudy, folder: Path, halving: Halving, records: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """Remove the checkpoints of first looks that will not be resumed; return the other trials.
 
     Plain KD may be resumed as the control of a finalist.
     """
     if not halving.is_staged:
-        return
+        return []
     kept = {record.digest for record in best_at(study, halving.look, halving.rungs[1].count)}
     plain = method_at_defaults(study.config.search_space(), PLAIN)
-    for record in study.records():
-        is_plain = plain.items() <= record.params.items()
-        if record.state == "complete" and not (record.kind or is_plain or record.digest in kept):
+    left = []
+    for record in records:
+        if record.kind or plain.items() <= record.params.items() or record.digest in kept:
+            left.append(record)
+        elif record.state == "complete":
             (folder / f"{record.digest}.pt").unlink(missing_ok=True)
+    return left

@@ -9,20 +9,28 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 import torch
 from test_latency import SHAPE, network
 from torch import nn
+from torch.export import passes
 
+from kdsearch.deploy.device_lock import DeviceLock
+from kdsearch.deploy.formats._program import program_bytes
 from kdsearch.deploy.latency import LatencyCache, measure
 from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.targets import TARGETS, parse_target, require_target, target_info
+from kdsearch.deploy.targets._fork_server import ForkServer
 from kdsearch.deploy.targets.base import Reference, References, Target, TimingRequest
 from kdsearch.deploy.targets.cmd import Cmd
+from kdsearch.deploy.targets.cuda import Cuda
 from kdsearch.errors import CostError, SpecError
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TargetInfo
@@ -306,6 +314,39 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next(tmp_path: Path) ->
     )
 
 
+HUNG = """
+import os, time
+class Hung:
+    def prepare(self):
+        pass
+    def handle(self, request):
+        if request["file"].endswith("slow"):
+            time.sleep(60)
+        return {"pid": os.getppid()}
+"""
+
+
+def test_a_hung_runtime_is_ended_and_lets_go_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hung.py").write_text(HUNG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ForkServer, "timeout_seconds", 20.0)
+    cache = LatencyCache(tmp_path)
+    server = cache.target._server = ForkServer("hung:Hung", {})  # type: ignore[attr-defined]
+    parent = server.request({"file": "quick"})["pid"]
+    monkeypatch.setattr(ForkServer, "timeout_seconds", 0.2)
+    (tmp_path / "slow").touch()
+
+    with pytest.raises(CostError, match=r"gave no answer within 0\.2 s and was ended"):
+        cache.measure(tmp_path / "slow", shape=SHAPE)
+    monkeypatch.setattr(ForkServer, "timeout_seconds", 20.0)
+    with DeviceLock().exclusive():
+        assert server.request({"file": "quick"})["pid"] != parent
+    assert isinstance(parent, int)
+    assert gone(parent)
+
+
 def test_a_forgotten_target_leaves_no_process(tmp_path: Path) -> None:
     target = parse_target("cpu")
     measure(network(1), shape=SHAPE, target=target)
@@ -331,3 +372,53 @@ def test_a_target_is_described_for_front_json() -> None:
 def test_threads_and_batch_are_positive(flag: str, value: int) -> None:
     with pytest.raises(SpecError, match=f"--{flag} {value}: expected 1 to 1024"):
         StudyConfig(**{flag: value})  # type: ignore[arg-type]
+
+
+class Counting(nn.Module):
+    """A student that creates a tensor in its forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) + torch.arange(x.shape[1], device=x.device)
+
+
+def test_the_cuda_target_moves_the_whole_program_and_keeps_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On `meta` in place of a GPU: a tensor left on the CPU is an error there."""
+    alive: list[weakref.ref[object]] = []
+
+    class Graph:
+        def replay(self) -> None:
+            assert all(reference() is not None for reference in alive)
+
+    class Capture(nullcontext[None]):
+        def __init__(self, graph: Graph) -> None:
+            super().__init__()
+
+    file = tmp_path / "student.pt2"
+    file.write_bytes(program_bytes(Counting(), input_shape=SHAPE))
+    move, load = passes.move_to_device_pass, torch.from_numpy
+
+    def moved(program: torch.export.ExportedProgram, device: str) -> torch.export.ExportedProgram:
+        assert device == "cuda"
+        return move(program, "meta")
+
+    class Images:
+        def __init__(self, array: object) -> None:
+            self.array = array
+
+        def to(self, device: str) -> torch.Tensor:
+            images = load(self.array).to("meta")
+            alive.append(weakref.ref(images))
+            return images
+
+    monkeypatch.setattr(passes, "move_to_device_pass", moved)
+    monkeypatch.setattr(torch, "from_numpy", Images)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", torch.cuda.Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    replay = Cuda()._replay(TimingRequest(file=file, shape=SHAPE))
+    replay()
+    assert len(alive) == 1

@@ -44,6 +44,28 @@ def to_old_pickle(content: object, path: Path) -> Path:
     return path.with_suffix(".pth")
 
 
+class Tied(nn.Module):
+    """Its two layers have one weight; its view and its other view share memory in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        whole = torch.arange(6.0)
+        self.register_buffer("view", whole[:4])
+        self.register_buffer("other", whole[2:])
+
+
+def test_tied_weights_and_views_are_written_and_read(tmp_path: Path) -> None:
+    module, other = Tied(), Tied()
+    save_weights(module, tmp_path / "tied.safetensors")
+    found = read_weights(tmp_path / "tied.safetensors")
+    assert_same(found, dict(module.state_dict()))
+    fit_weights(other, found, where="here")
+    assert other.second.weight is other.first.weight
+    assert torch.equal(other.first.weight, module.first.weight)
+
+
 WRITERS = [to_safetensors, to_pickle, to_old_pickle]
 Write = Callable[[State, Path], Path]
 

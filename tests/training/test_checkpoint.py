@@ -40,9 +40,10 @@ def trained(
     *,
     stop_after: int | None = None,
     pause_at: int | None = None,
+    width: int = 8,
 ) -> tuple[list[Epoch], Model]:
     """Train from the same start; stop after `stop_after` epochs."""
-    model, teacher = tiny_model(), tiny_model(1).freeze()
+    model, teacher = tiny_model(width=width), tiny_model(1).freeze()
     torch.manual_seed(5)
     distiller = distiller_for(distill, model, teacher)
     outputs = TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=7)
@@ -119,6 +120,15 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     ]  # the fourth is not stored
     epochs, _ = trained(DistillSpec(), SPEC, Checkpoint(file, "it"))
     assert [epoch.seconds for epoch in epochs[:3]] == [epoch["seconds"] for epoch in kept]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_network_that_has_changed_since_starts_anew(optimizer: str, tmp_path: Path) -> None:
+    file, spec = tmp_path / "it.pt", replace(SPEC, optimizer=optimizer)
+    with pytest.raises(StoppedError):
+        trained(DistillSpec(), spec, Checkpoint(file, "it"), stop_after=3)
+    again = trained(DistillSpec(), spec, Checkpoint(file, "it"), width=12)
+    assert_equal(again, trained(DistillSpec(), spec, width=12))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other", "text"])

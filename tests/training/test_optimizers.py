@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy_data import CPU, distiller_for, tiny_model, toy_data
+from torch import Tensor, nn
+from toy_data import CPU, distiller_for, tiny_model, tiny_network, toy_data
 
-from kdsearch.spec import DistillSpec, TrainSpec
+from kdsearch.models import students
+from kdsearch.models.model import Model, Preprocess
+from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
 from kdsearch.tasks.classification import Classification
 from kdsearch.train_spec import OPTIMIZERS
 from kdsearch.training.optimizers import Optimizers, _matrices, _warm_cosine
@@ -47,9 +50,65 @@ def test_muon_takes_the_matrices_between_first_and_last_layer_and_adamw_the_rest
     assert type(rest) is torch.optim.AdamW
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(16, 8 * 9)]
     assert sum(len(group["params"]) for group in rest.param_groups) == 6
-    depthwise = torch.nn.Parameter(torch.ones(4, 1, 3, 3))
-    pointwise = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
-    assert _matrices([pointwise, depthwise, pointwise, pointwise]) == [pointwise]
+
+
+class HeadFirst(nn.Module):
+    """Its head, a token and a position stand before its stem; a depthwise convolution is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.positions = nn.Parameter(torch.zeros(1, 17, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.stem = nn.Conv2d(1, 8, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.stem(x)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = self.attention(x, x, x)[0]
+        first, second = (head(x[:, i]) for i, head in enumerate(self.heads))
+        return first + second
+
+
+def as_model(network: nn.Module) -> Model:
+    preprocess = Preprocess(mean=(0.35,), std=(0.3,), resolution=8, channels=1)
+    return Model("own", network, preprocess)
+
+
+def taken(model: Model) -> set[str]:
+    names = {id(weight): name for name, weight in model.network.named_parameters()}
+    return {names[id(weight)] for weight in _matrices(model)}
+
+
+def test_muon_takes_layers_by_what_they_do_and_not_by_their_place() -> None:
+    network = HeadFirst()
+    flags = [part.training for part in network.modules()]
+    assert taken(as_model(network)) == {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert [part.training for part in network.modules()] == flags
+
+
+@pytest.mark.parametrize("family", ["convnext", "deit", "mobilenet", "resnet", "vit"])
+def test_muon_takes_all_inner_matrices_of_a_family(family: str) -> None:
+    spec = StudentSpec(family=family)
+    network = students.build(spec, in_channels=1, num_classes=3, data_size=8)
+    outer = {"resnet": {"stem.0.weight"}, "vit": {"patches.0.weight"}, "deit": {"patches.0.weight"}}
+    outer = outer.get(family, {"stem.0.weight"})
+    inner = {
+        name
+        for name, weight in network.named_parameters()
+        if weight.ndim > 1 and weight.shape[1] > 1 and "head" not in name and name != "prefix"
+    }
+    assert taken(as_model(network)) == inner - outer
+
+
+def test_muon_takes_a_weight_once_and_never_a_head_that_is_tied_to_an_inner_layer() -> None:
+    network = tiny_network(width=3)
+    network = nn.Sequential(*network[:-1], *(nn.Linear(24, 24) for _ in range(3)), nn.Linear(24, 3))
+    network[-3].weight = network[-4].weight
+    network[-2].weight = nn.Parameter(network[-2].weight.detach(), requires_grad=False)
+    assert taken(as_model(network)) == {"3.weight", f"{len(network) - 4}.weight"}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

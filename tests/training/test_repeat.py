@@ -62,7 +62,7 @@ def trained(path: Path, distill: DistillSpec, **recipe: int) -> Trained:
         outputs=(outputs,),
         budget=Budget(),
         latencies=LatencyCache(path / "cache"),
-        device_lock=DeviceLock(path / "cache"),
+        device_lock=DeviceLock(),
         seed=0,
         device=CPU,
     )

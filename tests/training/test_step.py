@@ -6,10 +6,11 @@ mixing it with one of the CPU's, is an error, as it would be a stall or an error
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.tasks.classification import Top1
-from kdsearch.training.cuda_graph import Repeated, attributes_of, own_stream
+from kdsearch.training import cuda_graph
+from kdsearch.training.cuda_graph import Repeated, attributes_of, free_cached_memory, own_stream
 from kdsearch.training.distiller import Distiller
 from kdsearch.training.step import Session, Step
 from kdsearch.training.validation import Validation
@@ -85,7 +87,7 @@ def step_of(
         outputs=(),
         budget=Budget(),
         latencies=LatencyCache(Path("none")),
-        device_lock=DeviceLock(Path("none")),
+        device_lock=DeviceLock(),
         seed=0,
         device=CPU,
     )
@@ -225,6 +227,7 @@ class Recorder:
                     raise error
 
         self.answers: list[str] = []
+        monkeypatch.setattr(cuda_graph, "_failures", [])
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", Capture)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
@@ -269,6 +272,42 @@ def test_memory_that_runs_out_in_a_capture_is_not_hidden(monkeypatch: pytest.Mon
         repeated()
     with pytest.raises(torch.OutOfMemoryError):
         repeated()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted"), torch.OutOfMemoryError("full")])
+def test_nothing_more_is_captured_after_a_capture_that_failed(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Recorder(monkeypatch, error=error)
+    failing, other = Repeated(cuda.work, GPU), Repeated(cuda.work, GPU)
+    with suppress(torch.OutOfMemoryError):
+        for _ in range(5):
+            failing()
+    cuda.answers.clear()
+    for _ in range(5):
+        other()
+    assert cuda.answers == ["work"] * 5
+    assert other.mode == f"eager: an earlier capture failed: {error}"
+
+
+def test_cached_memory_is_freed_while_nothing_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Recorder(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda.answers.append("empty"))
+    freeing = Thread(target=free_cached_memory)
+
+    def work() -> None:
+        if cuda.answers[-1:] == ["capture"]:
+            freeing.start()
+            freeing.join(0.2)
+        cuda.answers.append("work")
+
+    repeated = Repeated(work, GPU)
+    for _ in range(4):
+        repeated()
+    freeing.join()
+    assert (
+        cuda.answers.index("capture") < cuda.answers.index("work", 3) < cuda.answers.index("empty")
+    )
 
 
 def test_the_first_error_of_a_failed_capture_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -31,6 +33,7 @@ from kdsearch.tasks.classification import Classification
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
+from kdsearch.trials import trial as trial_steps
 from kdsearch.trials.trial import WEIGHTS, run_trial
 
 TASK = Classification()
@@ -220,6 +223,62 @@ def test_out_of_memory_splits_the_batch_once_then_fails_alone(
     if most == 8:  # the second start is the first one: as if the user had split the batch
         split = replace(candidate, train=replace(TRAIN, accumulate=2))
         assert run_trial(split, context(tmp_path), tmp_path / "1").state == "complete"
+
+
+def test_the_student_that_ran_out_of_memory_is_freed_before_the_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[weakref.ref[Model]] = []
+    train = trial_steps.train
+
+    def once_too_large(model: Model, *given: Any, **settings: Any) -> list[Epoch]:
+        assert not any(earlier() for earlier in tries)
+        tries.append(weakref.ref(model))
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(model, *given, **settings)
+
+    monkeypatch.setattr(trial_steps, "train", once_too_large)
+    assert run_trial(PLAIN, context(tmp_path), tmp_path / "0").state == "complete"
+    assert len(tries) == 2
+
+
+OWN = """
+import torch
+from torch import nn
+from kdsearch.models.students.base import ConvStudent, conv_norm
+
+class Own(ConvStudent):
+    def __init__(self, *, in_channels, num_classes, resolution):
+        super().__init__(
+            stem=nn.Sequential(conv_norm(in_channels, WIDTH, 3), nn.ReLU()),
+            stages=[conv_norm(WIDTH, 8, 3, stride=2)], embedding=8, num_classes=num_classes,
+        )
+
+    def features(self, x):
+        return super().features(x * SCALE)
+"""
+
+
+@pytest.mark.parametrize(("width", "scale"), [(4, 1.0), (8, -0.5)])
+def test_a_student_whose_file_has_changed_starts_its_training_anew(
+    tmp_path: Path, width: int, scale: float
+) -> None:
+    """With other shapes the checkpoint does not fit; with other lines it is of another network."""
+
+    def curve(where: str, width: int, scale: float, pause_at: int | None) -> tuple[float, ...]:
+        text = OWN.replace("WIDTH", str(width)).replace("SCALE", str(scale))
+        (tmp_path / "own.py").write_text(text)
+        shared = replace(context(tmp_path), unfinished=tmp_path / where)
+        outcome = run_trial(candidate, shared, tmp_path / where, pause_at=pause_at)
+        assert outcome.state == "complete", outcome.reason
+        return outcome.curve
+
+    family = f"{tmp_path / 'own.py'}:Own"
+    candidate = Candidate(student=StudentSpec(family=family), train=replace(TRAIN, epochs=3))
+    curve("changed", 8, 1.0, 2)
+    assert len(list((tmp_path / "changed").glob("*.pt"))) == 1
+    assert curve("changed", width, scale, None) == curve("new", width, scale, None)
 
 
 def test_a_trial_records_its_seconds_of_teacher_outputs(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_network_costs_what_the_same_student_would(
         outputs=(),
         budget=Budget(params=1.0),  # what breaks a budget is counted too
         latencies=LatencyCache(tmp_path),
-        device_lock=DeviceLock(tmp_path),
+        device_lock=DeviceLock(),
         seed=0,
         device=CPU,
     )

@@ -86,7 +86,7 @@ def test_training_for_8_bits_leaves_the_student_and_learns(tmp_path) -> None:
         outputs=(TeacherOutputs(teacher, Feed(DATA.train, CPU), view_seed=0),),
         budget=Budget(),
         latencies=LatencyCache(tmp_path),
-        device_lock=DeviceLock(tmp_path),
+        device_lock=DeviceLock(),
         seed=0,
         device=CPU,
     )

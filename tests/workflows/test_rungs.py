@@ -178,10 +178,28 @@ def test_checkpoints_of_trials_that_lost_are_removed(fast_path: Path, tmp_path: 
         local.run(TrialQueue(study, search(study, n_trials=8)), [train])
         for record in study.records():
             (tmp_path / f"{record.digest}.pt").touch()
-        forget(study, tmp_path, HALVING)
+        left = forget(study, tmp_path, HALVING, study.records())
         kept = {record.digest for record in best_at(study, 2, 2)}
         kept |= {r.digest for r in study.records() if r.params["method.name"] == "kd"}  # controls
         assert {file.stem for file in tmp_path.iterdir()} == kept
+        assert {record.digest for record in left} == kept
+
+
+def test_a_lost_checkpoint_is_removed_once_and_not_after_each_later_trial(
+    fast_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    left: list[TrialRecord] = []
+
+    def on_trial(record: TrialRecord) -> None:
+        left[:] = forget(study, tmp_path, HALVING, [*left, record])
+
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: removed.append(path.name))
+    with opened(fast_path / "once", CONFIG) as study:
+        local.run(TrialQueue(study, search(study, n_trials=12), on_trial=on_trial), [train])
+    removed = [name for name in removed if name.endswith(".pt")]
+    assert removed
+    assert len(removed) == len(set(removed))
 
 
 def test_an_explored_front_resumes_it_front_by_front(fast_path: Path) -> None:

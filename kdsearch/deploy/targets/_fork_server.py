@@ -15,6 +15,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Mapping
+from select import select
 from typing import Protocol, TextIO, cast
 
 from kdsearch.errors import CostError, KDSearchError
@@ -45,12 +46,14 @@ class ForkServer:
     handler: `package.module:Class`; settings: the arguments of the class.
     """
 
+    timeout_seconds = 600.0  # for the start too; TensorRT takes minutes to build an engine
+
     def __init__(self, handler: str, settings: Mapping[str, object]) -> None:
         self._given = {"handler": handler, "settings": settings}
         self._parent: subprocess.Popen[str] | None = None
 
     def request(self, request: Json) -> Json:
-        """Return a fresh process's response. Raises CostError where it refuses, fails or dies."""
+        """Return a fresh process's response. Raises CostError where it refuses, fails or hangs."""
         if self._parent is None or self._parent.poll() is not None:
             self._start()
         assert self._parent is not None
@@ -80,6 +83,10 @@ class ForkServer:
         assert self._parent is not None
         assert self._parent.stdout is not None
         try:
+            if not select([self._parent.stdout], [], [], self.timeout_seconds)[0]:
+                raise CostError(
+                    f"the runtime gave no answer within {self.timeout_seconds:g} s and was ended"
+                )
             line = self._parent.stdout.readline()
         except BaseException:  # else the next request would get this one's response
             os.killpg(self._parent.pid, signal.SIGKILL)

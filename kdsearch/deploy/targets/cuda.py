@@ -5,13 +5,30 @@ Not yet run on a GPU.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from kdsearch.deploy.targets._fork_server import Json
 from kdsearch.deploy.targets._local import GpuTarget
 from kdsearch.deploy.targets.base import TimingRequest
 from kdsearch.deploy.timing import Run
 from kdsearch.errors import CostError, SpecError
 
+if TYPE_CHECKING:
+    import torch
+
 _REPLAYS, _BLOCKS, _WARM_UPS = 20, 16, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replay:
+    """A CUDA graph and the objects whose memory it reads and writes, which must live as long."""
+
+    graph: torch.cuda.CUDAGraph
+    memory: tuple[object, ...]
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 class Cuda(GpuTarget):
@@ -31,9 +48,10 @@ class Cuda(GpuTarget):
     def _replay(self, timing: TimingRequest) -> Run:
         """Return a replay of the program on a batch of images."""
         import torch
+        from torch.export.passes import move_to_device_pass
 
-        try:
-            module = torch.export.load(timing.file).module().to("cuda")
+        try:  # the pass also moves what the program creates; a module's `to` does not
+            module = move_to_device_pass(torch.export.load(timing.file), "cuda").module()
         except Exception as error:  # a damaged archive may raise anything
             raise CostError(
                 f"PyTorch refuses {timing.file}; expected a .pt2 program: {error}"
@@ -47,8 +65,8 @@ class Cuda(GpuTarget):
                     module(images)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph):
-                module(images)
-        return graph.replay
+                logits = module(images)
+        return _Replay(graph=graph, memory=(module, images, logits))
 
     def time(self, timing: TimingRequest) -> Json:
         """Return the milliseconds of a replay, by the GPU's own clock."""
