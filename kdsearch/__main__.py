@@ -5,12 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
+from typing import ClassVar
 
-_SOON = 0.01  # seconds; the callback has returned by then
+_SOON = 0.01  # seconds; the place that discards exceptions has been left by then
 EXIT_INTERNAL, EXIT_ARGUMENTS, EXIT_INTERRUPTED = 1, 2, 130
+_INTERRUPTED = "interrupted; run the same command to resume"
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, raised again where it is lost.
+
+    Python discards exceptions in callbacks of weak references and in destructors, and extensions
+    clear them or turn them into an ImportError that somebody catches: two of some fifty stops were
+    lost. An interrupt that is destroyed before the command ends was discarded.
+    """
+
+    is_wanted: ClassVar[bool] = False  # from the start of a command until its message
+    was_raised: ClassVar[bool] = False
+
+    def __del__(self) -> None:
+        """Raise another one soon."""
+        if Interrupt.is_wanted:
+            signal.setitimer(signal.ITIMER_REAL, _SOON)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,32 +42,46 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP's threads spin while they wait: on two cores with another busy process, training a
     # small network took 136 s; with threads that sleep it took 9 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
-    before = sys.unraisablehook
-    sys.unraisablehook = partial(_raise_again, before)
-    try:
+    with _interrupts():
         sys.exit(_run(arguments))
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise `Interrupt` at Ctrl-C, unless that is ignored, and at SIGTERM."""
+    signals = [signal.SIGTERM, signal.SIGALRM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signals.append(signal.SIGINT)
+    hook = sys.unraisablehook
+    handlers = [(number, signal.signal(number, _interrupt)) for number in signals]
+    sys.unraisablehook = partial(_drop_interrupts, hook)
+    Interrupt.is_wanted, Interrupt.was_raised = True, False
+    try:
+        yield
     finally:
-        sys.unraisablehook = before
+        _end_interrupts()
+        sys.unraisablehook = hook
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    if Interrupt.is_wanted:
+        Interrupt.was_raised = True
+        raise Interrupt
 
 
-def _raise_again(
-    before: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
+def _end_interrupts() -> None:
+    Interrupt.is_wanted = False
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _drop_interrupts(
+    hook: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
 ) -> None:
-    """Raise an interrupt again that arrived where Python discards exceptions.
-
-    It does so in callbacks of weak references, which a training makes many of: two of some fifty
-    stops by SIGTERM were lost.
-    """
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, _SOON)
-    else:
-        before(unraisable)
+    """Print nothing of an interrupt that Python discards: it is raised again."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        hook(unraisable)
 
 
 def _run(arguments: list[str]) -> int:
@@ -58,6 +92,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         code = app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
+        _end_interrupts()
     except KDSearchError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -73,19 +108,22 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         return _internal(error, arguments)
     if code == EXIT_INTERRUPTED:  # Typer returns it after Ctrl-C, without a message
-        return _fail("interrupted; run the same command to resume", code)
+        return _fail(_INTERRUPTED, code)
     return int(code)
 
 
 def _internal(error: Exception, arguments: list[str]) -> int:
     if "--debug" in arguments:
         raise error
+    if Interrupt.was_raised:  # an extension that was being imported made another error of it
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
     return _fail(
         f"internal error: {type(error).__name__}: {error} (--debug shows where)", EXIT_INTERNAL
     )
 
 
 def _fail(message: str, code: int) -> int:
+    _end_interrupts()
     print(f"kdsearch: {message}", file=sys.stderr)
     return code
 

@@ -75,33 +75,73 @@ def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signa
 LOST = """
 import os, signal, sys, time, weakref
 from kdsearch import __main__ as door
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Thing: pass
-def stopped(_):
+def stopped(_=None):
     os.kill(os.getpid(), signal.%s)
     time.sleep(0.1)
     print("went on")
-def run(_):
+class Dying:
+    __del__ = stopped
+def in_a_callback():
     thing = Thing()
     kept = weakref.ref(thing, stopped)
     del thing
+def in_a_destructor():
+    Dying()
+def in_an_import():
+    try:
+        stopped()
+    except BaseException:  # as an extension does while it is imported
+        try:
+            raise ImportError("initialization failed") from None
+        except ImportError:
+            pass
+def twice():
+    in_a_callback()
+    in_an_import()
+def run(_):
+    %s()
     time.sleep(20)
     print("lost")
 door._run = run
-signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     door.main([])
 except KeyboardInterrupt:
     print("interrupted")
 """
+PLACES = ["in_a_callback", "in_a_destructor", "in_an_import", "twice"]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(name: str) -> None:
-    """Python prints and forgets what is raised in the callback of a weak reference."""
-    line = [sys.executable, "-c", LOST % name]
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_is_not_lost_where_exceptions_are_discarded(name: str, place: str) -> None:
+    line = [sys.executable, "-c", LOST % (name, place)]
     found = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout == "interrupted\n"
     assert found.stderr == ""
+
+
+CONVERTED = """
+import os, signal, sys
+from kdsearch import __main__ as door
+from kdsearch import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def app(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error
+cli.app = app
+door.main([])
+"""
+
+
+def test_an_interrupt_that_an_import_made_another_error_of_is_an_interrupt() -> None:
+    line = [sys.executable, "-c", CONVERTED]
+    found = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "kdsearch: interrupted; run the same command to resume\n"
 
 
 def _session(leader: int) -> list[int]:
