@@ -1,8 +1,8 @@
-"""What makes a study in a test quick: a fake target, the exporter that traces, no baselines.
+"""What makes a study in a test quick: a fake target, the exporter that traces.
 
 A tiny study spends nine tenths of its time on what other tests check: torch.export and its
-conversion to ONNX (deploy/formats, models/students), rounds in fresh processes (deploy), three
-networks off the shelf (workflows/test_baselines). `test_cli_runs` makes one study without these.
+conversion to ONNX (deploy/formats, models/students), and rounds in fresh processes (deploy).
+`test_cli_runs` makes one study without these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from kdsearch.deploy.targets._local import CpuTarget
 from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
-from kdsearch.workflows import baselines
 
 MS_A_MEGABYTE = 2.0  # of a fake latency
 _export = torch.onnx.export
@@ -34,7 +33,6 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", traced)
         patch.setattr(CpuTarget, "measure_round", fake_round)
-        patch.setattr(baselines, "NETWORKS", ())
         yield
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,8 +46,9 @@ class LatencyCache(JsonCache[Latency]):
         """Time a file, or its bytes, on images [batch, *shape], while no training step runs.
 
         dtype: `uint8` for a file that includes the preprocessing. limit: in ms; measuring stops
-        once the whole interval is on one side of it. Raises CostError when the target cannot run
-        the file.
+        once the whole interval is on one side of it. Infinity takes one round, by the clock alone
+        where the target has a reference: timing that once takes 8 s. Raises CostError when the
+        target cannot run the file.
         """
         if isinstance(file, bytes):
             with TemporaryDirectory() as folder:
@@ -55,9 +57,10 @@ class LatencyCache(JsonCache[Latency]):
                 path.write_bytes(file)
                 return self.measure(path, shape=shape, dtype=dtype, limit=limit)
         timing = TimingRequest(file=file, shape=shape, dtype=dtype)
+        references = None if limit == math.inf else self._reference
         with self._device_lock.exclusive():
             return measure_rounds(
-                lambda: self.target.measure_round(timing, self._reference),
+                lambda: self.target.measure_round(timing, references),
                 self.target.round_limits,
                 limit,
             )
@@ -69,10 +72,13 @@ class LatencyCache(JsonCache[Latency]):
 
         A latency that was cut at another limit is used only if it decides this one, too. Those
         with a limit are kept apart, so that a repeated study takes the same decisions although
-        its front was measured in full in between.
+        its front was measured in full in between; those by the clock decide nothing.
         """
         name = f"{key} | {_PROTOCOL} | {self.here()}"
         limited = f"{name} | with a limit"
+        if limit == math.inf:
+            known = self.get(name) or self.get(limited)
+            return known or self.get_or_measure(f"{name} | by the clock", make)
         if limit is not None:
             return self.get_or_measure(
                 limited, make, serves=lambda kept: not kept.is_cut or kept.decides(limit)

@@ -64,10 +64,12 @@ def pack(
     results: Mapping[str, float],
     teacher: Mapping[str, object],
     latencies: LatencyCache,
+    limit: float | None = None,
 ) -> Package:
     """Write the exported folder to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
-    results, teacher: the metric by split, `validation` and `test`. The folder appears whole or not
+    results, teacher: the metric by split, `validation` and `test`. limit: see
+    `LatencyCache.measure`. The folder appears whole or not
     at all. Raises ExportError when the file does not agree with the student.
     """
     fresh = path.with_name(f".{path.name}.new")
@@ -96,7 +98,7 @@ def pack(
         path=path,
         val=evaluate(file, inputs(), task),
         agreement=agreement,
-        latency=latencies.measure(timed, shape=shape),
+        latency=latencies.measure(timed, shape=shape, limit=limit),
     )
     atomic.write(fresh / model_card.CONFIG, config_text(candidate, config))
     shutil.copyfile(PREDICT, fresh / "predict.py")

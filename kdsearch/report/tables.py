@@ -85,7 +85,7 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
 
 
 def front(summary: Summary) -> Table:
-    """Return the front, cheapest first, then the teacher and the baseline networks."""
+    """Return the front, cheapest first, then the teacher and any baseline networks."""
     head = (
         "",
         "method",
@@ -120,7 +120,8 @@ def front(summary: Summary) -> Table:
         )
         for entry in summary.baselines
     ]
-    caption = "Best trade-offs, cheapest first, compared with the teacher and baseline networks"
+    others = " and baseline networks" if summary.baselines else ""
+    caption = f"Best trade-offs, cheapest first, compared with the teacher{others}"
     if summary.images.val:
         caption += "; \u00b1 one standard error"
     if summary.candidates:
@@ -254,7 +255,7 @@ def spent(summary: Summary, records: Sequence[TrialRecord]) -> dict[str, float]:
         "failed trials": _own_seconds(r for r in searched if r.state == "failed"),
         "controls": _own_seconds(r for r in records if r.kind == "control"),
         "refits and their controls": _own_seconds(r for r in records if r.refit_of is not None),
-        "test split, export, baseline networks": summary.seconds.finish,
+        "test split, export, latencies shown": summary.seconds.finish,
     }
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
 

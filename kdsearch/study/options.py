@@ -182,6 +182,11 @@ class RunOptions:
     refit_epochs: int | None = option(
         None, "Epochs of each retraining; needs --refit.", REFIT, default="as in the search"
     )
+    baselines: bool = option(
+        False,
+        "Show FLOPs and parameters of common timm networks in the report.",
+        REFIT,
+    )
     device: str = option(AUTO, "auto, cpu, cuda or cuda:N.", PLACE)
     workers: int | str = option(
         1,

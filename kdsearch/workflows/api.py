@@ -56,6 +56,7 @@ def run(
     refit: int | None = None,
     seeds: int | None = None,
     refit_epochs: int | None = None,
+    baselines: bool | None = None,
     device: str | None = None,
     workers: int | str | None = None,
     engine: str | None = None,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from kdsearch.deploy import model_card
@@ -68,19 +69,27 @@ class _Export:
 
 
 def finalize(
-    study: OpenStudy, context: TrialContext, callback: Callback, engine: Engine, *, run_log: RunLog
+    study: OpenStudy,
+    context: TrialContext,
+    callback: Callback,
+    engine: Engine,
+    *,
+    run_log: RunLog,
+    with_baselines: bool,
 ) -> Finalized:
     """Train controls or refits, export the best student to best/, test it and write the report.
 
-    Closes `run_log` before the report states the time spent. Raises BudgetError when no student is
-    within the budget, or no exported file is, and TrialsFailedError when no trial completed.
+    with_baselines: also count common networks for the report, which imports timm. Closes `run_log`
+    before the report states the time spent. Raises BudgetError when no student is within the
+    budget, or no exported file is, and TrialsFailedError when no trial completed.
     """
     steps = _Steps(study, context, callback, engine)
     started = time.perf_counter()
     try:
         if not study.front():
             raise _empty_front(study)
-        steps.note_baselines()
+        if with_baselines and study.facts.baselines is None:
+            steps.note_baselines()
         export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
         controls = [c for c in _controls(study, export.front) if steps.has_weights(c)]
         shown = [*study.front(), *trained(study), *controls]
@@ -124,12 +133,8 @@ class _Steps:
 
     def note_baselines(self) -> None:
         """Store the costs of the baselines, for the report."""
-        study = self._study
-        baselines = study.facts.baselines
-        if baselines is None:
-            cache_dir = study.path.parent / CACHE
-            baselines = measure_baselines(self._context, cache_dir, self._callback.on_message)
-        study.update_facts(baselines=baselines)
+        cache_dir, note = self._study.path.parent / CACHE, self._callback.on_message
+        self._study.update_facts(baselines=measure_baselines(self._context, cache_dir, note))
 
     def export_best(self) -> tuple[_Export, Package]:
         """Train controls of the best exportable trial; export the best of them and the trial.
@@ -212,6 +217,7 @@ class _Steps:
                 results={"validation": _val(export.weights)},
                 teacher=_teacher(study),
                 latencies=self._context.latencies,
+                limit=inf if study.budget.latency_ms is None else None,
             )
             if package.is_within(study.budget):
                 shutil.rmtree(best, ignore_errors=True)

@@ -129,7 +129,14 @@ def run_study(
             ):
                 _search(study, prepared.context, engine, callbacks, options, halving)
                 _note_each(callbacks, refits_left(study))
-                finished = finalize(study, prepared.context, callbacks, engine, run_log=run_log)
+                finished = finalize(
+                    study,
+                    prepared.context,
+                    callbacks,
+                    engine,
+                    run_log=run_log,
+                    with_baselines=options.baselines,
+                )
             write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
             return finished

@@ -19,7 +19,6 @@ from kdsearch.deploy.timing import Round
 from kdsearch.errors import BudgetError
 from kdsearch.study.open import load_study
 from kdsearch.study.study import searched
-from kdsearch.workflows import baselines
 
 FILES = {
     "study.yaml",
@@ -59,11 +58,8 @@ def test_study_leaves_what_readme_lists(finished: Studies) -> None:
 
 
 @pytest.mark.as_shipped
-def test_a_study_without_shortcuts_ships_a_file_that_was_measured(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one study here whose file is exported and timed as a user's; it shows no baselines."""
-    monkeypatch.setattr(baselines, "NETWORKS", ())
+def test_a_study_without_shortcuts_ships_a_file_that_was_measured(shell: Shell) -> None:
+    """The one study here whose file is exported and timed as a user's."""
     answer = shell.run("--name", "shipped", "--budget-ms", "10", "--trials", "1")
     assert answer.code == 0, answer
     found = json.loads((shell.out / "shipped" / "best" / "metrics.json").read_text())["onnx"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ train: {epochs: 3, batch_size: 16, lr: 0.01}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("toy")
     (out / "space.yaml").write_text(SPACE)
     given = {
@@ -36,10 +35,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "teacher_epochs": 2,
         "epochs": 2,
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdsearch.workflows.baselines.NETWORKS", ())
-        options = RunOptions(trials=3)
-        yield run_study(given, Callback(), out=out, name="toy", options=options).path
+    options = RunOptions(trials=3)
+    return run_study(given, Callback(), out=out, name="toy", options=options).path
 
 
 def test_the_front_names_the_task_and_its_metric(study: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from quick import fake_round
 from table_study import opened, run_search
-from toy_trial import DATA, context
+from toy_trial import DATA, PLAIN, context
 
 from kdsearch.deploy import pricing
 from kdsearch.deploy.pricing import build_student, latency_of, price
@@ -83,6 +84,23 @@ def test_a_student_of_another_origin_must_export_before_it_is_trained(
         price(student, budget=Budget(), latencies=context(tmp_path).latencies)
 
     assert len(exported) == 1
+
+
+def test_a_study_without_a_latency_budget_times_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing one takes 8 s; the round that is shown is by the clock."""
+    monkeypatch.setattr(CpuTarget, "_reference_time", pytest.fail)
+    latencies = context(tmp_path).latencies
+    student = build_student(PLAIN.student, DATA)
+    found = latency_of(student, latencies, limit=math.inf)
+    assert found.high_ms == pytest.approx(found.ms * ONE_ROUND)
+    monkeypatch.undo()
+    assert latency_of(student, latencies, limit=math.inf) == found
+    full = latency_of(student, latencies)  # the one by the clock does not stand for it
+    assert not full.is_cut
+    assert 0.3 < full.ms / found.ms < 3
+    assert latency_of(student, latencies, limit=math.inf) == full
 
 
 def test_the_front_and_the_teacher_get_one_round_each_after_the_search(

@@ -100,8 +100,8 @@ class Target(ABC):
         return f"{self.name}{command} | {self.threads} threads | batch {self.batch}"
 
     @abstractmethod
-    def measure_round(self, timing: TimingRequest, references: References) -> Round:
-        """Time a file in one fresh process.
+    def measure_round(self, timing: TimingRequest, references: References | None) -> Round:
+        """Time a file in one fresh process; without references by the clock alone.
 
         Raises CostError where the runtime refuses the file or the images.
         """

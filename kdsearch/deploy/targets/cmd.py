@@ -73,7 +73,7 @@ class Cmd(Target):
         """Return an empty text: the version behind the command is unknown."""
         return ""
 
-    def measure_round(self, timing: TimingRequest, references: References) -> Round:
+    def measure_round(self, timing: TimingRequest, references: References | None) -> Round:
         """Return the median of the milliseconds that the command prints."""
         del references
         return self._time(timing)
