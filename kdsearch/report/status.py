@@ -14,7 +14,7 @@ from kdsearch.study.config import resume_command
 from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.open import load_study
 from kdsearch.study.run_log import KILLED, Progress, read_progress
-from kdsearch.study.run_state import RunningTrial, forecast, name_trial
+from kdsearch.study.run_state import RunningTrial, name_trial
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts
 
@@ -107,11 +107,8 @@ def status(path: Path, storage: str | None = None) -> Status:
     state, is_running = _state(study, progress)
     trials = study.facts.trials
     spent = sum(run.seconds for run in study.facts.runs)
-    left = None
     if progress is not None:
         spent += progress.seconds
-        if is_running and trials is not None:
-            left = forecast(records, trials - len(ended), at_once=progress.at_once)
     return Status(
         study=study.name,
         state=state,
@@ -123,7 +120,7 @@ def status(path: Path, storage: str | None = None) -> Status:
         nearest=_best([r for r in study.complete() if not study.is_enough(r)]),
         hypervolumes=_trend(study, ended),
         seconds_spent=spent,
-        seconds_left=left,
+        seconds_left=progress.seconds_left if progress is not None and is_running else None,
         resume=resume_command(path),
     )
 

@@ -23,6 +23,8 @@ def about_training(
 ) -> Iterator[str]:
     """Yield that a training was too short, and the command that trains its student for longer.
 
+    That one starts again: the learning rate of a training that ended has fallen to 0.
+
     Its steps are few, or its curve rises at its end by over two standard errors of a difference.
     package: the folder with its `config.yaml`.
     """
@@ -48,6 +50,7 @@ def about_training(
     if is_short or is_rising:
         longer = max(2 * epochs, math.ceil(ENOUGH_STEPS / an_epoch))
         yield (
-            f"More steps beat more trials here. A longer training of this student: `kdsearch "
-            f"distill --config {package}/config.yaml --epochs {longer}`"
+            f"More steps beat more trials here. `kdsearch distill --config {package}/config.yaml "
+            f"--epochs {longer}` trains this student for longer, again from its start: its rate "
+            "has fallen to 0."
         )

@@ -38,7 +38,10 @@ _EVERY = 1.0  # second between two writes of the file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A run and its process at `updated` (seconds since 1970). at_once: see RunState."""
+    """A run and its process at `updated` (seconds since 1970).
+
+    at_once, seconds_left: see RunState.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -48,6 +51,7 @@ class Progress:
     updated: float
     seconds: float
     at_once: int = 0
+    seconds_left: float | None = None
     running: tuple[RunningTrial, ...] = ()
 
 
@@ -140,6 +144,7 @@ class RunLog(Callback):
             updated=time.time(),
             seconds=time.perf_counter() - self._started,
             at_once=self._state.at_once,
+            seconds_left=self._state.seconds_left(),
             running=tuple(self._state.running.values()),
         )
 

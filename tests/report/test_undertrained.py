@@ -31,8 +31,9 @@ def test_few_steps_are_counted_and_the_command_gives_enough() -> None:
     assert sentences(trained(0.20, 0.25, 0.26, 0.26)) == [
         "Trial 3 is under-trained: 44 steps, 11 an epoch. Give it at least 200, by more epochs or "
         "a smaller batch.",
-        "More steps beat more trials here. A longer training of this student: `kdsearch distill "
-        "--config results/phones/best/config.yaml --epochs 19`",
+        "More steps beat more trials here. `kdsearch distill --config "
+        "results/phones/best/config.yaml --epochs 19` trains this student for longer, again from "
+        "its start: its rate has fallen to 0.",
     ]
 
 
@@ -42,8 +43,9 @@ def test_a_curve_that_rises_beyond_noise_is_said_to() -> None:
     assert sentences(trained(*curve, batch=50)) == [
         "The curve of trial 3 still rises: by 10.00 points over the last 2 of 6 epochs, where "
         "4.47 may be noise.",
-        "More steps beat more trials here. A longer training of this student: `kdsearch distill "
-        "--config results/phones/best/config.yaml --epochs 12`",
+        "More steps beat more trials here. `kdsearch distill --config "
+        "results/phones/best/config.yaml --epochs 12` trains this student for longer, again from "
+        "its start: its rate has fallen to 0.",
     ]
 
 

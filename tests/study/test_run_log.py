@@ -125,6 +125,18 @@ def test_status_shows_a_running_study_and_writes_nothing(fast_path: Path) -> Non
     assert status(path).state == "ended"
 
 
+def test_status_forecasts_the_whole_plan_as_the_run_itself_does(fast_path: Path) -> None:
+    """Two looks of two epochs took 2 s each; 44 epochs of the plan are left, not 7 looks."""
+    looks = [replace(record, curve=(0.5, 0.5)) for record in trained([2.0, 2.0])]
+    with opened(fast_path / "planned") as study, log_of(study) as log:
+        study.update_facts(trials=9)
+        state = RunState(looks, total=9, epochs=48)
+        log.on_search_begin(state)
+        found = status(study.path)
+    assert found.seconds_left == state.seconds_left() == 44
+    assert status(fast_path / "planned").seconds_left is None
+
+
 def held(progress: Progress, **changes: object) -> Progress:
     """Return the progress as that of another process."""
     return replace(progress, holder=replace(progress.holder, **changes))  # type: ignore[arg-type]
