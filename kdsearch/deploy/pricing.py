@@ -27,6 +27,7 @@ from kdsearch.errors import CostError, ExportError
 from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
+from kdsearch.registry import sources_of
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, Cost, StudentSpec
 
@@ -105,12 +106,13 @@ def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None)
     """Return the latency of a model's file on the target, measured once per architecture and input.
 
     limit: in ms; measuring stops once the whole interval is on one side of it; infinity takes one
-    round. The key of an architecture is its repr and its shapes, not its name: a user's file may
-    change under the same name.
+    round. The key of an architecture is its repr, its shapes and its user's file, not its name: the
+    file may change under the same name.
     """
     shape = model.preprocess.input_shape
     network = bare(model.network)
     weights = {name: list(value.shape) for name, value in network.state_dict().items()}
+    key = [repr(network), weights, shape, *filter(None, [sources_of([model.name])])]
 
     def measure() -> Latency:
         with BUILD_LOCK:  # other trials may be built while this one is measured
@@ -118,7 +120,7 @@ def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None)
         return cache.measure(file, shape=shape, limit=limit)
 
     with _MEASURE_LOCK:
-        return cache.latency_of(digest_of([repr(network), weights, shape]), measure, limit)
+        return cache.latency_of(digest_of(key), measure, limit)
 
 
 def file_for(network: nn.Module, target: Target, shape: Shape) -> bytes:

@@ -82,10 +82,17 @@ def fit_weights(
 ) -> None:
     """Load `state` into `module`, all of it but the names in `but`. Raises SpecError.
 
-    `num_batches_tracked` may be absent: checkpoints older than it are still about.
+    `num_batches_tracked` may be absent: checkpoints older than it are still about. Of tied weights
+    one name is enough.
     """
     own = module.state_dict()
-    needed = {name for name in own if not name.endswith("num_batches_tracked")} - but
+    # A tied weight may be given once; tensors without memory are not tied.
+    given = {own[name].data_ptr() for name in own.keys() & state.keys()} - {0}
+    needed = {
+        name
+        for name, value in own.items()
+        if not name.endswith("num_batches_tracked") and value.data_ptr() not in given
+    } - but
     missing = sorted(needed - state.keys())
     surplus = sorted(state.keys() - own.keys())
     shapes = [

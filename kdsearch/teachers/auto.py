@@ -18,9 +18,11 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.digests import digest_of
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
+from kdsearch.registry import sources_of
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
+from kdsearch.training.autotune import Executions
 from kdsearch.training.distiller import Distiller, Side
-from kdsearch.training.step import Session
+from kdsearch.training.step import Execution, Session
 from kdsearch.training.trainer import OnEpoch, train
 
 _STUDENT = StudentSpec(family="resnet", knobs={"width": 1.0, "depth": 9})
@@ -48,7 +50,8 @@ def train_teacher(
 ) -> Model:
     """Train a teacher without distillation, or load it from the cache; return it frozen.
 
-    `auto` is trained from scratch, others are fine-tuned. epochs: None for those of the recipe.
+    `auto` is trained from scratch, others are fine-tuned; on a GPU with the steps that are fastest
+    there. epochs: None for those of the recipe.
     """
     recipe = _SCRATCH if model.name == "auto" else _FINE_TUNE
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
@@ -64,9 +67,19 @@ def train_teacher(
         ),
         label_smoothing=recipe.label_smoothing,
     )
-    with DeviceLock(str(device)).shared() as step_lock:
+    lock, form = DeviceLock(str(device)), Execution()
+    if device.type == "cuda":  # on a CPU the choice, by the clock, would make a teacher differ
+        with lock.exclusive():
+            form = Executions(cache_dir).fastest(model, data, device)
+    with lock.shared() as step_lock:
         session = Session(
-            data=data, spec=recipe, seed=seed, view_seed=seed, device=device, step_lock=step_lock
+            data=data,
+            spec=recipe,
+            seed=seed,
+            view_seed=seed,
+            device=device,
+            execution=form,
+            step_lock=step_lock,
         )
         train(model, distiller, session, on_epoch=on_epoch)
     save_weights(model, cached)
@@ -75,7 +88,7 @@ def train_teacher(
 
 def _key(model: Model, recipe: TrainSpec, data: ImageData, seed: int) -> str:
     """Return a digest of all that decides a training: initial weights, recipe, images, seed."""
-    content = hashlib.sha256()
+    content = hashlib.sha256(sources_of([model.name]).encode())
     for tensor in [*model.state_dict().values(), data.train.labels]:
         content.update(tensor.numpy().tobytes())
     return digest_of([model.name, asdict(recipe), data.key, content.hexdigest(), seed])

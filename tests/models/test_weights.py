@@ -64,6 +64,11 @@ def test_tied_weights_and_views_are_written_and_read(tmp_path: Path) -> None:
     fit_weights(other, found, where="here")
     assert other.second.weight is other.first.weight
     assert torch.equal(other.first.weight, module.first.weight)
+    del found["second.weight"]  # as Hugging Face writes them
+    fit_weights(Tied(), found, where="here")
+    del found["first.weight"]
+    with pytest.raises(SpecError, match=r"2 missing \(first.weight, second.weight\)"):
+        fit_weights(Tied(), found, where="here")
 
 
 WRITERS = [to_safetensors, to_pickle, to_old_pickle]

@@ -11,12 +11,16 @@ import torch
 from toy_data import CPU, tiny_network, toy_data
 
 from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.errors import SpecError
 from kdsearch.models.model import Model
 from kdsearch.tasks.classification import Classification
+from kdsearch.teachers import auto
 from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.spec import TeacherSpec
+from kdsearch.training.autotune import Executions
+from kdsearch.training.step import Execution
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
 
@@ -150,6 +154,22 @@ def test_a_factory_that_gives_no_network_is_refused(
     name: str, factories: Path, tmp_path: Path
 ) -> None:
     assert ERRORS[name] in refusal(f"{factories}:{name}", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_teacher_is_trained_on_a_gpu_with_the_fastest_steps_there(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's name is given; the steps run where there is none."""
+    fastest, forms = Execution(precision="bf16", is_channels_last=True), []
+    monkeypatch.setattr(Executions, "fastest", lambda *_: fastest)
+    monkeypatch.setattr(auto, "DeviceLock", lambda name: DeviceLock(folder=tmp_path))
+    monkeypatch.setattr(
+        auto, "train", lambda model, distiller, session, **_: forms.append(session.execution)
+    )
+    model, data = auto.build_auto(toy_data()), toy_data()
+    auto.train_teacher(model, data, 1, cache_dir=tmp_path, seed=0, device=torch.device(device))
+    assert forms == [fastest if device == "cuda" else Execution()]
 
 
 def test_a_file_that_does_not_import_is_refused(tmp_path: Path) -> None:

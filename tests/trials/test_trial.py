@@ -18,6 +18,7 @@ from quick import quick
 from toy_data import CPU, distiller_for, tiny_model
 from toy_trial import DATA, PLAIN, SMALL, TRAIN, context
 
+from kdsearch.data.feed import Feed
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack
 from kdsearch.deploy.pricing import StaticCosts, build_student, latency_of
@@ -30,7 +31,9 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
 from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks.classification import Classification
+from kdsearch.teachers.auto import _key
 from kdsearch.training.checkpoint import Checkpoint
+from kdsearch.training.teacher_cache.key import key_of
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate
 from kdsearch.trials import trial as trial_steps
@@ -241,6 +244,24 @@ def test_the_student_that_ran_out_of_memory_is_freed_before_the_second_try(
     monkeypatch.setattr(trial_steps, "train", once_too_large)
     assert run_trial(PLAIN, context(tmp_path), tmp_path / "0").state == "complete"
     assert len(tries) == 2
+
+
+def test_a_users_file_that_has_changed_is_another_network_to_the_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its latency, its answers as a teacher and its fine-tuning, though nothing else differs."""
+    keys: list[str] = []
+    monkeypatch.setattr(LatencyCache, "latency_of", lambda _, key, *__: keys.append(key))
+    model, file = tiny_model(), tmp_path / "own.py"
+    model.name = f"{file}:Own"
+    found = []
+    for text in ("one", "other", "one"):
+        file.write_text(text)
+        latency_of(model, LatencyCache(tmp_path))
+        outputs = key_of(model, Feed(DATA.train, CPU), view_seed=0, data_key="toy")
+        found.append((keys[-1], outputs, _key(model, TRAIN, DATA, 0)))
+    assert found[0] == found[2]
+    assert all(one != other for one, other in zip(*found[:2], strict=True))
 
 
 OWN = """

@@ -1,4 +1,7 @@
-"""The cache key: everything that decides a teacher's outputs except the view."""
+"""The cache key: everything that decides a teacher's outputs except the view.
+
+Of a user's teacher its file counts too; the modules that the file imports do not.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from kdsearch.data.feed import Feed
 from kdsearch.models.model import EVAL_BATCH, Model
+from kdsearch.registry import sources_of
 
 # Raise it with any change of a view's pixels; a test pins their digest.
 VIEWS_VERSION = 1
@@ -34,6 +38,7 @@ def key_of(teacher: Model, feed: Feed, *, view_seed: int, data_key: str) -> str:
         hardware,
         teacher.preprocess,
         teacher.network,
+        *filter(None, [sources_of([teacher.name])]),
     )
     digest = blake2b(repr(facts).encode(), digest_size=16)
     for name, tensor in teacher.state_dict().items():
