@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kdsearch.models.probe import evaluating
+
 # Functions without FLOPs whose answer has the shape of their first argument.
 _SAME_SHAPE = {"dropout", "gelu", "hardswish", "relu", "relu6", "sigmoid", "silu", "softmax"}
 _PAIRS = {"add", "mul"}  # the same, where both arguments have one shape
@@ -65,23 +67,11 @@ def count_shapes(model: nn.Module, input_shape: tuple[int, int, int]) -> ShapeCo
     counter = _Counter()
     image = torch.empty((1, *input_shape), device="meta")
     try:
-        with _evaluating_each(model), torch.no_grad(), counter:
+        with evaluating(model), torch.no_grad(), counter:
             model(image)
     except Exception:  # the trace of `flops.count` raises the reason, if it is the model's
         return None
     return ShapeCount(flops=counter.flops, functions=frozenset(counter.functions))
-
-
-@contextmanager
-def _evaluating_each(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and each of its modules back into the mode it was in."""
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 class _Counter(TorchFunctionMode):

@@ -8,7 +8,6 @@ matching).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from kdsearch.data.base import ImageSet
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.data.views import to_input
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
+from kdsearch.models.probe import evaluating
 
 EVAL_BATCH = 256
 
@@ -111,17 +111,6 @@ class Model(nn.Module):
         """Return the outputs on one small batch, in evaluation mode: what adapters are cut for."""
         with evaluating(self):
             return self.features(images[:2], need=need)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and back into the mode it was in."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
 
 
 def batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -97,6 +97,18 @@ def recording(
             handle.remove()
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and each part of it back into the mode it was in."""
+    was_training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in was_training:
+            part.training = True
+
+
 def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor], Tensor]:
     """Run a blank batch in eval mode; return every call worth a tap, in order, and the logits.
 
@@ -129,20 +141,15 @@ def _rows(layer: nn.Module) -> int:
 
 
 def _run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Return the logits of a blank batch in eval mode; training flags are put back one by one."""
+    """Return the logits of a blank batch in evaluation mode."""
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             return logits_of(module(x))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = " x ".join(map(str, shape[1:]))
         raise SpecError(f"{type(module).__name__} fails on an input of {size}: {error}") from error
-    finally:
-        for part, flag in flags:
-            part.training = flag
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -43,9 +43,9 @@ def first_trial(
         return {}
     done = [r for r in records if r.state == "complete" and not r.kind and r.draw is not None]
     best = max((r for r in done if _is_plain(r)), key=lambda r: r.val or 0.0, default=None)
-    kept = dict(plain[0] if best is None else best.params)
-    return _at(space, {name: v for name, v in kept.items() if not name.startswith("method.")}
-               | {METHOD: methods[place]})  # fmt: skip
+    kept = plain[0] if best is None else best.params
+    student = {name: value for name, value in kept.items() if not name.startswith("method.")}
+    return _at(space, {**student, METHOD: methods[place]})
 
 
 def method_at_defaults(space: SearchSpace, method: str) -> Params:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdsearch.data.base import ImageSet, no_label
 from kdsearch.data.feed import Feed
-from kdsearch.models.model import EVAL_BATCH, Model, batches, evaluating
+from kdsearch.models.model import EVAL_BATCH, Model, batches
+from kdsearch.models.probe import evaluating
 from kdsearch.tasks import Meter, Task
 from kdsearch.training.cuda_graph import Repeated
 
