@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup run test test-all check docs bench lock clean
+.PHONY: setup run test test-all check docs image bench lock clean
 
 run: setup
 	$(BIN)/kdsearch run
@@ -25,6 +25,9 @@ check: setup
 
 docs: setup
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
+
+image: setup
+	scripts/report_image.sh $(STUDY)
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH)
