@@ -29,7 +29,7 @@ from benchmarks.paired import Ratio, alternate
 from kdsearch.methods import get
 from kdsearch.methods.base import DistillLoss, Setting, Signal
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
-from kdsearch.models.model import evaluating
+from kdsearch.models.probe import evaluating
 from kdsearch.models.students.base import Student
 from kdsearch.models.students.resnet import ResNet
 from kdsearch.models.students.vit import ViT
