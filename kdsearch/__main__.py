@@ -113,10 +113,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _internal(error: Exception, arguments: list[str]) -> int:
+    from kdsearch.errors import explained, place_in_user_file
+
     if "--debug" in arguments:
         raise error
     if Interrupt.was_raised:  # an extension that was being imported made another error of it
         return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    if place_in_user_file(error):
+        return _fail(f"{explained(error)} (--debug shows the traceback)", EXIT_INTERNAL)
     return _fail(
         f"internal error: {type(error).__name__}: {error} (--debug shows where)", EXIT_INTERNAL
     )

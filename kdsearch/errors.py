@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 # errno of a disk that is full, over quota or read-only, and of a file that is too large.
 NO_WRITE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+)
+_NOT_THE_USERS = (
+    str(Path(__file__).parent),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 
 
@@ -76,3 +83,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the nearest known name, or an empty string."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def place_in_user_file(error: BaseException) -> str:
+    """Return "FILE.py, line 12", the user's own line that an error came from; '' without one."""
+    lines = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if _is_users(frame.filename)
+    ]
+    if isinstance(error, SyntaxError) and _is_users(error.filename or ""):
+        lines.append((str(error.filename), error.lineno))
+    return "{}, line {}".format(*lines[-1]) if lines else ""
+
+
+def _is_users(file: str) -> bool:
+    is_known = any(Path(file).is_relative_to(folder) for folder in _NOT_THE_USERS)
+    return file.endswith(".py") and not is_known
+
+
+def explained(error: BaseException) -> str:
+    """Return the type, the first line and the user's own line of an error, as one line."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    place = place_in_user_file(error)
+    return f"{type(error).__name__}: {first}" + (f" ({place})" if place else "")

@@ -1,8 +1,9 @@
 """Plug-ins by name: one file each, named like the file, without registration.
 
 Listing the names only reads the folder; a plug-in is imported when its class is looked up. A user's
-own plug-in is written `package.module:Class` or `path/to/file.py:Class`. The base class may be
-given in that form too, so that listing a package imports nothing that its plug-ins need.
+own plug-in is written `package.module:Class` or `path/to/file.py:Class`. Such a file may import the
+modules beside it. The base class may be given in that form too, so that listing a package imports
+nothing that its plug-ins need.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from pkgutil import iter_modules
 from types import MappingProxyType, ModuleType
 from typing import Generic, TypeVar, cast
 
-from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.errors import SpecError, did_you_mean, explained
 
 T = TypeVar("T")
 _NOT_PLUGINS = frozenset({"base"})
 _SHOWN = 10
+_folders: set[Path] = set()  # of users' files
 
 
 def import_object(path: str, *, what: str) -> object:
@@ -64,24 +67,61 @@ def _load(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise SpecError(f"{what}: cannot import {name!r}: {error!r}") from error
+        raise SpecError(f"{what}: cannot import {name!r}: {explained(error)}") from error
 
 
 def _load_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise SpecError(f"{what}: there is no file {str(path)!r}")
-    name = f"{path.stem}_{blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
+    name = f"{_package_of(path.resolve().parent)}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     try:
-        spec.loader.exec_module(module)
+        with neighbours(str(path)):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise SpecError(f"{what}: {path} fails to import: {error!r}") from error
+        raise SpecError(f"{what}: {path} fails to import: {explained(error)}") from error
     return module
+
+
+def _package_of(folder: Path) -> str:
+    """Return an empty package whose modules are a folder's: `from .neighbour import x` works."""
+    name = f"user_{blake2b(str(folder).encode(), digest_size=4).hexdigest()}"
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
+
+
+@contextmanager
+def neighbours(source: str) -> Iterator[None]:
+    """Let `import neighbour` find the modules beside a user's file within the with-block.
+
+    source: as in `import_object`; only a file has neighbours. Equal names beside two files are two
+    modules.
+    """
+    path = Path(source.rpartition(".py")[0] + ".py").resolve()
+    if not path.is_file():
+        yield
+        return
+    folder = path.parent
+    others = [other for other in _folders if other != folder]
+    own = {module.name for module in iter_modules([str(folder)])}
+    for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if any(Path(file).is_relative_to(other) for other in others):
+            del sys.modules[name]
+    _folders.add(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 class Registry(Generic[T]):

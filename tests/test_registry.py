@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdsearch.errors import SpecError
-from kdsearch.registry import Registry, import_object
+from kdsearch.registry import Registry, import_object, neighbours
 
 BASE = "class Base: ...\n"
 
@@ -82,6 +82,46 @@ def test_a_file_may_define_dataclasses_under_future_annotations(
     found = registry(package).get(f"{file}:Shade")
     assert found().depth == 3
     assert sys.modules[found.__module__].Shade is found
+
+
+@pytest.mark.parametrize("line", ["from hues import DEEP", "from .hues import DEEP"])
+def test_a_file_may_import_the_modules_beside_it(line: str, tmp_path: Path) -> None:
+    before = list(sys.path)
+    for folder, depth in (("a", 3), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "hues.py").write_text(f"DEEP = {depth}\n")
+        (tmp_path / folder / "mine.py").write_text(f"{line}\n")
+    for folder, depth in (("a", 3), ("b", 5), ("a", 3)):
+        assert import_object(f"{tmp_path / folder / 'mine.py'}:DEEP", what="colour") == depth
+    assert sys.path == before
+
+
+def test_a_function_may_import_its_neighbours_when_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "tints.py").write_text("PALE = 7\n")
+    path = f"{tmp_path / 'mine.py'}:make"
+    (tmp_path / "mine.py").write_text("def make():\n    from tints import PALE\n    return PALE\n")
+    make = import_object(path, what="colour")
+    assert callable(make)
+    with neighbours(path):
+        assert make() == 7
+
+
+ERRORS = {
+    "1 / 0": "ZeroDivisionError: division by zero ({}, line 2)",
+    "def f(:": "SyntaxError: invalid syntax (mine.py, line 2) ({}, line 2)",
+    "import shades": "ZeroDivisionError: division by zero ({}, line 1)",
+    "from .none import x": "ModuleNotFoundError",
+}
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_an_error_inside_a_file_names_the_file_and_the_line(code: str, tmp_path: Path) -> None:
+    (tmp_path / "shades.py").write_text("x = 1 / 0\n")
+    (tmp_path / "mine.py").write_text(f"'A file.'\n{code}\n")
+    at = tmp_path / ("shades.py" if "shades" in code else "mine.py")
+    with pytest.raises(SpecError) as caught:
+        import_object(f"{tmp_path / 'mine.py'}:x", what="colour")
+    assert ERRORS[code].format(at) in str(caught.value)
 
 
 def test_a_class_that_is_no_plugin_is_refused_with_the_base_name(package: str) -> None:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsearch.errors import DataError, did_you_mean
+from kdsearch.errors import DataError, KDSearchError, did_you_mean, explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,10 +163,16 @@ def _find(name: str, cache_dir: Path) -> Source:
 def _own(name: str) -> Source:
     """Call the user's function `FILE.py:function`, which returns a Source. Raises DataError."""
     from kdsearch.data.base import Source
-    from kdsearch.registry import import_object
+    from kdsearch.registry import import_object, neighbours
 
     function = import_object(name, what="data")
-    source = function() if callable(function) else function
+    try:
+        with neighbours(name):
+            source = function() if callable(function) else function
+    except KDSearchError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(f"data: {name!r} fails: {explained(error)}") from error
     if not isinstance(source, Source):
         raise DataError(f"data: {name!r} gives {type(source).__name__}, not a data.base.Source")
     return source

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.data.sizes import Size
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, place_in_user_file
 from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, grid_of, height_axis
 
 MAX_STAGES = 5
@@ -149,7 +149,11 @@ def _run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
             return logits_of(module(x))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = " x ".join(map(str, shape[1:]))
-        raise SpecError(f"{type(module).__name__} fails on an input of {size}: {error}") from error
+        place = place_in_user_file(error)
+        where = f" ({place})" if place else ""
+        raise SpecError(
+            f"{type(module).__name__} fails on an input of {size}{where}: {error}"
+        ) from error
 
 
 def _is_container(module: nn.Module) -> bool:

@@ -1,25 +1,28 @@
 """Read and write network weights without running anybody's code.
 
-safetensors, or a pickle loaded with `weights_only`; checkpoints that wrap a `state_dict` and
-`module.` prefixes are understood.
+safetensors, or a pickle loaded with `weights_only`; `checkpoints` finds the weights in the file.
 """
 
 from __future__ import annotations
 
 import pickle
-import warnings
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from kdsearch.atomic import replacing
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.models.checkpoints import Note, find_weights, load_file, renamed
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_SAVE = 'torch.save(model.state_dict(), "weights.pt")'
+
+
+def _silent(text: str) -> None:
+    """Drop a note."""
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -39,73 +42,100 @@ def save_weights(module: nn.Module, path: Path) -> None:
         raise StudyError(f"cannot write {path}: {error}") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name. Raises SpecError when it is no such file."""
+def read_weights(path: Path, note: Note = _silent) -> dict[str, Tensor]:
+    """Return the tensors of a weights file by name; a note says what was chosen among several.
+
+    Raises SpecError when it is no such file, or holds NaN.
+    """
     if not path.is_file():
-        raise SpecError(f"there is no weights file {str(path)!r}")
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        hint = f"; did you mean {str(inside[0])!r}?" if inside else ""
+        raise SpecError(f"there is no weights file {str(path)!r}{hint}")
     try:
-        loaded = _load(path)
-    except pickle.UnpicklingError as error:
-        raise SpecError(
-            f"{path} is damaged or holds more than weights, which is never executed; "
-            "save its state_dict as safetensors"
-        ) from error
+        loaded = load_file(path)
     except Exception as error:  # what a damaged pickle raises depends on the byte
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SpecError(f"{path} is not a readable weights file: {reason}") from error
-    return _state_dict(loaded, path)
+        raise SpecError(_not_loaded(path, error)) from error
+    state = find_weights(loaded, path, note)
+    numbers = {name: value for name, value in state.items() if value.is_floating_point()}
+    if broken := [name for name, value in numbers.items() if value.float().isnan().any()]:
+        raise SpecError(
+            f"{path} holds NaN, in {_listed(broken)}: the training failed; give an earlier file"
+        )
+    return state
 
 
-def _load(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    with warnings.catch_warnings():
-        # torch warns of pickles that it did not write; they are read all the same, or refused.
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _not_loaded(path: Path, error: Exception) -> str:
+    """Return why a file was refused and, where it holds more than weights, how to save these."""
+    text = str(error) or type(error).__name__
+    if "TorchScript" in text:
+        return (
+            f"{path} is a TorchScript program, which is never executed.\n"
+            f'Save its weights alone: torch.save(torch.jit.load("{path.name}").state_dict(), '
+            '"weights.pt")'
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", text)
+        holds = f"holds more than weights ({named[1]})" if named else "is damaged or holds more"
+        return (
+            f"{path} {holds}, which is never executed.\n"
+            f"Save the weights alone where the network was trained: {_SAVE}"
+        )
+    return f"{path} is not a readable weights file: {text.splitlines()[0]}"
 
 
-def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise SpecError(f"{path} holds no state_dict (a mapping of names to tensors)")
-    strange = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise SpecError(f"{path}: {strange[0]!r} is not a tensor; expected a plain state_dict")
-    return {str(name).removeprefix("module."): value for name, value in loaded.items()}
+def _listed(names: list[str]) -> str:
+    """Return the first names, and an ellipsis for others."""
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
 def fit_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, where: str, but: frozenset[str] = frozenset()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    but: frozenset[str] = frozenset(),
+    note: Note = _silent,
 ) -> None:
     """Load `state` into `module`, all of it but the names in `but`. Raises SpecError.
 
-    `num_batches_tracked` may be absent: checkpoints older than it are still about. Of tied weights
-    one name is enough.
+    A prefix of the names, on either side, is removed first; see `renamed`. `num_batches_tracked`
+    may be absent: checkpoints older than it are still about. So may auxiliary heads, on either
+    side, as they take no part in an answer. Of tied weights one name is enough.
     """
     own = module.state_dict()
-    # A tied weight may be given once; tensors without memory are not tied.
-    given = {own[name].data_ptr() for name in own.keys() & state.keys()} - {0}
-    needed = {
-        name
-        for name, value in own.items()
-        if not name.endswith("num_batches_tracked") and value.data_ptr() not in given
-    } - but
-    missing = sorted(needed - state.keys())
-    surplus = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name}: {list(state[name].shape)} in the file, {list(own[name].shape)} in the network"
-        for name in own.keys() & state.keys() - but
-        if own[name].shape != state[name].shape
-    ]
-    if missing or surplus or shapes:
-        parts = {"missing": missing, "unexpected": surplus, "of another shape": sorted(shapes)}
-        text = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for what, names in parts.items()
-            if names
-        )
+    if not _needed(own, state) - but <= state.keys():
+        state = renamed(state, own.keys() - but, where, note)
+    state = {name: v for name, v in state.items() if name in own or not _is_auxiliary(name)}
+    both = own.keys() & state.keys() - but
+    parts = {
+        "missing": sorted(_needed(own, state) - but - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": sorted(
+            f"{n}: {list(state[n].shape)} in the file, {list(own[n].shape)} in the network"
+            for n in both
+            if own[n].shape != state[n].shape
+        ),
+        "of integers": sorted(
+            n for n in both if own[n].is_floating_point() and not state[n].is_floating_point()
+        ),
+    }
+    text = "; ".join(f"{len(names)} {w} ({_listed(names)})" for w, names in parts.items() if names)
+    if text:
         raise SpecError(f"{where}: the weights do not fit the network: {text}")
     module.load_state_dict({n: v for n, v in state.items() if n not in but}, strict=False)
+
+
+def _needed(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of a network that a file must give: of a tied weight one is enough."""
+    given = {own[n].data_ptr() for n in own.keys() & state.keys()} - {0}  # 0: without memory
+    return {
+        name
+        for name, value in own.items()
+        if not (name.endswith("num_batches_tracked") or _is_auxiliary(name))
+        and (name in state or value.data_ptr() not in given)
+    }
+
+
+def _is_auxiliary(name: str) -> bool:
+    """Return whether a tensor belongs to an auxiliary head, by its name in any library."""
+    return any(part.lower().startswith("aux") for part in name.split("."))

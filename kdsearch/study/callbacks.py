@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from kdsearch.errors import StopStudy
+from kdsearch.errors import StopStudy, explained
 from kdsearch.spec import TrialRecord
 from kdsearch.study.run_state import RunState
 from kdsearch.study.study import Proposal
@@ -122,6 +122,6 @@ class Callbacks(Callback):
         name = callback.typed or type(callback).__name__
         logger.exception("%s failed and is dropped", name)
         self.on_message(
-            f"{name} failed and is dropped, the study continues: "
-            f"{type(error).__name__}: {error} (traceback in kdsearch.log)"
+            f"{name} failed and is dropped, the study continues: {explained(error)} "
+            "(traceback in kdsearch.log)"
         )

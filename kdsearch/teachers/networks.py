@@ -12,8 +12,8 @@ from urllib.error import URLError
 from torch import nn
 
 from kdsearch.data.base import ImageData
-from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.registry import import_object
+from kdsearch.errors import SpecError, did_you_mean, explained
+from kdsearch.registry import import_object, neighbours
 from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.spec import KINDS, TeacherSpec
 
@@ -106,9 +106,10 @@ def _factory(path: str) -> Build:
     def build(classes: int | None) -> nn.Module:
         try:
             takes_classes = "num_classes" in inspect.signature(factory).parameters
-            network = factory(num_classes=classes) if takes_classes and classes else factory()
+            with neighbours(path):
+                network = factory(num_classes=classes) if takes_classes and classes else factory()
         except Exception as error:
-            raise SpecError(f"teacher {path!r} fails to build: {error!r}") from error
+            raise SpecError(f"teacher {path!r} fails to build: {explained(error)}") from error
         if not isinstance(network, nn.Module):
             raise SpecError(f"teacher {path!r} returned {type(network).__name__}, not a nn.Module")
         return network

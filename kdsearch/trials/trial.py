@@ -32,6 +32,7 @@ from kdsearch.errors import (
     KDSearchError,
     StudyError,
     TrainingError,
+    explained,
 )
 from kdsearch.methods.base import Setting
 from kdsearch.models.features import bare
@@ -111,7 +112,7 @@ def run_trial(
             file = error.filename or directory
             raise StudyError(f"cannot write {file}: {error.strerror}") from error
         logger.exception("%s failed", candidate)
-        outcome = TrialOutcome(state="failed", reason=f"{type(error).__name__}: {error}")
+        outcome = TrialOutcome(state="failed", reason=explained(error))
     return replace(
         outcome,
         seconds=time.perf_counter() - started,

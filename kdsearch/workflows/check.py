@@ -21,7 +21,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student
-from kdsearch.errors import KDSearchError, SpecError
+from kdsearch.errors import KDSearchError, SpecError, explained
 from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
@@ -335,8 +335,7 @@ def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodChe
         return replace(found, reason=str(error))
     except Exception as error:  # as in a trial: a method must not end the check
         logger.info("%s failed", candidate, exc_info=True)
-        first = (str(error).splitlines() or [""])[0]
-        return replace(found, reason=f"{type(error).__name__}: {first}")
+        return replace(found, reason=explained(error))
     return replace(found, usable=True, loss=epoch.losses["loss"])
 
 

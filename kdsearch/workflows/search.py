@@ -26,7 +26,7 @@ from kdsearch.digests import digest_of
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.dispatch import search as proposed
-from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean
+from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean, explained
 from kdsearch.space import Params
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Budget, Cost
@@ -160,7 +160,7 @@ def _run(
         raise
     except Exception as error:
         logger.exception("trial %d failed", proposal.number)
-        reason = f"{type(error).__name__}: {error}"
+        reason = explained(error)
     state = "failed" if val is None else "complete"
     if reports.stopped:
         state, val, reason = "pruned", None, reports.stopped

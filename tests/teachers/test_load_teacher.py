@@ -143,8 +143,8 @@ def test_a_head_of_other_classes_is_replaced_when_epochs_are_given(
 ERRORS = {
     "thing": "is not callable; expected a function or a class",
     "nothing": "returned NoneType, not a nn.Module",
-    "fails": "fails to build: FileNotFoundError('my_weights.pt')",
-    "needs": "fails to build: TypeError(",
+    "fails": "fails to build: FileNotFoundError: my_weights.pt (",
+    "needs": "fails to build: TypeError: ",
     "palin": "defines no 'palin' (did you mean 'plain'?)",
 }
 
