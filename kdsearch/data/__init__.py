@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from kdsearch.data.store import Stored
 
 
+LARGE = 64
+"""From this side in pixels, views are random resized crops; smaller images are padded."""
+# TrashNet at 64 px, 20 epochs of a small resnet without a teacher, one seed: 60.5 % on validation,
+# 61.4 with padding, with a standard error of 2.7; both took 38 s of CPU.
+LEAST_AREA = 0.35
+
+
 def names() -> tuple[str, ...]:
     """Return the data sets that are known by name."""
     from kdsearch.data.vision import SETS
@@ -54,8 +61,10 @@ def load(
     found = _find(source, cache_dir)
     stored = open_store(found, cache_dir=cache_dir, size=size)
     index = _arrange(found, stored, seed=seed, subset=subset)
-    side = min(stored.images.shape[2:])
-    augment = Augment(pad=side // 8, flip=found.flip if flip is None else flip)
+    side, flip = min(stored.images.shape[2:]), found.flip if flip is None else flip
+    augment = Augment(pad=side // 8, flip=flip)
+    if side >= LARGE:
+        augment = Augment(pad=0, flip=flip, area=LEAST_AREA)
     digest = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
     for split, chosen in sorted(index.items()):
         digest.update(split.encode() + chosen.numpy().tobytes())
@@ -99,7 +108,8 @@ def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[
 
 def _key_text(stored: str, augment: Augment) -> str:
     """Return what a data set's key begins with; recipes may change policy and mix later."""
-    return f"({stored!r}, Augment(pad={augment.pad}, flip={augment.flip}))"
+    area = "" if augment.area is None else f", area={augment.area}"
+    return f"({stored!r}, Augment(pad={augment.pad}, flip={augment.flip}{area}))"
 
 
 def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -> dict[str, Tensor]:

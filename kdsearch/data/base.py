@@ -87,17 +87,22 @@ class Source:
 class Augment:
     """What a training view may do: crop after zero padding by `pad` pixels, mirror sideways.
 
-    policy: operations on top, see data/policies.py. mix: whether another image is mixed in.
+    area: None, or the least share of an image in a random resized crop (Szegedy et al., CVPR 2015,
+    arXiv:1409.4842), in place of the padding. policy: operations on top, see data/policies.py.
+    mix: whether another image is mixed in.
     """
 
     pad: int
     flip: bool
     policy: str = "plain"
     mix: str = "none"
+    area: float | None = None
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise DataError(f"augment.pad: {self.pad} is not a number of pixels")
+        if self.area is not None and not 0 < self.area <= 1:
+            raise DataError(f"augment.area: {self.area} is not a share in (0, 1]")
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("mix", self.mix, MIXES)
 

@@ -7,6 +7,7 @@ resume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,7 +99,8 @@ def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment:
     """Return view number `view` of the samples at `index`: uint8 [B, C, H, W], padded with zeros.
 
     index: int64 [B], on the images' device. A sample's number decides its view, never the row where
-    its image lies. A pad of p offers (2p + 1)^2 crops, a flip twice as many views. The policy's
+    its image lies. A pad of p offers (2p + 1)^2 crops, a flip twice as many views; an area gives
+    random resized crops. The policy's
     operations come next; then mixup (Zhang et al., ICLR 2018, arXiv:1710.09412) or cutmix (Yun et
     al., ICCV 2019, arXiv:1905.04899) with the same view of another sample.
     """
@@ -180,15 +182,69 @@ def _within(length: int, centre: Tensor, area: Tensor) -> Tensor:
 
 def _unmixed(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the views, cropped, mirrored and through the policy's operations."""
+    out = _cropped(images, index, seeds, augment)
+    bits = [_walk(index, start) for start in seeds.policy]
+    return policies.perform(out, bits, policy=augment.policy)
+
+
+def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
+    rows = index if images.rows is None else images.rows.index_select(0, index)
+    if augment.area is not None:
+        place = _walk(index, seeds.place)
+        return _resized_crops(images.images, rows, place, augment.area, flip=augment.flip)
     offsets = 2 * augment.pad + 1
     place = _walk(index, seeds.place)
     down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
     crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
-    rows = index if images.rows is None else images.rows.index_select(0, index)
-    out = crop(images.images, rows, down, right, mirrored, augment.pad)
-    bits = [_walk(index, start) for start in seeds.policy]
-    return policies.perform(out, bits, policy=augment.policy)
+    return crop(images.images, rows, down, right, mirrored, augment.pad)
+
+
+def _resized_crops(
+    images: Tensor, index: Tensor, place: Tensor, least: float, *, flip: bool
+) -> Tensor:
+    """Return boxes of the images at their whole size: bilinear, in whole numbers.
+
+    The area of a box is uniform in [least, 1], the log of its ratio in [-log 4/3, log 4/3].
+    place: int64 [B], whose bits decide.
+    """
+    height, width = images.shape[2:]
+    area = least + (1 - least) * (place & 0xFFFF).double() / 0x10000
+    ratio = torch.exp2(((place >> 16 & 0xFFFF).double() / 0x8000 - 1) * math.log2(4 / 3))
+    sides = (area / ratio).sqrt() * height, (area * ratio).sqrt() * width
+    down = _along(height, sides[0].round().long(), place >> 32 & 0x3FFF)
+    mirrored = ((place >> 60 & 1) * flip)[:, None] == 1
+    across = _along(width, sides[1].round().long(), place >> 46 & 0x3FFF)
+    right = [torch.where(mirrored, x.flip(1), x) for x in across]
+    channels = torch.arange(images.shape[1], device=images.device)
+    plane = (index[:, None] * images.shape[1] + channels)[:, :, None] * height
+    lines = images.reshape(-1, width)
+
+    def rows(y: Tensor) -> Tensor:
+        found = lines.index_select(0, (plane + y[:, None, :]).flatten())
+        return found.view(*plane.shape[:2], height, width).short()
+
+    tall = _between(rows(down[0]), rows(down[1]), down[2][:, None, :, None])
+    columns = [x[:, None, None, :].expand(tall.shape) for x in right]
+    return _between(tall.gather(3, columns[0]), tall.gather(3, columns[1]), columns[2]).byte()
+
+
+def _along(length: int, side: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two source pixels of each pixel of a line, and the second one's weight of 128.
+
+    side: of the boxes, int64 [B], cut at the line's length. place: where they begin, in 2^14ths.
+    """
+    side = side.clamp(1, length)[:, None]
+    start = (length - side + 1) * place[:, None] >> 14
+    centre = (2 * torch.arange(length, device=side.device) + 1) * side * 64 // length - 64
+    centre = torch.minimum(centre.clamp(min=0), (side - 1) * 128)
+    first = centre >> 7
+    return start + first, start + torch.minimum(first + 1, side - 1), (centre & 127).short()
+
+
+def _between(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """Return the rounded mix of two int16 tensors of bytes. weight: of the other, of 128."""
+    return one + ((other - one) * weight + 64 >> 7)
 
 
 def _crop_windows(

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdsearch.data import load, views
+from kdsearch.data import LEAST_AREA, load, views
 from kdsearch.data.base import Augment
 from kdsearch.errors import DataError
 
@@ -63,6 +63,15 @@ def test_size_and_flip_are_the_users_to_choose(cache):
     data = load("digits", cache_dir=cache, size=16, flip=True)
     assert data.size == (16, 16)
     assert data.augment == Augment(pad=2, flip=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "augment"),
+    [(63, Augment(pad=7, flip=True)), (64, Augment(pad=0, flip=True, area=LEAST_AREA))],
+)
+def test_large_images_are_cropped_and_resized_and_small_ones_padded(cache, size, augment):
+    data = load("digits", cache_dir=cache, size=size, flip=True, subset=20)
+    assert data.augment == augment
 
 
 def test_subset_leaves_validation_and_test_alone(cache):

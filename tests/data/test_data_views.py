@@ -340,6 +340,58 @@ def test_unlabelled_images_leave_their_share_empty(mix):
     assert shares[both_unlabelled].count_nonzero() == 0
 
 
+def ramps(count: int, height: int, width: int) -> torch.Tensor:
+    """Return images whose first channel is 3 times the column, the second 3 times the row."""
+    across = 3 * torch.arange(width).expand(height, width)
+    down = 3 * torch.arange(height)[:, None].expand(height, width)
+    return torch.stack([across, down]).byte().expand(count, 2, height, width).contiguous()
+
+
+def box_along(line: torch.Tensor) -> tuple[int, int]:
+    """Return where a box begins and its side, from a ramp of 3 a pixel that it shows.
+
+    Pixel i shows 3 * (start + (i + 1/2) side / n - 1/2), within the box's first and last pixel.
+    """
+    count, line = len(line), line.double() / 3
+    start, side = int(line[0]), int(line[-1] - line[0]) + 1
+    place = start + (torch.arange(count) + 0.5) * side / count - 0.5
+    assert (line - place.clamp(start, start + side - 1)).abs().max() < 0.5
+    return start, side
+
+
+@pytest.mark.parametrize(("height", "width", "least"), [(64, 64, 0.35), (66, 80, 0.1), (64, 72, 1)])
+def test_a_resized_crop_is_a_box_of_the_image_stretched_over_all_of_it(height, width, least):
+    augment = Augment(pad=0, flip=True, area=least)
+    out = augmented(ramps(200, height, width), torch.arange(200), 3, seed=1, augment=augment)
+    areas, ratios, mirrored = [], [], 0
+    for across, down in out:
+        assert torch.equal(across, across[:1].expand_as(across))
+        assert torch.equal(down, down[:, :1].expand_as(down))
+        is_mirrored = bool(across[0, 0] > across[0, -1])
+        mirrored += is_mirrored
+        left, wide = box_along(across[0].flip(0) if is_mirrored else across[0])
+        top, tall = box_along(down[:, 0])
+        assert 0 <= left <= width - wide
+        assert 0 <= top <= height - tall
+        areas.append(tall * wide / (height * width))
+        ratios.append(wide * height / (tall * width))
+    assert 0.7 * least <= min(areas)
+    assert 0.7 < min(ratios) < 0.9 < 1.1 < max(ratios) < 1.4
+    assert 70 < mirrored < 130
+    if least < 1:  # uniform but for the sides that the image cuts off
+        assert sum(areas) / 200 == pytest.approx((1 + least) / 2, abs=0.06)
+
+
+def test_a_resized_crop_ignores_batch_and_order_and_keeps_a_plain_image():
+    images, augment = pixels(12, 3, 64), Augment(pad=0, flip=True, area=0.2)
+    whole = augmented(images, torch.arange(12), 4, seed=1, augment=augment)
+    order = torch.tensor([7, 2, 11, 2])
+    assert torch.equal(augmented(images, order, 4, seed=1, augment=augment), whole[order])
+    assert blake2b(whole.numpy().tobytes(), digest_size=8).hexdigest() == "b9f1202e226f54fb"
+    plain = torch.full((12, 3, 64, 64), 255, dtype=torch.uint8)
+    assert torch.equal(augmented(plain, order, 4, seed=1, augment=augment), plain[order])
+
+
 def test_views_of_today_are_those_of_yesterday():
     # Crops and mirrors of the first release: their hash keys must not change.
     images = pixels(5, 1, 8)
