@@ -19,12 +19,26 @@ from torch.overrides import TorchFunctionMode
 from kdsearch.models.probe import evaluating
 
 # Functions without FLOPs whose answer has the shape of their first argument.
-_SAME_SHAPE = {"dropout", "gelu", "hardswish", "relu", "relu6", "sigmoid", "silu", "softmax"}
-_PAIRS = {"add", "mul"}  # the same, where both arguments have one shape
+_SAME_SHAPE = {
+    *("contiguous", "dropout", "gelu", "hardsigmoid", "hardswish", "hardtanh", "relu", "relu6"),
+    *("roll", "sigmoid", "silu", "softmax"),
+}
+_PAIRS = {"add", "add_", "mul", "sub"}  # the same, where both arguments have one shape
 # Functions without FLOPs that are called, for the shape of their answer.
 _CALLED = {
-    *("__get__", "__getitem__", "cat", "chunk", "dim", "div", "expand", "flatten", "max_pool2d"),
-    *("mean", "permute", "reshape", "size", "squeeze", "transpose", "unbind", "unflatten"),
+    *(
+        "__get__",
+        "__getitem__",
+        "_assert",
+        "cat",
+        "chunk",
+        "dim",
+        "div",
+        "expand",
+        "flatten",
+        "max_pool2d",
+    ),
+    *("mean", "pad", "permute", "reshape", "size", "squeeze", "transpose", "unbind", "unflatten"),
     *("unsqueeze", "view"),
 }
 
@@ -142,10 +156,21 @@ def _attention(
     return flops, query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+def _mean_pool(values: Tensor, size: int | tuple[int | None, int | None]) -> tuple[int, Tensor]:
+    return values.numel(), torch.nn.functional.adaptive_avg_pool2d(values, size)
+
+
+def _product(one: Tensor, other: Tensor) -> tuple[int, Tensor]:
+    answer = torch.matmul(*_on_meta((one, other)))
+    return answer.numel() * one.shape[-1], answer
+
+
 _FORMS: Mapping[str, Callable[..., tuple[int, Tensor]]] = {
     "conv2d": _convolution,
     "linear": _linear,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "scaled_dot_product_attention": _attention,
+    "adaptive_avg_pool2d": _mean_pool,
+    "matmul": _product,
 }

@@ -4,7 +4,7 @@ FLOPs follow fvcore: one multiply-add counts once, batch size 1, eval mode; norm
 pooling and upsampling are counted as fvcore does, element-wise operators and reductions are not.
 Fused attention is added. An operator without a count is an error, never a silent zero, and the
 multiply-adds must agree with torch's own counter. A module that is never called costs no FLOPs.
-A student of a family is counted by closed forms, which fvcore checks once a process.
+A student is counted by closed forms, which fvcore checks once a process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdsearch.deploy.closed_forms import count_shapes
 from kdsearch.errors import CostError
+from kdsearch.models.features import Tapped, bare
 from kdsearch.models.students.base import Student
 
 with warnings.catch_warnings():  # fvcore scripts a loss when it is imported
@@ -49,8 +50,8 @@ Bool Float FloatImplicit IntImplicit
 # The operators that torch.utils.flop_counter counts too, by the names that fvcore reports.
 _MULTIPLY_ADDS = "addmm bmm conv einsum linear matmul mm scaled_dot_product_attention"
 _TOLERANCE = 0.01
-# Whether closed forms equal the traced count, by family and the torch functions that it calls.
-_is_exact: dict[tuple[type[Student], frozenset[str]], bool] = {}
+# Whether closed forms equal the traced count, by network and the torch functions that it calls.
+_is_exact: dict[tuple[type[nn.Module], frozenset[str]], bool] = {}
 
 
 def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -58,12 +59,13 @@ def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, 
 
     Parameters that never run are counted too; weights may be on the meta device. Raises CostError
     when an operator has no count, when the two counters disagree, or when the model does not take
-    such an image. Takes 4 ms of CPU for a student, 100 ms for another network.
+    such an image. Takes 4 ms of CPU for a student, 100 ms and more for what is traced.
     """
     params = sum(parameter.numel() for parameter in model.parameters())
-    if not isinstance(model, Student) or (found := count_shapes(model, input_shape)) is None:
+    is_known = isinstance(model, Student | Tapped)
+    if not is_known or (found := count_shapes(model, input_shape)) is None:
         return traced_flops(model, input_shape), params
-    kind = type(model), found.functions
+    kind = type(bare(model)), found.functions
     if kind not in _is_exact:
         _is_exact[kind] = found.flops == traced_flops(model, input_shape)
     return found.flops if _is_exact[kind] else traced_flops(model, input_shape), params

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from torch import nn
@@ -29,7 +29,7 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.registry import sources_of
 from kdsearch.space import Params
-from kdsearch.spec import Budget, Candidate, Cost, StudentSpec
+from kdsearch.spec import INITS, Budget, Candidate, Cost, StudentSpec
 
 logger = logging.getLogger(__name__)
 # Trials may be threads of one process, which has one random state and one exporter state in torch:
@@ -74,8 +74,8 @@ def price(student: Model, *, budget: Budget, latencies: LatencyCache) -> Cost:
 class StaticCosts:
     """FLOPs and parameters of students before their trials, counted once an architecture.
 
-    A built-in family is built on the meta device, without weights: 10 ms of CPU for a student of
-    `classification-small`.
+    A network is built on the meta device, without weights: 10 ms of CPU for a student of
+    `classification-small`. One that cannot be is built with them.
     """
 
     def __init__(self, data: ImageData) -> None:
@@ -84,21 +84,27 @@ class StaticCosts:
 
     def __call__(self, params: Params) -> Cost | None:
         """Return the cost of a candidate; None if it cannot be built: its trial will fail."""
-        spec = Candidate.from_params(params).student
+        spec = replace(Candidate.from_params(params).student, init=INITS[0])
         name = digest_of(changed(spec))
         if name not in self._known:
             self._known[name] = self._count(spec)
         return self._known[name]
 
     def _count(self, spec: StudentSpec) -> Cost | None:
-        is_built_in = spec.family in students.names()
         try:
-            with BUILD_LOCK, without_weights() if is_built_in else nullcontext():
-                student = build_student(spec, self._data)
-                flops, params = count(student.network, input_shape=student.preprocess.input_shape)
+            return self._built(spec, without_weights())
+        except Exception as error:  # a network of a user or a library may need its numbers
+            logger.debug("%s has no price on the meta device: %s", spec, error)
+        try:
+            return self._built(spec, nullcontext())
         except Exception as error:  # a candidate must not end the study, whatever it does
             logger.info("%s has no price: %s", spec, error)
             return None
+
+    def _built(self, spec: StudentSpec, device: AbstractContextManager[None]) -> Cost:
+        with BUILD_LOCK, device:
+            student = build_student(spec, self._data)
+            flops, params = count(student.network, input_shape=student.preprocess.input_shape)
         return Cost(flops=flops, params=params)
 
 

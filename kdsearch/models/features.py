@@ -109,7 +109,7 @@ class Tapped(nn.Module):
         self.head, body = split_at_head(module, calls, logits.shape[1], size)
         self.stages = find_stages(module, body)
         self.attention = find_attention(module, calls, self.stages)
-        self.is_linear = self.head is not None and torch.equal(calls[self.head].flatten(1), logits)
+        self.is_linear = self.head is not None and _is_equal(calls[self.head].flatten(1), logits)
         if self.head is None and not self.stages:
             raise SpecError(
                 f"{type(module).__name__} has neither a Linear or convolution with "
@@ -150,6 +150,11 @@ class Tapped(nn.Module):
             if first is not None and second is not None and first.shape == second.shape:
                 return logits_of((first + second) / 2), (first, second)
         return logits_of(answer), ()
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal; on the meta device, without numbers, they are not."""
+    return not one.is_meta and torch.equal(one, other)
 
 
 def bare(network: nn.Module) -> nn.Module:

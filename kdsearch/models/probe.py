@@ -117,7 +117,7 @@ def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor]
     extra = [name for name, part in module.named_modules() if _head_width(part) or _is_qkv(part)]
     names = dict.fromkeys([*_units(module), *extra])
     with recording(module, tuple(map(Call, names)), before=False) as calls:
-        logits = _run_blank(module, shape)
+        logits = run_blank(module, shape)
     return calls, logits
 
 
@@ -129,7 +129,7 @@ def first_and_last(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]
     """
     names = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
     with recording(module, tuple(map(Call, names)), before=False) as calls:
-        classes = _run_blank(module, shape).shape[1]
+        classes = run_blank(module, shape).shape[1]
     order = [module.get_submodule(call.name) for call in calls]
     heads = list(takewhile(lambda part: _rows(part) == classes, reversed(order))) or order[-1:]
     return [*order[:1], *reversed(heads)]
@@ -140,7 +140,7 @@ def _rows(layer: nn.Module) -> int:
     return getattr(layer, "out_features", getattr(layer, "out_channels", 0))
 
 
-def _run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+def run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Return the logits of a blank batch in evaluation mode."""
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,6 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.deploy.pricing import preprocess_of
 from kdsearch.errors import SpecError
-from kdsearch.models import students
 from kdsearch.models.features import bare
 from kdsearch.models.model import Preprocess
 from kdsearch.models.weights import fit_weights, read_weights
@@ -114,7 +113,7 @@ def _trial(folder: Path, number: int, storage: str | None = None) -> tuple[Stude
             f"keep theirs); those that have them: "
             f"{_listed(folder, trials_with_weights(folder)) or 'none'}"
         )
-    return _offline(Candidate.from_params(record.params).student), weights
+    return Candidate.from_params(record.params).student, weights
 
 
 def trials_with_weights(folder: Path) -> list[int]:
@@ -135,14 +134,14 @@ def _of_folder(folder: Path) -> SavedStudent:
         knobs: dict[str, Value] = {
             name.removeprefix("student."): value
             for name, value in config["set"].items()
-            if name.startswith("student.")
+            if name.startswith("student.") and name != "student.init"
         }
         family, resolution = config["student"], config.get("resolution", 0)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise SpecError(f"{file} does not name a student ({error!r}); export it again") from error
     spec = make(StudentSpec, family=family, resolution=resolution, knobs=knobs)
     return SavedStudent(
-        spec=_offline(spec),
+        spec=spec,
         weights=folder / _WEIGHTS,
         classes=tuple(json.loads(metadata.get("classes", "[]"))),
         preprocess=Preprocess(
@@ -173,8 +172,3 @@ def metadata_of(file: Path) -> dict[str, str]:
             f"{file} does not state the images that its student was trained on ({error!r}); "
             "export it again"
         ) from error
-
-
-def _offline(spec: StudentSpec) -> StudentSpec:
-    """Build a library's student without pretrained weights: its own follow at once."""
-    return replace(spec, knobs={"pretrained": False}) if students.is_library(spec.family) else spec

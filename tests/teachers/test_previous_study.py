@@ -211,7 +211,7 @@ def test_a_library_student_needs_no_download(
     name = "mobilenetv3_small_050"
     network = timm.create_model(name, num_classes=10, in_chans=1).eval()
     save_weights(network, folder / "student.safetensors")
-    config = {"student": f"timm:{name}", "resolution": 8, "set": {"student.pretrained": True}}
+    config = {"student": f"timm:{name}", "resolution": 8, "set": {"student.init": "pretrained"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     teacher = load(f"study:{folder}", data, tmp_path)
     expected = network(teacher.preprocess(data.val.at(slice(4)))).detach()

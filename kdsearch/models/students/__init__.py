@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 from kdsearch.data.sizes import Size, scaled_size
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.models.inherit.knobs import KNOBS
 from kdsearch.registry import Registry
-from kdsearch.space import Constant, Dim
 
 if TYPE_CHECKING:
     from kdsearch.models.features import Tapped
-    from kdsearch.models.students.base import Student
+    from kdsearch.models.students.base import Knob, Student
     from kdsearch.spec import StudentSpec
 
 LIBRARIES = ("timm", "torchvision")
 _PROBE_SIZE = 32
-_LIBRARY_KNOBS: Mapping[str, Dim] = {"pretrained": Constant(value=False)}
 
 FAMILIES: Registry[Student] = Registry(
     "kdsearch.models.students",
@@ -50,9 +49,9 @@ def is_library(family: str) -> bool:
     return family.partition(":")[0] in LIBRARIES and ":" in family
 
 
-def knobs_of(family: str) -> Mapping[str, Dim]:
+def knobs_of(family: str) -> Mapping[str, Knob]:
     """Return a family's knobs, each with its default search range. Raises SpecError."""
-    return _LIBRARY_KNOBS if is_library(family) else FAMILIES.get(family).knobs
+    return KNOBS if is_library(family) else FAMILIES.get(family).knobs
 
 
 def check(spec: StudentSpec) -> None:

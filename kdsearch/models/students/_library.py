@@ -1,21 +1,25 @@
 """Fixed architectures of timm and torchvision as students: `timm:NAME`, `torchvision:NAME`.
 
-Nothing of them is searched; `pretrained` starts from the library's weights. Their stages are
-found by `Tapped`. The libraries are imported only when one of their names is used.
+Their stages are found by `Tapped`. The libraries are imported only when one of their names is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.features import Tapped
-from kdsearch.space import Value
+from kdsearch.models.inherit.cut import Cut
+from kdsearch.models.inherit.drop import leave_out
+from kdsearch.models.inherit.knobs import KNOBS
+from kdsearch.models.students.base import described
+from kdsearch.space import Params, Value
 
 IMAGENET_CLASSES = 1000
 
@@ -32,27 +36,67 @@ def build_library(
     in_channels: int,
     num_classes: int,
     resolution: int | Size,
-    pretrained: Value = False,
+    **knobs: Value,
 ) -> Tapped:
-    """Build `timm:NAME` or `torchvision:NAME`. Raises SpecError."""
-    if not isinstance(pretrained, bool):
-        raise SpecError(f"student {family}: pretrained {pretrained!r} is not true or false")
+    """Build `timm:NAME` or `torchvision:NAME`; see `Shape` for its knobs. Raises SpecError."""
+    form = Shape.of(family, knobs)
     check_name(family)
     size = as_size(resolution)
-    shown = f"{in_channels} x {size[0]} x {size[1]}"
     library, _, name = family.partition(":")
     try:
-        module = _BUILDERS[library](name, in_channels, num_classes, size, pretrained)
+        module = _BUILDERS[library](name, in_channels, num_classes, size)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause = " ".join(str(error).split())
-        if pretrained:
-            raise SpecError(
-                f"student {family}: its pretrained weights cannot be had for {shown} "
-                f"({cause}); connect once to download them, or set "
-                f"pretrained to false"
-            ) from error
+        shown = f"{in_channels} x {size[0]} x {size[1]}"
         raise SpecError(f"student {family} cannot be built for {shown}: {cause}") from error
-    return Tapped(module, in_channels=in_channels, resolution=resolution, num_classes=num_classes)
+    return form.applied(module, in_channels=in_channels, size=size, num_classes=num_classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is left out of a library's network.
+
+    depth: share of the blocks that can be left out and stay, row by row. drop: which of a row go,
+    the `last` or so that the others are `even`. cut: stages that stay; 0: all.
+    """
+
+    depth: float = 1.0
+    drop: str = "last"
+    cut: int = 0
+
+    @classmethod
+    def of(cls, family: str, knobs: Params) -> Shape:
+        """Read the knobs of a family. Raises SpecError for a value that is not in their ranges."""
+        refused = [
+            f"{name} {value!r} is not {described(KNOBS[name])}"
+            for name, value in knobs.items()
+            if value not in KNOBS[name] or isinstance(value, bool)
+        ]
+        if refused:
+            raise SpecError(f"student {family}: {'; '.join(refused)}")
+        return cls(**knobs)  # type: ignore[arg-type]
+
+    def dropped(self, module: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+        """Return the network without the blocks that are left out; it is changed in place."""
+        if self.depth < 1:
+            leave_out(module, shape, depth=self.depth, rule=self.drop)
+        return module
+
+    def applied(
+        self, module: nn.Module, *, in_channels: int, size: Size, num_classes: int
+    ) -> Tapped:
+        """Return the student that a whole network gives, with its taps."""
+        shape = (in_channels, *size)
+
+        def tapped(network: nn.Module) -> Tapped:
+            return Tapped(
+                network, in_channels=in_channels, resolution=size, num_classes=num_classes
+            )
+
+        whole = tapped(self.dropped(module, shape))
+        if not 0 < self.cut < len(whole.stages):
+            return whole
+        return tapped(Cut(whole, self.cut - 1, shape=shape, num_classes=num_classes))
 
 
 def _check_timm(name: str) -> None:
@@ -88,35 +132,32 @@ def _torchvision_names() -> list[str]:
     return cast(list[str], torchvision.models.list_models(module=torchvision.models))
 
 
-def _build_timm(
-    name: str, in_channels: int, num_classes: int, size: Size, pretrained: bool
-) -> nn.Module:
+def _build_timm(name: str, in_channels: int, num_classes: int, size: Size) -> nn.Module:
     import timm
 
-    config = timm.get_pretrained_cfg(name)
-    sides = size[0] if size[0] == size[1] else size
     module: nn.Module = timm.create_model(
-        name,
-        pretrained=pretrained,
-        in_chans=in_channels,
-        num_classes=num_classes,
-        # timm drops what is None; convolutional models refuse the argument.
-        img_size=sides if config and config.fixed_input_size else None,
+        name, in_chans=in_channels, num_classes=num_classes, **image_size(name, size)
     )
     return module
 
 
-def _build_torchvision(
-    name: str, in_channels: int, num_classes: int, size: Size, pretrained: bool
-) -> nn.Module:
+def image_size(name: str, size: Size) -> dict[str, Any]:
+    """Return timm's `img_size` for networks that need it; convolutional ones refuse it."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    is_fixed = config is not None and config.fixed_input_size
+    return {"img_size": size[0] if size[0] == size[1] else size} if is_fixed else {}
+
+
+def build_torchvision(name: str, in_channels: int, num_classes: int, size: Size) -> nn.Module:
+    """Build a classifier of torchvision with random weights. Raises ValueError."""
     import torchvision
 
     if in_channels != 3:
         raise ValueError(f"torchvision models read 3 channels, not {in_channels}")
     options = _TORCHVISION_OPTIONS.get(name.partition("_")[0], _no_options)
-    module: nn.Module = torchvision.models.get_model(
-        name, weights="DEFAULT" if pretrained else None, **options(size)
-    )
+    module: nn.Module = torchvision.models.get_model(name, weights=None, **options(size))
     _replace_head(module, num_classes)
     return module
 
@@ -152,6 +193,6 @@ _TORCHVISION_OPTIONS: Mapping[str, Callable[[Size], Mapping[str, object]]] = Map
 _CHECKS: Mapping[str, Callable[[str], None]] = MappingProxyType(
     {"timm": _check_timm, "torchvision": _check_torchvision}
 )
-_BUILDERS: Mapping[str, Callable[[str, int, int, Size, bool], nn.Module]] = MappingProxyType(
-    {"timm": _build_timm, "torchvision": _build_torchvision}
+_BUILDERS: Mapping[str, Callable[[str, int, int, Size], nn.Module]] = MappingProxyType(
+    {"timm": _build_timm, "torchvision": build_torchvision}
 )

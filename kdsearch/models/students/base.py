@@ -91,7 +91,7 @@ def accept(
         **knobs,
     }
     refused = [
-        f"{name} {value!r} is not {_described(dim)}"
+        f"{name} {value!r} is not {described(dim)}"
         for name, (value, dim) in values.items()
         if value not in dim or isinstance(value, bool)
     ]
@@ -99,7 +99,8 @@ def accept(
         raise SpecError(f"student {family} at {size_text(size)} px: {'; '.join(refused)}")
 
 
-def _described(dim: Knob) -> str:
+def described(dim: Knob) -> str:
+    """Return the values of a range in words."""
     if isinstance(dim, Choice):
         return f"one of {', '.join(map(str, dim.options))}"
     return f"a {'whole ' if isinstance(dim, Int) else ''}number in [{dim.low}, {dim.high}]"

@@ -8,10 +8,11 @@ import torch
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.students import build, check, knobs_of
+from kdsearch.space import Value
 from kdsearch.spec import StudentSpec
 
 
-def make(family: str, *, in_channels: int = 3, side: int = 32, **knobs: bool) -> Tapped:
+def make(family: str, *, in_channels: int = 3, side: int = 32, **knobs: Value) -> Tapped:
     spec = StudentSpec(family=family, knobs=knobs)
     student = build(spec, in_channels=in_channels, num_classes=7, data_size=side)
     assert isinstance(student, Tapped)
@@ -64,12 +65,12 @@ def test_unknown_name_is_answered_with_the_nearest(family: str, message: str) ->
         check(StudentSpec(family=family))
 
 
-def test_only_knob_is_pretrained_and_it_is_not_searched() -> None:
-    assert list(knobs_of("timm:resnet18")) == ["pretrained"]
-    with pytest.raises(SpecError, match="'width'; it accepts pretrained"):
+def test_knobs_leave_parts_out_and_other_values_are_refused() -> None:
+    assert list(knobs_of("timm:resnet18")) == ["depth", "drop", "cut"]
+    with pytest.raises(SpecError, match="it accepts depth, drop, cut"):
         check(StudentSpec(family="timm:resnet18", knobs={"width": 0.5}))
-    with pytest.raises(SpecError, match="pretrained 'yes' is not true or false"):
-        make("timm:resnet18", pretrained="yes")
+    with pytest.raises(SpecError, match=r"depth 1.5 is not a number in \[0.0, 1.0\]; drop 'first'"):
+        make("timm:resnet18", depth=1.5, drop="first")
 
 
 def test_what_cannot_be_built_raises_with_the_reason() -> None:
@@ -79,16 +80,3 @@ def test_what_cannot_be_built_raises_with_the_reason() -> None:
         make("torchvision:resnet18", in_channels=1)
     with pytest.raises(SpecError, match="Inception3 fails on an input of 3 x 32 x 32"):
         make("torchvision:inception_v3")
-
-
-def test_weights_that_cannot_be_had_are_one_line(monkeypatch, tmp_path) -> None:
-    """A download directory that is a file stands for any disk or network failure."""
-    (tmp_path / "hub").touch()
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    with pytest.raises(
-        SpecError, match=r"pretrained weights cannot be had .*set pretrained to false"
-    ) as e:
-        make("torchvision:shufflenet_v2_x0_5", pretrained=True)
-
-    assert "\n" not in str(e.value)
