@@ -29,6 +29,7 @@ from benchmarks.paired import quartiles
 from kdsearch import data as datasets
 from kdsearch.data import folder, parquet
 from kdsearch.data.seen import TICK_NS
+from kdsearch.data.sizes import Decoding
 from kdsearch.data.store import open_store
 
 BAR = 50.0
@@ -96,7 +97,11 @@ def _seconds(source: str) -> tuple[float, float, float]:
         load = partial(datasets.load, source, cache_dir=Path(cache))
         found = read(Path(source))
         times = []
-        for call in (load, load, lambda: open_store(found, cache_dir=Path(cache), size=None)):
+        for call in (
+            load,
+            load,
+            lambda: open_store(found, cache_dir=Path(cache), decoding=Decoding()),
+        ):
             time.sleep(1.1 * TICK_NS / 1e9)
             times.append(_timed(call))
         return times[0], times[1], times[2]

@@ -81,8 +81,9 @@ class StopStudy(Exception):  # noqa: N818 - like StopIteration, not an error
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the nearest known name, or an empty string."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_case = {each.casefold(): each for each in known}
+    near = get_close_matches(name.casefold(), list(by_case), n=1)
+    return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
 
 
 def place_in_user_file(error: BaseException) -> str:

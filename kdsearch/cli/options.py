@@ -159,6 +159,13 @@ Settings = Annotated[
 ]
 
 
+def announce_data(given: Mapping[str, object], *, quiet: bool) -> None:
+    """Print the first line of a command that reads images, before the slow imports."""
+    if not quiet:
+        named = given.get("data")
+        typer.echo("Reading the images" + (f" of {named!r}" if named else ""))
+
+
 def require_positive(**flags: float | None) -> None:
     """Raise SpecError for a flag that is given and not above 0."""
     for name, value in flags.items():

@@ -16,6 +16,7 @@ from kdsearch.cli.options import (
     Out,
     Quiet,
     Settings,
+    announce_data,
     read_settings,
     require_positive,
     shape_of,
@@ -71,6 +72,7 @@ def distill(
     if twice := params.keys() & typed.keys():
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
+    announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.workflows import api
@@ -120,6 +122,7 @@ def check(
     params: dict[str, Value] = read_settings(set, student=student, method=None)
     params |= {} if student is None else {"student.family": student}
     params |= {} if batch_size is None else {"train.batch_size": batch_size}
+    announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import check_tables, show
     from kdsearch.study.config import config_of
@@ -145,7 +148,10 @@ def check(
 @takes(*TARGET_FIELDS)
 def measure(
     model: Annotated[str, typer.Argument(help="A family, timm:NAME, torchvision:NAME or *.onnx.")],
-    input: Annotated[str, typer.Option(help="Channels x height x width.")] = "3x224x224",
+    input: Annotated[
+        str | None,
+        typer.Option(help="Channels x height x width; default: those of a file, or 3x224x224."),
+    ] = None,
     classes: Annotated[int, typer.Option(help="Classes of the head.")] = 1000,
     set: Settings = None,
     as_json: Json = False,
@@ -156,7 +162,7 @@ def measure(
 
     Example: kdsearch measure timm:mobilenetv3_small_100 --input 3x224x224
     """
-    shape = shape_of(input)
+    shape = None if input is None else shape_of(input)
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
     from kdsearch.cli.live import StudyConsole
@@ -175,7 +181,7 @@ def measure(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    lines = [f"{model} at {input}"]
+    lines = [f"{model} at {'x'.join(map(str, found.input_shape))}"]
     if found.flops:
         lines.append(f"{found.flops / 1e6:.2f} MFLOPs (one multiply-add counts once)")
     if found.params:

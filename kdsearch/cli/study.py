@@ -20,6 +20,7 @@ from kdsearch.cli.options import (
     Name,
     Out,
     Quiet,
+    announce_data,
     read_names,
     takes,
 )
@@ -62,6 +63,7 @@ def run(
 
         chosen.setdefault("flat_after", FLAT_AFTER)
     options = RunOptions(**chosen)
+    announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.report.verdict import no_student_needed

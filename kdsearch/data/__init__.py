@@ -7,12 +7,14 @@ join train's. Nothing is imported before `load` needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdsearch.errors import DataError, KDSearchError, did_you_mean, explained
+from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS, Decoding
+from kdsearch.errors import DataError, KDSearchError, SpecError, did_you_mean, explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,26 +42,32 @@ def load(
     *,
     cache_dir: Path,
     size: int | None = None,
+    fit: str = FITS[0],
+    max_megapixels: float = MAX_MEGAPIXELS,
     seed: int = 0,
     subset: int | None = None,
     flip: bool | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> ImageData:
     """Return the images of `source`, decoded under `cache_dir` at the first call.
 
     source: one of `names()` (`./digits` is a folder), a folder, a Parquet file, or a function
     `FILE.py:function` or `package.module:function` that returns a `data.base.Source`.
-    size: longer side in pixels; None means the images' own, or at most 224. seed: of
-    the splits taken from train, and of `subset`, the number of training images to keep besides
-    the unlabelled.
-    flip: whether views may be mirrored; None leaves it to the source. Raises DataError.
+    size, fit, max_megapixels: see `Decoding`. seed: of the splits taken from train, and of
+    `subset`, the number of training images to keep besides the unlabelled.
+    flip: whether views may be mirrored; None leaves it to the source. image_column, label_column:
+    of Parquet files. Raises DataError.
     """
     import torch
 
-    from kdsearch.data.base import Augment, ImageData
+    from kdsearch.data.base import Augment, ImageData, Raw
+    from kdsearch.data.inventory import describe
     from kdsearch.data.store import open_store
 
-    found = _find(source, cache_dir)
-    stored = open_store(found, cache_dir=cache_dir, size=size)
+    found = _find(source, cache_dir, {"image": image_column, "label": label_column})
+    decoding = Decoding(side=size, fit=fit, max_megapixels=max_megapixels)
+    stored = open_store(found, cache_dir=cache_dir, decoding=decoding)
     index = _arrange(found, stored, seed=seed, subset=subset)
     side, flip = min(stored.images.shape[2:]), found.flip if flip is None else flip
     augment = Augment(pad=side // 8, flip=flip)
@@ -71,6 +79,7 @@ def load(
     key = digest.hexdigest()
     rows = {name: torch.arange(part.start, part.stop) for name, part in stored.ranges.items()}
     rows |= {split: rows["train"].index_select(0, chosen) for split, chosen in index.items()}
+    inventory = describe(found, stored, rows, decoding=decoding, subset=subset)
     labelled = stored.images.take(rows["train"])
     mean, std = _statistics(labelled, stored.folder / f"statistics-{key}")
     if "unlabeled" in rows:
@@ -85,8 +94,11 @@ def load(
         mean=mean,
         std=std,
         augment=augment,
-        skipped=stored.skipped,
+        skipped=tuple(stored.skipped),
         task=found.task,
+        decoding=decoding,
+        raw=Raw(source=found, ranges=stored.ranges, skipped=frozenset(stored.skipped)),
+        inventory=inventory,
     )
 
 
@@ -146,26 +158,42 @@ def _strata(labels: Tensor) -> Tensor:
     return torch.zeros(len(labels), dtype=torch.int64)
 
 
-def _find(name: str, cache_dir: Path) -> Source:
-    """Return the source that the user means by `name`."""
+def _find(name: str, cache_dir: Path, columns: Mapping[str, str | None]) -> Source:
+    """Return the source that the user means by `name`. columns: of Parquet files."""
     if name == "digits":
         from kdsearch.data import digits
 
-        return digits.read()
-    if name in names():
+        source = digits.read()
+    elif name in names():
         from kdsearch.data import vision
 
-        return vision.read(name, downloads=cache_dir / "downloads")
+        source = vision.read(name, downloads=cache_dir / "downloads")
+    else:
+        from kdsearch.data import parquet
+
+        with _reading(name):
+            path = Path(name).expanduser()
+            if not path.exists() and ":" not in name:
+                raise _not_found(name, path)
+            if not path.exists():
+                source = _own(name)
+            elif (read := _reader(path)) is None:
+                raise _not_data(path)
+            elif read is parquet.read:
+                return parquet.read(path, **columns)
+            else:
+                source = read(path)
+    if any(columns.values()):
+        raise SpecError(
+            f"--image-column and --label-column are for Parquet and Arrow files; {name} is none"
+        )
+    return source
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
     try:
-        path = Path(name).expanduser()
-        if not path.exists() and ":" in name:
-            return _own(name)
-        if not path.exists():
-            raise _not_found(name, path)
-        read = _reader(path)
-        if read is None:
-            raise _not_data(path)
-        return read(path)
+        yield
     except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
         raise DataError(f"data: {name!r} cannot be read: {error}") from error
 
@@ -188,14 +216,15 @@ def _own(name: str) -> Source:
     return source
 
 
-def _reader(path: Path) -> Callable[[Path], Source] | None:
+def _reader(path: Path) -> Callable[..., Source] | None:
     """Return what reads the layout of an existing path, or None if it is in no layout."""
-    from kdsearch.data import folder, parquet
+    from kdsearch.data import folder, parquet, tables
 
-    if path.is_dir() and (path / "train").is_dir():
-        return folder.read
-    is_parquet = parquet.find(path) if path.is_dir() else path.suffix == ".parquet"
-    return parquet.read if is_parquet else None
+    if path.is_file():
+        return parquet.read if tables.is_table(path) else None
+    if tables.find(path):
+        return parquet.read
+    return folder.read if "train" in folder.find_splits(path) else None
 
 
 def _not_found(name: str, path: Path) -> DataError:
@@ -212,17 +241,19 @@ def _not_found(name: str, path: Path) -> DataError:
 
 def _not_data(path: Path) -> DataError:
     """Return the error of a path that exists but is in none of the layouts."""
-    from kdsearch.data.folder import is_image
+    from kdsearch.data.folder import SPLITS, is_image
 
     wanted = "expected train/CLASS/*.jpg (and val/, test/), or train*.parquet"
     if path.is_file():
-        return DataError(f"{path}: is a file, but not a Parquet file; {wanted} in a folder")
+        return DataError(
+            f"{path}: is a file, but not a Parquet or Arrow file; {wanted} in a folder"
+        )
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     if not entries:
         return DataError(f"{path}: the folder is empty; {wanted}")
     folders = [entry for entry in entries if entry.is_dir()]
     near = [folder for folder in folders if _reader(folder)]
-    if path.name == "train":
+    if path.name.lower() in SPLITS["train"]:
         near.append(path.parent)
     if near:
         return DataError(f"{path}: {wanted}; did you mean {' or '.join(map(str, near[:3]))}?")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsearch.data.sizes import Size
+from kdsearch.data.sizes import Decoding, Size
 from kdsearch.errors import DataError, did_you_mean
 from kdsearch.train_spec import MIXES, POLICIES
 
@@ -62,7 +62,8 @@ class Source:
     size, inode and times are as they were is not read again.
     channels: 1 or 3. canvas: (H, W) that images are cut to, centred, and scaled to; None: a square
     that fits them. flip: whether a mirrored image still shows its class.
-    held_out: share of train that becomes a split which the source lacks.
+    held_out: share of train that becomes a split which the source lacks. left_out: names of what
+    lies there and is not read, by the reason. notes: sentences on how the source was read.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Source:
     held_out: float = 0.1
     canvas: Size | None = None
     task: str = CLASSIFICATION
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 and self.task == CLASSIFICATION:
@@ -165,13 +168,27 @@ def _pick(values: Tensor, index: Tensor | slice) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """The images of a store as the user has them.
+
+    ranges: the rows that each split of the source became, without `skipped`, by sample name.
+    """
+
+    source: Source
+    ranges: Mapping[str, slice]
+    skipped: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
     """A data set, ready to train on; task: see Source.
 
     key: equal only for the same images in the same splits and order, with the same augmentation.
     train: the labelled images, then the unlabelled ones; the other splits have no unlabelled.
     mean, std: per channel, of labelled / 255; std is at least 1/255, for channels that never vary.
-    skipped: names of the images that could not be read.
+    skipped: names of the images that could not be read. decoding: how the others were.
+    raw: the images before decoding, None where they were made in memory.
+    inventory: sentences on what was found and what was left out.
     """
 
     name: str
@@ -185,6 +202,9 @@ class ImageData:
     augment: Augment
     skipped: tuple[str, ...] = ()
     task: str = CLASSIFICATION
+    decoding: Decoding = field(default_factory=Decoding)
+    raw: Raw | None = None
+    inventory: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> ImageSet:

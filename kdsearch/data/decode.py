@@ -1,127 +1,196 @@
-"""Decode one image, whatever a user's folder holds, to uint8 `[C, H, W]`; nothing is guessed.
-
-Animations give their first frame, EXIF rotation is applied, transparency is laid on white, 16-bit
-grey is scaled to 8 bits, and 32-bit pixels, which have no known range, are refused. The centred
-part in the wanted shape is cut out and resized, bilinear with antialiasing. Damaged images are
-never half read.
-"""
+"""Decode a source into the files of a store: pixels, labels and digests, split after split."""
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
+from statistics import median
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from kdsearch.data.sizes import Size, as_size
+from kdsearch import atomic
+from kdsearch.data.base import Sample, Source
+from kdsearch.data.pixels import UnreadableError, decode, dimensions
+from kdsearch.data.sizes import Decoding, Size, as_size, scaled_size
 from kdsearch.errors import DataError
 
-MAX_PIXELS = 64_000_000
-# Named, because Pillow would also start Ghostscript for an EPS file that calls itself .jpg.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+MAX_UNREADABLE = 0.01
+IMAGES, LABELS, DIGESTS = "images.npy", "labels.npy", "digests.npy"
+FILES = (IMAGES, LABELS, DIGESTS)
+_CHUNK = 512  # images decoded between two writes
+_SHOWN = 3  # unreadable images in a message
+_THREADS = min(16, os.cpu_count() or 1)
+_log = logging.getLogger(__name__)
+Label: TypeAlias = int | float | NDArray[Any]
+_Pixels: TypeAlias = tuple[bytes, int, float]
+T = TypeVar("T")
+S = TypeVar("S")
 
 
-class UnreadableError(DataError):
-    """An image cannot be decoded; the message is the reason alone."""
+def size_of(source: Source, decoding: Decoding) -> Size:
+    """Return (H, W) of the stored images."""
+    if source.canvas is not None:
+        return scaled_size(source.canvas, decoding.side or 0)
+    return as_size(_natural_size(source, decoding) if decoding.side is None else decoding.side)
 
 
-@contextmanager
-def strict_pillow() -> Iterator[None]:
-    """Make Pillow refuse bombs and truncated files; enter it before starting threads.
+def _natural_size(source: Source, decoding: Decoding) -> int:
+    read = partial(_dimensions, max_megapixels=decoding.max_megapixels)
+    found = [size for size in in_threads(read, source.splits["train"]) if isinstance(size, tuple)]
+    if not found:
+        first = next(iter(source.splits["train"]), None)
+        why = "" if first is None else f" ({first.name}: {read(first)})"
+        raise DataError(f"{source.name}: none of the images of train can be read{why}")
+    width, height = found[0]
+    if width == height <= 64 and set(found) == {found[0]}:
+        return width
+    side = max if decoding.fit == "pad" else min
+    return max(32, min(224, int(median(side(size) for size in found))) // 32 * 32)
 
-    Its other warnings (as of a damaged EXIF block) leave the pixels whole and are not shown.
-    """
-    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+def _dimensions(sample: Sample, *, max_megapixels: float) -> tuple[int, int] | UnreadableError:
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+        return dimensions(sample.content, max_megapixels=max_megapixels)
+    except UnreadableError as error:
+        return error  # decoding meets it again, and counts and names it there
 
 
-def dimensions(content: Path | bytes | Image.Image) -> tuple[int, int]:
-    """Return (width, height) from the header alone. Raises UnreadableError."""
-    with _reading(), _open(content) as image:
-        return image.size
+def write_images(
+    part: Path, source: Source, size: Size, decoding: Decoding
+) -> tuple[dict[str, int], dict[str, str], float]:
+    """Write images, labels and digests.
+
+    Return how many each split has, the unreadable with the reasons, and the median share of a
+    training image that was cut away.
+    """
+    shape = (source.channels, *size)
+    counts: dict[str, int] = {}
+    written = _Written()
+    skipped: dict[str, str] = {}
+    cut = 0.0
+    read = partial(_decode, size=size, channels=source.channels, decoding=decoding)
+    with writing(part), (part / IMAGES).open("wb") as file:
+        _write_header(file, (0, *shape))
+        for split, samples in source.splits.items():
+            unreadable = _write_split(file, in_threads(read, samples), written)
+            counts[split] = len(written.labels) - sum(counts.values())
+            where = f"{source.name}/{split}"
+            _check_unreadable(where, unreadable, counts[split] + len(unreadable), part.parent)
+            skipped |= unreadable
+            if split == "train":
+                cut = round(median(written.cuts), 4)
+        file.seek(0)
+        _write_header(file, (len(written.labels), *shape))
+        np.save(part / LABELS, _as_array(written.labels))
+        np.save(part / DIGESTS, np.array(written.digests, np.int64))
+    return counts, skipped, cut
 
 
-def decode(
-    content: Path | bytes | Image.Image, *, size: int | Size, channels: int
-) -> NDArray[np.uint8]:
-    """Return uint8 [channels, H, W]; size: (H, W) or a square's side. Raises UnreadableError."""
-    height, width = as_size(size)
-    with _reading(), _open(content) as image:
-        image.draft(
-            None, (2 * width, 2 * height)
-        )  # a JPEG decodes at 1/2, 1/4 or 1/8 if that is ample
-        upright = ImageOps.exif_transpose(image)
-        pixels = _centred(_to_mode(upright, "RGB" if channels == 3 else "L"), width, height)
-        return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
+def _as_array(labels: list[Label]) -> NDArray[Any]:
+    """Return labels [N, ...]: whole numbers as int64, others as float32, arrays as they are."""
+    values = np.array(labels)
+    return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What is known of the images written so far."""
+
+    labels: list[Label] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    cuts: list[float] = field(default_factory=list)
+
+
+def _write_split(
+    file: BinaryIO, decoded: Iterator[tuple[Sample, _Pixels | UnreadableError]], written: _Written
+) -> dict[str, str]:
+    """Append one split's images; return the names of the unreadable, and the reasons."""
+    unreadable: dict[str, str] = {}
+    while chunk := list(islice(decoded, _CHUNK)):
+        for sample, found in chunk:
+            if isinstance(found, UnreadableError):
+                unreadable[sample.name] = str(found)
+                continue
+            content, digest, cut = found
+            file.write(content)
+            written.labels.append(sample.label)
+            written.digests.append(digest)
+            written.cuts.append(cut)
+    return unreadable
+
+
+def _decode(
+    sample: Sample, *, size: Size, channels: int, decoding: Decoding
+) -> tuple[Sample, _Pixels | UnreadableError]:
+    """Return the sample with its pixels, their digest, and the share that was cut away."""
+    try:
+        pixels, cut = decode(
+            sample.content,
+            size=size,
+            channels=channels,
+            fit=decoding.fit,
+            max_megapixels=decoding.max_megapixels,
+        )
+    except UnreadableError as error:
+        return sample, error
+    content = pixels.tobytes()
+    digest = int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
+    return sample, (content, digest, cut)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write the .npy header, which keeps its length when only the number of images changes.
+
+    The file then grows by plain writes: a full disk is an error, where a memory map would crash.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _check_unreadable(where: str, unreadable: dict[str, str], total: int, folder: Path) -> None:
+    """Raise DataError where too many cannot be read; all of them are listed in a file."""
+    if not total:
+        raise DataError(f"{where}: holds no images")
+    lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
+    if len(lines) > MAX_UNREADABLE * total:
+        rest = ""
+        if len(lines) > _SHOWN:
+            listed = folder / "unreadable.txt"
+            atomic.write(listed, "\n".join(lines) + "\n")
+            rest = f"; all of them: {listed}"
+        raise DataError(
+            f"{where}: {len(lines)} of {total} images cannot be read, more than "
+            f"{MAX_UNREADABLE:.0%}: {'; '.join(lines[:_SHOWN])}{rest}. Mend or remove them"
+        )
+    for line in lines:
+        _log.warning("%s: skipped %s", where, line)
+
+
+def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Map in order, reading ahead by one chunk, so that a long source never sits in memory."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while chunk := list(islice(rest, _CHUNK)):
+            yield from pool.map(function, chunk)
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    """Turn whatever a hostile file makes Pillow raise into UnreadableError."""
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into DataError."""
     try:
         yield
-    except (UnreadableError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableError(f"not an image of a known format ({', '.join(_FORMATS)})") from None
-    except Exception as error:
-        raise UnreadableError(str(error) or repr(error)) from error
-
-
-def _open(content: Path | bytes | Image.Image) -> Image.Image:
-    if isinstance(content, Image.Image):
-        return content
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
-    image = Image.open(file, formats=_FORMATS)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        image.close()
-        raise UnreadableError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
-    return image
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255, rounded; Pillow's own conversion clips at 255."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise UnreadableError(
-            f"pixels of mode {image.mode!r} have no known range; save 8 or 16 bits"
-        )
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _centred(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Cut out the largest centred part of the shape width x height, and resize it to that."""
-    if image.size == (width, height):
-        return image
-    is_tall = image.width * height <= image.height * width
-    wide = image.width if is_tall else image.height * width / height
-    high = image.width * height / width if is_tall else image.height
-    left, top = (image.width - wide) / 2, (image.height - high) / 2
-    return image.resize(
-        (width, height),
-        Image.Resampling.BILINEAR,
-        box=(left, top, left + wide, top + high),
-        reducing_gap=3.0,
-    )
+    except OSError as error:
+        raise DataError(
+            f"cannot write decoded images to {folder}: {error.strerror}; "
+            "free some space there or choose another cache folder"
+        ) from error

@@ -1,134 +1,162 @@
-"""Parquet files in the Hugging Face layout: an image column of encoded bytes, a label column.
+"""Parquet and Arrow files as the Hugging Face Hub has them: encoded images, and their labels.
 
-A file's name begins with its split (`train-00000-of-00002.parquet`, `validation.parquet`). Class
-names come from the schema's `huggingface` metadata; without it the labels themselves are the names.
+Class names come from the schema's `huggingface` metadata; without it the labels themselves, which
+may be integers, text or truth values, are the names. Null and -1 mean that a row has no label.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from kdsearch.data import tables
 from kdsearch.data.base import Sample, Source
-from kdsearch.errors import DataError
+from kdsearch.data.tables import batches_of, column_of, schema_of
+from kdsearch.errors import DataError, did_you_mean
 
-_SPLITS = ("train", "val", "test")  # `valid` and `validation` begin with `val`
-_IMAGE_COLUMNS = ("img", "image")
-_LABEL_COLUMNS = ("label", "fine_label")
-_ROWS = 256
+find = tables.find
+_IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp")
+_LABELS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
+_FLAGS = {_IMAGES: "--image-column", _LABELS: "--label-column"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """One Parquet file with its checked labels."""
+    """One file with its checked labels. name: below the root. known: the rows with a label."""
 
     path: Path
+    name: str
     image: str
     label: str
     names: tuple[str, ...] | None
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    known: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of a split's files, read in batches at every iteration."""
+    """The labelled rows of a split's files, read in batches at every iteration."""
 
     files: Sequence[_File]
-    position: dict[int, int]
+    position: Mapping[Any, int]
 
     def __iter__(self) -> Iterator[Sample]:
         for file in self.files:
-            labels = [self.position[value] for value in file.labels.tolist()]
-            for row, (label, content) in enumerate(zip(labels, _images(file), strict=True)):
-                yield Sample(name=f"{file.path.name}:{row}", label=label, content=content)
+            rows = zip(file.labels.tolist(), file.known.tolist(), _images(file), strict=True)
+            for row, (label, is_known, content) in enumerate(rows):
+                if is_known:
+                    label = self.position[label]
+                    yield Sample(name=f"{file.name}:{row}", label=label, content=content)
 
 
-def find(root: Path) -> list[Path]:
-    """Return the file itself, or the Parquet files of the folder, or else of its `data/`."""
-    if root.is_file():
-        return [root]
-    return sorted(root.glob("*.parquet")) or sorted((root / "data").glob("*.parquet"))
+def read(root: Path, *, image: str | None = None, label: str | None = None) -> Source:
+    """Return the images of a file, or of a folder with at least a train file.
 
-
-def read(root: Path) -> Source:
-    """Return the images of a Parquet file, or of a folder with at least a train file.
-
-    Raises DataError naming file and column for a missing column, a null or an unknown label.
+    image, label: names of the columns; None: the first of the usual ones. Raises DataError naming
+    file and column for a missing column or an unknown label.
     """
-    paths = find(root)
-    by_split: dict[str, list[_File]] = {}
-    for path in paths:
-        split = "train" if root.is_file() else _split(path)
-        by_split.setdefault(split, []).append(_inspect(path))
-    if "train" not in by_split:
-        raise DataError(f"{root}: no train*.parquet among {', '.join(p.name for p in paths)}")
-    classes, position = _classes(by_split)
+    found = find(root)
+    if "train" not in found:
+        others = ", ".join(path.name for paths in found.values() for path in paths)
+        raise DataError(f"{root}: no file name begins with train, among {others}")
+    ignored = found.pop("", [])
+    by_split = {
+        split: [_inspect(path, _below(path, root), image, label) for path in paths]
+        for split, paths in found.items()
+    }
+    hidden = {
+        split: sum(len(file.labels) for file in files)
+        for split, files in by_split.items()
+        if not any(file.known.any() for file in files)
+    }
+    if "train" in hidden:
+        raise DataError(f"{root}: no row of train has a label in {by_split['train'][0].label!r}")
+    shown = {split: files for split, files in by_split.items() if split not in hidden}
+    classes, position = _classes(shown)
+    missing = [
+        f"{file.name}:{row}"
+        for files in shown.values()
+        for file in files
+        for row in (~file.known).nonzero()[0].tolist()
+    ]
+    left_out = {
+        "files that begin with no split": [path.name for path in ignored],
+        "rows without a label (null or -1)": missing,
+    }
+    chosen = [(flag, name) for flag, name in (("image", image), ("label", label)) if name]
     return Source(
         name=root.resolve().stem,
         classes=classes,
-        splits={split: _Rows(by_split[split], position) for split in _SPLITS if split in by_split},
-        content=[(path.name, path) for path in paths],
+        splits={split: _Rows(files, position) for split, files in shown.items()},
+        content=[
+            *((file.name, file.path) for files in shown.values() for file in files),
+            *((f"{column} column", name.encode()) for column, name in chosen),
+        ],
+        left_out={reason: names for reason, names in left_out.items() if names},
+        notes=[*_hidden(hidden), *_choices(by_split["train"][0], label)],
     )
 
 
-def _split(path: Path) -> str:
-    for split in _SPLITS:
-        if path.name.lower().startswith(split):
-            return split
-    raise DataError(f"{path}: the name gives no split; begin it with train, val or test")
+def _below(path: Path, root: Path) -> str:
+    """Return a name that is unique within the source."""
+    is_in_split = path.parent not in (root, root / "data")
+    return f"{path.parent.name}/{path.name}" if is_in_split and path != root else path.name
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+def _hidden(splits: Mapping[str, int]) -> Iterator[str]:
+    for split, count in splits.items():
+        yield f"Left out: {split}, since none of its {count:,} rows has a label (null or -1)"
 
 
-def _inspect(path: Path) -> _File:
-    with _reading(path):
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
-        image = _column(path, schema, _IMAGE_COLUMNS)
-        label = _column(path, schema, _LABEL_COLUMNS)
-        kind = schema.field(image).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise DataError(
-                f"{path}: column {image!r} holds {kind}; expected encoded images, "
-                "as struct<bytes: binary> or binary"
-            )
-        if not pa.types.is_integer(schema.field(label).type):
-            raise DataError(
-                f"{path}: column {label!r} holds {schema.field(label).type}; expected integers"
-            )
-        column = file.read(columns=[label]).column(label)
-    if column.null_count:
-        row = column.is_null().index(pa.scalar(True)).as_py()
-        raise DataError(f"{path}: column {label!r} is null in row {row}")
+def _choices(file: _File, label: str | None) -> Iterator[str]:
+    """Yield which column the labels are, where others have a usual name."""
+    others = [name for name in _LABELS if name in schema_of(file.path).names and name != file.label]
+    if label is None and others:
+        yield f"Labels are the column {file.label!r}; --label-column takes {' or '.join(others)}"
+
+
+def _inspect(path: Path, name: str, image: str | None, label: str | None) -> _File:
+    schema = schema_of(path)
+    image = _column(path, schema, image, _IMAGES)
+    label = _column(path, schema, label, _LABELS)
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    is_empty = pa.types.is_null(kind)  # reading a row states the reason
+    if not (is_empty or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        hint = "; the files that it names are not read" if _is_text(kind) else ""
+        raise DataError(
+            f"{path}: column {image!r} holds {kind}; expected encoded images, "
+            f"as struct<bytes: binary> or binary{hint}"
+        )
     names = _class_names(path, schema, label)
-    labels = column.to_numpy().astype(np.int64)
-    _check_labels(path, label, labels, names)
-    return _File(path=path, image=image, label=label, names=names, labels=labels)
-
-
-def _column(path: Path, schema: pa.Schema, known: tuple[str, ...]) -> str:
-    for name in known:
-        if name in schema.names:
-            return name
-    raise DataError(
-        f"{path}: no column {' or '.join(map(repr, known))}; it has {', '.join(schema.names)}"
+    labels, known = _labels(path, label, column_of(path, label), names)
+    return _File(
+        path=path, name=name, image=image, label=label, names=names, labels=labels, known=known
     )
+
+
+def _column(path: Path, schema: pa.Schema, given: str | None, usual: tuple[str, ...]) -> str:
+    flag = _FLAGS[usual]
+    if given is not None and given not in schema.names:
+        raise DataError(
+            f"{path}: no column {given!r}{did_you_mean(given, schema.names)} ({flag}); "
+            f"it has {', '.join(schema.names)}"
+        )
+    found = given or next((name for name in usual if name in schema.names), None)
+    if found is None:
+        raise DataError(
+            f"{path}: no column {', '.join(usual[:-1])} or {usual[-1]}; it has "
+            f"{', '.join(schema.names)}; name it with {flag}"
+        )
+    return found
 
 
 def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -144,30 +172,59 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
         ) from error
 
 
-def _check_labels(
-    path: Path, column: str, labels: NDArray[np.int64], names: tuple[str, ...] | None
-) -> None:
-    wrong = labels < 0 if names is None else (labels < 0) | (labels >= len(names))
+def _labels(
+    path: Path, column: str, values: pa.ChunkedArray, names: tuple[str, ...] | None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the labels [N], integers or text, and which rows have one. Raises DataError."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values = values.cast(kind.value_type)
+        kind = values.type
+    known = values.is_valid().to_numpy()
+    if _is_text(kind) or pa.types.is_boolean(kind):
+        return np.array(["" if v is None else str(v) for v in values.to_pylist()]), known
+    if not pa.types.is_integer(kind):
+        raise DataError(
+            f"{path}: column {column!r} holds {kind}; expected one label a row: integers, text or "
+            "truth values; --label-column names another column"
+        )
+    labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
+    known = labels != -1
+    wrong = labels < -1 if names is None else (labels < -1) | (labels >= len(names))
     if wrong.any():
         row = int(wrong.argmax())
         accepted = "0 and above" if names is None else f"0 to {len(names) - 1}"
         raise DataError(
-            f"{path}: column {column!r} is {labels[row]} in row {row}; accepted: {accepted}"
+            f"{path}: column {column!r} is {labels[row]} in row {row}; accepted: {accepted}, and "
+            "-1 for no label"
         )
+    return labels, known
 
 
-def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[int, int]]:
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Return the class names, and the position among them of each label that may occur."""
     first = by_split["train"][0]
     files = [file for split in by_split.values() for file in split]
     for file in files:
         if file.names != first.names:
             raise DataError(f"{file.path}: its class names differ from those in {first.path}")
+        if file.labels.dtype.kind != first.labels.dtype.kind:
+            raise DataError(f"{file.path}: its labels are of another type than in {first.path}")
     if first.names is not None:
         return first.names, {value: value for value in range(len(first.names))}
-    values = np.unique(np.concatenate([file.labels for file in by_split["train"]])).tolist()
+    seen = [np.unique(file.labels[file.known]) for file in by_split["train"]]
+    values = np.unique(np.concatenate(seen)).tolist()
+    if values == [1] and not all(file.known.all() for file in by_split["train"]):
+        raise DataError(
+            f"{first.path}: column {first.label!r} holds -1, which means no label, and 1; write 0 "
+            "and 1 for two classes"
+        )
     for file in files:
-        foreign = np.setdiff1d(file.labels, values)
+        foreign = np.setdiff1d(file.labels[file.known], values)
         if foreign.size:
             raise DataError(
                 f"{file.path}: column {file.label!r} holds {foreign[0]}, which train never does"
@@ -177,10 +234,15 @@ def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[in
 
 def _images(file: _File) -> Iterator[bytes]:
     """Yield each row's encoded image; a null one is empty bytes, which nothing can decode."""
-    with _reading(file.path):
-        batches = pq.ParquetFile(file.path).iter_batches(batch_size=_ROWS, columns=[file.image])
-        for batch in batches:
-            column = batch.column(0)
-            if pa.types.is_struct(column.type):
-                column = column.flatten()[column.type.get_field_index("bytes")]
-            yield from (content or b"" for content in column.to_pylist())
+    for column in batches_of(file.path, file.image):
+        paths = None
+        if pa.types.is_struct(column.type):
+            parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+            column, paths = parts["bytes"], parts.get("path")
+        if paths is not None and column.null_count == len(column) > paths.null_count:
+            named = next(path for path in paths.to_pylist() if path is not None)
+            raise DataError(
+                f"{file.path}: column {file.image!r} has no bytes, only paths such as {named!r}; "
+                "write the file again with its images embedded (datasets: `embed_table_storage`)"
+            )
+        yield from (content or b"" for content in column.to_pylist())

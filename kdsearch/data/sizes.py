@@ -1,11 +1,27 @@
-"""Sizes of images: (H, W) in pixels, or one number for the side of a square."""
+"""Sizes of images: (H, W) in pixels, or one number for a square; how images are fitted to one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
+
+FITS = ("crop", "pad", "squash")
+MAX_MEGAPIXELS = 64.0  # of an image that is read
 
 Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How images are decoded; see `data/pixels`.
+
+    side: the longer one in pixels; None: the images' own, or at most 224.
+    """
+
+    side: int | None = None
+    fit: str = FITS[0]
+    max_megapixels: float = MAX_MEGAPIXELS
 
 
 def as_size(side: int | Size) -> Size:

@@ -14,7 +14,7 @@ from kdsearch.data.views import counter_hash
 from kdsearch.errors import DataError
 
 MAX_HELD_OUT = 5000
-_MIN_PER_CLASS = 3
+_SHOWN = 5  # classes in a message
 
 
 def carve(
@@ -24,28 +24,28 @@ def carve(
 
     Each takes `share` of every class: at most 5,000 images, at least one a class. Test is
     taken from one end of a shuffled class and val from the other: neither depends on the other.
-    Raises DataError naming the classes of less than three images.
+    A class of too few images to give one to each stays in train. Raises DataError where none has
+    enough.
     """
     groups = _shuffled(labels, seed, len(classes), "carve")
-    few = [
-        f"{name!r} ({len(group)})"
-        for name, group in zip(classes, groups, strict=True)
-        if 0 < len(group) < _MIN_PER_CLASS
-    ]
-    if few:
+    least = 1 + len(missing)
+    counts = [len(group) if len(group) >= least else 0 for group in groups]
+    if not any(counts):
+        few = [f"{name!r} ({len(g)})" for name, g in zip(classes, groups, strict=True) if len(g)]
+        rest = f" and {len(few) - _SHOWN:,} more" if len(few) > _SHOWN else ""
         raise DataError(
-            f"too few images to take {' and '.join(sorted(missing))} from train: {', '.join(few)}; "
-            f"a class needs {_MIN_PER_CLASS}, or give the splits as folders or files of their own"
+            f"too few images to take {' and '.join(sorted(missing))} from train: "
+            f"{', '.join(few[:_SHOWN])}{rest}; a class needs {least}, or give the splits as "
+            "folders or files of their own"
         )
-    counts = [len(group) for group in groups]
     wanted = sum(max(1, round(share * count)) for count in counts if count)
     present = sum(count > 0 for count in counts)
     sizes = _apportion(counts, max(present, min(MAX_HELD_OUT, wanted)))
     held: dict[str, Tensor] = {}
     start = [size if "test" in missing else 0 for size in sizes]
     end = [
-        count - size if "val" in missing else count
-        for count, size in zip(counts, sizes, strict=True)
+        len(group) - size if "val" in missing else len(group)
+        for group, size in zip(groups, sizes, strict=True)
     ]
     if "test" in missing:
         held["test"] = _join([group[:at] for group, at in zip(groups, start, strict=True)])

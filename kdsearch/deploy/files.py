@@ -21,6 +21,7 @@ from kdsearch.deploy import formats, runtimes
 from kdsearch.deploy.formats._fold import fold_preprocess
 from kdsearch.deploy.formats.base import Agreement, Format, Source, agreement_of, both_answers
 from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.targets import target_info
 from kdsearch.deploy.targets.base import Target
 from kdsearch.models.model import Model, batches
@@ -39,8 +40,9 @@ class ExportedFile:
     """A written file and its measurements.
 
     runtime: loaded it; target: timed it. val: its metric on validation; drop: the metric of the
-    PyTorch student minus val. agreement: with the network it was exported from. misses: reasons
-    not to use it. tuned: exported after quantisation-aware training.
+    PyTorch student minus val. agreement: with the network it was exported from; predicted: of
+    predict.py, with the stored pixels. misses: reasons not to use it. tuned: exported after
+    quantisation-aware training.
     """
 
     format: str
@@ -51,6 +53,7 @@ class ExportedFile:
     val: float
     drop: float
     agreement: Agreement
+    predicted: Agreement | None
     latency: Latency
     misses: tuple[str, ...] = ()
     tuned: bool = False
@@ -99,6 +102,9 @@ def write_file(
         expected, answers = both_answers(source.network, run, pairs)
         task, labels = tasks.of(data), data.val.labels
         agreement = agreement_of(expected, answers, task)
+        predicted = check_script(
+            write_script(folder), path, run, lambda images: prepare(student, images)[1], data, task
+        )
         val = _value(task, answers, labels)
         drop = (_value(task, expected, labels) if full_precision is None else full_precision) - val
         there = latencies.for_runtime(kind.runtime)
@@ -113,9 +119,11 @@ def write_file(
             val=val,
             drop=drop,
             agreement=agreement,
+            predicted=predicted,
             latency=latency,
             misses=(
                 *_misses(kind, agreement, task.metric, drop, options),
+                *filter(None, [refuse_script(predicted, kind.tolerance.same)]),
                 *_delays(latency, options.budget, latencies.target if elsewhere else None),
             ),
             tuned=full_precision is not None,

@@ -21,6 +21,11 @@ from kdsearch.tasks import Metric
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
 _SPLITS = ("validation", "test")
+_FITTED = {
+    "crop": "cut to its centre of",
+    "pad": "scaled between black margins of",
+    "squash": "stretched to",
+}
 _PROGRAM = """
 ## Use
 
@@ -52,7 +57,7 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Return the card for the content of metrics.json and config.yaml."""
     parts = (
         f"---\n{yaml.safe_dump(_head(metrics, config), sort_keys=False)}---",
-        f"# {config['student']} for {metrics['data']['name']}",
+        f"# {plain(config['student'])} for {plain(metrics['data']['name'])}",
         _summary(metrics, config),
         _PROGRAM.strip()
         + timm_snippet(config["student"], metrics["metadata"], metrics["task"].get("head_outputs")),
@@ -90,9 +95,9 @@ def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, ob
 
 def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     onnx, method = metrics["onnx"], config["method"]
-    taught = f"Distilled from {metrics['teacher']['name']} by {method}"
+    taught = f"Distilled from {plain(metrics['teacher']['name'])} by {plain(method)}"
     if not metrics["is_taught"]:
-        taught = f"Trained without a teacher ({method})"
+        taught = f"Trained without a teacher ({plain(method)})"
     return (
         f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
@@ -129,7 +134,7 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
     if metrics.get("notes"):
         yield ""
-        yield from (f"- {note}" for note in metrics["notes"])
+        yield from (f"- {plain(note)}" for note in metrics["notes"])
     busy = metrics["onnx"].get("contention")
     busy_note = " The machine was busy." if busy is not None and busy > BUSY else ""
     yield (
@@ -178,17 +183,25 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
     (height, width), channels = as_size(json.loads(metadata["resolution"])), metadata["channels"]
     task = metrics["task"]
     yield "## Data\n"
-    yield f"{metrics['data']['name']}: " + ", ".join(f"{n} {name}" for name, n in images.items())
+    yield f"{plain(metrics['data']['name'])}: " + ", ".join(
+        f"{n} {name}" for name, n in images.items()
+    )
     yield "images.\n"
     yield f"- Input `input`: float32 [batch, {channels}, {height}, {width}]: pixels / 255, minus"
     yield f"  mean, over std. mean {mean}, std {std}."
-    yield f"- Output `{task['output_name']}`: {task['output']}."
+    yield f"- An image is {_FITTED[metadata.get('fit', 'crop')]} {_size_of(metadata)} pixels, as"
+    yield "  predict.py does."
+    checked = metrics["onnx"].get("predict_py")
+    if checked is not None:
+        same = round(checked["same"] * checked["n"])
+        yield f"- predict.py answers {same:,} of {checked['n']:,} validation files as in training."
+    yield f"- Output `{task['output_name']}`: {plain(task['output'])}."
 
 
 def _training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the recipe, and the command that trains it again."""
     yield "## Training\n"
-    yield f"Teacher {metrics['teacher']['name']}." if metrics["is_taught"] else "No teacher."
+    yield f"Teacher {plain(metrics['teacher']['name'])}." if metrics["is_taught"] else "No teacher."
     yield "`kdsearch distill --config config.yaml` trains it again, from the folder that its paths"
     yield "are relative to.\n\n```yaml"
     yield yaml.safe_dump(dict(config), sort_keys=False).strip()
@@ -205,6 +218,19 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "  `kdsearch measure student.onnx`."
     yield "- The licence of the weights follows from those of the data and of the teacher, which"
     yield "  kdsearch does not know: set `license` above before you publish."
+
+
+def plain(text: str) -> str:
+    """Return a text from outside on one line, without HTML, table cells or control characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    for mark in ("&", "<", ">", "|", "`"):
+        shown = shown.replace(mark, f"&#{ord(mark)};")
+    return shown
+
+
+def _size_of(metadata: Mapping[str, str]) -> str:
+    height, width = as_size(json.loads(metadata["image_size"]))
+    return f"{height} x {width}"
 
 
 def timm_snippet(family: str, metadata: Mapping[str, str], head_outputs: int | None) -> str:

@@ -19,13 +19,14 @@ from kdsearch import atomic, tasks
 from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import Size
 from kdsearch.deploy import model_card
-from kdsearch.deploy.formats.base import Agreement
-from kdsearch.deploy.formats.onnx import OPSET, evaluate, to_onnx, verify
+from kdsearch.deploy.formats.base import EXACT, Agreement
+from kdsearch.deploy.formats.onnx import OPSET, evaluate, load_file, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.pricing import file_for
+from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.targets import target_info
 from kdsearch.digests import changed
-from kdsearch.errors import SpecError, StudyError
+from kdsearch.errors import ExportError, SpecError, StudyError
 from kdsearch.json_cache import processor
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
@@ -36,17 +37,19 @@ from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS, StudyConfig
 from kdsearch.tasks import Task
 from kdsearch.training.distiller.recipe import needed_features
 
-PREDICT = Path(__file__).with_name("predict.py")  # a script of its own: nothing of it is imported
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A written folder and the measurements of its ONNX file."""
+    """A written folder and the measurements of its ONNX file.
+
+    predicted: of predict.py on raw validation files; None where the data have none.
+    """
 
     path: Path
     val: float
     agreement: Agreement
     latency: Latency
+    predicted: Agreement | None
 
     def is_within(self, budget: Budget) -> bool:
         """Whether the whole latency interval of the file is within the budget."""
@@ -69,8 +72,8 @@ def pack(
     """Write the exported folder to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
     results, teacher: the metric by split, `validation` and `test`. limit: see
-    `LatencyCache.measure`. The folder appears whole or not
-    at all. Raises ExportError when the file does not agree with the student.
+    `LatencyCache.measure`. The folder appears whole or not at all. Raises ExportError when the file
+    does not agree with the student, or predict.py does not on raw validation files.
     """
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -92,6 +95,10 @@ def pack(
             yield student.preprocess(images), labels
 
     agreement = verify(network, file, (images for images, _ in inputs()), task)
+    script = write_script(fresh)
+    predicted = check_script(script, file, load_file(file), student.preprocess, data, task)
+    if wrong := refuse_script(predicted, EXACT.same):
+        raise ExportError(f"{file.name} of {path}: {wrong}: {predicted}")
     target = latencies.target
     timed = file if "onnxruntime" in target.takes else file_for(student.network, target, shape)
     package = Package(
@@ -99,9 +106,9 @@ def pack(
         val=evaluate(file, inputs(), task),
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape, limit=limit),
+        predicted=predicted,
     )
     atomic.write(fresh / model_card.CONFIG, config_text(candidate, config))
-    shutil.copyfile(PREDICT, fresh / "predict.py")
     model_card.update(
         fresh,
         **{task.metric.key: dict(results)},
@@ -171,6 +178,8 @@ def _metadata(student: Model, data: ImageData, task: Task) -> dict[str, str]:
         "mean": json.dumps(shown.mean),
         "std": json.dumps(shown.std),
         "image_size": _sides(data.size),
+        "fit": data.decoding.fit,
+        "max_megapixels": f"{data.decoding.max_megapixels:g}",
         "resolution": _sides(shown.size),
         "channels": str(shown.channels),
         "input": "pixels / 255, minus mean, over std; [batch, channels, height, width]",
@@ -198,6 +207,7 @@ def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> di
             "compared_images": agreement.n,
             "max_logit_difference": agreement.max_abs,
             "max_relative_logit_difference": agreement.max_rel,
+            "predict_py": None if package.predicted is None else asdict(package.predicted),
             **latency.as_cost(),
             "contention": latency.contention,
         },

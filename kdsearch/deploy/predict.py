@@ -1,7 +1,8 @@
 """Run student.onnx on images: `python predict.py IMAGE ... [--top 3]`.
 
 Needs onnxruntime, numpy and pillow only. Classes and preprocessing are read from the file. An image
-is cropped to its centred square, resized to the training images' size, then to the network's.
+is decoded as in training, at the training images' size, then resized to the network's. An image
+that cannot be read gets a line on stderr, and the exit code is 1.
 `--model` names another file, which needs its own runtime and the metrics.json of the same folder.
 """
 
@@ -9,36 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-_MAX_PIXELS = 64_000_000
+from kdsearch.data.pixels import UnreadableError, decode, strict_pillow
+
 _RAW = "uint8"
-
-
-def pixels(path: Path | str, *, size: tuple[int, int], channels: int) -> Any:
-    """Return float32 [*size, channels], 0 to 255, of the centred part of an image in that shape."""
-    with Image.open(path) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise SystemExit(f"{path}: {image.width} x {image.height} pixels are too many")
-        upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    plain = upright.convert("RGB" if channels == 3 else "L")
-    height, width = size
-    is_tall = plain.width * height <= plain.height * width
-    wide = plain.width if is_tall else plain.height * width / height
-    high = plain.width * height / width if is_tall else plain.height
-    left, top = (plain.width - wide) / 2, (plain.height - high) / 2
-    if plain.size != (width, height):
-        box = (left, top, left + wide, top + high)
-        plain = plain.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    return np.asarray(plain, np.float32).reshape(height, width, channels)
+_MAX_MEGAPIXELS = "64"  # of a file that states no limit
 
 
 def sides(text: str) -> tuple[int, int]:
@@ -47,22 +30,33 @@ def sides(text: str) -> tuple[int, int]:
     return (found, found) if isinstance(found, int) else (found[0], found[1])
 
 
-def network_input(path: Path | str, metadata: dict[str, str]) -> Any:
+def network_input(
+    path: Path | str, metadata: dict[str, str], max_megapixels: float | None = None
+) -> Any:
     """Return an image as the input of a file: float32 [1, channels, H, W].
 
     metadata: of the file. A file that includes the preprocessing gets uint8 [1, H, W,
-    channels].
+    channels]. max_megapixels: by default as in training. Raises UnreadableError.
     """
     channels, size = int(metadata["channels"]), sides(metadata["resolution"])
-    image = pixels(path, size=sides(metadata["image_size"]), channels=channels)
+    limit = max_megapixels or float(metadata.get("max_megapixels", _MAX_MEGAPIXELS))
+    with strict_pillow():
+        pixels, _ = decode(
+            Path(path),
+            size=sides(metadata["image_size"]),
+            channels=channels,
+            fit=metadata.get("fit", "crop"),
+            max_megapixels=limit,
+        )
+    image = pixels.transpose(1, 2, 0).astype(np.float32)
     if metadata.get("input", "").startswith(_RAW):
-        return np.rint(_resized(image, size)).astype(np.uint8)[None]
+        return np.rint(scaled(image, size)).astype(np.uint8)[None]
     mean, std = np.array(json.loads(metadata["mean"])), np.array(json.loads(metadata["std"]))
-    values = _resized(((image / 255 - mean) / std).astype(np.float32), size)
+    values = scaled(((image / 255 - mean) / std).astype(np.float32), size)
     return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
 
 
-def _resized(values: Any, size: tuple[int, int]) -> Any:
+def scaled(values: Any, size: tuple[int, int]) -> Any:
     """Return float32 [*size, channels]."""
     if values.shape[:2] == size:
         return values
@@ -142,10 +136,23 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
+    parser.add_argument("--max-megapixels", type=float, help="refuse larger images")
     args = parser.parse_args()
-    answer, metadata = load(args.model)
+    try:
+        answer, metadata = load(args.model)
+    except (ImportError, OSError) as error:
+        sys.exit(f"{args.model}: cannot be loaded: {error}")
+    unreadable = 0
     for path in args.images:
-        print(f"{path}: {in_words(answer(network_input(path, metadata))[0], metadata, args.top)}")
+        try:
+            images = network_input(path, metadata, args.max_megapixels)
+        except UnreadableError as error:
+            print(f"{path}: cannot be read: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        print(f"{path}: {in_words(answer(images)[0], metadata, args.top)}")
+    if unreadable:
+        sys.exit(1)
 
 
 def in_words(answer: Any, metadata: dict[str, str], top: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
 from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError
 from kdsearch.space import SearchSpace
@@ -93,6 +94,22 @@ class StudyConfig:
     data_key: str = ""
     image_size: int | None = option(
         None, "Side of the stored images in pixels.", DATA, between(8, MAX_IMAGE_SIZE)
+    )
+    fit: str = option(
+        FITS[0],
+        "How an image becomes a square. crop: its centre; pad: all of it between black margins; "
+        "squash: stretched.",
+        DATA,
+        one_of(FITS),
+    )
+    max_megapixels: float = option(
+        MAX_MEGAPIXELS, "Leave out larger images as unreadable.", DATA, ABOVE_0
+    )
+    image_column: str | None = option(
+        None, "Column of the images in Parquet.", DATA, default="img, image or their like"
+    )
+    label_column: str | None = option(
+        None, "Column of the labels in Parquet.", DATA, default="label, labels or their like"
     )
     subset: int | None = option(
         None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA, SUBSET

@@ -119,13 +119,17 @@ class Classification(Task):
         """Return the names of the classes, in the order of the logits."""
         return {"classes": json.dumps(self.classes)}
 
+    def _names(self) -> str:
+        """Return the classes so that any name is told from the next."""
+        return json.dumps(self.classes, ensure_ascii=False)[1:-1]
+
     def facts(self) -> Facts:
         """Return the facts for the card of a classifier."""
         count = len(self.classes)
         return Facts(
             pipeline_tag="image-classification",
             head_outputs=count,
-            output=f"float32 [batch, {count}], in the order of: {', '.join(self.classes)}",
+            output=f"float32 [batch, {count}], in the order of: {self._names()}",
             limits=(
                 f"It knows these {count} classes alone, and gives every image one of them. "
                 "It was evaluated on images like those it was trained on.",

@@ -47,20 +47,29 @@ class Prepared:
     seconds: float
 
 
-def load_data(config: StudyConfig, out: Path) -> tuple[ImageData, StudyConfig]:
+def load_data(
+    config: StudyConfig, out: Path, note: Note = lambda _: None
+) -> tuple[ImageData, StudyConfig]:
     """Return the images, and the request with their digest and that of the teacher's weights.
 
-    Raises SpecError at once where the target cannot be used here.
+    note: gets the lines of the inventory. Raises SpecError at once where the target cannot be used
+    here.
     """
     require_target(config)
     data = datasets.load(
         config.data,
         cache_dir=out / CACHE,
         size=config.image_size,
+        fit=config.fit,
+        max_megapixels=config.max_megapixels,
         seed=config.seed,
         subset=config.subset,
         flip=config.flip,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
+    for line in data.inventory:
+        note(line)
     files = [spec.weights_file for spec in teacher_specs(config)]
     keys = [
         hashlib.sha256(file.read_bytes()).hexdigest()[:16]

@@ -30,6 +30,10 @@ def run(
     *,
     data: str | Path | None = None,
     image_size: int | None = None,
+    fit: str | None = None,
+    max_megapixels: float | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
     teacher: str | None = None,
@@ -97,6 +101,10 @@ def distill(
     *,
     data: str | Path | None = None,
     image_size: int | None = None,
+    fit: str | None = None,
+    max_megapixels: float | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
     teacher: str | None = None,
@@ -138,7 +146,7 @@ def distill(
 def measure(
     model: str,
     *,
-    input_shape: tuple[int, int, int] = (3, 224, 224),
+    input_shape: tuple[int, int, int] | None = None,
     classes: int = 1000,
     knobs: Params | None = None,
     target: str | None = None,
@@ -148,7 +156,8 @@ def measure(
     """Return the FLOPs, parameters and latency of one model.
 
     model: a student family, `timm:NAME`, `torchvision:NAME`, or a file `*.onnx`. input_shape:
-    channels, height, width. knobs: of a family, as {"width": 0.5}.
+    channels, height, width; None: that of a file, or (3, 224, 224). knobs: of a family, as
+    {"width": 0.5}.
 
     Example: kdsearch.measure("resnet", input_shape=(3, 32, 32), classes=10).flops
     """
@@ -168,6 +177,10 @@ def check(
     *,
     data: str | Path | None = None,
     image_size: int | None = None,
+    fit: str | None = None,
+    max_megapixels: float | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
     teacher: str | None = None,

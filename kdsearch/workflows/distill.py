@@ -65,7 +65,7 @@ def distill(
     students.check(candidate.student)
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
-    data, config = load_data(config, out)
+    data, config = load_data(config, out, callback.on_message)
     student = build_student(candidate.student, data)  # raises before any training
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run(student.preprocess.input_shape, callback.on_message)

@@ -86,7 +86,7 @@ def export_study(
         _require_best(path)
     if storage is not None:
         find_storage(path, storage)
-    data, found = load_data(config, out)
+    data, found = load_data(config, out, callback.on_message)
     if config.data_key and found.data_key != config.data_key:
         raise StudyError(
             f"the images of {config.data!r} are no longer those of the study {path}; a file can "

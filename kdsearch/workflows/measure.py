@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.deploy.flops import count
+from kdsearch.deploy.formats._program import program_input
 from kdsearch.deploy.latency import Latency, measure
 from kdsearch.deploy.pricing import file_for
+from kdsearch.deploy.runtimes.onnxruntime import onnx_input
 from kdsearch.deploy.targets import require_target, target_info
 from kdsearch.deploy.targets.base import Note, Shape
+from kdsearch.errors import SpecError
 from kdsearch.models import students
 from kdsearch.spec import StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TargetInfo
+
+DEFAULT_SHAPE = (3, 224, 224)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +37,27 @@ def measure_model(
     spec: StudentSpec,
     config: StudyConfig,
     *,
-    input_shape: Shape,
+    input_shape: Shape | None,
     note: Note,
     classes: int = 1000,
 ) -> Measured:
     """Return the FLOPs and parameters of a model, and its latency on the configured target.
 
     note: gets a line before each slow step. spec.family may be a path to a file that the target
-    accepts, `.onnx` or `.pt2`, whose latency alone is measured. Raises SpecError for an unknown
-    name and CostError when the model cannot be priced.
+    accepts, `.onnx` or `.pt2`, whose latency alone is measured. input_shape: None takes that of the
+    file, or 3 x 224 x 224. Raises SpecError for an unknown name or another shape than the file's,
+    and CostError when the model cannot be priced.
     """
     name, target = spec.family, require_target(config)
-    target.dry_run(input_shape, note)
     flops = params = None
     file: Path | bytes = Path(name)
-    if not name.endswith((".onnx", ".pt2")):
+    dtype = "float32"
+    is_file = name.endswith((".onnx", ".pt2"))
+    if is_file and Path(name).is_file():
+        input_shape, dtype = _input_of(Path(name), input_shape)
+    input_shape = input_shape or DEFAULT_SHAPE
+    target.dry_run(input_shape, note)
+    if not is_file:
         channels, height, width = input_shape
         network = students.build(
             spec, in_channels=channels, num_classes=classes, data_size=(height, width)
@@ -58,6 +69,21 @@ def measure_model(
         input_shape=input_shape,
         flops=flops,
         params=params,
-        latency=measure(file, shape=input_shape, target=target),
+        latency=measure(file, shape=input_shape, dtype=dtype, target=target),
         target=target_info(target),
     )
+
+
+def _input_of(file: Path, given: Shape | None) -> tuple[Shape, str]:
+    """Return the shape of one input of a file, and its type. Raises SpecError for another shape."""
+    sides, dtype = (onnx_input if file.suffix == ".onnx" else program_input)(file)
+    wanted = given or tuple(side or 0 for side in sides)
+    if len(sides) != 3 or not all(wanted):
+        raise SpecError(f"{file}: its input states no size; give it as --input 3x224x224")
+    if any(side not in (None, want) for side, want in zip(sides, wanted, strict=True)):
+        takes = "x".join(str(side or "any") for side in sides)
+        raise SpecError(
+            f"--input {'x'.join(map(str, wanted))}: {file} takes {takes}; leave --input out"
+        )
+    channels, height, width = wanted
+    return (channels, height, width), dtype

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import SpecError
 from kdsearch.study.budget_shares import LIMITS, Share
 from kdsearch.study.builtin_spaces import default_space, find_space
@@ -43,12 +44,17 @@ _WORDS = {0.5: "half of", 0.25: "a quarter of", 0.1: "a tenth of", 1.0: "all of"
 
 
 def resolve(
-    given: Mapping[str, object], out: Path, name: str | None, options: RunOptions
+    given: Mapping[str, object],
+    out: Path,
+    name: str | None,
+    options: RunOptions,
+    note: Note = lambda _: None,
 ) -> tuple[StudyConfig, RunOptions, ImageData, Path]:
     """Return the full configuration, the options, the images and the study's path.
 
-    Nothing is trained before. A new study of no given images, teacher, space and budget gets
-    FIRST_RUN, and FIRST_SPEND where no trials, epochs or spend are given.
+    Nothing is trained before. note: gets the inventory of the images. A new study of no given
+    images, teacher, space and budget gets FIRST_RUN, and FIRST_SPEND where no trials, epochs or
+    spend are given.
     Raises KDSearchError for a configuration that cannot run, or that is not the study's.
     """
     old = None if name is None else read_config(study_path(out, name))
@@ -63,7 +69,7 @@ def resolve(
         assert name is not None
         refuse_driven(study_path(out, name), old, options.storage)
     teacher_specs(config)
-    data, config = load_data(config, out)
+    data, config = load_data(config, out, note)
     if not config.space:
         config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
     if old is None:

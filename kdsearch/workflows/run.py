@@ -81,7 +81,7 @@ def run_study(
     device = pick_device(options.device)
     if on_ray is not None:
         on_ray.share(device)
-    config, options, data, path = resolve(given, out, name, options)
+    config, options, data, path = resolve(given, out, name, options, callback.on_message)
     if options.until is not None:
         tasks.of(data).metric.require(options.until, "--until")
     callback.on_message(f"Results go to {path}")

@@ -6,9 +6,19 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
-from kdsearch.data.decode import UnreadableError, decode, dimensions, strict_pillow
+from kdsearch.data import pixels as rules
+from kdsearch.data.pixels import UnreadableError, strict_pillow
+
+
+def decode(content, *, size, channels, fit="crop", limit=64.0):
+    """Return the pixels alone."""
+    return rules.decode(content, size=size, channels=channels, fit=fit, max_megapixels=limit)[0]
+
+
+def dimensions(content, limit=64.0):
+    return rules.dimensions(content, max_megapixels=limit)
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +152,54 @@ def test_centre_square_is_kept():
     image = Image.new("RGB", (12, 4), "black")
     image.paste("white", (4, 0, 8, 4))
     assert decode(encoded(image, "PNG"), size=4, channels=3).min() == 255
+
+
+def test_the_share_that_a_crop_cuts_away_is_returned():
+    data = encoded(Image.new("RGB", (16, 12)), "PNG")
+    shares = [
+        rules.decode(data, size=4, channels=3, fit=fit, max_megapixels=1)[1]
+        for fit in ("crop", "pad", "squash")
+    ]
+    assert shares == [pytest.approx(1 - 12 / 16), 0, 0]
+
+
+def test_pad_keeps_the_whole_image_between_black_margins():
+    image = Image.new("RGB", (8, 4), "white")
+    pixels = decode(encoded(image, "PNG"), size=8, channels=3, fit="pad")
+    assert pixels[:, 2:6].min() == 255
+    assert pixels[:, [0, 1, 6, 7]].max() == 0
+
+
+def test_squash_keeps_the_whole_image_without_margins():
+    image = Image.new("RGB", (32, 8), "white")
+    image.paste("black", (0, 0, 16, 8))
+    pixels = decode(encoded(image, "PNG"), size=8, channels=3, fit="squash")
+    assert pixels[0, 0, :3].max() == 0
+    assert pixels[0, 0, 5:].min() == 255
+    assert (pixels == pixels[:1, :1]).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(1, 90), (90, 1), (1, 1)])
+def test_a_line_of_pixels_has_every_shape(fit, size):
+    data = encoded(Image.new("RGB", size, "white"), "PNG")
+    assert decode(data, size=(6, 8), channels=3, fit=fit).shape == (3, 6, 8)
+
+
+def test_the_limit_of_pixels_can_be_raised_beyond_pillows_own():
+    side = 14_000  # 196 megapixels, where Pillow raises; one bit each
+    row = b"\x00" * (1 + (side + 7) // 8)
+    data = png(side, side, 1, 0, row * side)
+    with pytest.raises(UnreadableError, match="14000 x 14000 pixels, more than --max-"):
+        dimensions(data)
+    assert dimensions(data, limit=200.0) == (side, side)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read():
+    data = encoded(Image.new("RGB", (16, 16), (200, 30, 90)), "AVIF", quality=95)
+    pixels = decode(data, size=16, channels=3)
+    assert np.abs(pixels[:, 8, 8].astype(int) - (200, 30, 90)).max() <= 6
 
 
 def test_shrinking_averages_instead_of_skipping():

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from kdsearch.data import folder
+from kdsearch.data import folder, load
 from kdsearch.errors import DataError
 
 
@@ -69,12 +70,114 @@ def test_train_without_classes_is_refused(tmp_path):
         folder.read(tmp_path)
 
 
-def test_class_linked_from_outside_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["train", "train/c"])
+def test_links_to_folders_are_followed(tmp_path, name):
     fill(tmp_path / "in", "train/a/1.png", "train/b/1.png")
-    fill(tmp_path / "out", "c/1.png")
-    (tmp_path / "in/train/c").symlink_to(tmp_path / "out/c")
-    with pytest.raises(DataError, match=r"train/c: is a link to .*out/c"):
-        folder.read(tmp_path / "in")
+    fill(tmp_path / "out", "1.png")
+    (tmp_path / "in" / name).with_name("c").symlink_to(tmp_path / "out")
+    if name == "train":
+        (tmp_path / "in/train").rename(tmp_path / "moved")
+        (tmp_path / "in/train").symlink_to(tmp_path / "moved")
+        (tmp_path / "in/c").rename(tmp_path / "moved/c")
+    assert ("train/c/1.png", 2) in listed(folder.read(tmp_path / "in"), "train")
+
+
+def test_a_link_back_ends_and_is_named(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    (tmp_path / "train/a/all").symlink_to(tmp_path / "train/a")
+    source = folder.read(tmp_path)
+    assert len(listed(source, "train")) == 2
+    assert source.left_out == {"links back to a folder that holds them": ["train/a/all"]}
+
+
+def test_images_below_a_class_are_of_that_class(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/a/extra/deep/2.png", "train/b/1.png")
+    found = listed(folder.read(tmp_path), "train")
+    assert found == [("train/a/1.png", 0), ("train/a/extra/deep/2.png", 0), ("train/b/1.png", 1)]
+
+
+def test_every_file_that_is_no_image_is_left_out_with_the_reason(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.JFIF", "train/b/2.jpe", "train/b/3.avif")
+    fill(tmp_path, "train/a/2.heic", "train/a/plain", "train/a/.2.png", "train/3.png", "4.png")
+    fill(tmp_path, "train/__MACOSX/1.png", "extra/a/1.png", "train/a/Thumbs.db")
+    (tmp_path / "train/a/gone.png").symlink_to(tmp_path / "nowhere")
+    source = folder.read(tmp_path)
+    assert len(listed(source, "train")) == 4
+    assert source.left_out == {
+        "folders that are no split": ["extra"],
+        "images outside of a split": ["4.png"],
+        "outside of a class folder": ["train/3.png"],
+        "hidden or of the system": ["train/__MACOSX", "train/a/.2.png"],
+        ".heic files": ["train/a/2.heic"],
+        "broken links": ["train/a/gone.png"],
+        "files without a suffix": ["train/a/plain"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Training", "validation", "Testing"), ("TRAIN", "Dev", "Test"), ("train", "valid", "test")],
+)
+def test_splits_go_by_their_usual_names_in_upper_or_lower_case(tmp_path, train, val, test):
+    root = tmp_path / "set"
+    fill(root, *(f"{split}/{name}/1.png" for split in (train, val, test) for name in "ab"))
+    source = load(str(root), cache_dir=tmp_path).raw.source
+    assert list(source.splits) == ["train", "val", "test"]
+    assert source.left_out == {}
+
+
+def test_a_composed_and_a_decomposed_name_are_one_class(tmp_path):
+    fill(tmp_path, "train/caf\u00e9/1.png", "train/b/1.png", "val/cafe\u0301/2.png")
+    source = folder.read(tmp_path)
+    assert source.classes == ("b", "caf\u00e9")
+    assert [label for _, label in listed(source, "val")] == [1]
+
+
+def test_a_class_of_another_case_is_suggested(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", "val/A/1.png")
+    with pytest.raises(DataError, match=r"no class 'A' \(did you mean 'a'\?\)"):
+        folder.read(tmp_path)
+
+
+def test_many_classes_are_not_all_listed(tmp_path):
+    fill(tmp_path, *(f"train/{n:03}/1.png" for n in range(40)), "val/x/1.png")
+    with pytest.raises(DataError, match=r"009 and 30 more$"):
+        folder.read(tmp_path)
+
+
+def test_a_test_split_without_classes_is_left_out(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png")
+    source = folder.read(tmp_path)
+    assert list(source.splits) == ["train"]
+    assert source.left_out == {"outside of a class folder": ["test/1.png", "test/2.png"]}
+
+
+def test_a_split_without_any_image_is_refused(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    (tmp_path / "test/a").mkdir(parents=True)
+    with pytest.raises(DataError, match="no images in test; remove the folder"):
+        folder.read(tmp_path)
+
+
+def test_a_class_of_other_files_states_them(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.heic", "train/b/2.heic")
+    with pytest.raises(DataError, match=r"no images in b \(2 \.heic files\)"):
+        folder.read(tmp_path)
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused_by_name(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    (tmp_path / "train/b").rename(tmp_path / "train" / os.fsdecode(b"\xff"))
+    with pytest.raises(DataError, match=r"train/\\xff: the name of this class is not UTF-8"):
+        folder.read(tmp_path)
+
+
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/1.png")
+    (tmp_path / "train/b/1.png").rename(tmp_path / "train/b" / os.fsdecode(b"\xff.png"))
+    source = folder.read(tmp_path)
+    assert listed(source, "train")[1] == ("train/b/\\xff.png", 1)
+    source.splits["train"][1].name.encode()
 
 
 def test_root_may_be_a_link(tmp_path):
@@ -99,20 +202,5 @@ def test_unlabelled_images_are_found_at_any_depth_and_sorted(tmp_path, name):
 def test_unlabelled_folder_without_images_is_refused(tmp_path):
     fill(tmp_path, "train/a/1.png", "train/b/1.png")
     (tmp_path / "unlabeled/deep").mkdir(parents=True)
-    with pytest.raises(DataError, match="unlabeled: no images in it or below; remove the folder"):
+    with pytest.raises(DataError, match="no images in unlabeled; remove the folder"):
         folder.read(tmp_path)
-
-
-def test_links_below_unlabelled_are_refused(tmp_path):
-    fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/x/1.png")
-    (tmp_path / "unlabeled/x/all").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"unlabeled/x/all: is a link to .*; copy the images"):
-        folder.read(tmp_path)
-
-
-def test_unlabelled_folder_linked_from_outside_is_refused(tmp_path):
-    fill(tmp_path / "in", "train/a/1.png", "train/b/1.png")
-    fill(tmp_path / "out", "1.png")
-    (tmp_path / "in/unlabeled").symlink_to(tmp_path / "out")
-    with pytest.raises(DataError, match=r"unlabeled: is a link to .*out, outside of"):
-        folder.read(tmp_path / "in")

@@ -111,9 +111,17 @@ def test_splits_that_are_all_given_do_not_depend_on_the_seed(tmp_path):
     assert first.train.labels.tolist() == [0, 0, 1]
 
 
-def test_class_too_small_to_carve_is_named(tmp_path):
+def test_class_too_small_to_carve_stays_in_train_and_is_named(tmp_path):
     root = fill(tmp_path / "set", "train", {"a": 20, "b": 2})
-    with pytest.raises(DataError, match=r"set: too few images .*'b' \(2\)"):
+    data = load(str(root), cache_dir=tmp_path)
+    assert data.train.labels.bincount().tolist() == [16, 2]
+    assert "val has no images of b, so they are never validated" in data.inventory
+    assert "test has no images of b, so they are never tested" in data.inventory
+
+
+def test_without_a_class_to_carve_from_the_first_are_named(tmp_path):
+    root = fill(tmp_path / "set", "train", dict.fromkeys("abcdefg", 2))
+    with pytest.raises(DataError, match=r"set: too few .*'e' \(2\) and 2 more; a class needs 3"):
         load(str(root), cache_dir=tmp_path)
 
 
@@ -217,7 +225,7 @@ def test_statistics_are_remembered(tmp_path, monkeypatch):
         ("{}/flat", "flat: holds images directly but no 'train' folder"),
         ("{}/pictures", "pictures: holds images in a, b but no 'train' folder"),
         ("{}/text", "text: holds neither images nor Parquet files"),
-        ("{}/text/notes.txt", "is a file, but not a Parquet file"),
+        ("{}/text/notes.txt", "is a file, but not a Parquet or Arrow file"),
         ("{}/whole/train", r"train: expected .*; did you mean .*/whole\?"),
         ("{}/above", r"above: expected .*; did you mean .*/above/set\?"),
         ("{}/" + "x" * 300, "cannot be read: .*File name too long"),

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from kdsearch.data import load, parquet
-from kdsearch.errors import DataError
+from kdsearch.errors import DataError, SpecError
 
 
 def png(value: int) -> bytes:
@@ -67,9 +68,9 @@ def test_labels_without_names_are_their_own_names(tmp_path):
     assert [sample.label for sample in source.splits["train"]] == [1, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("label", ["label", "fine_label"])
-@pytest.mark.parametrize("image", ["img", "image"])
-def test_columns_go_by_two_names(tmp_path, image, label):
+@pytest.mark.parametrize("label", ["label", "labels", "fine_label", "class", "category"])
+@pytest.mark.parametrize("image", ["img", "image", "jpg"])
+def test_columns_go_by_their_usual_names(tmp_path, image, label):
     path = write(tmp_path / "train.parquet", table([0, 1], image=image, label=label))
     assert len(list(parquet.read(path).splits["train"])) == 2
 
@@ -90,13 +91,30 @@ def test_null_image_is_skipped_by_its_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (table([0, 1], names=["a", "b"], image="pixels"), "no column 'img' or 'image'; it has pix"),
-        (table([0, 1], label="y"), "no column 'label' or 'fine_label'"),
-        (table([0, None, 1]), "column 'label' is null in row 1"),
+        (
+            table([0, 1], names=["a", "b"], image="pixels"),
+            "no column img, .* or webp; it has pixels, label; name it with --image-column",
+        ),
+        (
+            table([0, 1], label="y"),
+            "no column label, .* or cls; it has img, y; name it with",
+        ),
         (table([0, 1, 2], names=["a", "b"]), "column 'label' is 2 in row 2; accepted: 0 to 1"),
-        (table([0, -1], names=["a", "b"]), "column 'label' is -1 in row 1"),
-        (table([0, -1]), "column 'label' is -1 in row 1; accepted: 0 and above"),
-        (table(["a", "b"]), "column 'label' holds string; expected integers"),
+        (
+            table([0, -2], names=["a", "b"]),
+            "column 'label' is -2 in row 1; accepted: 0 to 1, and",
+        ),
+        (table([0, -2]), "column 'label' is -2 in row 1; accepted: 0 and above"),
+        (table([1, -1]), "column 'label' holds -1, which means no label, and 1; write 0 and 1"),
+        (
+            table([0.5, 1.5]),
+            "column 'label' holds double; expected one label a row: integers",
+        ),
+        (table([[0], [1]]), "column 'label' holds list.*; --label-column names another column"),
+        (
+            table([0, 1], cells=["a.jpg", "b.jpg"]),
+            "holds string; .*the files that it names",
+        ),
         (table([0, 1], cells=[1.0, 2.0]), "column 'img' holds double; expected encoded images"),
         (
             table([0, 1]).replace_schema_metadata({"huggingface": "{"}),
@@ -146,3 +164,142 @@ def test_corrupt_page_is_found_when_it_is_read(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"train\.parquet: cannot be read as Parquet"):
         load(str(path), cache_dir=tmp_path)
+
+
+def labels_of(source, split="train") -> list[int]:
+    return [sample.label for sample in source.splits[split]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "expected"),
+    [
+        (["fox", "cat", "fox"], None, ("cat", "fox"), [1, 0, 1]),
+        (["fox", "cat", "fox"], pa.large_string(), ("cat", "fox"), [1, 0, 1]),
+        (["fox", "cat", "fox"], pa.dictionary(pa.int8(), pa.string()), ("cat", "fox"), [1, 0, 1]),
+        ([True, False, True], None, ("False", "True"), [1, 0, 1]),
+        ([3, 250, 3], pa.uint8(), ("3", "250"), [0, 1, 0]),
+    ],
+)
+def test_text_and_truth_values_are_their_own_names(tmp_path, labels, kind, classes, expected):
+    path = write(tmp_path / "train.parquet", table(labels, kind=kind))
+    source = parquet.read(path)
+    assert source.classes == classes
+    assert labels_of(source) == expected
+
+
+def test_columns_can_be_named(tmp_path):
+    content = table([0, 0, 1] * 9).append_column("colour", pa.array(["red", "blue", "red"] * 9))
+    path = write(tmp_path / "train.parquet", content)
+    named = load(str(path), cache_dir=tmp_path, label_column="colour")
+    assert named.classes == ("blue", "red")
+    assert load(str(path), cache_dir=tmp_path, image_column="img").key != named.key
+    with pytest.raises(DataError, match=r"no column 'color' \(did you mean 'colour'\?\) \(--label"):
+        parquet.read(path, label="color")
+
+
+def test_columns_are_of_parquet_alone(tmp_path):
+    with pytest.raises(SpecError, match="-column are for Parquet and Arrow files; digits is none"):
+        load("digits", cache_dir=tmp_path, label_column="label")
+
+
+def test_a_second_usual_label_column_is_named(tmp_path):
+    content = table([0, 1]).append_column("category", pa.array([5, 5]))
+    path = write(tmp_path / "train.parquet", content)
+    note = "Labels are the column 'label'; --label-column takes category"
+    assert list(parquet.read(path).notes) == [note]
+
+
+def test_a_split_with_hidden_labels_is_left_out(tmp_path):
+    write(tmp_path / "train.parquet", table([0, 1] * 30))
+    write(tmp_path / "test.parquet", table([-1] * 4))
+    data = load(str(tmp_path), cache_dir=tmp_path / "cache")
+    note = "Left out: test, since none of its 4 rows has a label (null or -1)"
+    assert note in data.inventory
+    assert (len(data.train), len(data.test)) == (48, 6)
+
+
+@pytest.mark.parametrize("labels", [[0, None, 1, 0], [0, -1, 1, 0]])
+def test_rows_without_a_label_are_left_out(tmp_path, labels):
+    source = parquet.read(write(tmp_path / "train.parquet", table(labels)))
+    assert [s.name for s in source.splits["train"]] == [f"train.parquet:{row}" for row in (0, 2, 3)]
+    assert labels_of(source) == [0, 1, 0]
+    assert source.left_out == {"rows without a label (null or -1)": ["train.parquet:1"]}
+
+
+def test_train_without_any_label_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no row of train has a label in 'label'"):
+        parquet.read(write(tmp_path / "train.parquet", table([-1, -1])))
+
+
+def test_paths_without_bytes_are_refused(tmp_path):
+    cells = [{"bytes": None, "path": f"{row}.jpg"} for row in range(4)]
+    path = write(tmp_path / "train.parquet", table([0, 1, 0, 1], cells=cells))
+    with pytest.raises(DataError, match=r"no bytes, only paths such as '0\.jpg'; write the file"):
+        load(str(path), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+        ("train/0000.parquet", "validation/0000.parquet"),
+        ("train_0.parquet", "dev-00000-of-00001.parquet"),
+        ("Train/part.parquet", "VALID/part.parquet"),
+    ],
+)
+def test_files_of_the_hub_are_found_in_their_splits(tmp_path, names):
+    for name, labels in zip(names, ([0, 1] * 20, [1, 0]), strict=True):
+        write(tmp_path / "set" / name, table(labels, names=["a", "b"]))
+    data = load(str(tmp_path / "set"), cache_dir=tmp_path)
+    assert (len(data.val), len(data.train) + len(data.test)) == (2, 40)
+    assert data.inventory[0].startswith("Data set: 2 classes; train 36, val 2, test 4 (taken")
+
+
+def test_a_config_of_the_hub_is_suggested_and_can_be_read(tmp_path):
+    write(tmp_path / "set/default/train/0000.parquet", table([0, 1] * 20))
+    with pytest.raises(DataError, match=r"did you mean .*set/default\?"):
+        load(str(tmp_path / "set"), cache_dir=tmp_path)
+    assert len(load(str(tmp_path / "set/default"), cache_dir=tmp_path).classes) == 2
+
+
+def test_a_file_of_no_split_is_left_out(tmp_path):
+    for name in ("train-0.parquet", "train_small-0.parquet", "extra.parquet"):
+        write(tmp_path / name, table([0, 1]))
+    source = parquet.read(tmp_path)
+    assert len(labels_of(source)) == 2
+    left_out = {"files that begin with no split": ["extra.parquet", "train_small-0.parquet"]}
+    assert source.left_out == left_out
+
+
+def write_arrow(path: Path, content: pa.Table, *, opened=pa.ipc.new_stream) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with opened(str(path), content.schema) as file:
+        file.write_table(content, max_chunksize=7)
+
+
+@pytest.mark.parametrize("opened", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_what_datasets_saves_to_disk_is_read(tmp_path, opened):
+    root, labels = tmp_path / "saved", [0, 1] * 20
+    for split, rows in {"train": labels, "validation": [1, 0]}.items():
+        content = table(rows, names=["cat", "dog"])
+        write_arrow(root / split / "data-00000-of-00001.arrow", content, opened=opened)
+        write_arrow(root / split / "cache-123.arrow", content, opened=opened)
+        (root / split / "state.json").write_text("{}")
+    data = load(str(root), cache_dir=tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.val), len(data.test)) == (36, 2, 4)
+    assert data.val.labels.tolist() == [1, 0]
+
+
+def test_one_saved_split_is_train(tmp_path):
+    write_arrow(tmp_path / "saved/data-00000-of-00001.arrow", table([0, 1] * 20))
+    data = load(str(tmp_path / "saved"), cache_dir=tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (32, 4, 4)
+
+
+def test_a_damaged_arrow_file_is_named(tmp_path):
+    write_arrow(tmp_path / "saved/data-0.arrow", table([0, 1] * 20))
+    path = tmp_path / "saved/data-0.arrow"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"data-0\.arrow: cannot be read as Arrow"):
+        load(str(tmp_path / "saved"), cache_dir=tmp_path)

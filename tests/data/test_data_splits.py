@@ -73,9 +73,16 @@ def test_carved_test_does_not_depend_on_whether_val_is_carved():
         assert torch.equal(alone[split], both[split])
 
 
-def test_carve_names_the_classes_that_are_too_small():
+def test_a_class_too_small_to_carve_stays_in_train():
+    parts = carved(torch.tensor([0] * 5 + [1] * 2 + [3]))
+    assert {5, 6, 7} < set(parts["train"].tolist())
+    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(8))
+
+
+def test_where_every_class_is_too_small_they_are_named():
     with pytest.raises(DataError, match=r"'b' \(2\), 'd' \(1\); a class needs 3"):
-        carved(torch.tensor([0] * 5 + [1] * 2 + [3]))
+        carved(torch.tensor([1] * 2 + [3]))
+    assert len(carved(torch.tensor([1, 1, 3, 3]), missing=("test",))["test"]) == 2
 
 
 @settings(deadline=None)

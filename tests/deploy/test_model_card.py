@@ -86,12 +86,45 @@ def test_a_hub_reads_the_results(folder):
         "some processor",
         "80 training, 20 validation, 16 test",
         "[batch, 3, 24, 24]",
-        "in the order of: cat, dog",
+        'in the order of: "cat", "dog"',
+        "An image is cut to its centre of 32 x 32 pixels",
         "train.lr: 0.1",
     ],
 )
 def test_the_card_states_the_measurements(folder, expected):
     assert expected in (folder / model_card.CARD).read_text()
+
+
+HOSTILE = "<script>alert(1)</script>\n| x | `y` \x1b[2J &"
+
+
+def test_text_from_outside_is_no_markup(tmp_path):
+    task = Classification([HOSTILE, 'hot dog, "best"', "b"])
+    (tmp_path / model_card.CONFIG).write_text(yaml.safe_dump({**CONFIG, "student": HOSTILE}))
+    model_card.update(
+        tmp_path,
+        **METRICS
+        | {
+            "task": {"name": "classification", "output_name": "logits", **asdict(task.facts())},
+            "data": {**METRICS["data"], "name": HOSTILE},
+            "teacher": {**METRICS["teacher"], "name": HOSTILE},
+            "notes": [HOSTILE],
+        },
+    )
+    text = (tmp_path / model_card.CARD).read_text()
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head)["model-index"][0]["name"] == f"{HOSTILE} for {HOSTILE}"
+    prose = body.partition("```yaml")[0] + body.rpartition("```")[2]
+    assert "<script" not in prose
+    assert "\x1b" not in text
+    assert '"hot dog, \\"best\\"", "b"' in prose
+
+
+def test_the_card_states_the_check_of_predict_py(folder):
+    checked = {"same": 1.0, "max_abs": 1e-6, "max_rel": 1e-6, "n": 20}
+    model_card.update(folder, onnx={**METRICS["onnx"], "predict_py": checked})
+    line = "predict.py answers 20 of 20 validation files as in training."
+    assert line in (folder / model_card.CARD).read_text()
 
 
 def test_what_is_found_later_is_added(folder):

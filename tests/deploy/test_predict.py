@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdsearch.data.decode import decode
+from kdsearch.data.pixels import decode
 from kdsearch.deploy import predict
 from kdsearch.deploy.files import _pixels
 from kdsearch.deploy.formats.onnx import to_onnx
+from kdsearch.deploy.script import write_script
 from kdsearch.models.model import Model, Preprocess
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -28,6 +29,11 @@ def picture(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (50, 40)) 
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], bands), np.uint8)
     Image.fromarray(values.squeeze(), mode).save(path)
     return path
+
+
+def trained_on(path: Path, *, size: int, channels: int, fit: str = "crop") -> torch.Tensor:
+    pixels, _ = decode(path, size=size, channels=channels, fit=fit, max_megapixels=64)
+    return torch.from_numpy(pixels.copy())[None]
 
 
 def expected(channels: int, size: int, resolution: int) -> dict[str, str]:
@@ -52,7 +58,7 @@ def test_an_image_becomes_what_the_study_would_make_of_it(
     preprocess = Preprocess(
         mean=MEAN[:channels], std=STD[:channels], resolution=resolution, channels=channels
     )
-    pixels = torch.from_numpy(decode(path, size=size, channels=channels).copy())[None]
+    pixels = trained_on(path, size=size, channels=channels)
 
     found = predict.network_input(path, expected(channels, size, resolution))
 
@@ -63,7 +69,7 @@ def test_an_image_becomes_what_the_study_would_make_of_it(
 def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
     path = picture(tmp_path / "a.png")
     shown = Preprocess(mean=MEAN, std=STD, resolution=24, channels=3)
-    images = torch.from_numpy(decode(path, size=32, channels=3).copy())[None]
+    images = trained_on(path, size=32, channels=3)
     student = Model("any", nn.Identity(), shown)
 
     found = predict.network_input(path, expected(3, 32, 24) | {"input": "uint8 pixels"})
@@ -71,6 +77,15 @@ def test_a_file_with_its_preprocessing_inside_is_given_pixels(tmp_path):
     assert found.dtype == np.uint8
     pixels = _pixels(student, images)[1].float().numpy()
     np.testing.assert_allclose(found, pixels, atol=1)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_the_fit_is_that_of_the_file(fit, tmp_path):
+    path = picture(tmp_path / "a.png")
+    preprocess = Preprocess(mean=MEAN, std=STD, resolution=32, channels=3)
+    found = predict.network_input(path, expected(3, 32, 32) | {"fit": fit})
+    pixels = trained_on(path, size=32, channels=3, fit=fit)
+    np.testing.assert_allclose(found, preprocess(pixels).numpy(), atol=2e-5)
 
 
 def test_another_file_uses_the_metadata_in_metrics_json(tmp_path):
@@ -103,7 +118,7 @@ class Brightness(nn.Module):
 def folder(tmp_path):
     file = tmp_path / "best" / "student.onnx"
     to_onnx(Brightness(), input_shape=(3, 16, 16), path=file, metadata=expected(3, 16, 16))
-    shutil.copyfile(predict.__file__, file.with_name("predict.py"))
+    write_script(file.parent)
     Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
     Image.new("RGB", (40, 40), "black").save(tmp_path / "black.png")
     return tmp_path
@@ -118,6 +133,35 @@ def test_it_prints_the_likely_classes_of_each_image(folder):
         "white.png: bright 100.0 %, dark 0.0 %",
         "black.png: dark 100.0 %, bright 0.0 %",
     ]
+
+
+def typed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-I", str(folder / "best" / "predict.py"), *arguments]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_an_unreadable_image_ends_nothing_and_the_exit_code_is_1(folder):
+    (folder / "broken.png").write_bytes((folder / "white.png").read_bytes()[:50])
+    Image.new("1", (9000, 9000), 1).save(folder / "big.png")
+
+    done = typed(folder, "broken.png", "nowhere.png", "big.png", "white.png")
+
+    assert done.returncode == 1
+    assert done.stdout == "white.png: bright 100.0 %, dark 0.0 %\n"
+    first, second, third = done.stderr.splitlines()
+    assert first.startswith("broken.png: cannot be read: ")
+    assert second.startswith("nowhere.png: cannot be read: [Errno 2]")
+    limit = "9000 x 9000 pixels, more than --max-megapixels 64"
+    assert third == f"big.png: cannot be read: {limit}"
+    allowed = typed(folder, "big.png", "--max-megapixels", "100")
+    assert (allowed.returncode, allowed.stdout) == (0, "big.png: bright 100.0 %, dark 0.0 %\n")
+
+
+def test_a_model_that_is_not_there_is_one_line(folder):
+    done = typed(folder, "white.png", "--model", "student.xml")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("student.xml: cannot be loaded: ")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from kdsearch.deploy.flops import unfused_attention
-from kdsearch.errors import ExportError
+from kdsearch.errors import ExportError, SpecError
 
 EXAMPLES = 2  # torch.export treats a batch of one as a constant
 
@@ -53,6 +54,21 @@ def program_bytes(model: nn.Module, *, input_shape: tuple[int, int, int]) -> byt
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
         torch.export.save(program, written)
     return written.getvalue()
+
+
+def program_input(file: Path) -> tuple[list[int | None], str]:
+    """Return the sides of one input of a `.pt2` file, None where any is accepted, and its type.
+
+    Raises SpecError for a file that does not load.
+    """
+    try:
+        program = torch.export.load(file)
+    except Exception as error:  # a damaged file may raise anything
+        raise SpecError(f"{file}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    (name,) = program.graph_signature.user_inputs
+    value = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+    sides = [side if isinstance(side, int) else None for side in value.shape[1:]]
+    return sides, str(value.dtype).removeprefix("torch.")
 
 
 def _forget_origin(graph: GraphModule) -> None:

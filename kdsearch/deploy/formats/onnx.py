@@ -139,7 +139,7 @@ def verify(model: nn.Module, path: Path, images: Iterable[Tensor], task: Task) -
     Raises ExportError when they disagree: same answers below 0.999 or max_rel above 1e-4.
     """
     same_inputs = ((batch, batch) for batch in images)
-    agreement = agreement_of(*both_answers(cpu_copy(model), _load(path), same_inputs), task)
+    agreement = agreement_of(*both_answers(cpu_copy(model), load_file(path), same_inputs), task)
     if not EXACT.accepts(agreement):
         raise ExportError(
             f"{path} disagrees with its {type(model).__name__}: {agreement}; accepted are {EXACT}. "
@@ -153,10 +153,11 @@ def evaluate(path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -
 
     Raises ExportError when the file does not load or run.
     """
-    return measured(partial(answer_of, _load(path)), batches, task.meter(torch.device("cpu")))
+    return measured(partial(answer_of, load_file(path)), batches, task.meter(torch.device("cpu")))
 
 
-def _load(path: Path) -> Runtime:
+def load_file(path: Path) -> Runtime:
+    """Load an ONNX file, a function from images to answers. Raises ExportError."""
     return runtimes.load("onnxruntime", path, threads=torch.get_num_threads())
 
 

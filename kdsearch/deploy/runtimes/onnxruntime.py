@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kdsearch.deploy.runtimes.base import Runtime
+from kdsearch.errors import SpecError
 
 
 def open_session(
@@ -22,6 +23,19 @@ def open_session(
     options.log_severity_level = 4  # errors are raised; nothing else is logged
     source = onnx if isinstance(onnx, bytes) else str(onnx)
     return onnxruntime.InferenceSession(source, options, providers=[provider])
+
+
+def onnx_input(file: Path) -> tuple[list[int | None], str]:
+    """Return the sides of one input, None where any is accepted, and its type.
+
+    Raises SpecError for a file that does not load.
+    """
+    try:
+        given = open_session(file).get_inputs()[0]
+    except Exception as error:  # its exceptions have no common base
+        raise SpecError(f"{file}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    dtype = "uint8" if given.type == "tensor(uint8)" else "float32"
+    return [side if isinstance(side, int) else None for side in given.shape[1:]], dtype
 
 
 class OnnxRuntime(Runtime):

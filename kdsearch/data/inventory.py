@@ -1,0 +1,118 @@
+"""Sentences on what a data set holds and what was left out; only what is true of it.
+
+They are printed before anything is trained, so each is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from kdsearch.data.base import CLASSIFICATION, Source
+from kdsearch.data.sizes import Decoding
+from kdsearch.data.store import Stored
+
+_SHOWN = 3
+_LOST = 0.1  # share of an image that is worth a line
+_LABELLED = ("train", "val", "test")
+
+
+def describe(
+    source: Source,
+    stored: Stored,
+    rows: Mapping[str, Tensor],
+    *,
+    decoding: Decoding,
+    subset: int | None,
+) -> tuple[str, ...]:
+    """Return the inventory. rows: those of the store that make each split, labelled only."""
+    return tuple(printable(line) for line in _lines(source, stored, rows, decoding, subset))
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, so that a terminal obeys none."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _lines(
+    source: Source,
+    stored: Stored,
+    rows: Mapping[str, Tensor],
+    decoding: Decoding,
+    subset: int | None,
+) -> Iterator[str]:
+    labels = {split: stored.images.labels.index_select(0, rows[split]) for split in _LABELLED}
+    kinds = f"{len(source.classes):,} classes; " if source.classes else ""
+    yield f"Data {source.name}: {kinds}{', '.join(_counts(stored, rows, subset))}"
+    if source.task == CLASSIFICATION:
+        yield from _about_classes(source.classes, labels)
+        yield from _in_two_classes(stored, torch.cat([rows[split] for split in _LABELLED]))
+    for first, second in combinations(_LABELLED, 2):
+        yield from _in_two_splits(stored.digests, rows, first, second)
+    if stored.cut >= _LOST:
+        share = f"{100 * stored.cut:.0f} %"
+        yield (
+            f"--fit {decoding.fit} cuts {share} off the typical image; --fit pad and --fit squash "
+            "keep all of it"
+        )
+    yield from source.notes
+    for reason, names in source.left_out.items():
+        yield f"Left out: {len(names):,} {reason} ({_few(names)})"
+    if stored.skipped:
+        broken = [f"{name}: {reason}" for name, reason in stored.skipped.items()]
+        yield f"Left out: {len(broken):,} unreadable ({_few(broken, 2)})"
+
+
+def _counts(stored: Stored, rows: Mapping[str, Tensor], subset: int | None) -> Iterator[str]:
+    taken = [split for split in ("val", "test") if split not in stored.ranges]
+    for split in _LABELLED:
+        of = " (--subset)" if split == "train" and subset is not None else ""
+        yield f"{split} {len(rows[split]):,}{of}" + " (taken from train)" * (split in taken)
+    if "unlabeled" in stored.ranges:
+        span = stored.ranges["unlabeled"]
+        yield f"unlabeled {span.stop - span.start:,}"
+
+
+def _about_classes(classes: Sequence[str], labels: Mapping[str, Tensor]) -> Iterator[str]:
+    counts = {split: part.bincount(minlength=len(classes)) for split, part in labels.items()}
+    least, most = int(counts["train"].argmin()), int(counts["train"].argmax())
+    few, many = int(counts["train"][least]), int(counts["train"][most])
+    each = f"{few:,} images of {classes[least]}, the fewest, to {many:,} of {classes[most]}"
+    yield f"Train has {f'{few:,} images of each class' if few == many else each}"
+    for split, found in counts.items():
+        missing = [classes[place] for place in (found == 0).nonzero().flatten().tolist()]
+        if missing:
+            never = {"train": "learned", "val": "validated", "test": "tested"}[split]
+            yield f"{split} has no images of {_few(missing)}, so they are never {never}"
+
+
+def _in_two_splits(
+    digests: Tensor, rows: Mapping[str, Tensor], first: str, second: str
+) -> Iterator[str]:
+    both = torch.isin(digests[rows[second]], digests[rows[first]])
+    if equal := int(both.sum()):
+        yield (
+            f"{equal:,} of {len(both):,} images of {second} are equal to images of {first}: "
+            f"accuracy on {second} is too high"
+        )
+
+
+def _in_two_classes(stored: Stored, rows: Tensor) -> Iterator[str]:
+    labels, digests = stored.images.labels.index_select(0, rows), stored.digests[rows]
+    _, group = torch.unique(digests, return_inverse=True)
+    low, high = (
+        torch.zeros(int(group.max()) + 1, dtype=labels.dtype).scatter_reduce(
+            0, group, labels, kind, include_self=False
+        )
+        for kind in ("amin", "amax")
+    )
+    if wrong := int((low != high)[group].sum()):
+        yield f"{wrong:,} images are equal to an image of another class: one label is wrong"
+
+
+def _few(names: Sequence[str], count: int = _SHOWN) -> str:
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")

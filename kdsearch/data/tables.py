@@ -1,0 +1,120 @@
+"""Parquet and Arrow files: where they lie in a folder, their columns, and their rows in batches.
+
+A file belongs to the split that its name begins with (`train-00000-of-00002.parquet`), or its
+folder (`default/train/0000.parquet`, and what `datasets` saves to disk).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from kdsearch.data.folder import SPLITS
+from kdsearch.errors import DataError
+
+_SUFFIXES = (".parquet", ".arrow")
+_LABELLED = ("train", "val", "test")
+_ROWS = 256
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a path is named as a Parquet or Arrow file, without the caches of datasets."""
+    return path.suffix in _SUFFIXES and not path.name.startswith((".", "cache-"))
+
+
+def find(root: Path) -> dict[str, list[Path]]:
+    """Return the files of each split, in the order of their names; '': of no split.
+
+    root: one file of train, or a folder: its files, or those of its `data/`, or of its folders of
+    splits. Empty where there are none.
+    """
+    if root.is_file():
+        return {"train": [root]}
+    for folder in (root, root / "data"):
+        files = _files(folder)
+        if files and {path.suffix for path in files} == {".arrow"}:
+            return {"train": files}  # what `datasets` saves of one split
+        if files:
+            return _by_split([(path.stem, path) for path in files])
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    return _by_split(
+        [
+            (folder.name, path)
+            for folder in folders
+            if _split(folder.name)
+            for path in _files(folder)
+        ]
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(filter(is_table, folder.iterdir())) if folder.is_dir() else []
+
+
+def _by_split(named: list[tuple[str, Path]]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name, path in named:
+        found.setdefault(_split(name), []).append(path)
+    return {split: found[split] for split in (*_LABELLED, "") if split in found}
+
+
+def _split(name: str) -> str:
+    """Return the split of `train-00000-of-00002`, `train_1` or `dev`, '' for `train_small`."""
+    first = re.split(r"[-.]|_?\d", name.lower())[0]
+    return next((split for split in _LABELLED if first in SPLITS[split]), "")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a file into DataError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
+        raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """Return the columns of a file, and its metadata. Raises DataError."""
+    with reading(path):
+        if path.suffix == ".arrow":
+            return _stream(path).schema
+        return pq.ParquetFile(path).schema_arrow
+
+
+def column_of(path: Path, name: str) -> pa.ChunkedArray:
+    """Return one column. Raises DataError."""
+    with reading(path):
+        if path.suffix == ".arrow":
+            return _stream(path).read_all().column(name)
+        return pq.ParquetFile(path).read(columns=[name]).column(name)
+
+
+def batches_of(path: Path, name: str) -> Iterator[pa.Array]:
+    """Yield one column in batches of rows. Raises DataError."""
+    with reading(path):
+        if path.suffix == ".arrow":
+            for batch in _stream(path):
+                yield batch.column(batch.schema.get_field_index(name))
+            return
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS, columns=[name]):
+            yield batch.column(0)
+
+
+def _stream(path: Path) -> pa.RecordBatchReader:
+    """Open an Arrow file, of the stream or the file format, without copying it."""
+    source = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        opened = pa.ipc.open_file(source)
+        return pa.Table.from_batches(
+            [opened.get_batch(i) for i in range(opened.num_record_batches)], opened.schema
+        ).to_reader()

@@ -1,0 +1,99 @@
+"""The inventory states what a data set holds and what was left out, and only what is true of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdsearch.data import load
+
+
+def fill(root: Path, counts: dict[str, int], *, size: tuple[int, int] = (8, 8)) -> Path:
+    """Write so many images, all different, to each folder."""
+    rng = np.random.default_rng(len(counts))
+    for name, count in counts.items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return root
+
+
+def inventory(root: Path, **how) -> tuple[str, ...]:
+    return load(str(root), cache_dir=root.parent / "cache", **how).inventory
+
+
+@pytest.fixture
+def whole(tmp_path):
+    counts = {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"}
+    return fill(tmp_path / "pets", counts)
+
+
+def test_a_set_without_peculiarities_takes_two_lines(whole):
+    assert inventory(whole) == (
+        "Data pets: 2 classes; train 8, val 8, test 8",
+        "Train has 4 images of each class",
+    )
+
+
+def test_what_is_taken_from_train_is_stated(tmp_path):
+    fill(tmp_path / "pets", {"train/a": 20, "train/b": 30, "unlabeled/x": 3})
+    first, second = inventory(tmp_path / "pets", subset=10)
+    assert first == (
+        "Data pets: 2 classes; train 10 (--subset), val 5 (taken from train), "
+        "test 5 (taken from train), unlabeled 3"
+    )
+    assert second == "Train has 4 images of a, the fewest, to 6 of b"
+
+
+def test_equal_images_in_two_splits_are_counted(whole):
+    (whole / "val/a/000.png").write_bytes((whole / "train/a/001.png").read_bytes())
+    Image.open(whole / "train/b/001.png").save(whole / "test/b/000.bmp")
+    found = inventory(whole)
+    assert (
+        "1 of 8 images of val are equal to images of train: accuracy on val is too high"
+    ) in found
+    assert (
+        "1 of 9 images of test are equal to images of train: accuracy on test is too high"
+    ) in found
+
+
+def test_an_image_under_two_classes_is_named(whole):
+    (whole / "train/b/000.png").write_bytes((whole / "train/a/001.png").read_bytes())
+    assert "2 images are equal to an image of another class: one label is wrong" in inventory(whole)
+
+
+def test_a_class_without_images_in_a_split_is_named(whole):
+    for path in (whole / "val/b").iterdir():
+        path.unlink()
+    assert "val has no images of b, so they are never validated" in inventory(whole)
+
+
+def test_what_the_crop_cuts_away_is_stated(tmp_path):
+    counts = {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"}
+    root = fill(tmp_path / "pets", counts, size=(8, 12))
+    line = "--fit crop cuts 33 % off the typical image; --fit pad and --fit squash keep all of it"
+    assert line in inventory(root)
+    for fit in ("pad", "squash"):
+        assert len(inventory(root, fit=fit)) == 2
+
+
+def test_what_was_left_out_is_counted_by_reason(whole):
+    for number in range(5):
+        (whole / f"train/a/{number}.heic").write_bytes(b"")
+    line = "Left out: 5 .heic files (train/a/0.heic, train/a/1.heic, train/a/2.heic and 2 more)"
+    assert line in inventory(whole)
+
+
+def test_unreadable_images_are_named_with_the_reason(tmp_path):
+    root = fill(tmp_path / "pets", {"train/a": 100, "train/b": 100})
+    (root / "train/a/007.png").write_bytes(b"")
+    found = inventory(root)
+    assert "Left out: 1 unreadable (train/a/007.png: it is empty (0 bytes))" in found
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path):
+    root = fill(tmp_path / "pe\x1b[2Jts", {"train/a\x1b[31m": 4, "train/b": 9})
+    assert all(line.isprintable() for line in inventory(root))
