@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, Json, Out, Quiet, takes
+from kdsearch.cli.options import OUT, Json, Out, Quiet, announce_data, takes
 from kdsearch.errors import SpecError
 from kdsearch.study.config import TARGET_FIELDS
 
@@ -59,6 +59,7 @@ def export(
         raise SpecError(f"--format {format!r}: a name is missing next to a comma")
     if not 0 <= max_drop <= 1:
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
+    announce_data({}, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.study.config import study_path

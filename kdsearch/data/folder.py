@@ -174,7 +174,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
     if entry.is_dir():
         return ""
     if not entry.is_file():
-        return "broken links" if entry.is_symlink() else "no files"
+        return "broken links" if entry.is_symlink() else "special files"
     suffix = Path(name).suffix
     return "" if is_image(name) else f"{suffix} files" if suffix else "files without a suffix"
 

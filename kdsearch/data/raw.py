@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from kdsearch.data.base import ImageData, Sample
+from kdsearch.data.pixels import FORMATS, strict_pillow
 
 _PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 _ORIENTATION = 0x0112
@@ -62,7 +63,7 @@ def _of_each_kind(pairs: list[tuple[int, Sample]], limit: int) -> list[tuple[int
 def _kind(sample: Sample) -> tuple[object, ...]:
     if not isinstance(sample.content, Path):
         return ()
-    with Image.open(sample.content) as image:
+    with strict_pillow(), Image.open(sample.content, formats=FORMATS) as image:
         return sample.content.suffix.lower(), image.mode, image.getexif().get(_ORIENTATION)
 
 

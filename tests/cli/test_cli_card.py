@@ -1,0 +1,79 @@
+"""Every command of a shipped README.md is typed word for word, in its own folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shell import Copies, Shell
+
+TYPED = {
+    "python predict.py IMAGE ...",
+    "python predict.py IMAGE --model FILE",
+    "kdsearch distill --config config.yaml",
+    "kdsearch measure student.onnx",
+}
+
+
+@pytest.fixture
+def shipped(copied: Copies, monkeypatch: pytest.MonkeyPatch) -> tuple[Shell, Path]:
+    """Return a shell in the shipped folder of a study, which has an image.png."""
+    shell = copied("plain")
+    best = shell.out / "plain/best"
+    Image.new("L", (20, 12), 200).save(best / "image.png")
+    monkeypatch.chdir(best)
+    return shell, best
+
+
+def python(*arguments: str) -> str:
+    line = [sys.executable, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_of_a_card_work_word_for_word(shipped: tuple[Shell, Path]) -> None:
+    shell, best = shipped
+    card = (best / "README.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"`((?:python|kdsearch) [^`\n]+)`", card))
+    assert found == TYPED
+
+    for command in sorted(found):
+        line = command.replace("IMAGE ...", "image.png image.png").replace("IMAGE", "image.png")
+        program, *arguments = shlex.split(line.replace("FILE", "student.onnx"))
+        if program == "python":
+            assert python(*arguments).startswith("image.png: ")
+            continue
+        if arguments[0] == "distill":  # where the study keeps its teacher
+            shutil.copytree(shell.out / ".cache", best / "results/.cache")
+        answer = shell.type(*arguments)
+        assert answer.code == 0, answer.stderr
+        if arguments[0] == "measure":
+            assert answer.stdout.startswith("student.onnx at 1x8x8\n")
+
+
+def test_the_code_of_a_card_runs_as_it_stands(shipped: tuple[Shell, Path]) -> None:
+    _, best = shipped
+    (code,) = re.findall(r"```python\n(.*?)```", (best / "README.md").read_text(), re.DOTALL)
+    assert python("-c", f"{code}\nprint(answer.shape)") == "(1, 10)\n"
+
+
+def test_a_file_is_not_measured_at_another_size(shipped: tuple[Shell, Path]) -> None:
+    shell, _ = shipped
+    answer = shell.type("measure", "student.onnx", "--input", "3x224x224")
+    assert answer.code == 2
+    assert answer.stderr == (
+        "kdsearch: --input 3x224x224: student.onnx takes 1x8x8; leave --input out\n"
+    )
+
+
+def test_the_check_of_predict_py_is_recorded(shipped: tuple[Shell, Path]) -> None:
+    _, best = shipped
+    card = (best / "README.md").read_text(encoding="utf-8")
+    assert "predict.py answers 128 of 128 validation files as in training." in card
