@@ -47,6 +47,8 @@ def _lines(
     labels = {split: stored.images.labels.index_select(0, rows[split]) for split in _LABELLED}
     kinds = f"{len(source.classes):,} classes; " if source.classes else ""
     yield f"Data {source.name}: {kinds}{', '.join(_counts(stored, rows, subset))}"
+    if taken := [split for split in ("val", "test") if split not in stored.ranges]:
+        yield f"Taken from train: {' and '.join(taken)}"
     if source.task == CLASSIFICATION:
         yield from _about_classes(source.classes, labels)
         yield from _in_two_classes(stored, torch.cat([rows[split] for split in _LABELLED]))
@@ -55,8 +57,8 @@ def _lines(
     if stored.cut >= _LOST:
         share = f"{100 * stored.cut:.0f} %"
         yield (
-            f"--fit {decoding.fit} cuts {share} off the typical image; --fit pad and --fit squash "
-            "keep all of it"
+            f"--fit {decoding.fit} cuts {share} off the typical image; pad and squash keep "
+            "all of it"
         )
     yield from source.notes
     for reason, names in source.left_out.items():
@@ -67,10 +69,9 @@ def _lines(
 
 
 def _counts(stored: Stored, rows: Mapping[str, Tensor], subset: int | None) -> Iterator[str]:
-    taken = [split for split in ("val", "test") if split not in stored.ranges]
     for split in _LABELLED:
         of = " (--subset)" if split == "train" and subset is not None else ""
-        yield f"{split} {len(rows[split]):,}{of}" + " (taken from train)" * (split in taken)
+        yield f"{split} {len(rows[split]):,}{of}"
     if "unlabeled" in stored.ranges:
         span = stored.ranges["unlabeled"]
         yield f"unlabeled {span.stop - span.start:,}"
@@ -80,8 +81,8 @@ def _about_classes(classes: Sequence[str], labels: Mapping[str, Tensor]) -> Iter
     counts = {split: part.bincount(minlength=len(classes)) for split, part in labels.items()}
     least, most = int(counts["train"].argmin()), int(counts["train"].argmax())
     few, many = int(counts["train"][least]), int(counts["train"][most])
-    each = f"{few:,} images of {classes[least]}, the fewest, to {many:,} of {classes[most]}"
-    yield f"Train has {f'{few:,} images of each class' if few == many else each}"
+    span = f"{few:,} ({classes[least]}) to {many:,} ({classes[most]})"
+    yield f"Images of a class in train: {f'{few:,}' if few == many else span}"
     for split, found in counts.items():
         missing = [classes[place] for place in (found == 0).nonzero().flatten().tolist()]
         if missing:
@@ -95,7 +96,7 @@ def _in_two_splits(
     both = torch.isin(digests[rows[second]], digests[rows[first]])
     if equal := int(both.sum()):
         yield (
-            f"{equal:,} of {len(both):,} images of {second} are equal to images of {first}: "
+            f"{equal:,} of {len(both):,} images of {second} are also in {first}: "
             f"accuracy on {second} is too high"
         )
 

@@ -24,14 +24,18 @@ def carve(
 
     Each takes `share` of every class: at most 5,000 images, at least one a class. Test is
     taken from one end of a shuffled class and val from the other: neither depends on the other.
-    A class of too few images to give one to each stays in train. Raises DataError where none has
-    enough.
+    A class of too few images to give one to each stays in train. Raises DataError where less than
+    two classes have enough.
     """
     groups = _shuffled(labels, seed, len(classes), "carve")
     least = 1 + len(missing)
     counts = [len(group) if len(group) >= least else 0 for group in groups]
-    if not any(counts):
-        few = [f"{name!r} ({len(g)})" for name, g in zip(classes, groups, strict=True) if len(g)]
+    if sum(map(bool, counts)) < min(2, sum(len(group) > 0 for group in groups)):
+        few = [
+            f"{name!r} ({len(group)})"
+            for name, group in zip(classes, groups, strict=True)
+            if 0 < len(group) < least
+        ]
         rest = f" and {len(few) - _SHOWN:,} more" if len(few) > _SHOWN else ""
         raise DataError(
             f"too few images to take {' and '.join(sorted(missing))} from train: "

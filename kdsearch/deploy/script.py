@@ -49,8 +49,9 @@ def check_script(
 ) -> Agreement | None:
     """Compare the script's answers to raw validation files with the file's to the stored pixels.
 
-    run: the loaded file. prepare: makes its input of uint8 images [B, C, H, W]. None where the
-    data have no raw files, or the script cannot run the file. Raises DataError for a raw file that can no longer be read.
+    run: the loaded file. prepare: makes its input of uint8 images [B, C, H, W]. None where the data
+    have no raw files, or the script cannot run the file. Raises DataError for a raw file that can
+    no longer be read.
     """
     module = _imported(script)
     if data.raw is None or file.suffix not in (".onnx", *module.OTHERS):

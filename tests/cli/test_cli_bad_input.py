@@ -301,7 +301,7 @@ def test_folders_that_are_no_data_set_are_refused(shell: Shell) -> None:
         "one": "at least two classes",
         "few": "'cat' (1)",
         "broken": "1 of 41 images cannot be read, more than 1%: train/cat/x.png",
-        "bomb": "900000000 pixels",
+        "bomb": "30000 x 30000 pixels, more than --max-megapixels 64",
     }
     for name, words in shown.items():
         assert words in shell.refused_run("--data", str(folder / name))

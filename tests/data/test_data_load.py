@@ -112,15 +112,15 @@ def test_splits_that_are_all_given_do_not_depend_on_the_seed(tmp_path):
 
 
 def test_class_too_small_to_carve_stays_in_train_and_is_named(tmp_path):
-    root = fill(tmp_path / "set", "train", {"a": 20, "b": 2})
+    root = fill(tmp_path / "set", "train", {"a": 20, "b": 2, "c": 20})
     data = load(str(root), cache_dir=tmp_path)
-    assert data.train.labels.bincount().tolist() == [16, 2]
+    assert data.train.labels.bincount().tolist() == [16, 2, 16]
     assert "val has no images of b, so they are never validated" in data.inventory
     assert "test has no images of b, so they are never tested" in data.inventory
 
 
-def test_without_a_class_to_carve_from_the_first_are_named(tmp_path):
-    root = fill(tmp_path / "set", "train", dict.fromkeys("abcdefg", 2))
+def test_without_two_classes_to_carve_from_the_first_are_named(tmp_path):
+    root = fill(tmp_path / "set", "train", {**dict.fromkeys("abcdefg", 2), "x": 9})
     with pytest.raises(DataError, match=r"set: too few .*'e' \(2\) and 2 more; a class needs 3"):
         load(str(root), cache_dir=tmp_path)
 

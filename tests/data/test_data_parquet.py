@@ -252,7 +252,7 @@ def test_files_of_the_hub_are_found_in_their_splits(tmp_path, names):
         write(tmp_path / "set" / name, table(labels, names=["a", "b"]))
     data = load(str(tmp_path / "set"), cache_dir=tmp_path)
     assert (len(data.val), len(data.train) + len(data.test)) == (2, 40)
-    assert data.inventory[0].startswith("Data set: 2 classes; train 36, val 2, test 4 (taken")
+    assert data.inventory[0].startswith("Data set: 2 classes; train 36, val 2, test 4")
 
 
 def test_a_config_of_the_hub_is_suggested_and_can_be_read(tmp_path):

@@ -74,14 +74,14 @@ def test_carved_test_does_not_depend_on_whether_val_is_carved():
 
 
 def test_a_class_too_small_to_carve_stays_in_train():
-    parts = carved(torch.tensor([0] * 5 + [1] * 2 + [3]))
+    parts = carved(torch.tensor([0] * 5 + [1] * 2 + [3] + [4] * 5))
     assert {5, 6, 7} < set(parts["train"].tolist())
-    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(8))
+    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(13))
 
 
-def test_where_every_class_is_too_small_they_are_named():
+def test_where_less_than_two_classes_can_be_carved_the_others_are_named():
     with pytest.raises(DataError, match=r"'b' \(2\), 'd' \(1\); a class needs 3"):
-        carved(torch.tensor([1] * 2 + [3]))
+        carved(torch.tensor([0] * 5 + [1] * 2 + [3]))
     assert len(carved(torch.tensor([1, 1, 3, 3]), missing=("test",))["test"]) == 2
 
 
