@@ -89,9 +89,12 @@ def resolve(
 def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, list[str]]:
     """Return the configuration with a number for each share, and a line on each of these.
 
-    Limits have three significant digits. Raises SpecError where the teacher's cost is not known.
+    Limits have three significant digits. A latency counts with the upper end of its interval, as a
+    student's does, or nothing would fit on a busy machine. Raises SpecError where the teacher's
+    cost is not known.
     """
     lines = []
+    teacher = replace(teacher, latency_ms=teacher.latency_high_ms or teacher.latency_ms)
     for name, (axis, scale, unit) in LIMITS.items():
         if getattr(config, name) is not None or name not in config.budget_shares:
             continue

@@ -48,6 +48,14 @@ def test_each_share_is_of_the_teachers_own_cost() -> None:
     assert resolved(config, replace(TEACHER, latency_ms=7.0)) == (config, [])
 
 
+def test_a_share_of_a_latency_is_of_the_upper_end_that_students_are_held_to() -> None:
+    """On a busy machine both upper ends are far off, by the same slow phases."""
+    teacher = replace(TEACHER, latency_high_ms=0.25)
+    config, (line,) = resolved(config_of({"budget_ms": Share(0.5)}), teacher)
+    assert config.budget_ms == 0.125
+    assert line == "Budget: 0.125 ms, half of the teacher's 0.25 ms"
+
+
 def test_a_share_of_an_unknown_cost_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--budget-ms 0.5x: .* not known, so give a number in ms"):
         resolved(config_of({"budget_ms": Share(0.5)}), replace(TEACHER, latency_ms=None))
