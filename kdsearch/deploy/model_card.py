@@ -137,11 +137,14 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"- {plain(note)}" for note in metrics["notes"])
     busy = metrics["onnx"].get("contention")
     busy_note = " The machine was busy." if busy is not None and busy > BUSY else ""
-    yield (
-        "\nMilliseconds are those of undisturbed runs; in brackets the 95 % range over new "
-        f"processes, slow phases of the machine included. Machine: {metrics['machine']}; "
-        f"{TargetInfo(**metrics['target'])}.{busy_note}"
+    how = (
+        "Milliseconds are of one round by the clock; `kdsearch measure student.onnx` takes more."
+        if metrics["onnx"].get("one_round")
+        else "Milliseconds are those of undisturbed runs; in brackets the 95 % range over new "
+        "processes, slow phases of the machine included."
     )
+    where = TargetInfo(**metrics["target"])
+    yield f"\n{how} Machine: {metrics['machine']}; {where}.{busy_note}"
 
 
 def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:

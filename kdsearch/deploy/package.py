@@ -210,6 +210,7 @@ def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> di
             "predict_py": None if package.predicted is None else asdict(package.predicted),
             **latency.as_cost(),
             "contention": latency.contention,
+            "one_round": latency.is_cut,
         },
         "within_budget": package.is_within(config.budget),
         "budget": asdict(config.budget),

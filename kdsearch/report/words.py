@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdsearch.deploy.timing import ONE_ROUND
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
@@ -234,12 +235,19 @@ def target(where: TargetInfo) -> str:
 
 def conventions(summary: Summary) -> str:
     """Return the units and conventions that a reader must know."""
+    brackets = (
+        f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "
+        "The upper end must be within the budget."
+    )
+    if summary.budget.latency_ms is None:
+        brackets = (
+            f"Brackets: one round by the clock, {ONE_ROUND:g} times less and more; on a busy "
+            "machine it is too high. `kdsearch measure` measures a file in full."
+        )
     return (
         f"{sentence(summary.metric.label)} is on the validation set unless marked as test. "
         "FLOPs count one multiply-add once, for one image. "
-        f"Latency is measured on {target(summary.target)}. "
-        f"Brackets: 95{SPACE}% range over new processes, slower moments of the machine included. "
-        "The upper end must be within the budget."
+        f"Latency is measured on {target(summary.target)}. {brackets}"
     )
 
 

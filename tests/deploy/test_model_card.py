@@ -141,6 +141,14 @@ def test_what_is_found_later_is_added(folder):
     assert kept["accuracy"] == METRICS["accuracy"]
 
 
+def test_the_card_states_a_latency_of_one_round(folder):
+    for one_round in (False, True):
+        model_card.update(folder, onnx={**METRICS["onnx"], "one_round": one_round})
+        text = (folder / model_card.CARD).read_text()
+        assert ("one round by the clock" in text) == one_round
+        assert ("95 % range over new processes" in text) != one_round
+
+
 @pytest.mark.parametrize(("contention", "is_told"), [(1.5, True), (1.0, False), (None, False)])
 def test_the_card_states_a_busy_machine(folder, contention, is_told):
     model_card.update(folder, onnx={**METRICS["onnx"], "contention": contention})
