@@ -97,7 +97,8 @@ def run_trial(
     on_rung: returns why to stop there, or None; a trial that stops leaves no weights. pause_at: the
     epoch after which the training pauses; its checkpoint is kept in `context.unfinished`, and a
     later call resumes it. Without a checkpoint that call trains from the start, to the same result.
-    Raises only what the study as a whole cannot survive: StudyError (nothing can be written).
+    Raises only what the study as a whole cannot survive: StudyError (nothing can be written), and
+    KeyboardInterrupt.
     """
     started = time.perf_counter()
     before = _teacher_seconds(context)
@@ -108,6 +109,8 @@ def run_trial(
     except KDSearchError as error:
         outcome = TrialOutcome(state="failed", reason=str(error))
     except Exception as error:  # a candidate must not end the study, whatever it does
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and error.errno in NO_WRITE:  # no fault of the candidate
             file = error.filename or directory
             raise StudyError(f"cannot write {file}: {error.strerror}") from error
@@ -118,6 +121,13 @@ def run_trial(
         seconds=time.perf_counter() - started,
         teacher_seconds=_teacher_seconds(context) - before,
     )
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused an error: an extension that is imported makes another of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _teacher_seconds(context: TrialContext) -> float:

@@ -228,6 +228,26 @@ def test_out_of_memory_splits_the_batch_once_then_fails_alone(
         assert run_trial(split, context(tmp_path), tmp_path / "1").state == "complete"
 
 
+@pytest.mark.parametrize("cause", [None, "cause", "context"])
+def test_an_interrupt_of_an_import_is_no_failure_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str | None
+) -> None:
+    def importing(*_: Any, **__: Any) -> list[Epoch]:
+        try:
+            raise KeyError if cause is None else KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from (error if cause == "cause" else None)
+        except KeyError as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr(trial_steps, "train", importing)
+    if cause is None:
+        assert run_trial(PLAIN, context(tmp_path), tmp_path / "0").state == "failed"
+        return
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(PLAIN, context(tmp_path), tmp_path / "0")
+
+
 def test_the_student_that_ran_out_of_memory_is_freed_before_the_second_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
