@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,12 +21,12 @@ class ModelEma:
         self.model = copy.deepcopy(model).freeze()
         self._decay = decay
         held, current = self.model.state_dict(), model.state_dict()  # these share their memory
-        once = {value.data_ptr(): name for name, value in held.items()}  # a tied weight moves once
-        floating = [name for name in once.values() if held[name].is_floating_point()]
+        named = chain(model.named_parameters(), model.named_buffers())
+        names = [name for name, _ in named if name in held]  # a tied weight moves once
+        floating = [name for name in names if held[name].is_floating_point()]
         self._floating = [held[name] for name in floating], [current[name] for name in floating]
-        self._others = [
-            (held[name], current[name]) for name in set(once.values()).difference(floating)
-        ]
+        others = set(names).difference(floating)
+        self._others = [(held[name], current[name]) for name in others]
 
     def share_at(self, step: int) -> float:
         """Return how far the average moves towards the weights after step `step`, from 0."""

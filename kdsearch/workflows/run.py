@@ -307,12 +307,23 @@ def _evaluate(
 def _keep_weights(
     study: OpenStudy, records: Sequence[TrialRecord], front: list[TrialRecord]
 ) -> list[TrialRecord]:
-    """Delete the weights of dominated trials, which never come back to the front; return that."""
+    """Delete the weights of trials that a training in full dominates; return the other trials.
+
+    The metric of a paused training may fall, and then what it dominated is on the front.
+    """
     kept = {record.number for record in front}
-    for record in searched(records):
-        if record.number not in kept:
+    final = [study.point(record) for record in front if len(record.curve) == record.epochs]
+    left = []
+    for record in {record.number: record for record in searched(records)}.values():
+        is_beaten = record.state != "complete" or any(
+            quality >= study.point(record)[0] and cost <= study.point(record)[1]
+            for quality, cost in final
+        )
+        if record.number in kept or not is_beaten:
+            left.append(record)
+        else:
             (study.directory(record.number) / WEIGHTS).unlink(missing_ok=True)
-    return front
+    return left
 
 
 @contextmanager

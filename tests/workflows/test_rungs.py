@@ -18,6 +18,8 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
 from kdsearch.study.summary import Images
+from kdsearch.trials.trial import WEIGHTS
+from kdsearch.workflows.run import _keep_weights
 from kdsearch.workflows.rungs import best_at, climb, forget
 
 SPACE = """
@@ -200,6 +202,33 @@ def test_a_lost_checkpoint_is_removed_once_and_not_after_each_later_trial(
     removed = [name for name in removed if name.endswith(".pt")]
     assert removed
     assert len(removed) == len(set(removed))
+
+
+def test_weights_are_kept_until_a_training_in_full_dominates_them(fast_path: Path) -> None:
+    """Trial 0 leads after its look, at the cost of trial 1, and falls below it in full."""
+
+    def kept(records: list[TrialRecord]) -> set[int]:
+        for record in records:
+            (study.directory(record.number) / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+            (study.directory(record.number) / WEIGHTS).touch()
+        left = _keep_weights(study, records, study.front())
+        there = {r.number for r in records if (study.directory(r.number) / WEIGHTS).exists()}
+        assert there == {record.number for record in left}
+        return there
+
+    def tell(proposal: Proposal, *curve: float) -> TrialRecord:
+        outcome = replace(train(proposal), cost=Cost(flops=1e6, params=1e3))
+        return study.tell(proposal, replace(outcome, val=curve[-1], curve=curve))
+
+    with opened(fast_path / "fallen", CONFIG) as study:
+        looks = [tell(study.ask(), *curve) for curve in ((0.5, 0.9), (0.5, 0.8), (0.5, 0.6))]
+        assert kept(looks) == {0, 1, 2}
+        tell(study.ask_resumed(looks[0], None), *(0.5, 0.9), *(14 * [0.7]))
+        records = study.records()
+        assert [record.number for record in study.front()] == [1]
+        assert kept([*looks, records[0]]) == {0, 1, 2}  # the leader is paused
+        tell(study.ask_resumed(looks[1], None), *(0.5, 0.8), *(14 * [0.75]))
+        assert kept(study.records()) == {1}
 
 
 def test_an_explored_front_resumes_it_front_by_front(fast_path: Path) -> None:
