@@ -11,6 +11,10 @@ OPTIMIZERS = ("sgd", "adamw", "muon")
 POLICIES = ("plain", "trivial", "rand")
 MIXES = ("none", "mixup", "cutmix")
 PRECISIONS = ("auto", "fp32", "bf16")
+NORMS = ("auto", "frozen", "moving")
+HEADS = ("fitted", "fresh")
+KEEPS = ("auto", "last", "best")
+ALL_STAGES = -1  # of `frozen_stages`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,15 @@ class TrainSpec:
     precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
     repeat: each number has its own weights, order and views. Above 0 they do not depend on the
         method, so that two methods can be compared training by training.
+    keep: `last` or `best` epoch by validation; `auto`: the best of an inherited student, epoch 0
+        included, and the last of another.
+
+    The others matter only to a student with inherited weights, and to nothing fresh in it:
+    head: `fitted` on frozen features before the first step, where it is fresh; or `fresh`.
+    inherited_lr: learning rate of inherited weights, as a multiple of `lr`.
+    layer_decay: that rate falls by this factor per stage from the head to the input, (0, 1].
+    frozen_stages: first stages that stay as they are; -1: all that is inherited.
+    bn: statistics of inherited BatchNorm: `frozen` or `moving`; `auto` is frozen.
     """
 
     epochs: int = 10
@@ -43,22 +56,39 @@ class TrainSpec:
     views: int = 0
     precision: str = "auto"
     repeat: int = 0
+    keep: str = "auto"
+    head: str = "fitted"
+    inherited_lr: float = 1.0
+    layer_decay: float = 1.0
+    frozen_stages: int = 0
+    bn: str = "auto"
 
     def __post_init__(self) -> None:
         checks = {
             **{name: getattr(self, name) >= 1 for name in ("epochs", "batch_size")},
             "accumulate": 1 <= self.accumulate <= self.batch_size,
-            "lr": 0 < self.lr < inf,
+            **{name: 0 < getattr(self, name) < inf for name in ("lr", "inherited_lr")},
             **{n: 0 <= getattr(self, n) < inf for n in ("weight_decay", "clip", "views", "repeat")},
+            "layer_decay": 0 < self.layer_decay <= 1,
+            "frozen_stages": self.frozen_stages >= ALL_STAGES,
             **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
-            accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr > 0"
-            accepted += ", weight_decay, clip, views and repeat >= 0, the others in [0, 1)"
+            accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr and "
+            accepted += "inherited_lr > 0, weight_decay, clip, views and repeat >= 0, layer_decay "
+            accepted += "in (0, 1], frozen_stages >= -1, the others in [0, 1)"
             raise SpecError(f"{'; '.join(bad)} ({accepted})")
-        choices = {"optimizer": OPTIMIZERS, "policy": POLICIES, "mix": MIXES}
-        for name, known in (*choices.items(), ("precision", PRECISIONS)):
+        choices: dict[str, tuple[str, ...]] = {
+            "optimizer": OPTIMIZERS,
+            "policy": POLICIES,
+            "mix": MIXES,
+            "precision": PRECISIONS,
+            "keep": KEEPS,
+            "head": HEADS,
+            "bn": NORMS,
+        }
+        for name, known in choices.items():
             require_one_of(f"train.{name}", getattr(self, name), known)
 
 

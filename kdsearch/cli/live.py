@@ -76,7 +76,9 @@ class StudyConsole(Callback):
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:
         """Show how far the teacher's training is; plain output gets its first and last."""
         detail = f"validation {self._metric.text(epoch.val)}"
-        if epoch.number == 1:
+        if epoch.number == 0:
+            self.on_message(f"Teacher with a fitted head: {detail}")
+        elif epoch.number == 1:
             self.on_message(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
         self._stage = f"Teacher: epoch {epoch.number} of {epochs}, {detail}"
         if epoch.number == epochs:

@@ -168,6 +168,12 @@ def head_of(network: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     None where no single linear layer does: two heads, a perceptron, positions averaged after it.
     network: `Tapped`, or a student, whose head is its one Linear child.
     """
+    head = head_module(network)
+    return None if head is None else (head.weight.flatten(1), head.bias)
+
+
+def head_module(network: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """Return the layer that `head_of` reads, None where no single linear layer does."""
     if isinstance(network, Tapped):
         found = [network.module.get_submodule(network.head.name)] if network.head else []
         found = found if network.is_linear else []
@@ -177,7 +183,7 @@ def head_of(network: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         return None
     (head,) = found
     assert isinstance(head, nn.Linear | nn.Conv2d)
-    return head.weight.flatten(1), head.bias
+    return head
 
 
 def gradient_of(outputs: Outputs) -> Outputs:

@@ -27,7 +27,8 @@ from kdsearch.spec import TrainSpec
 from kdsearch.tasks import Task
 from kdsearch.training.cuda_graph import Repeated, attributes_of, set_attributes
 from kdsearch.training.distiller import Distiller, LossWeights
-from kdsearch.training.ema import ModelEma
+from kdsearch.training.ema import Kept, ModelEma
+from kdsearch.training.inherited import rates_of, still_norms
 from kdsearch.training.optimizers import Optimizers
 
 
@@ -121,8 +122,14 @@ class Step:
         self._count = len(chosen)  # the unlabelled are the last
         self._batch_size = min(spec.batch_size, self._count)
         self._steps = self._count // self._batch_size
-        self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs)
+        rates = rates_of(model, spec)
+        for weight, rate in rates.items():
+            weight.requires_grad_(rate > 0)
+        self._still = still_norms(model, spec, rates)
+        self._optimizers = Optimizers(model, distiller, spec, self._steps * spec.epochs, rates)
         self.average = ModelEma(model, spec.ema)
+        is_best = spec.keep == "best" or (spec.keep == "auto" and bool(model.inherited))
+        self.kept = Kept(self.average.model, is_best=is_best)
         self._teachers = session.teachers if distiller.needs_teacher else ()
         self._stored: list[Outputs | None] = []
         self._images: ImageSet | None = None
@@ -162,6 +169,8 @@ class Step:
     def _take(self) -> None:
         """Take the steps of the epoch that has begun."""
         self._model.train()
+        for norm in self._still:
+            norm.eval()
         self._distiller.train()
         order = self._order if self._feed.is_resident else self._samples
         for place, (_, images) in enumerate(self._feed.batches(order.unbind(), also=self._also)):
@@ -189,6 +198,7 @@ class Step:
             "modules": [module.state_dict() for module in modules],
             "attributes": attributes_of(modules),
             "optimizers": [part.state_dict() for part in self._optimizers.parts],
+            "kept": self.kept.state(),
             "order": self._generator.get_state(),
             "random": torch.get_rng_state(),
         }
@@ -205,6 +215,7 @@ class Step:
         for part, held in zip(self._optimizers.parts, state["optimizers"], strict=True):
             part.load_state_dict(held)
         self._optimizers.share_rate()
+        self.kept.restore(state["kept"])
         self._generator.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if "cuda_random" in state:

@@ -49,7 +49,7 @@ from kdsearch.training.cuda_graph import free_cached_memory
 from kdsearch.training.distiller import Distiller, Side, needed_features
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
-from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, train
+from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, curve_of, train
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
@@ -174,7 +174,7 @@ def _run(
         cost=cost,
         violations=violations,
         val=None if last.stopped else last.val,
-        curve=tuple(epoch.val for epoch in epochs),
+        curve=curve_of(epochs),
         epochs=candidate.train.epochs,
         mode=last.mode,
         reason=last.stopped,
@@ -316,12 +316,15 @@ def side_of(model: Model, images: Tensor, need: frozenset[str] = frozenset()) ->
 
 
 def _curve_csv(epochs: Sequence[Epoch], metric: Metric) -> str:
-    names = sorted(epochs[0].losses)
+    names = sorted(epochs[-1].losses)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["epoch", f"val_{metric.key}", "lr", "seconds", *(f"loss_{n}" for n in names)])
+    value = f"val_{metric.key}"
+    heads = ["epoch", value, "lr", "seconds", *(f"loss_{name}" for name in names)]
+    writer.writerow([*heads, f"own_{value}"])
     for epoch in epochs:
-        losses = [f"{epoch.losses[name]:.6g}" for name in names]
+        losses = [f"{epoch.losses[name]:.6g}" if name in epoch.losses else "" for name in names]
         row = [epoch.number, f"{epoch.val:.6f}", f"{epoch.lr:.6g}", f"{epoch.seconds:.3f}"]
-        writer.writerow([*row, *losses])
+        own = epoch.val if epoch.own is None else epoch.own
+        writer.writerow([*row, *losses, f"{own:.6f}"])
     return text.getvalue()

@@ -330,7 +330,7 @@ def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodChe
             device=context.device,
             teachers=context.outputs,
         )
-        (epoch,) = train(student, distiller, session)
+        epoch = train(student, distiller, session)[-1]
     except KDSearchError as error:
         return replace(found, reason=str(error))
     except Exception as error:  # as in a trial: a method must not end the check
