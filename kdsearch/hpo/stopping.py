@@ -35,7 +35,7 @@ class Curve:
     """The learning curve and the cost of a trial.
 
     values: the metric after each epoch so far. epochs: planned epochs. cost: above 0, on the cost
-    axis of the front. schedule: of the learning rate; only curves of one schedule are compared.
+    axis of the front. schedule: only curves of one schedule and start are compared.
     is_complete: the last value is the trial's result. is_rival: False for a trial that only serves
     predictions, such as one of an earlier study or one that breaks a constraint.
     """

@@ -6,17 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kdsearch.hpo.stopping import Curve, CurvePruner
-from kdsearch.spec import Cost, TrialRecord
+from kdsearch.spec import INITS, Cost, TrialRecord
 from kdsearch.study.study import OpenStudy, searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """A running trial at a rung: the metric after each epoch so far, planned epochs, cost."""
+    """A running trial at a rung: the metric after each epoch so far, planned epochs, cost.
+
+    init: of its student. Curves of students that start alike are compared, and no others: an
+    inherited one is ahead at first, whatever the end.
+    """
 
     curve: tuple[float, ...]
     epochs: int
     cost: Cost
+    init: str = INITS[0]
 
 
 # Returns the reason to prune the trial at a rung, or None.
@@ -44,7 +49,8 @@ class RungPruner:
 
     def __call__(self, rung: Rung) -> str | None:
         """Return the reason to prune the trial there, or None."""
-        trial = Curve(values=rung.curve, epochs=rung.epochs, cost=_on(self._axis, rung.cost))
+        cost = _on(self._axis, rung.cost)
+        trial = Curve(values=rung.curve, epochs=rung.epochs, cost=cost, schedule=rung.init)
         decision = self._pruner.prune(trial, [*self._earlier, *self._ended.values()])
         return decision.reason if decision.should_prune else None
 
@@ -88,8 +94,15 @@ def _curve_of(record: TrialRecord, axis: str) -> Curve | None:
         values=record.curve,
         epochs=record.epochs or len(record.curve),
         cost=_on(axis, record.cost),
+        schedule=_init_of(record),
         is_complete=record.state == "complete",
     )
+
+
+def _init_of(record: TrialRecord) -> str:
+    family = record.params.get("student.family")
+    own = record.params.get(f"student.{family}.init", record.params.get("student.init", INITS[0]))
+    return str(own)
 
 
 def _on(axis: str, cost: Cost) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kdsearch.errors import SpecError
-from kdsearch.hpo.halving import TRIALS, Halving, Rung, divide
-from kdsearch.space import Constant, Dim
-from kdsearch.spec import TrainSpec, TrialRecord
+from kdsearch.hpo.halving import LOOK_STEPS, TRIALS, Halving, Rung, divide
+from kdsearch.space import Choice, Constant, Dim, Value
+from kdsearch.spec import INITS, TrainSpec, TrialRecord
 from kdsearch.study.config import HALVING, StudyConfig
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import EpochsSpent
@@ -17,6 +17,9 @@ from kdsearch.study.summary import EpochsSpent
 # batches of 32, 63.4 % with 50 (one seed each).
 BATCHES = (128, 64, 32)
 MANY = 2000
+MIXED_LOOK = (
+    2  # epochs, at least, of a first look where students start from scratch and from weights
+)
 
 
 def with_plan(
@@ -121,9 +124,12 @@ def _divided(
     """Return the rungs of a study. epochs: of a training in full, None where `spend` decides."""
     space = dict(config.search_space().all_dims())
     batch = _fixed(space.get("train.batch_size"), TrainSpec().batch_size) or BATCHES[-1]
+    steps = max(1, images // batch)
+    if _starts_differ(space):
+        steps = min(steps, LOOK_STEPS // MIXED_LOOK)
     try:
         return divide(
-            steps=max(1, images // batch),
+            steps=steps,
             trials=trials,
             epochs=epochs,
             spend=spend,
@@ -131,6 +137,21 @@ def _divided(
         )
     except ValueError as error:
         raise SpecError(f"--spend {spend}: {error}; raise it, or lower the others") from error
+
+
+def _starts_differ(space: Mapping[str, Dim]) -> bool:
+    """Return whether some students inherit weights and others start from scratch."""
+    starts: set[Value] = set()
+    for family in _values(space.get("student.family")):
+        own = space.get(f"student.{family}.init", space.get("student.init"))
+        starts |= {INITS[0]} if own is None else set(_values(own))
+    return len(starts) > 1
+
+
+def _values(dim: Dim | None) -> Sequence[Value]:
+    if isinstance(dim, Choice):
+        return dim.options
+    return (dim.value,) if isinstance(dim, Constant) else ()
 
 
 def _epochs(config: StudyConfig) -> int:

@@ -155,7 +155,7 @@ def _run(
             violations=violations,
             reason=context.budget.explain(cost),
         )
-    should_stop = None if on_rung is None else _stop_rule(on_rung, cost)
+    should_stop = None if on_rung is None else _stop_rule(on_rung, cost, candidate.student.init)
     train = partial(
         _train,
         context=context,
@@ -188,8 +188,8 @@ def _seed_of(candidate: Candidate, seed: int) -> int:
     return int(digest_of([seed, candidate.digest()]), 16) % 2**31
 
 
-def _stop_rule(on_rung: OnRung, cost: Cost) -> ShouldStop:
-    return lambda curve, epochs: on_rung(Rung(curve=curve, epochs=epochs, cost=cost))
+def _stop_rule(on_rung: OnRung, cost: Cost, init: str) -> ShouldStop:
+    return lambda curve, epochs: on_rung(Rung(curve=curve, epochs=epochs, cost=cost, init=init))
 
 
 def _trained(

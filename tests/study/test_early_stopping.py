@@ -115,7 +115,7 @@ def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
         assert sum(importances(study).values()) == pytest.approx(1.0)
 
 
-def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
+def test_curves_of_other_epochs_or_another_start_are_not_compared(fast_path: Path) -> None:
     """Eight trials of 10 epochs; the ninth, of 20, is judged by the margin."""
     with opened(fast_path / "epochs", SAFE) as study:
         run_to(study, 30)
@@ -125,6 +125,8 @@ def test_another_number_of_epochs_is_another_schedule(fast_path: Path) -> None:
         pruner = StudyPruner(study, images=2000)
         assert pruner(Rung(curve=(0.01,) * 8, epochs=20, cost=dear)) is None
         assert pruner(Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear)) is not None
+        inherited = Rung(curve=(0.01,) * 8, epochs=EPOCHS, cost=dear, init="pretrained")
+        assert pruner(inherited) is None
 
 
 def test_a_word_that_is_no_mode_is_refused() -> None:

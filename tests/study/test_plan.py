@@ -130,3 +130,19 @@ def test_the_epochs_of_a_study_are_accounted_for() -> None:
     )
     in_full = EpochsSpent(looks=40, controls=4, further=10, shipped=2)
     assert spent_epochs(records, None, 0) == in_full
+
+
+@pytest.mark.parametrize(
+    ("student", "look"),
+    [
+        ("{family: resnet}", 1),
+        ("{family: resnet, init: pretrained}", 1),
+        ("{family: resnet, init: {choice: [scratch, pretrained]}}", 2),
+        ("{family: {choice: {resnet: {init: pretrained}, vit: {}}}}", 2),
+    ],
+)
+def test_first_looks_have_two_epochs_where_students_start_differently(
+    student: str, look: int
+) -> None:
+    config = StudyConfig(space=f"student: {student}\ntrain: {{epochs: 8}}\n")
+    assert with_plan(config, 50_000, trials=None, spend=None).look_epochs == look
