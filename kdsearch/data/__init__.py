@@ -222,9 +222,10 @@ def _reader(path: Path) -> Callable[..., Source] | None:
 
     if path.is_file():
         return parquet.read if tables.is_table(path) else None
-    if tables.find(path):
-        return parquet.read
-    return folder.read if "train" in folder.find_splits(path) else None
+    train = folder.find_splits(path).get("train")
+    if train is not None and not any(map(tables.is_table, train.iterdir())):
+        return folder.read
+    return parquet.read if tables.find(path) else None
 
 
 def _not_found(name: str, path: Path) -> DataError:

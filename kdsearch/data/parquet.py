@@ -96,7 +96,7 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
         classes=classes,
         splits={split: _Rows(files, position) for split, files in shown.items()},
         content=[
-            *((file.name, file.path) for files in shown.values() for file in files),
+            *sorted((file.name, file.path) for files in shown.values() for file in files),
             *((f"{column} column", name.encode()) for column, name in chosen),
         ],
         left_out={reason: names for reason, names in left_out.items() if names},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shell import Copies, Shell
+from shell import Copies, Shell, Studies
 
 TYPED = {
     "python predict.py IMAGE ...",
@@ -19,6 +19,13 @@ TYPED = {
     "kdsearch distill --config config.yaml",
     "kdsearch measure student.onnx",
 }
+
+
+INVENTORY = """\
+Data digits: 10 classes; train 1,079, val 359, test 359
+Taken from train: val and test
+Images of a class in train: 104 (8) to 110 (1)
+"""
 
 
 @pytest.fixture
@@ -54,7 +61,9 @@ def test_the_commands_of_a_card_work_word_for_word(shipped: tuple[Shell, Path]) 
             shutil.copytree(shell.out / ".cache", best / "results/.cache")
         answer = shell.type(*arguments)
         assert answer.code == 0, answer.stderr
-        if arguments[0] == "measure":
+        if arguments[0] == "distill":
+            assert INVENTORY in answer.stdout
+        else:
             assert answer.stdout.startswith("student.onnx at 1x8x8\n")
 
 
@@ -71,6 +80,15 @@ def test_a_file_is_not_measured_at_another_size(shipped: tuple[Shell, Path]) -> 
     assert answer.stderr == (
         "kdsearch: --input 3x224x224: student.onnx takes 1x8x8; leave --input out\n"
     )
+
+
+def test_run_and_export_state_the_images(finished: Studies, copied: Copies) -> None:
+    assert INVENTORY in finished("plain").stdout
+    shell = copied("plain")
+    line = ("export", "plain", "--format", "onnx", "--out", str(shell.out))
+    answer = shell.type(*line)
+    assert answer.code == 0, answer.stderr
+    assert answer.stdout.startswith(f"Reading the images\n{INVENTORY}")
 
 
 def test_the_check_of_predict_py_is_recorded(shipped: tuple[Shell, Path]) -> None:

@@ -14,7 +14,15 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     line = ("check", "--out", str(shell.out), "--teacher-epochs", "1", "--space", str(file))
     answer = shell.type(*line)
     assert answer.code == 0, answer
-    for message in ("Teacher on digits", "359 val", "Capacity", "smallest", "Methods", "yes"):
+    for message in (
+        "Data digits: 10 classes",
+        "Teacher on digits",
+        "359 val",
+        "Capacity",
+        "smallest",
+        "Methods",
+        "yes",
+    ):
         assert message in answer.stdout
     assert max(map(len, answer.stdout.split("Teacher auto")[0].splitlines())) <= 80
     assert "\x1b" not in answer.stdout

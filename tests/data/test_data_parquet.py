@@ -271,6 +271,15 @@ def test_a_file_of_no_split_is_left_out(tmp_path):
     assert source.left_out == left_out
 
 
+def test_a_stray_table_beside_class_folders_is_not_the_data(tmp_path):
+    for name in "ab":
+        (tmp_path / "set/train" / name).mkdir(parents=True)
+        for number in range(9):
+            (tmp_path / f"set/train/{name}/{number}.png").write_bytes(png(number))
+    write(tmp_path / "set/metadata.parquet", table([0, 1]))
+    assert load(str(tmp_path / "set"), cache_dir=tmp_path).classes == ("a", "b")
+
+
 def write_arrow(path: Path, content: pa.Table, *, opened=pa.ipc.new_stream) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with opened(str(path), content.schema) as file:
