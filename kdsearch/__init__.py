@@ -20,6 +20,7 @@ from kdsearch.errors import (
     TrainingError,
     TrialsFailedError,
 )
+from kdsearch.version import VERSION
 
 if TYPE_CHECKING:
     from kdsearch import methods, tasks
@@ -65,7 +66,7 @@ __all__ = [
     "students",
     "tasks",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # Imported at first use: Optuna takes half a second, torch two.
 _MODULES = {

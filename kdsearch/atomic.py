@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +16,15 @@ from kdsearch.errors import StudyError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; it becomes `path` when the block ends, or is deleted if it raises.
 
-    The folder must exist. Raises OSError when the file cannot be renamed.
+    Its mode is that of any new file, whatever wrote it. The folder must exist. Raises OSError when
+    the file cannot be made or renamed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         with suppress(OSError):

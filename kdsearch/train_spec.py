@@ -15,6 +15,7 @@ NORMS = ("auto", "frozen", "moving")
 HEADS = ("fitted", "fresh")
 KEEPS = ("auto", "last", "best")
 ALL_STAGES = -1  # of `frozen_stages`
+_FROM_0 = ("weight_decay", "clip", "class_weights", "views", "repeat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class TrainSpec:
     ema: decay of the averaged weights, which are evaluated and kept, [0, 1).
     policy: augmentation after crop and flip: `plain`, `trivial` or `rand`.
     mix: `none`, `mixup` or `cutmix`.
+    class_weights: power of 1 / the share of its class by which an image counts in the loss on
+        labels; 0: images count alike, 1: classes do.
     views: augmented views of each image, used in turn; 0: a new view each epoch.
     precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
     repeat: each number has its own weights, order and views. Above 0 they do not depend on the
@@ -50,6 +53,7 @@ class TrainSpec:
     warmup: float = 0.1
     clip: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: float = 0.0
     ema: float = 0.98
     policy: str = "plain"
     mix: str = "none"
@@ -68,7 +72,7 @@ class TrainSpec:
             **{name: getattr(self, name) >= 1 for name in ("epochs", "batch_size")},
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             **{name: 0 < getattr(self, name) < inf for name in ("lr", "inherited_lr")},
-            **{n: 0 <= getattr(self, n) < inf for n in ("weight_decay", "clip", "views", "repeat")},
+            **{n: 0 <= getattr(self, n) < inf for n in _FROM_0},
             "layer_decay": 0 < self.layer_decay <= 1,
             "frozen_stages": self.frozen_stages >= ALL_STAGES,
             **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
@@ -76,8 +80,8 @@ class TrainSpec:
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr and "
-            accepted += "inherited_lr > 0, weight_decay, clip, views and repeat >= 0, layer_decay "
-            accepted += "in (0, 1], frozen_stages >= -1, the others in [0, 1)"
+            accepted += f"inherited_lr > 0, {', '.join(_FROM_0)} >= 0, layer_decay in (0, 1], "
+            accepted += "frozen_stages >= -1, the others in [0, 1)"
             raise SpecError(f"{'; '.join(bad)} ({accepted})")
         choices: dict[str, tuple[str, ...]] = {
             "optimizer": OPTIMIZERS,

@@ -10,13 +10,23 @@ import typer
 
 from kdsearch.cli.app import app
 from kdsearch.cli.options import OUT, Json, Out, Quiet, announce_data, takes
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.study.config import TARGET_FIELDS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from kdsearch.workflows.export import Exported
+
+FORMATS = (
+    "onnx",
+    "onnx-fp16",
+    "onnx-int8",
+    "torch-export",
+    "openvino",
+    "executorch",
+    "litert",
+)
 
 
 @app.command()
@@ -25,9 +35,7 @@ def export(
     name: Annotated[str, typer.Argument(help="Name of the study, or of a distillation.")],
     format: Annotated[
         str,
-        typer.Option(
-            help="onnx, onnx-fp16, onnx-int8, torch-export, openvino, executorch, litert."
-        ),
+        typer.Option(help=f"{', '.join(FORMATS)}."),
     ] = "onnx-int8,torch-export",
     trial: Annotated[int | None, typer.Option(help="A trial's number; else the best.")] = None,
     max_drop: Annotated[
@@ -57,6 +65,12 @@ def export(
     formats = list(dict.fromkeys(part.strip() for part in format.split(",")))
     if not all(formats):
         raise SpecError(f"--format {format!r}: a name is missing next to a comma")
+    for name_of_one in formats:  # before torch is imported
+        if name_of_one not in FORMATS and not set(".:") & set(name_of_one):
+            raise SpecError(
+                f"unknown format {name_of_one!r}{did_you_mean(name_of_one, FORMATS)}; known: "
+                f"{', '.join(FORMATS)}"
+            )
     if not 0 <= max_drop <= 1:
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     announce_data({}, quiet=quiet or as_json)

@@ -86,6 +86,7 @@ def distill(
         return
     text = found.metric.text
     show(
+        *filter(None, [found.package.warning]),
         f"Teacher: validation {text(found.teacher_val)}",
         "Student: " + ", ".join(f"{k} {text(v)}" for k, v in found.results.items()),
         f"File: {found.package.path}/student.onnx, {found.package.latency}, "

@@ -66,7 +66,7 @@ def run(
     announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import candidates_table, front_table, show
-    from kdsearch.report.verdict import no_student_needed
+    from kdsearch.report.verdict import no_student_needed, warnings_in
     from kdsearch.study.formatting import SPACE
     from kdsearch.workflows.run import run_study
 
@@ -76,11 +76,13 @@ def run(
         typer.echo(json.dumps(finished.summary.to_json()))
         return
     package = finished.package
+    warnings = [line.replace(SPACE, " ") for line in warnings_in(finished.summary)]
     show(
+        *warnings,
         *filter(None, [no_student_needed(finished.summary).replace(SPACE, " ")]),
         front_table(finished.summary),
         *candidates_table(finished.summary),
-        *finished.notes,
+        *(note for note in finished.notes if note not in warnings),
         f"Best: trial {finished.summary.to_ship()}, {package.path}/student.onnx: "
         f"{package.latency} (measured on the file; {finished.summary.target})",
         f"Report: {finished.path}/report.html",
@@ -130,7 +132,7 @@ def report(
     """
     from kdsearch.cli.tables import candidates_table, front_table, show
     from kdsearch.report.artifacts import write_derived
-    from kdsearch.report.verdict import no_student_needed, verdict
+    from kdsearch.report.verdict import no_student_needed, verdict, warnings_in
     from kdsearch.study.config import study_path
     from kdsearch.study.formatting import SPACE
     from kdsearch.study.open import load_study
@@ -143,6 +145,7 @@ def report(
         return
     first = no_student_needed if summary.front else partial(verdict, records=study.records())
     show(
+        *(line.replace(SPACE, " ") for line in warnings_in(summary) if summary.front),
         *filter(None, [first(summary).replace(SPACE, " ")]),
         *([front_table(summary)] if summary.front else []),
         *candidates_table(summary),
@@ -194,17 +197,15 @@ def dashboard(
 
     path = study_path(out, name)
     _, kept = find_storage(path, storage)
-    import optuna_dashboard
+    from kdsearch.report.dashboard import refresh, web_app
 
-    from kdsearch.report.dashboard import artifact_store, refresh
-
-    app = optuna_dashboard.wsgi(kept.full_url(), artifact_store=artifact_store(path))
-    try:
-        server = make_server("127.0.0.1", port, app)
-    except OSError as error:
-        raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
-    with server, suppress(KeyboardInterrupt):
-        if not refresh(path, storage):
-            typer.echo("The study is running: front, notes and curves appear when it has ended")
-        typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
-        server.serve_forever()
+    with web_app(path, kept) as app:
+        try:
+            server = make_server("127.0.0.1", port, app)
+        except OSError as error:
+            raise StudyError(f"--port {port}: {error.strerror}; give another --port") from error
+        with server, suppress(KeyboardInterrupt):
+            if missing := refresh(path, storage):
+                typer.echo(missing)
+            typer.echo(f"Dashboard of {path}: http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+            server.serve_forever()

@@ -17,7 +17,7 @@ from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
-    from kdsearch.workflows.check import CheckReport, MethodCheck
+    from kdsearch.workflows.check_report import CheckReport, MethodCheck
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:

@@ -188,7 +188,8 @@ class ImageData:
     mean, std: per channel, of labelled / 255; std is at least 1/255, for channels that never vary.
     skipped: names of the images that could not be read. decoding: how the others were.
     raw: the images before decoding, None where they were made in memory.
-    inventory: sentences on what was found and what was left out.
+    inventory: sentences on what was found and what was left out. metric: key of the task's metric,
+    empty for its first.
     """
 
     name: str
@@ -205,6 +206,7 @@ class ImageData:
     decoding: Decoding = field(default_factory=Decoding)
     raw: Raw | None = None
     inventory: tuple[str, ...] = ()
+    metric: str = ""
 
     @property
     def labelled(self) -> ImageSet:

@@ -16,6 +16,7 @@ import yaml
 from kdsearch import atomic
 from kdsearch.data.sizes import as_size
 from kdsearch.deploy.timing import BUSY
+from kdsearch.errors import StudyError
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
@@ -26,6 +27,7 @@ _FITTED = {
     "pad": "scaled between black margins of",
     "squash": "stretched to",
 }
+_CLASSES = 32  # rows of a table
 _PROGRAM = """
 ## Use
 
@@ -46,11 +48,24 @@ metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution,
 def update(folder: Path, **facts: object) -> None:
     """Add facts to metrics.json in an exported folder, and rewrite its card."""
     file = folder / METRICS
-    metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    metrics |= facts
+    metrics = (read_metrics(folder) if file.exists() else {}) | facts
     atomic.write(file, json.dumps(metrics, indent=1) + "\n")
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     atomic.write(folder / CARD, model_card(metrics, config))
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the content of metrics.json. Raises StudyError where it is damaged."""
+    file = folder / METRICS
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
+            raise ValueError(f"it holds a {type(metrics).__name__}")
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{file} is damaged ({error}); run the study, or `kdsearch distill`, again"
+        ) from error
+    return metrics
 
 
 def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -58,10 +73,12 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     parts = (
         f"---\n{yaml.safe_dump(_head(metrics, config), sort_keys=False)}---",
         f"# {plain(config['student'])} for {plain(metrics['data']['name'])}",
+        *([f"**{plain(metrics['warning'])}**"] if metrics.get("warning") else []),
         _summary(metrics, config),
         _PROGRAM.strip()
         + timm_snippet(config["student"], metrics["metadata"], metrics["task"].get("head_outputs")),
         "\n".join(_results(metrics)),
+        "\n".join(_by_class(metrics)),
         "\n".join(_files(metrics)),
         "\n".join(_data(metrics)),
         "\n".join(_training(metrics, config)),
@@ -145,6 +162,28 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
     where = TargetInfo(**metrics["target"])
     yield f"\n{how} Machine: {metrics['machine']}; {where}.{busy_note}"
+
+
+def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the accuracy of each class, or of the worst; nothing for a task without classes."""
+    found, classes = (
+        metrics.get("details", {}),
+        json.loads(metrics["metadata"].get("classes", "[]")),
+    )
+    split = next((name for name in ("test", "validation") if name in found), None)
+    if split is None or not found[split]["images"]:
+        return
+    counts = found[split]["images"], found[split]["right"], found[split]["answered"]
+    rows = [row for row in zip(classes, *counts, strict=True) if row[1]]
+    shown = sorted(rows, key=lambda row: row[2] / row[1])[:_CLASSES]
+    others = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "top5": "top-5"}
+    values = (f"{others[k]} {v:.4f}" for k, v in found[split]["metrics"].items() if k in others)
+    yield f"## By class, {split}\n\n{', '.join(values)}. `metrics.json` has the confusion.\n"
+    yield "| class | images | right, % | answers |\n|---|---|---|---|"
+    for name, images, right, answered in shown:
+        yield f"| {plain(name)} | {images} | {100 * right / images:.1f} | {answered} |"
+    if len(rows) > len(shown):
+        yield f"\nThe {len(shown)} worst of {len(rows)} classes."
 
 
 def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:

@@ -26,21 +26,24 @@ from kdsearch.deploy.pricing import file_for
 from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.targets import target_info
 from kdsearch.digests import changed
-from kdsearch.errors import ExportError, SpecError, StudyError
+from kdsearch.errors import CostError, ExportError, SpecError, StudyError
 from kdsearch.json_cache import processor
 from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
 from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost
+from kdsearch.study.chance import constant_answer, student_at_chance
 from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS, StudyConfig
-from kdsearch.tasks import Task
+from kdsearch.tasks import Details, Task
 from kdsearch.training.distiller.recipe import needed_features
+
+_SHIPPED = ("student.onnx", "student.safetensors", model_card.CONFIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A written folder and the measurements of its ONNX file.
+    """A written folder and the measurements of its ONNX file; warning: why not to use it.
 
     predicted: of predict.py on raw validation files; None where the data have none.
     """
@@ -49,11 +52,43 @@ class Package:
     val: float
     agreement: Agreement
     latency: Latency
-    predicted: Agreement | None
+    predicted: Agreement | None = None
+    warning: str = ""
 
     def is_within(self, budget: Budget) -> bool:
         """Whether the whole latency interval of the file is within the budget."""
         return budget.latency_ms is None or self.latency.high_ms <= budget.latency_ms
+
+
+def read_package(path: Path) -> Package | None:
+    """Return the package in an exported folder, None where its files or measurements lack.
+
+    Nothing is measured again.
+    """
+    try:
+        metrics = json.loads((path / model_card.METRICS).read_text(encoding="utf-8"))
+        onnx = metrics["onnx"]
+        latency = Latency(
+            **{name: onnx[f"latency_{name}"] for name in ("ms", "low_ms", "high_ms", "spread_ms")},
+            contention=onnx["contention"],
+        )
+        agreement = Agreement(
+            n=onnx["compared_images"],
+            same=onnx["same_predictions"],
+            max_abs=onnx["max_logit_difference"],
+            max_rel=onnx["max_relative_logit_difference"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, CostError):
+        return None
+    if not all((path / name).is_file() for name in _SHIPPED):
+        return None
+    return Package(
+        path=path,
+        val=onnx["val"],
+        agreement=agreement,
+        latency=latency,
+        warning=metrics.get("warning", ""),
+    )
 
 
 def pack(
@@ -68,12 +103,14 @@ def pack(
     teacher: Mapping[str, object],
     latencies: LatencyCache,
     limit: float | None = None,
+    details: Mapping[str, Details] | None = None,
 ) -> Package:
     """Write the exported folder to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
-    results, teacher: the metric by split, `validation` and `test`. limit: see
-    `LatencyCache.measure`. The folder appears whole or not at all. Raises ExportError when the file
-    does not agree with the student, or predict.py does not on raw validation files.
+    results, teacher: the metric by split, `validation` and `test`; details: of the student, where
+    validation is not evaluated here. limit: see `LatencyCache.measure`. The folder appears whole or
+    not at all. Raises ExportError when the file does not agree with the student, or predict.py does
+    not on raw validation files.
     """
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -99,11 +136,21 @@ def pack(
     predicted = check_script(script, file, load_file(file), student.preprocess, data, task)
     if wrong := refuse_script(predicted, EXACT.same):
         raise ExportError(f"{file.name} of {path}: {wrong}: {predicted}")
+    val, on_val = evaluate(file, inputs(), task)
+    warning = student_at_chance(
+        task.metric_on(data.val.labels),
+        results["validation"],
+        task.chance(data.val.labels),
+        len(data.val),
+        "this student",
+        constant_answer(on_val, data.classes),
+    )
     target = latencies.target
     timed = file if "onnxruntime" in target.takes else file_for(student.network, target, shape)
     package = Package(
         path=path,
-        val=evaluate(file, inputs(), task),
+        val=val,
+        warning=warning,
         agreement=agreement,
         latency=latencies.measure(timed, shape=shape, limit=limit),
         predicted=predicted,
@@ -115,6 +162,8 @@ def pack(
         metric=asdict(task.metric),
         task={"name": task.name, "output_name": task.output, **asdict(task.facts())},
         teacher={"name": config.teacher, **teacher},
+        warning=warning,
+        details={k: asdict(v) for k, v in {"validation": on_val, **(details or {})}.items()},
         is_taught=bool(needed_features(candidate.distill)),
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),

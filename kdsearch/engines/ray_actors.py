@@ -26,6 +26,7 @@ from kdsearch import atomic
 from kdsearch.engines.dispatch import Engine
 from kdsearch.engines.processes import load_context
 from kdsearch.errors import SpecError, StudyError
+from kdsearch.extras import install
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, RungPruner
@@ -53,7 +54,7 @@ class OnRay:
 
     def __post_init__(self) -> None:
         if find_spec("ray") is None:
-            raise SpecError("--engine ray needs Ray: `pip install kdsearch[ray]`")
+            raise SpecError(f"--engine ray needs Ray: `{install('ray')}`")
         if not _ADDRESS.fullmatch(self.address):
             raise SpecError(
                 f"--ray-address {self.address!r}: expected none, auto or HOST:PORT of a cluster "

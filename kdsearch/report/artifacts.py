@@ -29,6 +29,7 @@ from kdsearch.study.importances import importances
 from kdsearch.study.plan import spent_epochs
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, Summary
+from kdsearch.tasks.base import Details
 
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
 
@@ -71,11 +72,24 @@ def summarise(study: OpenStudy) -> Summary:
         images=facts.images,
         epochs=spent_epochs(records, study.config.look_epochs, shipped),
         chance=facts.chance,
+        details=_details(facts.details, shipped),
+        classes=facts.classes,
         stopping=study.config.stopping,
         min_accuracy=study.config.min_accuracy,
         task=facts.task,
         metric=study.metric,
     )
+
+
+def _details(details: Mapping[str, Details], shipped: int | None) -> dict[str, Details]:
+    """Return the details of the teacher and of what ships."""
+    names = {"teacher": "teacher", str(shipped): "shipped"}
+    found = {}
+    for key, value in details.items():
+        who, split = key.split(" ")
+        if who in names:
+            found[f"{names[who]} {split}"] = value
+    return found
 
 
 def write_derived(study: OpenStudy) -> Summary:

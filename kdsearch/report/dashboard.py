@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 import optuna
+import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import save_plotly_graph_object
 from optuna_dashboard._note import (
@@ -31,14 +38,19 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.config import resume_command
 from kdsearch.study.formatting import counted, duration
 from kdsearch.study.open import load_study
+from kdsearch.study.storage_url import Storage
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import Metric
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 FRONT = "front"
 OURS = "_Written by kdsearch after each run. Delete this line to keep your own text._"
 _ARTIFACTS = "artifacts"
 _CURVE = "curve.csv"
+_HOSTS, _READS = ("127.0.0.1", "localhost"), ("GET", "HEAD")
 
 
 def artifact_store(path: Path) -> FileSystemArtifactStore:
@@ -47,20 +59,53 @@ def artifact_store(path: Path) -> FileSystemArtifactStore:
     return FileSystemArtifactStore(path / _ARTIFACTS)
 
 
-def refresh(path: Path, storage: str | None = None) -> bool:
-    """Update the dashboard of a study; return False, and write nothing, while it is running.
+@contextmanager
+def web_app(path: Path, storage: Storage) -> Iterator[WSGIApplication]:
+    """Yield optuna-dashboard for one study, for pages of this machine; notes are all they change.
+
+    In a folder that is read-only it serves a copy.
+    """
+    with TemporaryDirectory(prefix="kdsearch-") as folder:
+        is_copied = storage.is_inside and not os.access(path, os.W_OK)
+        if is_copied:
+            storage, path = storage.copied(folder), Path(folder)
+        yield _guarded(
+            optuna_dashboard.wsgi(storage.full_url(), artifact_store=artifact_store(path))
+        )
+
+
+def _guarded(app: WSGIApplication) -> WSGIApplication:
+    """Refuse requests for other hosts (DNS rebinding), and all that would delete or rename."""
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        host = urlsplit(f"//{environ.get('HTTP_HOST', '')}")
+        origin = urlsplit(environ.get("HTTP_ORIGIN", "")).netloc or host.netloc
+        method, where = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+        is_note = method == "PUT" and where.endswith("/note")
+        if host.hostname in _HOSTS and origin == host.netloc and (method in _READS or is_note):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"kdsearch serves the study to this machine to be read; notes can be written"]
+
+    return guarded
+
+
+def refresh(path: Path, storage: str | None = None) -> str:
+    """Update the dashboard of a study. Return '', or why nothing was written.
 
     storage: see `open_study`.
     """
-    with (path / ".lock").open("w") as lock:
+    if not os.access(path, os.W_OK):
+        return "The folder is read-only: this is a copy, and what you write is not kept"
+    with (path / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return False
-        study = load_study(path, storage)
+            return "The study is running: front, notes and curves appear when it has ended"
+        study = load_study(path, storage, access="write")
         if study.facts.teacher is not None:
             write_dashboard(study)
-        return True
+        return ""
 
 
 def write_dashboard(study: OpenStudy) -> None:
@@ -117,7 +162,8 @@ class _Dashboard:
     def keep_curve(self, record: TrialRecord) -> None:
         """Save the curve of a trial as an artifact of the study: an ended trial accepts none."""
         file = self._study.directory(record.number) / _CURVE
-        name = str(uuid5(NAMESPACE_URL, f"{self._study.name}/{record.number}/{_CURVE}"))
+        study = self._storage.get_study_name_from_id(self._id)
+        name = str(uuid5(NAMESPACE_URL, f"{study}/{record.number}/{_CURVE}"))
         key = f"{DASHBOARD_ARTIFACTS_ATTR_PREFIX}{self._trial_ids[record.number]}:{name}"
         if key in self._attrs or not file.is_file():
             return

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
+from kdsearch.study.chance import by_class, constant_answer, student_at_chance
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import summarised
 from kdsearch.study.study import OpenStudy
@@ -20,7 +21,7 @@ CONTROLS = {
     "kd": "with plain KD at its defaults",
 }
 _SUBJECTS = {"none": "distillation", "kd": "the search"}
-_MEMORISED = 0.05  # a larger drop from validation to test: the teacher knows the validation images
+_DROP = 0.05  # from validation to test; a larger one beyond noise is worth a sentence
 
 
 def about_test(study: OpenStudy) -> str:
@@ -30,6 +31,12 @@ def about_test(study: OpenStudy) -> str:
         f"The test set was used only for the final numbers of {counted(count, 'student')} and the "
         "teacher."
     ).replace(SPACE, " ")
+
+
+def about_classes(study: OpenStudy, ships: TrialRecord) -> str:
+    """Return the classes that what ships is worst at, on test images; '' without classes."""
+    facts = study.facts
+    return by_class(facts.details.get(f"{ships.number} test"), facts.classes, "test")
 
 
 def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
@@ -81,7 +88,11 @@ def _is_at_chance(study: OpenStudy, val: float) -> bool:
 
 def _shipped_at_chance(study: OpenStudy, val: float, shipped: int) -> Iterator[str]:
     if _is_at_chance(study, val):
-        yield words.at_chance(study.metric, val, study.facts.chance, f"trial {shipped}")
+        facts = study.facts
+        answer = constant_answer(facts.details.get(f"{shipped} test"), facts.classes)
+        yield student_at_chance(
+            study.metric, val, facts.chance, facts.images.val, f"trial {shipped}", answer
+        )
 
 
 def _control_at_chance(study: OpenStudy, method: str, val: float) -> str:
@@ -145,11 +156,12 @@ def about_controls(
             yield _control_at_chance(study, method, control.val)
         else:
             reached, when = _after_as_many_epochs(best, control)
-            yield (
-                f"{words.gained(metric, reached - control.val)} of validation {metric.label} "
-                f"over the same student {what}{when} "
-                f"({metric.text(reached)} against {metric.text(control.val)})"
+            error = words.error_of_difference(metric, reached, control.val, n_val)
+            assert error is not None
+            gain = words.gained(
+                metric, reached - control.val, error, f"over the same student {what}{when}"
             )
+            yield f"{gain} ({metric.text(reached)} against {metric.text(control.val)})"
     for method, control in by_method.items():
         if control.number == shipped:
             yield (
@@ -179,15 +191,26 @@ def _after_as_many_epochs(best: TrialRecord, control: TrialRecord) -> tuple[floa
 def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
     """Yield what is wrong with the teacher. plain: validation of the student without a teacher."""
     metric, teacher = study.metric, study.facts.teacher_entry()
-    if teacher.test is not None and teacher.val - teacher.test > _MEMORISED:
+    if teacher.test is not None and _drops(study, teacher.val, teacher.test):
+        why = "It was probably trained on these validation images"
+        if study.config.trains_teachers:  # here, on the training images
+            why = "It was trained here, on neither, so the two splits differ"
         yield (
             f"The teacher scores {metric.text(teacher.val)} on validation and "
-            f"{metric.text(teacher.test)} on test. It was probably trained on these validation "
-            f"images: trust the test {metric.label} of the students, not their validation "
-            f"{metric.label}."
+            f"{metric.text(teacher.test)} on test. {why}: trust the test {metric.label} of the "
+            f"students, not their validation {metric.label}."
         )
-    if plain is not None and teacher.val <= plain:
+    if plain is not None and teacher.val <= plain and not _is_at_chance(study, teacher.val):
         yield (
             f"The teacher ({metric.text(teacher.val)}) is no better than this student without a "
             f"teacher ({metric.text(plain)}). Look for a better teacher first."
         )
+
+
+def _drops(study: OpenStudy, val: float, test: float) -> bool:
+    """Return whether a drop from validation to test is large, and beyond the noise of both."""
+    metric, images = study.metric, study.facts.images
+    if not images.val or not images.test:
+        return False
+    error = math.sqrt(metric.variance(val, images.val) + metric.variance(test, images.test))
+    return val - test > max(_DROP, words.NOISE * error)

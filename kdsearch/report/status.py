@@ -8,11 +8,14 @@ from pathlib import Path
 
 from kdsearch.hpo.convergence import hypervolumes
 from kdsearch.report import words
-from kdsearch.report.artifacts import count_states
+from kdsearch.report.artifacts import count_states, summarise
+from kdsearch.report.verdict import warnings_in
 from kdsearch.spec import Cost, TrialRecord
-from kdsearch.study.config import resume_command
+from kdsearch.study.config import read_config, resume_command
 from kdsearch.study.formatting import SPACE, duration
+from kdsearch.study.lease import Holder
 from kdsearch.study.open import load_study
+from kdsearch.study.preparation import Stage, read_stage
 from kdsearch.study.run_log import KILLED, Progress, read_progress
 from kdsearch.study.run_state import RunningTrial, name_trial
 from kdsearch.study.study import OpenStudy, searched
@@ -37,9 +40,10 @@ class Status:
     """The status of a study at this moment.
 
     state: `running`, or the end of its last run: `ended`, `interrupted`, `failed`, `killed`; `new`
-    before the first. trials: the planned number, None before the search. best: of those that reach
-    min_accuracy, nearest: of the others. hypervolumes: after an eighth, two eighths, ... of the
-    complete trials, as shares of the last. seconds_left: None without an estimate or a run.
+    before the first. stage: of a run before its search. warnings: of what is at chance.
+    trials: the planned number, None before the search. best: of those that reach min_accuracy,
+    nearest: of the others. hypervolumes: after an eighth, two eighths, ... of the complete trials,
+    as shares of the last. seconds_left: None without an estimate or a run.
     """
 
     study: str
@@ -54,6 +58,8 @@ class Status:
     seconds_spent: float
     seconds_left: float | None
     resume: str
+    stage: str = ""
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the status in words."""
@@ -61,7 +67,8 @@ class Status:
         ended += self.counts.failed
         of = "" if self.trials is None else f" of {self.trials}"
         lines = [
-            f"{self.study}: {self.state}",
+            *self.warnings,
+            f"{self.study}: {self.state}{self.stage and f', {self.stage}'}",
             f"{ended}{of} trials: {self.counts.complete} complete, {self.counts.pruned} pruned, "
             f"{self.counts.rejected} rejected, {self.counts.failed} failed",
             *(_running_line(running) for running in self.running),
@@ -101,10 +108,15 @@ def status(path: Path, storage: str | None = None) -> Status:
 
     storage: see `open_study`.
     """
+    prepared = read_stage(path)
+    if prepared is not None and read_config(path) is None:
+        return _before_study(path, prepared)
     study, progress = load_study(path, storage), read_progress(path)
     records = study.records()
     ended = searched(records)
     state, is_running = _state(study, progress)
+    if prepared is not None and not is_running:
+        state = _where(prepared.holder)
     trials = study.facts.trials
     spent = sum(run.seconds for run in study.facts.runs)
     if progress is not None:
@@ -122,14 +134,39 @@ def status(path: Path, storage: str | None = None) -> Status:
         seconds_spent=spent,
         seconds_left=progress.seconds_left if progress is not None and is_running else None,
         resume=resume_command(path),
+        stage="" if prepared is None or is_running else prepared.stage,
+        warnings=() if study.facts.teacher is None else tuple(warnings_in(summarise(study))),
     )
+
+
+def _before_study(path: Path, prepared: Stage) -> Status:
+    """Return the status of a first run before its search: there are no trials yet."""
+    return Status(
+        study=path.name,
+        state=_where(prepared.holder),
+        trials=None,
+        counts=Counts(),
+        running=(),
+        best=None,
+        min_accuracy=None,
+        nearest=None,
+        hypervolumes=(),
+        seconds_spent=prepared.seconds,
+        seconds_left=None,
+        resume=resume_command(path),
+        stage=prepared.stage,
+    )
+
+
+def _where(holder: Holder) -> str:
+    return RUNNING if holder.is_on_this_machine() else ELSEWHERE
 
 
 def _state(study: OpenStudy, progress: Progress | None) -> tuple[str, bool]:
     if progress is not None:
         if progress.holder.is_dead():
             return KILLED, False
-        return (RUNNING if progress.holder.is_on_this_machine() else ELSEWHERE), True
+        return _where(progress.holder), True
     runs = study.facts.runs
     return (runs[-1].end if runs else NEW), False
 

@@ -280,9 +280,12 @@ def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = No
     if subject is not None and summary.is_at_chance(min(subject.val, entry.val)):
         val_gain = test_gain = "at chance"
     elif subject is not None:
-        val_gain = words.gain(summary.metric, subject.val - entry.val)
+        metric, images = summary.metric, summary.images
+        error = words.error_of_difference(metric, subject.val, entry.val, images.val)
+        val_gain = words.gain(metric, subject.val - entry.val, error)
         if subject.test is not None and entry.test is not None:
-            test_gain = words.gain(summary.metric, subject.test - entry.test)
+            error = words.error_of_difference(metric, subject.test, entry.test, images.test)
+            test_gain = words.gain(metric, subject.test - entry.test, error)
     return (
         title,
         words.method(entry.config),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdsearch.report import words
 from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.study.chance import constant_answer, student_at_chance, teacher_at_chance
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary, TeacherEntry
 from kdsearch.tasks.base import Metric
@@ -18,7 +19,34 @@ _UNSHIPPED = (
 
 def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in a few sentences, and the next step where there is none."""
-    return " ".join(filter(None, (no_student_needed(summary), _found(summary, records))))
+    first = (teacher_at_chance_in(summary), no_student_needed(summary))
+    return " ".join(filter(None, (*first, _found(summary, records))))
+
+
+def warnings_in(summary: Summary) -> list[str]:
+    """Return the warnings on what ships and on the teacher that stand before all else."""
+    return list(filter(None, (_student_at_chance_in(summary), teacher_at_chance_in(summary))))
+
+
+def teacher_at_chance_in(summary: Summary) -> str:
+    """Return the warning of a teacher at chance, '' of another."""
+    answer = constant_answer(summary.details.get("teacher validation"), summary.classes)
+    return teacher_at_chance(
+        summary.metric, summary.teacher.val, summary.chance, summary.images.val, answer
+    )
+
+
+def _student_at_chance_in(summary: Summary) -> str:
+    if (best := summary.stated_best()) is None:
+        return ""
+    return student_at_chance(
+        summary.metric,
+        best.val,
+        summary.chance,
+        summary.images.val,
+        f"trial{SPACE}{best.trial}",
+        constant_answer(summary.details.get("shipped test"), summary.classes),
+    )
 
 
 def kept_by(teacher: TeacherEntry, budget: Budget) -> str:
@@ -34,7 +62,7 @@ def kept_by(teacher: TeacherEntry, budget: Budget) -> str:
 def no_student_needed(summary: Summary) -> str:
     """Return that the teacher itself will do, and what a student would save; '' where it won't."""
     teacher, metric, best = summary.teacher, summary.metric, summary.stated_best()
-    if not summary.needs_no_student():
+    if not summary.needs_no_student() or summary.is_at_chance(teacher.val):
         return ""
     text = (
         f"No student is needed: the teacher {teacher.name} is within the budget of "
@@ -55,8 +83,11 @@ def _saved(summary: Summary, best: Entry) -> str:
         saved = f"save {words.digits(100 * (1 - own / its))}{SPACE}% of its {name}"
     points = words.points(metric, best.val - teacher.val)
     change = f"{'gain' if best.val > teacher.val else 'lose'} {points[1:]}{metric.points}"
+    error = words.error_of_difference(metric, best.val, teacher.val, summary.images.val)
     if not points.startswith(("+", words.MINUS)):
         change = "lose nothing"
+    elif error is not None and abs(best.val - teacher.val) <= words.NOISE * error:
+        change = f"{change} (noise)"
     return (
         f"Trial{SPACE}{best.trial} would {saved} ({words.amount(axis, own)} against "
         f"{words.amount(axis, its)}) and {change} of validation {metric.label}."
@@ -73,9 +104,8 @@ def _limited(teacher: TeacherEntry, budget: Budget) -> str:
 
 def _found(summary: Summary, records: Sequence[TrialRecord]) -> str:
     best = summary.stated_best()
-    if best is not None and summary.is_at_chance(best.val):
-        which = f"trial{SPACE}{best.trial}"
-        return words.at_chance(summary.metric, best.val, summary.chance, which)
+    if warning := _student_at_chance_in(summary):
+        return warning
     if best is not None:
         text = _best_student(summary, best)
         return text if summary.shipped else f"{_UNSHIPPED} {text}"

@@ -107,6 +107,9 @@ def estimate(metric: Metric, value: float | None, images: int | None) -> str:
     return _with_unit(metric, f"{metric.number(value)} \u00b1 {metric.number(error)}")
 
 
+NOISE = 2.0  # standard errors; a difference below may be noise
+
+
 def points(metric: Metric, difference: float) -> str:
     """Return the difference of two scores as '+1.20', in points for a percentage."""
     if metric.number(abs(difference)) == metric.number(0):
@@ -114,17 +117,39 @@ def points(metric: Metric, difference: float) -> str:
     return metric.difference(difference).replace("-", MINUS)
 
 
-def gain(metric: Metric, difference: float) -> str:
-    """Return a gain as '+1.20', a loss as '-1.20, lost' with a minus sign."""
+def gain(metric: Metric, difference: float, error: float | None = None) -> str:
+    """Return a gain as '+1.20', a loss as '-1.20, lost', what noise explains as '+0.20, noise'.
+
+    error: standard error of the difference, None where it is not known.
+    """
     text = points(metric, difference)
+    if error is not None and abs(difference) <= NOISE * error:
+        return f"{text}, noise"
     return f"{text}, lost" if text.startswith(MINUS) else text
 
 
-def gained(metric: Metric, difference: float) -> str:
-    """Return 'Gained 1.20 points' or 'Lost 1.20 points', to begin a sentence."""
-    text = points(metric, difference)
-    verb = "Lost" if text.startswith(MINUS) else "Gained"
-    return f"{verb} {text.lstrip(f'+{MINUS}')}{metric.points}"
+def gained(metric: Metric, difference: float, error: float, over: str) -> str:
+    """Return the gain over something in one training, with its interval, in a sentence.
+
+    It is a gain or a loss where the interval of two standard errors excludes 0.
+    """
+    low, high = difference - NOISE * error, difference + NOISE * error
+    amount = (
+        f"{points(metric, difference)} [{points(metric, low)}, {points(metric, high)}]"
+        f"{metric.points} of validation {metric.label}"
+    )
+    if low <= 0 <= high:
+        return f"No measurable gain {over}: {amount}"
+    return f"{'Gained' if low > 0 else 'Lost'} {over}: {amount}"
+
+
+def error_of_difference(
+    metric: Metric, one: float, other: float, images: int | None
+) -> float | None:
+    """Return the standard error of the difference of two scores on so many images."""
+    if not images:
+        return None
+    return math.sqrt(metric.variance(one, images) + metric.variance(other, images))
 
 
 def spread(metric: Metric, found: Spread, *, unit: bool = False) -> str:
@@ -137,14 +162,6 @@ def gain_interval(metric: Metric, found: Gain) -> str:
     """Return a gain and its confidence interval as '+1.20 [+0.40, +2.00]'."""
     low, high = points(metric, found.low), points(metric, found.high)
     return f"{points(metric, found.difference)} [{low}, {high}]"
-
-
-def at_chance(metric: Metric, val: float, chance: float | None, which: str) -> str:
-    """Return the warning of a student that is no better than one constant answer."""
-    return (
-        f"Do not use {which}: its validation {metric.label}, {metric.text(val)}, is no better than "
-        f"one constant answer ({score(metric, chance)}), beyond noise. Train longer (--epochs)."
-    ).replace(SPACE, " ")
 
 
 def heading(title: str, unit: str) -> str:

@@ -115,6 +115,12 @@ class StudyConfig:
         None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA, SUBSET
     )
     flip: bool | None = option(None, "Mirror half of the training views, or none.", DATA)
+    metric: str | None = option(
+        None,
+        "Compare students by accuracy, balanced_accuracy, top5 or macro_f1.",
+        DATA,
+        default="accuracy",
+    )
     teacher: str = option(
         "auto",
         "auto, cifar_resnet56, timm:NAME, torchvision:NAME, open_clip:MODEL, study:FOLDER or "
@@ -215,6 +221,12 @@ class StudyConfig:
             flops=None if flops is None else flops * 1e6,
             params=None if params is None else params * 1e6,
         )
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Return whether every teacher is trained or fine-tuned here, on the training images."""
+        names = [name.strip() for name in self.teacher.split(",")]
+        return self.teacher_epochs is not None or all(name == "auto" for name in names)
 
     @property
     def is_wide(self) -> bool:

@@ -14,7 +14,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, Cost, TrialRecord
 from kdsearch.study.summary import Baseline, Images, TeacherEntry
-from kdsearch.tasks.base import DEFAULT_METRIC, Metric
+from kdsearch.tasks.base import DEFAULT_METRIC, Details, Metric
 
 SEEDS = 3
 CONTROLS = ("none", "kd")  # methods of a refitted candidate's controls
@@ -82,8 +82,10 @@ class StudyFacts:
 
     trials, spend, flat_after, until, refit: the plan of the last run. enqueued: parameters to try,
     by draw. runs: those that ended, oldest first. baselines: None before they are measured. test:
-    the metric on the test split by trial. costs: by trial, with the latency that was measured after
-    the search. chance, best, shipped: see Summary. notes: findings.
+    the metric on the test split by trial. details: of evaluations, by `teacher` or trial and split,
+    as `teacher validation` and `12 test`. classes: their names. costs: by trial, with the latency
+    that was measured after the search. chance, best, shipped: see Summary. notes: findings.
+    is_finished: the last run did all of its plan, which no time limit or callback ended early.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -103,11 +105,14 @@ class StudyFacts:
     chance: float | None = None
     baselines: tuple[Baseline, ...] | None = None
     test: Mapping[int, float] = field(default_factory=dict)
+    details: Mapping[str, Details] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     costs: Mapping[int, Cost] = field(default_factory=dict)
     best: int | None = None
     shipped: int | None = None
     notes: tuple[str, ...] = ()
     finish_seconds: float = 0.0
+    is_finished: bool = False
 
     def changed(self, **changes: Any) -> StudyFacts:
         """Return a validated copy with some facts replaced."""

@@ -84,13 +84,19 @@ class Holder:
         began = _began(self.pid)
         return began is not None and began != self.began
 
+    def is_alive(self) -> bool:
+        """Return whether it is another process here that certainly still runs."""
+        is_here = self.is_on_this_machine() and self.pids == _pids()
+        return is_here and self.pid != os.getpid() and not self.is_dead()
+
 
 class Lease:
     """The lease of one study, held from entering to leaving.
 
     Entering raises StudyError where another driver has it.
-    is_locked: this process holds the lock that any driver on this machine would hold, so a
-    holder named from this machine is dead. clock: seconds, the same for all who share the database.
+    is_locked: this process holds the lock that any driver on this machine would hold, so a holder
+    named from this machine is dead, unless it is seen to run: somebody deleted its lock. clock:
+    seconds, the same for all who share the database.
     """
 
     def __init__(
@@ -189,7 +195,7 @@ class Lease:
     def _may_take(self, holder: Holder | None, age: float) -> None:
         if holder is None or age >= EXPIRY_SECONDS or holder.is_dead():
             return
-        if self._is_locked and holder.is_on_this_machine():
+        if self._is_locked and holder.is_on_this_machine() and not holder.is_alive():
             return
         raise StudyError(
             f"{self._where} is being run by process {holder.pid} on {holder.host}, which was alive "
@@ -208,8 +214,10 @@ class Lease:
 
 def require_free(storage: Storage, *, where: str) -> None:
     """Raise StudyError where a driver holds the lease of a study; nothing is written."""
-    engine = sqlalchemy.create_engine(storage.url, **storage.engine_options())
-    named = sqlalchemy.select(_studies.c.study_id).where(_studies.c.study_name == storage.study)
+    engine = sqlalchemy.create_engine(storage.url, **storage.engine_options("read"))
+    named = sqlalchemy.select(_studies.c.study_id)
+    if not storage.is_inside:
+        named = named.where(_studies.c.study_name == storage.study)
     try:
         if not sqlalchemy.inspect(engine).has_table(_attributes.name):
             return
@@ -223,8 +231,14 @@ def require_free(storage: Storage, *, where: str) -> None:
 
 def _held(text: str | None, now: float) -> tuple[Holder | None, float]:
     """Return who holds a lease, and the seconds since that was last alive."""
-    found = json.loads(text) if text else None
-    return (Holder(**found["holder"]), now - found["time"]) if found else (None, 0.0)
+    try:
+        found = json.loads(text) if text else None
+        return (Holder(**found["holder"]), now - found["time"]) if found else (None, 0.0)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(
+            f"the lease of the study is damaged, or a newer kdsearch wrote it: {error!r}; restore "
+            "the study from a copy"
+        ) from error
 
 
 def database_time(connection: Connection) -> float:

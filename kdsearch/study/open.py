@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,10 +23,20 @@ from kdsearch.study.config import (
 from kdsearch.study.facts import candidate_digest
 from kdsearch.study.lease import require_free
 from kdsearch.study.sampler_check import refuse_sampler
-from kdsearch.study.storage_url import Storage, is_at, kept_url, storage_of
+from kdsearch.study.storage_url import (
+    DATABASE,
+    Access,
+    Storage,
+    inside,
+    is_at,
+    kept_url,
+    storage_of,
+)
 from kdsearch.study.store import STORE_ERRORS, Store
 from kdsearch.study.study import Digest, OpenStudy
 from kdsearch.tasks.base import DEFAULT_METRIC, Metric
+
+_RESULTS = ("trials", "best", "front.json")  # of a study that has begun
 
 
 @contextmanager
@@ -46,33 +58,58 @@ def open_study(
     """
     with _locked(path, config):
         old = read_config(path)
+        kept = storage_of(path, config.storage, config.storage_study, storage)
         if old is None:
             refuse_sampler(config)
-            if (path / "study.db").exists():
-                raise StudyError(
-                    f"{path} holds a study.db and no study.yaml, which holds its configuration; "
-                    f"restore it, or start again with another {config.flag('name')}"
-                )
-            content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
-            atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
+            _refuse_remains(path)
         else:
             refuse_changes(path.name, old, config)
-        kept = storage_of(path, config.storage, config.storage_study, storage)
-        with _driven(path, kept, config, metric) as store:
+            _require_database(path, kept)
+        with _driven(path, kept, config, metric, "create" if old is None else "write") as store:
+            if old is None:  # last, so that no crash leaves it without its database
+                content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
+                atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
             yield OpenStudy(path, config, store, digest=digest)
 
 
+def _refuse_remains(path: Path) -> None:
+    """Raise StudyError where a new study would write over the remains of another one."""
+    remains = [name for name in _RESULTS if (path / name).exists()]
+    if (path / DATABASE).exists():
+        with _explained_errors(inside(path)):
+            database = Store(inside(path), access="read")
+            database.load()
+        if remains or database.trials():  # else a crash before study.yaml was written
+            remains.insert(0, DATABASE)
+    if remains:
+        raise StudyError(
+            f"{path} holds {', '.join(remains)} and no study.yaml, which holds the study's "
+            "configuration; restore it, or start another study with another --name"
+        )
+
+
+def _require_database(path: Path, kept: Storage) -> None:
+    if kept.is_inside and not (path / DATABASE).is_file():
+        raise StudyError(
+            f"{path} has a study.yaml and no {DATABASE}, which holds its trials; restore it, or "
+            "start another study with another --name"
+        )
+
+
 @contextmanager
-def _driven(path: Path, storage: Storage, config: StudyConfig, metric: Metric) -> Iterator[Store]:
+def _driven(
+    path: Path, storage: Storage, config: StudyConfig, metric: Metric, access: Access
+) -> Iterator[Store]:
     """Open the store as the study's driver; trials of a dead one have failed."""
     with _explained_errors(storage):
-        store = Store(storage, metrics=(metric.key, config.budget.axis()))
+        store = Store(storage, metrics=(metric.key, config.budget.axis()), access=access)
     try:
         with store.held(str(path), is_locked=storage.is_inside):
             with _explained_errors(storage):
                 store.load()
             store.fail_unfinished()
             yield store
+        store.disk.engine.dispose()  # SQLite merges its log
     except STORE_ERRORS as error:
         raise StudyError(
             f"cannot write {storage}: {_cause(error, storage)}; once that is mended, "
@@ -80,11 +117,15 @@ def _driven(path: Path, storage: Storage, config: StudyConfig, metric: Metric) -
         ) from error
 
 
-def load_study(path: Path, storage: str | None = None) -> OpenStudy:
-    """Open a study to read it; another process may be running it. storage: see `open_study`."""
+def load_study(path: Path, storage: str | None = None, *, access: Access = "read") -> OpenStudy:
+    """Open a study to read it; another process may be running it.
+
+    storage: see `open_study`. access: `write` for what is no trial, such as notes; a trial needs
+    `open_study`.
+    """
     config, kept = find_storage(path, storage)
     with _explained_errors(kept):
-        store = Store(kept, metrics=(DEFAULT_METRIC.key, config.budget.axis()))
+        store = Store(kept, access=access)
         store.load()
     return OpenStudy(path, config, store)
 
@@ -109,30 +150,38 @@ def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
             pass
     kept_url(storage, config.storage, is_new=False)
     kept = storage_of(path, config.storage, config.storage_study, storage)
-    if not kept.is_inside or (path / "study.db").is_file():
-        with _explained_errors(kept):
-            require_free(kept, where=str(path))
+    _require_database(path, kept)
+    with _explained_errors(kept):
+        require_free(kept, where=str(path))
 
 
 def reach(
-    path: Path, config: StudyConfig, storage: str | None, metric: Metric = DEFAULT_METRIC
+    path: Path,
+    config: StudyConfig,
+    storage: str | None,
+    metric: Metric = DEFAULT_METRIC,
+    *,
+    is_new: bool = True,
 ) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
     kept = storage_of(path, config.storage, config.storage_study, storage)
     if not kept.is_inside:
         with _explained_errors(kept):
-            Store(kept, metrics=(metric.key, config.axis()))
+            access: Access = "create" if is_new else "write"
+            Store(kept, metrics=(metric.key, config.axis()), access=access)
 
 
 def find_storage(path: Path, storage: str | None = None) -> tuple[StudyConfig, Storage]:
     """Return the request of the study at `path` and where its trials are."""
     config = read_config(path)
-    if config is None or (config.storage is None and not (path / "study.db").is_file()):
+    if config is None:
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
     kept_url(storage, config.storage, is_new=False)
-    return config, storage_of(path, config.storage, config.storage_study, storage)
+    kept = storage_of(path, config.storage, config.storage_study, storage)
+    _require_database(path, kept)
+    return config, kept
 
 
 @contextmanager
@@ -140,7 +189,7 @@ def _locked(path: Path, config: StudyConfig) -> Iterator[None]:
     """Hold the lock on the study's folder, which is made where there is none."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = os.fdopen(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
     except OSError as error:
         raise StudyError(f"cannot write to {path}: {error.strerror}") from error
     with lock:
@@ -164,11 +213,13 @@ def _explained_errors(storage: Storage) -> Iterator[None]:
     """Turn an error at opening a database into a StudyError with advice."""
     try:
         yield
-    except (*STORE_ERRORS, RuntimeError) as error:  # RuntimeError: of another Optuna
+    except (*STORE_ERRORS, RuntimeError, json.JSONDecodeError) as error:  # of another Optuna
         cause = _cause(error, storage)
         advice = "are its host, port and database right, and does a server listen there?"
-        if storage.is_inside:
-            advice = "move it away to start the study again"
+        if "readonly" in cause:
+            advice = "the folder is read-only; copy it to one that you may write"
+        elif storage.is_inside:
+            advice = "restore it from a copy, or start another study with another --name"
         elif storage.url.get_backend_name() == "sqlite":
             advice = "is its folder there, and may you write in it?"
         elif "password" in cause:  # so do PostgreSQL and MySQL say that one is missing or wrong

@@ -198,7 +198,7 @@ class RunOptions:
     )
     engine: str = option(
         "local",
-        "Where trials run: local, or ray (pip install kdsearch\\[ray]).",
+        "Where trials run: local, or ray.",
         PLACE,
         Accepted("local or ray", ENGINES.__contains__, ENGINES),
     )

@@ -59,11 +59,19 @@ class StopConditions:
             return None
         return self._time_limit - (time.perf_counter() - self._began)
 
+    def is_cut_short(self) -> bool:
+        """Return whether a callback or the time limit ended the search, or would by now."""
+        return self._callbacks.stopped is not None or self._is_late()
+
+    def _is_late(self) -> bool:
+        limit, share = self._time_limit, self._search_share
+        return limit is not None and time.perf_counter() - self._began >= share * limit
+
     def _reason(self) -> str | None:
         limit, after, share = self._time_limit, self._flat_after, self._search_share
         if self._callbacks.stopped is not None:
             return self._callbacks.stopped
-        if limit is not None and time.perf_counter() - self._began >= share * limit:
+        if limit is not None and self._is_late():
             of = "" if share == 1 else f"{share:.0%} of "
             return f"{of}the time limit of {duration(limit)} is reached"
         if self._until and (by := reached(self._study, self._until)) is not None:

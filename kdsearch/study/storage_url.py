@@ -6,28 +6,36 @@ or sets it for the database (PGPASSWORD, ~/.pgpass). SQLAlchemy is imported with
 
 from __future__ import annotations
 
+import os
+import shutil
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, quote_plus
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
+from kdsearch.extras import install
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
 # What `postgresql` alone means differs between versions of SQLAlchemy.
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_INSTALL = {"postgresql": "pip install 'kdsearch[postgres]'"}
+_INSTALL = {"postgresql": install("postgres")}
 _KNOWN = ("sqlite", "postgresql", "mysql", "mariadb")
+DATABASE = "study.db"  # in the study's own folder
+Access = Literal["create", "write", "read"]  # write: what is there; read: nothing is written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """A database, and the name of the study in it; it prints without the password.
 
-    is_inside: whether it lies in the study's own folder, whose lock then guards it too.
+    is_inside: whether it lies in the study's own folder. Then the folder's lock guards it too, and
+    it holds one study, whatever its name: a folder may be renamed or copied.
     """
 
     url: URL
@@ -43,11 +51,41 @@ class Storage:
         """Return the URL with its password, for the database alone."""
         return self.url.render_as_string(hide_password=False)
 
-    def engine_options(self) -> dict[str, object]:
+    def engine_options(self, access: Access = "write") -> dict[str, object]:
         """Return the options of SQLAlchemy's engine."""
-        if self.url.get_backend_name() == "sqlite":
+        if self.url.get_backend_name() != "sqlite":
+            return {"pool_pre_ping": True}  # a server may have closed what was idle
+        if self.url.query:
             return {"connect_args": {"timeout": 30}}
-        return {"pool_pre_ping": True}  # a server may have closed what was idle
+        uri = f"file:{quote(str(self.url.database))}?{self._sqlite_mode(access)}"
+        connect = partial(sqlite3.connect, uri, uri=True, timeout=30, check_same_thread=False)
+        return {"creator": connect}
+
+    def _sqlite_mode(self, access: Access) -> str:
+        """Return SQLite's mode. Without a log, what is read has no writer, and needs no lock."""
+        if access == "read":
+            return "mode=ro" if self._log().exists() else "immutable=1"
+        return "mode=rwc" if access == "create" else "mode=rw"
+
+    def _log(self, suffix: str = "-wal") -> Path:
+        return Path(f"{self.url.database}{suffix}")
+
+    def is_unreadable_there(self) -> bool:
+        """Return whether SQLite cannot read a log that a killed driver left in this folder.
+
+        It needs an index beside the log, which it may not make in a folder that is read-only.
+        """
+        if not self.is_inside or not self._log().exists() or self._log("-shm").exists():
+            return False
+        return not os.access(self._log().parent, os.W_OK)
+
+    def copied(self, folder: str) -> Storage:
+        """Copy a study's file to another folder, and return that storage."""
+        copy = inside(Path(folder))
+        for suffix in ("", "-wal"):
+            if self._log(suffix).exists():
+                shutil.copyfile(self._log(suffix), copy._log(suffix))
+        return copy
 
     def without_password(self, text: str) -> str:
         """Return a text, such as a driver's message, without the password."""
@@ -58,11 +96,11 @@ class Storage:
 
 
 def inside(path: Path) -> Storage:
-    """Return the storage in the study's own folder: `study.db`, SQLite."""
+    """Return the storage in the study's own folder: SQLite. A new study there has its name."""
     from sqlalchemy import URL
 
     return Storage(
-        url=URL.create("sqlite", database=str(path / "study.db")), study=path.name, is_inside=True
+        url=URL.create("sqlite", database=str(path / DATABASE)), study=path.name, is_inside=True
     )
 
 

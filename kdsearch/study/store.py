@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalChoiceType
@@ -25,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.errors import StudyError
 from kdsearch.study.lease import Lease
-from kdsearch.study.storage_url import Storage
+from kdsearch.study.storage_url import Access, Storage
 
 NOTE = "kdsearch"  # the one user attribute of a trial, and of the study: JSON
 STORE_ERRORS = (
@@ -46,31 +47,64 @@ def experimental_is_fine() -> Iterator[None]:
 
 
 class Store:
-    """The open store of a study, which is made where there is none. Then comes `load`.
+    """The open store of a study. Then comes `load`.
 
-    disk, study_id: Optuna's storage and the study's key there. metrics: what is maximised and what
-    is minimised, by name. Raises one of STORE_ERRORS, or a RuntimeError where another version of
-    Optuna wrote it.
+    disk, study_id: Optuna's storage and the study's key there. metrics: what a new study
+    maximises and minimises, by name. access: only `create` makes a study where there is none;
+    `read` writes nothing.
+    Raises StudyError without the study, one of STORE_ERRORS, or a RuntimeError where another
+    version of Optuna wrote it.
     """
 
-    def __init__(self, storage: Storage, *, metrics: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        metrics: tuple[str, str] | None = None,
+        access: Access = "create",
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.disk = RDBStorage(storage.full_url(), engine_kwargs=storage.engine_options())
+        if access == "read" and storage.is_unreadable_there():
+            copy = TemporaryDirectory(prefix="kdsearch-")
+            weakref.finalize(self, copy.cleanup)
+            storage, access = storage.copied(copy.name), "write"
+        is_new = access == "create"
+        self.disk = RDBStorage(
+            storage.full_url(),
+            engine_kwargs=storage.engine_options(access),
+            skip_table_creation=not is_new,
+        )
         weakref.finalize(self, self.disk.engine.dispose)
-        if self.disk.engine.dialect.name == "sqlite":
+        if self.disk.engine.dialect.name == "sqlite" and access != "read":
             event.listen(self.disk.engine, "connect", _relax)
             self.disk.engine.dispose()
-        study = optuna.create_study(
-            study_name=storage.study,
-            storage=self.disk,
-            directions=_DIRECTIONS,
-            load_if_exists=True,
-        )
-        if study.metric_names is None:
-            with experimental_is_fine():
-                study.set_metric_names(list(metrics))
-        self.study_id = self.disk.get_study_id_from_name(storage.study)
+        if is_new:
+            study = optuna.create_study(
+                study_name=storage.study,
+                storage=self.disk,
+                directions=_DIRECTIONS,
+                load_if_exists=True,
+            )
+            if metrics is not None and study.metric_names is None:
+                with experimental_is_fine():
+                    study.set_metric_names(list(metrics))
+        self.study_id = self._find(storage)
         self._lease: Lease | None = None
+
+    def _find(self, storage: Storage) -> int:
+        """Return the key of the study. Raises StudyError where it is not there."""
+        studies = self.disk.get_all_studies()
+        if not storage.is_inside:
+            studies = [study for study in studies if study.study_name == storage.study]
+        if len(studies) != 1:
+            names = ", ".join(study.study_name for study in studies)
+            what = f"{len(studies)} studies ({names})" if names else "no study"
+            which = "" if storage.is_inside else f" named {storage.study!r}"
+            raise StudyError(
+                f"{storage} holds {what}{which}; expected one. Restore it from a copy, or start "
+                "another study"
+            )
+        return studies[0]._study_id
 
     def load(self) -> None:
         """Read every trial into the mirror.

@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.digests import digest_of
-from kdsearch.errors import StudyError
+from kdsearch.errors import SpecError, StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
@@ -370,12 +370,22 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     It may have an outcome, if the driver was killed before it set the state in Optuna, or no
     attribute, if the driver was stopped while it sampled.
     """
-    kept = json.loads(frozen.user_attrs.get(NOTE, '{"params": {}}'))
-    if "turned_away" in kept:
-        raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
+    note = frozen.user_attrs.get(NOTE, '{"params": {}}')
+    try:
+        kept = json.loads(note)
+        if "turned_away" in kept:
+            raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
+        return _read_note(kept, frozen)
+    except (ValueError, TypeError, AttributeError, KeyError, SpecError) as error:
+        raise StudyError(
+            f"the note of trial {frozen.number} is damaged, or a newer kdsearch wrote it: {error}"
+        ) from error
+
+
+def _read_note(kept: dict[str, Any], frozen: FrozenTrial) -> TrialRecord:
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
-    if _TOLD.get(kept.get("state")) is not frozen.state:
+    if _TOLD.get(str(kept.get("state"))) is not frozen.state:
         kept["state"] = _STATES[frozen.state]
     number = kept.pop("number", frozen.number)
     for key in ("pause_at", "stored"):

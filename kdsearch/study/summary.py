@@ -12,7 +12,7 @@ from kdsearch.data.base import CLASSIFICATION
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost
-from kdsearch.tasks.base import DEFAULT_METRIC, Metric
+from kdsearch.tasks.base import DEFAULT_METRIC, Details, Metric
 
 SCHEMA = 2
 LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms")
@@ -219,6 +219,7 @@ class Summary:
     its refits or controls. baselines: common networks on the study's data.
     stopping: the rule that stopped trials early, `off` without one. min_accuracy: what is shipped
     has at least that. chance: the metric of the best constant answer on validation, if it is known.
+    details: of the teacher and of what ships, as `teacher test` and `shipped validation`.
     candidates: trials that were retrained, the best mean first; then `controls`
     is empty, and gains holds what all of them gained.
     """
@@ -242,6 +243,8 @@ class Summary:
     stopping: str = "off"
     min_accuracy: float | None = None
     shipped: Entry | None = None
+    details: Mapping[str, Details] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     chance: float | None = None
     schema: int = SCHEMA
 

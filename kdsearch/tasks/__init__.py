@@ -11,12 +11,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kdsearch.registry import Registry
-from kdsearch.tasks.base import ACCURACY, Facts, Meter, Metric, Task
+from kdsearch.tasks.base import ACCURACY, Details, Facts, Meter, Metric, Task
 
 if TYPE_CHECKING:
     from kdsearch.data.base import ImageData
 
-__all__ = ["ACCURACY", "TASKS", "Facts", "Meter", "Metric", "Task", "get", "names", "of"]
+__all__ = ["ACCURACY", "TASKS", "Details", "Facts", "Meter", "Metric", "Task", "get", "names", "of"]
 
 TASKS: Registry[Task] = Registry("kdsearch.tasks", "kdsearch.tasks.base:Task", what="task")
 
@@ -33,9 +33,9 @@ def names() -> tuple[str, ...]:
 
 def of(data: ImageData) -> Task:
     """Return the task of a data set, made for its classes. Raises SpecError or DataError."""
-    return _made(data.task, data.classes)
+    return _made(data.task, data.classes, data.metric)
 
 
 @lru_cache(maxsize=8)
-def _made(name: str, classes: tuple[str, ...]) -> Task:
-    return get(name)(classes)
+def _made(name: str, classes: tuple[str, ...], metric: str) -> Task:
+    return get(name)(classes, metric)

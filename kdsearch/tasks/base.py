@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.hpo.statistics import binomial_variance
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ class Metric:
     key: its name in files: front.json, metrics.json, model card. label: its name in sentences and
     on axes. is_percent: written as 97.31 %, differences in points; else as 0.9731. image_variance:
     variance of one image's part in it; None: that of a right or wrong answer, p(1 - p).
+    design_effect: factor on the variance where images do not count alike (Kish, 1965), as those of
+    a rare class in a mean over classes.
     """
 
     key: str
     label: str
     is_percent: bool = True
     image_variance: float | None = None
+    design_effect: float = 1.0
 
     @property
     def unit(self) -> str:
@@ -66,8 +69,8 @@ class Metric:
     def variance(self, value: float, images: int) -> float:
         """Return the variance that the choice of so many images adds to a value."""
         if self.image_variance is not None:
-            return self.image_variance / images
-        return binomial_variance(value, images)
+            return self.design_effect * self.image_variance / images
+        return self.design_effect * binomial_variance(value, images)
 
     def standard_error(self, value: float, images: int) -> float:
         """Return the standard error of a value measured on so many images."""
@@ -82,6 +85,7 @@ class Metric:
             )
 
 
+MAX_CONFUSION = 32  # classes
 ACCURACY = Metric(key="accuracy", label="accuracy")
 DEFAULT_METRIC = ACCURACY
 """The metric of a study that states none: that of the data's default task."""
@@ -100,6 +104,27 @@ class Facts:
     output: str
     limits: tuple[str, ...]
     head_outputs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """An evaluation beyond its metric.
+
+    metrics: all metrics of the task, by key. images, right, answered: by class, how many images
+    have it, are right, and got it as the answer; empty for a task without classes. confusion:
+    images by [class, answer], for at most MAX_CONFUSION classes.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    images: tuple[int, ...] = ()
+    right: tuple[int, ...] = ()
+    answered: tuple[int, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+    def only_answer(self) -> int | None:
+        """Return the class that every image got, None where there are several."""
+        found = [i for i, count in enumerate(self.answered) if count]
+        return found[0] if len(found) == 1 and sum(map(bool, self.images)) > 1 else None
 
 
 class Meter(ABC):
@@ -123,26 +148,44 @@ class Meter(ABC):
     def value(self) -> float:
         """Return the metric over all images since `reset`. Raises DataError without images."""
 
-    def details(self) -> dict[str, float]:
-        """Return the metrics of `Task.also`, by key."""
-        return {}
+    def details(self) -> Details:
+        """Return the rest of the evaluation; it waits for the device."""
+        return Details()
 
 
 class Task(ABC):
     """What depends on the kind of labels; everything else in kdsearch is the same for all tasks.
 
     A task is chosen by the data (`ImageData.task`) and made with the data's `classes`, which may be
-    none. name: in messages and files. also: metrics reported besides. output: name of the one
-    output of an exported file.
+    none. name: in messages and files. metric: that trials are compared by, the first unless another
+    key is given. also: the others. output: name of the one output of an exported file.
     """
 
     name: ClassVar[str]
-    metric: ClassVar[Metric]
+    metric: Metric
     also: ClassVar[tuple[Metric, ...]] = ()
     output: ClassVar[str] = "output"
 
-    def __init__(self, classes: Sequence[str] = ()) -> None:
+    def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:
         self.classes = tuple(classes)
+        known = {each.key: each for each in (self.metric, *self.also)}
+        if metric and metric not in known:
+            raise SpecError(
+                f"--metric {metric}: unknown for {self.name}{did_you_mean(metric, known)}; known: "
+                f"{', '.join(known)}"
+            )
+        self.metric = known.get(metric, self.metric)
+
+    def metric_on(self, labels: Tensor) -> Metric:
+        """Return the metric with its noise on a split of these labels."""
+        return self.metric
+
+    def class_weights(self, labels: Tensor, power: float) -> Tensor:
+        """Return the weight [K] of each class in the loss: its share of labels to the -power.
+
+        Their mean over the images is 1. Raises SpecError for a task without classes.
+        """
+        raise SpecError(f"train.class_weights: the task {self.name!r} has no classes to weigh")
 
     @abstractmethod
     def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Image classification: one class an image, measured by top-1 accuracy.
+"""Image classification: one class an image, measured by top-1 accuracy unless another is chosen.
 
 Labels are class indices, int64 [N], -1 for none; an answer is logits [B, K]. Where images are
 mixed, targets are the shares of the classes, [B, K].
@@ -7,6 +7,8 @@ mixed, targets are the shares of the classes, [B, K].
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 
 from kdsearch.data.base import UNLABELLED, Augment
 from kdsearch.data.views import ViewSeeds, mixed_with, own_share
-from kdsearch.errors import DataError
+from kdsearch.errors import DataError, SpecError
 from kdsearch.models import students
-from kdsearch.tasks.base import ACCURACY, Facts, Meter, Task
+from kdsearch.tasks.base import ACCURACY, MAX_CONFUSION, Details, Facts, Meter, Metric, Task
 
 if TYPE_CHECKING:
     from kdsearch.data.sizes import Size
@@ -25,12 +27,45 @@ if TYPE_CHECKING:
     from kdsearch.spec import StudentSpec
 
 
+_TOP = 5
+BALANCED = Metric(key="balanced_accuracy", label="balanced accuracy")
+TOP_5 = Metric(key="top5", label="top-5 accuracy")
+MACRO_F1 = Metric(key="macro_f1", label="macro F1")
+
+
 class Classification(Task):
     """One of K classes an image."""
 
     name = "classification"
     metric = ACCURACY
+    also = (BALANCED, TOP_5, MACRO_F1)
     output = "logits"
+
+    def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:
+        super().__init__(classes, metric)
+        if self.metric == TOP_5 and len(self.classes) <= _TOP:
+            raise SpecError(
+                f"--metric {TOP_5.key}: of {len(self.classes)} classes every image has the right "
+                f"one among its {_TOP} best; it needs at least {_TOP + 1}"
+            )
+
+    def metric_on(self, labels: Tensor) -> Metric:
+        """Return the metric; in a mean over classes an image of a rare class counts for more.
+
+        design_effect: images times the mean of 1 / images over the classes, over the classes.
+        """
+        counts = labels[labels != UNLABELLED].bincount()
+        counts = counts[counts > 0].double()
+        if self.metric not in (BALANCED, MACRO_F1) or not len(counts):
+            return self.metric
+        effect = float(counts.sum() * counts.reciprocal().mean() / len(counts))
+        return replace(self.metric, design_effect=effect)
+
+    def class_weights(self, labels: Tensor, power: float) -> Tensor:
+        """Return the weight of each class, [K]; see Task. A class without images gets 0."""
+        counts = labels[labels != UNLABELLED].bincount(minlength=len(self.classes)).float()
+        weights = counts.clamp(min=1) ** -power * (counts > 0)
+        return weights * counts.sum() / (weights * counts).sum()
 
     def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
         """Return a student whose last layer gives K logits."""
@@ -54,11 +89,18 @@ class Classification(Task):
         found = torch.zeros(len(index), len(self.classes), device=labels.device)
         return found.scatter_add_(1, both.clamp(min=0), shares)
 
-    def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        outputs: Outputs,
+        target: Tensor,
+        *,
+        smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean cross-entropy over what is labelled, 0 where nothing is.
 
         A mixed image weighs as much as its row sums to. Smoothing spreads its part of that weight
-        evenly over the classes.
+        evenly over the classes. class_weights: [K], factors on the parts of the classes.
         """
         logits = outputs.logits
         if target.ndim == 1:
@@ -67,13 +109,14 @@ class Classification(Task):
                 target,
                 ignore_index=UNLABELLED,
                 label_smoothing=smoothing,
+                weight=class_weights,
                 reduction="sum",
             )
             return total / (target != UNLABELLED).sum().clamp(min=1)
         mass = target.sum(dim=1, keepdim=True)
         smooth = (1 - smoothing) * target + smoothing / target.shape[1] * mass
         labelled = mass.sum()
-        total = F.cross_entropy(logits, smooth, reduction="sum")
+        total = F.cross_entropy(logits, smooth, weight=class_weights, reduction="sum")
         return total / labelled.where(labelled > 0, 1)
 
     def rows(
@@ -103,13 +146,22 @@ class Classification(Task):
         return target.scatter_add(1, best[:, None], missing)
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter of top-1 accuracy."""
-        return Top1(device)
+        """Return a meter of the metric, and of all the others."""
+        return ClassCounts(len(self.classes), self.metric.key, device)
 
     def chance(self, labels: Tensor) -> float | None:
-        """Return the share of the most frequent class among the labelled images."""
+        """Return the best metric of one constant answer on the labelled images."""
         counts = labels[labels != UNLABELLED].bincount()
-        return float(counts.max() / counts.sum()) if len(counts) else None
+        counts = counts[counts > 0].sort(descending=True).values.double()
+        if not len(counts):
+            return None
+        shares = counts / counts.sum()
+        if self.metric == TOP_5:
+            return float(shares[:_TOP].sum())
+        if self.metric == BALANCED:
+            return 1 / len(counts)
+        most = float(shares[0])
+        return 2 * most / (1 + most) / len(counts) if self.metric == MACRO_F1 else most
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> float:
         """Return the share of images [N, K] of which both predict the same class."""
@@ -138,26 +190,80 @@ class Classification(Task):
         )
 
 
-class Top1(Meter):
-    """The share of labelled images whose largest logit is their label's."""
+class ClassCounts(Meter):
+    """Right answers and answers by class; all metrics follow from them.
 
-    def __init__(self, device: torch.device) -> None:
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-        self._images = torch.zeros((), dtype=torch.int64, device=device)
+    key: of the metric that `value` returns.
+    """
+
+    def __init__(self, classes: int, key: str, device: torch.device) -> None:
+        self._key = key
+        self._top = min(_TOP, classes)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        # One row more, for images without a label.
+        self._images, self._right = zeros(classes + 1), zeros(classes + 1)
+        self._answered, self._in_top = zeros(classes), zeros(1)
+        self._confusion = zeros(classes + 1, classes if classes <= MAX_CONFUSION else 0)
 
     def reset(self) -> None:
         """Forget all images."""
-        self._hits.zero_()
-        self._images.zero_()
+        for counts in (self._images, self._right, self._answered, self._in_top, self._confusion):
+            counts.zero_()
 
     def add(self, answer: Tensor, labels: Tensor) -> None:
         """Count a batch: logits [B, K], class indices [B]."""
-        self._hits.add_((answer.argmax(dim=1) == labels).sum())
-        self._images.add_((labels != UNLABELLED).sum())
+        best, has_label = answer.argmax(dim=1), labels != UNLABELLED
+        row = labels.where(has_label, len(self._answered))
+        self._images.index_add_(0, row, torch.ones_like(row))
+        self._right.index_add_(0, row, (best == labels).long())
+        self._answered.index_add_(0, best, has_label.long())
+        in_top = answer.topk(self._top, dim=1).indices == labels[:, None]
+        self._in_top.add_(in_top.any(dim=1).sum())
+        if self._confusion.shape[1]:
+            place = row * self._confusion.shape[1] + best
+            self._confusion.view(-1).index_add_(0, place, torch.ones_like(place))
 
     def value(self) -> float:
-        """Return the accuracy in [0, 1]."""
-        images = int(self._images)
-        if not images:
+        """Return the metric in [0, 1]."""
+        return self._metrics(*self._counts())[self._key]
+
+    def details(self) -> Details:
+        """Return all metrics, the counts by class and the confusion."""
+        images, right, answered, in_top = self._counts()
+        has_confusion = self._confusion.shape[1] > 0
+        return Details(
+            metrics=self._metrics(images, right, answered, in_top),
+            images=tuple(images.tolist()),
+            right=tuple(right.tolist()),
+            answered=tuple(answered.tolist()),
+            confusion=tuple(map(tuple, self._confusion[:-1].tolist())) if has_confusion else (),
+        )
+
+    def _counts(self) -> tuple[Tensor, ...]:
+        """Return images, right and answered by class, [K], and those in the top: one wait."""
+        counts = (self._images[:-1], self._right[:-1], self._answered, self._in_top)
+        sizes = [len(each) for each in counts]
+        return torch.split(torch.cat(counts).cpu(), sizes)
+
+    @staticmethod
+    def _metrics(
+        images: Tensor, right: Tensor, answered: Tensor, in_top: Tensor
+    ) -> dict[str, float]:
+        """Return each metric; means over classes are over those that have images.
+
+        F1 of a class is 2 right / (images + answers).
+        """
+        total = int(images.sum())
+        if not total:
             raise DataError("there are no images to evaluate on")
-        return int(self._hits) / images
+        there = images > 0
+        hits = right[there].double()
+        return {
+            ACCURACY.key: int(right.sum()) / total,
+            BALANCED.key: float((hits / images[there]).mean()),
+            MACRO_F1.key: float((2 * hits / (images[there] + answered[there])).mean()),
+            TOP_5.key: int(in_top) / total,
+        }

@@ -13,6 +13,7 @@ from torch import nn
 
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean, explained
+from kdsearch.models.inherit.source import quick_to_fail
 from kdsearch.registry import import_object, neighbours
 from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.spec import KINDS, TeacherSpec
@@ -69,7 +70,8 @@ def _timm(name: str, classes: int | None) -> nn.Module:
         return network
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
-        pretrained: nn.Module = timm.create_model(name, pretrained=True)
+        with quick_to_fail():
+            pretrained: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise SpecError(_no_download(f"timm:{name}", error)) from error
     return pretrained
@@ -85,7 +87,8 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     if classes is not None:
         return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
     try:
-        return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
+        with quick_to_fail():
+            return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:
         raise SpecError(_no_download(f"torchvision:{name}", error)) from error
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.extras import install
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -107,7 +108,7 @@ def open_clip_teacher(model: str, weights: str | None, classes: Sequence[str]) -
         import open_clip
     except ImportError as error:
         raise SpecError(
-            f"--teacher open_clip:{model} needs open_clip ({error}): pip install open_clip_torch"
+            f"--teacher open_clip:{model} needs open_clip ({error}): `{install('clip')}`"
         ) from error
     _check_names(open_clip, model, weights)
     with _quiet():

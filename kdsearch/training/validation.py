@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from kdsearch.data.base import ImageSet, no_label
 from kdsearch.data.feed import Feed
 from kdsearch.models.model import EVAL_BATCH, Model, batches
 from kdsearch.models.probe import evaluating
-from kdsearch.tasks import Meter, Task
+from kdsearch.tasks import Details, Meter, Task
 from kdsearch.training.cuda_graph import Repeated
 
 
@@ -26,10 +27,27 @@ def measured(
     return meter.value()
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The metric of a network on a split, and the details."""
+
+    value: float
+    details: Details
+
+
 def evaluate(model: Model, images: ImageSet, task: Task, device: torch.device) -> float:
     """Return the task's metric of a model, in evaluation mode, on a split."""
+    return evaluate_in_detail(model, images, task, device).value
+
+
+def evaluate_in_detail(
+    model: Model, images: ImageSet, task: Task, device: torch.device
+) -> Evaluation:
+    """Return the task's metric of a model, in evaluation mode, on a split, with the details."""
+    meter = task.meter(device)
     with evaluating(model):
-        return measured(model, batches(images, device), task.meter(device))
+        value = measured(model, batches(images, device), meter)
+    return Evaluation(value, meter.details())
 
 
 class Validation:

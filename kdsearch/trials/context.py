@@ -24,15 +24,16 @@ from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
 from kdsearch.study.callbacks import Callback
+from kdsearch.study.chance import constant_answer, teacher_at_chance
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TeacherEntry
-from kdsearch.tasks import Task
+from kdsearch.tasks import Details, Task
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.training.validation import measured
+from kdsearch.training.validation import Evaluation, measured
 from kdsearch.trials.trial import TrialContext
 
 CACHE = ".cache"
@@ -40,10 +41,11 @@ CACHE = ".cache"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A bench, and what was found out about its teacher."""
+    """What trials share, and the teacher's values; details: on validation."""
 
     context: TrialContext
     teacher: TeacherEntry
+    details: Details
     seconds: float
 
 
@@ -70,6 +72,9 @@ def load_data(
     )
     for line in data.inventory:
         note(line)
+    if config.metric is not None:
+        data = replace(data, metric=config.metric)
+        tasks.of(data)  # refuses a metric that the task has not
     files = [spec.weights_file for spec in teacher_specs(config)]
     keys = [
         hashlib.sha256(file.read_bytes()).hexdigest()[:16]
@@ -95,11 +100,11 @@ def prepare(
     callback.on_prepare(tasks.of(data).metric)
     context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
     teachers = context.teachers
-    val = evaluate_teachers(teachers, data.val, context.task, device)
+    found = evaluate_teachers(teachers, data.val, context.task, device)
     seconds = time.perf_counter() - started
     entry = TeacherEntry(
         name=" + ".join(teacher.name for teacher in teachers),
-        val=val,
+        val=found.value,
         test=None,
         flops=_flops(teachers, callback.on_message),
         params=sum(p.numel() for teacher in teachers for p in teacher.parameters()),
@@ -107,7 +112,7 @@ def prepare(
     )
     if config.is_limited("budget_ms"):
         entry = with_latency(entry, context, callback.on_message)
-    return Prepared(context=context, teacher=entry, seconds=seconds)
+    return Prepared(context=context, teacher=entry, details=found.details, seconds=seconds)
 
 
 def lay_out(
@@ -157,15 +162,23 @@ def lay_out(
 
 def evaluate_teachers(
     teachers: Sequence[Model], images: ImageSet, task: Task, device: torch.device
-) -> float:
+) -> Evaluation:
     """Return the metric of the teachers' common answer, each at the same weight."""
+    meter = task.meter(device)
 
     def predict(batch: Tensor) -> Tensor:
         answers = torch.stack([teacher(batch) for teacher in teachers], dim=1)
         weights = torch.full(answers.shape[:2], 1 / len(teachers), device=answers.device)
         return task.blend(weights, answers)
 
-    return measured(predict, batches(images, device), task.meter(device))
+    return Evaluation(measured(predict, batches(images, device), meter), meter.details())
+
+
+def teacher_at_chance_on(data: ImageData, val: float, details: Details) -> str:
+    """Return the warning of a teacher that is no better than chance on validation, or ''."""
+    task, labels = tasks.of(data), data.val.labels
+    answer = constant_answer(details, data.classes)
+    return teacher_at_chance(task.metric_on(labels), val, task.chance(labels), len(labels), answer)
 
 
 def _flops(teachers: Sequence[Model], note: Note) -> int | None:

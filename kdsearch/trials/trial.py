@@ -303,6 +303,11 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
             batch_size=min(train.batch_size, len(context.data.train)) // train.accumulate,
         ),
         label_smoothing=train.label_smoothing,
+        class_weights=context.task.class_weights(
+            context.data.labelled.labels.cpu(), train.class_weights
+        )
+        if train.class_weights
+        else None,
     )
 
 

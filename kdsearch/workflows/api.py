@@ -18,7 +18,7 @@ from kdsearch.study.options import RunOptions, options_of
 from kdsearch.workflows.load import Study, load_study
 
 if TYPE_CHECKING:
-    from kdsearch.workflows.check import CheckReport
+    from kdsearch.workflows.check_report import CheckReport
     from kdsearch.workflows.distill import Distilled
     from kdsearch.workflows.export import Exported
     from kdsearch.workflows.measure import Measured
@@ -36,6 +36,7 @@ def run(
     label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
+    metric: str | None = None,
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
@@ -107,6 +108,7 @@ def distill(
     label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
+    metric: str | None = None,
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
@@ -183,6 +185,7 @@ def check(
     label_column: str | None = None,
     subset: int | None = None,
     flip: bool | None = None,
+    metric: str | None = None,
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,80 +29,33 @@ from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
-from kdsearch.tasks import Metric
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
-from kdsearch.trials.context import Prepared, load_data, pick_device, prepare
+from kdsearch.trials.context import (
+    Prepared,
+    load_data,
+    pick_device,
+    prepare,
+    teacher_at_chance_on,
+)
 from kdsearch.trials.trial import TrialContext, build_distiller
-from kdsearch.workflows.calibration import Calibration, measure_calibration
+from kdsearch.workflows.calibration import measure_calibration
+from kdsearch.workflows.check_report import (
+    CheckReport,
+    MethodCheck,
+    StudentCheck,
+    TeacherCheck,
+    on_students,
+    on_teachers,
+)
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of at most 0.7 points
-WIDE_GAP = 100
-_MEMORISED = 0.99
-_FEW_ERRORS = 10
-_CALIBRATED = 1.1
 _ENDS = ("smallest", "largest")
 
 OnTry = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherCheck:
-    """One teacher, or the blend of all of them at equal weights."""
-
-    name: str
-    validation: Calibration
-    train: Calibration
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudentCheck:
-    """Costs of one student at batch 1; reason: why it cannot be built or priced.
-
-    size: `smallest` and `largest` with every knob at its lowest and highest, `only` where a family
-    has no range. flops_ratio, params_ratio: the teachers' over the student's.
-    """
-
-    family: str
-    size: str
-    resolution: int
-    knobs: Params
-    flops: int | None = None
-    params: int | None = None
-    flops_ratio: float | None = None
-    params_ratio: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodCheck:
-    """A method on one family; loss: of its training step, None where it failed for `reason`."""
-
-    method: str
-    family: str
-    usable: bool
-    loss: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
-    """The results of a check; notes: conclusions, one sentence each."""
-
-    data: str
-    classes: int
-    metric: Metric
-    space: str
-    batch_size: int
-    teacher_flops: int | None
-    teacher_params: int
-    teachers: tuple[TeacherCheck, ...]
-    students: tuple[StudentCheck, ...]
-    methods: tuple[MethodCheck, ...]
-    notes: tuple[str, ...]
 
 
 def check(
@@ -136,6 +89,7 @@ def check(
     models = [model for student, model in built if model and student.size != "largest"]
     methods = _try_all(plan, models, prepared.context, on_try)
     known = [spec.is_trained_here for spec in teacher_specs(config)]
+    chance = prepared.context.task.chance(data.val.labels)
     return CheckReport(
         data=data.name,
         classes=data.num_classes,
@@ -147,7 +101,11 @@ def check(
         teachers=teachers,
         students=students,
         methods=methods,
-        notes=(*_on_teachers(teachers, known), *_on_students(students)),
+        notes=(
+            *filter(None, [teacher_at_chance_on(data, prepared.teacher.val, prepared.details)]),
+            *on_teachers(teachers, known, chance),
+            *on_students(students),
+        ),
     )
 
 
@@ -337,62 +295,3 @@ def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodChe
         logger.info("%s failed", candidate, exc_info=True)
         return replace(found, reason=explained(error))
     return replace(found, usable=True, loss=epoch.losses["loss"])
-
-
-def _on_teachers(teachers: Iterable[TeacherCheck], trained_here: Sequence[bool]) -> Iterator[str]:
-    """Yield conclusions from the accuracies and the best temperature of each teacher."""
-    for teacher, is_ours in zip(teachers, trained_here, strict=False):  # the blend comes last
-        train_set, val = teacher.train, teacher.validation
-        if train_set.accuracy >= _MEMORISED and train_set.accuracy > val.accuracy:
-            yield (
-                f"Teacher {teacher.name} is right on {_percent(train_set)} training and "
-                f"{_percent(val)} validation images: it has memorised the former, and soft "
-                "labels of memorised images add little to the labels (mean confidence "
-                f"{100 * train_set.confidence:.2f} %). Augmentation (train.policy, train.mix), "
-                "unlabelled images or a higher temperature add more"
-            )
-        if min(train_set.accuracy, val.accuracy) >= _MEMORISED and not is_ours:
-            yield (
-                f"Teacher {teacher.name} is right on {_percent(val)} validation images: if it was "
-                "trained on them, its accuracy and calibration here are too high; give data with "
-                "a val split that it was not trained on"
-            )
-        if val.temperature and not 1 / _CALIBRATED < val.temperature < _CALIBRATED:
-            yield _on_temperature(teacher.name, val, val.temperature)
-
-
-def _on_temperature(name: str, val: Calibration, temperature: float) -> str:
-    errors = round(val.images * (1 - val.accuracy))
-    rough = f" (uncertain: {errors} of {val.images:,} are wrong)" if errors < _FEW_ERRORS else ""
-    kind = "overconfident" if temperature > 1 else "underconfident"
-    return (
-        f"Teacher {name} is {kind}: its probabilities fit validation best at temperature "
-        f"{temperature:.2f}{rough}; start a search of temperatures there"
-    )
-
-
-def _percent(found: Calibration) -> str:
-    return f"{100 * found.accuracy:.2f} % of {found.images:,}"
-
-
-def _on_students(students: Iterable[StudentCheck]) -> Iterator[str]:
-    """Yield students that cannot be built, or are too small or too large for the teacher."""
-    wide, costlier = [], []
-    for student in students:
-        name = student.family + f" ({student.size})" * (student.size != "only")
-        if student.reason:
-            yield f"Student {name} cannot be used: {student.reason}"
-        elif student.flops_ratio is not None and student.flops_ratio > WIDE_GAP:
-            wide.append(f"{name} {student.flops_ratio:.0f}x")
-        elif student.flops_ratio is not None and student.flops_ratio < 1:
-            costlier.append(name)
-    if costlier:
-        yield f"Of more FLOPs than the teacher, so there is nothing to save: {', '.join(costlier)}"
-    if wide:
-        yield (
-            f"A wide gap in FLOPs, teacher over student: {', '.join(wide)}. A teacher that far "
-            "above can teach worse than a nearer one (Cho and Hariharan, ICCV 2019, 1910.01348; "
-            "Mirzadeh et al., AAAI 2020, 1902.03393): try wider students, a smaller teacher, or an "
-            "assistant: distil a student of a size in between, then give it as --teacher "
-            "study:FOLDER"
-        )

@@ -28,8 +28,8 @@ from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks import Metric
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
-from kdsearch.training.validation import evaluate
-from kdsearch.trials.context import load_data, pick_device, prepare
+from kdsearch.training.validation import evaluate_in_detail
+from kdsearch.trials.context import load_data, pick_device, prepare, teacher_at_chance_on
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, build_distiller, run_trial
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)
@@ -74,6 +74,8 @@ def distill(
     task = prepared.context.task
     teacher_val = task.metric.text(prepared.teacher.val)
     callback.on_message(f"Teacher {config.teacher}: validation {teacher_val}")
+    if warning := teacher_at_chance_on(data, prepared.teacher.val, prepared.details):
+        callback.on_message(warning)
     callbacks = Callbacks([callback])
     callbacks.on_search_begin(RunState(total=1, budget=config.budget))
     with SummaryWriter(str(path / FOLDER)) as board:
@@ -94,10 +96,8 @@ def distill(
     student = build_student(candidate.student, data)
     fit_weights(bare(student.network), read_weights(path / WEIGHTS), where=str(path))
     student.freeze()
-    results = {
-        "validation": outcome.val,
-        "test": evaluate(student.to(torch_device), data.test, context.task, torch_device),
-    }
+    test = evaluate_in_detail(student.to(torch_device), data.test, context.task, torch_device)
+    results = {"validation": outcome.val, "test": test.value}
     package = pack(
         path / "best",
         student,
@@ -108,6 +108,7 @@ def distill(
         results=results,
         teacher={"validation": prepared.teacher.val},
         latencies=prepared.context.latencies,
+        details={"test": test.details},
     )
     (path / WEIGHTS).unlink()
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from kdsearch.deploy.package import candidate_of, pack
 from kdsearch.deploy.targets import require_target
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
-from kdsearch.spec import Candidate
+from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import (
     DATA_FIELDS,
@@ -35,6 +34,7 @@ from kdsearch.study.config import (
     resume_command,
 )
 from kdsearch.study.open import find_storage, load_study
+from kdsearch.study.study import OpenStudy
 from kdsearch.tasks import Metric, Task
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
@@ -86,6 +86,11 @@ def export_study(
         _require_best(path)
     if storage is not None:
         find_storage(path, storage)
+    folder = path / "best" if trial is None else path / "exported" / f"{trial:06d}"
+    study = record = None
+    if trial is not None and not folder.is_dir():
+        study = load_study(path, storage)
+        record = _record_of(study, trial)
     data, found = load_data(config, out, callback.on_message)
     if config.data_key and found.data_key != config.data_key:
         raise StudyError(
@@ -93,11 +98,8 @@ def export_study(
             "only be evaluated on the same ones"
         )
     latencies = LatencyCache(out / CACHE, require_target(config))
-    folder = path / "best"
-    if trial is not None:
-        folder = path / "exported" / f"{trial:06d}"
-        if not folder.is_dir():
-            _pack_trial(path, trial, folder, config, data, latencies, storage=storage)
+    if study is not None and record is not None:
+        _pack_trial(study, record, folder, config, data, latencies, storage=storage)
     student = _student(
         previous_study.find_student(str(path if trial is None else folder), data), data
     )
@@ -194,9 +196,24 @@ def _student(earlier: previous_study.SavedStudent, data: ImageData) -> Model:
     return Model(earlier.spec.family, network, earlier.preprocess).freeze()
 
 
+def _record_of(study: OpenStudy, number: int) -> TrialRecord:
+    """Return a trial whose weights are kept. Raises SpecError for another."""
+    numbers = previous_study.trials_with_weights(study.path)
+    record = next((r for r in study.records() if r.number == number), None)
+    advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
+    if record is None:
+        raise SpecError(f"--trial {number}: the study {study.name!r} has no such trial; {advice}")
+    if (number if record.reused_from is None else record.reused_from) not in numbers:
+        raise SpecError(
+            f"--trial {number}: its weights were not kept (trials on the front keep theirs); "
+            f"{advice}"
+        )
+    return record
+
+
 def _pack_trial(
-    path: Path,
-    number: int,
+    study: OpenStudy,
+    record: TrialRecord,
     folder: Path,
     config: StudyConfig,
     data: ImageData,
@@ -204,18 +221,8 @@ def _pack_trial(
     *,
     storage: str | None,
 ) -> None:
-    """Write the folder of one trial as that of the best. Raises SpecError without weights."""
-    study, numbers = load_study(path, storage), previous_study.trials_with_weights(path)
-    record = next((r for r in study.records() if r.number == number), None)
-    advice = f"give --trial {_shown(numbers)}" if numbers else "no trial has weights"
-    if record is None:
-        raise SpecError(f"--trial {number}: the study {path.name!r} has no such trial; {advice}")
-    if (number if record.reused_from is None else record.reused_from) not in numbers:
-        raise SpecError(
-            f"--trial {number}: its weights were not kept (trials on the front keep theirs); "
-            f"{advice}"
-        )
-    earlier = previous_study.find_student(f"{path}#{number}", data, storage)
+    """Write the folder of one trial as that of the best."""
+    earlier = previous_study.find_student(f"{study.path}#{record.number}", data, storage)
     teacher = study.facts.teacher_entry()
     assert record.cost is not None
     assert record.val is not None
@@ -235,5 +242,5 @@ def _pack_trial(
 
 def _add_metrics(folder: Path, files: Sequence[ExportedFile]) -> None:
     """Add the files to metrics.json, each under its name, and to the card."""
-    known = json.loads((folder / model_card.METRICS).read_text(encoding="utf-8")).get("files", {})
+    known = model_card.read_metrics(folder).get("files", {})
     model_card.update(folder, files={**known, **{file.name: asdict(file) for file in files}})

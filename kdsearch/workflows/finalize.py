@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from math import inf
 from pathlib import Path
 
 from kdsearch.deploy import model_card
-from kdsearch.deploy.package import Package, pack
+from kdsearch.deploy.package import Package, pack, read_package
 from kdsearch.deploy.pricing import build_student
 from kdsearch.engines.dispatch import Engine, TrialQueue
 from kdsearch.errors import BudgetError, TrialsFailedError
@@ -24,7 +25,13 @@ from kdsearch.models.features import bare
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import about_longer_training, summarise, write_derived
-from kdsearch.report.findings import CONTROLS, about_controls, about_refits, about_test
+from kdsearch.report.findings import (
+    CONTROLS,
+    about_classes,
+    about_controls,
+    about_refits,
+    about_test,
+)
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
@@ -35,26 +42,16 @@ from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
 from kdsearch.study.study import OpenStudy, Proposal, searched
-from kdsearch.study.summary import Summary
-from kdsearch.training.validation import evaluate
+from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE, evaluate_teachers
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
+from kdsearch.workflows.finished import BEST, Finalized
 from kdsearch.workflows.latencies import measure_latencies
 from kdsearch.workflows.rungs import with_method
 
-BEST = "best"  # the exported folder
+_SPLITS = ("validation", "test")
 _TRIED = ".tried"  # the same folder until its file has been measured
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finalized:
-    """The results of a study, and the exported folder."""
-
-    path: Path
-    summary: Summary
-    package: Package
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +91,7 @@ def finalize(
         controls = [c for c in _controls(study, export.front) if steps.has_weights(c)]
         shown = [*study.front(), *trained(study), *controls]
         steps.evaluate_on_test(shown)
+        steps.evaluate_shipped(export.weights)
         shipped = export.front, package.latency
         measure_latencies(study, context, shown, shipped=shipped, note=callback.on_message)
     except (BudgetError, TrialsFailedError):
@@ -105,6 +103,7 @@ def finalize(
     notes = (
         *_skipped(context),
         *findings,
+        *filter(None, [about_classes(study, export.weights)]),
         *([how_far(study, export.weights, until)] if (until := study.facts.until) else []),
         about_test(study),
         *([about_epochs(summarise(study).epochs)] if study.config.look_epochs else []),
@@ -114,7 +113,9 @@ def finalize(
     study.update_facts(notes=notes, finish_seconds=seconds)
     metric = context.task.metric.key
     results = {metric: _results(study, export.weights), "teacher": _teacher(study)}
-    model_card.update(package.path, **results, notes=findings, seeds=_seeds(study))
+    keys = {split: f"{export.weights.number} {split}" for split in _SPLITS}
+    details = {split: asdict(study.facts.details[key]) for split, key in keys.items()}
+    model_card.update(package.path, **results, notes=findings, seeds=_seeds(study), details=details)
     notes = (*notes, *about_longer_training(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
@@ -130,6 +131,7 @@ class _Steps:
         self._callback = callback
         self._engine = engine
         self.training_seconds = 0.0
+        self._has_exported = False
 
     def note_baselines(self) -> None:
         """Store the costs of the baselines, for the report."""
@@ -176,16 +178,26 @@ class _Steps:
         """Evaluate the teachers and the trials on the test split, each once in a study's life."""
         context, facts = self._context, self._study.facts
         images, task, device = context.data.test, context.task, context.device
-        teacher, test = facts.teacher_entry(), dict(facts.test)
+        teacher, test, details = facts.teacher_entry(), dict(facts.test), dict(facts.details)
         if teacher.test is None:
-            teacher = replace(
-                teacher, test=evaluate_teachers(context.teachers, images, task, device)
-            )
+            found = evaluate_teachers(context.teachers, images, task, device)
+            teacher, details["teacher test"] = replace(teacher, test=found.value), found.details
         for record in records:
             if record.number not in test:
                 student = self._load_student(record).to(device)
-                test[record.number] = evaluate(student, images, task, device)
-        self._study.update_facts(test=test, teacher=teacher)
+                found = evaluate_in_detail(student, images, task, device)
+                test[record.number] = found.value
+                details[f"{record.number} test"] = found.details
+        self._study.update_facts(test=test, teacher=teacher, details=details)
+
+    def evaluate_shipped(self, record: TrialRecord) -> None:
+        """Store the details of what ships on validation."""
+        key, context = f"{record.number} validation", self._context
+        if key not in self._study.facts.details:
+            student = self._load_student(record).to(context.device)
+            found = evaluate_in_detail(student, context.data.val, context.task, context.device)
+            details = {**self._study.facts.details, key: found.details}
+            self._study.update_facts(details=details)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can."""
@@ -202,11 +214,16 @@ class _Steps:
     def _export_first(self, exports: Sequence[_Export]) -> tuple[_Export, Package] | None:
         """Write best/ from the first whose file keeps the budget; None where no file does.
 
-        Each file is measured once: repeated tries would let one pass by chance.
+        Each file is measured once: repeated tries would let one pass by chance. A student that an
+        earlier run shipped is not exported again.
         """
         study, best = self._study, self._study.path / BEST
         for export in exports:
             assert export.front.cost is not None
+            kept = read_package(best) if export.weights.number == study.facts.shipped else None
+            if kept is not None:
+                study.update_facts(best=export.front.number)
+                return export, kept
             package = pack(
                 study.path / _TRIED,
                 self._load_student(export.weights),
@@ -220,8 +237,9 @@ class _Steps:
                 limit=inf if study.budget.latency_ms is None else None,
             )
             if package.is_within(study.budget):
-                shutil.rmtree(best, ignore_errors=True)
+                self._set_aside(best)
                 package.path.rename(best)
+                self._has_exported = True
                 study.update_facts(best=export.front.number, shipped=export.weights.number)
                 return export, replace(package, path=best)
             shutil.rmtree(package.path)
@@ -230,6 +248,19 @@ class _Steps:
                 f"over the budget of {study.budget.latency_ms} ms"
             )
         return None
+
+    def _set_aside(self, best: Path) -> None:
+        """Keep what an earlier run shipped, and what was exported or put beside it."""
+        if self._has_exported:
+            shutil.rmtree(best)
+        elif best.is_dir():
+            shipped, folder = self._study.facts.shipped, self._study.path / "exported"
+            name = "earlier" if shipped is None else f"{shipped:06d}"
+            free = (folder / (f"{name}-{n}" if n > 1 else name) for n in count(1))
+            kept = next(path for path in free if not path.exists())
+            folder.mkdir(exist_ok=True)
+            best.rename(kept)
+            self._callback.on_message(f"The earlier best/ is now {kept}, with all its files")
 
     def _train_controls(self, best: TrialRecord) -> None:
         """Train the student of a trial with the method of each control, by the same recipe.

@@ -6,7 +6,7 @@ A resumed study keeps its own value for each field and option that the user leav
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,17 +49,17 @@ def resolve(
     name: str | None,
     options: RunOptions,
     note: Note = lambda _: None,
+    on_path: Callable[[Path], None] = lambda _: None,
 ) -> tuple[StudyConfig, RunOptions, ImageData, Path]:
     """Return the full configuration, the options, the images and the study's path.
 
-    Nothing is trained before. note: gets the inventory of the images. A new study of no given
-    images, teacher, space and budget gets FIRST_RUN, and FIRST_SPEND where no trials, epochs or
-    spend are given.
+    Nothing is trained before. note: gets the inventory of the images. on_path: gets the path of a
+    study that may run, before the images are read. A new study of no given images, teacher, space
+    and budget gets FIRST_RUN, and FIRST_SPEND where no trials, epochs or spend are given.
     Raises KDSearchError for a configuration that cannot run, or that is not the study's.
     """
     old = None if name is None else read_config(study_path(out, name))
-    if "space" in given:
-        given = {**given, "space": find_space(str(given["space"])).text}
+    given = with_space(given)
     if old is None and given.keys().isdisjoint(("data", "space", "teacher", *LIMITS)):
         if options.trials is None and options.spend is None and "epochs" not in given:
             options = replace(options, spend=FIRST_SPEND)
@@ -69,6 +69,8 @@ def resolve(
         assert name is not None
         refuse_driven(study_path(out, name), old, options.storage)
     teacher_specs(config)
+    if name is not None:
+        on_path(study_path(out, name))
     data, config = load_data(config, out, note)
     if not config.space:
         config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
@@ -82,8 +84,15 @@ def resolve(
         refuse_changes(name, old, config)
     else:
         recipes_of(config, out)
-    reach(path, config, options.storage, tasks.of(data).metric)
+    reach(path, config, options.storage, tasks.of(data).metric, is_new=old is None)
     return config, options, data, path
+
+
+def with_space(given: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the user's fields with the text of the space in place of its name or file."""
+    if "space" not in given:
+        return given
+    return {**given, "space": find_space(str(given["space"])).text}
 
 
 def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, list[str]]:

@@ -43,6 +43,7 @@ from kdsearch.study.loggers import Loggers
 from kdsearch.study.open import open_study
 from kdsearch.study.options import AUTO, RunOptions
 from kdsearch.study.plan import about_plan, halving_of
+from kdsearch.study.preparation import Preparation
 from kdsearch.study.refit import refits_left, refits_to_come
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
@@ -51,13 +52,15 @@ from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.summary import Images
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
-from kdsearch.trials.context import pick_device, prepare
+from kdsearch.trials.context import pick_device, prepare, teacher_at_chance_on
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
-from kdsearch.workflows.finalize import Finalized, finalize
+from kdsearch.version import VERSION
+from kdsearch.workflows.finalize import finalize
+from kdsearch.workflows.finished import Finalized, about_finished, finished
 from kdsearch.workflows.resolve import refit_in, resolve, resolved, with_earlier
 from kdsearch.workflows.rungs import climb, forget
 
-_VERSIONED = ("kdsearch", "torch", "optuna", "timm", "onnxruntime")
+_VERSIONED = ("torch", "optuna", "timm", "onnxruntime")
 
 
 def run_study(
@@ -72,30 +75,52 @@ def run_study(
 
     given: the fields of StudyConfig that the user set; `space` is a name or a file. Other fields
     come from the study when there is one, else from the defaults. Raises BudgetError when nothing
-    fits the budget, and another KDSearchError for a configuration that cannot run.
+    fits the budget, and another KDSearchError for a configuration that cannot run. A finished study
+    is left as it is.
     """
     started = time.perf_counter()
     options = options or RunOptions()
+    if found := finished(given, out, name, options):
+        callback.on_message(about_finished(found))
+        return found
+    with Preparation(callback, started=started) as preparation:
+        return _run(given, preparation, callback, out=out, name=name, options=options)
+
+
+def _run(
+    given: Mapping[str, object],
+    preparation: Preparation,
+    callback: Callback,
+    *,
+    out: Path,
+    name: str | None,
+    options: RunOptions,
+) -> Finalized:
+    started = preparation.started
     loggers = Loggers(options.log, callback=options.callback)
     wanted, on_ray = refit_in(options), _ray_in(options)
     device = pick_device(options.device)
     if on_ray is not None:
         on_ray.share(device)
-    config, options, data, path = resolve(given, out, name, options, callback.on_message)
+    note, begin = callback.on_message, preparation.begin
+    config, options, data, path = resolve(given, out, name, options, note, begin)
+    preparation.begin(path)
     if options.until is not None:
         tasks.of(data).metric.require(options.until, "--until")
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, *data.size), callback.on_message)
-    prepared = prepare(config, data, out=out, device=device, callback=callback)
+    prepared = prepare(config, data, out=out, device=device, callback=preparation)
     task = prepared.context.task
-    metric = task.metric
+    metric, chance = task.metric_on(data.val.labels), task.chance(data.val.labels)
     callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")
+    if warning := teacher_at_chance_on(data, prepared.teacher.val, prepared.details):
+        callback.on_message(warning)
     config, limits = resolved(config, prepared.teacher)
     _note_each(callback, limits)
     prepared = replace(prepared, context=replace(prepared.context, budget=config.budget))
-    if kept := kept_by(prepared.teacher, config.budget):
+    if not warning and (kept := kept_by(prepared.teacher, config.budget)):
         callback.on_message(kept)
-    versions = {package: version(package) for package in _VERSIONED}
+    versions = {"kdsearch": VERSION} | {name: version(name) for name in _VERSIONED}
     opened = open_study(path, config, versions=versions, storage=options.storage, metric=metric)
     with opened as study, _log_to(path / "kdsearch.log"):
         options = with_earlier(options, study)
@@ -104,9 +129,11 @@ def run_study(
         facts, teacher = study.facts, prepared.teacher
         study.update_facts(
             task=task.name,
-            metric=task.metric,
+            metric=metric,
+            classes=data.classes,
+            details={**facts.details, "teacher validation": prepared.details},
             images=Images(train=len(data.train), val=len(data.val), test=len(data.test)),
-            chance=task.chance(data.val.labels),
+            chance=chance,
             teacher=teacher if facts.teacher is None else replace(teacher, test=facts.teacher.test),
             teacher_seconds=prepared.seconds if facts.teacher is None else facts.teacher_seconds,
             trials=total,
@@ -114,6 +141,7 @@ def run_study(
             flat_after=options.flat_after,
             until=options.until,
             refit=wanted or facts.refit,
+            is_finished=False,
         )
         _note_each(callback, about_plan(halving))
         _note_each(callback, refits_to_come(study, total))
@@ -127,9 +155,10 @@ def run_study(
                     study, prepared.context, callbacks, options, on_ray, _earlier_curves(study, out)
                 ) as engine,
             ):
-                _search(study, prepared.context, engine, callbacks, options, halving)
+                preparation.end()
+                stop = _search(study, prepared.context, engine, callbacks, options, halving)
                 _note_each(callbacks, refits_left(study))
-                finished = finalize(
+                found = finalize(
                     study,
                     prepared.context,
                     callbacks,
@@ -139,7 +168,8 @@ def run_study(
                 )
             write_dashboard(study)
             shutil.rmtree(study.path / UNFINISHED, ignore_errors=True)
-            return finished
+            study.update_facts(is_finished=not stop.is_cut_short())
+            return found
         except TrialsFailedError:
             write_derived(study)
             raise
@@ -186,7 +216,8 @@ def _search(
     callbacks: Callbacks,
     options: RunOptions,
     halving: Halving,
-) -> None:
+) -> StopConditions:
+    """Run the trials of the search, and return what could end it early."""
     # Trials that may have these files, so that a trial costs no system call for each earlier one.
     with_weights = with_checkpoint = searched(study.records())
 
@@ -227,6 +258,7 @@ def _search(
     trials = halving.trials
     run(search(study, n_trials=trials, is_enough=stop, price=price, latencies=latencies))
     climb(study, halving, run, stop, note=callbacks.on_message)
+    return stop
 
 
 def _earlier_curves(study: OpenStudy, out: Path) -> Sequence[Curve]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,6 +34,7 @@ from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study
 from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.version import VERSION
 from kdsearch.workflows.load import Study
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,7 @@ def search(
     refuse_sampler(config)
     with (
         _folder(path) as folder,
-        open_study(
-            folder, config, versions={"kdsearch": version("kdsearch")}, digest=digest_of
-        ) as study,
+        open_study(folder, config, versions={"kdsearch": VERSION}, digest=digest_of) as study,
     ):
         costs = _Costs(cost, study.budget.axis())
         pruner = StudyPruner(study, images=images)

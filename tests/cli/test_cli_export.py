@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 from shell import Copies, Shell
 
 from kdsearch import tasks
+from kdsearch.cli.export import FORMATS
 from kdsearch.deploy.files import ExportedFile
+from kdsearch.deploy.formats import FORMATS as KNOWN
 from kdsearch.deploy.formats.onnx import evaluate
 from kdsearch.deploy.package import candidate_of
 from kdsearch.study.open import load_study
+from kdsearch.workflows import export as export_workflow
 
 
 @pytest.fixture
@@ -198,7 +202,7 @@ def test_accuracy_of_the_file_alone_is_what_was_noted(study: Path, shell: Shell)
     shown = ((preprocess(x), y) for x, y in batches(data.val, torch.device("cpu")))
 
     noted = files_of(study / "best")[file.name]["val"]
-    assert evaluate(file, shown, tasks.of(data)) == pytest.approx(noted)
+    assert evaluate(file, shown, tasks.of(data))[0] == pytest.approx(noted)
 
 
 @pytest.mark.parametrize(
@@ -245,3 +249,27 @@ def test_a_study_without_an_export_names_the_command_to_resume(study: Path, shel
     assert "the study 'plain' has no best student yet" in reported
     assert f"`kdsearch run --name plain --out {shell.out}` resumes it" in reported
     assert "or export a trial whose weights are kept: --trial " in reported
+
+
+def test_an_unknown_format_is_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys\nfrom kdsearch.__main__ import main\n"
+        "try: main(['export', 'any', '--format', 'onnx,tflite'])\n"
+        "except SystemExit as left: print(left.code, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "2 False"
+    assert "unknown format 'tflite'" in found.stderr
+
+
+def test_the_formats_of_the_help_are_all_there_are() -> None:
+    assert sorted(FORMATS) == sorted(name.replace("_", "-") for name in KNOWN.names())
+
+
+def test_a_trial_without_weights_is_refused_before_images_are_read(
+    copied: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = copied("plain")
+    monkeypatch.setattr(export_workflow, "load_data", lambda *_: pytest.fail("images were read"))
+    message = shell.refused("export", "plain", "--trial", "77")
+    assert "--trial 77: the study 'plain' has no such trial; give --trial " in message

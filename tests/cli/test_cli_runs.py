@@ -16,8 +16,7 @@ from shell import SHAPES, SPACE, Copies, Shell, Studies, contents, ended_trials
 
 from kdsearch.deploy.targets._local import CpuTarget
 from kdsearch.deploy.timing import Round
-from kdsearch.errors import BudgetError
-from kdsearch.study.open import load_study
+from kdsearch.study.open import load_study, open_study
 from kdsearch.study.study import searched
 
 FILES = {
@@ -118,17 +117,52 @@ def test_a_teacher_within_the_budget_is_named_before_the_search_and_first_after_
     assert lines[table - 1].startswith("No student is needed: the teacher auto is within")
 
 
-def test_a_shipped_student_stays_when_a_later_run_measures_it_over_the_budget(
+def test_a_finished_study_run_again_does_nothing_and_says_so(
+    copied: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = copied("plain")
+    before = contents(shell.out / "plain")
+    monkeypatch.setattr(CpuTarget, "measure_round", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("exported"))
+    answer = shell.run("--name", "plain")
+    assert answer.code == 0, answer
+    assert "The study is finished: nothing was trained, exported or measured" in answer.stdout
+    assert contents(shell.out / "plain") == before
+
+
+def test_more_trials_measure_no_shipped_student_again(
     copied: Copies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = copied("plain")
     best = shell.out / "plain" / "best"
     before = contents(best)
     monkeypatch.setattr(CpuTarget, "measure_round", lambda *_: Round(ms=50.0))
+    answer = shell.run("--name", "plain", "--trials", "3")  # the third is over the budget
+    assert answer.code == 0, answer
+    assert contents(best).keys() == before.keys()
+    assert contents(best)["student.onnx"] == before["student.onnx"]
+
+
+def test_a_new_best_replaces_the_old_one_and_deletes_nothing_of_it(copied: Copies) -> None:
+    shell = copied("plain")
+    path = shell.out / "plain"
+    (path / "best" / "NOTES.txt").write_text("mine")
+    before = contents(path / "best")
+    config = load_study(path).config
+    with open_study(path, config, versions={}) as study:
+        study.update_facts(shipped=99, is_finished=False)  # as if another had shipped
     answer = shell.run("--name", "plain")
-    assert answer.code == BudgetError.exit_code
-    assert "best/ is still that of an earlier run" in answer.stderr
-    assert contents(best) == before
+    assert answer.code == 0, answer
+    assert "The earlier best/ is now" in answer.stdout
+    assert contents(path / "exported" / "000099") == before
+    assert "NOTES.txt" not in contents(path / "best")
+
+
+def test_files_of_a_study_have_the_modes_of_new_files(finished: Studies) -> None:
+    path = finished("plain").path
+    usual = (path / "study.yaml").stat().st_mode
+    modes = {file.stat().st_mode for file in path.rglob("*") if file.is_file()}
+    assert modes == {usual}
 
 
 def test_only_what_ships_is_exported_without_a_latency_budget(

@@ -139,5 +139,5 @@ def test_a_share_that_cannot_be_is_refused(share: float) -> None:
 
 def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdsearch.engines.ray_actors.find_spec", lambda _: None)
-    with pytest.raises(SpecError, match=r"pip install kdsearch\[ray\]"):
+    with pytest.raises(SpecError, match=r"pip install \"ray\[tune\]>="):
         OnRay()

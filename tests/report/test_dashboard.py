@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
-from optuna_dashboard import save_note, wsgi
+from optuna_dashboard import save_note
 from table_study import look_up, opened, run_to
 
-from kdsearch.report.dashboard import OURS, artifact_store, refresh, write_dashboard
+from kdsearch.report.dashboard import OURS, refresh, web_app, write_dashboard
 from kdsearch.study.open import load_study
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import OpenStudy
@@ -48,6 +49,17 @@ class Dashboard:
             content: str = answer.read().decode()
             return content
 
+    def status_of(self, method: str, path: str, body: object = None, **headers: str) -> int:
+        """Return the HTTP status of a request with a JSON body."""
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        request = Request(f"{self._address}{path}", method=method, data=data, headers=headers)
+        try:
+            with urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            return error.code
+
 
 @pytest.fixture(scope="module")
 def path(fast_path: Path) -> Path:
@@ -69,8 +81,10 @@ def keep_curve(study: OpenStudy, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def dashboard(path: Path) -> Iterator[Dashboard]:
-    app = wsgi(inside(path).full_url(), artifact_store=artifact_store(path))
-    with make_server("127.0.0.1", 0, app, handler_class=_Silent) as server:
+    with (
+        web_app(path, inside(path)) as app,
+        make_server("127.0.0.1", 0, app, handler_class=_Silent) as server,
+    ):
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield Dashboard(f"http://127.0.0.1:{server.server_port}")
@@ -107,9 +121,33 @@ def test_the_dashboard_has_values_constraints_figure_notes_and_curves(
     assert dashboard.text(place) == CURVE
 
 
+@pytest.mark.parametrize(
+    ("method", "where", "headers"),
+    [
+        ("GET", "/api/studies", {"Host": "evil.example"}),  # DNS rebinding
+        ("GET", "/api/studies", {"Host": "127.0.0.1.evil.example:80"}),
+        ("PUT", "/api/studies/1/note", {"Origin": "http://evil.example"}),
+        ("DELETE", "/api/studies/1", {}),
+        ("POST", "/api/studies/1/rename", {}),
+        ("POST", "/api/studies", {}),
+        ("POST", "/api/artifacts/1", {}),
+        ("PUT", "/api/studies/1/preference_feedback_component", {}),
+    ],
+)
+def test_the_web_app_serves_this_machine_and_deletes_nothing(
+    method: str, where: str, headers: dict[str, str], dashboard: Dashboard
+) -> None:
+    assert dashboard.status_of(method, where, **headers) == 403
+    assert len(dashboard.get("/api/studies")["study_summaries"]) == 1
+
+
+def test_the_web_app_lets_notes_be_written(dashboard: Dashboard) -> None:
+    assert dashboard.status_of("PUT", "/api/studies/1/note", {"body": "mine", "version": 2}) == 204
+
+
 def test_a_second_refresh_changes_nothing(path: Path) -> None:
     before = attrs_of(path)
-    assert refresh(path)
+    assert refresh(path) == ""
     assert attrs_of(path) == before
 
 
@@ -124,9 +162,9 @@ def test_a_note_of_a_user_is_kept(fast_path: Path) -> None:
     with opened(path) as study:
         study.update_facts(teacher=TEACHER)
         run_to(study, 2)
-    disk = load_study(path).store.disk
+    disk = load_study(path, access="write").store.disk
     save_note(optuna.load_study(study_name=path.name, storage=disk), "my own words")
-    assert refresh(path)
+    assert refresh(path) == ""
     attrs = attrs_of(path)
     assert attrs["dashboard:note_str:0"] == "my own words"
     assert OURS in str(attrs["dashboard:1:note_str:0"])
@@ -137,5 +175,5 @@ def test_a_running_study_is_not_refreshed(fast_path: Path) -> None:
     with opened(path) as study:
         study.update_facts(teacher=TEACHER)
         run_to(study, 2)
-        assert not refresh(path)
+        assert "running" in refresh(path)
     assert not any(key.startswith("dashboard:") for key in attrs_of(path))

@@ -78,8 +78,8 @@ def test_the_page_of_a_plain_metric_writes_no_percent_template() -> None:
 @pytest.mark.parametrize(
     ("metric", "written"),
     [
-        (ACCURACY, ["97.31 %", "+1.20", "Gained 1.20 points", "gain, points"]),
-        (FIT, ["0.9731", "+0.0120", "Gained 0.0120", "gain"]),
+        (ACCURACY, ["97.31 %", "+1.20", "gain, points"]),
+        (FIT, ["0.9731", "+0.0120", "gain"]),
     ],
     ids=lambda value: getattr(value, "key", ""),
 )
@@ -87,7 +87,6 @@ def test_numbers_follow_the_metric(metric: Metric, written: list[str]) -> None:
     found = [
         words.score(metric, 0.9731).replace("\u00a0", " "),
         words.points(metric, 0.012),
-        words.gained(metric, 0.012),
         words.heading("gain", metric.points),
     ]
     assert found == written
@@ -96,8 +95,32 @@ def test_numbers_follow_the_metric(metric: Metric, written: list[str]) -> None:
 def test_a_difference_that_rounds_to_nothing_has_no_sign() -> None:
     assert words.points(ACCURACY, -0.00001) == "0.00"
     assert words.points(FIT, 0.00001) == "0.0000"
-    assert words.gained(ACCURACY, -0.00001) == "Gained 0.00 points"
-    assert words.gained(ACCURACY, -0.012) == "Lost 1.20 points"
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "expected"),
+    [
+        (0.012, 0.005, "Gained over it: +1.20 [+0.20, +2.20] points of validation accuracy"),
+        (-0.012, 0.005, "Lost over it: -1.20 [-2.20, -0.20] points of validation accuracy"),
+        (
+            0.012,
+            0.007,
+            "No measurable gain over it: +1.20 [-0.20, +2.60] points of",
+        ),
+        (0.925, 0.5, "No measurable gain over it: +92.50 [-7.50, +192.50] points of"),
+    ],
+)
+def test_a_gain_is_one_where_its_interval_excludes_0(
+    difference: float, error: float, expected: str
+) -> None:
+    text = words.gained(ACCURACY, difference, error, "over it").replace("\u2212", "-")
+    assert text.startswith(expected)
+
+
+def test_a_table_calls_what_noise_explains_noise() -> None:
+    assert words.gain(ACCURACY, 0.012, 0.005) == "+1.20"
+    assert words.gain(ACCURACY, 0.012, 0.007) == "+1.20, noise"
+    assert words.gain(ACCURACY, -0.012, 0.005) == "\u22121.20, lost"
 
 
 def test_a_study_states_its_metric(fast_path: object) -> None:
@@ -107,6 +130,7 @@ def test_a_study_states_its_metric(fast_path: object) -> None:
         assert study.metric == ACCURACY
         study.update_facts(
             teacher={**teacher, "latency_ms": None},
+            images={"train": 100, "val": 100, "test": 100},
             metric={"key": "miou", "label": "mean IoU", "is_percent": True, "image_variance": None},
         )
         run_to(study, 6)

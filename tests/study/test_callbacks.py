@@ -171,7 +171,7 @@ def test_loggers_are_known_by_the_names_of_their_files() -> None:
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     monkeypatch.delitem(__import__("sys").modules, "kdsearch.study.loggers.wandb", raising=False)
-    with pytest.raises(SpecError, match=r"pip install 'kdsearch\[wandb\]'"):
+    with pytest.raises(SpecError, match=r"pip install \"wandb>="):
         Loggers(["wandb"])
 
 

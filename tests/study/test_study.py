@@ -426,7 +426,7 @@ def test_a_damaged_store_is_named(damage: Callable[[Path], None], copy_at: CopyA
     path = copy_at(N)
     damage(path / "study.db")
     for open_it in (lambda: opened(path).__enter__(), lambda: load_study(path)):
-        with pytest.raises(StudyError, match=r"cannot open .*study\.db: .+; move it away"):
+        with pytest.raises(StudyError, match=r"cannot open .*study\.db: .+; restore it"):
             open_it()
 
 
@@ -495,7 +495,7 @@ def test_facts_stay_and_add_up(copy_at: CopyAt) -> None:
 
 @pytest.mark.parametrize("note", ['{"guesses": {}}', '{"trials": "many"}'])
 def test_facts_of_another_format_are_refused(copy_at: CopyAt, note: str) -> None:
-    study = load_study(copy_at(0))
+    study = load_study(copy_at(0), access="write")
     study.store.set_note(note)
     with pytest.raises(StudyError, match="an older kdsearch stored the study's facts"):
         _ = study.facts

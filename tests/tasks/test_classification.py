@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdsearch.errors import DataError
 from kdsearch.models.features import Outputs
-from kdsearch.tasks.classification import Classification, Top1
+from kdsearch.tasks.classification import ClassCounts, Classification
 from kdsearch.training.validation import measured
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_accuracy_weighs_images_not_batches():
         (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])),  # 3 of 3
         (torch.tensor([3]), torch.tensor([0])),  # 0 of 1
     ]
-    assert measured(one_hot, batches, Top1(CPU)) == 0.75
+    assert measured(one_hot, batches, ClassCounts(4, "accuracy", CPU)) == 0.75
 
 
 def test_evaluation_records_no_gradient():
@@ -118,10 +118,10 @@ def test_evaluation_records_no_gradient():
         seen.append(images @ weight)
         return seen[-1]
 
-    measured(predict, [(torch.eye(2), torch.tensor([0, 1]))], Top1(CPU))
+    measured(predict, [(torch.eye(2), torch.tensor([0, 1]))], ClassCounts(2, "accuracy", CPU))
     assert not seen[0].requires_grad
 
 
 def test_no_images_are_refused():
     with pytest.raises(DataError, match="no images"):
-        measured(torch.nn.Identity(), [], Top1(CPU))
+        measured(torch.nn.Identity(), [], ClassCounts(2, "accuracy", CPU))

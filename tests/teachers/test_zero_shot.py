@@ -221,7 +221,7 @@ def test_without_open_clip_the_error_names_the_package_to_install(
     monkeypatch.setitem(sys.modules, "open_clip", None)
     message = refusal("open_clip:ViT-B-32", tmp_path, weights="openai")
     assert message.startswith("--teacher open_clip:ViT-B-32 needs open_clip (")
-    assert message.endswith("pip install open_clip_torch")
+    assert message.endswith('pip install "open-clip-torch>=3.0"`')
     assert "unknown teacher 'open_clip:'" in refusal("open_clip:", tmp_path)
 
 

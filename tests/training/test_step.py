@@ -26,7 +26,7 @@ from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.tasks.classification import Top1
+from kdsearch.tasks.classification import ClassCounts
 from kdsearch.training import cuda_graph
 from kdsearch.training.cuda_graph import Repeated, attributes_of, free_cached_memory, own_stream
 from kdsearch.training.distiller import Distiller
@@ -168,8 +168,8 @@ def test_images_read_ahead_train_as_those_that_stay(method: str, mix: str) -> No
 def test_validation_waits_once_at_the_end() -> None:
     torch.manual_seed(0)
     model = build_student(RESNET, DATA).freeze().to(NOWHERE)
-    with pytest.raises(RuntimeError, match="item"):
-        Validation(model, Feed(DATA.val, NOWHERE), Top1(NOWHERE))()
+    with pytest.raises(RuntimeError, match="meta tensor"):
+        Validation(model, Feed(DATA.val, NOWHERE), ClassCounts(3, "accuracy", NOWHERE))()
 
 
 @pytest.mark.parametrize("count", [1, 60, 255, 256, 257, 700])
@@ -179,7 +179,10 @@ def test_validation_counts_every_image_once_and_no_blank(count: int) -> None:
     some = DATA.val.take(torch.arange(count) % len(DATA.val))
     with torch.no_grad():
         hits = model(some.at(slice(None))).argmax(dim=1) == some.labels
-    assert Validation(model, Feed(some, CPU), Top1(CPU))() == int(hits.sum()) / count
+    assert (
+        Validation(model, Feed(some, CPU), ClassCounts(3, "accuracy", CPU))()
+        == int(hits.sum()) / count
+    )
 
 
 @pytest.mark.parametrize("method", methods.names())

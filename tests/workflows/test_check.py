@@ -16,7 +16,8 @@ from kdsearch.methods import METHODS
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
 from kdsearch.workflows.calibration import best_temperature, measure_calibration
-from kdsearch.workflows.check import CheckReport, MethodCheck, check
+from kdsearch.workflows.check import check
+from kdsearch.workflows.check_report import CheckReport, MethodCheck
 
 SPACE = """\
 student:

@@ -33,7 +33,7 @@ from kdsearch.deploy.formats.base import (
 )
 from kdsearch.deploy.runtimes import Runtime
 from kdsearch.errors import CostError, ExportError
-from kdsearch.tasks import Task
+from kdsearch.tasks import Details, Task
 from kdsearch.training.validation import measured
 
 OPSET = 20  # the default of torch.onnx: known to ONNX Runtime since 1.17
@@ -148,12 +148,15 @@ def verify(model: nn.Module, path: Path, images: Iterable[Tensor], task: Task) -
     return agreement
 
 
-def evaluate(path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> float:
-    """Return the metric of the file alone on (images [N, C, H, W], labels) batches.
+def evaluate(
+    path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task
+) -> tuple[float, Details]:
+    """Return the metric of the file alone on (images [N, C, H, W], labels) batches, and details.
 
     Raises ExportError when the file does not load or run.
     """
-    return measured(partial(answer_of, load_file(path)), batches, task.meter(torch.device("cpu")))
+    meter = task.meter(torch.device("cpu"))
+    return measured(partial(answer_of, load_file(path)), batches, meter), meter.details()
 
 
 def load_file(path: Path) -> Runtime:

@@ -20,7 +20,7 @@ def require(name: str) -> type[Runtime]:
     """Return the class of a runtime. Raises Unavailable, with the install command, if missing."""
     runtime = RUNTIMES.get(name)
     if not runtime.is_installed():
-        raise Unavailable(f"{name} is not installed: pip install {runtime.install}")
+        raise Unavailable(f"{name} is not installed: `{runtime.install}`")
     return runtime
 
 

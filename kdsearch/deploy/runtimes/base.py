@@ -21,7 +21,7 @@ class Runtime(ABC):
     """A loaded file: images [B, C, H, W] float32 in, logits [B, K] float32 out, any B >= 1.
 
     A file that includes the preprocessing takes uint8 [B, H, W, C]. module: to import; install: the
-    argument of `pip install`. label: its name in reports.
+    command that brings it. label: its name in reports.
     """
 
     module: ClassVar[str]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdsearch.deploy.runtimes.base import Runtime
+from kdsearch.extras import install
 
 MAX_BATCH = 64
 
@@ -23,7 +24,7 @@ class ExecuTorch(Runtime):
     """ExecuTorch on the CPU; the number of threads is that of the whole process from then on."""
 
     module = "executorch"
-    install = "kdsearch[executorch]"
+    install = install("executorch")
     label = "ExecuTorch"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch.deploy.runtimes.base import Runtime
+from kdsearch.extras import install
 
 
 class LiteRt(Runtime):
     """LiteRT on the CPU; images run one after another, since transformers have a fixed batch."""
 
     module = "ai_edge_litert"
-    install = "kdsearch[litert]"
+    install = install("litert")
     label = "LiteRT"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:

@@ -42,7 +42,7 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU."""
 
     module = "onnxruntime"
-    install = "onnxruntime"
+    install = "pip install onnxruntime"
     label = "ONNX Runtime"
 
     def __init__(self, path: Path | bytes, *, threads: int = 1) -> None:

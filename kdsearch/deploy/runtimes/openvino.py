@@ -8,13 +8,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kdsearch.deploy.runtimes.base import Runtime
+from kdsearch.extras import install
 
 
 class OpenVino(Runtime):
     """OpenVINO on the CPU; by default it computes in bfloat16 where the CPU can."""
 
     module = "openvino"
-    install = "kdsearch[openvino]"
+    install = install("openvino")
     label = "OpenVINO"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:

@@ -18,7 +18,7 @@ class TorchExport(Runtime):
     """torch.export on the CPU; the number of threads is torch's own during a run alone."""
 
     module = "torch"
-    install = "torch"
+    install = "pip install torch"
     label = "torch.export"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +94,7 @@ def _fetched(name: str) -> Path:
     remote = _remote(name)
     if remote.cached is not None:
         return remote.cached
-    why = _unreachable(remote.server)
+    why = unreachable(remote.server)
     if not why:
         try:
             return _download(remote)
@@ -174,7 +176,7 @@ def _download(remote: _Remote) -> Path:
     return Path(hf_hub_download(remote.repo, remote.files[-1]))
 
 
-def _unreachable(server: str) -> str:
+def unreachable(server: str) -> str:
     """Return why a server cannot be reached within REACH_SECONDS, '' if it answers."""
     from huggingface_hub import constants
 
@@ -196,6 +198,25 @@ def _unreachable(server: str) -> str:
     thread.start()
     thread.join(REACH_SECONDS)
     return found[-1]
+
+
+@contextmanager
+def quick_to_fail() -> Iterator[None]:
+    """Let a library's downloads in this block fail soon without a network; cached files still load.
+
+    huggingface_hub retries for minutes: it is offline for the block where its server is
+    unreachable.
+    """
+    from huggingface_hub import constants
+
+    before, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    constants.HF_HUB_OFFLINE = bool(unreachable(constants.ENDPOINT))
+    socket.setdefaulttimeout(REACH_SECONDS)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        socket.setdefaulttimeout(timeout)
 
 
 def _open(server: str) -> None:

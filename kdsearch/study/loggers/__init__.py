@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdsearch.errors import SpecError
+from kdsearch.extras import EXTRAS, install
 from kdsearch.registry import Registry
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.loggers._function import FunctionCallback, find_function
@@ -42,11 +43,15 @@ class Loggers:
         return list(opened.values())
 
 
+def _install(name: str, error: ModuleNotFoundError) -> str:
+    return f"`{install(name)}`" if name in EXTRAS else f"installing {error.name}"
+
+
 def _find(name: str) -> type[Logger]:
     try:
         return _REGISTRY.get(name)
     except ModuleNotFoundError as error:
         raise SpecError(
             f"--log {name}: there is no package {error.name!r} here; "
-            f"`pip install 'kdsearch[{name}]'` brings it"
+            f"{_install(name, error)} brings it"
         ) from error

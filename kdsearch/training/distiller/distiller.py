@@ -70,11 +70,14 @@ class Distiller(nn.Module):
         teachers: Sequence[Side] = (),
         setting: Setting | None = None,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.recipe: Recipe = resolve(spec)
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
         methods = [term.method for term in self.recipe.terms]
         self.needed_features = needed_features(spec)
         if not all(side.outputs.attention for side in teachers):
@@ -134,7 +137,8 @@ class Distiller(nn.Module):
             raise SpecError("the distiller was given no teacher's outputs")
         weights = weights or self.weights_at(0.0)
         by_class_head, student = self._heads(student, weights)
-        task = self.task.loss(by_class_head, target, smoothing=self.label_smoothing)
+        weighed = {} if self.class_weights is None else {"class_weights": self.class_weights}
+        task = self.task.loss(by_class_head, target, smoothing=self.label_smoothing, **weighed)
         losses = {"task": task}
         shares: Tensor | None = None
         common = tuple(teachers[:1])  # what terms on logits compare with; then each teacher

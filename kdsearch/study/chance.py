@@ -1,0 +1,64 @@
+"""Sentences on a network that is no better than one constant answer, '' where it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdsearch.study.summary import is_at_chance
+from kdsearch.tasks.base import Details, Metric
+
+
+def student_at_chance(
+    metric: Metric,
+    val: float,
+    chance: float | None,
+    images: int | None,
+    which: str,
+    answer: str = "",
+) -> str:
+    """Return the warning of a student. which: names it; answer: see `constant_answer`."""
+    if not is_at_chance(metric, val, chance, images):
+        return answer and f"Do not use {which}: {answer}."
+    assert chance is not None
+    return (
+        f"Do not use {which}: its validation {metric.label}, {metric.text(val)}, is no better than "
+        f"one constant answer ({metric.text(chance)}), beyond noise.{answer and f' Here {answer}.'}"
+        " Train longer (--epochs)."
+    )
+
+
+def teacher_at_chance(
+    metric: Metric, val: float, chance: float | None, images: int | None, answer: str = ""
+) -> str:
+    """Return the warning of a teacher, from which nothing can be learned."""
+    if not is_at_chance(metric, val, chance, images):
+        return ""
+    assert chance is not None
+    return (
+        f"The teacher teaches nothing: its validation {metric.label}, {metric.text(val)}, is no "
+        f"better than one constant answer ({metric.text(chance)}), beyond noise."
+        f"{answer and f' Here {answer}.'} Train it longer (--teacher-epochs) or give another "
+        "--teacher."
+    )
+
+
+def constant_answer(details: Details | None, classes: Sequence[str]) -> str:
+    """Return 'it answers CLASS for every image' where it does, else ''."""
+    only = None if details is None else details.only_answer()
+    return "" if only is None else f"it answers {classes[only]!r} for every image"
+
+
+def by_class(details: Details | None, classes: Sequence[str], split: str, most: int = 3) -> str:
+    """Return the balanced accuracy and the classes with the lowest accuracy, '' without classes."""
+    if details is None or len(details.images) != len(classes) or not classes:
+        return ""
+    there = [i for i, count in enumerate(details.images) if count]
+    worst = sorted(there, key=lambda i: (details.right[i] / details.images[i], -details.images[i]))
+    shown = ", ".join(
+        f"{classes[i]} {100 * details.right[i] / details.images[i]:.0f} % of {details.images[i]}"
+        for i in worst[:most]
+    )
+    missing = len(classes) - len(there)
+    gaps = f"; {missing} of {len(classes)} classes have no image there" if missing else ""
+    balanced = 100 * details.metrics["balanced_accuracy"]
+    return f"By class on {split}: balanced accuracy {balanced:.2f} %; lowest: {shown}{gaps}."

@@ -1,0 +1,3 @@
+"""The version of kdsearch, for files and messages."""
+
+VERSION = "0.1.0"

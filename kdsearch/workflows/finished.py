@@ -1,0 +1,69 @@
+"""The results of a study that has nothing left to do. Nothing is written, trained or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdsearch.deploy.package import Package, read_package
+from kdsearch.report.artifacts import about_longer_training, summarise
+from kdsearch.study.config import config_of, read_config, resume_command, study_path
+from kdsearch.study.open import load_study
+from kdsearch.study.options import RunOptions
+from kdsearch.study.summary import Summary
+from kdsearch.workflows.resolve import refit_in, with_space
+
+BEST = "best"  # the exported folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalized:
+    """The results of a study, and the exported folder."""
+
+    path: Path
+    summary: Summary
+    package: Package
+    notes: tuple[str, ...]
+
+
+def finished(
+    given: Mapping[str, object], out: Path, name: str | None, options: RunOptions
+) -> Finalized | None:
+    """Return the results of the study of that name if its plan is done and its best/ is whole.
+
+    None where there is no study, or where the configuration or the options differ from its own:
+    then the run starts, or is refused. Images and teacher are not read.
+    """
+    path = None if name is None else study_path(out, name)
+    if path is None or (old := read_config(path)) is None:
+        return None
+    study = load_study(path, options.storage)
+    facts, package = study.facts, read_package(path / BEST)
+    pairs = (
+        (options.spend, facts.spend),
+        (options.flat_after, facts.flat_after),
+        (options.until, facts.until),
+        (refit_in(options), facts.refit),
+    )
+    has_more = options.trials is not None and options.trials > (facts.trials or 0)
+    has_more |= any(now is not None and now != before for now, before in pairs)
+    has_more |= bool(old.changes(config_of(with_space(given), old)))
+    if not facts.is_finished or has_more or package is None:
+        return None
+    return Finalized(
+        path=path,
+        summary=summarise(study),
+        package=package,
+        notes=(*facts.notes, *about_longer_training(study)),
+    )
+
+
+def about_finished(found: Finalized) -> str:
+    """Return that nothing was done, and how to search further."""
+    counts = found.summary.counts
+    ended = counts.complete + counts.pruned + counts.rejected + counts.failed
+    return (
+        "The study is finished: nothing was trained, exported or measured. "
+        f"`{resume_command(found.path)} --trials {2 * ended}` searches further"
+    )
