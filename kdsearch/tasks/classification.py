@@ -193,17 +193,20 @@ class Classification(Task):
 class ClassCounts(Meter):
     """Right answers and answers by class; all metrics follow from them.
 
-    key: of the metric that `value` returns.
+    classes: their number, 0 for that of the first answer. key: of the metric that `value` returns.
     """
 
     def __init__(self, classes: int, key: str, device: torch.device) -> None:
         self._key = key
-        self._top = min(_TOP, classes)
+        self._device = device
+        self._make(classes)
+
+    def _make(self, classes: int) -> None:
+        """Make the counts; one row more is for images without a label."""
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+            return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
-        # One row more, for images without a label.
         self._images, self._right = zeros(classes + 1), zeros(classes + 1)
         self._answered, self._in_top = zeros(classes), zeros(1)
         self._confusion = zeros(classes + 1, classes if classes <= MAX_CONFUSION else 0)
@@ -215,12 +218,14 @@ class ClassCounts(Meter):
 
     def add(self, answer: Tensor, labels: Tensor) -> None:
         """Count a batch: logits [B, K], class indices [B]."""
+        if not len(self._answered):
+            self._make(answer.shape[1])
         best, has_label = answer.argmax(dim=1), labels != UNLABELLED
         row = labels.where(has_label, len(self._answered))
         self._images.index_add_(0, row, torch.ones_like(row))
         self._right.index_add_(0, row, (best == labels).long())
         self._answered.index_add_(0, best, has_label.long())
-        in_top = answer.topk(self._top, dim=1).indices == labels[:, None]
+        in_top = answer.topk(min(_TOP, answer.shape[1]), dim=1).indices == labels[:, None]
         self._in_top.add_(in_top.any(dim=1).sum())
         if self._confusion.shape[1]:
             place = row * self._confusion.shape[1] + best

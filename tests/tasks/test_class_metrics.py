@@ -69,6 +69,14 @@ def test_details_count_by_class_and_leave_out_unlabelled_images() -> None:
     assert tuple(confusion.sum(dim=0).tolist()) == found.answered
 
 
+def test_a_task_without_names_counts_the_classes_of_its_answers() -> None:
+    logits, labels = drawn()
+    meter = Classification().meter(CPU)
+    for part in torch.arange(len(labels)).split(64):
+        meter.add(logits[part], labels[part])
+    assert meter.details() == details_of(logits, labels)[1]
+
+
 def test_the_confusion_of_many_classes_is_left_out() -> None:
     meter = Classification([str(i) for i in range(100)]).meter(CPU)
     meter.add(torch.eye(100), torch.arange(100))
