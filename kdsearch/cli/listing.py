@@ -44,7 +44,7 @@ def _plugins(package: str) -> dict[str, str]:
 
 def _teachers() -> dict[str, str]:
     return {
-        "auto": "a CNN trained on your data, kept for the next study",
+        "auto": "a network trained on your data and kept; on photographs a pretrained one",
         "cifar_resnet20": "also 32, 44, 56, 110; with --teacher-weights",
         "timm:NAME": "any timm classifier",
         "open_clip:MODEL": "zero-shot, by texts of the class names; with --teacher-weights TAG",

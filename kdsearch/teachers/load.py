@@ -7,6 +7,7 @@ image tower, since its head holds the text embeddings of the classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from kdsearch.teachers import previous_study
 from kdsearch.teachers.auto import build_auto, train_teacher
 from kdsearch.teachers.cifar_resnet import MEAN, STD
 from kdsearch.teachers.networks import Build, find_builder
+from kdsearch.teachers.pretrained import find_pretrained, mark_inherited
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.teachers.zero_shot import ZeroShot, open_clip_teacher
 from kdsearch.training.trainer import OnEpoch
@@ -46,7 +48,7 @@ def load_teacher(
         return _load(spec, data).to(device).freeze()
     torch.manual_seed(seed)
     return train_teacher(
-        build_auto(data) if spec.name == "auto" else _load(spec, data),
+        _start_of(spec, data),
         data,
         spec.epochs,
         cache_dir=cache_dir,
@@ -54,6 +56,18 @@ def load_teacher(
         device=device,
         on_epoch=on_epoch,
     )
+
+
+def _start_of(spec: TeacherSpec, data: ImageData) -> Model:
+    """Return what a teacher that is trained here starts from, on the CPU."""
+    if spec.name != "auto":
+        return mark_inherited(_load(spec, data), spec)
+    found = find_pretrained(spec, data)
+    if found is None:
+        return build_auto(data)
+    model = _load(replace(found, epochs=found.epochs or 1), data)  # its head is the data's
+    shown = replace(model.preprocess, resolution=data.size)
+    return mark_inherited(Model(found.name, model.network, shown), found)
 
 
 def _load(spec: TeacherSpec, data: ImageData) -> Model:

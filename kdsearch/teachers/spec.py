@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdsearch.errors import SpecError
@@ -26,12 +27,14 @@ class TeacherSpec:
     """A teacher: its name (see KINDS), its weights, and epochs of training on the data.
 
     weights: a file, or the tag of an open_clip model. epochs: of fine-tuning, None for none; `auto`
-    is trained with its own number then. Raises SpecError for settings that contradict each other.
+    is trained with its own number then. pretrained: weights that `auto` may start from, by network.
+    Raises SpecError for settings that contradict each other.
     """
 
     name: str = "auto"
     weights: str | None = None
     epochs: int | None = None
+    pretrained: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:

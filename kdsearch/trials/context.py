@@ -23,12 +23,14 @@ from kdsearch.deploy.targets import require_target
 from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import CostError, SpecError
 from kdsearch.models.model import Model, batches
+from kdsearch.report.words import amount
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.chance import constant_answer, teacher_at_chance
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.tasks import Details, Task
 from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.pretrained import about_scratch, weights_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
@@ -75,7 +77,7 @@ def load_data(
     if config.metric is not None:
         data = replace(data, metric=config.metric)
         tasks.of(data)  # refuses a metric that the task has not
-    files = [spec.weights_file for spec in teacher_specs(config)]
+    files = [weights_of(spec, data) for spec in teacher_specs(config)]
     keys = [
         hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         for file in files
@@ -98,6 +100,9 @@ def prepare(
     """
     started = time.perf_counter()
     callback.on_prepare(tasks.of(data).metric)
+    for spec in teacher_specs(config):
+        if text := about_scratch(spec, data):
+            callback.on_message(text)
     context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
     teachers = context.teachers
     found = evaluate_teachers(teachers, data.val, context.task, device)
@@ -110,6 +115,10 @@ def prepare(
         params=sum(p.numel() for teacher in teachers for p in teacher.parameters()),
         latency_ms=None,
     )
+    for spec, teacher in zip(teacher_specs(config), teachers, strict=True):
+        if spec.name == "auto" and teacher.name != spec.name:
+            price = f"{amount('flops', entry.flops)}, {amount('params', entry.params)}"
+            callback.on_message(f"Teacher auto is {teacher.name}, pretrained: {price}")
     if config.is_limited("budget_ms"):
         entry = with_latency(entry, context, callback.on_message)
     return Prepared(context=context, teacher=entry, details=found.details, seconds=seconds)

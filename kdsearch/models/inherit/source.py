@@ -77,6 +77,11 @@ def locate(names: Iterable[str], files: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
+def cached(name: str) -> Path | None:
+    """Return the weights file of a library's network in its local cache; None without one."""
+    return _remote(name).cached
+
+
 @lru_cache(maxsize=64)
 def _key(file: Path, size: int, changed_ns: int) -> str:
     with file.open("rb") as opened:
