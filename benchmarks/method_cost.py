@@ -28,6 +28,7 @@ from benchmarks.formulas.base import Known
 from benchmarks.paired import Ratio, alternate
 from kdsearch.methods import get
 from kdsearch.methods.base import DistillLoss, Setting, Signal
+from kdsearch.models.cifar_resnet import CifarResNet
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
 from kdsearch.models.probe import evaluating
 from kdsearch.models.students.base import Student
@@ -35,7 +36,6 @@ from kdsearch.models.students.resnet import ResNet
 from kdsearch.models.students.vit import ViT
 from kdsearch.spec import DistillSpec
 from kdsearch.tasks.classification import Classification
-from kdsearch.teachers.cifar_resnet import CifarResNet
 from kdsearch.training.distiller import Distiller, Side
 
 BAR = 1.3

@@ -19,10 +19,10 @@ from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student
+from kdsearch.models.cifar_resnet import CifarResNet
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
-from kdsearch.teachers.cifar_resnet import CifarResNet
 from kdsearch.training.autotune import Executions
 from kdsearch.training.step import Session, TeacherSource
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs

@@ -249,6 +249,7 @@ class TrialRecord:
     control_of: the trial whose student this one trains with another method, for comparison.
     refit_of: the trial that this one, or its control, trains again under another `repeat`.
     reused_from: the equal earlier trial. draw: place in the order of proposals, None for a control.
+    inherited: share of the parameters that started from another network's weights.
     rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
 
     Example: TrialRecord(number=3, state="complete", params={"student.family": "resnet"}).kind
@@ -272,6 +273,7 @@ class TrialRecord:
     reused_from: int | None = None
     draw: int | None = None
     rejected_early: bool = False
+    inherited: float = 0.0
 
     @property
     def kind(self) -> str:

@@ -101,6 +101,7 @@ def test_every_option_has_a_help_text_and_a_panel() -> None:
     assert hidden == {
         "data_key",
         "weights_key",
+        "pretrained_key",
         "budget_shares",
         "look_epochs",
         "storage",

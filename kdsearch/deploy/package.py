@@ -22,15 +22,13 @@ from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import EXACT, Agreement
 from kdsearch.deploy.formats.onnx import OPSET, evaluate, load_file, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
-from kdsearch.deploy.pricing import file_for
+from kdsearch.deploy.pricing import file_for, save_student
 from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.targets import target_info
 from kdsearch.digests import changed
 from kdsearch.errors import CostError, ExportError, SpecError, StudyError
 from kdsearch.json_cache import processor
-from kdsearch.models.features import bare
 from kdsearch.models.model import Model, batches
-from kdsearch.models.weights import save_weights
 from kdsearch.space import Value
 from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study.chance import constant_answer, student_at_chance
@@ -119,7 +117,7 @@ def pack(
     except OSError as error:
         raise StudyError(f"cannot write to {path.parent}: {error.strerror}") from error
     student = student.cpu().eval()
-    save_weights(bare(student.network), fresh / "student.safetensors")
+    save_student(student, fresh / "student.safetensors")
     shape = student.preprocess.input_shape
     file = fresh / "student.onnx"
     task = tasks.of(data)

@@ -6,10 +6,12 @@ an architecture and input.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
@@ -26,7 +28,9 @@ from kdsearch.digests import changed, digest_of
 from kdsearch.errors import CostError, ExportError
 from kdsearch.models import students
 from kdsearch.models.features import bare
+from kdsearch.models.inherit.library import statistics_in
 from kdsearch.models.model import Model, Preprocess
+from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import sources_of
 from kdsearch.space import Params
 from kdsearch.spec import INITS, Budget, Candidate, Cost, StudentSpec
@@ -42,6 +46,27 @@ def build_student(spec: StudentSpec, data: ImageData) -> Model:
     """Return an untrained student on the CPU, with the preprocessing of its data."""
     network = tasks.of(data).network(spec, channels=data.channels, size=data.size)
     return Model(spec.family, network, preprocess_of(spec, data))
+
+
+def save_student(student: Model, path: Path) -> None:
+    """Write the weights of a trained student, and the statistics of its pixels, to one file."""
+    shown = student.preprocess
+    facts = {"mean": json.dumps(shown.mean), "std": json.dumps(shown.std)}
+    save_weights(bare(student.network), path, facts)
+
+
+def load_student(spec: StudentSpec, data: ImageData, path: Path) -> Model:
+    """Return the student that `save_student` wrote, frozen, on the CPU. Raises SpecError."""
+    student = build_student(spec, data)
+    fit_weights(bare(student.network), read_weights(path), where=str(path))
+    student.preprocess = with_statistics(student.preprocess, path)
+    return student.freeze()
+
+
+def with_statistics(preprocess: Preprocess, path: Path) -> Preprocess:
+    """Return a preprocessing with the statistics in a student's weights file, if it has them."""
+    found = statistics_in(path)
+    return preprocess if found is None else replace(preprocess, mean=found.mean, std=found.std)
 
 
 def preprocess_of(spec: StudentSpec, data: ImageData) -> Preprocess:

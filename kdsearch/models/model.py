@@ -18,6 +18,7 @@ from kdsearch.data.sizes import Size, as_size
 from kdsearch.data.views import to_input
 from kdsearch.models.features import Outputs, Tapped, gradient_of, head_of
 from kdsearch.models.probe import evaluating
+from kdsearch.spec import StudentSpec
 
 EVAL_BATCH = 256
 
@@ -64,7 +65,7 @@ class Model(nn.Module):
     """A named network and its preprocessing: uint8 images in, logits or Outputs out.
 
     inherited: parameters of `network` that hold another network's weights, by name; none from
-    scratch.
+    scratch. architecture: of a teacher that is a student's network too, whose students can inherit.
     """
 
     def __init__(self, name: str, network: nn.Module, preprocess: Preprocess) -> None:
@@ -73,6 +74,7 @@ class Model(nn.Module):
         self.network = network
         self.preprocess = preprocess
         self.inherited: frozenset[str] = frozenset()
+        self.architecture: StudentSpec | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of uint8 images [B, C, H, W]."""

@@ -26,8 +26,8 @@ def _silent(text: str) -> None:
     """Drop a note."""
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state to a safetensors file, whole or not at all.
+def save_weights(module: nn.Module, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write a module's state to a safetensors file, whole or not at all; `facts` go with it.
 
     A tied weight is written under each of its names.
     """
@@ -38,9 +38,17 @@ def save_weights(module: nn.Module, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            safetensors.torch.save_file(state, temporary)
+            safetensors.torch.save_file(state, temporary, metadata=dict(facts or {}))
     except (OSError, safetensors.SafetensorError) as error:
         raise StudyError(f"cannot write {path}: {error}") from error
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Return the facts in a weights file that kdsearch wrote; none in another file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def read_weights(path: Path, note: Note = _silent) -> dict[str, Tensor]:

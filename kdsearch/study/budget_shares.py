@@ -6,11 +6,13 @@ budget, and a resumed study accepts the same share again.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 
 from kdsearch.errors import SpecError
+from kdsearch.spec import Budget
 
 # Field of StudyConfig: its cost, how many of the field's units one unit of the cost is, its unit.
 LIMITS = {
@@ -43,3 +45,22 @@ def read_limit(text: str, name: str) -> float | Share:
     raise SpecError(
         f"{name} {text!r}: expected a number above 0, or a share of the teacher's own as 0.5x"
     )
+
+
+def budget_fields(budget: Budget | None) -> dict[str, float]:
+    """Return the fields of StudyConfig for a budget; without one, none."""
+    if budget is None:
+        return {}
+    limits = {
+        "budget_ms": budget.latency_ms,
+        "budget_mflops": _mega(budget.flops),
+        "budget_mparams": _mega(budget.params),
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def _mega(limit: float | None) -> float | None:
+    """Return a limit in millions that is no lower when it is multiplied again."""
+    if limit is None or limit / 1e6 * 1e6 >= limit:
+        return None if limit is None else limit / 1e6
+    return math.nextafter(limit / 1e6, math.inf)

@@ -69,7 +69,7 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
             yield name, f"unknown section {section!r}{hint}; known: {', '.join(_SECTIONS)}"
         elif section == "train":
             yield from _check_train(name, rest, dim)
-        elif section == "student" and rest not in ("family", "resolution"):
+        elif section == "student" and rest not in ("family", "resolution", "init"):
             yield from _check_owned(name, rest, families, _student_knobs, "family")
             yield from _check_student(name, rest, dim)
         elif section == "method" and rest != "name":
@@ -96,7 +96,7 @@ def _unknown_plugins(
 
 def _student_knobs(family: str) -> list[str]:
     students.check(StudentSpec(family=family))
-    return [*students.knobs_of(family), "resolution"]
+    return [*students.knobs_of(family), "resolution", "init"]
 
 
 def _method_knobs(method: str) -> list[str]:

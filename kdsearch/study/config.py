@@ -7,7 +7,6 @@ line builds its flags from it.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -59,6 +58,7 @@ _ARGUMENTS = {
 _NO_FLAGS = {
     "data_key": "the images of --data",
     "weights_key": "the content of --teacher-weights",
+    "pretrained_key": "the content of the pretrained weights",
     "look_epochs": "the epochs of a first look",
     "storage_study": "the name in --storage",
 }
@@ -78,10 +78,10 @@ class StudyConfig:
 
     budget_shares: the limits that the user gave as shares of the teacher's cost, by field; such a
     limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
-    None: it is trained in full. space: the YAML text itself. data_key, weights_key: digests of the
-    images and of the teacher's weights file. storage: the URL of the database without its password,
-    None for the study's own folder; storage_study: the study's name there, which no other study
-    has.
+    None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
+    digests of the images, of the teacher's weights file and of those that students start from.
+    storage: the URL of the database without its password, None for the study's own folder;
+    storage_study: the study's name there, which no other study has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
@@ -132,6 +132,16 @@ class StudyConfig:
         None, "Fine-tune the teacher on the data for so many epochs.", DATA, AT_LEAST_1
     )
     weights_key: str | None = None
+    pretrained_weights: str | None = option(
+        None,
+        "Files of pretrained weights by network, as timm:resnet18=FILE; separated by commas. "
+        "Without: the hub's cache, or a download.",
+        DATA,
+    )
+    student_weights: str | None = option(
+        None, "The file that students start from with init pretrained, or FAMILY=FILE.", DATA
+    )
+    pretrained_key: str | None = None
     budget_ms: float | None = _limit(
         "Latency of the exported file on the --target, or 0.5x: half of the teacher's."
     )
@@ -357,25 +367,6 @@ def _with_shares(given: Mapping[str, object], start: StudyConfig) -> dict[str, o
         elif limit != getattr(start, name):
             shares.pop(name, None)
     return fields if shares == start.budget_shares else {**fields, "budget_shares": shares}
-
-
-def budget_fields(budget: Budget | None) -> dict[str, float]:
-    """Return the fields of StudyConfig for a budget; without one, none."""
-    if budget is None:
-        return {}
-    limits = {
-        "budget_ms": budget.latency_ms,
-        "budget_mflops": _mega(budget.flops),
-        "budget_mparams": _mega(budget.params),
-    }
-    return {name: limit for name, limit in limits.items() if limit is not None}
-
-
-def _mega(limit: float | None) -> float | None:
-    """Return a limit in millions that is no lower when it is multiplied again."""
-    if limit is None or limit / 1e6 * 1e6 >= limit:
-        return None if limit is None else limit / 1e6
-    return math.nextafter(limit / 1e6, math.inf)
 
 
 def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:

@@ -15,10 +15,10 @@ from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpac
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE, StudyConfig
 from kdsearch.study.facts import StudyFacts
+from kdsearch.study.width import is_size, share_name
 
 METHOD = "method.name"
 PLAIN = "kd"  # plain knowledge distillation
-WIDTH, SHARE = ".width", ".share"  # a share of 1 is the widest student that fits
 _AXES = ("train.optimizer", "student.family")  # the outer loop first
 
 
@@ -80,8 +80,8 @@ def _at(space: SearchSpace, fixed: Params) -> Params:
     dims: dict[str, Dim] = dict(space.all_dims())
     found: dict[str, Value] = {}
     for name, value in space.walk(pick).items():
-        if name.endswith(WIDTH) and name not in fixed:
-            found[name.removesuffix(WIDTH) + SHARE] = 1.0
+        if is_size(name, dims[name]) and name not in fixed:
+            found[share_name(name)] = 1.0  # the widest student that fits
         elif not isinstance(dims[name], Constant):
             found[name] = value
     return found

@@ -77,6 +77,7 @@ class TrialOutcome:
     reason: str = ""
     reused_from: int | None = None
     rejected_early: bool = False
+    inherited: float = 0.0
 
 
 class OpenStudy:

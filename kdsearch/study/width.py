@@ -3,7 +3,8 @@
 Where a study has a limit, most draws have `student.FAMILY.share` in place of
 `student.FAMILY.width`. Once every other parameter is known, the width is the widest whose cost is
 within that share of the tightest limit. A record has the width alone; Optuna has both, so that TPE
-learns from each draw, whichever of the two was sampled.
+learns from each draw, whichever of the two was sampled. Of a library's network the width is its
+`depth`, the share of its blocks that stay.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeAlias
 
+from kdsearch.models import students
 from kdsearch.space import Choice, Dim, Float, Params, SearchSpace, owned_name
 from kdsearch.spec import Budget, Cost, TrialRecord
 
@@ -50,7 +52,7 @@ class Widths:
         self._space, self._shared = space, shared(space)
         self._budget = budget
         self._dims = {
-            n: dim for n, dim in space.all_dims() if isinstance(dim, Float) and _is_width(n, dim)
+            n: dim for n, dim in space.all_dims() if isinstance(dim, Float) and is_size(n, dim)
         }
         self._is_wide = is_wide or budget == Budget()
 
@@ -148,7 +150,7 @@ def shared(space: SearchSpace) -> SearchSpace:
 def _shared(dims: Mapping[str, Dim], name_of: Callable[[str], str]) -> Iterator[tuple[str, Dim]]:
     for name, dim in dims.items():
         full = name_of(name)
-        if _is_width(full, dim):
+        if is_size(full, dim):
             yield share_name(name), SHARE
         elif isinstance(dim, Choice):
             owned = {
@@ -160,15 +162,21 @@ def _shared(dims: Mapping[str, Dim], name_of: Callable[[str], str]) -> Iterator[
             yield name, dim
 
 
-def _is_width(name: str, dim: Dim) -> bool:
-    return isinstance(dim, Float) and name.startswith("student.") and name.endswith(".width")
+def is_size(name: str, dim: Dim) -> bool:
+    """Return whether a dimension is solved for a share: a width, or a library network's depth."""
+    section, _, rest = name.partition(".")
+    family, _, knob = rest.rpartition(".")
+    if section != "student" or not isinstance(dim, Float):
+        return False
+    return knob == "width" or (knob == "depth" and students.is_library(family))
 
 
 def is_share(name: str) -> bool:
-    """Return whether a parameter is the share that stands for a width."""
+    """Return whether a parameter is the share that stands for a width or a depth."""
     return name.startswith("student.") and name.endswith(".share")
 
 
-def share_name(width: str) -> str:
-    """Return the name of the share that stands for a width."""
-    return f"{width.removesuffix('width')}share"
+def share_name(size: str) -> str:
+    """Return the name of the share that stands for a width or a depth."""
+    owner, dot, _ = size.rpartition(".")
+    return f"{owner}{dot}share"

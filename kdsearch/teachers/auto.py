@@ -44,7 +44,9 @@ _FINE_TUNE = TrainSpec(
 def build_auto(data: ImageData) -> Model:
     """Return the untrained network of `auto`, on the CPU."""
     model = build_student(_STUDENT, data)
-    return Model("auto", model.network, model.preprocess)
+    teacher = Model("auto", model.network, model.preprocess)
+    teacher.architecture = _STUDENT
+    return teacher
 
 
 def train_teacher(

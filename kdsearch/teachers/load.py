@@ -17,12 +17,14 @@ from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import Size
 from kdsearch.errors import SpecError
+from kdsearch.models import students
+from kdsearch.models.cifar_resnet import MEAN, STD
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.models.weights import fit_weights, read_weights
+from kdsearch.spec import StudentSpec
 from kdsearch.teachers import previous_study
 from kdsearch.teachers.auto import build_auto, train_teacher
-from kdsearch.teachers.cifar_resnet import MEAN, STD
 from kdsearch.teachers.networks import Build, find_builder
 from kdsearch.teachers.pretrained import find_pretrained, mark_inherited
 from kdsearch.teachers.spec import TeacherSpec
@@ -85,6 +87,8 @@ def _load(spec: TeacherSpec, data: ImageData) -> Model:
         _replace_head(spec, network, head, data)
     tapped = Tapped(network, in_channels=preprocess.channels, resolution=preprocess.resolution)
     model = Model(spec.name, tapped, preprocess)
+    if students.is_library(spec.name):
+        model.architecture = StudentSpec(family=spec.name)
     classes = model.example(data.train.at(slice(2))).logits.shape[1]
     if classes != data.num_classes:
         raise SpecError(_other_classes(spec, classes, data))
@@ -97,7 +101,9 @@ def _student(spec: TeacherSpec, earlier: previous_study.SavedStudent, data: Imag
             f"--teacher {spec.name}: it tells apart {_listed(earlier.classes)}; the data "
             f"{data.name!r} has {_listed(data.classes)}; --teacher-epochs 5 fine-tunes it on these"
         )
-    return Model(spec.name, earlier.build(tasks.of(data)), earlier.preprocess)
+    model = Model(spec.name, earlier.build(tasks.of(data)), earlier.preprocess)
+    model.architecture = earlier.spec
+    return model
 
 
 def _listed(classes: tuple[str, ...]) -> str:

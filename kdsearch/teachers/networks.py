@@ -13,9 +13,9 @@ from torch import nn
 
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean, explained
+from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.models.inherit.source import quick_to_fail
 from kdsearch.registry import import_object, neighbours
-from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.spec import KINDS, TeacherSpec
 
 # Builds a network with that number of classes; None: with its own head and pretrained weights.

@@ -17,7 +17,7 @@ from torch import nn
 
 from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import Size, as_size
-from kdsearch.deploy.pricing import preprocess_of
+from kdsearch.deploy.pricing import preprocess_of, with_statistics
 from kdsearch.errors import SpecError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Preprocess
@@ -84,7 +84,10 @@ def find_student(name: str, data: ImageData, storage: str | None = None) -> Save
             f"study:{folder}, the best student, teaches on any"
         )
     return SavedStudent(
-        spec=spec, weights=weights, classes=data.classes, preprocess=preprocess_of(spec, data)
+        spec=spec,
+        weights=weights,
+        classes=data.classes,
+        preprocess=with_statistics(preprocess_of(spec, data), weights),
     )
 
 

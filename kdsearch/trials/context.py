@@ -36,6 +36,7 @@ from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
 from kdsearch.training.validation import Evaluation, measured
+from kdsearch.trials.start import files_of
 from kdsearch.trials.trial import TrialContext
 
 CACHE = ".cache"
@@ -166,6 +167,7 @@ def lay_out(
         train=feed,
         val=Feed(data.val, device),
         executions=Executions(out / CACHE),
+        weights=files_of(config),
     )
 
 

@@ -1,6 +1,7 @@
 """One trial, and the only place that orders its steps: every cheap check before an expensive one.
 
-build -> FLOPs, parameters -> latency -> budget -> losses and adapters -> training -> weights.
+build -> FLOPs, parameters -> latency -> budget -> inherited weights -> losses and adapters ->
+training -> weights.
 A candidate that cannot be built, priced or trained becomes a failed outcome with its reason.
 """
 
@@ -12,8 +13,8 @@ import gc
 import io
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
-from kdsearch.deploy.pricing import BUILD_LOCK, build_student, price
+from kdsearch.deploy.pricing import BUILD_LOCK, build_student, price, save_student
 from kdsearch.digests import digest_of
 from kdsearch.errors import (
     NO_WRITE,
@@ -35,9 +36,8 @@ from kdsearch.errors import (
     explained,
 )
 from kdsearch.methods.base import Setting
-from kdsearch.models.features import bare
+from kdsearch.models.inherit.start import inherit
 from kdsearch.models.model import Model
-from kdsearch.models.weights import save_weights
 from kdsearch.registry import sources_of
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec
 from kdsearch.study.early_stopping import OnRung, Rung
@@ -62,6 +62,7 @@ class TrialContext:
 
     train, val: the images on the device; without, each training brings its own there. Without
     `executions` steps run in plain float32. unfinished: where trainings are kept until they end.
+    weights: files of pretrained weights, by network or family.
     """
 
     data: ImageData
@@ -76,6 +77,7 @@ class TrialContext:
     val: Feed | None = None
     executions: Executions | None = None
     unfinished: Path | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -155,6 +157,16 @@ def _run(
             violations=violations,
             reason=context.budget.explain(cost),
         )
+    with BUILD_LOCK:
+        inherited = inherit(
+            start, candidate.student, files=context.weights, teachers=context.teachers
+        )
+    if inherited is not None:
+        logger.info(
+            "%.0f %% of the parameters are inherited (%s)",
+            100 * inherited.share,
+            candidate.student.init,
+        )
     should_stop = None if on_rung is None else _stop_rule(on_rung, cost, candidate.student.init)
     train = partial(
         _train,
@@ -163,11 +175,12 @@ def _run(
         on_epoch=on_epoch,
         should_stop=should_stop,
         pause_at=pause_at,
+        start_key="" if inherited is None else inherited.key,
     )
     student, epochs = _trained(candidate, start, train, context.device)
     last = epochs[-1]
     if not last.stopped:
-        save_weights(bare(student.network), directory / WEIGHTS)
+        save_student(student, directory / WEIGHTS)
         atomic.write(directory / "curve.csv", _curve_csv(epochs, context.task.metric))
     return TrialOutcome(
         state="pruned" if last.stopped else "complete",
@@ -178,6 +191,7 @@ def _run(
         epochs=candidate.train.epochs,
         mode=last.mode,
         reason=last.stopped,
+        inherited=0.0 if inherited is None else inherited.share,
     )
 
 
@@ -241,6 +255,7 @@ def _train(
     on_epoch: OnEpoch | None,
     should_stop: ShouldStop | None,
     pause_at: int | None,
+    start_key: str,
 ) -> list[Epoch]:
     form = Execution()
     if context.executions is not None:
@@ -256,6 +271,7 @@ def _train(
         name = candidate.digest()
         files = sources_of([candidate.student.family, *candidate.distill.method.split("+")])
         what = f"{name} {files} | seed {seed} | {context.data.key} | {context.device.type} | {form}"
+        what += f" | from {start_key}" if start_key else ""
         checkpoint = Checkpoint(context.unfinished / f"{name}.pt", what, alone=BUILD_LOCK)
     with context.device_lock.shared() as step_lock:
         session = Session(

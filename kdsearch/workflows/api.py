@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, StudentSpec
+from kdsearch.study.budget_shares import budget_fields
 from kdsearch.study.callbacks import Callback
-from kdsearch.study.config import budget_fields, config_of, free_name, study_path
+from kdsearch.study.config import config_of, free_name, study_path
 from kdsearch.study.options import RunOptions, options_of
 from kdsearch.workflows.load import Study, load_study
 
@@ -40,6 +41,8 @@ def run(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
+    pretrained_weights: str | None = None,
+    student_weights: str | None = None,
     budget: Budget | None = None,
     target: str | None = None,
     threads: int | None = None,
@@ -112,6 +115,8 @@ def distill(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
+    pretrained_weights: str | None = None,
+    student_weights: str | None = None,
     target: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -189,6 +194,8 @@ def check(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
+    pretrained_weights: str | None = None,
+    student_weights: str | None = None,
     seed: int | None = None,
     space: str | Path | None = None,
     params: Params | None = None,

@@ -12,13 +12,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from kdsearch.deploy.package import Package, pack
-from kdsearch.deploy.pricing import build_student
+from kdsearch.deploy.pricing import build_student, load_student
 from kdsearch.deploy.targets import require_target
 from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError, TrainingError
 from kdsearch.models import students
-from kdsearch.models.features import bare
-from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Candidate
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, study_path
@@ -30,6 +28,7 @@ from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_at_chance_on
+from kdsearch.trials.start import require_teacher, with_weights
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, build_distiller, run_trial
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)
@@ -66,10 +65,15 @@ def distill(
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
     data, config = load_data(config, out, callback.on_message)
+    family = candidate.student.family
+    starting = [family] if candidate.student.init == "pretrained" else []
+    config = with_weights(config, starting, sole=family)
     student = build_student(candidate.student, data)  # raises before any training
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run(student.preprocess.input_shape, callback.on_message)
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
+    if candidate.student.init == "teacher":
+        require_teacher([family], prepared.context.teachers)
     build_distiller(candidate, student, prepared.context)
     task = prepared.context.task
     teacher_val = task.metric.text(prepared.teacher.val)
@@ -93,9 +97,7 @@ def distill(
         raise TrainingError(outcome.reason)
     assert outcome.cost is not None
     assert outcome.val is not None
-    student = build_student(candidate.student, data)
-    fit_weights(bare(student.network), read_weights(path / WEIGHTS), where=str(path))
-    student.freeze()
+    student = load_student(candidate.student, data, path / WEIGHTS)
     test = evaluate_in_detail(student.to(torch_device), data.test, context.task, torch_device)
     results = {"validation": outcome.val, "test": test.value}
     package = pack(

@@ -18,12 +18,10 @@ from pathlib import Path
 
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack, read_package
-from kdsearch.deploy.pricing import build_student
+from kdsearch.deploy.pricing import load_student
 from kdsearch.engines.dispatch import Engine, TrialQueue
 from kdsearch.errors import BudgetError, TrialsFailedError
-from kdsearch.models.features import bare
 from kdsearch.models.model import Model
-from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.report.artifacts import about_longer_training, summarise, write_derived
 from kdsearch.report.findings import (
     CONTROLS,
@@ -305,10 +303,8 @@ class _Steps:
         self.training_seconds += time.perf_counter() - began
 
     def _load_student(self, record: TrialRecord) -> Model:
-        student = build_student(Candidate.from_params(record.params).student, self._context.data)
-        state = read_weights(self._weights(record))
-        fit_weights(bare(student.network), state, where=f"trial {record.number}")
-        return student.freeze()
+        spec = Candidate.from_params(record.params).student
+        return load_student(spec, self._context.data, self._weights(record))
 
     def has_weights(self, record: TrialRecord) -> bool:
         """Return whether the weights of a training are kept; a first look may have lost its own."""

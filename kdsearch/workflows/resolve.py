@@ -35,6 +35,7 @@ from kdsearch.study.summary import TeacherEntry
 from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import load_data
+from kdsearch.trials.start import families_of, with_weights
 
 # Of a run that names no images, teacher, space or budget: a limit that the teacher breaks, and a
 # spend that ends within a minute.
@@ -74,6 +75,9 @@ def resolve(
     data, config = load_data(config, out, note)
     if not config.space:
         config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
+    space = config.search_space()
+    starting = families_of(space, "pretrained")
+    config = with_weights(config, starting, sole=starting[0] if len(starting) == 1 else None)
     if old is None:
         config = with_plan(config, len(data.train), trials=options.trials, spend=options.spend)
     refuse_sampler(config)

@@ -53,6 +53,7 @@ from kdsearch.study.summary import Images
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import pick_device, prepare, teacher_at_chance_on
+from kdsearch.trials.start import families_of, require_teacher
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.version import VERSION
 from kdsearch.workflows.finalize import finalize
@@ -110,6 +111,7 @@ def _run(
     callback.on_message(f"Results go to {path}")
     require_target(config).dry_run((data.channels, *data.size), callback.on_message)
     prepared = prepare(config, data, out=out, device=device, callback=preparation)
+    require_teacher(families_of(config.search_space(), "teacher"), prepared.context.teachers)
     task = prepared.context.task
     metric, chance = task.metric_on(data.val.labels), task.chance(data.val.labels)
     callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")

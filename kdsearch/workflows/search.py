@@ -29,7 +29,8 @@ from kdsearch.errors import SpaceError, SpecError, StopStudy, did_you_mean, expl
 from kdsearch.space import Params
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Budget, Cost
-from kdsearch.study.config import OBJECTIVE, StudyConfig, budget_fields
+from kdsearch.study.budget_shares import budget_fields
+from kdsearch.study.config import OBJECTIVE, StudyConfig
 from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study
 from kdsearch.study.sampler_check import refuse_sampler

@@ -237,3 +237,24 @@ def test_a_guess_of_both_is_refused() -> None:
     too_low = {"student.family": "resnet", "student.share": 0.1}
     with pytest.raises(Exception, match=r"student.share=0.1: expected 0.4 to 1.0"):
         read_guess(parse_space(SPACE), too_low)
+
+
+def test_the_depth_of_a_librarys_network_is_solved_like_a_width() -> None:
+    family = "timm:resnet18.a1_in1k"
+    space = parse_space(f"""
+student:
+  family:
+    choice:
+      {family}: {{depth: {{float: [0.0, 1.0]}}}}
+      resnet: {{depth: {{int: [4, 12]}}}}
+""")
+    assert f"student.{family}.share" in dict(shared(space).all_dims())
+    assert "student.resnet.depth" in dict(shared(space).all_dims())
+    widths = Widths(space, Budget(flops=100.0), is_wide=False)
+    params = {"student.family": family, f"student.{family}.share": 0.5}
+
+    def cost(params: Params) -> Cost:
+        return Cost(flops=20.0 + 8 * int(10 * float(params[f"student.{family}.depth"])))
+
+    solved, _ = widths.solve(params, cost)  # 20 + 8 * 3 is within 50, 20 + 8 * 4 is not
+    assert solved[f"student.{family}.depth"] == pytest.approx(0.399)

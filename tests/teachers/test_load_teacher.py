@@ -13,10 +13,10 @@ from toy_data import CPU, tiny_network, toy_data
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.errors import SpecError
+from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.models.model import Model
 from kdsearch.tasks.classification import Classification
 from kdsearch.teachers import auto
-from kdsearch.teachers.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.autotune import Executions

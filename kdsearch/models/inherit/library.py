@@ -1,19 +1,23 @@
-"""Networks of timm and torchvision with pretrained weights in them, and the input they expect."""
+"""Networks of libraries with pretrained weights in them, and the pixels that they expect."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError
-from kdsearch.models.students._library import build_torchvision, check_name, image_size
-from kdsearch.models.weights import fit_weights
+from kdsearch.models import cifar_resnet
+from kdsearch.models.students._library import BUILDERS, CIFAR, check_name, image_size, split
+from kdsearch.models.weights import fit_weights, read_facts
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_SIZES: Mapping[str, Size] = {CIFAR: (32, 32), "torchvision": (224, 224)}
 _AUXILIARY = ("aux", "AuxLogits")  # heads of torchvision's Inception networks, for training alone
 
 
@@ -32,10 +36,23 @@ class Statistics:
         return Statistics(mean=(mean,) * channels, std=(std,) * channels)
 
 
+def statistics_in(file: Path) -> Statistics | None:
+    """Return the statistics that kdsearch wrote into a weights file, None in another file."""
+    facts = read_facts(file)
+    if not {"mean", "std"} <= facts.keys():
+        return None
+    return Statistics(
+        mean=tuple(json.loads(facts["mean"])),
+        std=tuple(json.loads(facts["std"])),
+    )
+
+
 def statistics_of(name: str) -> Statistics:
-    """Return the statistics of the pretrained weights of `timm:NAME` or `torchvision:NAME`."""
+    """Return the statistics of the pretrained weights of a library's network."""
     check_name(name)
-    library, _, network = name.partition(":")
+    library, network = split(name)
+    if library == CIFAR:
+        return Statistics(mean=cifar_resnet.MEAN, std=cifar_resnet.STD)
     if library == "timm":
         config = _timm_config(network)
         return Statistics(mean=tuple(config.mean), std=tuple(config.std))
@@ -55,7 +72,7 @@ def pretrained_network(
     in_channels: int = 3,
     resolution: int | Size | None = None,
 ) -> nn.Module:
-    """Return `timm:NAME` or `torchvision:NAME` with all tensors of `state` in it, on the CPU.
+    """Return a library's network with all tensors of `state` in it, on the CPU.
 
     The head has the classes of `state`, or there is none. timm's own rules fit the first layer to
     `in_channels` and position embeddings to `resolution` (None: the network's own). where: whence
@@ -64,12 +81,12 @@ def pretrained_network(
     Example: pretrained_network("timm:resnet18", read_weights(file), where=str(file))
     """
     check_name(name)
-    library, _, network = name.partition(":")
+    library, network = split(name)
     size = None if resolution is None else as_size(resolution)
     try:
         if library == "timm":
             return _timm(network, state, in_channels, size)
-        return _torchvision(network, state, in_channels, size)
+        return _other(library, network, state, in_channels, size or _SIZES[library])
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SpecError) as error:
         cause = " ".join(str(error).split())[:400]
         raise SpecError(f"{where}: these are not the weights of {name}: {cause}") from error
@@ -111,13 +128,13 @@ def _timm_config(name: str) -> Any:
     return config
 
 
-def _torchvision(
-    name: str, state: Mapping[str, Tensor], in_channels: int, size: Size | None
+def _other(
+    library: str, name: str, state: Mapping[str, Tensor], in_channels: int, size: Size
 ) -> nn.Module:
     state = {n: value for n, value in state.items() if not n.startswith(_AUXILIARY)}
-    network = build_torchvision(name, in_channels, 1, size or (224, 224))
+    network = BUILDERS[library](name, in_channels, 1, size)
     head = next(n for n, value in reversed(network.state_dict().items()) if n.endswith("weight"))
     classes = len(state[head]) if head in state else 1
-    network = build_torchvision(name, in_channels, classes, size or (224, 224))
-    fit_weights(network, state, where=f"torchvision:{name}")
+    network = BUILDERS[library](name, in_channels, classes, size)
+    fit_weights(network, state, where=name)
     return network

@@ -45,7 +45,9 @@ def names() -> tuple[str, ...]:
 
 
 def is_library(family: str) -> bool:
-    """Whether a family is one architecture of timm or torchvision."""
+    """Whether a family is one network of timm or torchvision, or a CIFAR ResNet."""
+    if family.startswith("cifar_resnet"):
+        return True
     return family.partition(":")[0] in LIBRARIES and ":" in family
 
 
@@ -67,8 +69,6 @@ def check(spec: StudentSpec) -> None:
         raise SpecError(
             f"student family {spec.family!r} has no knob {hints}; it accepts {', '.join(known)}"
         )
-    if spec.init != "scratch":
-        raise SpecError(f"student.init: the family {spec.family!r} starts from scratch alone")
 
 
 def check_values(spec: StudentSpec) -> None:

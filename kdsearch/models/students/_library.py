@@ -1,4 +1,4 @@
-"""Fixed architectures of timm and torchvision as students: `timm:NAME`, `torchvision:NAME`.
+"""Networks of libraries as students: `timm:NAME`, `torchvision:NAME`, `cifar_resnetN`.
 
 Their stages are found by `Tapped`. The libraries are imported only when one of their names is used.
 """
@@ -14,6 +14,7 @@ from torch import nn
 
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.models.features import Tapped
 from kdsearch.models.inherit.cut import Cut
 from kdsearch.models.inherit.drop import leave_out
@@ -22,12 +23,21 @@ from kdsearch.models.students.base import described
 from kdsearch.space import Params, Value
 
 IMAGENET_CLASSES = 1000
+CIFAR = "cifar_resnet"
 
 
 def check_name(family: str) -> None:
     """Raise SpecError, with the nearest name, when the library has no such model."""
-    library, _, name = family.partition(":")
+    library, name = split(family)
     _CHECKS[library](name)
+
+
+def split(family: str) -> tuple[str, str]:
+    """Return the library and the network's name in it: `timm`, `cifar_resnet` or another."""
+    if family.startswith(CIFAR):
+        return CIFAR, family.removeprefix(CIFAR)
+    library, _, name = family.partition(":")
+    return library, name
 
 
 def build_library(
@@ -38,13 +48,13 @@ def build_library(
     resolution: int | Size,
     **knobs: Value,
 ) -> Tapped:
-    """Build `timm:NAME` or `torchvision:NAME`; see `Shape` for its knobs. Raises SpecError."""
+    """Build a library's network; see `Shape` for its knobs. Raises SpecError."""
     form = Shape.of(family, knobs)
     check_name(family)
     size = as_size(resolution)
-    library, _, name = family.partition(":")
+    library, name = split(family)
     try:
-        module = _BUILDERS[library](name, in_channels, num_classes, size)
+        module = BUILDERS[library](name, in_channels, num_classes, size)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause = " ".join(str(error).split())
         shown = f"{in_channels} x {size[0]} x {size[1]}"
@@ -126,6 +136,17 @@ def _check_torchvision(name: str) -> None:
         )
 
 
+def _check_cifar(depth: str) -> None:
+    if depth not in map(str, DEPTHS):
+        raise SpecError(f"{CIFAR}{depth}: its depth is one of {', '.join(map(str, DEPTHS))}")
+
+
+def _build_cifar(depth: str, in_channels: int, num_classes: int, size: Size) -> nn.Module:
+    if in_channels != 3:
+        raise ValueError(f"the CIFAR ResNets read 3 channels, not {in_channels}")
+    return CifarResNet(int(depth), num_classes)
+
+
 def _torchvision_names() -> list[str]:
     import torchvision
 
@@ -150,7 +171,7 @@ def image_size(name: str, size: Size) -> dict[str, Any]:
     return {"img_size": size[0] if size[0] == size[1] else size} if is_fixed else {}
 
 
-def build_torchvision(name: str, in_channels: int, num_classes: int, size: Size) -> nn.Module:
+def _build_torchvision(name: str, in_channels: int, num_classes: int, size: Size) -> nn.Module:
     """Build a classifier of torchvision with random weights. Raises ValueError."""
     import torchvision
 
@@ -191,8 +212,8 @@ _TORCHVISION_OPTIONS: Mapping[str, Callable[[Size], Mapping[str, object]]] = Map
     }
 )
 _CHECKS: Mapping[str, Callable[[str], None]] = MappingProxyType(
-    {"timm": _check_timm, "torchvision": _check_torchvision}
+    {"timm": _check_timm, "torchvision": _check_torchvision, CIFAR: _check_cifar}
 )
-_BUILDERS: Mapping[str, Callable[[str, int, int, Size], nn.Module]] = MappingProxyType(
-    {"timm": _build_timm, "torchvision": build_torchvision}
+BUILDERS: Mapping[str, Callable[[str, int, int, Size], nn.Module]] = MappingProxyType(
+    {"timm": _build_timm, "torchvision": _build_torchvision, CIFAR: _build_cifar}
 )

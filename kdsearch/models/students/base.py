@@ -27,9 +27,18 @@ MIN_RESOLUTION = 8
 
 
 class Student(nn.Module, ABC):
-    """Base of every family. `knobs`: each knob's default search range."""
+    """Base of every family. `knobs`: each knob's default search range.
+
+    pretrained: the library's network whose weights a student may start from, `timm:NAME`.
+    """
 
     knobs: ClassVar[Mapping[str, Knob]] = MappingProxyType({})
+    pretrained: ClassVar[str] = ""
+
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of `pretrained` under the names of the family."""
+        return dict(state)
 
     @abstractmethod
     def features(self, x: Tensor) -> Outputs:

@@ -8,6 +8,7 @@ convolution) below 32 px, 2 below 64 px, else 4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
@@ -30,6 +31,19 @@ from kdsearch.space import Choice, Float, Int
 CHANNELS = (40, 80, 160, 320)
 KERNELS = (3, 5, 7)
 EXPANSION = 4
+EPS = 1e-6  # of a LayerNorm, as the paper's code has it
+
+
+_TIMM = (
+    (re.compile(r"^head\.norm\."), "norm."),
+    (re.compile(r"^head\.fc\."), "head."),
+    (re.compile(r"\.downsample\."), ".0.shrink."),
+    (re.compile(r"\.blocks\."), "."),
+    (re.compile(r"\.conv_dw\."), ".depthwise."),
+    (re.compile(r"(?<=\d)\.norm\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.fc1\."), ".mlp.1."),
+    (re.compile(r"\.mlp\.fc2\."), ".mlp.3."),
+)
 
 
 class ConvNeXt(ConvStudent):
@@ -40,6 +54,25 @@ class ConvNeXt(ConvStudent):
         "depth": Int(low=4, high=12),
         "kernel": Choice(options=KERNELS),
     }
+    pretrained = "timm:convnext_atto"  # the same at width 1 and kernel 7, but for six blocks
+
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of timm's convnext_atto, its layer scale multiplied into the MLP."""
+        found = {}
+        for name, tensor in state.items():
+            block, _, leaf = name.rpartition(".mlp.fc2.")
+            if name.endswith(".gamma"):
+                continue
+            if block:
+                scale = state[f"{block}.gamma"]
+                tensor = tensor.flatten(1) * scale[:, None] if leaf == "weight" else tensor * scale
+            elif ".mlp.fc1.weight" in name:
+                tensor = tensor.flatten(1)
+            for theirs, own in _TIMM:
+                name = theirs.sub(own, name)
+            found[name] = tensor
+        return found
 
     def __init__(
         self,
@@ -71,7 +104,7 @@ class ConvNeXt(ConvStudent):
         super().__init__(
             stem=_stem(in_channels, channels[0], resolution),
             stages=stages,
-            norm=nn.LayerNorm(channels[-1]),
+            norm=nn.LayerNorm(channels[-1], eps=EPS),
             embedding=channels[-1],
             num_classes=num_classes,
         )
@@ -85,7 +118,7 @@ def _stem(in_channels: int, out_channels: int, resolution: int | Size) -> nn.Seq
         if patch == 1
         else nn.Conv2d(in_channels, out_channels, patch, stride=patch)
     )
-    return nn.Sequential(conv, _ChannelNorm(out_channels))
+    return nn.Sequential(conv, _ChannelNorm(out_channels, eps=EPS))
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -105,7 +138,7 @@ class _Block(nn.Module):
             nn.Identity()
             if stride == 1
             else nn.Sequential(
-                _ChannelNorm(in_channels),
+                _ChannelNorm(in_channels, eps=EPS),
                 nn.Conv2d(in_channels, out_channels, stride, stride=stride),
             )
         )
@@ -114,7 +147,7 @@ class _Block(nn.Module):
         )
         inner = EXPANSION * out_channels
         self.mlp = nn.Sequential(
-            nn.LayerNorm(out_channels),
+            nn.LayerNorm(out_channels, eps=EPS),
             nn.Linear(out_channels, inner),
             nn.GELU(),
             nn.Linear(inner, out_channels),

@@ -6,6 +6,7 @@ ImageNet form (7x7 stem and pooling, four stages of 64 to 512).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -24,6 +25,18 @@ from kdsearch.models.students.base import (
 )
 from kdsearch.space import Float, Int
 
+_TIMM = (
+    (re.compile(r"^fc\."), "head."),
+    (re.compile(r"^conv1\."), "stem.0."),
+    (re.compile(r"^bn1\."), "stem.1."),
+    (re.compile(r"^layer(\d)\."), lambda found: f"stages.{int(found[1]) - 1}."),
+    (re.compile(r"\.conv1\."), ".body.0."),
+    (re.compile(r"\.bn1\."), ".body.1."),
+    (re.compile(r"\.conv2\."), ".body.3."),
+    (re.compile(r"\.bn2\."), ".body.4."),
+    (re.compile(r"\.downsample\."), ".shortcut."),
+)
+
 
 class ResNet(ConvStudent):
     """`width` multiplies the channels, `depth` counts blocks of two convolutions in all."""
@@ -32,6 +45,17 @@ class ResNet(ConvStudent):
         "width": Float(low=0.25, high=2.0, log=True),
         "depth": Int(low=4, high=12),
     }
+    pretrained = "timm:resnet18"  # the same network as width 1, depth 8 from 64 px
+
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of timm's resnet18 under the names of this family."""
+        found = {}
+        for name, tensor in state.items():
+            for pattern, own in _TIMM:
+                name = pattern.sub(own, name)
+            found[name] = tensor
+        return found
 
     def __init__(
         self,
