@@ -7,7 +7,7 @@ dotted paths; a dimension of option `kd` of `method.name` is called `method.kd.*
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TypeAlias, TypeGuard
@@ -146,6 +146,15 @@ class SearchSpace:
     def fixed(self, name: str, value: Value) -> SearchSpace:
         """Return the space with one dimension replaced, or added, as a constant."""
         return replace(self, dims={**self.dims, name: Constant(value=value)})
+
+    def without(self, name: str, options: Collection[Value]) -> SearchSpace:
+        """Return the space without some options of a choice, and what they own."""
+        dim = self.dims.get(name)
+        if not isinstance(dim, Choice) or not options:
+            return self
+        kept = tuple(option for option in dim.options if option not in options)
+        owned = {option: dims for option, dims in dim.owned.items() if option not in options}
+        return replace(self, dims={**self.dims, name: Choice(options=kept, owned=owned)})
 
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
         """Yield every (name, dimension), including those that options own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from kdsearch.models.probe import (
     recording,
     split_at_head,
 )
+
+Answers: TypeAlias = Literal["logits", "probabilities", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Tapped(nn.Module):
     Linear with 3 * D outputs, or MultiheadAttention) of these tokens; windows are not. Two heads
     are what a plain tuple of two [B, K] is in training mode: timm's distilled transformers.
 
+    answers: what the module gives: `probabilities`, whose logarithms are the logits then, or an
+    `embedding`, where it has no head.
     Raises SpecError when the module fails on the input or does not answer with logits [B, K].
     """
 
@@ -95,9 +100,11 @@ class Tapped(nn.Module):
         in_channels: int,
         resolution: int | Size,
         num_classes: int | None = None,
+        answers: Answers = "logits",
     ) -> None:
         super().__init__()
         self.module = module
+        self.answers = answers
         size = as_size(resolution)
         shape = (2, in_channels, *size)
         calls, logits = probe(module, shape)
@@ -106,15 +113,20 @@ class Tapped(nn.Module):
                 f"{type(module).__name__} answers with {logits.shape[1]} classes, the data has "
                 f"{num_classes}; give a network with {num_classes} outputs"
             )
-        self.head, body = split_at_head(module, calls, logits.shape[1], size)
+        classes = 0 if answers == "embedding" else logits.shape[1]
+        self.head, body = split_at_head(module, calls, classes, size)
         self.stages = find_stages(module, body)
         self.attention = find_attention(module, calls, self.stages)
         self.is_linear = self.head is not None and _is_equal(calls[self.head].flatten(1), logits)
-        if self.head is None and not self.stages:
+        if self.head is None and not self.stages and answers != "embedding":
             raise SpecError(
                 f"{type(module).__name__} has neither a Linear or convolution with "
                 f"{logits.shape[1]} outputs nor any map to read an embedding from"
             )
+
+    def extra_repr(self) -> str:
+        """Return the kind of the answers: cached outputs depend on it."""
+        return self.answers
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, K] from the bare module, without hooks."""
@@ -135,7 +147,10 @@ class Tapped(nn.Module):
             logits, both = self._read(x)
         size = (x.shape[2], x.shape[3])
         maps = tuple(as_map(outputs[call], size) for call in self.stages)
-        read = inputs[self.head] if self.head else maps[-1]
+        if self.answers == "embedding":
+            read = logits
+        else:
+            read = inputs[self.head] if self.head else maps[-1]
         parts = ((self.module.get_submodule(call.name), call) for call in projected)
         attended = tuple(projections(part, inputs[call], outputs[call]) for part, call in parts)
         return Outputs(
@@ -149,7 +164,10 @@ class Tapped(nn.Module):
             first, second = map(first_tensor, answer)
             if first is not None and second is not None and first.shape == second.shape:
                 return logits_of((first + second) / 2), (first, second)
-        return logits_of(answer), ()
+        logits = logits_of(answer)
+        if self.answers == "probabilities":
+            logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
+        return logits, ()
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:

@@ -8,7 +8,7 @@ matching).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,25 +61,57 @@ class Preprocess:
         return (self.channels, *self.size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """The classes of the data that a teacher's head knows.
+
+    columns: their places among the network's outputs. classes: their places among the data's
+    classes, ascending and as many; None where they are all of these.
+    """
+
+    columns: tuple[int, ...] = ()
+    classes: tuple[int, ...] | None = ()
+
+
 class Model(nn.Module):
     """A named network and its preprocessing: uint8 images in, logits or Outputs out.
 
+    known: of a teacher whose outputs are not the data's classes in order. Its logits are then [B,
+    S], those of the S classes that it knows, and zeros [B, 1] where it knows none.
     inherited: parameters of `network` that hold another network's weights, by name; none from
     scratch. architecture: of a teacher that is a student's network too, whose students can inherit.
     """
 
-    def __init__(self, name: str, network: nn.Module, preprocess: Preprocess) -> None:
+    columns: Tensor | None
+
+    def __init__(
+        self, name: str, network: nn.Module, preprocess: Preprocess, known: Known | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.network = network
         self.preprocess = preprocess
+        self.known = known
+        columns = None if known is None else torch.tensor(known.columns, dtype=torch.int64)
+        self.register_buffer("columns", columns, persistent=False)
         self.inherited: frozenset[str] = frozenset()
         self.architecture: StudentSpec | None = None
 
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """Return the classes of the data that the logits are of; None: all of them, in order."""
+        return None if self.known is None else self.known.classes
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of uint8 images [B, C, H, W]."""
-        logits: Tensor = self.network(self.preprocess(images))
-        return logits
+        return self._of_known(self.network(self.preprocess(images)))
+
+    def _of_known(self, logits: Tensor) -> Tensor:
+        if self.columns is None:
+            return logits
+        if not len(self.columns):
+            return logits.new_zeros(len(logits), 1)
+        return logits.index_select(1, self.columns)
 
     def features(self, images: Tensor, *, need: frozenset[str] = frozenset()) -> Outputs:
         """Return logits, embedding, stages and the other outputs for uint8 images [B, C, H, W].
@@ -95,14 +127,19 @@ class Model(nn.Module):
 
     def _outputs(self, inputs: Tensor, need: frozenset[str]) -> Outputs:
         if isinstance(self.network, Tapped):
-            return self.network.features(inputs, attention=not need or "attention" in need)
-        outputs: Outputs = self.network.features(inputs)  # type: ignore[operator]
-        return outputs
+            outputs = self.network.features(inputs, attention=not need or "attention" in need)
+        else:
+            outputs = self.network.features(inputs)  # type: ignore[operator]
+        return replace(outputs, logits=self._of_known(outputs.logits))
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None] | None:
         """Return (weight [K, D], bias [K] or None) of the layer that reads the embedding."""
-        return head_of(self.network)
+        head = head_of(self.network)
+        if head is None or self.columns is None:
+            return head
+        weight, bias = head
+        return weight[self.columns], None if bias is None else bias[self.columns]
 
     def freeze(self) -> Model:
         """Return itself in evaluation mode, its parameters without gradient."""

@@ -18,6 +18,7 @@ from kdsearch.errors import SpecError, place_in_user_file
 from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, grid_of, height_axis
 
 MAX_STAGES = 5
+_ANSWERS = ("logits", "pooler_output", "image_embeds", "x_norm_clstoken", "last_hidden_state")
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
@@ -40,11 +41,17 @@ class _Seen:
 
 
 def logits_of(answer: object) -> Tensor:
-    """Return the [B, K] tensor in what a classifier answers, whichever way it wraps it."""
-    found = getattr(answer, "logits", answer)
-    if isinstance(found, Mapping):
-        found = found.get("logits")
-    elif isinstance(found, tuple | list) and found:
+    """Return the [B, K] tensor in what a network answers, whichever way it wraps it.
+
+    Without logits an embedding [B, D] is taken, as transformers and DINO name it.
+    """
+    found: object = answer
+    for name in _ANSWERS:
+        named = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
+        if isinstance(named, Tensor):
+            found = named.flatten(1, -2).mean(dim=1) if name == "last_hidden_state" else named
+            break
+    if isinstance(found, tuple | list) and found:
         found = found[0]
     if not isinstance(found, Tensor) or found.ndim != 2:
         seen = list(found.shape) if isinstance(found, Tensor) else type(answer).__name__
@@ -226,7 +233,8 @@ def split_at_head(
 ) -> tuple[Call | None, list[_Seen]]:
     """Return the head's call and what the units before it gave, in order."""
     order = list(calls)
-    fits = [call for call in order if _head_width(module.get_submodule(call.name)) == classes]
+    widths = {call: _head_width(module.get_submodule(call.name)) for call in order}
+    fits = [call for call in order if classes and widths[call] == classes]
     linear = [call for call in fits if isinstance(module.get_submodule(call.name), nn.Linear)]
     head = next(reversed(linear or fits), None)
     units = set(_units(module))

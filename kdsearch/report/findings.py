@@ -200,7 +200,8 @@ def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:
             f"{metric.text(teacher.test)} on test. {why}: trust the test {metric.label} of the "
             f"students, not their validation {metric.label}."
         )
-    if plain is not None and teacher.val <= plain and not _is_at_chance(study, teacher.val):
+    is_comparable = teacher.knows_all and not _is_at_chance(study, teacher.val)
+    if plain is not None and teacher.val <= plain and is_comparable:
         yield (
             f"The teacher ({metric.text(teacher.val)}) is no better than this student without a "
             f"teacher ({metric.text(plain)}). Look for a better teacher first."

@@ -6,10 +6,9 @@ budget, and a resumed study accepts the same share again.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
+from math import inf, nextafter
 
 from kdsearch.errors import SpecError
 from kdsearch.spec import Budget
@@ -63,4 +62,4 @@ def _mega(limit: float | None) -> float | None:
     """Return a limit in millions that is no lower when it is multiplied again."""
     if limit is None or limit / 1e6 * 1e6 >= limit:
         return None if limit is None else limit / 1e6
-    return math.nextafter(limit / 1e6, math.inf)
+    return nextafter(limit / 1e6, inf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +60,7 @@ _NO_FLAGS = {
     "weights_key": "the content of --teacher-weights",
     "pretrained_key": "the content of the pretrained weights",
     "look_epochs": "the epochs of a first look",
+    "left_out": "the methods that the teacher cannot teach",
     "storage_study": "the name in --storage",
 }
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
@@ -79,9 +80,10 @@ class StudyConfig:
     budget_shares: the limits that the user gave as shares of the teacher's cost, by field; such a
     limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
     None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
-    digests of the images, of the teacher's weights file and of those that students start from.
-    storage: the URL of the database without its password, None for the study's own folder;
-    storage_study: the study's name there, which no other study has.
+    digests of the images, of the teacher's files and of the weights that students start from.
+    left_out: methods that the teachers cannot teach. storage: the URL of the database without its
+    password, None for the study's own folder; storage_study: the study's name there, which no other
+    study has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
@@ -130,6 +132,9 @@ class StudyConfig:
     teacher_weights: str | None = option(None, "The teacher's weights file.", DATA)
     teacher_epochs: int | None = option(
         None, "Fine-tune the teacher on the data for so many epochs.", DATA, AT_LEAST_1
+    )
+    teacher_classes: str | None = option(
+        None, "A file with the teacher's class names, in the order of its head.", DATA
     )
     weights_key: str | None = None
     pretrained_weights: str | None = option(
@@ -195,6 +200,7 @@ class StudyConfig:
         None, "Name or folder of a study whose best recipes are tried first.", SEARCH
     )
     space: str = option("", "A built-in space or a YAML file.", SEARCH)
+    left_out: tuple[str, ...] = ()
     storage: str | None = None
     storage_study: str | None = None
 
@@ -257,7 +263,7 @@ class StudyConfig:
 
     def search_space(self) -> SearchSpace:
         """Return the parsed space, with `epochs` and `batch_size` fixed where they are set."""
-        space = _parsed(self.space)
+        space = _parsed(self.space).without("method.name", self.left_out)
         for name in ("epochs", "batch_size"):
             if (value := getattr(self, name)) is not None:
                 space = space.fixed(f"train.{name}", value)
@@ -267,6 +273,10 @@ class StudyConfig:
     def pruning(self) -> str:
         """Return how running trials are pruned: `safe`, `tight` or `off`."""
         return "off" if self.stopping == HALVING else self.stopping
+
+    def controls(self, methods: Iterable[str]) -> list[str]:
+        """Return the methods of controls that the teachers can teach."""
+        return [method for method in methods if method not in self.left_out]
 
     def changes(self, other: StudyConfig) -> dict[str, tuple[object, object]]:
         """Return the fields that differ: name -> (here, there); a share goes with its limit."""

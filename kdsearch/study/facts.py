@@ -28,12 +28,14 @@ OLDER_FORMAT = (
 class Refit:
     """Retrain the `count` best candidates of the front under so many seeds, 0 for none.
 
-    epochs: of each of these trainings; None: as many as in the search.
+    epochs: of each of these trainings; None: as many as in the search. left_out: methods that no
+    control has, as the teachers cannot teach them.
     """
 
     count: int = 0
     seeds: int = SEEDS
     epochs: int | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -58,7 +60,8 @@ class Refit:
     def controls(self, record: TrialRecord) -> list[str]:
         """Return the methods of a candidate's controls, without the candidate's own."""
         own = candidate_digest(self.params(record, 1))
-        return [m for m in CONTROLS if candidate_digest(self.params(record, 1, m)) != own]
+        methods = [method for method in CONTROLS if method not in self.left_out]
+        return [m for m in methods if candidate_digest(self.params(record, 1, m)) != own]
 
 
 def candidate_digest(params: Params) -> str:

@@ -35,7 +35,11 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherEntry:
-    """The teacher's own metric and cost; of several, their common metric and the sums."""
+    """The teacher's own metric and cost; of several, their common metric and the sums.
+
+    knows_all: whether it answers for all classes of the data, so that it could take a student's
+    place.
+    """
 
     name: str
     val: float
@@ -45,12 +49,17 @@ class TeacherEntry:
     latency_ms: float | None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
+    knows_all: bool = True
 
     def is_within(self, budget: Budget) -> bool | None:
         """Return whether the teacher keeps a budget; None where it sets no limit or a cost lacks.
 
+        None too for a teacher that does not know all classes: it cannot replace a student.
+
         The rule is that of students: the upper end of the latency counts.
         """
+        if not self.knows_all:
+            return None
         costs = {name: getattr(self, name) for name in ("flops", "params", *LATENCY)}
         excess = budget.violations(Cost(**costs))
         if any(value > 0 for value in excess.values()):

@@ -86,11 +86,17 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
         raise SpecError(f"torchvision has no classification model {name!r}{hint}")
     if classes is not None:
         return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
+    weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         with quick_to_fail():
-            return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
+            network: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (URLError, OSError, RuntimeError) as error:
         raise SpecError(_no_download(f"torchvision:{name}", error)) from error
+    shown = weights.transforms()
+    stated = {"mean": tuple(shown.mean), "std": tuple(shown.std), "resolution": shown.crop_size[0]}
+    for attribute, value in stated.items():
+        setattr(network, attribute, value)
+    return network
 
 
 def _no_download(name: str, error: Exception) -> str:

@@ -21,18 +21,21 @@ KINDS = (
     "FILE.py:FACTORY",
 )
 
+_SOURCES = ("timm", "torchvision", "open_clip", "study")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherSpec:
     """A teacher: its name (see KINDS), its weights, and epochs of training on the data.
 
-    weights: a file, or the tag of an open_clip model. epochs: of fine-tuning, None for none; `auto`
-    is trained with its own number then. pretrained: weights that `auto` may start from, by network.
-    Raises SpecError for settings that contradict each other.
+    weights: a file, or the tag of an open_clip model. classes: a file of class names. epochs: of
+    fine-tuning, None for none; `auto` is trained with its own number then. pretrained: weights that
+    `auto` may start from, by network. Raises SpecError for settings that contradict each other.
     """
 
     name: str = "auto"
     weights: str | None = None
+    classes: str | None = None
     epochs: int | None = None
     pretrained: Mapping[str, Path] = field(default_factory=dict)
 
@@ -53,6 +56,11 @@ class TeacherSpec:
         return self.name == "auto" or self.epochs is not None
 
     @property
+    def is_factory(self) -> bool:
+        """Whether a user's function builds it."""
+        return ":" in self.name and self.name.partition(":")[0] not in _SOURCES
+
+    @property
     def weights_file(self) -> Path | None:
         """The file that its weights are read from, if any. Raises SpecError for no such study."""
         if self.name.startswith("study:"):
@@ -69,14 +77,20 @@ def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
     names = [name.strip() for name in config.teacher.split(",")]
     if not all(names):
         raise SpecError(f"--teacher {config.teacher!r}: a name is missing next to a comma")
-    weights = config.teacher_weights
-    files = [""] * len(names) if weights is None else weights.split(",")
-    if len(files) != len(names):
+    weights = _one_each(config.teacher_weights, len(names), "--teacher-weights")
+    classes = _one_each(config.teacher_classes, len(names), "--teacher-classes")
+    return tuple(
+        TeacherSpec(name=name, weights=file, classes=listed, epochs=config.teacher_epochs)
+        for name, file, listed in zip(names, weights, classes, strict=True)
+    )
+
+
+def _one_each(text: str | None, count: int, flag: str) -> list[str | None]:
+    """Return one file for each teacher. Raises SpecError for another number of them."""
+    files = [""] * count if text is None else text.split(",")
+    if len(files) != count:
         raise SpecError(
-            f"--teacher-weights: {len(files)} for {len(names)} teachers; give one for each, "
+            f"{flag}: {len(files)} for {count} teachers; give one for each, "
             "separated by commas, empty for a teacher that needs none"
         )
-    return tuple(
-        TeacherSpec(name=name, weights=file.strip() or None, epochs=config.teacher_epochs)
-        for name, file in zip(names, files, strict=True)
-    )
+    return [file.strip() or None for file in files]

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kdsearch import data as datasets
 from kdsearch import tasks
-from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.flops import count
@@ -22,20 +21,20 @@ from kdsearch.deploy.pricing import latency_of
 from kdsearch.deploy.targets import require_target
 from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import CostError, SpecError
-from kdsearch.models.model import Model, batches
+from kdsearch.models.model import Model
 from kdsearch.report.words import amount
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.chance import constant_answer, teacher_at_chance
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TeacherEntry
-from kdsearch.tasks import Details, Task
+from kdsearch.tasks import Details
+from kdsearch.teachers.evaluation import NEAREST, evaluate_teachers, knows_none
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.pretrained import about_scratch, weights_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
-from kdsearch.training.validation import Evaluation, measured
 from kdsearch.trials.start import files_of
 from kdsearch.trials.trial import TrialContext
 
@@ -78,7 +77,9 @@ def load_data(
     if config.metric is not None:
         data = replace(data, metric=config.metric)
         tasks.of(data)  # refuses a metric that the task has not
-    files = [weights_of(spec, data) for spec in teacher_specs(config)]
+    specs = teacher_specs(config)
+    files = [weights_of(spec, data) for spec in specs]
+    files += [Path(spec.classes) for spec in specs if spec.classes is not None]
     keys = [
         hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         for file in files
@@ -104,17 +105,25 @@ def prepare(
     for spec in teacher_specs(config):
         if text := about_scratch(spec, data):
             callback.on_message(text)
-    context = lay_out(config, data, out=out, device=device, on_epoch=callback.on_teacher_epoch)
+    context = lay_out(
+        config,
+        data,
+        out=out,
+        device=device,
+        on_epoch=callback.on_teacher_epoch,
+        note=callback.on_message,
+    )
     teachers = context.teachers
-    found = evaluate_teachers(teachers, data.val, context.task, device)
+    found = evaluate_teachers(teachers, data.val, data, context.task, device)
     seconds = time.perf_counter() - started
     entry = TeacherEntry(
-        name=" + ".join(teacher.name for teacher in teachers),
+        name=" + ".join(teacher.name for teacher in teachers) + NEAREST * knows_none(teachers),
         val=found.value,
         test=None,
         flops=_flops(teachers, callback.on_message),
         params=sum(p.numel() for teacher in teachers for p in teacher.parameters()),
         latency_ms=None,
+        knows_all=any(teacher.classes is None for teacher in teachers),
     )
     for spec, teacher in zip(teacher_specs(config), teachers, strict=True):
         if spec.name == "auto" and teacher.name != spec.name:
@@ -132,6 +141,7 @@ def lay_out(
     out: Path,
     device: torch.device,
     on_epoch: OnEpoch | None = None,
+    note: Note = lambda text: None,
 ) -> TrialContext:
     """Load or train the teacher, and return what trials share."""
     teachers = tuple(
@@ -142,6 +152,7 @@ def lay_out(
             seed=config.seed,
             device=device,
             on_epoch=on_epoch,
+            note=note,
         )
         for spec in teacher_specs(config)
     )
@@ -169,20 +180,6 @@ def lay_out(
         executions=Executions(out / CACHE),
         weights=files_of(config),
     )
-
-
-def evaluate_teachers(
-    teachers: Sequence[Model], images: ImageSet, task: Task, device: torch.device
-) -> Evaluation:
-    """Return the metric of the teachers' common answer, each at the same weight."""
-    meter = task.meter(device)
-
-    def predict(batch: Tensor) -> Tensor:
-        answers = torch.stack([teacher(batch) for teacher in teachers], dim=1)
-        weights = torch.full(answers.shape[:2], 1 / len(teachers), device=answers.device)
-        return task.blend(weights, answers)
-
-    return Evaluation(measured(predict, batches(images, device), meter), meter.details())
 
 
 def teacher_at_chance_on(data: ImageData, val: float, details: Details) -> str:

@@ -31,6 +31,7 @@ from kdsearch.digests import digest_of
 from kdsearch.errors import (
     NO_WRITE,
     KDSearchError,
+    SpecError,
     StudyError,
     TrainingError,
     explained,
@@ -309,7 +310,7 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
     train = candidate.train
     need = needed_features(candidate.distill)
     shown = images.to(context.device)
-    return Distiller(
+    distiller = Distiller(
         candidate.distill,
         task=context.task,
         student=side_of(student, images),
@@ -325,6 +326,13 @@ def build_distiller(candidate: Candidate, student: Model, context: TrialContext)
         if train.class_weights
         else None,
     )
+    has_unlabelled = len(context.data.labelled) < len(context.data.train)
+    if distiller.uses_labels and not distiller.are_whole and has_unlabelled:
+        raise SpecError(
+            f"method {candidate.distill.method!r} needs a label for each image, and this teacher "
+            "cannot give the unlabelled ones a class; use a method without labels, such as kd"
+        )
+    return distiller
 
 
 def side_of(model: Model, images: Tensor, need: frozenset[str] = frozenset()) -> Side:
@@ -333,6 +341,7 @@ def side_of(model: Model, images: Tensor, need: frozenset[str] = frozenset()) ->
         outputs=model.example(images, need=need & {"gradient", "attention"}),
         resolution=model.preprocess.resolution,
         head=model.head,
+        classes=model.classes,
     )
 
 

@@ -31,8 +31,17 @@ class Calibration:
     temperature: float | None
 
 
-def measure_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Return accuracy, confidence and calibration errors of logits [N, K] for labels [N]."""
+def measure_calibration(
+    logits: Tensor, labels: Tensor, classes: tuple[int, ...] | None = None
+) -> Calibration:
+    """Return accuracy, confidence and calibration errors of logits [N, K] for labels [N].
+
+    classes: of which the logits are; then of the images of these alone. None: all classes.
+    """
+    if classes is not None:
+        own = labels[:, None] == torch.tensor(classes)
+        is_known = own.any(dim=1)
+        logits, labels = logits[is_known], own.int().argmax(dim=1)[is_known]
     logits = logits.double()
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     right = (predicted == labels).double()

@@ -30,6 +30,7 @@ from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
 from kdsearch.teachers.spec import teacher_specs
+from kdsearch.training.distiller.coverage import refusal
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import train
@@ -88,7 +89,8 @@ def check(
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
     methods = _try_all(plan, models, prepared.context, on_try)
-    known = [spec.is_trained_here for spec in teacher_specs(config)]
+    specs = zip(teacher_specs(config), prepared.context.teachers, strict=True)
+    known = [spec.is_trained_here for spec, teacher in specs if teacher.classes != ()]
     chance = prepared.context.task.chance(data.val.labels)
     return CheckReport(
         data=data.name,
@@ -217,23 +219,25 @@ def _compared(student: StudentCheck, prepared: Prepared) -> StudentCheck:
 
 
 def _teachers(context: TrialContext) -> Iterator[TeacherCheck]:
-    """Yield the calibration of each teacher and of their blend, on validation and training."""
+    """Yield the calibration of each teacher and of their blend, on validation and training.
+
+    Of a teacher that knows some classes, on the images of these; none of one that knows none.
+    """
     splits = [_spaced(images, MAX_IMAGES) for images in (context.data.val, context.data.labelled)]
     answers = [_answers(context.teachers, images, context.device) for images in splits]
-    names = [teacher.name for teacher in context.teachers]
-    if len(names) > 1:
-        names.append("blend of all")
-        shares = torch.full((1, len(context.teachers)), 1 / len(context.teachers))
-        answers = [
-            torch.cat([logits, context.task.blend(shares, logits.transpose(0, 1))[None]])
-            for logits in answers
-        ]
-    for name, *both in zip(names, *answers, strict=True):
-        validation, train_set = (
-            measure_calibration(logits, images.labels)
-            for logits, images in zip(both, splits, strict=True)
-        )
-        yield TeacherCheck(name=name, validation=validation, train=train_set)
+    known = [(teacher.name, teacher.classes) for teacher in context.teachers]
+    if len(known) > 1 and all(classes is None for _, classes in known):
+        shares = torch.full((1, len(known)), 1 / len(known))
+        for logits in answers:
+            logits.append(context.task.blend(shares, torch.stack(logits, dim=1)))
+        known.append(("blend of all", None))
+    labels = [images.labels for images in splits]
+    for (name, classes), *both in zip(known, *answers, strict=True):
+        if classes != ():
+            val, train_set = (
+                measure_calibration(*of, classes) for of in zip(both, labels, strict=True)
+            )
+            yield TeacherCheck(name=name, validation=val, train=train_set)
 
 
 def _spaced(images: ImageSet, limit: int) -> ImageSet:
@@ -243,13 +247,10 @@ def _spaced(images: ImageSet, limit: int) -> ImageSet:
 
 
 @torch.no_grad()
-def _answers(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> Tensor:
-    """Return the logits [T, N, K] of all teachers, on the CPU."""
-    parts = [
-        torch.stack([teacher(batch).float() for teacher in teachers]).cpu()
-        for batch, _ in batches(images, device)
-    ]
-    return torch.cat(parts, dim=1)
+def _answers(teachers: Sequence[Model], images: ImageSet, device: torch.device) -> list[Tensor]:
+    """Return the logits [N, K] of each teacher, on the CPU."""
+    parts = ([t(batch).float().cpu() for t in teachers] for batch, _ in batches(images, device))
+    return [torch.cat(of_one) for of_one in zip(*parts, strict=True)]
 
 
 def _try_all(
@@ -273,9 +274,10 @@ def _try_all(
 
 def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodCheck:
     """Take one step as a trial does; the error that fails a trial is the reason."""
-    found = MethodCheck(
-        method=candidate.distill.method, family=candidate.student.family, usable=False
-    )
+    method, family = candidate.distill.method, candidate.student.family
+    found = MethodCheck(method=method, family=family, usable=False)
+    if reason := refusal(method, [teacher.classes for teacher in context.teachers]):
+        return replace(found, reason=reason)
     torch.manual_seed(context.seed)
     student = copy.deepcopy(model)
     try:

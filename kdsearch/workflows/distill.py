@@ -24,6 +24,7 @@ from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.run_state import RunState
 from kdsearch.study.study import TrialOutcome
 from kdsearch.tasks import Metric
+from kdsearch.teachers.evaluation import NEAREST, knows_none
 from kdsearch.training import distiller
 from kdsearch.training.trainer import Epoch
 from kdsearch.training.validation import evaluate_in_detail
@@ -77,7 +78,8 @@ def distill(
     build_distiller(candidate, student, prepared.context)
     task = prepared.context.task
     teacher_val = task.metric.text(prepared.teacher.val)
-    callback.on_message(f"Teacher {config.teacher}: validation {teacher_val}")
+    which = config.teacher + NEAREST * knows_none(prepared.context.teachers)
+    callback.on_message(f"Teacher {which}: validation {teacher_val}")
     if warning := teacher_at_chance_on(data, prepared.teacher.val, prepared.details):
         callback.on_message(warning)
     callbacks = Callbacks([callback])

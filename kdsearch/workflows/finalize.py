@@ -40,8 +40,9 @@ from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
 from kdsearch.study.study import OpenStudy, Proposal, searched
+from kdsearch.teachers.evaluation import evaluate_teachers
 from kdsearch.training.validation import evaluate_in_detail
-from kdsearch.trials.context import CACHE, evaluate_teachers
+from kdsearch.trials.context import CACHE
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 from kdsearch.workflows.finished import BEST, Finalized
@@ -178,7 +179,7 @@ class _Steps:
         images, task, device = context.data.test, context.task, context.device
         teacher, test, details = facts.teacher_entry(), dict(facts.test), dict(facts.details)
         if teacher.test is None:
-            found = evaluate_teachers(context.teachers, images, task, device)
+            found = evaluate_teachers(context.teachers, images, context.data, task, device)
             teacher, details["teacher test"] = replace(teacher, test=found.value), found.details
         for record in records:
             if record.number not in test:
@@ -271,7 +272,7 @@ class _Steps:
         space = self._study.config.search_space()
 
         def source() -> Iterator[Proposal]:
-            for method in CONTROLS:
+            for method in self._study.config.controls(CONTROLS):
                 params = with_method(best.params, method_at_defaults(space, method))
                 if candidate_digest(params) == best.digest:
                     continue

@@ -6,7 +6,7 @@ A resumed study keeps its own value for each field and option that the user leav
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import SpecError
+from kdsearch.methods import METHODS
+from kdsearch.models.model import Model
+from kdsearch.space import Choice, Constant
 from kdsearch.study.budget_shares import LIMITS, Share
 from kdsearch.study.builtin_spaces import default_space, find_space
 from kdsearch.study.config import (
@@ -24,7 +27,7 @@ from kdsearch.study.config import (
     refuse_changes,
     study_path,
 )
-from kdsearch.study.facts import SEEDS, Refit
+from kdsearch.study.facts import CONTROLS, SEEDS, Refit
 from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
 from kdsearch.study.plan import with_plan
@@ -34,6 +37,7 @@ from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import TeacherEntry
 from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
+from kdsearch.training.distiller.coverage import check_teachers, refusal
 from kdsearch.trials.context import load_data
 from kdsearch.trials.start import families_of, with_weights
 
@@ -122,6 +126,30 @@ def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, l
         words = _WORDS.get(share, f"{share:g} of" if share < 1 else f"{share:g} times")
         lines.append(f"Budget: {limit:g} {unit}, {words} the teacher's {cost * scale:.3g} {unit}")
     return config, lines
+
+
+def with_usable_methods(
+    config: StudyConfig, teachers: Sequence[Model]
+) -> tuple[StudyConfig, list[str]]:
+    """Return the configuration without the methods that the teachers cannot teach, and a line.
+
+    Raises SpecError where no method with a teacher is left.
+    """
+    known = [teacher.classes for teacher in teachers]
+    dim = config.search_space().dims.get("method.name", Constant(value="kd"))
+    values = dim.options if isinstance(dim, Choice) else (getattr(dim, "value", "kd"),)
+    options = [str(value) for value in values]
+    bad = {name: reason for name in options if (reason := refusal(name, known))}
+    left_out = tuple(
+        dict.fromkeys([*config.left_out, *bad, *(m for m in CONTROLS if refusal(m, known))])
+    )
+    kept = [name for name in options if name not in bad]
+    if bad and not any(METHODS.get(part).reads for name in kept for part in name.split("+")):
+        check_teachers(next(iter(bad)), known)
+    lines = (
+        [f"Left out of method.name: {', '.join(bad)}: {next(iter(bad.values()))}"] if bad else []
+    )
+    return replace(config, left_out=left_out), lines
 
 
 def with_storage(config: StudyConfig, given: str | None, name: str, *, is_new: bool) -> StudyConfig:

@@ -51,6 +51,7 @@ from kdsearch.study.stop_conditions import StopConditions
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 from kdsearch.study.summary import Images
 from kdsearch.study.warm_start import recipes_of, start_of
+from kdsearch.teachers.evaluation import NEAREST, knows_none
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.trials.context import pick_device, prepare, teacher_at_chance_on
 from kdsearch.trials.start import families_of, require_teacher
@@ -58,7 +59,13 @@ from kdsearch.trials.trial import UNFINISHED, WEIGHTS, TrialContext, run_trial
 from kdsearch.version import VERSION
 from kdsearch.workflows.finalize import finalize
 from kdsearch.workflows.finished import Finalized, about_finished, finished
-from kdsearch.workflows.resolve import refit_in, resolve, resolved, with_earlier
+from kdsearch.workflows.resolve import (
+    refit_in,
+    resolve,
+    resolved,
+    with_earlier,
+    with_usable_methods,
+)
 from kdsearch.workflows.rungs import climb, forget
 
 _VERSIONED = ("torch", "optuna", "timm", "onnxruntime")
@@ -114,11 +121,16 @@ def _run(
     require_teacher(families_of(config.search_space(), "teacher"), prepared.context.teachers)
     task = prepared.context.task
     metric, chance = task.metric_on(data.val.labels), task.chance(data.val.labels)
-    callback.on_message(f"Teacher {config.teacher}: validation {metric.text(prepared.teacher.val)}")
+    teachers = prepared.context.teachers
+    which = config.teacher + NEAREST * knows_none(teachers)
+    callback.on_message(f"Teacher {which}: validation {metric.text(prepared.teacher.val)}")
     if warning := teacher_at_chance_on(data, prepared.teacher.val, prepared.details):
         callback.on_message(warning)
+    config, lines = with_usable_methods(config, teachers)
     config, limits = resolved(config, prepared.teacher)
-    _note_each(callback, limits)
+    _note_each(callback, [*lines, *limits])
+    if wanted is not None:
+        wanted = replace(wanted, left_out=config.left_out)
     prepared = replace(prepared, context=replace(prepared.context, budget=config.budget))
     if not warning and (kept := kept_by(prepared.teacher, config.budget)):
         callback.on_message(kept)

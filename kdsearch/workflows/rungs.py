@@ -91,7 +91,7 @@ def _controls(
     space = study.config.search_space()
     ended = [record for record in study.records() if record.state != "interrupted"]
     there = {(record.control_of, record.digest) for record in ended}
-    for method in CONTROLS:
+    for method in study.config.controls(CONTROLS):
         params = with_method(finalist.params, method_at_defaults(space, method))
         digest = candidate_digest(params)
         if digest == finalist.digest or (finalist.number, digest) in there:

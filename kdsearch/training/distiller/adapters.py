@@ -18,6 +18,7 @@ from kdsearch.methods import METHODS
 from kdsearch.methods.base import Align, Need, Setting, Signal, resized
 from kdsearch.models.features import Outputs
 from kdsearch.spec import ALL_PAIRS
+from kdsearch.training.distiller.coverage import Classes
 from kdsearch.training.distiller.recipe import TermSpec
 from kdsearch.training.pairing import Pairs, pair_stages
 
@@ -31,11 +32,13 @@ class Side:
     outputs: on a few images, in eval mode. resolution: (H, W) of the input in pixels,
     or a square's side. head: (weight
     [K, D], bias [K] or None) of the linear layer on the embedding, None where there is none.
+    classes: those of the data that a teacher's logits are of, None for all.
     """
 
     outputs: Outputs
     resolution: int | Size
     head: tuple[Tensor, Tensor | None] | None = None
+    classes: Classes = None
 
     def strides(self, need: Need) -> list[float]:
         """Return the stride of each map."""
@@ -67,7 +70,12 @@ def pairs_of(term: TermSpec, student: Side, teacher: Side | None) -> Pairs:
 
 
 class AdaptedLoss(nn.Module):
-    """A method with its adapters, on given pairs of stages or on other outputs of two networks."""
+    """A method with its adapters, on given pairs of stages or on other outputs of two networks.
+
+    shared: the classes that logits are compared on, where the teacher does not know all.
+    """
+
+    shared: Tensor | None
 
     def __init__(
         self, term: TermSpec, pairs: Pairs, student: Side, teacher: Side | None, setting: Setting
@@ -75,6 +83,9 @@ class AdaptedLoss(nn.Module):
         super().__init__()
         self.need = term.method.need
         self.pairs = pairs
+        classes = None if teacher is None or self.need != "logits" else teacher.classes
+        shared = None if classes is None else torch.tensor(classes)
+        self.register_buffer("shared", shared, persistent=False)
         self.loss = term.loss()
         outputs = None if teacher is None else teacher.outputs
         self.adapters = nn.ModuleList(self._adapters(term, student.outputs, outputs))
@@ -107,17 +118,20 @@ class AdaptedLoss(nn.Module):
         if self.need == "outputs":
             return student, teacher
         if self.need == "logits":
-            return student.logits, None if teacher is None else teacher.logits
+            mine = student.logits
+            if self.shared is not None:  # the softmax is over the classes that both know
+                mine = mine.index_select(1, self.shared)
+            return mine, None if teacher is None else teacher.logits
         assert teacher is not None
         if self.need == "embedding":
             embedding = student.embedding
             for adapter in self.adapters:
                 embedding = adapter(embedding)
             return embedding, teacher.embedding
-        mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
+        maps, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
         goals = [theirs[t] for _, t in self.pairs]
         adapted = [
-            adapter(mine[s], goal.shape[2:])
+            adapter(maps[s], goal.shape[2:])
             for (s, _), adapter, goal in zip(self.pairs, self.adapters, goals, strict=True)
         ]
         return adapted, goals

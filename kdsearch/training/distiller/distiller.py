@@ -17,6 +17,7 @@ from kdsearch.models.features import Outputs
 from kdsearch.spec import DistillSpec
 from kdsearch.tasks import Task
 from kdsearch.training.distiller.adapters import Side
+from kdsearch.training.distiller.coverage import check_teachers
 from kdsearch.training.distiller.loss_balance import GradNorm, Uncertainty
 from kdsearch.training.distiller.recipe import Recipe, needed_features, resolve
 from kdsearch.training.distiller.teacher_ensemble import TeacherEnsemble
@@ -86,6 +87,10 @@ class Distiller(nn.Module):
         self.student_features = frozenset({"logits"} | by_attention)
         if self.needed_features and not teachers:
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
+        known = [side.classes for side in teachers]
+        self.are_whole = all(classes is None for classes in known)
+        if self.needed_features and teachers:
+            check_teachers(spec.method, known)
         self.uses_labels = any(method.labels != "unused" for method in methods)
         if self.uses_labels or any("logits" in method.reads for method in methods):
             task.rows(student.outputs, None, None)  # refuses a task without classes
@@ -96,6 +101,11 @@ class Distiller(nn.Module):
         if len(teachers) == 1 and spec.teachers in ("confidence", "learned"):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
+            )
+        if not self.are_whole and spec.teachers in ("confidence", "learned"):
+            raise SpecError(
+                f"method.teachers: {spec.teachers!r} compares answers for all classes, which not "
+                "every teacher gives; use equal, or fixed shares"
             )
         terms = build_terms(self.recipe, student, teachers, setting or Setting())
         self.terms = nn.ModuleList(terms)
@@ -142,7 +152,10 @@ class Distiller(nn.Module):
         losses = {"task": task}
         shares: Tensor | None = None
         common = tuple(teachers[:1])  # what terms on logits compare with; then each teacher
-        if self.ensemble is not None:
+        if self.ensemble is not None and not self.are_whole:
+            shares = self.ensemble.shares.expand(len(student.logits), -1)
+            common = (teachers[0], *teachers)
+        elif self.ensemble is not None:
             logits = torch.stack([teacher.logits for teacher in teachers], dim=1)
             shares = self.ensemble(student.embedding, logits, target)
             if self.ensemble.gate is not None:
@@ -150,7 +163,7 @@ class Distiller(nn.Module):
                 losses["gate"] = self.task.loss(mixed, target)
             shares = shares.detach()
             common = (replace(teachers[0], logits=self.task.blend(shares, logits)), *teachers)
-        if self.uses_labels and common:
+        if self.uses_labels and common and self.are_whole:
             target = self.task.labelled_by(target, common[0])
         values = []
         for term, is_active in zip(self._terms, weights.active[1:], strict=True):

@@ -11,6 +11,7 @@ from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs
 from kdsearch.training.distiller.adapters import Side, adapted_losses
+from kdsearch.training.distiller.coverage import serves
 from kdsearch.training.distiller.recipe import Recipe, TermSpec
 
 _ORDER = ("stages", "attention", "outputs", "embedding", "logits")
@@ -69,7 +70,26 @@ class Term(nn.Module):
         ]
         if len(values) == 1 or shares is None:
             return torch.stack(values).sum()
-        return (torch.stack(values) * shares.mean(dim=0)).sum()
+        mean = shares.mean(dim=0)
+        if len(values) < len(mean):  # the other teachers do not know what is compared
+            own = mean[[place - 1 for place in self.teachers if place is not None]]
+            mean = own / own.sum()
+        return (torch.stack(values) * mean).sum()
+
+
+def _compared_with(
+    spec: TermSpec, teachers: Sequence[Side]
+) -> list[tuple[int | None, Side | None]]:
+    """Return the places and sides of the teachers that a term compares with.
+
+    On logits of all classes it is their ensemble, at place 0; else each that knows enough. The mean
+    of the divergences from each has the same gradient as the divergence from their mean.
+    """
+    are_whole = all(side.classes is None for side in teachers)
+    if len(teachers) == 1 or (spec.method.need == "logits" and are_whole):
+        return [(0, teachers[0])]
+    each = enumerate(teachers, start=1)
+    return [(place, side) for place, side in each if serves(spec.method, side.classes)]
 
 
 def build_terms(
@@ -82,8 +102,7 @@ def build_terms(
     for spec in recipe.terms:
         sides: list[tuple[int | None, Side | None]] = [(None, None)]
         if spec.method.reads:
-            has_each = len(teachers) > 1 and spec.method.need != "logits"
-            sides = list(enumerate(teachers, start=1)) if has_each else [(0, teachers[0])]
+            sides = _compared_with(spec, teachers)
         by_teacher = [
             adapted_losses(spec, student, side, setting, split_pairs=is_progressive)
             for _, side in sides

@@ -37,6 +37,7 @@ def key_of(teacher: Model, feed: Feed, *, view_seed: int, data_key: str) -> str:
         torch.get_float32_matmul_precision(),
         hardware,
         teacher.preprocess,
+        teacher.known,
         teacher.network,
         *filter(None, [sources_of([teacher.name])]),
     )
