@@ -42,7 +42,7 @@ ENTRY = {
 LAYOUT: dict[str, set[str]] = {
     "budget": {"latency_ms", "flops", "params"},
     "target": {"device", "runtime", "threads", "batch"},
-    "teacher": {"name", "val", "test", "flops", "params", *LATENCY},
+    "teacher": {"name", "val", "test", "flops", "params", "knows_all", *LATENCY},
     "counts": {"complete", "pruned", "rejected", "failed", "reused", "rejected_early"},
     "seconds": {"teacher", "search", "refit", "outputs", "finish", "wall"},
     "images": {"train", "val", "test"},
