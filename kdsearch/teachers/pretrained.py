@@ -79,8 +79,7 @@ def about_scratch(spec: TeacherSpec, data: ImageData) -> str | None:
     return (
         "There are no pretrained weights on this machine, and none can be downloaded: the teacher "
         "is trained from scratch. On 1,300 photographs of TrashNet such a teacher has 48 %, a "
-        f"pretrained one 83 %. --teacher {DOWNLOADED} --teacher-weights FILE --teacher-epochs 3 "
-        "gives it weights"
+        f"pretrained one 83 %. --pretrained-weights {DOWNLOADED}=FILE gives it weights"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdsearch.errors import SpecError
+from kdsearch.models.inherit.source import read_files
 from kdsearch.study.config import StudyConfig
 from kdsearch.teachers import previous_study
 from kdsearch.teachers.zero_shot import is_tag
@@ -79,8 +80,15 @@ def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
         raise SpecError(f"--teacher {config.teacher!r}: a name is missing next to a comma")
     weights = _one_each(config.teacher_weights, len(names), "--teacher-weights")
     classes = _one_each(config.teacher_classes, len(names), "--teacher-classes")
+    pretrained = read_files(config.pretrained_weights)
     return tuple(
-        TeacherSpec(name=name, weights=file, classes=listed, epochs=config.teacher_epochs)
+        TeacherSpec(
+            name=name,
+            weights=file,
+            classes=listed,
+            epochs=config.teacher_epochs,
+            pretrained=pretrained,
+        )
         for name, file, listed in zip(names, weights, classes, strict=True)
     )
 

@@ -66,7 +66,7 @@ def test_weights_of_photographs_are_for_photographs_and_for_auto(
 
 
 def test_without_weights_the_cost_is_said(tmp_path: Path) -> None:
-    assert "--teacher-weights FILE" in (about_scratch(TeacherSpec(), PHOTOGRAPHS) or "")
+    assert "--pretrained-weights timm:" in (about_scratch(TeacherSpec(), PHOTOGRAPHS) or "")
     given = TeacherSpec(pretrained={KNOWN[0]: tmp_path / "file"})
     assert about_scratch(given, PHOTOGRAPHS) is None
 
