@@ -75,8 +75,7 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"# {plain(config['student'])} for {plain(metrics['data']['name'])}",
         *([f"**{plain(metrics['warning'])}**"] if metrics.get("warning") else []),
         _summary(metrics, config),
-        _PROGRAM.strip()
-        + timm_snippet(config["student"], metrics["metadata"], metrics["task"].get("head_outputs")),
+        _PROGRAM.strip() + timm_snippet(config, metrics["metadata"], metrics["task"]),
         "\n".join(_results(metrics)),
         "\n".join(_by_class(metrics)),
         "\n".join(_files(metrics)),
@@ -275,13 +274,17 @@ def _size_of(metadata: Mapping[str, str]) -> str:
     return f"{height} x {width}"
 
 
-def timm_snippet(family: str, metadata: Mapping[str, str], head_outputs: int | None) -> str:
-    """Return code that loads the weights with timm, for a network of timm; else an empty text.
+def timm_snippet(
+    config: Mapping[str, Any], metadata: Mapping[str, str], task: Mapping[str, Any]
+) -> str:
+    """Return code that loads the weights with timm, for a whole network of timm; else ''.
 
-    metadata: of the ONNX file. head_outputs: see `tasks.Facts`.
+    config, task: of config.yaml and metrics.json. metadata: of the ONNX file.
     """
-    library, _, name = family.partition(":")
-    if library != "timm" or head_outputs is None:
+    library, _, name = config["student"].partition(":")
+    head_outputs = task.get("head_outputs")
+    has_less = any(f"student.{knob}" in config.get("set", {}) for knob in ("depth", "cut"))
+    if library != "timm" or head_outputs is None or has_less:
         return ""
     import timm
 

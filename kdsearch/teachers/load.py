@@ -75,7 +75,9 @@ def _start_of(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
         return build_auto(data)
     model = _load(replace(found, epochs=found.epochs or 1), data, note)  # its head is the data's
     shown = replace(model.preprocess, resolution=data.size)
-    return mark_inherited(Model(found.name, model.network, shown), found)
+    teacher = Model(found.name, model.network, shown)
+    teacher.architecture = model.architecture
+    return mark_inherited(teacher, found)
 
 
 def _load(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
