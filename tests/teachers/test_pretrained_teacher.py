@@ -74,7 +74,7 @@ def test_without_weights_the_cost_is_said(tmp_path: Path) -> None:
 def test_a_pretrained_teacher_inherits_all_but_the_head_and_sees_images_as_its_weights_did(
     weights: Path,
 ) -> None:
-    model = _start_of(TeacherSpec(pretrained={SMALL: weights}), PHOTOGRAPHS)
+    model = _start_of(TeacherSpec(pretrained={SMALL: weights}), PHOTOGRAPHS, print)
     config = timm.get_pretrained_cfg(SMALL.partition(":")[2])
     assert model.preprocess.mean == config.mean
     assert model.preprocess.size == PHOTOGRAPHS.size
