@@ -288,8 +288,8 @@ def timm_snippet(
         return ""
     import timm
 
-    config = timm.get_pretrained_cfg(name)
-    side = f", img_size={metadata['resolution']}" if config and config.fixed_input_size else ""
+    network = timm.get_pretrained_cfg(name)
+    side = f", img_size={metadata['resolution']}" if network and network.fixed_input_size else ""
     return f"""
 
 The same network in timm:
