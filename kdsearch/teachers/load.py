@@ -66,7 +66,7 @@ def load_teacher(
     )
 
 
-def _start_of(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
+def _start_of(spec: TeacherSpec, data: ImageData, note: Note = lambda text: None) -> Model:
     """Return what a teacher that is trained here starts from, on the CPU."""
     if spec.name != "auto":
         return mark_inherited(_load(spec, data, note), spec)
