@@ -5,6 +5,7 @@ safetensors, or a pickle loaded with `weights_only`; `checkpoints` finds the wei
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from kdsearch.atomic import replacing
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.checkpoints import Note, find_weights, load_file, renamed
 
+_FACTS = "kdsearch"
 _SAVE = 'torch.save(model.state_dict(), "weights.pt")'
 
 
@@ -38,7 +40,9 @@ def save_weights(module: nn.Module, path: Path, facts: Mapping[str, str] | None 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            safetensors.torch.save_file(state, temporary, metadata=dict(facts or {}))
+            # One entry: the format writes several in no fixed order.
+            metadata = {_FACTS: json.dumps(facts, sort_keys=True)} if facts else None
+            safetensors.torch.save_file(state, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise StudyError(f"cannot write {path}: {error}") from error
 
@@ -48,7 +52,8 @@ def read_facts(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
     with safetensors.safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        facts: dict[str, str] = json.loads((file.metadata() or {}).get(_FACTS, "{}"))
+        return facts
 
 
 def read_weights(path: Path, note: Note = _silent) -> dict[str, Tensor]:

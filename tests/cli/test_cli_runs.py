@@ -99,7 +99,7 @@ def test_a_share_of_the_teacher_and_a_goal_hold_also_on_resume(shell: Shell) -> 
     assert "--until 0.02" in report
     again = shell.run("--name", "share", "--budget-mflops", "0.5x")
     assert again.code == 0, again
-    assert "No further trial: trial 0 reaches --until 0.02 with" in again.stdout
+    assert "The study is finished: nothing was trained" in again.stdout
     assert "Budget:" not in again.stdout
     message = shell.refused_run("--name", "share", "--budget-mflops", "0.4x")
     assert "--budget-mflops: 1.28 -> 0.4x" in message

@@ -200,7 +200,7 @@ def test_interrupted_teacher_has_its_message(shell: Shell) -> None:
 
 def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> None:
     three = ("--trials", "3", "--budget-mflops", "1")
-    whole = shell.run("--name", "whole", *three, space=SLOW)
+    whole = shell.run("--name", "uninterrupted", *three, space=SLOW)
     assert whole.code == 0, whole
     line = run_line(shell.out, shell.folder, "--name", "killed", *three, space=SLOW)
     with start(line) as driver:
@@ -214,7 +214,7 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
     assert resumed.code == 0, resumed
     after = ended_trials(shell.out / "killed")
     assert after[: len(before)] == before
-    assert after == ended_trials(shell.out / "whole")
+    assert after == ended_trials(shell.out / "uninterrupted")
     assert len(after) == 3
 
 

@@ -260,7 +260,7 @@ def test_epochs_are_reported_in_their_order(epochs: tuple[int, ...]) -> None:
     study = kdsearch.search(space=SPACE, evaluate=evaluate, cost=cost, n_trials=1, epochs=2)
     done = len(epochs) - 1
     wanted = f"report({epochs[-1]}, ...) after epoch {done} of 2: expected the next"
-    assert study.trials[0].reason.endswith(wanted)
+    assert wanted in study.trials[0].reason
 
 
 @pytest.mark.parametrize(
