@@ -139,6 +139,7 @@ class Candidate:
         settings = [key for key in _fields(DistillSpec) if key not in ("method", "knobs")]
         distill = {key: own.pop(key) for key in settings if key in own}
         knobs = _take_under(rest, f"student.{family}.")
+        knobs |= {f"head.{name}": v for name, v in _take_under(rest, "student.head.").items()}
         student |= {name: knobs.pop(name) for name in common if name in knobs}
         train = _take_under(rest, "train.")
         train |= _take_under(train, f"{train.get('optimizer', '')}.")

@@ -10,6 +10,7 @@ from kdsearch.errors import SpecError, did_you_mean
 OPTIMIZERS = ("sgd", "adamw", "muon")
 POLICIES = ("plain", "trivial", "rand")
 MIXES = ("none", "mixup", "cutmix")
+MAX_SCALE = 3
 PRECISIONS = ("auto", "fp32", "bf16")
 NORMS = ("auto", "frozen", "moving")
 HEADS = ("fitted", "fresh")
@@ -29,6 +30,7 @@ class TrainSpec:
     mix: `none`, `mixup` or `cutmix`.
     class_weights: power of 1 / the share of its class by which an image counts in the loss on
         labels; 0: images count alike, 1: classes do.
+    scale: views enlarge or reduce an image by up to 1 + scale; 0: never.
     views: augmented views of each image, used in turn; 0: a new view each epoch.
     precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
     repeat: each number has its own weights, order and views. Above 0 they do not depend on the
@@ -66,6 +68,7 @@ class TrainSpec:
     layer_decay: float = 1.0
     frozen_stages: int = 0
     bn: str = "auto"
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -75,13 +78,14 @@ class TrainSpec:
             **{n: 0 <= getattr(self, n) < inf for n in _FROM_0},
             "layer_decay": 0 < self.layer_decay <= 1,
             "frozen_stages": self.frozen_stages >= ALL_STAGES,
+            "scale": 0 <= self.scale <= MAX_SCALE,
             **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
             accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr and "
             accepted += f"inherited_lr > 0, {', '.join(_FROM_0)} >= 0, layer_decay in (0, 1], "
-            accepted += "frozen_stages >= -1, the others in [0, 1)"
+            accepted += f"frozen_stages >= -1, scale from 0 to {MAX_SCALE}, the others in [0, 1)"
             raise SpecError(f"{'; '.join(bad)} ({accepted})")
         choices: dict[str, tuple[str, ...]] = {
             "optimizer": OPTIMIZERS,

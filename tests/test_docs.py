@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "kdsearch"
 # Folders of plug-ins: the architecture names the folder, not each file.
 PLUGINS = (
-    *("methods", "models/students", "study/loggers"),
+    *("methods", "models/students", "models/heads", "study/loggers"),
     *("deploy/formats", "deploy/runtimes", "deploy/targets"),
 )
 MEMORY = Path("/dev/shm")

@@ -1,8 +1,8 @@
 """Labelled images, however the user has them, as uint8 tensors ready to train on.
 
-A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`), Parquet files or a
-user's function. It is decoded once; splits it lacks are taken from train; images without labels
-join train's. Nothing is imported before `load` needs it.
+A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`, or images and masks),
+Parquet files or a user's function. It is decoded once; splits it lacks are taken from train; images
+without labels join train's. Nothing is imported before `load` needs it.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ def load(
     from kdsearch.data.store import open_store
 
     found = _find(source, cache_dir, {"image": image_column, "label": label_column})
+    fit = "pad" if found.is_padded else fit
     decoding = Decoding(side=size, fit=fit, max_megapixels=max_megapixels)
     stored = open_store(found, cache_dir=cache_dir, decoding=decoding)
     index = _arrange(found, stored, seed=seed, subset=subset)
     side, flip = min(stored.images.shape[2:]), found.flip if flip is None else flip
     augment = Augment(pad=side // 8, flip=flip)
-    if side >= LARGE:
+    if side >= LARGE and not found.is_padded:
         augment = Augment(pad=0, flip=flip, area=LEAST_AREA)
     digest = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
     for split, chosen in sorted(index.items()):
@@ -80,7 +81,7 @@ def load(
     rows = {name: torch.arange(part.start, part.stop) for name, part in stored.ranges.items()}
     rows |= {split: rows["train"].index_select(0, chosen) for split, chosen in index.items()}
     inventory = describe(found, stored, rows, decoding=decoding, subset=subset)
-    labelled = stored.images.take(rows["train"])
+    labelled = _taken(stored.images, rows["train"])
     mean, std = _statistics(labelled, stored.folder / f"statistics-{key}")
     if "unlabeled" in rows:
         rows["train"] = torch.cat([rows["train"], rows["unlabeled"]])
@@ -88,9 +89,9 @@ def load(
         name=found.name,
         key=key,
         classes=found.classes,
-        train=stored.images.take(rows["train"]),
-        val=stored.images.take(rows["val"]),
-        test=stored.images.take(rows["test"]),
+        train=_taken(stored.images, rows["train"]),
+        val=_taken(stored.images, rows["val"]),
+        test=_taken(stored.images, rows["test"]),
         mean=mean,
         std=std,
         augment=augment,
@@ -100,6 +101,13 @@ def load(
         raw=Raw(source=found, ranges=stored.ranges, skipped=frozenset(stored.skipped)),
         inventory=inventory,
     )
+
+
+def _taken(images: ImageSet, rows: Tensor) -> ImageSet:
+    """Return the images at `rows`; neighbours are not copied, nor are their labels."""
+    first, last = int(rows[0]), int(rows[-1])
+    is_range = last - first + 1 == len(rows) and bool((rows.diff() == 1).all())
+    return images.take(slice(first, last + 1) if is_range else rows)
 
 
 def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -128,7 +136,9 @@ def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -
     """Return the rows of the stored train that make each split which is not taken as it is."""
     from kdsearch.data.splits import carve, choose
 
-    labels = _strata(stored.images.labels[stored.ranges["train"]])
+    given = stored.images.labels[stored.ranges["train"]]
+    labels = _strata(given)
+    classes = source.classes if labels is given and source.classes else (source.name,)
     missing = {"val", "test"} - stored.ranges.keys()
     index: dict[str, Tensor] = {}
     try:
@@ -138,11 +148,11 @@ def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -
                 missing=missing,
                 share=source.held_out,
                 seed=seed,
-                classes=source.classes or (source.name,),
+                classes=classes,
             )
             labels = labels.index_select(0, index["train"])
         if subset is not None:
-            kept = choose(labels, subset, seed=seed, num_classes=max(1, len(source.classes)))
+            kept = choose(labels, subset, seed=seed, num_classes=len(classes))
             index["train"] = index["train"].index_select(0, kept) if missing else kept
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from None
@@ -218,10 +228,12 @@ def _own(name: str) -> Source:
 
 def _reader(path: Path) -> Callable[..., Source] | None:
     """Return what reads the layout of an existing path, or None if it is in no layout."""
-    from kdsearch.data import folder, parquet, tables
+    from kdsearch.data import folder, masks, parquet, tables
 
     if path.is_file():
         return parquet.read if tables.is_table(path) else None
+    if masks.is_layout(path):
+        return masks.read
     train = folder.find_splits(path).get("train")
     if train is not None and not any(map(tables.is_table, train.iterdir())):
         return folder.read

@@ -6,6 +6,7 @@ Images are uint8 `[N, C, H, W]`, labels have one row an image. No I/O here, and 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,27 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.data.sizes import Decoding, Size
 from kdsearch.errors import DataError, did_you_mean
-from kdsearch.train_spec import MIXES, POLICIES
+from kdsearch.train_spec import MAX_SCALE, MIXES, POLICIES
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
 UNLABELLED = -1
+VOID = 255  # of a mask: a pixel without a class
 CLASSIFICATION = "classification"  # the task of data that name none
+SEGMENTATION = "segmentation"
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
 
 
 def no_label(dtype: torch.dtype) -> float:
-    """Return the value that fills the label of an image without one: NaN, or -1 of integers."""
+    """Return the value that fills a label where there is none: NaN, -1 of integers, 255 of bytes.
+
+    Bytes are the pixels of masks.
+    """
+    if dtype.itemsize == 1:
+        return VOID
     return math.nan if dtype.is_floating_point else UNLABELLED
 
 
 def is_labelled(labels: Tensor) -> Tensor:
     """Return which images have a label, bool [N]. labels: [N, ...]."""
-    known = ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
+    none = no_label(labels.dtype)
+    known = ~labels.isnan() if labels.is_floating_point() else labels != none
     return known if known.ndim == 1 else known.flatten(1).any(dim=1)
 
 
@@ -42,12 +52,24 @@ class Sample:
     """One image before decoding: a file, its encoded bytes, or an opened image.
 
     name: what a message calls it, unique within the source. label: its class, or -1 for none; of
-    another task a number or an array, in one shape for all images, NaN or -1 for none.
+    another task a number or an array, in one shape for all images, NaN or -1 for none; or a mask,
+    decoded with the image.
     """
 
     name: str
-    label: int | float | NDArray[Any]
+    label: int | float | NDArray[Any] | Mask
     content: Path | bytes | Image
+
+
+class Mask(ABC):
+    """The classes of an image's pixels, before decoding."""
+
+    @abstractmethod
+    def decode(self, image: Path | bytes | Image, size: Size) -> NDArray[np.uint8]:
+        """Return uint8 [H, W] of a size, placed as its image is.
+
+        Raises UnreadableError, or DataError where all masks may be wrong.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +83,9 @@ class Source:
     content: name and bytes (or file) of everything that decides pixels and labels; a file whose
     size, inode and times are as they were is not read again.
     channels: 1 or 3. canvas: (H, W) that images are cut to, centred, and scaled to; None: a square
-    that fits them. flip: whether a mirrored image still shows its class.
+    that fits them. is_padded: images are scaled to fit into the canvas, never cut; without
+    a canvas, one of the shape of the median image, its sides multiples of 32. flip: whether a
+    mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks. left_out: names of what
     lies there and is not read, by the reason. notes: sentences on how the source was read.
     """
@@ -74,6 +98,7 @@ class Source:
     flip: bool = True
     held_out: float = 0.1
     canvas: Size | None = None
+    is_padded: bool = False
     task: str = CLASSIFICATION
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -92,7 +117,8 @@ class Augment:
 
     area: None, or the least share of an image in a random resized crop (Szegedy et al., CVPR 2015,
     arXiv:1409.4842), in place of the padding. policy: operations on top, see data/policies.py.
-    mix: whether another image is mixed in.
+    mix: whether another image is mixed in. scale: images are enlarged or reduced by up to
+    1 + scale.
     """
 
     pad: int
@@ -100,12 +126,15 @@ class Augment:
     policy: str = "plain"
     mix: str = "none"
     area: float | None = None
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise DataError(f"augment.pad: {self.pad} is not a number of pixels")
         if self.area is not None and not 0 < self.area <= 1:
             raise DataError(f"augment.area: {self.area} is not a share in (0, 1]")
+        if not 0 <= self.scale <= MAX_SCALE:
+            raise DataError(f"augment.scale: {self.scale} is not a number from 0 to {MAX_SCALE}")
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("mix", self.mix, MIXES)
 

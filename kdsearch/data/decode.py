@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch import atomic
-from kdsearch.data.base import Sample, Source
+from kdsearch.data.base import Mask, Sample, Source
 from kdsearch.data.pixels import UnreadableError, decode, dimensions
-from kdsearch.data.sizes import Decoding, Size, as_size, scaled_size
+from kdsearch.data.sizes import Decoding, Size, as_size, scaled_size, whole_strides
 from kdsearch.errors import DataError
 
 MAX_UNREADABLE = 0.01
 IMAGES, LABELS, DIGESTS = "images.npy", "labels.npy", "digests.npy"
 FILES = (IMAGES, LABELS, DIGESTS)
+_MAX_LONGER = 512  # px, of the canvas of padded images
 _CHUNK = 512  # images decoded between two writes
 _SHOWN = 3  # unreadable images in a message
 _THREADS = min(16, os.cpu_count() or 1)
@@ -41,16 +42,37 @@ def size_of(source: Source, decoding: Decoding) -> Size:
     """Return (H, W) of the stored images."""
     if source.canvas is not None:
         return scaled_size(source.canvas, decoding.side or 0)
+    if source.is_padded:
+        return _padded_size(source, decoding)
     return as_size(_natural_size(source, decoding) if decoding.side is None else decoding.side)
 
 
-def _natural_size(source: Source, decoding: Decoding) -> int:
+def _padded_size(source: Source, decoding: Decoding) -> Size:
+    """Return a canvas of the shape of the median image, its sides multiples of 32, rounded up.
+
+    Its longer side is the one asked for, else that of the image, at most 512.
+    """
+    width, height = (
+        median(sides) for sides in zip(*_sizes_of_train(source, decoding), strict=True)
+    )
+    longer = decoding.side or min(_MAX_LONGER, max(height, width))
+    scale = whole_strides(longer) / max(height, width)
+    return whole_strides(height * scale), whole_strides(width * scale)
+
+
+def _sizes_of_train(source: Source, decoding: Decoding) -> list[tuple[int, int]]:
+    """Return (width, height) of the images that can be read."""
     read = partial(_dimensions, max_megapixels=decoding.max_megapixels)
     found = [size for size in in_threads(read, source.splits["train"]) if isinstance(size, tuple)]
     if not found:
         first = next(iter(source.splits["train"]), None)
         why = "" if first is None else f" ({first.name}: {read(first)})"
         raise DataError(f"{source.name}: none of the images of train can be read{why}")
+    return found
+
+
+def _natural_size(source: Source, decoding: Decoding) -> int:
+    found = _sizes_of_train(source, decoding)
     width, height = found[0]
     if width == height <= 64 and set(found) == {found[0]}:
         return width
@@ -123,6 +145,7 @@ def _write_split(
                 continue
             content, digest, cut = found
             file.write(content)
+            assert not isinstance(sample.label, Mask)
             written.labels.append(sample.label)
             written.digests.append(digest)
             written.cuts.append(cut)
@@ -141,6 +164,8 @@ def _decode(
             fit=decoding.fit,
             max_megapixels=decoding.max_megapixels,
         )
+        if isinstance(sample.label, Mask):
+            sample = replace(sample, label=sample.label.decode(sample.content, size))
     except UnreadableError as error:
         return sample, error
     content = pixels.tobytes()

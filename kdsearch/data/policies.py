@@ -77,6 +77,18 @@ def perform(images: Tensor, bits: Sequence[Tensor], *, policy: str) -> Tensor:
     return images
 
 
+def move(masks: Tensor, bits: Sequence[Tensor], *, policy: str) -> Tensor:
+    """Return masks uint8 [B, 1, H, W] after those of the policy's operations that move pixels.
+
+    They move as those of the images do by the same bits; 0 comes in from outside.
+    """
+    for random in bits:
+        operation, level = operations_of(random, policy=policy)
+        masks = masks.clone()
+        _move(masks, operation, level, policy=policy)
+    return masks
+
+
 def operations_of(bits: Tensor, *, policy: str) -> tuple[Tensor, Tensor]:
     """Return the operation and the level of each random number, for `operate`."""
     rest = bits // len(OPERATIONS)
@@ -90,14 +102,18 @@ def operate(images: Tensor, operation: Tensor, level: Tensor, *, policy: str) ->
     operation: int64 [B] indices into OPERATIONS. level: int64 [B], twice the magnitude's number,
     plus one where it is negative (of operations that have a sign).
     """
-    matrices, values = _tables(policy, images.shape[2:], images.device)
-    matrix = matrices[operation, level]
-    value = values[operation, level]
+    value = _tables(policy, images.shape[2:], images.device)[1][operation, level]
     out = images.clone()
-    _change(out, (operation >= _WARPS.start) & (operation < _WARPS.stop), _warp, matrix)
+    _move(out, operation, level, policy=policy)
     for name, change in _CHANGES.items():
         _change(out, operation == OPERATIONS.index(name), change, value)
     return out
+
+
+def _move(images: Tensor, operation: Tensor, level: Tensor, *, policy: str) -> None:
+    """Warp the images in place whose operation is a warp."""
+    matrix = _tables(policy, images.shape[2:], images.device)[0][operation, level]
+    _change(images, (operation >= _WARPS.start) & (operation < _WARPS.stop), _warp, matrix)
 
 
 def _change(

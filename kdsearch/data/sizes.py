@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -32,6 +33,11 @@ def as_size(side: int | Size) -> Size:
 def size_text(size: Size) -> str:
     """Return `32` for a square and `24 x 32` for (H, W) = (24, 32)."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"
+
+
+def whole_strides(side: float, *, stride: int = 32) -> int:
+    """Return a side rounded up to a multiple of the stride."""
+    return max(1, math.ceil(side / stride - 1e-6)) * stride
 
 
 def scaled_size(size: int | Size, longer: int) -> Size:

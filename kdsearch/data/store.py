@@ -112,7 +112,7 @@ def open_store(source: Source, *, cache_dir: Path, decoding: Decoding) -> Stored
     meta = _read_meta(folder)
     ends = list(accumulate(meta.counts.values(), initial=0))
     ranges = {name: slice(*pair) for name, pair in zip(meta.counts, pairwise(ends), strict=True)}
-    images = ImageSet(_mapped(folder / IMAGES), torch.from_numpy(np.load(folder / LABELS)))
+    images = ImageSet(_mapped(folder / IMAGES), _mapped(folder / LABELS))
     assert len(images) == len(images.images) == ends[-1]
     return Stored(
         folder=folder,

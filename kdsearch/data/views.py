@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.data import policies
-from kdsearch.data.base import Augment, ImageSet
+from kdsearch.data import policies, zoom
+from kdsearch.data.base import VOID, Augment, ImageSet
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import DataError
 
@@ -64,6 +64,8 @@ class ViewSeeds:
     """
 
     place: Start
+    zoom: Start
+    shift: Start
     weight: Start
     box: Start
     policy: tuple[Start, ...]
@@ -72,13 +74,21 @@ class ViewSeeds:
     @property
     def starts(self) -> list[Start]:
         """Return where the streams begin, in the order of `ViewSeeds.of`."""
-        return [self.place, self.weight, self.box, *self.policy]
+        return [self.place, self.zoom, self.shift, self.weight, self.box, *self.policy]
 
     @classmethod
     def of(cls, starts: Sequence[Start], partners: Tensor | None) -> ViewSeeds:
         """Return the seeds of streams that begin there."""
-        place, weight, box, *policy = starts
-        return cls(place=place, weight=weight, box=box, policy=tuple(policy), partners=partners)
+        place, zoom, shift, weight, box, *policy = starts
+        return cls(
+            place=place,
+            zoom=zoom,
+            shift=shift,
+            weight=weight,
+            box=box,
+            policy=tuple(policy),
+            partners=partners,
+        )
 
 
 def view_seeds(
@@ -88,6 +98,8 @@ def view_seeds(
     rounds = range(policies.ROUNDS[augment.policy])
     return ViewSeeds(
         place=_start(seed, view),
+        zoom=_start(seed, view, "zoom"),
+        shift=_start(seed, view, "shift"),
         weight=_start(seed, view, "weight"),
         box=_start(seed, view, "box"),
         policy=tuple(_start(seed, view, "policy", number) for number in rounds),
@@ -100,9 +112,9 @@ def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment:
 
     index: int64 [B], on the images' device. A sample's number decides its view, never the row where
     its image lies. A pad of p offers (2p + 1)^2 crops, a flip twice as many views; an area gives
-    random resized crops. The policy's
-    operations come next; then mixup (Zhang et al., ICLR 2018, arXiv:1710.09412) or cutmix (Yun et
-    al., ICCV 2019, arXiv:1905.04899) with the same view of another sample.
+    random resized crops, a scale changes of size. The policy's operations come next; then mixup
+    (Zhang et al., ICLR 2018, arXiv:1710.09412) or cutmix (Yun et al., ICCV 2019, arXiv:1905.04899)
+    with the same view of another sample.
     """
     device = images.images.device
     seeds = view_seeds(view, seed=seed, augment=augment, count=len(images), device=device)
@@ -180,6 +192,37 @@ def _within(length: int, centre: Tensor, area: Tensor) -> Tensor:
     return (line >= start) & (line < start + side)
 
 
+def moved(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
+    """Return masks of the samples at `index`, uint8 [B, H, W], moved as `shown` moves images.
+
+    masks: uint8 [N, H, W]. What a view shows from outside of the image is VOID. Raises DataError
+    for mixup, which shows two classes at a pixel.
+    """
+    if augment.mix == "mixup":
+        raise DataError("augment.mix: mixup shows two classes at a pixel; use cutmix for masks")
+    if augment.area is not None:
+        raise DataError("augment.area: masks follow no resized crops; use scale")
+    own = _unmixed_masks(masks, index, seeds, augment)
+    if seeds.partners is None:
+        return own
+    other = _unmixed_masks(masks, seeds.partners[index], seeds, augment)
+    rows, columns = _box(index, seeds, (masks.shape[1], masks.shape[2]))
+    return torch.where(rows[:, :, None] & columns[:, None, :], other, own)
+
+
+def _unmixed_masks(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
+    """Return the masks of unmixed views; within, 0 is void, as black is outside of an image."""
+    shifted = masks.index_select(0, index)[:, None] - VOID
+    down, right, mirrored = _placed(index, seeds, augment)
+    if augment.scale:
+        out = zoom.shown_nearest(shifted, _zoomed(index, seeds, augment, shifted), mirrored)
+    else:
+        rows = torch.arange(len(index), device=index.device)
+        out = _crop(shifted, rows, down, right, mirrored, augment.pad)
+    bits = [_walk(index, start) for start in seeds.policy]
+    return policies.move(out, bits, policy=augment.policy)[:, 0] + VOID
+
+
 def _unmixed(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the views, cropped, mirrored and through the policy's operations."""
     out = _cropped(images, index, seeds, augment)
@@ -192,12 +235,33 @@ def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment
     if augment.area is not None:
         place = _walk(index, seeds.place)
         return _resized_crops(images.images, rows, place, augment.area, flip=augment.flip)
+    down, right, mirrored = _placed(index, seeds, augment)
+    if augment.scale:
+        return zoom.shown(
+            images.images, rows, _zoomed(index, seeds, augment, images.images), mirrored
+        )
+    return _crop(images.images, rows, down, right, mirrored, augment.pad)
+
+
+def _placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows and columns that a crop skips, and 1 where a view is mirrored, int64 [B]."""
     offsets = 2 * augment.pad + 1
     place = _walk(index, seeds.place)
-    down, right = place % offsets, place // offsets % offsets
     mirrored = place // offsets**2 % 2 * augment.flip
+    return place % offsets, place // offsets % offsets, mirrored
+
+
+def _zoomed(index: Tensor, seeds: ViewSeeds, augment: Augment, images: Tensor) -> Tensor:
+    size = (images.shape[2], images.shape[3])
+    bits, more = _walk(index, seeds.zoom), _walk(index, seeds.shift)
+    return zoom.drawn(bits, more, size=size, scale=augment.scale, pad=augment.pad)
+
+
+def _crop(
+    images: Tensor, rows: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, pad: int
+) -> Tensor:
     crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
-    return crop(images.images, rows, down, right, mirrored, augment.pad)
+    return crop(images, rows, down, right, mirrored, pad)
 
 
 def _resized_crops(

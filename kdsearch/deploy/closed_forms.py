@@ -165,8 +165,17 @@ def _product(one: Tensor, other: Tensor) -> tuple[int, Tensor]:
     return answer.numel() * one.shape[-1], answer
 
 
+def _interpolate(
+    image: Tensor, size: tuple[int, int], *, mode: str, **_: object
+) -> tuple[int, Tensor]:
+    assert mode == "bilinear", mode
+    answer = image.new_empty((*image.shape[:2], *size))
+    return 4 * answer.numel(), answer
+
+
 _FORMS: Mapping[str, Callable[..., tuple[int, Tensor]]] = {
     "conv2d": _convolution,
+    "interpolate": _interpolate,
     "linear": _linear,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

@@ -1,8 +1,9 @@
-"""Run student.onnx on images: `python predict.py IMAGE ... [--top 3]`.
+"""Run student.onnx on images: `python predict.py IMAGE ... [--top 3] [--out FOLDER]`.
 
 Needs onnxruntime, numpy and pillow only. Classes and preprocessing are read from the file. An image
 is decoded as in training, at the training images' size, then resized to the network's. An image
 that cannot be read gets a line on stderr, and the exit code is 1.
+Masks are written to the folder `--out`: the classes as a palette PNG, and an overlay.
 `--model` names another file, which needs its own runtime and the metrics.json of the same folder.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kdsearch.data.pixels import UnreadableError, decode, strict_pillow
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--max-megapixels", type=float, help="refuse larger images")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder of masks")
     args = parser.parse_args()
     try:
         answer, metadata = load(args.model)
@@ -150,9 +152,60 @@ def main() -> None:
             print(f"{path}: cannot be read: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        print(f"{path}: {in_words(answer(images)[0], metadata, args.top)}")
+        found = answer(images)[0]
+        if metadata.get("task") == "segmentation":
+            print(f"{path}: {write_masks(path, found, metadata, args.out, args.top)}")
+        else:
+            print(f"{path}: {in_words(found, metadata, args.top)}")
     if unreadable:
         sys.exit(1)
+
+
+def upright(path: Path) -> Image.Image:
+    """Return an image that was read before, in colours and as it is shown."""
+    with Image.open(path) as image:
+        width, height = ImageOps.exif_transpose(image).size
+    with strict_pillow():
+        size, limit = (height, width), float("inf")
+        pixels, _ = decode(path, size=size, channels=3, fit="crop", max_megapixels=limit)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def write_masks(path: Path, answer: Any, metadata: dict[str, str], out: Path, top: int) -> str:
+    """Write NAME-mask.png, the class of each pixel, and NAME-overlay.png; return them in words."""
+    image = upright(path)
+    mask = Image.fromarray(mask_of(answer, image.size, sides(metadata["image_size"])))
+    colours = [tuple(colour) for colour in json.loads(metadata["colours"])]
+    mask.putpalette([value for colour in colours for value in colour])
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / f"{path.stem}-{what}.png" for what in ("mask", "overlay")]
+    mask.save(files[0])
+    Image.blend(image, mask.convert("RGB"), 0.5).save(files[1])
+    classes = json.loads(metadata["classes"])
+    shares = np.bincount(np.asarray(mask).ravel(), minlength=len(classes)) / np.asarray(mask).size
+    best = [place for place in np.argsort(-shares)[:top] if shares[place]]
+    listed = ", ".join(f"{classes[place]} {100 * shares[place]:.1f} %" for place in best)
+    return f"{listed}; {files[0]}, {files[1]}"
+
+
+def mask_of(answer: Any, image: tuple[int, int], canvas: tuple[int, int]) -> Any:
+    """Return the classes uint8 [height, width] of an image of (width, height).
+
+    answer: logits [K, h, w], resized bilinearly to the canvas (H, W), or classes [h, w].
+    """
+    if answer.ndim == 3:
+        planes = (Image.fromarray(np.asarray(plane, np.float32)) for plane in answer)
+        shape = canvas[::-1]
+        large = [np.asarray(p.resize(shape, Image.Resampling.BILINEAR)) for p in planes]
+        answer = np.argmax(large, axis=0)
+    classes = Image.fromarray(answer.astype(np.uint8)).resize(
+        canvas[::-1], Image.Resampling.NEAREST
+    )
+    scale = min(canvas[1] / image[0], canvas[0] / image[1])  # as `pad` does
+    wide, high = (max(1, round(scale * side)) for side in image)
+    left, top = (canvas[1] - wide) // 2, (canvas[0] - high) // 2
+    shown = classes.crop((left, top, left + wide, top + high))
+    return np.asarray(shown.resize(image, Image.Resampling.NEAREST))
 
 
 def in_words(answer: Any, metadata: dict[str, str], top: int) -> str:

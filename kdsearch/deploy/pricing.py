@@ -17,7 +17,6 @@ from torch import nn
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
-from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.closed_forms import without_weights
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import program_bytes
@@ -71,7 +70,7 @@ def with_statistics(preprocess: Preprocess, path: Path) -> Preprocess:
 
 def preprocess_of(spec: StudentSpec, data: ImageData) -> Preprocess:
     """Return the preprocessing of a student that is trained on `data`."""
-    size = scaled_size(data.size, spec.resolution)
+    size = tasks.of(data).input_size(data.size, spec.resolution)
     return Preprocess(mean=data.mean, std=data.std, resolution=size, channels=data.channels)
 
 

@@ -56,8 +56,8 @@ class DistillLoss(nn.Module):
     share) or mixed (probabilities [B, K] too).
     alpha, weight, mapping: defaults of a recipe. min_batch: smallest number of samples.
     min_classes: of logits; above 1 the method compares the classes that are not the target.
-    ranges: useful ranges of alpha, weight, mapping and the knobs, which are the arguments of the
-    constructor. is_distance: loss(x, x) = 0.
+    unfit: tasks that it is not for, each with the reason. ranges: useful ranges of alpha, weight,
+    mapping and the knobs, which are the arguments of the constructor. is_distance: loss(x, x) = 0.
     """
 
     need: ClassVar[Need]
@@ -70,6 +70,7 @@ class DistillLoss(nn.Module):
     mapping: ClassVar[str] = "last"
     min_batch: ClassVar[int] = 1
     min_classes: ClassVar[int] = 1
+    unfit: ClassVar[Mapping[str, str]] = {}
     ranges: ClassVar[Ranges] = {}
     is_distance: ClassVar[bool] = True
     forward: Callable[..., Tensor]

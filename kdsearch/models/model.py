@@ -21,6 +21,7 @@ from kdsearch.models.probe import evaluating
 from kdsearch.spec import StudentSpec
 
 EVAL_BATCH = 256
+_EVAL_PIXELS = 2**24  # of a batch in evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +153,14 @@ class Model(nn.Module):
             return self.features(images[:2], need=need)
 
 
+def eval_batch(size: Size) -> int:
+    """Return how many images of (H, W) pixels are evaluated at a time: at most 256."""
+    return max(1, min(EVAL_BATCH, _EVAL_PIXELS // (size[0] * size[1])))
+
+
 def batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) of a split in order, on the device."""
-    for start in range(0, len(images), EVAL_BATCH):
-        batch = slice(start, start + EVAL_BATCH)
+    count = eval_batch(images.shape[2:])
+    for start in range(0, len(images), count):
+        batch = slice(start, start + count)
         yield images.at(batch).to(device), images.labels[batch].to(device)

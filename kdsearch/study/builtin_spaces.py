@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeAlias
 
+from kdsearch.data.base import CLASSIFICATION
 from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
-from kdsearch.models import students
+from kdsearch.models import heads, students
 from kdsearch.space import Choice, Constant, Dim, Float, Int, SearchSpace, Value
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec, make
@@ -29,10 +30,12 @@ def builtin() -> dict[str, Path]:
     return {file.stem: file for folder in _FOLDERS for file in sorted(folder.glob("*.yaml"))}
 
 
-def default_space(data: str, size: int) -> str:
-    """Return the name of the space for a data set: its own, or the one for its image size."""
+def default_space(data: str, size: int, task: str = CLASSIFICATION) -> str:
+    """Return the name of the space for a data set: its own, or that of its task and image size."""
     if data in builtin():
         return data
+    if f"{task}-small" in builtin() and task != CLASSIFICATION:
+        return f"{task}-small"
     return "classification-small" if size < SMALL_IMAGE else "classification-mobile"
 
 
@@ -69,6 +72,8 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
             yield name, f"unknown section {section!r}{hint}; known: {', '.join(_SECTIONS)}"
         elif section == "train":
             yield from _check_train(name, rest, dim)
+        elif section == "student" and rest.startswith(heads.PREFIX):
+            yield from _check_head(name, rest.removeprefix(heads.PREFIX), dim)
         elif section == "student" and rest not in ("family", "resolution", "init"):
             yield from _check_owned(name, rest, families, _student_knobs, "family")
             yield from _check_student(name, rest, dim)
@@ -142,6 +147,22 @@ def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
         except KDSearchError as error:
             yield name, str(error)
             return
+
+
+def _check_head(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
+    """Check a head's kinds, or a knob that some head has."""
+    owner, _, knob = rest.rpartition(".")
+    kinds = _options(dim) if rest == "kind" else [owner] if owner else []
+    for kind in kinds:
+        try:
+            heads.knobs_of(kind)
+        except KDSearchError as error:
+            yield name, str(error)
+            return
+    known = {known for kind in kinds or heads.names() for known in heads.knobs_of(kind)}
+    if rest != "kind" and knob not in known:
+        hint = did_you_mean(knob, known)
+        yield name, f"no head has the knob {knob!r}{hint}; known: kind, {', '.join(sorted(known))}"
 
 
 def _check_method(

@@ -13,18 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from kdsearch.data.sizes import Size, scaled_size
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.hpo.statistics import binomial_variance
+from kdsearch.spec import StudentSpec
+from kdsearch.train_spec import TrainSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from kdsearch.data.base import Augment
-    from kdsearch.data.sizes import Size
     from kdsearch.data.views import ViewSeeds
     from kdsearch.models.features import Outputs
-    from kdsearch.spec import StudentSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +160,22 @@ class Task(ABC):
     A task is chosen by the data (`ImageData.task`) and made with the data's `classes`, which may be
     none. name: in messages and files. metric: that trials are compared by, the first unless another
     key is given. also: the others. output: name of the one output of an exported file.
+    auto_teacher, auto_recipe: the teacher `auto`, and its training. has_library_networks: whether
+    networks of timm and torchvision are students as they are.
     """
 
     name: ClassVar[str]
     metric: Metric
+    auto_teacher: ClassVar[StudentSpec] = StudentSpec(
+        family="resnet", knobs={"width": 1.0, "depth": 9}
+    )
+    # On digits, seeds 0, 1, 2: 99.7, 99.2 and 99.4 % on validation; batches of 64 at twice the rate
+    # without smoothing reach 98.3 % at seed 1 in the same time.
+    auto_recipe: ClassVar[TrainSpec] = TrainSpec(
+        epochs=20, batch_size=32, lr=0.05, label_smoothing=0.1, ema=0.99
+    )
     also: ClassVar[tuple[Metric, ...]] = ()
+    has_library_networks: ClassVar[bool] = True
     output: ClassVar[str] = "output"
 
     def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:
@@ -186,6 +198,10 @@ class Task(ABC):
         Their mean over the images is 1. Raises SpecError for a task without classes.
         """
         raise SpecError(f"train.class_weights: the task {self.name!r} has no classes to weigh")
+
+    def input_size(self, size: Size, resolution: int) -> Size:
+        """Return (H, W) of a student's input for images of a size; resolution: its longer side."""
+        return scaled_size(size, resolution)
 
     @abstractmethod
     def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:

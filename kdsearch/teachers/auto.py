@@ -19,16 +19,12 @@ from kdsearch.digests import digest_of
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import sources_of
-from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
+from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.training.autotune import Executions
 from kdsearch.training.distiller import Distiller, Side
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.trainer import OnEpoch, train
 
-_STUDENT = StudentSpec(family="resnet", knobs={"width": 1.0, "depth": 9})
-# On digits, seeds 0, 1, 2: 99.7, 99.2 and 99.4 % on validation; batches of 64 at twice the rate
-# without smoothing reach 98.3 % at seed 1 in the same time.
-_SCRATCH = TrainSpec(epochs=20, batch_size=32, lr=0.05, label_smoothing=0.1, ema=0.99)
 # Inherited weights move at 2e-4: on TrashNet 1e-4 to 3e-4 with frozen statistics was best.
 _FINE_TUNE = TrainSpec(
     epochs=3,
@@ -43,9 +39,10 @@ _FINE_TUNE = TrainSpec(
 
 def build_auto(data: ImageData) -> Model:
     """Return the untrained network of `auto`, on the CPU."""
-    model = build_student(_STUDENT, data)
+    spec = tasks.of(data).auto_teacher
+    model = build_student(spec, data)
     teacher = Model("auto", model.network, model.preprocess)
-    teacher.architecture = _STUDENT
+    teacher.architecture = spec
     return teacher
 
 
@@ -64,7 +61,7 @@ def train_teacher(
     `auto` without weights is trained from scratch, others are fine-tuned; on a GPU with the steps
     that are fastest there. epochs: None for those of the recipe.
     """
-    recipe = _SCRATCH if model.name == "auto" else _FINE_TUNE
+    recipe = tasks.of(data).auto_recipe if model.name == "auto" else _FINE_TUNE
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     cached = cache_dir / "teachers" / f"{_key(model, recipe, data, seed)}.safetensors"
     if cached.is_file():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.models.features import head_module
@@ -35,7 +36,8 @@ PHOTOGRAPH = 64  # px, of the longer side
 
 def is_photographs(data: ImageData) -> bool:
     """Return whether weights trained on photographs suit the images: RGB, not tiny, classified."""
-    return data.channels == 3 and max(data.size) >= PHOTOGRAPH and bool(data.classes)
+    is_large = data.channels == 3 and max(data.size) >= PHOTOGRAPH
+    return is_large and bool(data.classes) and tasks.of(data).has_library_networks
 
 
 def find_pretrained(spec: TeacherSpec, data: ImageData) -> TeacherSpec | None:

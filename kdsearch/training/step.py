@@ -89,7 +89,8 @@ class Session:
     @property
     def augment(self) -> Augment:
         """Return the augmentation of this training's views."""
-        return replace(self.data.augment, policy=self.spec.policy, mix=self.spec.mix)
+        spec = self.spec
+        return replace(self.data.augment, policy=spec.policy, mix=spec.mix, scale=spec.scale)
 
     @property
     def precision(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdsearch.data.base import ImageSet, no_label
 from kdsearch.data.feed import Feed
-from kdsearch.models.model import EVAL_BATCH, Model, batches
+from kdsearch.models.model import Model, batches, eval_batch
 from kdsearch.models.probe import evaluating
 from kdsearch.tasks import Details, Meter, Task
 from kdsearch.training.cuda_graph import Repeated
@@ -61,7 +61,7 @@ class Validation:
         self._model = model
         self._feed = feed
         self._meter = meter
-        batches = -(-len(feed) // EVAL_BATCH)
+        batches = -(-len(feed) // eval_batch(feed.images.shape[2:]))
         size = -(-len(feed) // batches)
         place = feed.device if feed.is_resident else "cpu"
         self._indices = torch.split(torch.arange(len(feed), device=place), size)

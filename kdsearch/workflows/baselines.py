@@ -31,6 +31,8 @@ def measure_baselines(
 
     The cache serves all studies with the same image shape and number of classes.
     """
+    if not context.task.has_library_networks:
+        return ()
     cache = JsonCache(cache_dir / "baselines", Baseline)
     data = context.data
     task = "" if context.task.name == CLASSIFICATION else f" of {context.task.name}"

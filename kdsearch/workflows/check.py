@@ -79,7 +79,7 @@ def check(
     torch_device = pick_device(device)
     teacher_specs(config)
     data, config = load_data(config, out, callback.on_message)
-    name = space or default_space(config.data, max(data.size))
+    name = space or default_space(config.data, max(data.size), data.task)
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):

@@ -16,7 +16,7 @@ from kdsearch.deploy.pricing import build_student, load_student
 from kdsearch.deploy.targets import require_target
 from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError, TrainingError
-from kdsearch.models import students
+from kdsearch.models import heads, students
 from kdsearch.spec import Candidate
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, study_path
@@ -62,7 +62,8 @@ def distill(
     """
     path = study_path(out, name)
     _clear(path)
-    students.check(candidate.student)
+    body, _ = heads.split(candidate.student.knobs)
+    students.check(replace(candidate.student, knobs=body))
     distiller.check(candidate.distill)
     torch_device = pick_device(device)
     data, config = load_data(config, out, callback.on_message)

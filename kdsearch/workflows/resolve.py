@@ -78,7 +78,9 @@ def resolve(
         on_path(study_path(out, name))
     data, config = load_data(config, out, note)
     if not config.space:
-        config = replace(config, space=find_space(default_space(config.data, max(data.size))).text)
+        config = replace(
+            config, space=find_space(default_space(config.data, max(data.size), data.task)).text
+        )
     space = config.search_space()
     starting = families_of(space, "pretrained")
     config = with_weights(config, starting, sole=starting[0] if len(starting) == 1 else None)

@@ -9,7 +9,7 @@ import pytest
 
 from kdsearch import methods
 from kdsearch.errors import SpaceError
-from kdsearch.models import students
+from kdsearch.models import heads, students
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate
@@ -49,7 +49,10 @@ def test_a_space_that_ships_has_no_mistake(name: str) -> None:
 def test_a_space_that_ships_offers_only_candidates_that_exist(name: str) -> None:
     for params in walks(find_space(name)):
         candidate = Candidate.from_params(params)
-        students.check(candidate.student)
+        body, head = heads.split(candidate.student.knobs)
+        students.check(replace(candidate.student, knobs=body))
+        if head:
+            heads.build(head, maps=(8, 16, 32), strides=(4, 8, 16), num_classes=2)
         distiller.check(candidate.distill)
 
 
@@ -69,6 +72,7 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "methods-only",
         "architecture-only",
         "resnet-kd",
+        "segmentation-small",
     }
 
 
@@ -115,6 +119,7 @@ def test_values_of_a_method_are_tried_before_any_trial() -> None:
     assert default_space("digits", 8) == "digits"
     assert default_space("mine", 32) == "classification-small"
     assert default_space("mine", 64) == "classification-mobile"
+    assert default_space("mine", 64, "segmentation") == "segmentation-small"
 
 
 def test_a_space_is_found_by_name_or_by_path(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy_task import Brightness
 
 from kdsearch import tasks
-from kdsearch.data.base import Augment
+from kdsearch.data.base import VOID, Augment
 from kdsearch.data.views import view_seeds
+from kdsearch.errors import DataError
 from kdsearch.models.features import Outputs
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks import Task
@@ -30,6 +32,12 @@ def labels_of(name: str) -> torch.Tensor:
         labels = torch.linspace(0, 1, COUNT)
         labels[-4:] = torch.nan
         return labels
+    if name == "segmentation":
+        generator = torch.Generator().manual_seed(1)
+        masks = torch.randint(0, 3, (COUNT, *SIZE), generator=generator).byte()
+        masks[:, -1] = VOID
+        masks[-4:] = VOID
+        return masks
     return torch.cat([torch.arange(COUNT - 4) % 3, torch.full((4,), -1)])
 
 
@@ -46,6 +54,10 @@ def test_the_loss_of_any_view_is_finite_and_has_a_gradient(name: str, mix: str) 
     task, labels = made(name), labels_of(name)[: COUNT - 4]
     augment = Augment(pad=1, flip=True, mix=mix)
     seeds = view_seeds(1, seed=0, augment=augment, count=len(labels), device=CPU)
+    if name == "segmentation" and mix == "mixup":
+        with pytest.raises(DataError, match="cutmix"):
+            task.target(labels, torch.arange(8), seeds, augment, SIZE)
+        return
     target = task.target(labels, torch.arange(8), seeds, augment, SIZE)
     answers = answers_of(task)[:8].requires_grad_()
     for smoothing in (0.0, 0.1):
@@ -80,9 +92,23 @@ def test_a_meter_gives_the_same_value_in_any_batches_and_counts_labelled_images(
     assert 0 <= found[0] <= 1
     if name == "classification":
         by_hand = (answers[:known].argmax(1) == labels[:known]).double().mean()
+    elif name == "segmentation":
+        by_hand = iou_by_hand(task, answers, labels)
     else:
         by_hand = 1 / (1 + (answers[:known, 0] - labels[:known]).abs().double().mean())
     assert found[0] == pytest.approx(float(by_hand))
+
+
+def iou_by_hand(task: Task, answers: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    size = (labels.shape[1], labels.shape[2])
+    large = torch.nn.functional.interpolate(answers, size, mode="bilinear", align_corners=False)
+    found, truth = large.argmax(1).numpy(), labels.numpy()
+    known = truth != VOID
+    ious = []
+    for place in range(len(task.classes)):
+        mine, theirs = (found == place) & known, truth == place
+        ious.append((mine & theirs).sum() / (mine | theirs).sum())
+    return np.mean(ious)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,7 +125,8 @@ def test_agreement_of_equal_answers_is_whole_and_of_others_is_not(name: str) -> 
     answers = answers_of(task)
     assert task.agreement(answers, answers) == 1
     other = answers.clone()
-    other[: COUNT // 2] = 10 * answers[: COUNT // 2].flip(1) + torch.arange(answers.shape[1]) + 1
+    places = torch.arange(answers.shape[1]).view(-1, *[1] * (answers.ndim - 2))
+    other[: COUNT // 2] = 10 * answers[: COUNT // 2].flip(1) + places + 1
     assert task.agreement(answers, other) < 1
 
 

@@ -107,7 +107,7 @@ class Distiller(nn.Module):
                 f"method.teachers: {spec.teachers!r} compares answers for all classes, which not "
                 "every teacher gives; use equal, or fixed shares"
             )
-        terms = build_terms(self.recipe, student, teachers, setting or Setting())
+        terms = build_terms(self.recipe, student, teachers, setting or Setting(), task)
         self.terms = nn.ModuleList(terms)
         count = len(self.terms)
         self.uncertainty = Uncertainty(1 + count) if spec.balance == "uncertainty" else None

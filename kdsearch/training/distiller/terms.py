@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import DistillLoss, Setting
 from kdsearch.models.features import Outputs
+from kdsearch.tasks import Task
 from kdsearch.training.distiller.adapters import Side, adapted_losses
 from kdsearch.training.distiller.coverage import serves
 from kdsearch.training.distiller.recipe import Recipe, TermSpec
@@ -93,18 +95,25 @@ def _compared_with(
 
 
 def build_terms(
-    recipe: Recipe, student: Side, teachers: Sequence[Side], setting: Setting
+    recipe: Recipe, student: Side, teachers: Sequence[Side], setting: Setting, task: Task
 ) -> list[Term]:
-    """Return the terms of a recipe; in progressive order each has a window of the training."""
+    """Return the terms of a recipe; in progressive order each has a window of the training.
+
+    Raises SpecError for a method that is not for the task.
+    """
     is_progressive = recipe.order == "progressive"
     moves = recipe.temperature_schedule.kind != "constant"
     found: list[tuple[int, float, Term]] = []
     for spec in recipe.terms:
+        if reason := spec.method.unfit.get(task.name):
+            raise SpecError(f"method {spec.name!r} is not for {task.name}: {reason}")
         sides: list[tuple[int | None, Side | None]] = [(None, None)]
         if spec.method.reads:
             sides = _compared_with(spec, teachers)
         by_teacher = [
-            adapted_losses(spec, student, side, setting, split_pairs=is_progressive)
+            adapted_losses(
+                spec, *_compared(spec, student, side, task), setting, split_pairs=is_progressive
+            )
             for _, side in sides
         ]
         if len({len(losses) for losses in by_teacher}) > 1:
@@ -122,3 +131,16 @@ def build_terms(
         for i, term in enumerate(terms):
             term.window = (i / len(terms), (i + 1) / len(terms))
     return terms
+
+
+def _compared(
+    spec: TermSpec, student: Side, teacher: Side | None, task: Task
+) -> tuple[Side, Side | None]:
+    """Return the two sides as a term compares them: logits as rows of classes."""
+    if spec.method.need != "logits":
+        return student, teacher
+    theirs = None if teacher is None else teacher.outputs
+    mine, other, _ = task.rows(student.outputs, theirs, None)
+    if teacher is not None and other is not None:
+        teacher = replace(teacher, outputs=other)
+    return replace(student, outputs=mine), teacher

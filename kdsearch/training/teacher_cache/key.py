@@ -10,7 +10,7 @@ from hashlib import blake2b
 import torch
 
 from kdsearch.data.feed import Feed
-from kdsearch.models.model import EVAL_BATCH, Model
+from kdsearch.models.model import Model, eval_batch
 from kdsearch.registry import sources_of
 
 # Raise it with any change of a view's pixels; a test pins their digest.
@@ -29,7 +29,7 @@ def key_of(teacher: Model, feed: Feed, *, view_seed: int, data_key: str) -> str:
         hardware = (device.type, torch.backends.cpu.get_cpu_capability())
     facts = (
         VIEWS_VERSION,
-        EVAL_BATCH,
+        eval_batch(feed.images.shape[2:]),
         view_seed,
         data_key,
         feed.images.shape,

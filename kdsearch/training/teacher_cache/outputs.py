@@ -24,7 +24,7 @@ from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented, counter_hash, partners
 from kdsearch.models.features import Outputs
-from kdsearch.models.model import EVAL_BATCH, Model
+from kdsearch.models.model import Model, eval_batch
 from kdsearch.training.teacher_cache.disk import Disk, ViewFiles
 from kdsearch.training.teacher_cache.key import key_of
 from kdsearch.training.teacher_cache.parts import (
@@ -212,9 +212,10 @@ class TeacherOutputs:
         count = len(self._feed)
         whole: Parts = {}
         with self._timed():
-            in_order = torch.split(torch.arange(count), EVAL_BATCH)
+            size = eval_batch(self._feed.images.shape[2:])
+            in_order = torch.split(torch.arange(count), size)
             answers = self._answers(in_order, view, parts)
-            for start, (index, batch) in zip(range(0, count, EVAL_BATCH), answers, strict=True):
+            for start, (index, batch) in zip(range(0, count, size), answers, strict=True):
                 if not whole:
                     whole = {n: tuple(_like(p, count, device) for p in batch[n]) for n in batch}
                 for name, part in batch.items():

@@ -1,0 +1,345 @@
+"""Image and mask folders: `images/SPLIT` with `masks/SPLIT`, `SPLIT/images` with `SPLIT/masks`.
+
+A mask has its image's name and size; the value of a pixel is the id of its class: an index into the
+palette, or a grey value, never a colour. Masks in colours need the colours of the classes in
+`classes.json`. Ids are read from the masks of train where there is no such file; then 255 is void,
+unless 0 is the only other one. Without folders of splits all images are train's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdsearch.data.base import SEGMENTATION, VOID, Mask, Sample, Source
+from kdsearch.data.folder import is_image
+from kdsearch.data.pixels import UnreadableError, strict_pillow
+from kdsearch.data.sizes import Size, size_text
+from kdsearch.errors import DataError
+
+CLASSES = "classes.json"
+_IMAGES = ("images", "image", "imgs", "img")
+_MASKS = ("masks", "mask", "labels", "annotations")
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+    "unlabeled": ("unlabeled", "unlabelled"),
+}
+_ENDINGS = ("", "_mask", "_label", "_labels", "_seg", "_L")  # of a mask's name, after its image's
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+_LOSSY = (".jpg", ".jpeg")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
+_log = logging.getLogger(__name__)
+
+
+class _Class(BaseModel):
+    """One class of classes.json."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    id: int = Field(ge=0, le=255)
+    name: str
+    colour: tuple[int, int, int] | None = Field(None, strict=False)
+
+
+class _File(BaseModel):
+    """Content of classes.json. ignore_index: the id or ids of void."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    classes: list[_Class]
+    ignore_index: int | list[int] = VOID
+    ignore: _Class | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The class of each id, and of each colour where masks are in colours.
+
+    names: of the classes. ids, colours: the class, or VOID, by its code; a colour's is 0xRRGGBB.
+    """
+
+    names: tuple[str, ...]
+    ids: Mapping[int, int]
+    colours: Mapping[int, int]
+
+    def classes(
+        self, codes: NDArray[np.int32], *, are_colours: bool, where: object
+    ) -> NDArray[np.uint8]:
+        """Return the classes of codes [H, W]. Raises DataError that names an unknown one."""
+        known = self.colours if are_colours else self.ids
+        if are_colours and not known:
+            raise DataError(
+                f"{where}: a mask in colours; add a 'colour' to each class in {CLASSES}, or save "
+                "ids as a palette or grey PNG"
+            )
+        keys = np.array(sorted(known), np.int32)
+        place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
+        wrong = keys[place] != codes
+        if wrong.any():
+            raise DataError(self._unknown(int(codes[wrong][0]), are_colours, where))
+        found: NDArray[np.uint8] = np.array([known[key] for key in keys.tolist()], np.uint8)[place]
+        return found
+
+    def _unknown(self, code: int, are_colours: bool, where: object) -> str:
+        names = {**dict(enumerate(self.names)), VOID: "void"}
+        known = self.colours if are_colours else self.ids
+        shown = [f"{_code_text(key, are_colours)} {names[known[key]]}" for key in sorted(known)]
+        listed = ", ".join(shown[:20]) + (f", … ({len(shown)} in all)" if shown[20:] else "")
+        return (
+            f"{where}: the pixel value {_code_text(code, are_colours)} is no class; known: "
+            f"{listed}. Mend the mask, or list its classes in {CLASSES}"
+        )
+
+
+def _code_text(code: int, is_colour: bool) -> str:
+    return f"({code >> 16}, {code >> 8 & 255}, {code & 255})" if is_colour else str(code)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile(Mask):
+    """A mask in a file; path None: an image without a mask."""
+
+    path: Path | None
+    table: Table
+
+    def decode(self, image: Path | bytes | Image.Image, size: Size) -> NDArray[np.uint8]:
+        """Return the classes [H, W]; what lies outside of the image is void."""
+        canvas = np.full(size, VOID, np.uint8)
+        if self.path is None:
+            return canvas
+        with _opened(image) as shown:
+            is_turned = "exif" in shown.info and _orientation(shown) in _TURNED
+            whole = shown.size if is_turned else shown.size[::-1]
+        codes, are_colours = codes_of(self.path)
+        if codes.shape != whole:
+            raise UnreadableError(
+                f"its mask {self.path} has {size_text(codes.shape)} pixels (height x width), the "
+                f"image {size_text(whole)}"
+            )
+        classes = self.table.classes(codes, are_colours=are_colours, where=self.path)
+        scale = min(side / own for side, own in zip(size, whole, strict=True))  # as `pad` does
+        height, width = (max(1, round(scale * own)) for own in whole)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        nearest = Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST)
+        canvas[top : top + height, left : left + width] = np.asarray(nearest)
+        return canvas
+
+
+@contextmanager
+def _opened(content: Path | bytes | Image.Image) -> Iterator[Image.Image]:
+    """Open an image, whatever its pixels mean. Raises UnreadableError, then and inside."""
+    if isinstance(content, Image.Image):
+        yield content
+        return
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            yield image
+    except (UnreadableError, MemoryError):
+        raise
+    except Exception as error:  # a hostile file makes Pillow raise anything
+        raise UnreadableError(f"{content!r:.200}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> object:
+    return image.getexif().get(ExifTags.Base.Orientation)
+
+
+def codes_of(path: Path) -> tuple[NDArray[np.int32], bool]:
+    """Return the ids, or the colours as 0xRRGGBB, of a mask [H, W], and whether they are colours.
+
+    Raises UnreadableError, also for 16 bits.
+    """
+    with _opened(path) as image:
+        tiles = getattr(image, "tile", [])  # how the file holds the pixels
+        step = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1
+        if image.mode in ("1", "L", "P"):
+            return np.asarray(image).astype(np.int32) // step, False
+        if image.mode in ("RGB", "RGBA"):
+            red, green, blue = np.asarray(image.convert("RGB")).astype(np.int32).transpose(2, 0, 1)
+            return red << 16 | green << 8 | blue, True
+        raise UnreadableError(
+            f"its mask {path} has pixels of mode {image.mode!r}; expected palette indices or grey "
+            "values of 8 bits, or colours"
+        )
+
+
+def is_layout(root: Path) -> bool:
+    """Return whether a folder has images and masks in one of the nestings."""
+    return bool(_folders(root))
+
+
+def read(root: Path) -> Source:
+    """Return the images and masks under `root`.
+
+    Raises DataError for images without a mask, masks in JPEG, and a wrong classes.json.
+    """
+    pairs = {split: _pairs(*folders) for split, folders in _folders(root).items()}
+    if "train" not in pairs:
+        raise DataError(f"{root}: has masks of {', '.join(pairs)}, but none of train")
+    file = root / CLASSES
+    table = _table_in(file) if file.is_file() else _inferred(root, pairs["train"])
+    below = len(root.as_posix()) + 1
+    contents = [path for split in pairs.values() for pair in split for path in pair if path]
+    described = json.dumps([table.names, sorted(table.ids.items()), sorted(table.colours.items())])
+    return Source(
+        name=root.resolve().name,
+        task=SEGMENTATION,
+        classes=table.names,
+        splits={
+            split: [
+                Sample(name=image.as_posix()[below:], label=MaskFile(mask, table), content=image)
+                for image, mask in found
+            ]
+            for split, found in pairs.items()
+        },
+        content=[("classes", described.encode())]
+        + [(path.as_posix()[below:], path) for path in contents],
+        is_padded=True,
+    )
+
+
+def _folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+    """Return the folders of images and masks of each split; of an unlabelled one no masks."""
+    below = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    images, masks = (_first(below, names) for names in (_IMAGES, _MASKS))
+    if images is not None and masks is not None:
+        inside = {p.name.lower(): p for p in images.iterdir() if p.is_dir()}
+        theirs = {p.name.lower(): p for p in masks.iterdir() if p.is_dir()}
+        found = {s: (_first(inside, n), _first(theirs, n)) for s, n in _SPLITS.items()}
+        if not any(mine for mine, _ in found.values()):
+            found = {"train": (images, masks)}
+    else:
+        found = {}
+        for split, names in _SPLITS.items():
+            folder = _first(below, names)
+            own = {} if folder is None else {p.name.lower(): p for p in folder.iterdir()}
+            found[split] = _first(own, _IMAGES), _first(own, _MASKS)
+    kept = {split: (mine, theirs) for split, (mine, theirs) in found.items() if mine is not None}
+    has_masks = any(theirs is not None and _files(theirs) for _, theirs in kept.values())
+    return kept if has_masks else {}
+
+
+def _first(folders: Mapping[str, Path], names: Sequence[str]) -> Path | None:
+    return next((folders[name] for name in names if name in folders), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
+
+
+def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
+    """Return each image with the mask of its name, in folders of any depth."""
+    found = _files(images)
+    if not found:
+        raise DataError(f"{images}: no images in it or below; remove the folder or add files")
+    if images.name in _SPLITS["unlabeled"] or images.parent.name in _SPLITS["unlabeled"]:
+        return [(path, None) for path in found]
+    if masks is None:
+        raise DataError(f"{images}: there is no folder of masks for these images")
+    by_name = {path.relative_to(masks).with_suffix("").as_posix(): path for path in _files(masks)}
+    names = [path.relative_to(images).with_suffix("").as_posix() for path in found]
+    ending = max(_ENDINGS, key=lambda ending: sum(name + ending in by_name for name in names))
+    missing = [
+        path for path, name in zip(found, names, strict=True) if name + ending not in by_name
+    ]
+    if missing:
+        raise DataError(
+            f"{images}: {len(missing)} of {len(found)} images have no mask in {masks}: "
+            f"{_listed(missing)}; a mask has the name of its image, as "
+            f"{masks / (names[0] + '.png')}; move images without one to 'unlabeled'"
+        )
+    pairs = [(path, by_name.pop(name + ending)) for path, name in zip(found, names, strict=True)]
+    if lossy := [mask for _, mask in pairs if mask.suffix.lower() in _LOSSY]:
+        raise DataError(
+            f"{masks}: {_listed(lossy)}: JPEG changes the ids of pixels; save masks as PNG"
+        )
+    if by_name:
+        _log.warning(
+            "%s: %d masks have no image and are not used: %s",
+            masks,
+            len(by_name),
+            _listed(by_name.values()),
+        )
+    return list(pairs)
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:3]) + (", …" if names[3:] else "")
+
+
+def _table_in(file: Path) -> Table:
+    """Return the table that classes.json states. Raises DataError."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        listed = given if isinstance(given, list) else given.get("classes", [])
+        entries = [{"id": i, "name": c} if isinstance(c, str) else c for i, c in enumerate(listed)]
+        rest = {} if isinstance(given, list) else given
+        content = _File.model_validate_json(json.dumps({**rest, "classes": entries}))
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise DataError(
+            f"{file}: {error}; expected "
+            '{"classes": [{"id": 0, "name": "sky", "colour": [128, 128, 128]}, ...], '
+            '"ignore_index": 255}'
+        ) from None
+    ids, names = [c.id for c in content.classes], tuple(c.name for c in content.classes)
+    for what, values in (("ids", ids), ("names", names)):
+        if len(set(values)) < len(values):
+            raise DataError(
+                f"{file}: two classes have one of the {what} {', '.join(map(str, values))}"
+            )
+    void = content.ignore_index
+    ignored = dict.fromkeys([void] if isinstance(void, int) else void, VOID)
+    colours = {_code(c.colour): i for i, c in enumerate(content.classes) if c.colour}
+    if content.ignore is not None and content.ignore.colour:
+        colours = {_code(content.ignore.colour): VOID} | colours
+    listed_ids = {number: i for i, number in enumerate(ids)}
+    return _checked(Table(names, ignored | listed_ids, colours), file)
+
+
+def _code(colour: tuple[int, int, int]) -> int:
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
+def _inferred(root: Path, pairs: Sequence[tuple[Path, Path | None]]) -> Table:
+    """Return a table of the ids in train's masks, each a class of that name."""
+
+    def ids_in(mask: Path) -> set[int]:
+        try:
+            codes, are_colours = codes_of(mask)
+        except UnreadableError:
+            return set()  # decoding meets it again, and counts and names it there
+        if are_colours:
+            raise DataError(
+                f"{mask}: a mask in colours; write the id, name and colour of each class to "
+                f"{root / CLASSES}"
+            )
+        return set(np.unique(codes).tolist())
+
+    with strict_pillow(), ThreadPoolExecutor() as pool:
+        found = set[int]().union(*pool.map(ids_in, [mask for _, mask in pairs if mask is not None]))
+    ids = sorted(found if found <= {0, VOID} else found - {VOID})
+    table = {number: i for i, number in enumerate(ids)}
+    void = {} if VOID in table else {VOID: VOID}
+    return _checked(Table(tuple(map(str, ids)), void | table, {}), root)
+
+
+def _checked(table: Table, where: Path) -> Table:
+    if len(table.names) < 2:
+        raise DataError(
+            f"{where}: segmentation needs at least two classes, the background among them; found "
+            f"{', '.join(table.names) or 'none'}"
+        )
+    return table

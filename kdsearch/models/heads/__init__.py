@@ -1,0 +1,52 @@
+"""Heads of dense networks: from the maps of a body to class logits at one stride.
+
+A head is one file here, or a user's `package.module:Class`. Listing the names imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.registry import Registry
+from kdsearch.space import Choice, Float, Int, Params
+
+if TYPE_CHECKING:
+    from kdsearch.models.heads.base import Head
+
+DEFAULT = "lraspp"
+HEADS: Registry[Head] = Registry(
+    "kdsearch.models.heads", "kdsearch.models.heads.base:Head", what="head"
+)
+PREFIX = "head."  # of a head's knobs among those of a student
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the built-in heads in alphabetical order."""
+    return HEADS.names()
+
+
+def knobs_of(kind: str) -> Mapping[str, Float | Int | Choice]:
+    """Return a head's knobs, each with its default search range. Raises SpecError."""
+    return HEADS.get(kind).knobs
+
+
+def split(knobs: Params) -> tuple[Params, Params]:
+    """Return the knobs of a student's body, and those of its head without their prefix."""
+    body = {name: value for name, value in knobs.items() if not name.startswith(PREFIX)}
+    return body, {n.removeprefix(PREFIX): v for n, v in knobs.items() if n.startswith(PREFIX)}
+
+
+def build(knobs: Params, maps: Sequence[int], strides: Sequence[int], num_classes: int) -> Head:
+    """Build a head on maps of these channels and strides, shallow to deep. Raises SpecError.
+
+    knobs: `kind` and the knobs of that head, which may stand under its name: `fpn.channels`.
+    """
+    kind = str(knobs.get("kind", DEFAULT))
+    family, known = HEADS.get(kind), knobs_of(kind)
+    own = {name.removeprefix(f"{kind}."): value for name, value in knobs.items() if name != "kind"}
+    if unknown := [name for name in own if name not in known]:
+        hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
+        raise SpecError(f"head {kind!r} has no knob {hints}; it accepts {', '.join(known)}")
+    return family(maps, strides, num_classes, **own)

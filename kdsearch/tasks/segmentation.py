@@ -1,0 +1,248 @@
+"""Semantic segmentation: one class a pixel, measured by mIoU.
+
+Labels are masks uint8 [N, H, W], 255 (void) where a pixel has no class. An answer is logits
+[B, K, h, w] at the stride of the head, or classes [B, H, W]. Logits are resized to the labels,
+bilinearly; labels are never resized, except for rows, which are pixels at the logits' stride.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsearch.data.base import SEGMENTATION, VOID, Augment
+from kdsearch.data.sizes import Size, scaled_size, whole_strides
+from kdsearch.data.views import ViewSeeds, moved
+from kdsearch.errors import DataError
+from kdsearch.models import dense
+from kdsearch.models.heads.base import resized
+from kdsearch.spec import StudentSpec
+from kdsearch.tasks.base import Details, Facts, Meter, Metric, Task
+from kdsearch.train_spec import TrainSpec
+
+if TYPE_CHECKING:
+    from kdsearch.models.features import Outputs
+
+# Of one image, from bootstraps over CamVid's validation images; see `Segmentation.noise`.
+_IMAGE_VARIANCE = 0.02
+_PIXELS = 2**22  # logits that a meter resizes at a time
+MIOU = Metric(key="miou", label="mean IoU", image_variance=_IMAGE_VARIANCE)
+PIXEL_ACCURACY = Metric(key="pixel_accuracy", label="pixel accuracy")
+
+
+class Segmentation(Task):
+    """One of K classes a pixel."""
+
+    name = SEGMENTATION
+    metric = MIOU
+    also = (PIXEL_ACCURACY,)
+    output = "logits"
+    has_library_networks = False
+    auto_teacher = StudentSpec(
+        family="resnet",
+        knobs={"width": 1.0, "depth": 9, "head.kind": "fpn", "head.channels": 96},
+    )
+    auto_recipe = TrainSpec(
+        epochs=30, batch_size=16, optimizer="adamw", lr=2e-3, weight_decay=0.05, ema=0.99, scale=0.5
+    )
+
+    def input_size(self, size: Size, resolution: int) -> Size:
+        """Return (H, W) of an input: multiples of 32, so that maps cover the image exactly."""
+        height, width = (whole_strides(side) for side in scaled_size(size, resolution))
+        return height, width
+
+    def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
+        """Return a body under a head that gives K logits at each position."""
+        own = self.input_size(size, spec.resolution)
+        return dense.build(spec, channels=channels, num_classes=len(self.classes), size=own)
+
+    def target(
+        self, labels: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
+    ) -> Tensor:
+        """Return the masks of a view, uint8 [B, H, W]. Raises DataError for mixup."""
+        return moved(labels, index, seeds, augment)
+
+    def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the mean cross-entropy over the pixels that have a class, 0 where none has."""
+        logits = resized(_widened(outputs.logits), target.shape[1:])
+        total = F.cross_entropy(
+            logits, target.long(), ignore_index=VOID, label_smoothing=smoothing, reduction="sum"
+        )
+        return total / (target != VOID).sum().clamp(min=1)
+
+    def rows(
+        self, student: Outputs, teacher: Outputs | None, target: Tensor | None
+    ) -> tuple[Outputs, Outputs | None, Tensor | None]:
+        """Return pixels as rows, at the finer of the two strides: logits [n, K], classes [n].
+
+        Void pixels have the class -1. The coarser logits are resized bilinearly.
+        """
+        sizes = [outputs.logits.shape[2:] for outputs in (student, teacher) if outputs is not None]
+        size = max(sizes, key=lambda found: found.numel())
+        mine = replace(student, logits=_flat(resized(student.logits, size)))
+        theirs = teacher
+        if teacher is not None:
+            theirs = replace(teacher, logits=_flat(resized(teacher.logits, size)))
+        if target is None:
+            return mine, theirs, None
+        classes = F.interpolate(target[:, None].float(), size, mode="nearest").long().flatten()
+        return mine, theirs, torch.where(classes == VOID, -1, classes)
+
+    def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy [B, T] of each image, 0 without a label."""
+        known = (target != VOID).flatten(1).sum(dim=1).clamp(min=1)
+        found = [
+            F.cross_entropy(
+                resized(answer.float(), target.shape[1:]),
+                target.long(),
+                ignore_index=VOID,
+                reduction="none",
+            )
+            for answer in answers.unbind(dim=1)
+        ]
+        return torch.stack([loss.flatten(1).sum(dim=1) / known for loss in found], dim=1)
+
+    def blend(self, weights: Tensor, answers: Tensor) -> Tensor:
+        """Return log of the weighted mean of the teachers' probabilities, [B, K, h, w]."""
+        logs = F.log_softmax(answers.float(), dim=2)
+        return (weights.log()[:, :, None, None, None] + logs).logsumexp(dim=1)
+
+    def labelled_by(self, target: Tensor, teacher: Outputs) -> Tensor:
+        """Give void pixels to the teacher's most probable class."""
+        best = resized(teacher.logits.float(), target.shape[1:]).argmax(dim=1)
+        return torch.where(target == VOID, best.to(target.dtype), target)
+
+    def meter(self, device: torch.device) -> Meter:
+        """Return a meter of mIoU."""
+        return MeanIoU(device, len(self.classes), self.metric.key)
+
+    def chance(self, labels: Tensor) -> float | None:
+        """Return the mIoU of the best single class everywhere."""
+        counts = _counts(labels, len(self.classes)).double()
+        present = (counts > 0).sum()
+        return float(counts.max() / counts.sum() / present) if present else None
+
+    def agreement(self, ours: Tensor, theirs: Tensor) -> float:
+        """Return the share of positions of which both predict the same class."""
+        return float((_classes(ours) == _classes(theirs)).double().mean())
+
+    def metadata(self) -> dict[str, str]:
+        """Return the classes, in the order of the logits, and a colour for each."""
+        return {
+            "task": self.name,
+            "classes": json.dumps(self.classes),
+            "colours": json.dumps([_colour(place) for place in range(len(self.classes))]),
+        }
+
+    def facts(self) -> Facts:
+        """Return the facts for the card of a segmenter."""
+        count = len(self.classes)
+        return Facts(
+            pipeline_tag="image-segmentation",
+            output=(
+                f"float32 [batch, {count}, h, w] at the stride of the head, in the order of: "
+                f"{', '.join(self.classes)}; resize bilinearly, then take the largest"
+            ),
+            limits=(
+                f"It knows these {count} classes alone, and gives every pixel one of them. "
+                "It was evaluated on images like those it was trained on.",
+            ),
+        )
+
+
+class MeanIoU(Meter):
+    """The mean, over the classes in the labels, of intersection over union; void counts nowhere.
+
+    key: of the metric that `value` returns. The state is the confusion of classes: [K * K] pixels
+    by label and prediction, then those of void.
+    """
+
+    def __init__(self, device: torch.device, classes: int, key: str = MIOU.key) -> None:
+        self._classes = classes
+        self._key = key
+        self._pixels = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._pixels.zero_()
+
+    def add(self, answer: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits [B, K, h, w] or classes [B, H, W], masks [B, H, W]."""
+        at_once = max(1, _PIXELS // (self._classes * labels[0].numel()))
+        parts = (torch.split(whole, at_once) for whole in (answer, labels))
+        for part, truth in zip(*parts, strict=True):
+            predicted = _classes(_enlarged(part, truth.shape[1:]))
+            known = truth.long()
+            index = torch.where(
+                known == VOID, self._classes**2, known * self._classes + predicted
+            ).flatten()
+            self._pixels.scatter_add_(0, index, torch.ones_like(index))
+
+    @property
+    def confusion(self) -> Tensor:
+        """Return the pixels [K, K] by label and prediction."""
+        return self._pixels[:-1].view(self._classes, self._classes)
+
+    def value(self) -> float:
+        """Return the metric in [0, 1]."""
+        return self.details().metrics[self._key]
+
+    def details(self) -> Details:
+        """Return mean IoU and pixel accuracy. Raises DataError without labelled pixels."""
+        confusion = self.confusion.double().cpu()
+        present = confusion.sum(dim=1) > 0
+        if not present.any():
+            raise DataError("there are no labelled pixels to evaluate on")
+        return Details(
+            metrics={
+                MIOU.key: float(_ious(confusion)[present].mean()),
+                PIXEL_ACCURACY.key: float(confusion.trace() / confusion.sum()),
+            }
+        )
+
+
+def _ious(confusion: Tensor) -> Tensor:
+    """Return the IoU [..., K] of each class, 0 where it is neither a label nor a prediction."""
+    hits = confusion.diagonal(dim1=-2, dim2=-1)
+    union = confusion.sum(dim=-1) + confusion.sum(dim=-2) - hits
+    return hits / union.clamp(min=1)
+
+
+def _colour(place: int) -> tuple[int, int, int]:
+    """Return a colour of its own for each class; hues a golden section apart, none black."""
+    hue, value = place * 0.618 % 1, 1 - 0.2 * (place % 3)
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+    return red, green, blue
+
+
+def _enlarged(answer: Tensor, size: torch.Size) -> Tensor:
+    return resized(answer.float(), size) if answer.is_floating_point() else answer
+
+
+def _classes(answer: Tensor) -> Tensor:
+    """Return the class at each position, int64: of logits [B, K, h, w], or of classes."""
+    return answer.argmax(dim=1) if answer.is_floating_point() else answer.long()
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """Return logits in float32, or unchanged if they are wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """Return [B * h * w, K] of [B, K, h, w]."""
+    return logits.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _counts(labels: Tensor, classes: int) -> Tensor:
+    """Return the pixels of each class, int64 [K]."""
+    found = torch.zeros(VOID + 1, dtype=torch.int64)
+    for mask in labels:
+        found += mask.flatten().bincount(minlength=VOID + 1)
+    return found[:classes]

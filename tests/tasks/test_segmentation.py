@@ -1,0 +1,251 @@
+"""Segmentation: golden losses and metric, laws of loss, rows, heads, cached rows and predict.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_masks
+from PIL import Image
+
+import kdsearch.data as datasets
+from kdsearch import methods, tasks
+from kdsearch.data.base import VOID, ImageData
+from kdsearch.data.feed import Feed
+from kdsearch.data.views import augmented
+from kdsearch.deploy import predict
+from kdsearch.deploy.closed_forms import count_shapes
+from kdsearch.deploy.flops import traced_flops
+from kdsearch.deploy.pricing import build_student
+from kdsearch.errors import SpecError
+from kdsearch.models import dense, heads
+from kdsearch.models.features import Outputs
+from kdsearch.models.model import Model
+from kdsearch.spec import Candidate, DistillSpec, StudentSpec
+from kdsearch.tasks.segmentation import MeanIoU, Segmentation
+from kdsearch.training.distiller import Distiller, Side
+from kdsearch.training.teacher_cache import TeacherOutputs
+
+CPU = torch.device("cpu")
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dense_losses.json").read_text())
+CASES = {case["name"]: case for case in GOLDEN["cases"]}
+TASK = Segmentation(["a", "b", "c", "d", "e"])
+NONE = torch.zeros(2, dtype=torch.int64)  # labels that no loss here reads
+SMALL = {"width": 0.25, "depth": 4, "head.channels": 16}
+
+
+def golden(name: str) -> torch.Tensor:
+    """Return a tensor of the golden file."""
+    how = GOLDEN["inputs"][name]
+    random = np.random.RandomState(how["seed"])
+    if name == "seg_target":
+        ids = random.randint(0, 6, how["shape"])
+        return torch.from_numpy(np.where(ids == 5, VOID, ids)).byte()
+    return how["scale"] * torch.from_numpy(random.standard_normal(how["shape"]))
+
+
+def outputs(logits: torch.Tensor) -> Outputs:
+    return Outputs(logits, logits.mean((2, 3)))
+
+
+def rows(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mine, theirs, _ = TASK.rows(outputs(student), outputs(teacher), None)
+    assert theirs is not None
+    return mine.logits, theirs.logits
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("cwd_feat_tau1", lambda s, t: methods.get("cwd")(tau=1.0)([s], [t], NONE)),
+        ("cwd_seg_logits_tau4", lambda s, t: methods.get("cwd")(tau=4.0)([s], [t], NONE)),
+        ("pkd_one_level", lambda s, t: methods.get("pkd")()([s], [t], NONE)),
+        ("seg_kd_T1", lambda s, t: methods.get("kd")(temperature=1.0)(*rows(s, t), NONE)),
+        ("dist_seg", lambda s, t: methods.get("dist")()(*rows(s, t), NONE)),
+        ("seg_ce_upsampled", lambda s, t: TASK.loss(outputs(s), t)),
+    ],
+)
+def test_losses_equal_those_of_their_authors(name: str, loss) -> None:
+    case = CASES[name]
+    student, other = (golden(part) for part in case["inputs"])
+    student.requires_grad_()
+    value = loss(student, other)
+    (slope,) = torch.autograd.grad(value, student)
+    close = {"rel": 1e-9, "abs": 1e-12}
+    assert value.item() == pytest.approx(case["value"], **close)
+    assert float(slope.norm()) == pytest.approx(case["grad_l2"], **close)
+    assert slope.flatten()[:5].tolist() == pytest.approx(case["grad_first5"], **close)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_metric_equals_the_golden_confusion(size: int) -> None:
+    wanted, logits, labels = GOLDEN["miou"], golden("seg_s"), golden("seg_target")
+    meter = MeanIoU(CPU, 5)
+    for part in torch.arange(2).split(size):
+        meter.add(logits[part], labels[part])
+    assert meter.confusion.tolist() == wanted["confusion"]
+    assert meter.value() == pytest.approx(wanted["miou"], rel=1e-12)
+    accuracy = meter.details().metrics["pixel_accuracy"]
+    assert accuracy == pytest.approx(wanted["pixel_accuracy"])
+
+
+def test_a_class_without_pixels_is_left_out_of_the_mean() -> None:
+    labels = torch.tensor([[[0, 0, 1, VOID]]], dtype=torch.uint8)
+    meter = MeanIoU(CPU, 3)
+    meter.add(torch.tensor([[[0, 1, 1, 2]]], dtype=torch.uint8), labels)
+    assert meter.value() == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert Segmentation("abc").chance(labels) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_a_batch_twice_leaves_the_loss_and_void_changes_nothing() -> None:
+    logits, labels = golden("seg_s"), golden("seg_target")
+    once = TASK.loss(outputs(logits), labels)
+    twice = TASK.loss(outputs(torch.cat([logits] * 2)), torch.cat([labels] * 2))
+    assert float(once) == pytest.approx(float(twice))
+    void = torch.full_like(labels[:1], VOID)
+    with_void = TASK.loss(outputs(torch.cat([logits, 9 * logits[:1]])), torch.cat([labels, void]))
+    assert float(once) == pytest.approx(float(with_void))
+
+
+def test_rows_are_pixels_at_the_finer_stride_with_their_classes() -> None:
+    coarse, fine, labels = torch.rand(2, 5, 4, 5), golden("seg_t"), golden("seg_target")
+    mine, theirs, classes = TASK.rows(outputs(coarse), outputs(fine), labels)
+    assert theirs is not None
+    assert classes is not None
+    assert mine.logits.shape == theirs.logits.shape == (2 * 8 * 10, 5)
+    assert torch.equal(theirs.logits[13], fine[0, :, 1, 3])
+    kept = labels[:, ::2, ::2].flatten().long()
+    assert torch.equal(classes, torch.where(kept == VOID, -1, kept))
+
+
+def test_void_pixels_get_the_class_of_the_teacher() -> None:
+    teacher, labels = golden("seg_t"), golden("seg_target")
+    filled = TASK.labelled_by(labels, outputs(teacher))
+    large = torch.nn.functional.interpolate(teacher, (16, 20), mode="bilinear").argmax(1)
+    assert torch.equal(filled.long(), torch.where(labels == VOID, large, labels.long()))
+
+
+@pytest.mark.parametrize("kind", heads.names())
+@pytest.mark.parametrize("family", ["resnet", "mobilenet", "convnext"])
+def test_any_head_on_any_body_is_counted_and_learns(family: str, kind: str) -> None:
+    spec = StudentSpec(family=family, knobs={**SMALL, "head.kind": kind})
+    network = dense.build(spec, channels=3, num_classes=5, size=(64, 96))
+    found = count_shapes(network, (3, 64, 96))
+    assert found is not None
+    assert found.flops == traced_flops(network, (3, 64, 96))
+    images = torch.rand(2, 3, 64, 96)
+    logits = network(images)
+    assert logits.shape[:2] == (2, 5)
+    assert 64 / logits.shape[2] == 96 / logits.shape[3]
+    logits.square().sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def test_heads_of_a_space_are_read_and_wrong_ones_are_named() -> None:
+    params = {
+        "student.family": "resnet",
+        "student.head.kind": "fpn",
+        "student.head.fpn.channels": 24,
+    }
+    spec = Candidate.from_params(params).student
+    assert spec.knobs == {"head.kind": "fpn", "head.fpn.channels": 24}
+    network = dense.build(spec, channels=3, num_classes=2, size=(64, 64))
+    assert network.head.classify.in_channels == 24  # type: ignore[union-attr]
+    for knobs, words in (
+        ({"head.kind": "fpm"}, "fpn"),
+        ({"head.chanels": 3}, "channels"),
+        ({"head.channels": 0}, "channels 0"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            dense.build(
+                StudentSpec(family="resnet", knobs=knobs), channels=3, num_classes=2, size=(64, 64)
+            )
+    with pytest.raises(SpecError, match="resnet, mobilenet or convnext"):
+        dense.build(StudentSpec(family="vit"), channels=3, num_classes=2, size=(64, 64))
+
+
+def test_inputs_of_any_resolution_are_multiples_of_the_deepest_stride() -> None:
+    assert TASK.input_size((192, 256), 0) == (192, 256)
+    assert TASK.input_size((192, 256), 192) == (160, 192)
+    assert TASK.input_size((384, 512), 100) == (96, 128)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    folder = tmp_path_factory.mktemp("toys")
+    return datasets.load(str(toy_masks.write(folder / "set")), cache_dir=folder / "cache")
+
+
+def model(data: ImageData, kind: str = "lraspp") -> Model:
+    torch.manual_seed(0)
+    return build_student(StudentSpec(family="resnet", knobs={**SMALL, "head.kind": kind}), data)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_each_method_learns_or_is_refused_with_its_reason(data: ImageData, method: str) -> None:
+    task = tasks.of(data)
+    student, teacher = model(data, "lraspp"), model(data, "fpn")
+    images, labels = data.train.at(slice(4)), data.train.labels[:4]
+    student_side, teacher_side = (
+        Side(outputs=m.example(images, need=frozenset({"stages"})), resolution=data.size)
+        for m in (student, teacher)
+    )
+    unfit = methods.get(method).unfit.get("segmentation")
+    spec = DistillSpec(method=method)
+    if unfit is not None:
+        with pytest.raises(SpecError, match=unfit):
+            Distiller(spec, task=task, student=student_side, teachers=[teacher_side])
+        return
+    distiller = Distiller(spec, task=task, student=student_side, teachers=[teacher_side])
+    found = distiller(student.features(images), [teacher.freeze().features(images)], labels)
+    assert torch.isfinite(found["loss"])
+    found["loss"].backward()
+    assert all(torch.isfinite(w.grad).all() for w in student.parameters() if w.grad is not None)
+    assert sum(float(w.grad.abs().sum()) for w in student.parameters() if w.grad is not None) > 0
+
+
+def test_cached_rows_under_a_moved_view_are_those_of_the_live_teacher(data: ImageData) -> None:
+    teacher = model(data).freeze()
+    cache = TeacherOutputs(teacher, Feed(data.train, CPU), view_seed=3)
+    augment = replace(data.augment, scale=1.0)
+    index = torch.tensor([7, 2, 11])
+    stored = cache.rows(index, index, 4, need=frozenset(), augment=augment)
+    assert stored is not None
+    live = cache.live(augmented(data.train, index, 4, seed=3, augment=augment), need=frozenset())
+    torch.testing.assert_close(stored.logits, live.logits, rtol=1e-4, atol=1e-4)
+    assert stored.logits.shape == (3, 3, 8, 8)
+
+
+def test_the_script_writes_the_mask_that_the_task_predicts(data: ImageData, tmp_path: Path) -> None:
+    student, task = model(data).freeze(), tasks.of(data)
+    image = tmp_path / "scene.png"
+    Image.fromarray(toy_masks.scene(12)[0]).save(image)  # the first of validation
+    metadata = {
+        **task.metadata(),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "image_size": "64",
+        "resolution": "64",
+        "channels": "3",
+        "fit": "pad",
+    }
+    given = predict.network_input(image, metadata)
+    seen = data.val.at(slice(1))
+    np.testing.assert_allclose(given, student.preprocess(seen).numpy(), atol=2e-5)
+    with torch.no_grad():
+        answer = student.network(torch.from_numpy(given))
+    words = predict.write_masks(image, answer[0].numpy(), metadata, tmp_path / "out", 2)
+    large = torch.nn.functional.interpolate(answer, (64, 64), mode="bilinear").argmax(1)[0, 8:56]
+    with Image.open(tmp_path / "out" / "scene-mask.png") as mask:
+        assert mask.mode == "P"
+        assert (np.asarray(mask) == large.numpy()).mean() > 0.999
+    first = data.classes[int(large.flatten().bincount().argmax())]
+    assert words.startswith(first)
+    with Image.open(tmp_path / "out" / "scene-overlay.png") as overlay:
+        assert overlay.size == (64, 48)
+    folded = predict.mask_of(np.pad(large.numpy(), ((8, 8), (0, 0))), (64, 48), (64, 64))
+    assert np.array_equal(folded, large.numpy())
