@@ -104,10 +104,13 @@ def load(
 
 
 def _taken(images: ImageSet, rows: Tensor) -> ImageSet:
-    """Return the images at `rows`; neighbours are not copied, nor are their labels."""
+    """Return the images at `rows` of stored ones; labels of neighbours are not copied."""
+    from kdsearch.data.base import ImageSet
+
     first, last = int(rows[0]), int(rows[-1])
     is_range = last - first + 1 == len(rows) and bool((rows.diff() == 1).all())
-    return images.take(slice(first, last + 1) if is_range else rows)
+    labels = images.labels[first : last + 1] if is_range else images.labels.index_select(0, rows)
+    return ImageSet(images.images, labels, rows)
 
 
 def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
