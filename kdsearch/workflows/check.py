@@ -85,7 +85,8 @@ def check(
     if not any(model for _, model in built):
         raise SpecError("\n".join(student.reason for student, _ in built))
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
-    teachers = tuple(_teachers(prepared.context)) if data.classes else ()
+    is_one_class = bool(data.classes) and data.val.labels.ndim == 1
+    teachers = tuple(_teachers(prepared.context)) if is_one_class else ()
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
     methods = _try_all(plan, models, prepared.context, on_try)
