@@ -65,11 +65,18 @@ def open_study(
         else:
             refuse_changes(path.name, old, config)
             _require_database(path, kept)
-        with _driven(path, kept, config, metric, "create" if old is None else "write") as store:
-            if old is None:  # last, so that no crash leaves it without its database
-                content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
-                atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
-            yield OpenStudy(path, config, store, digest=digest)
+        is_begun = old is not None
+        try:
+            with _driven(path, kept, config, metric, "write" if is_begun else "create") as store:
+                if not is_begun:  # last, so that no crash leaves it without its database
+                    content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
+                    atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))
+                    is_begun = True
+                yield OpenStudy(path, config, store, digest=digest)
+        finally:
+            if not is_begun:
+                for file in path.glob(f"{DATABASE}*"):
+                    file.unlink()
 
 
 def _refuse_remains(path: Path) -> None:
