@@ -2,8 +2,8 @@
 
 Listing the names only reads the folder; a plug-in is imported when its class is looked up. A user's
 own plug-in is written `package.module:Class` or `path/to/file.py:Class`. Such a file may import the
-modules beside it. The base class may be given in that form too, so that listing a package imports
-nothing that its plug-ins need.
+modules of its folder. The base class may be given in that form too, so that listing a package
+imports nothing that its plug-ins need.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def _package_of(folder: Path) -> str:
 
 @contextmanager
 def neighbours(source: str) -> Iterator[None]:
-    """Let `import neighbour` find the modules beside a user's file within the with-block.
+    """Let `import neighbour` find the modules in the folder of a user's file.
 
-    source: as in `import_object`; only a file has neighbours. Equal names beside two files are two
+    source: as in `import_object`; only a file has neighbours. Equal names in two folders are two
     modules.
     """
     path = Path(source.rpartition(".py")[0] + ".py").resolve()

@@ -87,7 +87,7 @@ class Source:
     a canvas, one of the shape of the median image, its sides multiples of 32. flip: whether a
     mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks. left_out: names of what
-    lies there and is not read, by the reason. notes: sentences on how the source was read.
+    is there and not read, by the reason. notes: sentences on how the source was read.
     """
 
     name: str

@@ -50,7 +50,7 @@ def size_of(source: Source, decoding: Decoding) -> Size:
 def _padded_size(source: Source, decoding: Decoding) -> Size:
     """Return a canvas of the shape of the median image, its sides multiples of 32, rounded up.
 
-    Its longer side is the one asked for, else that of the image, at most 512.
+    Its longer side is `side`, else that of the image, at most 512.
     """
     width, height = (
         median(sides) for sides in zip(*_sizes_of_train(source, decoding), strict=True)

@@ -108,7 +108,7 @@ def read(root: Path) -> Source:
 
 
 def _outside(root: Path, folders: Mapping[str, Path]) -> LeftOut:
-    """Return what lies beside the folders of the splits."""
+    """Return what is next to the folders of the splits."""
     left_out: LeftOut = defaultdict(list)
     for path in sorted(root.iterdir()):
         if path.is_dir() and path not in folders.values() and not _is_hidden(path.name):

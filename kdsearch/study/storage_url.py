@@ -73,7 +73,7 @@ class Storage:
     def is_unreadable_there(self) -> bool:
         """Return whether SQLite cannot read a log that a killed driver left in this folder.
 
-        It needs an index beside the log, which it may not make in a folder that is read-only.
+        It needs an index next to the log, which it may not make in a folder that is read-only.
         """
         if not self.is_inside or not self._log().exists() or self._log("-shm").exists():
             return False

@@ -87,7 +87,7 @@ def known_of(names: Names | None, classes: Sequence[str]) -> Known:
     """Return which classes of the data a head knows; names: None where they are not known.
 
     Names are compared without case, `_` and `-`. A name that two of the head's classes have tells
-    none of them; a single common class tells nothing apart, so that it counts as none.
+    none of them; a single common class counts as none, since there is nothing to compare it with.
     """
     columns: dict[str, list[int]] = {}
     for column, called in enumerate(names or ()):

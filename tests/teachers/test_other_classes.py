@@ -116,7 +116,7 @@ def test_classes_are_found_by_name() -> None:
     names = [("cat", "house cat"), ("Hot_Dog",), ("crane",), ("crane",), ("dog",)]
     assert known_of(names, ["dog", "hot-dog", "bird"]) == Known(columns=(4, 1), classes=(0, 1))
     assert known_of(names, ["hot dog", "house cat"]) == Known(columns=(1, 0), classes=None)
-    # Two columns are called crane: neither is told. One common class tells nothing apart.
+    # Two columns are called crane: neither is used. One common class counts as none.
     assert known_of(names, ["crane", "dog", "x"]) == Known()
     assert known_of(None, ["a", "b"]) == Known()
 

@@ -75,8 +75,8 @@ def pretrained_network(
     """Return a library's network with all tensors of `state` in it, on the CPU.
 
     The head has the classes of `state`, or there is none. timm's own rules fit the first layer to
-    `in_channels` and position embeddings to `resolution` (None: the network's own). where: whence
-    the tensors are, for messages. Raises SpecError where they are not those of the network.
+    `in_channels` and position embeddings to `resolution` (None: the network's own). where: the
+    origin of the tensors, for messages. Raises SpecError where they are not those of the network.
 
     Example: pretrained_network("timm:resnet18", read_weights(file), where=str(file))
     """

@@ -43,7 +43,7 @@ class Inherited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """Tensors by the names of a whole network, the pixels they expect, and whence they are."""
+    """Tensors by the names of a whole network, the pixels they expect, and their origin."""
 
     state: Mapping[str, Tensor]
     statistics: Statistics | None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from torchvision.models import ResNet18_Weights
 
 from kdsearch.errors import SpecError
 from kdsearch.models.inherit import source
@@ -68,9 +69,9 @@ def test_one_message_names_all_that_is_missing(
     with pytest.raises(SpecError) as error:
         locate(["timm:resnet18", "torchvision:resnet18", "mine"], {})
     text = str(error.value)
-    assert "Download https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/" in text
+    assert f"Download {constants.ENDPOINT}/timm/resnet18.a1_in1k/resolve/main/" in text
     assert "give --pretrained-weights timm:resnet18=FILE" in text
-    assert "Download https://download.pytorch.org/models/resnet18-f37072fd.pth" in text
+    assert f"Download {ResNet18_Weights.DEFAULT.url} " in text
     assert "no pretrained weights of 'mine': give --pretrained-weights mine=FILE" in text
 
 
