@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from typing import TypeAlias, TypeGuard
 
 Value: TypeAlias = bool | int | float | str
@@ -149,12 +150,7 @@ class SearchSpace:
 
     def without(self, name: str, options: Collection[Value]) -> SearchSpace:
         """Return the space without some options of a choice, and what they own."""
-        dim = self.dims.get(name)
-        if not isinstance(dim, Choice) or not options:
-            return self
-        kept = tuple(option for option in dim.options if option not in options)
-        owned = {option: dims for option, dims in dim.owned.items() if option not in options}
-        return replace(self, dims={**self.dims, name: Choice(options=kept, owned=owned)})
+        return replace(self, dims=_without(self.dims, str, name, options)) if options else self
 
     def all_dims(self) -> Iterator[tuple[str, Dim]]:
         """Yield every (name, dimension), including those that options own."""
@@ -182,6 +178,27 @@ def _walk(name: str, dim: Dim, pick: Pick, params: dict[str, Value]) -> None:
     if isinstance(dim, Choice):
         for child, owned in dim.owned.get(value, {}).items():
             _walk(owned_name(name, value, child), owned, pick, params)
+
+
+def _without(
+    dims: Mapping[str, Dim], name_of: Callable[[str], str], name: str, options: Collection[Value]
+) -> dict[str, Dim]:
+    """Return a group of dimensions where the choice of that full name lacks the options."""
+    found = dict(dims)
+    for child, dim in dims.items():
+        if not isinstance(dim, Choice):
+            continue
+        full = name_of(child)
+        gone = options if full == name else ()
+        found[child] = Choice(
+            options=tuple(option for option in dim.options if option not in gone),
+            owned={
+                option: _without(group, partial(owned_name, full, option), name, options)
+                for option, group in dim.owned.items()
+                if option not in gone
+            },
+        )
+    return found
 
 
 def _groups(dims: Mapping[str, Dim]) -> Iterator[Mapping[str, Dim]]:

@@ -30,6 +30,11 @@ def builtin() -> dict[str, Path]:
     return {file.stem: file for folder in _FOLDERS for file in sorted(folder.glob("*.yaml"))}
 
 
+def is_builtin(text: str) -> bool:
+    """Return whether a text is that of a built-in space."""
+    return any(text == find_space(name).text for name in builtin())
+
+
 def default_space(data: str, size: int, task: str = CLASSIFICATION) -> str:
     """Return the name of the space for a data set: its own, or that of its task and image size."""
     if data in builtin():

@@ -20,7 +20,7 @@ import yaml
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
 from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError
-from kdsearch.space import SearchSpace
+from kdsearch.space import Choice, SearchSpace
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget
 from kdsearch.study.budget_shares import LIMITS, Share, read_limit
@@ -61,6 +61,7 @@ _NO_FLAGS = {
     "pretrained_key": "the content of the pretrained weights",
     "look_epochs": "the epochs of a first look",
     "left_out": "the methods that the teacher cannot teach",
+    "without_weights": "the families without pretrained weights",
     "storage_study": "the name in --storage",
 }
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
@@ -81,7 +82,8 @@ class StudyConfig:
     limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
     None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
     digests of the images, of the teacher's files and of the weights that students start from.
-    left_out: methods that the teachers cannot teach. storage: the URL of the database without its
+    left_out: methods that the teachers cannot teach. without_weights: families of a built-in space
+    whose pretrained weights were not to be had. storage: the URL of the database without its
     password, None for the study's own folder; storage_study: the study's name there, which no other
     study has.
 
@@ -201,6 +203,7 @@ class StudyConfig:
     )
     space: str = option("", "A built-in space or a YAML file.", SEARCH)
     left_out: tuple[str, ...] = ()
+    without_weights: tuple[str, ...] = ()
     storage: str | None = None
     storage_study: str | None = None
 
@@ -262,8 +265,18 @@ class StudyConfig:
         return next((LIMITS[name][0] for name in LIMITS if self.is_limited(name)), "flops")
 
     def search_space(self) -> SearchSpace:
-        """Return the parsed space, with `epochs` and `batch_size` fixed where they are set."""
+        """Return the parsed space without what is left out; `epochs`, `batch_size` fixed where set.
+
+        A family without weights starts from scratch, or is left out where it cannot.
+        """
         space = _parsed(self.space).without("method.name", self.left_out)
+        for family in self.without_weights:
+            start = f"student.{family}.init"
+            inits = dict(space.all_dims())[start]
+            if isinstance(inits, Choice) and {*inits.options} != {"pretrained"}:
+                space = space.without(start, ["pretrained"])
+            else:
+                space = space.without("student.family", [family])
         for name in ("epochs", "batch_size"):
             if (value := getattr(self, name)) is not None:
                 space = space.fixed(f"train.{name}", value)

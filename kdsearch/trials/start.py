@@ -16,10 +16,12 @@ from kdsearch.study.config import StudyConfig
 _STUDENT_WEIGHTS = "--student-weights"
 
 
-def families_of(space: SearchSpace, init: str) -> list[str]:
-    """Return the families of a space whose students may start so, in its order."""
+def families_of(space: SearchSpace, init: str | None = None) -> list[str]:
+    """Return the families of a space in its order: those whose students may start so, or all."""
     dims = dict(space.all_dims())
     families = [str(value) for value in _values(dims.get("student.family"))]
+    if init is None:
+        return families
     is_common = init in _values(dims.get("student.init"))
 
     def may(family: str) -> bool:
@@ -33,6 +35,35 @@ def _values(dim: Dim | None) -> Sequence[object]:
     if isinstance(dim, Choice):
         return dim.options
     return (dim.value,) if isinstance(dim, Constant) else ()
+
+
+def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
+    """Return the configuration without the starts whose weights cannot be had, and lines on these.
+
+    The last line has the reason for the first of them. Only a family's own `init` counts. Raises SpecError where no family is left.
+    """
+    space, files = config.search_space(), files_of(config)
+    dims = dict(space.all_dims())
+    missing = {}
+    for family in families_of(space, "pretrained"):
+        if f"student.{family}.init" in dims:
+            try:
+                weights_file(family, files)
+            except SpecError as error:
+                missing[family] = str(error)
+    if not missing:
+        return config, []
+    others = [*families_of(space, "scratch"), *families_of(space, "teacher")]
+    if missing.keys() >= set(families_of(space)) and not others:
+        raise SpecError("\n".join(missing.values()))
+    found = replace(config, without_weights=tuple(missing))
+    left = families_of(found.search_space())
+    names = {
+        "Without weights, from scratch": [name for name in missing if name in left],
+        "Without weights, left out": [name for name in missing if name not in left],
+    }
+    lines = [f"{what}: {', '.join(families)}" for what, families in names.items() if families]
+    return found, [*lines, next(iter(missing.values()))]
 
 
 def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | None) -> StudyConfig:

@@ -18,7 +18,7 @@ from kdsearch.methods import METHODS
 from kdsearch.models.model import Model
 from kdsearch.space import Choice, Constant
 from kdsearch.study.budget_shares import LIMITS, Share
-from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.builtin_spaces import default_space, find_space, is_builtin
 from kdsearch.study.config import (
     StudyConfig,
     config_of,
@@ -39,7 +39,7 @@ from kdsearch.study.warm_start import recipes_of
 from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.distiller.coverage import check_teachers, refusal
 from kdsearch.trials.context import load_data
-from kdsearch.trials.start import families_of, with_weights
+from kdsearch.trials.start import families_of, with_weights, without_missing
 
 # Of a run that names no images, teacher, space or budget: a limit that the teacher breaks, and a
 # spend that ends within a minute.
@@ -81,6 +81,10 @@ def resolve(
         config = replace(
             config, space=find_space(default_space(config.data, max(data.size), data.task)).text
         )
+    if old is None and is_builtin(config.space):
+        config, lines = without_missing(config)
+        for line in lines:
+            note(line)
     space = config.search_space()
     starting = families_of(space, "pretrained")
     config = with_weights(config, starting, sole=starting[0] if len(starting) == 1 else None)

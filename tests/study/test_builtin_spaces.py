@@ -73,6 +73,7 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "architecture-only",
         "resnet-kd",
         "segmentation-small",
+        "transfer",
     }
 
 

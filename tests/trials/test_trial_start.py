@@ -16,10 +16,18 @@ from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student, load_student
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.weights import read_facts
+from kdsearch.space import default_of
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig, refuse_changes
-from kdsearch.trials.start import families_of, files_of, require_teacher, with_weights
+from kdsearch.trials.start import (
+    families_of,
+    files_of,
+    require_teacher,
+    with_weights,
+    without_missing,
+)
 from kdsearch.trials.trial import WEIGHTS, run_trial
 
 NETWORK = "timm:mobilenetv3_small_050"
@@ -76,6 +84,43 @@ def test_all_that_is_missing_is_one_error_before_the_study(
     assert "no pretrained weights of 'vit'" in str(error.value)
     with pytest.raises(SpecError, match="no student starts from it"):
         with_weights(StudyConfig(student_weights=f"vit={__file__}"), [], sole=None)
+
+
+@pytest.mark.parametrize("space", ["classification-mobile", "transfer"])
+def test_a_built_in_space_starts_from_the_weights_there_are(
+    space: str, weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    known = "timm:tf_efficientnet_lite0"
+    config = StudyConfig(
+        space=find_space(space).text, pretrained_weights=f"{known}={weights}", batch_size=8
+    )
+    families = families_of(config.search_space())
+    found, lines = without_missing(config)
+    assert families_of(found.search_space(), "pretrained") == [known]
+    missing = set(families_of(config.search_space(), "pretrained")) - {known}
+    assert set(found.without_weights) == missing
+    is_optional = space == "classification-mobile"
+    what = "from scratch" if is_optional else "left out"
+    assert lines[0] == f"Without weights, {what}: {', '.join(found.without_weights)}"
+    assert f"give --pretrained-weights {found.without_weights[0]}=FILE" in lines[1]
+    left = families_of(found.search_space())
+    assert left == (families if is_optional else [known])
+    walked = found.search_space().walk(lambda name, dim: default_of(dim))
+    assert walked[f"student.{known}.init"] == "pretrained"
+
+
+def test_a_space_of_nothing_but_missing_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SpecError) as error:
+        without_missing(StudyConfig(space=find_space("transfer").text))
+    for family in ("timm:tf_efficientnet_lite0", "timm:mobilenetv3_small_100"):
+        assert f"give --pretrained-weights {family}=FILE" in str(error.value)
 
 
 def test_a_teacher_of_another_architecture_is_refused_before_the_search(tmp_path: Path) -> None:
