@@ -48,10 +48,10 @@ def front_table(summary: Summary) -> Table:
     table = Table(title=f"Front of {summary.study}: {found}; * = {star}")
     metric = summary.metric
     scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
-    for heading in ("trial", *scores, "ms", "MFLOPs", "params"):
-        table.add_column(heading, justify="right", no_wrap=heading == "ms")
-    table.add_column("student")
-    table.add_column("method")
+    for heading in ("trial", *scores, "ms", "MFLOPs", "M par."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("student", overflow="fold")
+    table.add_column("method", overflow="fold")
     place = summary.teacher_place()
     for i, entry in enumerate(summary.front):
         if i == place:
@@ -73,19 +73,14 @@ def _measured(metric: Metric, entry: Entry | TeacherEntry) -> tuple[str, ...]:
     return (
         metric.number(entry.val),
         "-" if entry.test is None else metric.number(entry.test),
-        _latency(entry),
-        "-" if entry.flops is None else f"{entry.flops / 1e6:.2f}",
-        "-" if entry.params is None else f"{entry.params:,}",
+        *(_scaled(entry, axis) for axis in ("latency_ms", "flops", "params")),
     )
 
 
-def _latency(entry: Entry | TeacherEntry) -> str:
-    """Return a latency with its interval, if known, as '1.83 (1.79-1.88)'."""
-    if entry.latency_ms is None:
-        return "-"
-    low, high = entry.latency_low_ms, entry.latency_high_ms
-    interval = "" if low is None or high is None else f" ({low:.3g}-{high:.3g})"
-    return f"{entry.latency_ms:.3g}{interval}"
+def _scaled(entry: Entry | TeacherEntry, axis: str) -> str:
+    """Return a cost in the unit of its column."""
+    value = getattr(entry, axis)
+    return "-" if value is None else f"{value * UNITS[axis][0]:.3g}"
 
 
 def candidates_table(summary: Summary) -> Iterator[Table]:

@@ -40,7 +40,8 @@ def _values(dim: Dim | None) -> Sequence[object]:
 def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     """Return the configuration without the starts whose weights cannot be had, and lines on these.
 
-    The last line has the reason for the first of them. Only a family's own `init` counts. Raises SpecError where no family is left.
+    The last line has the reason for the first of them. Only a family's own `init` counts. Raises
+    SpecError where no family is left.
     """
     space, files = config.search_space(), files_of(config)
     dims = dict(space.all_dims())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 from made_up import importances, make_study, surrounded
+from rich.console import Console
 
-from kdsearch.cli.tables import front_table
+from kdsearch.cli.tables import front_table, show
 from kdsearch.report import tables
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
@@ -135,3 +137,23 @@ def test_page_and_markdown_begin_with_it() -> None:
     first = "No student is needed: the teacher resnet34 is within"
     assert f'<p class="lead">{first}' in render(summary, records, **facts)
     assert f"distillation study\n\n{first}" in markdown(summary, records, **facts)
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_front_has_whole_names_in_a_terminal(columns: int) -> None:
+    one = replace(
+        entry(12, 0.98, 0.0513),
+        test=0.97,
+        config={"student.family": "mobilenet", "method.name": "vitkd"},
+    )
+    out = StringIO()
+    show(front_table(found(one)), console=Console(file=out, width=columns))
+    (row,) = (line for line in out.getvalue().splitlines() if "12 *" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["12 *", "98.00", "97.00", "0.0513", "1", "0.01", "mobilenet", "vitkd"]
+    long = replace(one, config={"student.family": "timm:tf_efficientnet_lite0"})
+    out = StringIO()
+    show(front_table(found(long)), console=Console(file=out, width=columns))
+    rows = [line.split("│") for line in out.getvalue().splitlines() if "│" in line]
+    assert "timm:tf_efficientnet_lite0" in "".join(row[7].strip() for row in rows)
+    assert "…" not in out.getvalue()
