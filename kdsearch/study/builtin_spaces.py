@@ -21,7 +21,8 @@ _HERE = Path(__file__).parents[1]
 _FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
 _SECTIONS = ("student", "method", "train")
 _COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("method", "knobs"))
-SMALL_IMAGE = 64
+SMALL_IMAGE = 64  # px
+FEW_IMAGES = 5000  # fewer are a fraction of what a network from scratch needs
 KnobsOf: TypeAlias = Callable[[str], list[str]]
 
 
@@ -35,13 +36,21 @@ def is_builtin(text: str) -> bool:
     return any(text == find_space(name).text for name in builtin())
 
 
-def default_space(data: str, size: int, task: str = CLASSIFICATION) -> str:
-    """Return the name of the space for a data set: its own, or that of its task and image size."""
+def default_spaces(
+    data: str, size: int, images: int, task: str = CLASSIFICATION
+) -> tuple[str, ...]:
+    """Return the names of the spaces for a data set, best first; the last needs no weights.
+
+    A data set may have its own; else task, image size and number of training images decide.
+    """
     if data in builtin():
-        return data
+        return (data,)
     if f"{task}-small" in builtin() and task != CLASSIFICATION:
-        return f"{task}-small"
-    return "classification-small" if size < SMALL_IMAGE else "classification-mobile"
+        return (f"{task}-small",)
+    if size < SMALL_IMAGE:
+        return ("classification-small",)
+    mobile = "classification-mobile"
+    return ("transfer", mobile) if images < FEW_IMAGES else (mobile,)
 
 
 def find_space(name: str) -> SearchSpace:

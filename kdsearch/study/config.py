@@ -20,7 +20,7 @@ import yaml
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
 from kdsearch.digests import digest_of
 from kdsearch.errors import StudyError
-from kdsearch.space import Choice, SearchSpace
+from kdsearch.space import SearchSpace
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget
 from kdsearch.study.budget_shares import LIMITS, Share, read_limit
@@ -61,9 +61,10 @@ _NO_FLAGS = {
     "pretrained_key": "the content of the pretrained weights",
     "look_epochs": "the epochs of a first look",
     "left_out": "the methods that the teacher cannot teach",
-    "without_weights": "the families without pretrained weights",
+    "without_weights": "the starts without pretrained weights",
     "storage_study": "the name in --storage",
 }
+_parsed = lru_cache(maxsize=4)(parse_space)
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
 FRACTION = Accepted("a fraction between 0 and 1, as 0.9", lambda value: 0 < value < 1)
 SUBSET = Accepted("a number of images, or 0 for all", lambda count: count >= 0)
@@ -82,10 +83,9 @@ class StudyConfig:
     limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
     None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
     digests of the images, of the teacher's files and of the weights that students start from.
-    left_out: methods that the teachers cannot teach. without_weights: families of a built-in space
-    whose pretrained weights were not to be had. storage: the URL of the database without its
-    password, None for the study's own folder; storage_study: the study's name there, which no other
-    study has.
+    left_out: methods that the teachers cannot teach. without_weights: options of a built-in space
+    that lack their weights, by dimension. storage: the URL of the database without its password,
+    None for the study's own folder; storage_study: the study's name there, which no other has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")
     """
@@ -203,7 +203,7 @@ class StudyConfig:
     )
     space: str = option("", "A built-in space or a YAML file.", SEARCH)
     left_out: tuple[str, ...] = ()
-    without_weights: tuple[str, ...] = ()
+    without_weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     storage: str | None = None
     storage_study: str | None = None
 
@@ -265,18 +265,10 @@ class StudyConfig:
         return next((LIMITS[name][0] for name in LIMITS if self.is_limited(name)), "flops")
 
     def search_space(self) -> SearchSpace:
-        """Return the parsed space without what is left out; `epochs`, `batch_size` fixed where set.
-
-        A family without weights starts from scratch, or is left out where it cannot.
-        """
-        space = _parsed(self.space).without("method.name", self.left_out)
-        for family in self.without_weights:
-            start = f"student.{family}.init"
-            inits = dict(space.all_dims())[start]
-            if isinstance(inits, Choice) and {*inits.options} != {"pretrained"}:
-                space = space.without(start, ["pretrained"])
-            else:
-                space = space.without("student.family", [family])
+        """Return the space without what is left out; `epochs`, `batch_size` fixed where set."""
+        space = _parsed(self.space)
+        for name, options in {"method.name": self.left_out, **self.without_weights}.items():
+            space = space.without(name, options)
         for name in ("epochs", "batch_size"):
             if (value := getattr(self, name)) is not None:
                 space = space.fixed(f"train.{name}", value)
@@ -301,11 +293,6 @@ class StudyConfig:
 # The options that images and teacher, and the device of a latency, are made from.
 DATA_FIELDS = tuple(name for name, it in options_of(StudyConfig).items() if it.panel == DATA)
 TARGET_FIELDS = ("target", "threads", "batch")
-
-
-@lru_cache(maxsize=4)
-def _parsed(text: str) -> SearchSpace:
-    return parse_space(text)
 
 
 def study_path(out: Path, name: str) -> Path:

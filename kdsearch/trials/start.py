@@ -17,7 +17,7 @@ _STUDENT_WEIGHTS = "--student-weights"
 
 
 def families_of(space: SearchSpace, init: str | None = None) -> list[str]:
-    """Return the families of a space in its order: those whose students may start so, or all."""
+    """Return the families of a space, in its order, whose students may start so; None: all."""
     dims = dict(space.all_dims())
     families = [str(value) for value in _values(dims.get("student.family"))]
     if init is None:
@@ -54,17 +54,19 @@ def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
                 missing[family] = str(error)
     if not missing:
         return config, []
-    others = [*families_of(space, "scratch"), *families_of(space, "teacher")]
-    if missing.keys() >= set(families_of(space)) and not others:
+    others = {*families_of(space, "scratch"), *families_of(space, "teacher")}
+    lost = tuple(family for family in missing if family not in others)
+    if {*lost} == {*families_of(space)}:
         raise SpecError("\n".join(missing.values()))
-    found = replace(config, without_weights=tuple(missing))
-    left = families_of(found.search_space())
-    names = {
-        "Without weights, from scratch": [name for name in missing if name in left],
-        "Without weights, left out": [name for name in missing if name not in left],
+    kept = tuple(family for family in missing if family in others)
+    without: dict[str, tuple[str, ...]] = {
+        f"student.{family}.init": ("pretrained",) for family in kept
     }
+    if lost:
+        without["student.family"] = lost
+    names = {"Without weights, from scratch": kept, "Without weights, left out": lost}
     lines = [f"{what}: {', '.join(families)}" for what, families in names.items() if families]
-    return found, [*lines, next(iter(missing.values()))]
+    return replace(config, without_weights=without), [*lines, next(iter(missing.values()))]
 
 
 def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | None) -> StudyConfig:

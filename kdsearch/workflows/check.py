@@ -26,7 +26,7 @@ from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spec import Candidate, StudentSpec
-from kdsearch.study.builtin_spaces import default_space, find_space
+from kdsearch.study.builtin_spaces import default_spaces, find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
 from kdsearch.teachers.spec import teacher_specs
@@ -79,7 +79,7 @@ def check(
     torch_device = pick_device(device)
     teacher_specs(config)
     data, config = load_data(config, out, callback.on_message)
-    name = space or default_space(config.data, max(data.size), data.task)
+    name = space or default_spaces(config.data, max(data.size), len(data.train), data.task)[0]
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):

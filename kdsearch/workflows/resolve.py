@@ -18,7 +18,7 @@ from kdsearch.methods import METHODS
 from kdsearch.models.model import Model
 from kdsearch.space import Choice, Constant
 from kdsearch.study.budget_shares import LIMITS, Share
-from kdsearch.study.builtin_spaces import default_space, find_space, is_builtin
+from kdsearch.study.builtin_spaces import default_spaces, find_space, is_builtin
 from kdsearch.study.config import (
     StudyConfig,
     config_of,
@@ -77,12 +77,8 @@ def resolve(
     if name is not None:
         on_path(study_path(out, name))
     data, config = load_data(config, out, note)
-    if not config.space:
-        config = replace(
-            config, space=find_space(default_space(config.data, max(data.size), data.task)).text
-        )
-    if old is None and is_builtin(config.space):
-        config, lines = without_missing(config)
+    if old is None:
+        config, lines = _with_space(config, data)
         for line in lines:
             note(line)
     space = config.search_space()
@@ -100,6 +96,24 @@ def resolve(
         recipes_of(config, out)
     reach(path, config, options.storage, tasks.of(data).metric, is_new=old is None)
     return config, options, data, path
+
+
+def _with_space(config: StudyConfig, data: ImageData) -> tuple[StudyConfig, list[str]]:
+    """Return a new study's configuration with its space, and lines on weights that are missing.
+
+    A space of the user's own stays as it is. Raises SpecError where all weights are missing.
+    """
+    if config.space:
+        return without_missing(config) if is_builtin(config.space) else (config, [])
+    names = default_spaces(config.data, max(data.size), len(data.train), data.task)
+    for name in names:
+        found = replace(config, space=find_space(name).text)
+        try:
+            return without_missing(found)
+        except SpecError:
+            if name == names[-1]:
+                raise
+    raise AssertionError(names)
 
 
 def with_space(given: Mapping[str, object]) -> Mapping[str, object]:

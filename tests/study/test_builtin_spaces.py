@@ -13,7 +13,7 @@ from kdsearch.models import heads, students
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate
-from kdsearch.study.builtin_spaces import builtin, check_space, default_space, find_space
+from kdsearch.study.builtin_spaces import builtin, check_space, default_spaces, find_space
 from kdsearch.training import distiller
 
 HEAD = "student: {family: {choice: {resnet: , vit: }}}\n"
@@ -117,10 +117,14 @@ def test_values_of_a_method_are_tried_before_any_trial() -> None:
     assert any("temperature" in line and "-1.0 is not a number > 0" in line for line in found)
     assert any("alpha" in line and "2.0 is not in [0, 1]" in line for line in found)
     assert any("mapping" in line and "did you mean 'last'" in line for line in found)
-    assert default_space("digits", 8) == "digits"
-    assert default_space("mine", 32) == "classification-small"
-    assert default_space("mine", 64) == "classification-mobile"
-    assert default_space("mine", 64, "segmentation") == "segmentation-small"
+
+
+def test_a_default_space_suits_the_images_and_the_last_needs_no_weights() -> None:
+    assert default_spaces("digits", 8, 1000) == ("digits",)
+    assert default_spaces("mine", 32, 1000) == ("classification-small",)
+    assert default_spaces("mine", 64, 4999) == ("transfer", "classification-mobile")
+    assert default_spaces("mine", 64, 5000) == ("classification-mobile",)
+    assert default_spaces("mine", 64, 1000, "segmentation") == ("segmentation-small",)
 
 
 def test_a_space_is_found_by_name_or_by_path(tmp_path: Path) -> None:
