@@ -134,9 +134,9 @@ def pack(
     predicted = check_script(script, file, load_file(file), student.preprocess, data, task)
     if wrong := refuse_script(predicted, EXACT.same):
         raise ExportError(f"{file.name} of {path}: {wrong}: {predicted}")
-    val, on_val = evaluate(file, inputs(), task)
+    val, on_val = evaluate(file, inputs(), task, count=len(data.val))
     warning = student_at_chance(
-        task.metric_on(data.val.labels),
+        on_val.with_noise(task.metric_on(data.val.labels)),
         results["validation"],
         task.chance(data.val.labels),
         len(data.val),
@@ -157,7 +157,7 @@ def pack(
     model_card.update(
         fresh,
         **{task.metric.key: dict(results)},
-        metric=asdict(task.metric),
+        metric=asdict(on_val.with_noise(task.metric)),
         task={"name": task.name, "output_name": task.output, **asdict(task.facts())},
         teacher={"name": config.teacher, **teacher},
         warning=warning,

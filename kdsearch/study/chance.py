@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdsearch.study.summary import is_at_chance
-from kdsearch.tasks.base import Details, Metric
+from kdsearch.tasks.base import ClassScores, Details, Metric
 
 
 def student_at_chance(
@@ -48,8 +48,28 @@ def constant_answer(details: Details | None, classes: Sequence[str]) -> str:
     return "" if only is None else f"it answers {classes[only]!r} for every image"
 
 
+def _by_score(scores: ClassScores, classes: Sequence[str], split: str, most: int) -> str:
+    """Return the classes with the lowest scores and their noise."""
+    rows = zip(scores.values, scores.errors, classes, strict=True)
+    found = sorted((value, error, name) for value, error, name in rows if value is not None)
+    shown = ", ".join(
+        f"{name} {100 * value:.1f} %" if error is None else f"{name} {percent_of(value, error)}"
+        for value, error, name in found[:most]
+    )
+    missing = len(classes) - len(found)
+    gaps = f"; {missing} of {len(classes)} classes are not there" if missing else ""
+    return f"By class on {split}: lowest {scores.label}: {shown}{gaps}."
+
+
+def percent_of(value: float, error: float) -> str:
+    """Return 0.412 with an error of 0.031 as '41.2 ± 3.1 %'."""
+    return f"{100 * value:.1f} \u00b1 {100 * error:.1f} %"
+
+
 def by_class(details: Details | None, classes: Sequence[str], split: str, most: int = 3) -> str:
-    """Return the balanced accuracy and the classes with the lowest accuracy, '' without classes."""
+    """Return the classes with the lowest accuracy or score, '' without classes."""
+    if details is not None and details.scores is not None:
+        return _by_score(details.scores, classes, split, most)
     if details is None or len(details.images) != len(classes) or not classes:
         return ""
     there = [i for i, count in enumerate(details.images) if count]

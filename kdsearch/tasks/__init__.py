@@ -11,12 +11,24 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kdsearch.registry import Registry
-from kdsearch.tasks.base import ACCURACY, Details, Facts, Meter, Metric, Task
+from kdsearch.tasks.base import ACCURACY, ClassScores, Details, Facts, Meter, Metric, Task
 
 if TYPE_CHECKING:
     from kdsearch.data.base import ImageData
 
-__all__ = ["ACCURACY", "TASKS", "Details", "Facts", "Meter", "Metric", "Task", "get", "names", "of"]
+__all__ = [
+    "ACCURACY",
+    "TASKS",
+    "ClassScores",
+    "Details",
+    "Facts",
+    "Meter",
+    "Metric",
+    "Task",
+    "get",
+    "names",
+    "of",
+]
 
 TASKS: Registry[Task] = Registry("kdsearch.tasks", "kdsearch.tasks.base:Task", what="task")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from kdsearch.data.sizes import Size, scaled_size
@@ -34,9 +34,10 @@ class Metric:
 
     key: its name in files: front.json, metrics.json, model card. label: its name in sentences and
     on axes. is_percent: written as 97.31 %, differences in points; else as 0.9731. image_variance:
-    variance of one image's part in it; None: that of a right or wrong answer, p(1 - p).
-    design_effect: factor on the variance where images do not count alike (Kish, 1965), as those of
-    a rare class in a mean over classes.
+    variance of one image's part in it, which a meter measures (`Details.image_variances`); None:
+    that of a right or wrong answer, p(1 - p), the largest of a share. design_effect: factor on the
+    variance where images do not count alike (Kish, 1965), as those of a rare class in a mean over
+    classes.
     """
 
     key: str
@@ -108,12 +109,28 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScores:
+    """A score of each class, in percent of its label: `IoU`.
+
+    values, errors: score in [0, 1] and standard error, None where there is none. shares: of the
+    labels.
+    """
+
+    label: str
+    values: tuple[float | None, ...]
+    errors: tuple[float | None, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """An evaluation beyond its metric.
 
     metrics: all metrics of the task, by key. images, right, answered: by class, how many images
-    have it, are right, and got it as the answer; empty for a task without classes. confusion:
-    images by [class, answer], for at most MAX_CONFUSION classes.
+    have it, are right, and got it as the answer; empty where an image has no class of its own.
+    confusion: images, or their pixels, by [class, answer], for at most MAX_CONFUSION classes.
+    image_variances: variance of one image's part in a metric, by key, where the evaluation measured
+    it. scores: of the classes, where they are not those of `images` and `right`.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -121,6 +138,15 @@ class Details:
     right: tuple[int, ...] = ()
     answered: tuple[int, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
+    image_variances: Mapping[str, float] = field(default_factory=dict)
+    scores: ClassScores | None = None
+
+    def with_noise(self, metric: Metric) -> Metric:
+        """Return a metric with the noise that this evaluation measured, else as it is."""
+        found = self.image_variances.get(metric.key)
+        if found is None:
+            return metric
+        return replace(metric, image_variance=found, design_effect=1.0)
 
     def only_answer(self) -> int | None:
         """Return the class that every image got, None where there are several."""
@@ -140,6 +166,12 @@ class Meter(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget all images."""
+
+    def keep_images(self, count: int) -> None:  # noqa: B027
+        """Keep the counts of each of so many images, where `details` measures noise by them.
+
+        Called before the first batch, by an evaluation of a whole split.
+        """
 
     @abstractmethod
     def add(self, answer: Tensor, labels: Tensor) -> None:

@@ -19,21 +19,15 @@ from torch import Tensor, nn
 from kdsearch.data.base import SEGMENTATION, VOID, Augment
 from kdsearch.data.sizes import Size, scaled_size, whole_strides
 from kdsearch.data.views import ViewSeeds, moved
-from kdsearch.errors import DataError
 from kdsearch.models import dense
 from kdsearch.models.heads.base import resized
 from kdsearch.spec import StudentSpec
-from kdsearch.tasks.base import Details, Facts, Meter, Metric, Task
+from kdsearch.tasks._miou import MIOU, PIXEL_ACCURACY, MeanIoU, predicted
+from kdsearch.tasks.base import Facts, Meter, Task
 from kdsearch.train_spec import TrainSpec
 
 if TYPE_CHECKING:
     from kdsearch.models.features import Outputs
-
-# Assumed, not measured: the mean IoU of 100 images has a standard error of 1.4 points.
-_IMAGE_VARIANCE = 0.02
-_PIXELS = 2**22  # logits that a meter resizes at a time
-MIOU = Metric(key="miou", label="mean IoU", image_variance=_IMAGE_VARIANCE)
-PIXEL_ACCURACY = Metric(key="pixel_accuracy", label="pixel accuracy")
 
 
 class Segmentation(Task):
@@ -130,7 +124,7 @@ class Segmentation(Task):
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> float:
         """Return the share of positions of which both predict the same class."""
-        return float((_classes(ours) == _classes(theirs)).double().mean())
+        return float((predicted(ours) == predicted(theirs)).double().mean())
 
     def metadata(self) -> dict[str, str]:
         """Return the classes, in the order of the logits, and a colour for each."""
@@ -156,78 +150,11 @@ class Segmentation(Task):
         )
 
 
-class MeanIoU(Meter):
-    """The mean, over the classes in the labels, of intersection over union; void counts nowhere.
-
-    key: of the metric that `value` returns. The state is the confusion of classes: [K * K] pixels
-    by label and prediction, then those of void.
-    """
-
-    def __init__(self, device: torch.device, classes: int, key: str = MIOU.key) -> None:
-        self._classes = classes
-        self._key = key
-        self._pixels = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._pixels.zero_()
-
-    def add(self, answer: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits [B, K, h, w] or classes [B, H, W], masks [B, H, W]."""
-        at_once = max(1, _PIXELS // (self._classes * labels[0].numel()))
-        parts = (torch.split(whole, at_once) for whole in (answer, labels))
-        for part, truth in zip(*parts, strict=True):
-            predicted = _classes(_enlarged(part, truth.shape[1:]))
-            known = truth.long()
-            index = torch.where(
-                known == VOID, self._classes**2, known * self._classes + predicted
-            ).flatten()
-            self._pixels.scatter_add_(0, index, torch.ones_like(index))
-
-    @property
-    def confusion(self) -> Tensor:
-        """Return the pixels [K, K] by label and prediction."""
-        return self._pixels[:-1].view(self._classes, self._classes)
-
-    def value(self) -> float:
-        """Return the metric in [0, 1]."""
-        return self.details().metrics[self._key]
-
-    def details(self) -> Details:
-        """Return mean IoU and pixel accuracy. Raises DataError without labelled pixels."""
-        confusion = self.confusion.double().cpu()
-        present = confusion.sum(dim=1) > 0
-        if not present.any():
-            raise DataError("there are no labelled pixels to evaluate on")
-        return Details(
-            metrics={
-                MIOU.key: float(_ious(confusion)[present].mean()),
-                PIXEL_ACCURACY.key: float(confusion.trace() / confusion.sum()),
-            }
-        )
-
-
-def _ious(confusion: Tensor) -> Tensor:
-    """Return the IoU [..., K] of each class, 0 where it is neither a label nor a prediction."""
-    hits = confusion.diagonal(dim1=-2, dim2=-1)
-    union = confusion.sum(dim=-1) + confusion.sum(dim=-2) - hits
-    return hits / union.clamp(min=1)
-
-
 def _colour(place: int) -> tuple[int, int, int]:
     """Return a colour of its own for each class; hues a golden section apart, none black."""
     hue, value = place * 0.618 % 1, 1 - 0.2 * (place % 3)
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
     return red, green, blue
-
-
-def _enlarged(answer: Tensor, size: torch.Size) -> Tensor:
-    return resized(answer.float(), size) if answer.is_floating_point() else answer
-
-
-def _classes(answer: Tensor) -> Tensor:
-    """Return the class at each position, int64: of logits [B, K, h, w], or of classes."""
-    return answer.argmax(dim=1) if answer.is_floating_point() else answer.long()
 
 
 def _widened(logits: Tensor) -> Tensor:

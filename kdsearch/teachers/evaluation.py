@@ -31,6 +31,7 @@ def evaluate_teachers(
 ) -> Evaluation:
     """Return the metric of the teachers' common answer on a split, each at the same weight."""
     meter = task.meter(device)
+    meter.keep_images(len(images))
     if knows_none(teachers):
         means = [
             _class_means(teacher, data.labelled, data.num_classes, device) for teacher in teachers

@@ -45,6 +45,7 @@ def evaluate_in_detail(
 ) -> Evaluation:
     """Return the task's metric of a model, in evaluation mode, on a split, with the details."""
     meter = task.meter(device)
+    meter.keep_images(len(images))
     with evaluating(model):
         value = measured(model, batches(images, device), meter)
     return Evaluation(value, meter.details())

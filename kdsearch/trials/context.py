@@ -186,7 +186,8 @@ def teacher_at_chance_on(data: ImageData, val: float, details: Details) -> str:
     """Return the warning of a teacher that is no better than chance on validation, or ''."""
     task, labels = tasks.of(data), data.val.labels
     answer = constant_answer(details, data.classes)
-    return teacher_at_chance(task.metric_on(labels), val, task.chance(labels), len(labels), answer)
+    metric = details.with_noise(task.metric_on(labels))
+    return teacher_at_chance(metric, val, task.chance(labels), len(labels), answer)
 
 
 def _flops(teachers: Sequence[Model], note: Note) -> int | None:

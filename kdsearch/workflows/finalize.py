@@ -190,13 +190,18 @@ class _Steps:
         self._study.update_facts(test=test, teacher=teacher, details=details)
 
     def evaluate_shipped(self, record: TrialRecord) -> None:
-        """Store the details of what ships on validation."""
+        """Store the details of what ships on validation, and the noise that it has there.
+
+        Until then the noise was the teacher's.
+        """
         key, context = f"{record.number} validation", self._context
         if key not in self._study.facts.details:
             student = self._load_student(record).to(context.device)
             found = evaluate_in_detail(student, context.data.val, context.task, context.device)
             details = {**self._study.facts.details, key: found.details}
             self._study.update_facts(details=details)
+        metric = self._study.facts.details[key].with_noise(self._study.metric)
+        self._study.update_facts(metric=metric)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can."""

@@ -120,7 +120,8 @@ def _run(
     prepared = prepare(config, data, out=out, device=device, callback=preparation)
     require_teacher(families_of(config.search_space(), "teacher"), prepared.context.teachers)
     task = prepared.context.task
-    metric, chance = task.metric_on(data.val.labels), task.chance(data.val.labels)
+    metric = prepared.details.with_noise(task.metric_on(data.val.labels))
+    chance = task.chance(data.val.labels)
     teachers = prepared.context.teachers
     which = config.teacher + NEAREST * knows_none(teachers)
     callback.on_message(f"Teacher {which}: validation {metric.text(prepared.teacher.val)}")

@@ -149,13 +149,15 @@ def verify(model: nn.Module, path: Path, images: Iterable[Tensor], task: Task) -
 
 
 def evaluate(
-    path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task
+    path: Path, batches: Iterable[tuple[Tensor, Tensor]], task: Task, *, count: int = 0
 ) -> tuple[float, Details]:
     """Return the metric of the file alone on (images [N, C, H, W], labels) batches, and details.
 
-    Raises ExportError when the file does not load or run.
+    count: of all images, for the noise in the details; 0: it is not measured. Raises ExportError
+    when the file does not load or run.
     """
     meter = task.meter(torch.device("cpu"))
+    meter.keep_images(count)
     return measured(partial(answer_of, load_file(path)), batches, meter), meter.details()
 
 
