@@ -100,6 +100,7 @@ def load(
         decoding=decoding,
         raw=Raw(source=found, ranges=stored.ranges, skipped=frozenset(stored.skipped)),
         inventory=inventory,
+        colours=found.colours,
     )
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kdsearch.data.sizes import Decoding, Size
 from kdsearch.errors import DataError, did_you_mean
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 UNLABELLED = -1
 VOID = 255  # of a mask: a pixel without a class
+Colour: TypeAlias = tuple[int, int, int]
 CLASSIFICATION = "classification"  # the task of data that name none
 SEGMENTATION = "segmentation"
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
@@ -87,7 +88,8 @@ class Source:
     a canvas, one of the shape of the median image, its sides multiples of 32. flip: whether a
     mirrored image still shows its class.
     held_out: share of train that becomes a split which the source lacks. left_out: names of what
-    is there and not read, by the reason. notes: sentences on how the source was read.
+    is there and not read, by the reason. notes: sentences on how the source was read. colours: red,
+    green and blue of each class, 0 to 255, where the source states all of them.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Source:
     task: str = CLASSIFICATION
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    colours: tuple[Colour, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 and self.task == CLASSIFICATION:
@@ -218,7 +221,7 @@ class ImageData:
     skipped: names of the images that could not be read. decoding: how the others were.
     raw: the images before decoding, None where they were made in memory.
     inventory: sentences on what was found and what was left out. metric: key of the task's metric,
-    empty for its first.
+    empty for its first. colours: of the classes, see Source.
     """
 
     name: str
@@ -236,6 +239,7 @@ class ImageData:
     raw: Raw | None = None
     inventory: tuple[str, ...] = ()
     metric: str = ""
+    colours: tuple[Colour, ...] = ()
 
     @property
     def labelled(self) -> ImageSet:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdsearch.data.base import SEGMENTATION, VOID, Mask, Sample, Source
+from kdsearch.data.base import SEGMENTATION, VOID, Colour, Mask, Sample, Source
 from kdsearch.data.folder import is_image
 from kdsearch.data.pixels import UnreadableError, strict_pillow
 from kdsearch.data.sizes import Size, size_text
@@ -67,17 +68,26 @@ class Table:
     """The class of each id, and of each colour where masks are in colours.
 
     names: of the classes. ids, colours: the class, or VOID, by its code; a colour's is 0xRRGGBB.
+    shown: the colour of each class, empty unless all have one. twice: names of two classes of one
+    colour.
     """
 
     names: tuple[str, ...]
     ids: Mapping[int, int]
     colours: Mapping[int, int]
+    shown: tuple[Colour, ...] = ()
+    twice: tuple[str, ...] = ()
 
     def classes(
         self, codes: NDArray[np.int32], *, are_colours: bool, where: object
     ) -> NDArray[np.uint8]:
         """Return the classes of codes [H, W]. Raises DataError that names an unknown one."""
         known = self.colours if are_colours else self.ids
+        if are_colours and self.twice:
+            raise DataError(
+                f"{where}: a mask in colours, but {' and '.join(self.twice)} have one colour in "
+                f"{CLASSES}; give each class its own"
+            )
         if are_colours and not known:
             raise DataError(
                 f"{where}: a mask in colours; add a 'colour' to each class in {CLASSES}, or save "
@@ -206,6 +216,7 @@ def read(root: Path) -> Source:
         content=[("classes", described.encode())]
         + [(path.as_posix()[below:], path) for path in contents],
         is_padded=True,
+        colours=table.shown,
     )
 
 
@@ -305,10 +316,20 @@ def _table_in(file: Path) -> Table:
     if content.ignore is not None and content.ignore.colour:
         colours = {_code(content.ignore.colour): VOID} | colours
     listed_ids = {number: i for i, number in enumerate(ids)}
-    return _checked(Table(names, ignored | listed_ids, colours), file)
+    given_colours = tuple(c.colour for c in content.classes if c.colour)
+    shown = given_colours if len(given_colours) == len(names) else ()
+    twice = next(
+        (
+            (one.name, other.name)
+            for one, other in combinations(content.classes, 2)
+            if one.colour and one.colour == other.colour
+        ),
+        (),
+    )
+    return _checked(Table(names, ignored | listed_ids, colours, shown, twice), file)
 
 
-def _code(colour: tuple[int, int, int]) -> int:
+def _code(colour: Colour) -> int:
     red, green, blue = colour
     return red << 16 | green << 8 | blue
 

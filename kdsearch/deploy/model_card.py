@@ -7,7 +7,7 @@ The folder can be uploaded to a hub as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
 METRICS, CARD, CONFIG = "metrics.json", "README.md", "config.yaml"
+PICTURE = "validation.png"  # validation images with the answers to them, of some tasks
 _SPLITS = ("validation", "test")
 _FITTED = {
     "crop": "cut to its centre of",
@@ -78,12 +79,13 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         _PROGRAM.strip() + timm_snippet(config, metrics["metadata"], metrics["task"]),
         "\n".join(_results(metrics)),
         "\n".join(_by_class(metrics)),
+        _pictures(metrics),
         "\n".join(_files(metrics)),
         "\n".join(_data(metrics)),
         "\n".join(_training(metrics, config)),
         "\n".join(_limits(metrics)),
     )
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, object]:
@@ -170,6 +172,9 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
         json.loads(metrics["metadata"].get("classes", "[]")),
     )
     split = next((name for name in ("test", "validation") if name in found), None)
+    if split is not None and found[split].get("scores"):
+        yield from _by_score(found[split]["scores"], classes, split)
+        return
     if split is None or not found[split]["images"]:
         return
     counts = found[split]["images"], found[split]["right"], found[split]["answered"]
@@ -183,6 +188,26 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {plain(name)} | {images} | {100 * right / images:.1f} | {answered} |"
     if len(rows) > len(shown):
         yield f"\nThe {len(shown)} worst of {len(rows)} classes."
+
+
+def _by_score(scores: Mapping[str, Any], classes: Sequence[str], split: str) -> Iterator[str]:
+    """Yield the score of each class with its noise, or of the worst."""
+    parts = zip(classes, scores["values"], scores["errors"], scores["shares"], strict=True)
+    rows = sorted((row for row in parts if row[1] is not None), key=lambda row: float(row[1]))
+    yield f"## By class, {split}\n\n`metrics.json` has the confusion.\n"
+    yield f"| class | {scores['label']}, % | of labels, % |\n|---|---|---|"
+    for name, value, error, share in rows[:_CLASSES]:
+        noise = "" if error is None else f" \u00b1 {100 * error:.1f}"
+        yield f"| {plain(name)} | {100 * value:.1f}{noise} | {100 * share:.2f} |"
+    if len(rows) > _CLASSES:
+        yield f"\nThe {_CLASSES} worst of {len(rows)} classes."
+    yield "\n\u00b1: one standard error over images."
+
+
+def _pictures(metrics: Mapping[str, Any]) -> str:
+    """Return the picture of validation images, '' without one."""
+    name = metrics.get("picture")
+    return f"## Validation images\n\n![image, truth, answers and errors]({name})" if name else ""
 
 
 def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from kdsearch import atomic
+from kdsearch.deploy.model_card import PICTURE
 from kdsearch.deploy.targets import target_info
 from kdsearch.errors import StudyError
 from kdsearch.report.drawings import drawings
@@ -98,9 +99,19 @@ def write_derived(study: OpenStudy) -> Summary:
     shares, command = importances(study), _command(study)
     notes = (*study.facts.notes, *about_longer_training(study))
     figures = drawings(summary, records)
-    html = render(summary, records, importances=shares, notes=notes, command=command)
+    file = study.path / "best" / PICTURE
+    picture = file.read_bytes() if summary.shipped is not None and file.is_file() else b""
+    html = render(
+        summary, records, importances=shares, notes=notes, command=command, picture=picture
+    )
     text = markdown(
-        summary, records, importances=shares, notes=notes, command=command, figures=figures
+        summary,
+        records,
+        importances=shares,
+        notes=notes,
+        command=command,
+        figures=figures,
+        picture=f"best/{PICTURE}" if picture else "",
     )
     files = {
         "front.json": json.dumps(summary.to_json(), indent=1) + "\n",

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdsearch.report import tables, words
+from kdsearch.report import classes, tables, words
 from kdsearch.report.tables import Table
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
@@ -22,8 +22,9 @@ def markdown(
     notes: Sequence[str],
     command: str,
     figures: Iterable[str] = (),
+    picture: str = "",
 ) -> str:
-    """Return the report. figures: names of the files in `figures/` to show."""
+    """Return the report. figures: names of the files in `figures/` to show. picture: its file."""
     shown = {"front.svg": "The front", "curves.svg": "Learning curves"}
     images = {
         name: f"![{title}](figures/{name})" for name, title in shown.items() if name in figures
@@ -43,6 +44,7 @@ def markdown(
         "## What distillation gained at equal cost",
         "No trial on the front has a control." if gains is None else _table(gains),
         "\n".join(f"- {_text(note)}" for note in notes),
+        *_classes(summary, picture),
         "## What mattered",
         _listed({n: f"{v:.3f}" for n, v in ranked}) or "Not known yet: too few trials completed.",
         "## Learning curves" if "curves.svg" in images else "",
@@ -55,6 +57,12 @@ def markdown(
         "All trials: `trials.csv`. All figures: `report.html`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _classes(summary: Summary, picture: str) -> list[str]:
+    found = [_table(t) for t in (classes.by_class(summary), classes.confusion(summary)) if t]
+    shown = [f"![image, truth, answers and errors]({picture})"] if picture else []
+    return ["## By class", *found, *shown] if found or shown else []
 
 
 def _listed(values: Mapping[str, str]) -> str:

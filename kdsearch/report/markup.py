@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -53,6 +54,17 @@ def table(content: Table) -> str:
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{title}'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def image(png: bytes, label: str) -> str:
+    """Return an image within the page, '' for no bytes."""
+    if not png:
+        return ""
+    content = base64.b64encode(png).decode()
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f'<img class="strip" src="data:image/png;base64,{content}" alt="{escape(label)}"></div>'
     )
 
 

@@ -15,7 +15,7 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
-from kdsearch.report import curves, figures, markup, slices, tables, words
+from kdsearch.report import classes, curves, figures, markup, slices, tables, words
 from kdsearch.report.axes import shown_limit
 from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
@@ -42,11 +42,12 @@ def render(
     importances: Mapping[str, float],
     notes: Sequence[str],
     command: str,
+    picture: bytes = b"",
 ) -> str:
     """Return the report as one self-contained HTML page.
 
     importances: share of each parameter, empty if too few trials completed. notes: the findings.
-    command: the command that runs the same study.
+    command: the command that runs the same study. picture: a PNG of validation images.
     """
     ordered = sorted(records, key=lambda record: record.number)
     script = _asset("page.js")
@@ -55,6 +56,7 @@ def render(
         section("What to ship", _result(summary, ordered)),
         section("The front", _front(summary, ordered)),
         section("What distillation gained at equal cost", _gains(summary, ordered, notes)),
+        *([section("By class", shown)] if (shown := _classes(summary, picture)) else []),
         section("What mattered", _mattered(summary, ordered, importances)),
         section("Learning curves", _curves(summary, ordered)),
         section("Where the time went", _spent(summary, ordered)),
@@ -193,6 +195,19 @@ def _gains(summary: Summary, records: Sequence[TrialRecord], notes: Sequence[str
     found = tables.candidates(summary) or tables.gains(summary, records)
     why = "No trial on the front has a control, so the gain from distillation is not known."
     return (paragraph(why) if found is None else markup.table(found)) + markup.listed(notes)
+
+
+def _classes(summary: Summary, picture: bytes) -> str:
+    """Return the scores of the classes, their confusion and the picture; '' without them."""
+    parts = [markup.image(picture, "validation images: truth, answers and errors")]
+    if (scores := classes.by_class(summary)) is not None:
+        parts.insert(0, markup.table(scores))
+    if (confusion := classes.confusion(summary)) is not None:
+        parts.append(
+            "<details><summary>Which classes are taken for which</summary>"
+            f"{markup.table(confusion)}</details>"
+        )
+    return "".join(parts)
 
 
 def _mattered(

@@ -14,7 +14,7 @@ from kdsearch.registry import Registry
 from kdsearch.tasks.base import ACCURACY, ClassScores, Details, Facts, Meter, Metric, Task
 
 if TYPE_CHECKING:
-    from kdsearch.data.base import ImageData
+    from kdsearch.data.base import Colour, ImageData
 
 __all__ = [
     "ACCURACY",
@@ -45,9 +45,11 @@ def names() -> tuple[str, ...]:
 
 def of(data: ImageData) -> Task:
     """Return the task of a data set, made for its classes. Raises SpecError or DataError."""
-    return _made(data.task, data.classes, data.metric)
+    return _made(data.task, data.classes, data.metric, data.colours)
 
 
 @lru_cache(maxsize=8)
-def _made(name: str, classes: tuple[str, ...], metric: str) -> Task:
-    return get(name)(classes, metric)
+def _made(name: str, classes: tuple[str, ...], metric: str, colours: tuple[Colour, ...]) -> Task:
+    task = get(name)(classes, metric)
+    task.colours = colours
+    return task

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from kdsearch.data.sizes import Size, scaled_size
 from kdsearch.errors import SpecError, did_you_mean
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from kdsearch.data.base import Augment
+    from kdsearch.data.base import Augment, Colour
     from kdsearch.data.views import ViewSeeds
     from kdsearch.models.features import Outputs
+
+Answer: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +195,8 @@ class Task(ABC):
     none. name: in messages and files. metric: that trials are compared by, the first unless another
     key is given. also: the others. output: name of the one output of an exported file.
     auto_teacher, auto_recipe: the teacher `auto`, and its training. has_library_networks: whether
-    networks of timm and torchvision are students as they are.
+    networks of timm and torchvision are students as they are. colours: of the classes, where the
+    data state them.
     """
 
     name: ClassVar[str]
@@ -209,6 +212,7 @@ class Task(ABC):
     also: ClassVar[tuple[Metric, ...]] = ()
     has_library_networks: ClassVar[bool] = True
     output: ClassVar[str] = "output"
+    colours: tuple[Colour, ...] = ()
 
     def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:
         self.classes = tuple(classes)
@@ -270,6 +274,14 @@ class Task(ABC):
     @abstractmethod
     def facts(self) -> Facts:
         """Return the facts for the model card."""
+
+    def picture(self, images: Tensor, labels: Tensor, answers: Mapping[str, Answer]) -> bytes:
+        """Return a PNG that shows images with labels and answers; empty for a task without one.
+
+        images: uint8 [B, C, H, W]. labels: [B, ...]. answers: functions from such images to answers
+        [B, ...], by the network's name, `teacher` and `student`.
+        """
+        return b""
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of an exported file on its answers, besides its preprocessing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.data.base import SEGMENTATION, VOID, Augment
+from kdsearch.data.base import SEGMENTATION, VOID, Augment, Colour
 from kdsearch.data.sizes import Size, scaled_size, whole_strides
 from kdsearch.data.views import ViewSeeds, moved
 from kdsearch.models import dense
 from kdsearch.models.heads.base import resized
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks._miou import MIOU, PIXEL_ACCURACY, MeanIoU, predicted
-from kdsearch.tasks.base import Facts, Meter, Task
+from kdsearch.tasks._strip import strip
+from kdsearch.tasks.base import Answer, Facts, Meter, Task
 from kdsearch.train_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -126,12 +128,25 @@ class Segmentation(Task):
         """Return the share of positions of which both predict the same class."""
         return float((predicted(ours) == predicted(theirs)).double().mean())
 
+    def _shown_colours(self) -> list[Colour]:
+        """Return the colours of the data, or one of its own for each class."""
+        return list(self.colours) or [_colour(place) for place in range(len(self.classes))]
+
+    def picture(self, images: Tensor, labels: Tensor, answers: Mapping[str, Answer]) -> bytes:
+        """Return a strip of each image: itself, truth, answers, and where these are wrong."""
+        size = labels.shape[1:]
+        found = {
+            name: predicted(resized(_widened(answer(images)), size))
+            for name, answer in answers.items()
+        }
+        return strip(images, labels, found, self.classes, self._shown_colours())
+
     def metadata(self) -> dict[str, str]:
         """Return the classes, in the order of the logits, and a colour for each."""
         return {
             "task": self.name,
             "classes": json.dumps(self.classes),
-            "colours": json.dumps([_colour(place) for place in range(len(self.classes))]),
+            "colours": json.dumps(self._shown_colours()),
         }
 
     def facts(self) -> Facts:
@@ -150,7 +165,7 @@ class Segmentation(Task):
         )
 
 
-def _colour(place: int) -> tuple[int, int, int]:
+def _colour(place: int) -> Colour:
     """Return a colour of its own for each class; hues a golden section apart, none black."""
     hue, value = place * 0.618 % 1, 1 - 0.2 * (place % 3)
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))

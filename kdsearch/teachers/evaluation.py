@@ -7,7 +7,7 @@ answer. Where none knows any, each image gets the class whose mean embedding is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,14 @@ def evaluate_teachers(
     """Return the metric of the teachers' common answer on a split, each at the same weight."""
     meter = task.meter(device)
     meter.keep_images(len(images))
+    predict = common_answer(teachers, data, task, device)
+    return Evaluation(measured(predict, batches(images, device), meter), meter.details())
+
+
+def common_answer(
+    teachers: Sequence[Model], data: ImageData, task: Task, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from uint8 images to the common answer of teachers of equal weight."""
     if knows_none(teachers):
         means = [
             _class_means(teacher, data.labelled, data.num_classes, device) for teacher in teachers
@@ -48,7 +56,7 @@ def evaluate_teachers(
         weights = torch.full(answers.shape[:2], 1 / len(asked), device=answers.device)
         return task.blend(weights, answers)
 
-    return Evaluation(measured(predict, batches(images, device), meter), meter.details())
+    return predict
 
 
 def full_answer(teacher: Model, batch: Tensor, num_classes: int) -> Tensor:

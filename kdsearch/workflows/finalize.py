@@ -47,6 +47,7 @@ from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 from kdsearch.workflows.finished import BEST, Finalized
 from kdsearch.workflows.latencies import measure_latencies
+from kdsearch.workflows.picture import write_picture
 from kdsearch.workflows.rungs import with_method
 
 _SPLITS = ("validation", "test")
@@ -91,6 +92,7 @@ def finalize(
         shown = [*study.front(), *trained(study), *controls]
         steps.evaluate_on_test(shown)
         steps.evaluate_shipped(export.weights)
+        steps.show(export.weights, package.path)
         shipped = export.front, package.latency
         measure_latencies(study, context, shown, shipped=shipped, note=callback.on_message)
     except (BudgetError, TrialsFailedError):
@@ -202,6 +204,10 @@ class _Steps:
             self._study.update_facts(details=details)
         metric = self._study.facts.details[key].with_noise(self._study.metric)
         self._study.update_facts(metric=metric)
+
+    def show(self, record: TrialRecord, folder: Path) -> None:
+        """Draw validation images with the answers of the teachers and of what ships."""
+        write_picture(folder, self._load_student(record), self._context)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can."""

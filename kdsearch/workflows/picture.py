@@ -1,0 +1,47 @@
+"""The picture of an exported folder: some validation images with the answers to them.
+
+The task draws it, or has none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdsearch import atomic
+from kdsearch.data.base import is_labelled
+from kdsearch.deploy import model_card
+from kdsearch.models.model import Model
+from kdsearch.teachers.evaluation import common_answer
+from kdsearch.trials.context import TrialContext
+
+SHOWN = 6  # images
+
+
+@torch.no_grad()
+def write_picture(folder: Path, student: Model, context: TrialContext) -> None:
+    """Write the picture to an exported folder and its card, where the task has one.
+
+    Labelled validation images are shown, evenly spaced.
+    """
+    data, task, device = context.data, context.task, context.device
+    known = is_labelled(data.val.labels).nonzero()[:, 0].cpu()
+    if not len(known):
+        return
+    chosen = known[torch.linspace(0, len(known) - 1, min(SHOWN, len(known))).round().long()]
+    student = student.to(device).freeze()
+
+    def of_teachers(images: Tensor) -> Tensor:
+        return common_answer(context.teachers, data, task, device)(images.to(device)).cpu()
+
+    def of_student(images: Tensor) -> Tensor:
+        answer: Tensor = student(images.to(device))
+        return answer.cpu()
+
+    answers = {"teacher": of_teachers, "student": of_student}
+    images, labels = data.val.at(chosen).cpu(), data.val.labels[chosen].cpu()
+    if content := task.picture(images, labels, answers):
+        atomic.write(folder / model_card.PICTURE, content)
+        model_card.update(folder, picture=model_card.PICTURE)
