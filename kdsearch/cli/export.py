@@ -48,6 +48,12 @@ def export(
             help="ONNX files that take resized pixels, uint8 [B, H, W, C]; named -uint8.",
         ),
     ] = False,
+    argmax: Annotated[
+        bool,
+        typer.Option(
+            "--argmax", help="Files that answer with the class of each pixel; named -argmax."
+        ),
+    ] = False,
     out: Out = OUT,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -89,6 +95,7 @@ def export(
             storage=storage,
             max_drop=max_drop,
             is_folded=fold_preprocess,
+            is_decoded=argmax,
             given=given,
         )
     if as_json:

@@ -64,12 +64,13 @@ class ExportOptions:
     """Limits of an exported file: the latency budget, and the loss of the validation metric.
 
     is_folded: ONNX files include the preprocessing and take uint8 [B, H, W, C]; they are named
-    `-uint8`.
+    `-uint8`. is_decoded: files answer with classes in place of logits; they are named `-argmax`.
     """
 
     budget: Budget
     max_drop: float
     is_folded: bool = False
+    is_decoded: bool = False
 
 
 def write_file(
@@ -91,7 +92,7 @@ def write_file(
     """
     kind = formats.get(name)
     with TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
-        path = Path(fresh) / f"student{kind.suffix}"
+        path = Path(fresh) / f"student{'-argmax' * options.is_decoded}{kind.suffix}"
         kind().write(source, path)
         if options.is_folded:
             path = path.rename(path.with_stem(f"{path.stem}-uint8"))

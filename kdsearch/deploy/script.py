@@ -79,7 +79,7 @@ def refuse_script(agreement: Agreement | None, least: float) -> str:
 
     least: the share of equal answers; one image of few may differ, and so may ties.
     """
-    if agreement is None or agreement.max_rel <= _NEAR:
+    if agreement is None or (not agreement.are_classes and agreement.is_near(_NEAR)):
         return ""
     wrong = round((1 - agreement.same) * agreement.n)
     if wrong <= max(1, (1 - least) * agreement.n):

@@ -291,6 +291,13 @@ class Task(ABC):
         """Return the network that is exported: as it is, or with its answers decoded."""
         return network
 
+    def decoded(self, network: nn.Module, size: Size) -> nn.Module:
+        """Return the network that answers with classes in place of logits, for images of a size.
+
+        Raises SpecError for a task without such a file.
+        """
+        raise SpecError(f"--argmax is for segmentation; the task {self.name!r} has no such file")
+
     def rows(
         self, student: Outputs, teacher: Outputs | None, target: Tensor | None
     ) -> tuple[Outputs, Outputs | None, Tensor | None]:

@@ -149,6 +149,10 @@ class Segmentation(Task):
             "colours": json.dumps(self._shown_colours()),
         }
 
+    def decoded(self, network: nn.Module, size: Size) -> nn.Module:
+        """Return a network that answers with the class of each pixel, uint8 [B, H, W]."""
+        return Decoded(network, size)
+
     def facts(self) -> Facts:
         """Return the facts for the card of a segmenter."""
         count = len(self.classes)
@@ -163,6 +167,18 @@ class Segmentation(Task):
                 "It was evaluated on images like those it was trained on.",
             ),
         )
+
+
+class Decoded(nn.Module):
+    """A network whose logits are resized to (H, W); the largest is the answer, uint8 [B, H, W]."""
+
+    def __init__(self, network: nn.Module, size: Size) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the classes."""
+        return resized(self.network(x), self.size).argmax(dim=1).to(torch.uint8)
 
 
 def _colour(place: int) -> Colour:

@@ -233,6 +233,7 @@ def export_study(
     trial: int | None = None,
     max_drop: float = 0.01,
     fold_preprocess: bool = False,
+    argmax: bool = False,
     target: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -262,6 +263,7 @@ def export_study(
         storage=storage,
         max_drop=max_drop,
         is_folded=fold_preprocess,
+        is_decoded=argmax,
         given=given,
     )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import torch
 import yaml
+from torch import nn
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.data.sizes import Size
 from kdsearch.deploy import formats as known_formats
 from kdsearch.deploy import model_card, runtimes
 from kdsearch.deploy.files import ExportedFile, ExportOptions, best, calibration_images, write_file
@@ -40,6 +44,7 @@ from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
 from kdsearch.workflows.qat import fine_tune
 
+Shape: TypeAlias = tuple[int, int, int]
 _SHOWN = 10  # numbers of trials in a message
 _CPU = torch.device("cpu")
 _FIELDS = (*DATA_FIELDS, *TARGET_FIELDS, "seed")
@@ -65,13 +70,15 @@ def export_study(
     storage: str | None = None,
     max_drop: float = 0.01,
     is_folded: bool = False,
+    is_decoded: bool = False,
     given: Mapping[str, object] | None = None,
 ) -> Exported:
     """Export the student at `path` to each format, and measure every file with its runtime.
 
     path: a study, or a folder of `kdsearch distill`. trial: exported instead of the best one, to
     exported/NUMBER; its weights must be kept. storage: see `open_study`. is_folded: ONNX files take
-    raw pixels. given: target, threads or batch that differ from the study's.
+    raw pixels. is_decoded: files answer with classes, named `-argmax`. given: target, threads or
+    batch that differ from the study's.
     Where an 8-bit file loses more than `max_drop`, quantisation-aware training follows, and the
     better file stays. The results are added to metrics.json. Raises SpecError for an unknown format
     and ExportError for a missing package, before anything is written.
@@ -105,30 +112,72 @@ def export_study(
     )
     task = tasks.of(data)
     callback.on_prepare(task.metric)
-    source = Source(
-        network=task.deployed(student.network),
-        input_shape=student.preprocess.input_shape,
-        onnx=folder / "student.onnx",
-        calibration_images=lambda: calibration_images(student, data),
+    options = ExportOptions(
+        budget=config.budget, max_drop=max_drop, is_folded=is_folded, is_decoded=is_decoded
     )
-    options = ExportOptions(budget=config.budget, max_drop=max_drop, is_folded=is_folded)
     write = partial(write_file, data=data, options=options, latencies=latencies)
-    files = []
-    for name in formats:
+    answers = _Answers(task, data.size, is_decoded)
+
+    def written(name: str, source: Source) -> ExportedFile:
         callback.on_message(f"Writing {name}")
         file = write(name, student, source, folder)
-        if known_formats.get(name).is_8_bit and file.drop > max_drop:
-            lost = f"{task.metric.number(file.drop)}{task.metric.points}"
-            callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
-            context = lay_out(
-                config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch
-            )
-            candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
-            tuned = fine_tune(student, candidate, context, source.calibration_images())
-            file = _better(file, tuned, source, folder, task, write)
-        files.append(file)
+        if not known_formats.get(name).is_8_bit or file.drop <= max_drop:
+            return file
+        lost = f"{task.metric.number(file.drop)}{task.metric.points}"
+        callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
+        context = lay_out(config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch)
+        candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
+        tuned = fine_tune(student, candidate, context, source.calibration_images())
+        return _better(file, tuned, source, folder, answers, write)
+
+    with _source_of(student, folder, data, answers) as source:
+        files = [written(name, source) for name in formats]
     _add_metrics(folder, files)
     return Exported(path=folder, metric=task.metric, files=tuple(files), best=best(files))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The form of the answers of a file: those of the task, or classes at the images' size."""
+
+    task: Task
+    size: Size
+    are_classes: bool
+
+    @property
+    def output(self) -> str:
+        """Return the name of a file's output."""
+        return "classes" if self.are_classes else self.task.output
+
+    def network(self, network: nn.Module) -> nn.Module:
+        """Return the network to export."""
+        found = self.task.deployed(network)
+        return self.task.decoded(found, self.size) if self.are_classes else found
+
+    def write_onnx(self, network: nn.Module, shipped: Path, path: Path, shape: Shape) -> nn.Module:
+        """Write a student's network with the metadata of the file that ships, and return it."""
+        found, metadata = self.network(network), previous_study.metadata_of(shipped)
+        to_onnx(found, input_shape=shape, path=path, metadata=metadata, output=self.output)
+        return found
+
+
+@contextmanager
+def _source_of(
+    student: Model, folder: Path, data: ImageData, answers: _Answers
+) -> Iterator[Source]:
+    """Yield what the formats are made from: the file that ships, or one that answers otherwise."""
+    shipped, shape = folder / "student.onnx", student.preprocess.input_shape
+    network = answers.network(student.network)
+    with TemporaryDirectory(dir=folder, prefix=".source-") as fresh:
+        path = Path(fresh) / "student.onnx" if answers.are_classes else shipped
+        if answers.are_classes:
+            network = answers.write_onnx(student.network, shipped, path, shape)
+        yield Source(
+            network=network,
+            input_shape=shape,
+            onnx=path,
+            calibration_images=lambda: calibration_images(student, data),
+        )
 
 
 def _better(
@@ -136,15 +185,13 @@ def _better(
     tuned: Model,
     source: Source,
     folder: Path,
-    task: Task,
+    answers: _Answers,
     write: Callable[..., ExportedFile],
 ) -> ExportedFile:
     """Export the tuned student by `write`; replace `file` where the new one loses less."""
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx = Path(fresh) / "tuned.onnx"
-        metadata, shape = previous_study.metadata_of(source.onnx), source.input_shape
-        network = task.deployed(tuned.network)
-        to_onnx(network, input_shape=shape, path=onnx, metadata=metadata, output=task.output)
+        network = answers.write_onnx(tuned.network, source.onnx, onnx, source.input_shape)
         source = replace(source, network=network, onnx=onnx)
         full = file.val + file.drop
         better = write(file.format, tuned, source, Path(fresh), full_precision=full)

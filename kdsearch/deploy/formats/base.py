@@ -41,7 +41,7 @@ class Tolerance:
 
     def accepts(self, agreement: Agreement) -> bool:
         """Whether an agreement is sufficient; NaN never is."""
-        is_near = self.max_rel is None or agreement.max_rel <= self.max_rel
+        is_near = self.max_rel is None or agreement.is_near(self.max_rel)
         return agreement.same >= self.same and is_near
 
     def __str__(self) -> str:
@@ -58,13 +58,19 @@ class Agreement:
     """How a file's answers compare with the model's on `n` images.
 
     same: share of images with the same answer, as the task sees it. max_abs: largest difference of
-    two numbers; max_rel: that over the standard deviation of the model's.
+    two numbers; max_rel: that over the standard deviation of the model's. are_classes: answers are
+    no numbers; then both are 0 and only `same` counts.
     """
 
     same: float
     max_abs: float
     max_rel: float
     n: int
+    are_classes: bool = False
+
+    def is_near(self, max_rel: float) -> bool:
+        """Whether no number differs by more; also of classes, which have none."""
+        return self.are_classes or self.max_rel <= max_rel
 
 
 class Format(ABC):
@@ -106,6 +112,9 @@ def both_answers(
 
 def agreement_of(ours: Tensor, theirs: Tensor, task: Task) -> Agreement:
     """Compare answers [N, ...] of the model with those of its file."""
+    if not ours.is_floating_point():
+        same = task.agreement(ours, theirs)
+        return Agreement(same=same, max_abs=0.0, max_rel=0.0, n=len(ours), are_classes=True)
     max_abs = float((ours - theirs).abs().max())
     return Agreement(
         same=task.agreement(ours, theirs),
