@@ -64,11 +64,32 @@ class Segmentation(Task):
         """Return the masks of a view, uint8 [B, H, W]. Raises DataError for mixup."""
         return moved(labels, index, seeds, augment)
 
-    def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Return the mean cross-entropy over the pixels that have a class, 0 where none has."""
+    def class_weights(self, labels: Tensor, power: float) -> Tensor:
+        """Return the weight of each class, [K], by its pixels; a class without any gets 0."""
+        counts = _counts(labels, len(self.classes)).double()
+        weights = counts.clamp(min=1) ** -power * (counts > 0)
+        return (weights * counts.sum() / (weights * counts).sum()).float()
+
+    def loss(
+        self,
+        outputs: Outputs,
+        target: Tensor,
+        *,
+        smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy over the pixels that have a class, 0 where none has.
+
+        class_weights: [K], factors on the parts of the classes.
+        """
         logits = resized(_widened(outputs.logits), target.shape[1:])
         total = F.cross_entropy(
-            logits, target.long(), ignore_index=VOID, label_smoothing=smoothing, reduction="sum"
+            logits,
+            target.long(),
+            weight=None if class_weights is None else class_weights.to(logits.dtype),
+            ignore_index=VOID,
+            label_smoothing=smoothing,
+            reduction="sum",
         )
         return total / (target != VOID).sum().clamp(min=1)
 

@@ -249,3 +249,30 @@ def test_the_script_writes_the_mask_that_the_task_predicts(data: ImageData, tmp_
         assert overlay.size == (64, 48)
     folded = predict.mask_of(np.pad(large.numpy(), ((8, 8), (0, 0))), (64, 48), (64, 64))
     assert np.array_equal(folded, large.numpy())
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_class_weights_are_powers_of_the_shares_of_pixels_with_mean_one(power: float) -> None:
+    labels = torch.full((2, 4, 5), VOID, dtype=torch.uint8)
+    labels[0, 0] = 0
+    labels[1, :3] = 2
+    weights = Segmentation("abc").class_weights(labels, power)
+    assert weights[1] == 0
+    assert float(weights[0] / weights[2]) == pytest.approx(3**power)
+    assert float((weights[0] * 5 + weights[2] * 15) / 20) == pytest.approx(1)
+
+
+def test_class_weights_are_factors_on_the_pixels_of_a_class() -> None:
+    logits, labels = golden("seg_s"), golden("seg_target")
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0])
+    found = TASK.loss(outputs(logits), labels, class_weights=weights)
+    large = torch.nn.functional.interpolate(logits, (16, 20), mode="bilinear")
+    each = torch.nn.functional.cross_entropy(
+        large, labels.long().where(labels != VOID, 0), reduction="none"
+    )
+    known = labels != VOID
+    factors = weights.double()[labels.long().where(known, 0)]
+    by_hand = (each * factors)[known].sum() / known.sum()
+    assert float(found) == pytest.approx(float(by_hand))
+    even = TASK.loss(outputs(logits), labels, class_weights=torch.ones(5))
+    assert float(even) == pytest.approx(float(TASK.loss(outputs(logits), labels)))
