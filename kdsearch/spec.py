@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAPPINGS = ("last", "even", "stride")
 ALL_PAIRS = "all"
+LOGITS = "logits"  # the logits in place of stages, where they have positions
 PAIRWISE_MAPPINGS = (*MAPPINGS, ALL_PAIRS)
 BALANCES = ("fixed", "uncertainty", "gradnorm")
 ORDERS = ("together", "progressive")
@@ -60,8 +61,8 @@ class DistillSpec:
     method: a method's name, or several joined by `+`.
     alpha: in [0, 1]; None: the default of the (first) method.
     weight: >= 0; None: the default of the method. Several methods take theirs from knobs.
-    mapping: `last`, `even`, `stride`, `all` (learned weights), or pairs of stages student:teacher
-        such as `0:1,2:3`.
+    mapping: `last`, `even`, `stride`, `all` (learned weights), `logits`, or pairs of stages
+        student:teacher such as `0:1,2:3`.
     *_schedule: see `parse_schedule`; a temperature moves between its knob's value and 1.
     balance: `fixed`, `uncertainty` (Kendall et al., CVPR 2018, 1705.07115) or `gradnorm` (after
         Chen et al., ICML 2018, 1711.02257).

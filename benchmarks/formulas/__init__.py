@@ -29,6 +29,7 @@ FORMULAS: Mapping[str, Formula] = {
     "function_matching": responses.function_matching,
     "grad_cam": features.grad_cam,
     "hard_label": responses.hard_label,
+    "ifvd": relations.ifvd,
     "kd": responses.kd,
     "kd_standardized": responses.kd_standardized,
     "label_smoothing": responses.label_smoothing,
@@ -37,6 +38,7 @@ FORMULAS: Mapping[str, Formula] = {
     "pkd": features.pkd,
     "pkt": relations.pkt,
     "rkd": relations.rkd,
+    "skd": relations.skd,
     "sp": relations.sp,
     "wsld": responses.wsld,
 }

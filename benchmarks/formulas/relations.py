@@ -22,6 +22,31 @@ def sp(student: Maps, teacher: Maps, target: Tensor) -> Tensor:
     return total(losses)
 
 
+def skd(student: Maps, teacher: Maps, target: Tensor) -> Tensor:
+    """Liu et al., the pair-wise part with at most 8 x 8 nodes."""
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        kernel = (math.ceil(s.shape[2] / 8), math.ceil(s.shape[3] / 8))
+        grams = []
+        for maps in (s, t):
+            nodes = F.max_pool2d(maps, kernel, kernel, ceil_mode=True)
+            nodes = nodes / (nodes.detach().norm(dim=1, keepdim=True) + 1e-8)
+            grams.append(torch.einsum("bchw,bcij->bhwij", nodes, nodes))
+        losses.append((grams[0] - grams[1]).pow(2).mean())
+    return total(losses)
+
+
+def ifvd(student: Maps, teacher: Maps, target: Tensor) -> Tensor:
+    """Wang et al., each image of one class."""
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        ours, theirs = (
+            F.cosine_similarity(maps, maps.mean((2, 3), keepdim=True), dim=1) for maps in (s, t)
+        )
+        losses.append((ours - theirs).pow(2).mean())
+    return total(losses)
+
+
 def rkd(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     """Park et al., distances at 25 and angles at 50."""
     ours, theirs = _distances(student), _distances(teacher)

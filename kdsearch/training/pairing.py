@@ -12,6 +12,7 @@ from math import inf, log2
 from typing import TypeAlias
 
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.spec import LOGITS
 
 Pairs: TypeAlias = list[tuple[int, int]]
 Strides: TypeAlias = Sequence[float]
@@ -25,7 +26,7 @@ def pair_stages(strategy: str, student_strides: Strides, teacher_strides: Stride
     last: the two deepest. even: as many as the network with fewer stages has, at evenly spaced
     depths, the deepest included. stride: as many, in order, with the least sum of
     |log2 stride ratio|; ties go to similar relative depths. all: every stage with every stage.
-    `0:1,-1:-1`: these pairs, where -1 is the deepest.
+    `0:1,-1:-1`: these pairs, where -1 is the deepest. logits: the logits alone, as one stage.
     Raises SpecError for text that is none of these, an unknown stage, or networks without stages.
     """
     check_mapping(strategy)
@@ -104,9 +105,14 @@ def _all(student: Strides, teacher: Strides) -> Pairs:
     return [(s, t) for s in range(len(student)) for t in range(len(teacher))]
 
 
+def _logits(student: Strides, teacher: Strides) -> Pairs:
+    return [(0, 0)]
+
+
 _STRATEGIES: Mapping[str, Callable[[Strides, Strides], Pairs]] = {
     "last": _last,
     "even": _even,
     "stride": _stride,
     "all": _all,
+    LOGITS: _logits,
 }

@@ -6,7 +6,7 @@ neither in its cost nor in its exported file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +59,9 @@ def pairs_of(term: TermSpec, student: Side, teacher: Side | None) -> Pairs:
     if need not in ("stages", "attention") or teacher is None:
         return []
     sides = {"student": student, "teacher": teacher}
+    if term.is_on_logits:
+        _require_positions(term, sides)
+        return pair_stages(term.mapping, [1.0], [1.0])
     if without := [name for name, side in sides.items() if not side.outputs.stages]:
         needs = {other: METHODS.get(other).need for other in METHODS.names()}
         free = [other for other, need in needs.items() if need not in ("stages", "attention")]
@@ -67,6 +70,16 @@ def pairs_of(term: TermSpec, student: Side, teacher: Side | None) -> Pairs:
             f"methods that need none: {', '.join(free)}"
         )
     return pair_stages(term.mapping, student.strides(need), teacher.strides(need))
+
+
+def _require_positions(term: TermSpec, sides: Mapping[str, Side]) -> None:
+    """Raise SpecError unless both sides have logits [B, K, h, w] of all classes."""
+    for who, side in sides.items():
+        if side.outputs.logits.ndim != 4 or side.classes is not None:
+            raise SpecError(
+                f"method {term.name!r}: mapping 'logits' compares logits of all classes at each "
+                f"position, and the {who} gives none; use a mapping of stages, as 'last'"
+            )
 
 
 class AdaptedLoss(nn.Module):
@@ -82,6 +95,7 @@ class AdaptedLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.need = term.method.need
+        self.is_on_logits = term.is_on_logits
         self.pairs = pairs
         classes = None if teacher is None or self.need != "logits" else teacher.classes
         shared = None if classes is None else torch.tensor(classes)
@@ -111,8 +125,11 @@ class AdaptedLoss(nn.Module):
         if self.need == "embedding" and "channels" in align:
             width, goal = student.embedding.shape[1], teacher.embedding.shape[1]
             return [nn.Identity() if width == goal else nn.Linear(width, goal)]
-        mine, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
+        mine, theirs = (self._maps_of(outputs) for outputs in (student, teacher))
         return [MapAdapter(align, mine[s].shape[1], theirs[t].shape[1]) for s, t in self.pairs]
+
+    def _maps_of(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        return (outputs.logits,) if self.is_on_logits else maps_of(outputs, self.need)
 
     def _signals(self, student: Outputs, teacher: Outputs | None) -> tuple[Signal, Signal | None]:
         if self.need == "outputs":
@@ -128,7 +145,7 @@ class AdaptedLoss(nn.Module):
             for adapter in self.adapters:
                 embedding = adapter(embedding)
             return embedding, teacher.embedding
-        maps, theirs = (maps_of(outputs, self.need) for outputs in (student, teacher))
+        maps, theirs = (self._maps_of(outputs) for outputs in (student, teacher))
         goals = [theirs[t] for _, t in self.pairs]
         adapted = [
             adapter(maps[s], goal.shape[2:])

@@ -92,7 +92,7 @@ class Distiller(nn.Module):
         if self.needed_features and teachers:
             check_teachers(spec.method, known)
         self.uses_labels = any(method.labels != "unused" for method in methods)
-        if self.uses_labels or any("logits" in method.reads for method in methods):
+        if self.uses_labels or any("logits" in term.reads for term in self.recipe.terms):
             task.rows(student.outputs, None, None)  # refuses a task without classes
         self.ensemble: TeacherEnsemble | None = None
         if self.needed_features and (len(teachers) > 1 or spec.teacher_shares()):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from kdsearch.digests import changed
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.methods import METHODS
-from kdsearch.methods.base import DistillLoss
+from kdsearch.methods.base import DistillLoss, Part
 from kdsearch.schedules import Schedule, parse_schedule
 from kdsearch.space import Params, Value
-from kdsearch.spec import ALL_PAIRS, DistillSpec
+from kdsearch.spec import ALL_PAIRS, LOGITS, DistillSpec
 from kdsearch.training.pairing import check_mapping
 
 _NEEDED = inspect.Parameter.empty
@@ -36,6 +36,16 @@ class TermSpec:
         """Return the method's temperature, None where it has none."""
         value = self.knobs.get("temperature", _arguments(self.method).get("temperature"))
         return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def is_on_logits(self) -> bool:
+        """Return whether a method on stages compares logits at each position in their place."""
+        return self.mapping == LOGITS and self.method.need in _NEEDS_PAIRS
+
+    @property
+    def reads(self) -> frozenset[Part]:
+        """Return the parts of the teacher's outputs that it reads."""
+        return frozenset({"logits"}) if self.is_on_logits else self.method.reads
 
     def loss(self) -> DistillLoss:
         """Return a new loss module. Raises SpecError for impossible knobs."""
@@ -86,7 +96,7 @@ def temperature_knob(method: str) -> str:
 
 def needed_features(spec: DistillSpec) -> frozenset[str]:
     """Return the features of a teacher that a recipe reads. Raises SpecError."""
-    return frozenset(name for term in resolve(spec).terms for name in term.method.reads)
+    return frozenset(name for term in resolve(spec).terms for name in term.reads)
 
 
 def check(spec: DistillSpec) -> None:
@@ -197,6 +207,11 @@ def _term(name: str, settings: Mapping[str, Value], spec: DistillSpec) -> TermSp
         raise SpecError(
             f"method.mapping: {name!r} compares its pairs together; {ALL_PAIRS!r} is for methods "
             "whose loss is a sum over pairs"
+        )
+    if mapping == LOGITS and method.need != "stages":
+        raise SpecError(
+            f"method.mapping: {name!r} compares {method.need}; {LOGITS!r} is for methods that "
+            "compare stages"
         )
     weight = settings.get("weight", method.weight)
     if isinstance(weight, bool | str) or not 0 <= weight < float("inf"):

@@ -40,7 +40,7 @@ class Term(nn.Module):
         self.name = spec.name
         self.window = (0.0, 1.0)
         self.compares_logits = spec.method.need == "logits"
-        self.teaches_logits = "logits" in spec.method.reads and spec.weight > 0
+        self.teaches_logits = "logits" in spec.reads and spec.weight > 0
         self.teachers = teachers
         self.losses = nn.ModuleList(losses)
         self._temperature = spec.temperature if moves_temperature else None
