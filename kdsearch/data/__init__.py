@@ -232,12 +232,13 @@ def _own(name: str) -> Source:
 
 def _reader(path: Path) -> Callable[..., Source] | None:
     """Return what reads the layout of an existing path, or None if it is in no layout."""
-    from kdsearch.data import folder, masks, parquet, tables
+    from kdsearch.data import cityscapes, folder, masks, parquet, tables, voc
 
     if path.is_file():
         return parquet.read if tables.is_table(path) else None
-    if masks.is_layout(path):
-        return masks.read
+    for layout in (masks, voc, cityscapes):
+        if layout.is_layout(path):
+            return layout.read
     train = folder.find_splits(path).get("train")
     if train is not None and not any(map(tables.is_table, train.iterdir())):
         return folder.read

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ _ENDINGS = ("", "_mask", "_label", "_labels", "_seg", "_L")  # of a mask's name,
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 _LOSSY = (".jpg", ".jpeg")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
+Pairs: TypeAlias = Sequence[tuple[Path, Path | None]]
 _log = logging.getLogger(__name__)
 
 
@@ -198,7 +200,18 @@ def read(root: Path) -> Source:
     if "train" not in pairs:
         raise DataError(f"{root}: has masks of {', '.join(pairs)}, but none of train")
     file = root / CLASSES
-    table = _table_in(file) if file.is_file() else _inferred(root, pairs["train"])
+    table = table_in(file) if file.is_file() else _inferred(root, pairs["train"])
+    return source_of(root, pairs, table)
+
+
+def source_of(
+    root: Path,
+    pairs: Mapping[str, Pairs],
+    table: Table,
+    *,
+    left_out: Mapping[str, Sequence[str]] | None = None,
+) -> Source:
+    """Return the source of images and masks by split. left_out: see Source."""
     below = len(root.as_posix()) + 1
     contents = [path for split in pairs.values() for pair in split for path in pair if path]
     described = json.dumps([table.names, sorted(table.ids.items()), sorted(table.colours.items())])
@@ -217,6 +230,7 @@ def read(root: Path) -> Source:
         + [(path.as_posix()[below:], path) for path in contents],
         is_padded=True,
         colours=table.shown,
+        left_out=left_out or {},
     )
 
 
@@ -290,7 +304,7 @@ def _listed(paths: Iterable[Path]) -> str:
     return ", ".join(names[:3]) + (", …" if names[3:] else "")
 
 
-def _table_in(file: Path) -> Table:
+def table_in(file: Path) -> Table:
     """Return the table that classes.json states. Raises DataError."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))

@@ -151,7 +151,7 @@ def noise_of(by_image: Tensor) -> tuple[dict[str, float], tuple[float | None, ..
         return {}, ()
     generator = torch.Generator().manual_seed(0)
     flat, found = by_image.flatten(1).double(), []
-    for rows in torch.ones(_RESAMPLES).split(max(1, _AT_ONCE // count)):
+    for rows in torch.split(torch.ones(_RESAMPLES), max(1, _AT_ONCE // count)):
         chosen = torch.randint(count, (len(rows), count), generator=generator)
         times = torch.zeros(chosen.shape, dtype=flat.dtype)
         times.scatter_add_(1, chosen, torch.ones_like(times))

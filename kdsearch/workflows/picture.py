@@ -15,7 +15,7 @@ from kdsearch.data.base import is_labelled
 from kdsearch.deploy import model_card
 from kdsearch.models.model import Model
 from kdsearch.teachers.evaluation import common_answer
-from kdsearch.trials.context import TrialContext
+from kdsearch.trials.trial import TrialContext
 
 SHOWN = 6  # images
 

@@ -1,0 +1,96 @@
+"""Segmentation in the layout of Cityscapes: leftImg8bit and gtFine, with a folder for each city.
+
+Masks are `*_gtFine_labelTrainIds.png` where all images have them, else `*_gtFine_labelIds.png`, of
+which 19 ids are classes and the others void. Masks of its test split hold no classes, so that split
+is left out, and test images are carved from train.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdsearch.data.base import VOID, Colour, Source
+from kdsearch.data.masks import Pairs, Table, source_of
+from kdsearch.errors import DataError
+
+_IMAGES, _MASKS = "leftImg8bit", "gtFine"
+_SPLITS = ("train", "val")
+_KINDS = ("labelTrainIds", "labelIds")
+_LABEL_IDS = 35  # 0 to 34; a licence plate is -1, in a mask 255
+# Name, labelId and colour in the order of the training ids, cityscapesScripts' labels.py.
+_CLASSES: tuple[tuple[str, int, Colour], ...] = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+
+
+def is_layout(root: Path) -> bool:
+    """Return whether a folder has the images and masks of Cityscapes."""
+    return all((root / folder / "train").is_dir() for folder in (_IMAGES, _MASKS))
+
+
+def read(root: Path) -> Source:
+    """Return train and val. Raises DataError for images without a mask."""
+    images = {
+        split: sorted((root / _IMAGES / split).glob(f"*/*_{_IMAGES}.png")) for split in _SPLITS
+    }
+    present = {split: paths for split, paths in images.items() if paths}
+    if "train" not in present:
+        raise DataError(f"{root / _IMAGES}: no train/CITY/*_{_IMAGES}.png in it")
+    by_kind = {kind: _pairs(root, present, kind) for kind in _KINDS}
+    lacking = {
+        kind: [
+            image.name for pairs in found.values() for image, mask in pairs if not mask.is_file()
+        ]
+        for kind, found in by_kind.items()
+    }
+    kind = min(_KINDS, key=lambda kind: len(lacking[kind]))
+    if lacking[kind]:
+        raise DataError(
+            f"{root / _MASKS}: {len(lacking[kind])} images have no mask *_{_MASKS}_{kind}.png: "
+            f"{', '.join(lacking[kind][:3])}; add the masks or remove the images"
+        )
+    pairs: dict[str, Pairs] = {split: list(found) for split, found in by_kind[kind].items()}
+    return source_of(root, pairs, _table(kind))
+
+
+def _pairs(
+    root: Path, images: dict[str, list[Path]], kind: str
+) -> dict[str, list[tuple[Path, Path]]]:
+    """Return each image with the path that its mask of a kind has."""
+    return {
+        split: [
+            (path, root / _MASKS / split / path.parent.name / _named(path, kind)) for path in paths
+        ]
+        for split, paths in images.items()
+    }
+
+
+def _named(image: Path, kind: str) -> str:
+    return f"{image.name.removesuffix(f'_{_IMAGES}.png')}_{_MASKS}_{kind}.png"
+
+
+def _table(kind: str) -> Table:
+    if kind == "labelTrainIds":
+        ids = {VOID: VOID} | {place: place for place in range(len(_CLASSES))}
+    else:
+        ids = dict.fromkeys([*range(_LABEL_IDS), VOID], VOID)
+        ids |= {number: place for place, (_, number, _) in enumerate(_CLASSES)}
+    return Table(tuple(name for name, _, _ in _CLASSES), ids, {}, tuple(c for *_, c in _CLASSES))

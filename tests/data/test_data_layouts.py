@@ -1,0 +1,109 @@
+"""Pascal VOC and Cityscapes are read as they are; what lacks is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_masks
+from PIL import Image
+
+import kdsearch.data as datasets
+from kdsearch.data import cityscapes, voc
+from kdsearch.data.base import SEGMENTATION, VOID, ImageData
+from kdsearch.errors import DataError
+
+IDS = np.array([0, 15, 20])  # of ground, box, disc: background, person, tvmonitor
+LABEL_IDS = np.array([7, 24, 0])  # road, person, and an id that is no class
+
+
+def load(root: Path) -> ImageData:
+    return datasets.load(str(root), cache_dir=root.parent / "cache")
+
+
+def save_mask(ids: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ids.astype(np.uint8)).save(file)
+
+
+def ids_of(seed: int, table: np.ndarray) -> np.ndarray:
+    _, ids = toy_masks.scene(seed)
+    return np.where(ids == toy_masks.VOID_ID, VOID, table[ids.clip(max=2)])
+
+
+def write_voc(root: Path) -> Path:
+    seed = 0
+    for split, count in toy_masks.COUNTS.items():
+        names = [f"{split}_{number}" for number in range(count)]
+        for name in names:
+            pixels, _ = toy_masks.scene(seed)
+            (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+            if split != "test":
+                save_mask(ids_of(seed, IDS), root / "SegmentationClass" / f"{name}.png")
+            seed += 1
+        lists = root / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def write_cityscapes(root: Path, *, kind: str = "labelIds") -> Path:
+    seed = 0
+    for split, count in toy_masks.COUNTS.items():
+        for number in range(count):
+            stem = f"town_{number:06d}_000019"
+            image = root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(toy_masks.scene(seed)[0]).save(image)
+            ids = ids_of(seed, LABEL_IDS if kind == "labelIds" else np.array([0, 11, VOID]))
+            save_mask(ids, root / "gtFine" / split / "town" / f"{stem}_gtFine_{kind}.png")
+            seed += 1
+    return root
+
+
+def test_voc_is_read_by_its_lists_with_its_classes_and_without_its_test(tmp_path: Path) -> None:
+    data = load(write_voc(tmp_path / "VOC2012"))
+    assert (data.task, len(data.classes)) == (SEGMENTATION, 21)
+    assert len(data.val) == 6
+    assert len(data.train) + len(data.test) == 12  # test is carved from train
+    assert any("test images without a mask" in line for line in data.inventory)
+    expected = np.full((64, 64), VOID, np.uint8)
+    expected[8:56] = ids_of(12, IDS)
+    assert np.array_equal(data.val.labels[0].numpy(), expected)
+    known = {"background": (0, 0, 0), "person": (192, 128, 128), "tvmonitor": (0, 64, 128)}
+    shown = dict(zip(data.classes, data.colours, strict=True))
+    assert {name: shown[name] for name in known} == known
+
+
+def test_voc_may_have_classes_of_its_own_and_names_what_lacks(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC2012")
+    classes = [{"id": int(i), "name": n} for i, n in zip(IDS, toy_masks.CLASSES, strict=True)]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    assert load(root).classes == toy_masks.CLASSES
+    (root / "SegmentationClass" / "val_3.png").unlink()
+    with pytest.raises(DataError, match=r"val.txt: 1 of 6 names .* SegmentationClass: val_3;"):
+        voc.read(root)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_cityscapes_has_its_19_classes_by_either_kind_of_mask(tmp_path: Path, kind: str) -> None:
+    data = load(write_cityscapes(tmp_path / "cityscapes", kind=kind))
+    assert (data.classes[0], data.classes[11], len(data.classes)) == ("road", "person", 19)
+    assert (len(data.val), len(data.train) + len(data.test)) == (6, 12)
+    expected = np.full((64, 64), VOID, np.uint8)
+    expected[8:56] = ids_of(12, np.array([0, 11, VOID]))
+    assert np.array_equal(data.val.labels[0].numpy(), expected)
+    assert data.colours[0] == (128, 64, 128)
+    assert set(data.train.labels.unique().tolist()) == {0, 11, VOID}
+    assert torch.equal(data.val.labels.unique(), torch.tensor([0, 11, VOID]).byte())
+
+
+def test_an_image_of_cityscapes_without_a_mask_is_named(tmp_path: Path) -> None:
+    root = write_cityscapes(tmp_path / "cityscapes")
+    next((root / "gtFine" / "val").rglob("*000002*")).unlink()
+    with pytest.raises(DataError, match=r"1 images have no mask .*labelIds.png: town_000002"):
+        cityscapes.read(root)
