@@ -236,9 +236,12 @@ def _reader(path: Path) -> Callable[..., Source] | None:
 
     if path.is_file():
         return parquet.read if tables.is_table(path) else None
-    for layout in (masks, voc, cityscapes):
-        if layout.is_layout(path):
-            return layout.read
+    if masks.is_layout(path):
+        return masks.read
+    if voc.is_layout(path):
+        return voc.read
+    if cityscapes.is_layout(path):
+        return cityscapes.read
     train = folder.find_splits(path).get("train")
     if train is not None and not any(map(tables.is_table, train.iterdir())):
         return folder.read
