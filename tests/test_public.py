@@ -105,6 +105,7 @@ def test_every_option_has_a_help_text_and_a_panel() -> None:
         "budget_shares",
         "look_epochs",
         "left_out",
+        "without_weights",
         "storage",
         "storage_study",
     }
