@@ -17,7 +17,8 @@ from kdsearch.cli.tables import cost_text, show
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
-from kdsearch.study.run_state import RunState, name_trial
+from kdsearch.study.run_state import RunState, name_trial, planned_epochs
+from kdsearch.study.study import Proposal
 from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _LAST = 6  # ended trials that stay in sight
 _STYLES = {"complete": "green", "pruned": "yellow", "rejected": "dim", "failed": "red"}
+_SLOW_SECONDS = 5.0
 _COUNTED = ("complete", "pruned", "rejected", "failed")
 
 
@@ -79,7 +81,7 @@ class StudyConsole(Callback):
         if epoch.number == 0:
             self.on_message(f"Teacher with a fitted head: {detail}")
         elif epoch.number == 1:
-            self.on_message(f"Training the teacher for {epochs} epochs, {epoch.seconds:.1f} s each")
+            self.on_message(f"Teacher: epoch 1 of {epochs} took {epoch.seconds:.1f} s")
         self._stage = f"Teacher: epoch {epoch.number} of {epochs}, {detail}"
         if epoch.number == epochs:
             self._stage = ""
@@ -94,6 +96,13 @@ class StudyConsole(Callback):
         self._state = state
         if state.ended:
             self.on_message(f"{len(state.ended)} of {state.total} trials are there already")
+
+    def on_trial_begin(self, proposal: Proposal) -> None:
+        """Give the first trial, and those after a slow one, a line in plain output."""
+        if not self._is_live and (not self._last or self._last[-1].seconds > _SLOW_SECONDS):
+            what, until = name_trial(proposal.params), proposal.pause_at
+            last = until or planned_epochs(proposal.params)
+            self.on_message(f"Training trial {proposal.number}: {what}, until epoch {last}")
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Show the outcome of a trial; plain output gets a line."""

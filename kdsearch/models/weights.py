@@ -5,6 +5,7 @@ safetensors, or a pickle loaded with `weights_only`; `checkpoints` finds the wei
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -21,6 +22,7 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.checkpoints import Note, find_weights, load_file, renamed
 
 _FACTS = "kdsearch"
+_DIGEST = "sha256"  # among the facts: of the tensors
 _SAVE = 'torch.save(model.state_dict(), "weights.pt")'
 
 
@@ -31,7 +33,7 @@ def _silent(text: str) -> None:
 def save_weights(module: nn.Module, path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Write a module's state to a safetensors file, whole or not at all; `facts` go with it.
 
-    A tied weight is written under each of its names.
+    A tied weight is written under each of its names. The file has a digest of its tensors.
     """
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -41,7 +43,8 @@ def save_weights(module: nn.Module, path: Path, facts: Mapping[str, str] | None 
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             # One entry: the format writes several in no fixed order.
-            metadata = {_FACTS: json.dumps(facts, sort_keys=True)} if facts else None
+            kept = {**(facts or {}), _DIGEST: _digest(state)}
+            metadata = {_FACTS: json.dumps(kept, sort_keys=True)}
             safetensors.torch.save_file(state, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise StudyError(f"cannot write {path}: {error}") from error
@@ -59,14 +62,16 @@ def read_facts(path: Path) -> dict[str, str]:
 def read_weights(path: Path, note: Note = _silent) -> dict[str, Tensor]:
     """Return the tensors of a weights file by name; a note says what was chosen among several.
 
-    Raises SpecError when it is no such file, or holds NaN.
+    Raises SpecError when it is no such file, holds NaN, or is not what kdsearch once wrote there.
     """
     if not path.is_file():
         inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
         hint = f"; did you mean {str(inside[0])!r}?" if inside else ""
         raise SpecError(f"there is no weights file {str(path)!r}{hint}")
     try:
-        loaded = load_file(path)
+        loaded, written = load_file(path), read_facts(path).get(_DIGEST)
+        if written is not None and written != _digest(loaded):  # type: ignore[arg-type]
+            raise ValueError("its content has changed since it was written; restore or delete it")
     except Exception as error:  # what a damaged pickle raises depends on the byte
         raise SpecError(_not_loaded(path, error)) from error
     state = find_weights(loaded, path, note)
@@ -76,6 +81,14 @@ def read_weights(path: Path, note: Note = _silent) -> dict[str, Tensor]:
             f"{path} holds NaN, in {_listed(broken)}: the training failed; give an earlier file"
         )
     return state
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        content.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        content.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _not_loaded(path: Path, error: Exception) -> str:

@@ -99,7 +99,7 @@ class Preparation(Callback):
 
     def on_prepare(self, metric: Metric) -> None:
         """Pass it on: the teacher is next."""
-        self._write("loading the teacher")
+        self._write("loading or training the teacher")
         self._callback.on_prepare(metric)
 
     def on_teacher_epoch(self, epoch: Epoch, epochs: int) -> None:

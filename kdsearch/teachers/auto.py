@@ -6,6 +6,7 @@ A trained teacher is cached under all that decides the training, for the next st
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from kdsearch.data.base import ImageData
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.pricing import build_student
 from kdsearch.digests import digest_of
+from kdsearch.errors import SpecError
+from kdsearch.models.checkpoints import Note
 from kdsearch.models.model import Model
 from kdsearch.models.weights import fit_weights, read_weights, save_weights
 from kdsearch.registry import sources_of
@@ -25,6 +28,7 @@ from kdsearch.training.distiller import Distiller, Side
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.trainer import OnEpoch, train
 
+_log = logging.getLogger(__name__)
 # Inherited weights move at 2e-4: on TrashNet 1e-4 to 3e-4 with frozen statistics was best.
 _FINE_TUNE = TrainSpec(
     epochs=3,
@@ -55,6 +59,7 @@ def train_teacher(
     seed: int,
     device: torch.device,
     on_epoch: OnEpoch | None = None,
+    note: Note = lambda text: None,
 ) -> Model:
     """Train a teacher without distillation, or load it from the cache; return it frozen.
 
@@ -65,8 +70,13 @@ def train_teacher(
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     cached = cache_dir / "teachers" / f"{_key(model, recipe, data, seed)}.safetensors"
     if cached.is_file():
-        fit_weights(model, read_weights(cached), where=f"teacher cache {cached.name}")
-        return model.to(device).freeze()
+        try:
+            fit_weights(model, read_weights(cached), where=f"teacher cache {cached.name}")
+        except SpecError as error:
+            _log.warning("%s; training this teacher again", error)
+        else:
+            return model.to(device).freeze()
+    note(f"Training the teacher for {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}")
     distiller = Distiller(
         DistillSpec(method="none"),
         task=tasks.of(data),

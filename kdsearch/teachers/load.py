@@ -63,6 +63,7 @@ def load_teacher(
         seed=seed,
         device=device,
         on_epoch=on_epoch,
+        note=note,
     )
 
 

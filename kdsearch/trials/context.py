@@ -114,6 +114,7 @@ def prepare(
         note=callback.on_message,
     )
     teachers = context.teachers
+    callback.on_message(f"Evaluating the teacher on {len(data.val):,} validation images")
     found = evaluate_teachers(teachers, data.val, data, context.task, device)
     seconds = time.perf_counter() - started
     entry = TeacherEntry(
@@ -208,6 +209,7 @@ def with_latency(
     Without it, and with a note that says why, where one cannot be measured. limit: as in
     `latency_of`.
     """
+    note("Measuring the latency of the teacher")
     try:
         found = [
             latency_of(teacher, context.latencies, limit=limit) for teacher in context.teachers

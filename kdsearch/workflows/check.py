@@ -81,6 +81,7 @@ def check(
     data, config = load_data(config, out, callback.on_message)
     name = space or default_spaces(config.data, max(data.size), len(data.train), data.task)[0]
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
+    callback.on_message("Building the students")
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):
         raise SpecError("\n".join(student.reason for student, _ in built))
@@ -89,12 +90,15 @@ def check(
     teachers = tuple(_teachers(prepared.context)) if is_one_class else ()
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]
+    tries = len(models) * len(plan.methods)
+    callback.on_message(f"Trying methods on students: {tries} pairs, one step each")
     methods = _try_all(plan, models, prepared.context, on_try)
     specs = zip(teacher_specs(config), prepared.context.teachers, strict=True)
     known = [spec.is_trained_here for spec, teacher in specs if teacher.classes != ()]
     chance = prepared.context.task.chance(data.val.labels)
     return CheckReport(
         data=data.name,
+        inventory=data.inventory,
         classes=data.num_classes,
         metric=prepared.context.task.metric,
         space=name,

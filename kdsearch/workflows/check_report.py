@@ -59,9 +59,10 @@ class MethodCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """The results of a check; notes: conclusions, one sentence each."""
+    """The results of a check; notes: conclusions, one sentence each. inventory: of the images."""
 
     data: str
+    inventory: tuple[str, ...]
     classes: int
     metric: Metric
     space: str

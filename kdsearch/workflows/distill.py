@@ -96,6 +96,8 @@ def distill(
 
         kept = path / UNFINISHED / digest_of(asdict(config))
         context = replace(prepared.context, unfinished=kept)
+        epochs = candidate.train.epochs
+        callback.on_message(f"Training {family} by {candidate.distill.method}, {epochs} epochs")
         outcome = run_trial(candidate, context, path, on_epoch=record)
     if outcome.state != "complete":
         raise TrainingError(outcome.reason)
@@ -104,6 +106,7 @@ def distill(
     student = load_student(candidate.student, data, path / WEIGHTS)
     test = evaluate_in_detail(student.to(torch_device), data.test, context.task, torch_device)
     results = {"validation": outcome.val, "test": test.value}
+    callback.on_message("Exporting the student, and measuring its file")
     package = pack(
         path / "best",
         student,

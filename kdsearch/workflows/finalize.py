@@ -179,6 +179,9 @@ class _Steps:
         """Evaluate the teachers and the trials on the test split, each once in a study's life."""
         context, facts = self._context, self._study.facts
         images, task, device = context.data.test, context.task, context.device
+        self._callback.on_message(
+            f"Evaluating the teacher and {len(records)} students on the test split"
+        )
         teacher, test, details = facts.teacher_entry(), dict(facts.test), dict(facts.details)
         if teacher.test is None:
             found = evaluate_teachers(context.teachers, images, context.data, task, device)
@@ -234,6 +237,9 @@ class _Steps:
             if kept is not None:
                 study.update_facts(best=export.front.number)
                 return export, kept
+            self._callback.on_message(
+                f"Exporting trial {export.weights.number}, and measuring its file"
+            )
             package = pack(
                 study.path / _TRIED,
                 self._load_student(export.weights),

@@ -16,6 +16,8 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     assert answer.code == 0, answer
     for message in (
         "Data digits: 10 classes",
+        "Training the teacher for 1 epoch",
+        "Trying methods on students: ",
         "Teacher on digits",
         "359 val",
         "Capacity",
@@ -35,6 +37,7 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     assert [student["family"] for student in found["students"]] == ["mobilenet"]
     assert [tried["method"] for tried in found["methods"]] == ["kd", "at"]
     assert found["batch_size"] == 1
+    assert found["inventory"][0].startswith("Data digits: 10 classes; train ")
 
 
 @pytest.mark.parametrize(

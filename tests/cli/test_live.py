@@ -83,3 +83,11 @@ def test_no_terminal_gets_a_line_a_trial_and_one_forecast(fast_path: Path) -> No
     assert [line.split(", trial")[0] for line in trials] == [f"{i} of 10" for i in range(1, 7)]
     wanted = "more trials (2 at a time); --time-limit stops the search in time"
     assert sum(wanted in line for line in lines) == 1
+
+
+def test_a_slow_trial_gets_a_line_when_it_begins(fast_path: Path) -> None:
+    lines = shown(fast_path / "begins", width=200, is_terminal=False).splitlines()
+    assert lines[0].startswith("Training trial 0: ")
+    assert lines[0].endswith(", until epoch 10")
+    begun = [line for line in lines if line.startswith("Training trial ")]
+    assert len(begun) == 7  # each of these trials takes 30 s, and two begin before the first ends

@@ -56,6 +56,17 @@ class Tied(nn.Module):
         self.register_buffer("other", whole[2:])
 
 
+def test_weights_that_changed_since_they_were_written_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(network(), path, {"fact": "1"})
+    assert read_weights(path).keys() == network().state_dict().keys()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match="changed since it was written"):
+        read_weights(path)
+
+
 def test_tied_weights_and_views_are_written_and_read(tmp_path: Path) -> None:
     module, other = Tied(), Tied()
     save_weights(module, tmp_path / "tied.safetensors")

@@ -231,6 +231,35 @@ def test_a_trained_teacher_is_cached_for_the_next_study(tmp_path: Path) -> None:
     assert received == [1, 1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "half", "garbage"])
+def test_a_damaged_cached_teacher_is_trained_again(damage: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    received: list[list[str]] = []
+
+    def get() -> Model:
+        def hear(epoch: Epoch, _: int) -> None:
+            received.append(list(lines))
+
+        spec = TeacherSpec(epochs=1)
+        return load_teacher(
+            spec, DATA, cache_dir=tmp_path, seed=0, device=CPU, on_epoch=hear, note=lines.append
+        )
+
+    first = get()
+    assert received == [["Training the teacher for 1 epoch"]]  # said before the epoch ends
+    (file,) = (tmp_path / "teachers").iterdir()
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(b ^ 1 for b in content[middle : middle + 4])
+    kinds = {"flipped": bytes(content), "half": bytes(content[:middle]), "garbage": b"\0" * 99}
+    file.write_bytes(kinds[damage])
+    second, third = get(), get()
+    assert len(received) == 2
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+        assert torch.equal(value, third.state_dict()[name]), name
+
+
 def test_the_teacher_that_is_trained_on_the_spot_learns(tmp_path: Path) -> None:
     assert evaluate(load("auto", tmp_path), DATA.val, Classification(), CPU) > 0.9
 
