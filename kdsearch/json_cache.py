@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from kdsearch.atomic import replacing
+from kdsearch.documents import parse_json
 from kdsearch.errors import KDSearchError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class JsonCache(Generic[T]):
         """Return the value stored under `key`, None without one."""
         path = self._path(key)
         try:
-            entry = json.loads(path.read_bytes())
+            entry = parse_json(path.read_bytes())
             if entry["key"] != key:
                 raise ValueError(f"its key is {entry['key']!r}")
             value = json.dumps(entry[self._name])

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import yaml
 
+from kdsearch.documents import DocumentError, not_plain, read_text
 from kdsearch.errors import SpaceError, did_you_mean
 from kdsearch.space import (
     Choice,
@@ -28,8 +29,6 @@ from kdsearch.space import (
     owned_name,
 )
 
-MAX_FILE_BYTES = 1_000_000
-MAX_DEPTH = 20
 _RANGE_KEYS = ("log", "step", "default")
 # YAML 1.1 reads these as strings (`1e-3` has no dot, `20e6` no sign), never what is meant.
 _NUMBER_LOOKALIKE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -44,11 +43,8 @@ def load_space(path: Path, *, check: Check | None = None) -> SearchSpace:
     unknown families; they are reported together with the reader's own.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise SpaceError(f"{path}: {size} bytes; a space file has at most {MAX_FILE_BYTES}")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, DocumentError) as error:
         raise SpaceError(f"cannot read the search space {str(path)!r}: {error}") from error
     return parse_space(text, source=str(path), check=check)
 
@@ -58,7 +54,7 @@ def parse_space(
 ) -> SearchSpace:
     """Turn YAML text into a SearchSpace. Raises SpaceError like `load_space`."""
     try:
-        magic = [f"{source}:{line}: {message}" for line, message in _magic(text)]
+        magic = [f"{source}:{line}: {message}" for line, message in not_plain(text)]
         root = None if magic else yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise SpaceError(f"{source} is not YAML: {error}") from error
@@ -73,23 +69,6 @@ def parse_space(
     if reader.errors or found:
         raise SpaceError("\n".join(sorted([*reader.errors, *found], key=_line_of)))
     return space
-
-
-def _magic(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, mistake) for YAML features that are refused: references, tags, deep nesting."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        assert event.start_mark is not None
-        line = event.start_mark.line + 1
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            yield line, f"more than {MAX_DEPTH} levels deep"
-            return
-        if isinstance(event, yaml.AliasEvent):
-            yield line, f"'*{event.anchor}': references are not supported; write the value"
-        elif (tag := getattr(event, "tag", None)) not in (None, "!"):
-            yield line, f"the tag {tag!r} is not supported; write a plain value"
 
 
 def _line_of(message: str) -> int:

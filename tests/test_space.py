@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdsearch.documents import MAX_BYTES
 from kdsearch.errors import SpaceError
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
-from kdsearch.space_yaml import MAX_FILE_BYTES, load_space, parse_space
+from kdsearch.space_yaml import load_space, parse_space
 
 SPACE = """
 student:
@@ -260,7 +261,7 @@ def test_no_tag_runs_code(tmp_path: Path) -> None:
 
 
 def too_large(path: Path) -> None:
-    path.write_text("a: 1 #" + "x" * MAX_FILE_BYTES)
+    path.write_text("a: 1 #" + "x" * MAX_BYTES)
 
 
 FILES: dict[str, Callable[[Path], object]] = {

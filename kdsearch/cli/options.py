@@ -15,13 +15,13 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from kdsearch.documents import parse_json
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.options import Option, RunOptions, flag, options_of
 
 OUT = Path("results")
-MAX_CONFIG_BYTES = 1_000_000
 CONFIG = tuple(options_of(StudyConfig))
 RUN = tuple(options_of(RunOptions))
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
@@ -108,12 +108,18 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
         for option in parameter.opts
         if option.startswith("--") and option not in ("--config", "--help")
     }
+    flags = {str(p.name) for p in context.command.params if getattr(p, "is_flag", False)}
     values = {key.replace("-", "_"): value for key, value in _read_config(path).items()}
     unknown = [key for key in values if key not in known]
     if unknown:
         hints = ", ".join(f"{key!r}{did_you_mean(key, known)}" for key in unknown)
         raise SpecError(f"--config {path}: unknown {hints}; known: {', '.join(sorted(known))}")
     defaults = {known[key]: value for key, value in values.items() if value is not None}
+    for name, value in defaults.items():
+        if isinstance(value, bool) and name not in flags:
+            raise SpecError(f"--config {path}: {name} is a truth value; write a text in quotes")
+        if value == "":
+            raise SpecError(f"--config {path}: {name} is empty; leave it out for its default")
     if isinstance(settings := defaults.get("set"), Mapping):
         defaults["set"] = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -121,23 +127,25 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _read_config(path: Path) -> dict[str, object]:
+    """Return the values of a configuration; a number is its text, as on the command line."""
     import yaml
 
+    from kdsearch.documents import DocumentError, compose, parse_yaml, read_text
+
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-        if len(content) > MAX_CONFIG_BYTES:
-            raise SpecError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
-        values = yaml.safe_load(content.decode())
+        text = read_text(path)
+        values, node = parse_yaml(text), compose(text)
     except OSError as error:
         raise SpecError(f"--config {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise SpecError(f"--config {path}{where}: not plain YAML: {reason}") from error
+    except DocumentError as error:
+        where = f":{error.line}" if error.line else ""
+        raise SpecError(f"--config {path}{where}: not plain YAML: {error.reason}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SpecError(f"--config {path}: expected a mapping of flags to values")
+    assert isinstance(node, yaml.MappingNode)
+    for key, value in node.value:
+        if value.tag.endswith((":int", ":float")):
+            values[key.value] = value.value
     return values
 
 
@@ -209,7 +217,7 @@ def read_names(settings: list[str]) -> dict[str, Value]:
 def _value(text: str, value: str) -> Value:
     """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes."""
     try:
-        read = json.loads(value)
+        read = parse_json(value)
     except ValueError:  # no JSON, or a number of too many digits
         read = value
     if not isinstance(read, bool | int | float | str) or not value:

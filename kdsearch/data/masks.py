@@ -28,6 +28,7 @@ from kdsearch.data.base import SEGMENTATION, VOID, Colour, Mask, Sample, Source
 from kdsearch.data.folder import is_image
 from kdsearch.data.pixels import UnreadableError, strict_pillow
 from kdsearch.data.sizes import Size, size_text
+from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
 CLASSES = "classes.json"
@@ -307,7 +308,7 @@ def _listed(paths: Iterable[Path]) -> str:
 def table_in(file: Path) -> Table:
     """Return the table that classes.json states. Raises DataError."""
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = parse_json(file.read_text(encoding="utf-8"))
         listed = given if isinstance(given, list) else given.get("classes", [])
         entries = [{"id": i, "name": c} if isinstance(c, str) else c for i, c in enumerate(listed)]
         rest = {} if isinstance(given, list) else given

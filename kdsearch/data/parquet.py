@@ -6,7 +6,6 @@ may be integers, text or truth values, are the names. Null and -1 mean that a ro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from kdsearch.data import tables
 from kdsearch.data.base import Sample, Source
 from kdsearch.data.tables import batches_of, column_of, schema_of
+from kdsearch.documents import parse_json
 from kdsearch.errors import DataError, did_you_mean
 
 find = tables.find
@@ -164,7 +164,7 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
     if text is None:
         return None
     try:
-        names = json.loads(text)["info"]["features"][label].get("names")
+        names = parse_json(text)["info"]["features"][label].get("names")
         return None if names is None else tuple(str(name) for name in names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -26,6 +26,7 @@ from kdsearch.deploy.pricing import file_for, save_student
 from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.targets import target_info
 from kdsearch.digests import changed
+from kdsearch.documents import parse_json, parse_yaml
 from kdsearch.errors import CostError, ExportError, SpecError, StudyError
 from kdsearch.json_cache import processor
 from kdsearch.models.model import Model, batches
@@ -64,7 +65,7 @@ def read_package(path: Path) -> Package | None:
     Nothing is measured again.
     """
     try:
-        metrics = json.loads((path / model_card.METRICS).read_text(encoding="utf-8"))
+        metrics = parse_json((path / model_card.METRICS).read_text(encoding="utf-8"))
         onnx = metrics["onnx"]
         latency = Latency(
             **{name: onnx[f"latency_{name}"] for name in ("ms", "low_ms", "high_ms", "spread_ms")},
@@ -203,14 +204,14 @@ def config_text(candidate: Candidate, config: StudyConfig) -> str:
 def candidate_of(text: str) -> Candidate:
     """Return the candidate of a config.yaml. Raises SpecError when it names none."""
     try:
-        config = yaml.safe_load(text)
+        config = parse_yaml(text)
         family, method = config["student"], config["method"]
         owners = {"student": f"student.{family}.", "method": f"method.{method}.", "train": "train."}
         params: dict[str, Value] = {"student.family": family, "method.name": method}
         for name, value in config["set"].items():
             section, _, knob = name.partition(".")
             params[owners[section] + knob] = value
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(f"config.yaml names no candidate ({error!r}); export it again") from error
     flags = ("alpha", "weight", "mapping")
     params |= {f"method.{method}.{flag}": config[flag] for flag in flags if flag in config}

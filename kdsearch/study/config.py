@@ -15,10 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
 from kdsearch.digests import digest_of
+from kdsearch.documents import MAX_BYTES, parse_yaml, read_text
 from kdsearch.errors import StudyError
 from kdsearch.space import SearchSpace
 from kdsearch.space_yaml import parse_space
@@ -335,7 +334,7 @@ def read_config(path: Path) -> StudyConfig | None:
     from pydantic import TypeAdapter  # 0.1 s, which `--help` has not
 
     try:
-        kept = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kept = parse_yaml(read_text(file, 4 * MAX_BYTES))
         kept.pop("versions")
         found = kept.pop("format", 1)
         if found != FORMAT:
@@ -344,7 +343,7 @@ def read_config(path: Path) -> StudyConfig | None:
                 "study with the kdsearch that made it, or start another one"
             )
         return TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(
             f"{file} is damaged ({reason}); restore it, or start another study"

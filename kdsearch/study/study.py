@@ -20,6 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.digests import digest_of
+from kdsearch.documents import parse_json
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
@@ -373,7 +374,7 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
     """
     note = frozen.user_attrs.get(NOTE, '{"params": {}}')
     try:
-        kept = json.loads(note)
+        kept = parse_json(note)
         if "turned_away" in kept:
             raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
         return _read_note(kept, frozen)

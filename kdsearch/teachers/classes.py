@@ -5,7 +5,6 @@ A teacher may know all classes of the data, some of them, or none: see `Known`.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from kdsearch.documents import parse_json
 from kdsearch.errors import SpecError
 from kdsearch.models.model import Known
 
@@ -31,7 +31,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        found = parse_json(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise SpecError(f"--teacher-classes {path} cannot be read: {error}") from error
     names = _in_order(found)

@@ -7,17 +7,16 @@ only the study's data does, so that it teaches on no other data.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from kdsearch.data.base import ImageData
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.deploy.pricing import preprocess_of, with_statistics
+from kdsearch.documents import parse_json, parse_yaml, read_text
 from kdsearch.errors import SpecError
 from kdsearch.models.features import bare
 from kdsearch.models.model import Preprocess
@@ -133,23 +132,23 @@ def _of_folder(folder: Path) -> SavedStudent:
     metadata = metadata_of(folder / "student.onnx")
     file = folder / "config.yaml"
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(file))
         knobs: dict[str, Value] = {
             name.removeprefix("student."): value
             for name, value in config["set"].items()
             if name.startswith("student.") and name != "student.init"
         }
         family, resolution = config["student"], config.get("resolution", 0)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise SpecError(f"{file} does not name a student ({error!r}); export it again") from error
     spec = make(StudentSpec, family=family, resolution=resolution, knobs=knobs)
     return SavedStudent(
         spec=spec,
         weights=folder / _WEIGHTS,
-        classes=tuple(json.loads(metadata.get("classes", "[]"))),
+        classes=tuple(parse_json(metadata.get("classes", "[]"))),
         preprocess=Preprocess(
-            mean=tuple(json.loads(metadata["mean"])),
-            std=tuple(json.loads(metadata["std"])),
+            mean=tuple(parse_json(metadata["mean"])),
+            std=tuple(parse_json(metadata["std"])),
             resolution=_size_in(metadata["resolution"]),
             channels=int(metadata["channels"]),
         ),
@@ -158,7 +157,7 @@ def _of_folder(folder: Path) -> SavedStudent:
 
 def _size_in(text: str) -> Size:
     """Return (H, W) of a resolution in a file: `32` or `[24, 32]`."""
-    found = json.loads(text)
+    found = parse_json(text)
     return as_size(found if isinstance(found, int) else tuple(found))
 
 

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import torch
-import yaml
 from torch import nn
 
 from kdsearch import tasks
@@ -25,6 +24,7 @@ from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import candidate_of, pack
 from kdsearch.deploy.targets import require_target
+from kdsearch.documents import parse_yaml, read_text
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate, TrialRecord
@@ -208,13 +208,13 @@ def _study_config(path: Path) -> StudyConfig:
         return config
     file = path / "best" / "config.yaml"
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(file))
         return config_of({key: config[key] for key in _FIELDS if key in config})
     except FileNotFoundError:
         raise StudyError(
             f"there is nothing to export at {path}: no study.yaml, no {file}"
         ) from None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise SpecError(
             f"{file} states no configuration ({error!r}); run `kdsearch distill` again"
         ) from error

@@ -122,6 +122,7 @@ DISTILL_MISTAKES = [
     (("--set", "foo"), "--set 'foo': expected student.KNOB=VALUE"),
     (("--set", "student.widht=1"), "did you mean 'width'"),
     (("--set", "student.width=big"), "width 'big' is not a number"),
+    (("--set", "student.width=" + "[" * 100_000), "is not"),
     (("--set", "student.width=[1]"), "is not a number, a truth value or a word"),
     (("--set", "student.width=1" + "0" * 4999), "is not a number"),
     (("--set", "train.lr=-1"), "train.lr: -1.0"),
@@ -218,6 +219,13 @@ CONFIGS = [
     ("trials: abc\n", "'--trials': Input should be a valid integer"),
     ("budget_ms: {a: 1}\n", "--budget-ms"),
     ("#" * 2_000_000, "larger than 1000000 bytes"),
+    ("data: &a [x]\nname: *a\n", "config.yaml:2: not plain YAML: '*a': references"),
+    (f"data: {'[' * 5000}", "more than 20 levels deep"),
+    ("seed: -1\nseed: 0\n", "config.yaml:2: not plain YAML: 'seed' is defined twice"),
+    ("trials: true\n", "trials is a truth value"),
+    ("name: no\n", "name is a truth value; write a text in quotes"),
+    ("out: ''\n", "out is empty"),
+    ("seed: 0x10\n", "'--seed': Input should be a valid integer"),
 ]
 
 
