@@ -13,6 +13,7 @@ from typing import ClassVar
 
 _SOON = 0.01  # seconds; the place that discards exceptions has been left by then
 EXIT_INTERNAL, EXIT_ARGUMENTS, EXIT_INTERRUPTED = 1, 2, 130
+_LINES = "\n"
 _INTERRUPTED = "interrupted; run the same command to resume"
 
 
@@ -128,7 +129,9 @@ def _internal(error: Exception, arguments: list[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     _end_interrupts()
-    print(f"kdsearch: {message}", file=sys.stderr)
+    from kdsearch.errors import printable
+
+    print(f"kdsearch: {printable(message, keep=_LINES)}", file=sys.stderr)
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import ClassVar
 NO_WRITE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_THE_USERS = (
     str(Path(__file__).parent),
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -84,6 +86,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_case = {each.casefold(): each for each in known}
     near = get_close_matches(name.casefold(), list(by_case), n=1)
     return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text with its control characters escaped, so that a terminal obeys none.
+
+    Marks that reverse the direction of a text, and bytes that are not UTF-8, are escaped as well.
+    """
+    return _CONTROL.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(),
+        text,
+    )
 
 
 def place_in_user_file(error: BaseException) -> str:

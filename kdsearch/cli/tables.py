@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdsearch.errors import printable
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
 from kdsearch.spec import UNITS, Cost
@@ -34,7 +35,7 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
     console = console or Console()
     for part in parts:
         if isinstance(part, str):
-            console.print(escape(part), highlight=False, soft_wrap=True)
+            console.print(escape(printable(part, keep="\n")), highlight=False, soft_wrap=True)
         else:
             console.print(part)
 

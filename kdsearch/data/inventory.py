@@ -14,6 +14,7 @@ from torch import Tensor
 from kdsearch.data.base import CLASSIFICATION, Source
 from kdsearch.data.sizes import Decoding
 from kdsearch.data.store import Stored
+from kdsearch.errors import printable
 
 _SHOWN = 3
 _LOST = 0.1  # share of an image that is worth a line
@@ -30,11 +31,6 @@ def describe(
 ) -> tuple[str, ...]:
     """Return the inventory. rows: those of the store that make each split, labelled only."""
     return tuple(printable(line) for line in _lines(source, stored, rows, decoding, subset))
-
-
-def printable(text: str) -> str:
-    """Return a text with its control characters escaped, so that a terminal obeys none."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(

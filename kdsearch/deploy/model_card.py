@@ -16,7 +16,8 @@ import yaml
 from kdsearch import atomic
 from kdsearch.data.sizes import as_size
 from kdsearch.deploy.timing import BUSY
-from kdsearch.errors import StudyError
+from kdsearch.documents import MAX_BYTES, parse_json, parse_yaml, read_text
+from kdsearch.errors import StudyError, printable
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
@@ -51,7 +52,7 @@ def update(folder: Path, **facts: object) -> None:
     file = folder / METRICS
     metrics = (read_metrics(folder) if file.exists() else {}) | facts
     atomic.write(file, json.dumps(metrics, indent=1) + "\n")
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    config = parse_yaml(read_text(folder / CONFIG))
     atomic.write(folder / CARD, model_card(metrics, config))
 
 
@@ -59,7 +60,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """Return the content of metrics.json. Raises StudyError where it is damaged."""
     file = folder / METRICS
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+        metrics = parse_json(read_text(file, 64 * MAX_BYTES))
         if not isinstance(metrics, dict):
             raise ValueError(f"it holds a {type(metrics).__name__}")
     except (OSError, ValueError) as error:
@@ -288,7 +289,7 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def plain(text: str) -> str:
     """Return a text from outside on one line, without HTML, table cells or control characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = printable(text)
     for mark in ("&", "<", ">", "|", "`"):
         shown = shown.replace(mark, f"&#{ord(mark)};")
     return shown

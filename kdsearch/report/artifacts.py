@@ -16,7 +16,7 @@ from pathlib import Path
 from kdsearch import atomic
 from kdsearch.deploy.model_card import PICTURE
 from kdsearch.deploy.targets import target_info
-from kdsearch.errors import StudyError
+from kdsearch.errors import StudyError, printable
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
@@ -140,9 +140,9 @@ def about_longer_training(study: OpenStudy) -> tuple[str, ...]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole. A name of an image that is not UTF-8 gets question marks."""
+    """Write a file whole, with control characters from outside escaped."""
     path.parent.mkdir(exist_ok=True)
-    atomic.write(path, text.encode(errors="replace"))
+    atomic.write(path, printable(text, keep="\n\r\t"))
 
 
 def _command(study: OpenStudy) -> str:
@@ -197,6 +197,7 @@ def _entry(record: TrialRecord, test: Mapping[int, float]) -> Entry:
     )
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _CSV = ("seconds", "mode", "control_of", "refit_of", "reused_from", "rejected_early", "reason")
 
 
@@ -205,7 +206,7 @@ def _csv(records: Sequence[TrialRecord]) -> str:
     costs = [item.name for item in fields(Cost)]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["trial", "state", "val", "epochs", *costs, *_CSV, *params])
+    writer.writerow(["trial", "state", "val", "epochs", *costs, *_CSV, *map(_cell, params)])
     for record in records:
         cost = record.cost or Cost()
         row = replace(record, seconds=round(record.seconds, 3))
@@ -213,8 +214,13 @@ def _csv(records: Sequence[TrialRecord]) -> str:
             [
                 *(row.number, row.state, row.val, len(row.curve)),
                 *(getattr(cost, name) for name in costs),
-                *(getattr(row, name) for name in _CSV),
-                *(row.params.get(name) for name in params),
+                *(_cell(getattr(row, name)) for name in _CSV),
+                *(_cell(row.params.get(name)) for name in params),
             ]
         )
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value

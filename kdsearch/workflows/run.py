@@ -26,7 +26,7 @@ from kdsearch.engines.dispatch import Engine, TrialQueue, search
 from kdsearch.engines.gpu_packing import fitting
 from kdsearch.engines.processes import open_workers
 from kdsearch.engines.ray_actors import OnRay, open_actors
-from kdsearch.errors import StudyInterruptedError, TrialsFailedError
+from kdsearch.errors import StudyInterruptedError, TrialsFailedError, printable
 from kdsearch.hpo.halving import WINNER, Halving
 from kdsearch.hpo.stopping import Curve
 from kdsearch.models.features import bare
@@ -373,10 +373,20 @@ def _keep_weights(
     return left
 
 
+class _LogFile(logging.FileHandler):
+    """The log of a study, without the control characters of reasons and names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of the base class
+        """Print nothing: a disk that refuses the log refuses the study, which says so."""
+
+
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Append kdsearch's log to a file; tracebacks of failed trials are there."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("kdsearch")
     logger.addHandler(handler)

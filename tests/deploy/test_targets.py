@@ -422,3 +422,12 @@ def test_the_cuda_target_moves_the_whole_program_and_keeps_its_memory(
     replay = Cuda()._replay(TimingRequest(file=file, shape=SHAPE))
     replay()
     assert len(alive) == 1
+
+
+@pytest.mark.parametrize("program", ["yes", "sh -c 'yes >&2'"])
+def test_a_command_that_prints_without_end_is_killed(program: str, tmp_path: Path) -> None:
+    target = parse_target(f"cmd:{program}")
+    begun = time.monotonic()
+    with pytest.raises(CostError, match="printed more than 1000000 characters"):
+        target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
+    assert time.monotonic() - begun < 20

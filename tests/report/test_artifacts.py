@@ -250,3 +250,28 @@ def test_the_command_runs_the_same_study_again(study: OpenStudy) -> None:
     html = (study.path / "report.html").read_text(encoding="utf-8")
     parent = study.path.parent
     assert f"--budget-mflops 15.0 --seed 3 --out {parent}" in html
+
+
+def test_text_from_outside_gives_no_formula_and_no_escape_sequence(fast_path: Path) -> None:
+    family = '=HYPERLINK("http:,,evil","x").py:Plain'
+    with opened(fast_path / "outside") as study:
+        run_to(study, 2)
+        lost = study.ask()
+        study.tell(
+            lost,
+            replace(
+                look_up(lost), state="failed", val=None, reason="@evil \x1b[2J\x1b]0;owned\x07"
+            ),
+        )
+        asked = study.ask_control({"student.family": family, "method.name": "none"}, 0)
+        study.tell(asked, replace(look_up(asked), state="failed", val=None, reason="-1 \u202etxt"))
+        study.update_facts(teacher=TEACHER, notes=["note \x1b[31m"])
+        write_derived(study)
+    for name in ("trials.csv", "report.html", "report.md", "front.json"):
+        text = (fast_path / "outside" / name).read_text(encoding="utf-8")
+        assert not {"\x1b", "\x07", "\u202e"} & set(text), name
+    with (fast_path / "outside" / "trials.csv").open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert f"'{family}" in cells
+    assert "'@evil \\x1b[2J\\x1b]0;owned\\x07" in cells
+    assert not [cell for cell in cells if cell[:1] in "=@+\t" and cell]

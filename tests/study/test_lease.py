@@ -95,6 +95,14 @@ def test_what_runs_elsewhere_keeps_its_lease_until_it_runs_out(
         pass
 
 
+@pytest.mark.parametrize(("ahead", "is_free"), [(EXPIRY_SECONDS - 1, False), (8e9, True)])
+def test_a_lease_from_the_far_future_has_run_out(ahead: float, is_free: bool, take: Take) -> None:
+    take(1000.0 + ahead, me=FAR).__enter__()
+    refused = nullcontext() if is_free else pytest.raises(StudyError, match="alive 0 s ago")
+    with refused, take(1000.0):
+        pass
+
+
 def test_who_lost_the_lease_may_not_write(take: Take) -> None:
     lost = take(1000.0, me=FAR).__enter__()
     with take(1000.0 + EXPIRY_SECONDS):

@@ -15,9 +15,11 @@ import signal
 import statistics
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from kdsearch.deploy.targets._reference_network import conv_chain
 from kdsearch.deploy.targets.base import Note, References, Shape, Target, TimingRequest
@@ -25,6 +27,7 @@ from kdsearch.deploy.timing import Round, RoundLimits
 from kdsearch.errors import CostError, SpecError
 
 _TIMEOUT_SECONDS = 600.0
+_MAX_PRINTED = 1_000_000
 _SHOWN_LINES, _SHOWN = 5, 200  # lines of stderr in a message, and characters of a line
 
 
@@ -116,16 +119,21 @@ class Cmd(Target):
             )
         except OSError as error:
             raise self._error(f"does not start: {error.strerror}", "") from error
-        with process:
+        end = time.monotonic() + self.timeout_seconds
+        with process, ThreadPoolExecutor(2) as readers:
+            pipes = [readers.submit(_read, process, of) for of in (process.stdout, process.stderr)]
             try:
-                out, err = process.communicate(timeout=self.timeout_seconds)
-            except subprocess.TimeoutExpired:
+                out, err = (pipe.result(end - time.monotonic()) for pipe in pipes)
+                status = process.wait(max(0.0, end - time.monotonic()))
+            except (TimeoutError, subprocess.TimeoutExpired):
                 _kill(process)
                 raise self._error(f"took more than {self.timeout_seconds:g} s", "") from None
             except BaseException:
                 _kill(process)
                 raise
-        return out, err, process.returncode
+        if max(len(out), len(err)) > _MAX_PRINTED:
+            raise self._error(f"printed more than {_MAX_PRINTED} characters", "")
+        return out, err, status
 
     def _error(self, what: str, err: str) -> CostError:
         lines = [_clipped(line) for line in err.strip().splitlines()[-_SHOWN_LINES:]]
@@ -134,6 +142,15 @@ class Cmd(Target):
 
 def _clipped(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _read(process: subprocess.Popen[str], pipe: IO[str] | None) -> str:
+    """Return what a command prints; one that prints too much is killed."""
+    assert pipe is not None
+    text = pipe.read(_MAX_PRINTED + 1)
+    if len(text) > _MAX_PRINTED:
+        _kill(process)
+    return text
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
