@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from types import FrameType
 from typing import ClassVar
 
@@ -49,10 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """Raise `Interrupt` at Ctrl-C, unless that is ignored, and at SIGTERM."""
+    """Raise `Interrupt` at Ctrl-C and SIGHUP, unless they are ignored, and at SIGTERM."""
     signals = [signal.SIGTERM, signal.SIGALRM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signals.append(signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGHUP):  # nohup ignores the latter
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signals.append(number)
     hook = sys.unraisablehook
     handlers = [(number, signal.signal(number, _interrupt)) for number in signals]
     sys.unraisablehook = partial(_drop_interrupts, hook)
@@ -92,6 +94,7 @@ def _run(arguments: list[str]) -> int:
     from kdsearch.errors import NO_WRITE, KDSearchError
 
     try:
+        _refuse_empty(arguments)
         code = app(arguments or ["--help"], prog_name="kdsearch", standalone_mode=False) or 0
         _end_interrupts()
     except KDSearchError as error:
@@ -111,6 +114,17 @@ def _run(arguments: list[str]) -> int:
     if code == EXIT_INTERRUPTED:  # Typer returns it after Ctrl-C, without a message
         return _fail(_INTERRUPTED, code)
     return int(code)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise SpecError for an empty value, as of a shell variable that is not set."""
+    from kdsearch.errors import SpecError
+
+    for before, argument in pairwise(["the command", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (equals and not value and name.startswith("--")):
+            flag = name or before
+            raise SpecError(f"{flag} '': expected a value; leave it out for its default")
 
 
 def _internal(error: Exception, arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdsearch.errors import StudyError
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)-\d+\.tmp")
 
 
 @contextmanager
@@ -38,3 +41,12 @@ def write(path: Path, content: str | bytes) -> None:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Remove the temporary files below a folder that killed processes left."""
+    for file in folder.rglob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(file.name)
+        if found and not Path("/proc", found[1]).exists() and Path("/proc/self").exists():
+            with suppress(OSError):
+                file.unlink()

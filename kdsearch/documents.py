@@ -46,7 +46,7 @@ def parse_yaml(text: str) -> Any:
     """Return the values in a YAML text. Raises DocumentError."""
     try:
         node = compose(text)
-        return None if node is None else _Loader("").construct_document(node)  # type: ignore[no-untyped-call]
+        return None if node is None else _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:  # a name twice, a number of too many digits
         mark = error.problem_mark
         raise DocumentError(str(error.problem), mark.line + 1 if mark else 0) from error

@@ -11,6 +11,7 @@ OPTIMIZERS = ("sgd", "adamw", "muon")
 POLICIES = ("plain", "trivial", "rand")
 MIXES = ("none", "mixup", "cutmix")
 MAX_SCALE = 3
+MAX_COUNT = 1_000_000  # of trials, of epochs, and of images in a batch
 PRECISIONS = ("auto", "fp32", "bf16")
 NORMS = ("auto", "frozen", "moving")
 HEADS = ("fitted", "fresh")
@@ -72,7 +73,7 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         checks = {
-            **{name: getattr(self, name) >= 1 for name in ("epochs", "batch_size")},
+            **{name: 1 <= getattr(self, name) <= MAX_COUNT for name in ("epochs", "batch_size")},
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             **{name: 0 < getattr(self, name) < inf for name in ("lr", "inherited_lr")},
             **{n: 0 <= getattr(self, n) < inf for n in _FROM_0},
@@ -83,7 +84,10 @@ class TrainSpec:
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
         if bad:
-            accepted = "epochs and batch_size >= 1, accumulate from 1 to batch_size, lr and "
+            accepted = (
+                f"epochs and batch_size from 1 to {MAX_COUNT}, accumulate from 1 to batch_size, "
+            )
+            accepted += "lr and "
             accepted += f"inherited_lr > 0, {', '.join(_FROM_0)} >= 0, layer_decay in (0, 1], "
             accepted += f"frozen_stages >= -1, scale from 0 to {MAX_SCALE}, the others in [0, 1)"
             raise SpecError(f"{'; '.join(bad)} ({accepted})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,16 @@ def _write_half(path: Path) -> None:
     with atomic.replacing(path) as temporary:
         temporary.write_text("ne")
         raise RuntimeError("halfway")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    (tmp_path / "trials").mkdir()
+    left = tmp_path / "trials" / f".curve.csv.{child.pid}-140.tmp"
+    kept = [tmp_path / f".progress.json.{os.getpid()}-140.tmp", tmp_path / ".mine.tmp"]
+    for file in (left, *kept):
+        file.touch()
+    atomic.remove_left_behind(tmp_path)
+    assert not left.exists()
+    assert all(file.exists() for file in kept)

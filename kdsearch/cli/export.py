@@ -81,7 +81,6 @@ def export(
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     announce_data({}, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
-    from kdsearch.cli.tables import show
     from kdsearch.study.config import study_path
     from kdsearch.workflows.export import export_study
 
@@ -100,7 +99,17 @@ def export(
         )
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))
-        return
+    else:
+        _print(found)
+    for line in found.left_out:
+        typer.echo(f"kdsearch: {line}", err=True)
+    if found.left_out:
+        raise typer.Exit(1)
+
+
+def _print(found: Exported) -> None:
+    from kdsearch.cli.tables import show
+
     misses = [f"{file.name}: {reason}" for file in found.files for reason in file.misses]
     timed = (f"{file.name} was timed on {file.target}" for file in found.files)
     show(_table(found), *timed, *misses, f"Files: {found.path}")

@@ -123,7 +123,7 @@ def write_file(
             predicted=predicted,
             latency=latency,
             misses=(
-                *_misses(kind, agreement, task.metric, drop, options),
+                *_misses(kind, agreement, task.metric, drop, options, len(data.val)),
                 *filter(None, [refuse_script(predicted, kind.tolerance.same)]),
                 *_delays(latency, options.budget, latencies.target if elsewhere else None),
             ),
@@ -175,7 +175,12 @@ def _time(path: Path, latencies: LatencyCache, image: Tensor) -> Latency:
 
 
 def _misses(
-    kind: type[Format], agreement: Agreement, metric: Metric, drop: float, options: ExportOptions
+    kind: type[Format],
+    agreement: Agreement,
+    metric: Metric,
+    drop: float,
+    options: ExportOptions,
+    images: int,
 ) -> Iterator[str]:
     if not kind.tolerance.accepts(agreement):
         yield (
@@ -183,7 +188,8 @@ def _misses(
             f"{agreement.max_rel:.2g}; accepted {kind.tolerance})"
         )
     if drop > options.max_drop:
-        yield f"loses {metric.number(drop)}{metric.points}, over --max-drop {options.max_drop:g}"
+        lost, most = (f"{metric.number(x)}{metric.points}" for x in (drop, options.max_drop))
+        yield f"loses {lost} on {images:,} images, over {most} (--max-drop {options.max_drop:g})"
 
 
 def _delays(latency: Latency, budget: Budget, unmeasured: Target | None) -> Iterator[str]:

@@ -25,7 +25,7 @@ from kdsearch.spec import Budget
 from kdsearch.study.budget_shares import LIMITS, Share, read_limit
 from kdsearch.study.options import (
     ABOVE_0,
-    AT_LEAST_1,
+    COUNT,
     DATA,
     SEARCH,
     TARGET,
@@ -132,7 +132,7 @@ class StudyConfig:
     )
     teacher_weights: str | None = option(None, "The teacher's weights file.", DATA)
     teacher_epochs: int | None = option(
-        None, "Fine-tune the teacher on the data for so many epochs.", DATA, AT_LEAST_1
+        None, "Fine-tune the teacher on the data for so many epochs.", DATA, COUNT
     )
     teacher_classes: str | None = option(
         None, "A file with the teacher's class names, in the order of its head.", DATA
@@ -165,11 +165,11 @@ class StudyConfig:
     threads: int = option(1, "Threads of the target.", TARGET, between(1, MAX_COUNT))
     batch: int = option(1, "Images in a batch on the target.", TARGET, between(1, MAX_COUNT))
     epochs: int | None = option(
-        None, "Epochs of a training in full.", SEARCH, AT_LEAST_1, default="of --space, or --spend"
+        None, "Epochs of a training in full.", SEARCH, COUNT, default="of --space, or --spend"
     )
     look_epochs: int | None = None
     batch_size: int | None = option(
-        None, "Images in a batch of a training.", SEARCH, AT_LEAST_1, default="by the steps"
+        None, "Images in a batch of a training.", SEARCH, COUNT, default="by the steps"
     )
     seed: int = option(
         0, "Seed of splits, views, order, weights and sampler.", SEARCH, between(0, MAX_SEED)

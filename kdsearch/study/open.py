@@ -66,6 +66,7 @@ def open_study(
             refuse_changes(path.name, old, config)
             _require_database(path, kept)
         is_begun = old is not None
+        atomic.remove_left_behind(path)
         try:
             with _driven(path, kept, config, metric, "write" if is_begun else "create") as store:
                 if not is_begun:  # last, so that no crash leaves it without its database

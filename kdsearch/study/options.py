@@ -14,6 +14,7 @@ from math import inf, isfinite
 from typing import Any
 
 from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.train_spec import MAX_COUNT
 
 ENGINES = ("local", "ray")
 AUTO = "auto"
@@ -49,6 +50,10 @@ def between(least: int, most: int) -> Accepted:
     return Accepted(f"{least} to {most}", lambda value: least <= value <= most)
 
 
+AT_MOST = Accepted(f"at most {MAX_COUNT}", lambda value: value <= MAX_COUNT)
+COUNT = Accepted(f"1 to {MAX_COUNT}", lambda value: 1 <= value <= MAX_COUNT)
+
+
 def one_of(known: tuple[str, ...]) -> Accepted:
     """Return the known names."""
     return Accepted(", ".join(known), known.__contains__, known)
@@ -56,7 +61,6 @@ def one_of(known: tuple[str, ...]) -> Accepted:
 
 ANY = Accepted("anything", lambda value: True)
 ABOVE_0 = Accepted("a number above 0", lambda value: 0 < value < inf)
-AT_LEAST_1 = Accepted("at least 1", lambda value: value >= 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +142,13 @@ class RunOptions:
     """
 
     trials: int | None = option(
-        None, "Trials in all, those of earlier runs included.", SEARCH, ABOVE_0, default="20"
+        None, "Trials in all, those of earlier runs included.", SEARCH, COUNT, default="20"
     )
     spend: int | None = option(
         None,
         "Epochs of all trainings together, as 200ep; the student that ships gets most of them.",
         SEARCH,
-        ABOVE_0,
+        COUNT,
         metavar="EPOCHS",
         parse=read_epochs,
     )
@@ -161,7 +165,7 @@ class RunOptions:
         None,
         "End the search after so many complete trials that left the front unchanged; 0: never.",
         SEARCH,
-        Accepted("a number of trials, or 0 for never", lambda count: count >= 0),
+        Accepted("a number of trials, or 0 for never", lambda count: 0 <= count <= MAX_COUNT),
     )
     until: float | None = option(
         None,
@@ -174,13 +178,18 @@ class RunOptions:
         None,
         "Retrain so many candidates of the front, and their controls, under several seeds.",
         REFIT,
+        AT_MOST,
         default="0",
     )
     seeds: int | None = option(
-        None, "Seeds of each retrained candidate; needs --refit.", REFIT, default="3"
+        None, "Seeds of each retrained candidate; needs --refit.", REFIT, AT_MOST, default="3"
     )
     refit_epochs: int | None = option(
-        None, "Epochs of each retraining; needs --refit.", REFIT, default="as in the search"
+        None,
+        "Epochs of each retraining; needs --refit.",
+        REFIT,
+        AT_MOST,
+        default="as in the search",
     )
     baselines: bool = option(
         False,

@@ -233,7 +233,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise SpecError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or name.startswith("cpu:"):
         raise SpecError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     available = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= available:

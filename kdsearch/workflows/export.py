@@ -23,9 +23,10 @@ from kdsearch.deploy.formats.base import Source
 from kdsearch.deploy.formats.onnx import to_onnx
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import candidate_of, pack
+from kdsearch.deploy.runtimes import Unavailable
 from kdsearch.deploy.targets import require_target
 from kdsearch.documents import parse_yaml, read_text
-from kdsearch.errors import SpecError, StudyError
+from kdsearch.errors import ExportError, SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
@@ -52,12 +53,16 @@ _FIELDS = (*DATA_FIELDS, *TARGET_FIELDS, "seed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The folder, its new files, and the fastest of them without misses."""
+    """The folder, its new files, and the fastest of them without misses.
+
+    left_out: why other formats were not written, such as a missing package.
+    """
 
     path: Path
     metric: Metric
     files: tuple[ExportedFile, ...]
     best: ExportedFile | None
+    left_out: tuple[str, ...] = ()
 
 
 def export_study(
@@ -80,14 +85,11 @@ def export_study(
     raw pixels. is_decoded: files answer with classes, named `-argmax`. given: target, threads or
     batch that differ from the study's.
     Where an 8-bit file loses more than `max_drop`, quantisation-aware training follows, and the
-    better file stays. The results are added to metrics.json. Raises SpecError for an unknown format
-    and ExportError for a missing package, before anything is written.
+    better file stays. The results are added to metrics.json. A format that cannot be written costs
+    only its own file. Raises SpecError for an unknown format and Unavailable where each lacks a
+    package, before anything is written, and ExportError where no file could be.
     """
-    for name in formats:
-        runtime = known_formats.get(name).runtime
-        runtimes.require(runtime)
-        if is_folded and runtime != "onnxruntime":
-            raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
+    left_out = _without_package(formats, callback, is_folded=is_folded)
     config = config_of(given or {}, _study_config(path))
     if trial is None:
         _require_best(path)
@@ -117,23 +119,31 @@ def export_study(
     )
     write = partial(write_file, data=data, options=options, latencies=latencies)
     answers = _Answers(task, data.size, is_decoded)
-
-    def written(name: str, source: Source) -> ExportedFile:
-        callback.on_message(f"Writing {name}")
-        file = write(name, student, source, folder)
-        if not known_formats.get(name).is_8_bit or file.drop <= max_drop:
-            return file
-        lost = f"{task.metric.number(file.drop)}{task.metric.points}"
-        callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
-        context = lay_out(config, data, out=out, device=_CPU, on_epoch=callback.on_teacher_epoch)
-        candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
-        tuned = fine_tune(student, candidate, context, source.calibration_images())
-        return _better(file, tuned, source, folder, answers, write)
-
+    files = []
     with _source_of(student, folder, data, answers) as source:
-        files = [written(name, source) for name in formats]
+        for name in (name for name in formats if name not in left_out):
+            callback.on_message(f"Writing {name}")
+            try:
+                file = write(name, student, source, folder)
+            except ExportError as error:
+                left_out[name] = f"{name} was not written: {error}"
+                continue
+            if known_formats.get(name).is_8_bit and file.drop > max_drop:
+                lost = f"{task.metric.number(file.drop)}{task.metric.points}"
+                callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
+                tuned = _tuned(student, source, folder, config, data, out=out, callback=callback)
+                file = _better(file, tuned, source, folder, answers, write)
+            files.append(file)
+    if not files:
+        raise ExportError("\n".join(left_out.values()))
     _add_metrics(folder, files)
-    return Exported(path=folder, metric=task.metric, files=tuple(files), best=best(files))
+    return Exported(
+        path=folder,
+        metric=task.metric,
+        files=tuple(files),
+        best=best(files),
+        left_out=tuple(left_out.values()),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +209,48 @@ def _better(
             return file
         (Path(fresh) / better.name).replace(folder / better.name)
         return better
+
+
+def _without_package(
+    formats: Sequence[str], callback: Callback, *, is_folded: bool
+) -> dict[str, str]:
+    """Return and say why formats cannot be written here. Raises Unavailable where none can be."""
+    left_out = {}
+    for name in formats:
+        runtime = known_formats.get(name).runtime
+        try:
+            runtimes.require(runtime)
+        except Unavailable as error:
+            left_out[name] = f"{name} was not written: {error}"
+            callback.on_message(left_out[name])
+        if is_folded and runtime != "onnxruntime":
+            raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
+    if len(left_out) == len(formats):
+        raise Unavailable("\n".join(left_out.values()))
+    return left_out
+
+
+def _tuned(
+    student: Model,
+    source: Source,
+    folder: Path,
+    config: StudyConfig,
+    data: ImageData,
+    *,
+    out: Path,
+    callback: Callback,
+) -> Model:
+    """Return the student after quantisation-aware training."""
+    context = lay_out(
+        config,
+        data,
+        out=out,
+        device=_CPU,
+        on_epoch=callback.on_teacher_epoch,
+        note=callback.on_message,
+    )
+    candidate = candidate_of((folder / "config.yaml").read_text(encoding="utf-8"))
+    return fine_tune(student, candidate, context, source.calibration_images())
 
 
 def _study_config(path: Path) -> StudyConfig:

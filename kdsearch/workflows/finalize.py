@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack, read_package
 from kdsearch.deploy.pricing import load_student
 from kdsearch.engines.dispatch import Engine, TrialQueue
-from kdsearch.errors import BudgetError, TrialsFailedError
+from kdsearch.errors import BudgetError, SpecError, StudyError, TrialsFailedError
 from kdsearch.models.model import Model
 from kdsearch.report.artifacts import about_longer_training, summarise, write_derived
 from kdsearch.report.findings import (
@@ -39,13 +38,13 @@ from kdsearch.study.plan import about_epochs
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
-from kdsearch.study.study import OpenStudy, Proposal, searched
+from kdsearch.study.study import OpenStudy, Proposal
 from kdsearch.teachers.evaluation import evaluate_teachers
 from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
-from kdsearch.workflows.finished import BEST, Finalized
+from kdsearch.workflows.finished import BEST, Finalized, empty_front
 from kdsearch.workflows.latencies import measure_latencies
 from kdsearch.workflows.picture import write_picture
 from kdsearch.workflows.rungs import with_method
@@ -84,7 +83,7 @@ def finalize(
     started = time.perf_counter()
     try:
         if not study.front():
-            raise _empty_front(study)
+            raise empty_front(study)
         if with_baselines and study.facts.baselines is None:
             steps.note_baselines()
         export, package = steps.export_refits() if study.facts.refit.count else steps.export_best()
@@ -133,6 +132,7 @@ class _Steps:
         self._engine = engine
         self.training_seconds = 0.0
         self._has_exported = False
+        self._lost: list[int] = []  # trials without readable weights
 
     def note_baselines(self) -> None:
         """Store the costs of the baselines, for the report."""
@@ -187,8 +187,9 @@ class _Steps:
             found = evaluate_teachers(context.teachers, images, context.data, task, device)
             teacher, details["teacher test"] = replace(teacher, test=found.value), found.details
         for record in records:
-            if record.number not in test:
-                student = self._load_student(record).to(device)
+            student = None if record.number in test else self._load_kept(record)
+            if student is not None:
+                student = student.to(device)
                 found = evaluate_in_detail(student, images, task, device)
                 test[record.number] = found.value
                 details[f"{record.number} test"] = found.details
@@ -216,6 +217,11 @@ class _Steps:
         """Return the first that can be exported. Raises BudgetError where none can."""
         if (found := self._export_first(exports)) is not None:
             return found
+        if self._lost and self._study.budget.latency_ms is None:
+            raise StudyError(
+                f"the weights of trials {', '.join(map(str, self._lost))}, all that could be "
+                "exported, are missing or damaged; a larger --trials trains others"
+            )
         earlier = (self._study.path / BEST).is_dir()
         raise BudgetError(
             f"none of the {len(exports)} exported students on the front kept the budget of "
@@ -237,12 +243,14 @@ class _Steps:
             if kept is not None:
                 study.update_facts(best=export.front.number)
                 return export, kept
+            if (student := self._load_kept(export.weights)) is None:
+                continue
             self._callback.on_message(
                 f"Exporting trial {export.weights.number}, and measuring its file"
             )
             package = pack(
                 study.path / _TRIED,
-                self._load_student(export.weights),
+                student,
                 Candidate.from_params(export.weights.params),
                 study.config,
                 self._context.data,
@@ -324,6 +332,16 @@ class _Steps:
         spec = Candidate.from_params(record.params).student
         return load_student(spec, self._context.data, self._weights(record))
 
+    def _load_kept(self, record: TrialRecord) -> Model | None:
+        """Return a student, None where its weights are missing or damaged; a message says so."""
+        try:
+            return self._load_student(record)
+        except SpecError as error:
+            if record.number not in self._lost:
+                self._lost.append(record.number)
+                self._callback.on_message(f"Trial {record.number} is left out: {error}")
+            return None
+
     def has_weights(self, record: TrialRecord) -> bool:
         """Return whether the weights of a training are kept; a first look may have lost its own."""
         return self._weights(record).is_file()
@@ -331,32 +349,6 @@ class _Steps:
     def _weights(self, record: TrialRecord) -> Path:
         number = record.number if record.reused_from is None else record.reused_from
         return self._study.directory(number) / WEIGHTS
-
-
-def _empty_front(study: OpenStudy) -> BudgetError | TrialsFailedError:
-    """Return why the front is empty: too low a metric, over the budget, or all trials failed."""
-    if complete := study.complete():
-        best = max(complete, key=_val)
-        return BudgetError(
-            f"no student reaches --min-accuracy {study.config.min_accuracy}: the best of "
-            f"{len(complete)}, trial {best.number}, has {study.metric.text(_val(best))} on "
-            "validation. Train longer (--epochs), raise the budget, or lower --min-accuracy, with "
-            "another --name."
-        )
-    records = searched(study.records())
-    tried = [*records, *(r for r in study.records() if r.rejected_early)]
-    priced = [r for r in tried if r.state == "rejected" and r.cost is not None]
-    if not priced:
-        reasons = Counter(record.reason for record in records).most_common(3)
-        lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
-        log = study.path / "kdsearch.log"
-        return TrialsFailedError(f"no trial of {len(records)} completed:\n{lines}\nDetails: {log}")
-    cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
-    return BudgetError(
-        f"nothing fits the budget: all {len(priced)} students are over it. The cheapest, trial "
-        f"{cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
-        "Raise the budget, or give a --space with smaller students."
-    )
 
 
 def _val(record: TrialRecord) -> float:

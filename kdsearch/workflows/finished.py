@@ -1,16 +1,22 @@
-"""The results of a study that has nothing left to do. Nothing is written, trained or measured."""
+"""The results of a study that has nothing left to do, or the reason why it ships nothing.
+
+Nothing is written, trained or measured.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.deploy.package import Package, read_package
+from kdsearch.errors import BudgetError, TrialsFailedError
 from kdsearch.report.artifacts import about_longer_training, summarise
 from kdsearch.study.config import config_of, read_config, resume_command, study_path
 from kdsearch.study.open import load_study
 from kdsearch.study.options import RunOptions
+from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Summary
 from kdsearch.workflows.resolve import refit_in, with_space
 
@@ -66,4 +72,30 @@ def about_finished(found: Finalized) -> str:
     return (
         "The study is finished: nothing was trained, exported or measured. "
         f"`{resume_command(found.path)} --trials {2 * ended}` searches further"
+    )
+
+
+def empty_front(study: OpenStudy) -> BudgetError | TrialsFailedError:
+    """Return why the front is empty: too low a metric, over the budget, or all trials failed."""
+    if complete := study.complete():
+        best = max(complete, key=lambda record: record.val or 0.0)
+        return BudgetError(
+            f"no student reaches --min-accuracy {study.config.min_accuracy}: the best of "
+            f"{len(complete)}, trial {best.number}, has {study.metric.text(best.val or 0.0)} on "
+            "validation. Train longer (--epochs), raise the budget, or lower --min-accuracy, with "
+            "another --name."
+        )
+    records = searched(study.records())
+    tried = [*records, *(r for r in study.records() if r.rejected_early)]
+    priced = [r for r in tried if r.state == "rejected" and r.cost is not None]
+    if not priced:
+        reasons = Counter(record.reason for record in records).most_common(3)
+        lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons)
+        log = study.path / "kdsearch.log"
+        return TrialsFailedError(f"no trial of {len(records)} completed:\n{lines}\nDetails: {log}")
+    cheapest = min(priced, key=lambda record: sum(max(0, v) for v in record.violations.values()))
+    return BudgetError(
+        f"nothing fits the budget: all {len(priced)} students are over it. The cheapest, trial "
+        f"{cheapest.number} ({cheapest.params['student.family']}): {cheapest.reason}. "
+        "Raise the budget, or give a --space with smaller students."
     )

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from shell import SPACE, Copies, Shell, contents
 
+COUNTS = ("--trials", "--epochs", "--teacher-epochs", "--flat-after", "--batch-size")
 RUN_MISTAKES = [
     (("--data", "digts"), "did you mean 'digits'"),
     (("--data", "./nowhere"), "there is no 'nowhere'"),
@@ -28,7 +29,7 @@ RUN_MISTAKES = [
     (("--teacher", "torchvision:nope"), "no classification model 'nope'"),
     (("--teacher", "x.py:factory"), "there is no file 'x.py'"),
     (("--teacher-weights", "x.pt"), "--teacher-weights needs the network they belong to"),
-    (("--teacher-epochs", "0"), "--teacher-epochs 0: expected at least 1"),
+    (("--teacher-epochs", "0"), "--teacher-epochs 0: expected 1 to 1000000"),
     (("--budget-ms", "0"), "--budget-ms 0: expected a number above 0"),
     (("--budget-ms", "-1"), "--budget-ms -1"),
     (("--budget-mflops", "nan"), "--budget-mflops nan"),
@@ -43,6 +44,11 @@ RUN_MISTAKES = [
     (("--budget", "3"), "No such option: --budget"),
     (("--trials", "0"), "--trials 0"),
     (("--trials", "-3"), "--trials -3"),
+    *(((flag, "9" * 23), f"{flag} 999") for flag in COUNTS),
+    (("--refit", "9" * 23), "expected at most 1000000"),
+    (("--device", "cpu:0"), "--device 'cpu:0': expected auto, cpu, cuda or cuda:N"),
+    (("--out", ""), "--out '': expected a value"),
+    (("--ray-address=",), "--ray-address '': expected a value"),
     (("--trials", "abc"), "'--trials': Input should be a valid integer"),
     (("--workers", "0"), "--workers '0': expected a number above 0, or auto"),
     (("--workers", "many"), "--workers 'many'"),
@@ -128,6 +134,8 @@ DISTILL_MISTAKES = [
     (("--set", "train.lr=-1"), "train.lr: -1.0"),
     (("--set", "train.foo=1"), "unknown 'foo'"),
     (("--set", "train.batch_size=0"), "train.batch_size: 0"),
+    (("--set", "train.batch_size=100000000000"), "batch_size from 1 to 1000000"),
+    (("--mapping", ""), "--mapping '': expected a value"),
     (("--set", "method.beta=2"), "unknown knob 'beta'"),
     (("--method", "kdd"), "did you mean 'kd'"),
     (("--student", "resnett"), "did you mean 'resnet'"),

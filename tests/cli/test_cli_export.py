@@ -19,6 +19,7 @@ from kdsearch.deploy.files import ExportedFile
 from kdsearch.deploy.formats import FORMATS as KNOWN
 from kdsearch.deploy.formats.onnx import evaluate
 from kdsearch.deploy.package import candidate_of
+from kdsearch.deploy.runtimes import RUNTIMES
 from kdsearch.study.open import load_study
 from kdsearch.workflows import export as export_workflow
 
@@ -141,6 +142,9 @@ def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Sh
     plain, better = exported(1.0), exported(-1.0)  # -1: whatever it loses is too much
 
     assert not plain.tuned
+    if not better.tuned:
+        (miss,) = better.misses
+        assert miss.endswith(" on 359 images, over -100.00 points (--max-drop -1)")
     assert better.tuned == (better.drop < plain.drop)
     assert better.drop <= plain.drop
     assert better.val + better.drop == pytest.approx(plain.val + plain.drop)
@@ -224,6 +228,22 @@ def test_what_cannot_be_exported_is_refused(
     study: Path, shell: Shell, arguments: list[str], message: str
 ) -> None:
     assert message in shell.refused("export", *arguments)
+
+
+def test_a_format_without_its_package_costs_only_its_own_file(
+    study: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = RUNTIMES.get("openvino")
+    monkeypatch.setattr(missing, "is_installed", classmethod(lambda cls: False))
+    line = ("export", "plain", "--out", str(shell.out), "--json", "--format")
+
+    answer = shell.type(*line, "openvino,onnx")
+
+    assert answer.code == 1
+    assert [file["name"] for file in json.loads(answer.stdout)] == ["student.onnx"]
+    assert set(files_of(study / "best")) == {"student.onnx"}
+    assert "openvino was not written: openvino is not installed: `" in answer.stderr
+    assert "openvino is not installed" in shell.refused(*line, "openvino")
 
 
 def test_a_trial_without_weights_leads_to_numbers_that_can_be_typed(

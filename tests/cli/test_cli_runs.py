@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,29 @@ def test_more_trials_measure_no_shipped_student_again(
     assert answer.code == 0, answer
     assert contents(best).keys() == before.keys()
     assert contents(best)["student.onnx"] == before["student.onnx"]
+
+
+def test_lost_weights_are_named_and_cost_only_their_own_trial(copied: Copies) -> None:
+    shell = copied("plain")
+    path = shell.out / "plain"
+    shutil.rmtree(path / "best")
+    records = {r.number: r for r in load_study(path).records()}
+    front = load_study(path).front()
+    for record in front:
+        number = record.number if record.reused_from is None else record.reused_from
+        (path / "trials" / f"{number:06d}" / "student.safetensors").write_bytes(b"damaged")
+    with open_study(path, load_study(path).config, versions={}) as study:
+        study.update_facts(shipped=None, is_finished=False, test={})
+    answer = shell.run("--name", "plain")
+    for record in front:
+        assert f"Trial {record.number} is left out: " in answer.stdout, answer
+    assert "Traceback" not in answer.stderr
+    if answer.code:  # no control had better weights
+        assert answer.code in (2, 3)
+    else:
+        shipped = load_study(path).facts.shipped
+        assert shipped is not None
+        assert records[shipped].kind == "control"
 
 
 def test_a_new_best_replaces_the_old_one_and_deletes_nothing_of_it(copied: Copies) -> None:

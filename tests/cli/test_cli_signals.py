@@ -50,6 +50,7 @@ def _wait_for(process: subprocess.Popen[str], line: str) -> None:
     [
         pytest.param(signal.SIGINT, id="ctrl-c"),
         pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, id="sighup", marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signal.Signals) -> None:

@@ -66,7 +66,7 @@ def test_what_is_given_makes_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trials": 0}, "--trials 0: expected a number above 0"),
+        ({"trials": 0}, "--trials 0: expected 1 to 1000000"),
         ({"time_limit": float("nan")}, "--time-limit nan"),
         ({"trial_timeout": -1.0}, "--trial-timeout -1"),
         ({"flat_after": -1}, "--flat-after -1: expected a number of trials, or 0"),
