@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from types import FrameType
@@ -19,7 +19,7 @@ _INTERRUPTED = "interrupted; run the same command to resume"
 
 
 class Interrupt(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, raised again where it is lost.
+    """Ctrl-C, SIGHUP or SIGTERM, raised again where it is lost.
 
     Python discards exceptions in callbacks of weak references and in destructors, and extensions
     clear them or turn them into an ImportError that somebody catches: two of some fifty stops were
@@ -145,7 +145,8 @@ def _fail(message: str, code: int) -> int:
     _end_interrupts()
     from kdsearch.errors import printable
 
-    print(f"kdsearch: {printable(message, keep=_LINES)}", file=sys.stderr)
+    with suppress(OSError):  # of a terminal that hung up
+        print(f"kdsearch: {printable(message, keep=_LINES)}", file=sys.stderr)
     return code
 
 

@@ -1,4 +1,4 @@
-"""Read YAML and JSON as plain values, whoever wrote them, without a hang or a crash. No torch.
+"""Read YAML and JSON as plain values, within limits of size, depth and number. No torch.
 
 YAML has no references, no tags, no name twice, and limits on size, depth and number of values.
 A date is a text.
@@ -35,7 +35,7 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise DocumentError(f"larger than {most} bytes; such a file has at most {most}")
+        raise DocumentError(f"larger than the limit of {most} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

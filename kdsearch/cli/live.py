@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.cli.tables import cost_text, show
+from kdsearch.errors import printable
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
@@ -185,7 +186,7 @@ class StudyConsole(Callback):
 
     def _ending(self, record: TrialRecord) -> str:
         if record.state != "complete" or record.cost is None:
-            return f"{record.state}: {record.reason}"
+            return printable(f"{record.state}: {record.reason}")
         cost = cost_text(record.cost, self._state.budget.axis())
         equal = record.reused_from
         return cost if equal is None else f"{cost}, equal to trial {equal}"

@@ -68,7 +68,9 @@ def read(root: Path) -> Source:
             f"{', '.join(lacking[kind][:3])}; add the masks or remove the images"
         )
     pairs: dict[str, Pairs] = {split: list(found) for split, found in by_kind[kind].items()}
-    return source_of(root, pairs, _table(kind))
+    hidden = [path.name for path in (root / _IMAGES / "test").glob(f"*/*_{_IMAGES}.png")]
+    left_out = {"test images, whose masks hold no classes": hidden} if hidden else {}
+    return source_of(root, pairs, _table(kind), left_out=left_out)
 
 
 def _pairs(

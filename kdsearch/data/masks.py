@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +48,16 @@ Pairs: TypeAlias = Sequence[tuple[Path, Path | None]]
 _log = logging.getLogger(__name__)
 
 
+_Channel = Annotated[int, Field(ge=0, le=255)]
+
+
 class _Class(BaseModel):
     """One class of classes.json."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     id: int = Field(ge=0, le=255)
     name: str
-    colour: tuple[int, int, int] | None = Field(None, strict=False)
+    colour: tuple[_Channel, _Channel, _Channel] | None = Field(None, strict=False)
 
 
 class _File(BaseModel):
@@ -328,15 +331,19 @@ def table_in(file: Path) -> Table:
     void = content.ignore_index
     ignored = dict.fromkeys([void] if isinstance(void, int) else void, VOID)
     colours = {_code(c.colour): i for i, c in enumerate(content.classes) if c.colour}
-    if content.ignore is not None and content.ignore.colour:
-        colours = {_code(content.ignore.colour): VOID} | colours
+    coloured = [*content.classes]
+    if content.ignore is not None:
+        ignored[content.ignore.id] = VOID
+        coloured.append(content.ignore)
+        if content.ignore.colour:
+            colours = {_code(content.ignore.colour): VOID} | colours
     listed_ids = {number: i for i, number in enumerate(ids)}
     given_colours = tuple(c.colour for c in content.classes if c.colour)
     shown = given_colours if len(given_colours) == len(names) else ()
     twice = next(
         (
             (one.name, other.name)
-            for one, other in combinations(content.classes, 2)
+            for one, other in combinations(coloured, 2)
             if one.colour and one.colour == other.colour
         ),
         (),

@@ -30,7 +30,7 @@ def is_layout(root: Path) -> bool:
 
 
 def read(root: Path) -> Source:
-    """Return the images and masks that the lists name. Raises DataError for one that lacks."""
+    """Return the images and masks in the lists. Raises DataError for a name without a file."""
     pairs, left_out = {}, {}
     images = {path.stem: path for path in (root / _IMAGES).iterdir() if is_image(path.name)}
     for split in _SPLITS:
@@ -39,9 +39,11 @@ def read(root: Path) -> Source:
         masks = {name: root / _MASKS / f"{name}.png" for name in names}
         missing = [name for name in names if not masks[name].is_file()]
         if split == "test" and missing:
-            left_out["test images without a mask"] = missing
+            left_out[f"test images, since {len(missing):,} have no mask"] = names
         elif names:
             pairs[split] = _found(file, names, images, masks, missing)
+    if "train" not in pairs:
+        raise DataError(f"{root / _LISTS / 'train.txt'} lists no images")
     own = root / CLASSES
     table = table_in(own) if own.is_file() else _voc_table()
     return source_of(root, pairs, table, left_out=left_out)

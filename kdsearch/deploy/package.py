@@ -60,7 +60,7 @@ class Package:
 
 
 def read_package(path: Path) -> Package | None:
-    """Return the package in an exported folder, None where its files or measurements lack.
+    """Return the package in an exported folder, None where files or measurements are missing.
 
     Nothing is measured again.
     """

@@ -64,7 +64,7 @@ def _shipped(summary: Summary) -> tuple[str, Details | None]:
 def _score(scores: ClassScores, place: int) -> str:
     value, error = scores.values[place], scores.errors[place]
     if value is None:
-        return "not there"
+        return "no labels"
     return f"{100 * value:.1f} %" if error is None else percent_of(value, error)
 
 

@@ -70,7 +70,7 @@ def compare(one: OpenStudy, other: OpenStudy, *, axis: str | None = None) -> Com
     FLOPs if their targets differ. Raises SpecError for different metrics, for different costs
     without an axis, for latencies of different targets, and without a complete trial.
     """
-    if one.metric != other.metric:
+    if one.metric.key != other.metric.key:
         raise SpecError(
             f"{one.name} is measured by {one.metric.label} and {other.name} by "
             f"{other.metric.label}: they cannot be compared"

@@ -204,7 +204,7 @@ def _classes(summary: Summary, picture: bytes) -> str:
         parts.insert(0, markup.table(scores))
     if (confusion := classes.confusion(summary)) is not None:
         parts.append(
-            "<details><summary>Which classes are taken for which</summary>"
+            "<details><summary>Confusion of the classes</summary>"
             f"{markup.table(confusion)}</details>"
         )
     return "".join(parts)

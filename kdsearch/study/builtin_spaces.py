@@ -33,7 +33,7 @@ def builtin() -> dict[str, Path]:
 
 def is_builtin(text: str) -> bool:
     """Return whether a text is that of a built-in space."""
-    return any(text == find_space(name).text for name in builtin())
+    return any(text == file.read_text(encoding="utf-8") for file in builtin().values())
 
 
 def default_spaces(

@@ -60,7 +60,7 @@ _NO_FLAGS = {
     "pretrained_key": "the content of the pretrained weights",
     "look_epochs": "the epochs of a first look",
     "left_out": "the methods that the teacher cannot teach",
-    "without_weights": "the starts without pretrained weights",
+    "without_weights": "the families without pretrained weights",
     "storage_study": "the name in --storage",
 }
 _parsed = lru_cache(maxsize=4)(parse_space)
@@ -83,7 +83,7 @@ class StudyConfig:
     None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
     digests of the images, of the teacher's files and of the weights that students start from.
     left_out: methods that the teachers cannot teach. without_weights: options of a built-in space
-    that lack their weights, by dimension. storage: the URL of the database without its password,
+    whose weights are missing, by dimension. storage: the URL of the database without its password,
     None for the study's own folder; storage_study: the study's name there, which no other has.
 
     Example: StudyConfig(data="digits", budget_mflops=1, stopping="safe")

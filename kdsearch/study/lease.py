@@ -194,7 +194,7 @@ class Lease:
         return _attributes.c.study_id == self._study_id, _attributes.c.key == LEASE
 
     def _may_take(self, holder: Holder | None, age: float) -> None:
-        # One from the future was left before the clock was set back: a living holder renews it.
+        # A time far ahead means that the clock was set back: a living holder renews its lease.
         if holder is None or abs(age) >= EXPIRY_SECONDS or holder.is_dead():
             return
         if self._is_locked and holder.is_on_this_machine() and not holder.is_alive():

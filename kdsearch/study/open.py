@@ -66,9 +66,9 @@ def open_study(
             refuse_changes(path.name, old, config)
             _require_database(path, kept)
         is_begun = old is not None
-        atomic.remove_left_behind(path)
         try:
             with _driven(path, kept, config, metric, "write" if is_begun else "create") as store:
+                atomic.remove_left_behind(path)
                 if not is_begun:  # last, so that no crash leaves it without its database
                     content = {"format": FORMAT, **asdict(config), "versions": dict(versions)}
                     atomic.write(path / "study.yaml", yaml.safe_dump(content, sort_keys=False))

@@ -1,6 +1,6 @@
 """A picture of masks: one row an image, with truth, answers and their errors; below, the colours.
 
-The colours of errors say whose they are: of one network alone, or of all.
+An error has the colour of the network that makes it: student, teacher or both.
 """
 
 from __future__ import annotations

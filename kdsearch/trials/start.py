@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.inherit.source import key_of, read_files
 from kdsearch.models.inherit.start import weights_file
 from kdsearch.models.model import Model
@@ -64,8 +64,14 @@ def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     }
     if lost:
         without["student.family"] = lost
-    names = {"Without weights, from scratch": kept, "Without weights, left out": lost}
-    lines = [f"{what}: {', '.join(families)}" for what, families in names.items() if families]
+    names = {"start from scratch": kept, "are left out": lost}
+    lines = [
+        f"Pretrained weights are missing; these families {what}: {', '.join(families)}"
+        for what, families in names.items()
+        if families
+    ]
+    unused = [(name, did_you_mean(name, missing)) for name in files]
+    lines += [f"{name} is no family of this space{hint}" for name, hint in unused if hint]
     return replace(config, without_weights=without), [*lines, next(iter(missing.values()))]
 
 

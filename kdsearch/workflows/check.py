@@ -26,7 +26,7 @@ from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spec import Candidate, StudentSpec
-from kdsearch.study.builtin_spaces import default_spaces, find_space
+from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig
 from kdsearch.teachers.spec import teacher_specs
@@ -51,6 +51,7 @@ from kdsearch.workflows.check_report import (
     on_students,
     on_teachers,
 )
+from kdsearch.workflows.resolve import with_default_space
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of at most 0.7 points
@@ -79,7 +80,7 @@ def check(
     torch_device = pick_device(device)
     teacher_specs(config)
     data, config = load_data(config, out, callback.on_message)
-    name = space or default_spaces(config.data, max(data.size), len(data.train), data.task)[0]
+    name = space or with_default_space(config, data)[0]
     plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
     callback.on_message("Building the students")
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]

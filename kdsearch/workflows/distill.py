@@ -97,7 +97,7 @@ def distill(
         kept = path / UNFINISHED / digest_of(asdict(config))
         context = replace(prepared.context, unfinished=kept)
         epochs = candidate.train.epochs
-        callback.on_message(f"Training {family} by {candidate.distill.method}, {epochs} epochs")
+        callback.on_message(f"Training {family} by {candidate.distill.method}; epochs: {epochs}")
         outcome = run_trial(candidate, context, path, on_epoch=record)
     if outcome.state != "complete":
         raise TrainingError(outcome.reason)

@@ -26,7 +26,7 @@ from kdsearch.deploy.package import candidate_of, pack
 from kdsearch.deploy.runtimes import Unavailable
 from kdsearch.deploy.targets import require_target
 from kdsearch.documents import parse_yaml, read_text
-from kdsearch.errors import ExportError, SpecError, StudyError
+from kdsearch.errors import ExportError, KDSearchError, SpecError, StudyError
 from kdsearch.models.model import Model
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
@@ -89,7 +89,7 @@ def export_study(
     only its own file. Raises SpecError for an unknown format and Unavailable where each lacks a
     package, before anything is written, and ExportError where no file could be.
     """
-    left_out = _without_package(formats, callback, is_folded=is_folded)
+    left_out = _without_package(formats, is_folded=is_folded)
     config = config_of(given or {}, _study_config(path))
     if trial is None:
         _require_best(path)
@@ -131,8 +131,8 @@ def export_study(
             if known_formats.get(name).is_8_bit and file.drop > max_drop:
                 lost = f"{task.metric.number(file.drop)}{task.metric.points}"
                 callback.on_message(f"{file.name} loses {lost}: quantisation-aware training")
-                tuned = _tuned(student, source, folder, config, data, out=out, callback=callback)
-                file = _better(file, tuned, source, folder, answers, write)
+                tune = partial(_tuned, student, source, folder, config, data, out=out)
+                file = _better(file, tune, source, folder, answers, write, callback)
             files.append(file)
     if not files:
         raise ExportError("\n".join(left_out.values()))
@@ -177,43 +177,51 @@ def _source_of(
 ) -> Iterator[Source]:
     """Yield what the formats are made from: the file that ships, or one that answers otherwise."""
     shipped, shape = folder / "student.onnx", student.preprocess.input_shape
-    network = answers.network(student.network)
+    source = Source(
+        network=answers.network(student.network),
+        input_shape=shape,
+        onnx=shipped,
+        calibration_images=lambda: calibration_images(student, data),
+    )
+    if not answers.are_classes:
+        yield source
+        return
     with TemporaryDirectory(dir=folder, prefix=".source-") as fresh:
-        path = Path(fresh) / "student.onnx" if answers.are_classes else shipped
-        if answers.are_classes:
-            network = answers.write_onnx(student.network, shipped, path, shape)
-        yield Source(
-            network=network,
-            input_shape=shape,
-            onnx=path,
-            calibration_images=lambda: calibration_images(student, data),
-        )
+        path = Path(fresh) / "student.onnx"
+        network = answers.write_onnx(student.network, shipped, path, shape)
+        yield replace(source, network=network, onnx=path)
 
 
 def _better(
     file: ExportedFile,
-    tuned: Model,
+    tune: Callable[..., Model],
     source: Source,
     folder: Path,
     answers: _Answers,
     write: Callable[..., ExportedFile],
+    callback: Callback,
 ) -> ExportedFile:
-    """Export the tuned student by `write`; replace `file` where the new one loses less."""
+    """Export the tuned student by `write`; replace `file` where the new one loses less.
+
+    `file` stays, with a message, where the student cannot be tuned or written.
+    """
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
-        onnx = Path(fresh) / "tuned.onnx"
-        network = answers.write_onnx(tuned.network, source.onnx, onnx, source.input_shape)
-        source = replace(source, network=network, onnx=onnx)
-        full = file.val + file.drop
-        better = write(file.format, tuned, source, Path(fresh), full_precision=full)
+        onnx, full = Path(fresh) / "tuned.onnx", file.val + file.drop
+        try:
+            tuned = tune(callback=callback)
+            network = answers.write_onnx(tuned.network, source.onnx, onnx, source.input_shape)
+            source = replace(source, network=network, onnx=onnx)
+            better = write(file.format, tuned, source, Path(fresh), full_precision=full)
+        except KDSearchError as error:
+            callback.on_message(f"{file.name} stays as it is: {error}")
+            return file
         if better.drop >= file.drop:
             return file
         (Path(fresh) / better.name).replace(folder / better.name)
         return better
 
 
-def _without_package(
-    formats: Sequence[str], callback: Callback, *, is_folded: bool
-) -> dict[str, str]:
+def _without_package(formats: Sequence[str], *, is_folded: bool) -> dict[str, str]:
     """Return and say why formats cannot be written here. Raises Unavailable where none can be."""
     left_out = {}
     for name in formats:
@@ -222,7 +230,6 @@ def _without_package(
             runtimes.require(runtime)
         except Unavailable as error:
             left_out[name] = f"{name} was not written: {error}"
-            callback.on_message(left_out[name])
         if is_folded and runtime != "onnxruntime":
             raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
     if len(left_out) == len(formats):

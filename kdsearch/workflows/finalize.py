@@ -211,23 +211,24 @@ class _Steps:
 
     def show(self, record: TrialRecord, folder: Path) -> None:
         """Draw validation images with the answers of the teachers and of what ships."""
-        write_picture(folder, self._load_student(record), self._context)
+        if (student := self._load_kept(record)) is not None:
+            write_picture(folder, student, self._context)
 
     def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can."""
         if (found := self._export_first(exports)) is not None:
             return found
-        if self._lost and self._study.budget.latency_ms is None:
+        lost, limit = self._lost, self._study.budget.latency_ms
+        if lost and (limit is None or len(lost) >= len(exports)):
             raise StudyError(
-                f"the weights of trials {', '.join(map(str, self._lost))}, all that could be "
-                "exported, are missing or damaged; a larger --trials trains others"
+                f"the weights of trials {', '.join(map(str, lost))}, all that could be exported, "
+                "are missing or damaged; restore them, or train others with a larger --trials"
             )
-        earlier = (self._study.path / BEST).is_dir()
+        kept = "; best/ is still that of an earlier run" * (self._study.path / BEST).is_dir()
         raise BudgetError(
-            f"none of the {len(exports)} exported students on the front kept the budget of "
-            f"{self._study.budget.latency_ms} ms when measured again; is the machine busy? "
-            f"`{resume_command(self._study.path)}` measures them again"
-            f"{'; best/ is still that of an earlier run' if earlier else ''}."
+            f"none of the {len(exports) - len(lost)} exported students on the front kept the "
+            f"budget of {limit} ms when measured again; is the machine busy? "
+            f"`{resume_command(self._study.path)}` measures them again{kept}."
         )
 
     def _export_first(self, exports: Sequence[_Export]) -> tuple[_Export, Package] | None:
@@ -238,16 +239,19 @@ class _Steps:
         """
         study, best = self._study, self._study.path / BEST
         for export in exports:
-            assert export.front.cost is not None
             kept = read_package(best) if export.weights.number == study.facts.shipped else None
             if kept is not None:
                 study.update_facts(best=export.front.number)
                 return export, kept
-            if (student := self._load_kept(export.weights)) is None:
+            student = self._load_kept(export.weights)
+            if student is None and export.weights.kind == "control":
+                export = replace(export, weights=export.front)
+                student = self._load_kept(export.front)
+            if student is None:
                 continue
-            self._callback.on_message(
-                f"Exporting trial {export.weights.number}, and measuring its file"
-            )
+            assert export.front.cost is not None
+            number = export.weights.number
+            self._callback.on_message(f"Exporting trial {number}, and measuring its file")
             package = pack(
                 study.path / _TRIED,
                 student,
@@ -264,11 +268,11 @@ class _Steps:
                 self._set_aside(best)
                 package.path.rename(best)
                 self._has_exported = True
-                study.update_facts(best=export.front.number, shipped=export.weights.number)
+                study.update_facts(best=export.front.number, shipped=number)
                 return export, replace(package, path=best)
             shutil.rmtree(package.path)
             self._callback.on_message(
-                f"Trial {export.weights.number} is not exported: its file took {package.latency}, "
+                f"Trial {number} is not exported: its file took {package.latency}, "
                 f"over the budget of {study.budget.latency_ms} ms"
             )
         return None

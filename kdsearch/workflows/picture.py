@@ -1,6 +1,6 @@
 """The picture of an exported folder: some validation images with the answers to them.
 
-The task draws it, or has none.
+A task without a picture writes none.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,21 +100,25 @@ def resolve(
 
 
 def _with_space(config: StudyConfig, data: ImageData) -> tuple[StudyConfig, list[str]]:
-    """Return a new study's configuration with its space, and lines on weights that are missing.
+    """Return a new study's configuration with its space, and lines on missing weights.
 
     A space of the user's own stays as it is. Raises SpecError where all weights are missing.
     """
-    if config.space:
-        return without_missing(config) if is_builtin(config.space) else (config, [])
-    names = default_spaces(config.data, max(data.size), len(data.train), data.task)
-    for name in names:
-        found = replace(config, space=find_space(name).text)
-        try:
-            return without_missing(found)
-        except SpecError:
-            if name == names[-1]:
-                raise
-    raise AssertionError(names)
+    if not config.space:
+        return with_default_space(config, data)[1:]
+    return without_missing(config) if is_builtin(config.space) else (config, [])
+
+
+def with_default_space(config: StudyConfig, data: ImageData) -> tuple[str, StudyConfig, list[str]]:
+    """Return the name of the best default space, and a configuration with it, and lines.
+
+    It is the first whose weights can be had. The lines are on those that are missing.
+    """
+    names = default_spaces(config.data, max(data.size), len(data.labelled), data.task)
+    for name in names[:-1]:
+        with suppress(SpecError):
+            return name, *without_missing(replace(config, space=find_space(name).text))
+    return names[-1], *without_missing(replace(config, space=find_space(names[-1]).text))
 
 
 def with_space(given: Mapping[str, object]) -> Mapping[str, object]:

@@ -102,8 +102,9 @@ def test_a_built_in_space_starts_from_the_weights_there_are(
     assert families_of(found.search_space(), "pretrained") == [known]
     missing = [each for each in families_of(config.search_space(), "pretrained") if each != known]
     is_optional = space == "classification-mobile"
-    what = "from scratch" if is_optional else "left out"
-    assert lines[0] == f"Without weights, {what}: {', '.join(missing)}"
+    what = "start from scratch" if is_optional else "are left out"
+    known_by = "Pretrained weights are missing; these families"
+    assert lines[0] == f"{known_by} {what}: {', '.join(missing)}"
     assert "give --pretrained-weights " in lines[1]
     left = families_of(found.search_space())
     assert left == (families if is_optional else [known])
@@ -149,7 +150,7 @@ def test_a_trial_trains_and_keeps_what_it_started_from(
     assert outcome.inherited > 0.9
     file = tmp_path / "trial" / WEIGHTS
     student = load_student(candidate.student, DATA, file)
-    assert read_facts(file).keys() == {"mean", "std"}
+    assert read_facts(file).keys() == {"mean", "std", "sha256"}
     assert student.preprocess.mean == pytest.approx((0.449,) * DATA.channels, abs=0.05)
     _, params = count(student.network, input_shape=student.preprocess.input_shape)
     assert file.stat().st_size < 4.2 * params + 60_000  # nothing of the blocks left out

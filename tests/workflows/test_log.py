@@ -10,7 +10,11 @@ import pytest
 from kdsearch.workflows.run import _log_to
 
 
-def test_control_characters_are_escaped_in_the_log(tmp_path: Path) -> None:
+def test_control_characters_are_escaped_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest keeps what reaches the root, and sends it between processes as UTF-8
+    monkeypatch.setattr(logging.getLogger("kdsearch"), "propagate", False)
     with _log_to(tmp_path / "kdsearch.log"):
         logging.getLogger("kdsearch.x").warning("failed: \x1b[2J \udcff\n  line 2")
     text = (tmp_path / "kdsearch.log").read_text(encoding="utf-8")

@@ -15,10 +15,10 @@ import signal
 import statistics
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import IO
 
 from kdsearch.deploy.targets._reference_network import conv_chain
@@ -120,17 +120,29 @@ class Cmd(Target):
         except OSError as error:
             raise self._error(f"does not start: {error.strerror}", "") from error
         end = time.monotonic() + self.timeout_seconds
-        with process, ThreadPoolExecutor(2) as readers:
-            pipes = [readers.submit(_read, process, of) for of in (process.stdout, process.stderr)]
-            try:
-                out, err = (pipe.result(end - time.monotonic()) for pipe in pipes)
-                status = process.wait(max(0.0, end - time.monotonic()))
-            except (TimeoutError, subprocess.TimeoutExpired):
-                _kill(process)
-                raise self._error(f"took more than {self.timeout_seconds:g} s", "") from None
-            except BaseException:
-                _kill(process)
-                raise
+        texts = ["", ""]
+
+        def read(place: int, pipe: IO[str]) -> None:
+            texts[place] = _read(process, pipe)
+
+        # Daemon threads: a process that the command left behind may hold a pipe open for ever.
+        pipes = enumerate(filter(None, (process.stdout, process.stderr)))
+        readers = [Thread(target=read, args=pipe, daemon=True) for pipe in pipes]
+        try:
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join(max(0.0, end - time.monotonic()))
+            status = process.wait(max(0.0, end - time.monotonic()))
+            if any(reader.is_alive() for reader in readers):
+                raise TimeoutError
+        except (TimeoutError, subprocess.TimeoutExpired):
+            _kill(process)
+            raise self._error(f"took more than {self.timeout_seconds:g} s", "") from None
+        except BaseException:
+            _kill(process)
+            raise
+        out, err = texts
         if max(len(out), len(err)) > _MAX_PRINTED:
             raise self._error(f"printed more than {_MAX_PRINTED} characters", "")
         return out, err, status
@@ -144,9 +156,8 @@ def _clipped(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-def _read(process: subprocess.Popen[str], pipe: IO[str] | None) -> str:
+def _read(process: subprocess.Popen[str], pipe: IO[str]) -> str:
     """Return what a command prints; one that prints too much is killed."""
-    assert pipe is not None
     text = pipe.read(_MAX_PRINTED + 1)
     if len(text) > _MAX_PRINTED:
         _kill(process)
@@ -157,3 +168,4 @@ def _kill(process: subprocess.Popen[str]) -> None:
     """Kill the command and its children, which would hold its pipes open."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -211,7 +211,7 @@ def adapted_losses(
         return [(1.0, AllPairs(term, pairs, student, teacher, setting))]
     if not (split_pairs and term.method.is_pairwise and pairs):
         return [(1.0, AdaptedLoss(term, pairs, student, teacher, setting))]
-    stages = len(student.outputs.stages)
+    stages = 1 if term.is_on_logits else len(student.outputs.stages)
     return [
         ((s + 1) / stages, AdaptedLoss(term, [(s, t)], student, teacher, setting))
         for s, t in sorted(pairs)
