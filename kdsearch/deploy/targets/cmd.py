@@ -158,9 +158,10 @@ def _clipped(text: str) -> str:
 
 def _read(process: subprocess.Popen[str], pipe: IO[str]) -> str:
     """Return what a command prints; one that prints too much is killed."""
-    text = pipe.read(_MAX_PRINTED + 1)
-    if len(text) > _MAX_PRINTED:
-        _kill(process)
+    with pipe:
+        text = pipe.read(_MAX_PRINTED + 1)
+        if len(text) > _MAX_PRINTED:
+            _kill(process)
     return text
 
 
