@@ -107,3 +107,19 @@ def test_an_image_of_cityscapes_without_a_mask_is_named(tmp_path: Path) -> None:
     next((root / "gtFine" / "val").rglob("*000002*")).unlink()
     with pytest.raises(DataError, match=r"1 images have no mask .*labelIds.png: town_000002"):
         cityscapes.read(root)
+
+
+def test_voc_without_training_images_is_refused(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC")
+    file = root / "ImageSets" / "Segmentation" / "train.txt"
+    file.write_text("\n")
+    with pytest.raises(DataError, match=r"train\.txt lists no images"):
+        load(root)
+
+
+def test_a_colour_is_three_numbers_up_to_255(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC")
+    classes = [{"id": 0, "name": "ground", "colour": [300, 0, 0]}, {"id": 15, "name": "box"}]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(DataError, match=r"colour\.0[\s\S]*less than or equal to 255"):
+        load(root)

@@ -231,6 +231,22 @@ def test_a_command_that_fails_its_dry_run_is_refused_with_its_output(tmp_path: P
         target.dry_run((1, 8, 8), lambda _: None)
 
 
+def test_a_command_that_leaves_a_process_on_its_pipe_does_not_hang(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys\n"
+        "code = 'import time; time.sleep(30)'\n"
+        "subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
+        "print(1)"
+    )
+    target = parse_target(command(tmp_path, script))
+    assert isinstance(target, Cmd)
+    target.timeout_seconds = 3.0
+    begun = time.monotonic()
+    with pytest.raises(CostError, match="took more than 3 s"):
+        target.measure_round(TimingRequest(file=tmp_path, shape=SHAPE), nothing_kept)
+    assert time.monotonic() - begun < 20
+
+
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = (
