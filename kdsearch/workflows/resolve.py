@@ -45,7 +45,7 @@ from kdsearch.trials.start import families_of, with_weights, without_missing
 # Of a run that names no images, teacher, space or budget: a limit that the teacher breaks, and a
 # spend that ends within a minute.
 FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 8, "epochs": 16}
-FIRST_SPEND = 64
+FIRST_SPEND = 56
 _WORDS = {0.5: "half of", 0.25: "a quarter of", 0.1: "a tenth of", 1.0: "all of"}
 
 
