@@ -59,7 +59,7 @@ def test_a_pipe_and_an_endless_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DocumentError, match="a pipe"):
         read_text(tmp_path / "pipe")
-    with pytest.raises(DocumentError, match="larger than 1000000 bytes"):
+    with pytest.raises(DocumentError, match="larger than the limit of 1000000 bytes"):
         read_text(Path("/dev/zero"))
 
 

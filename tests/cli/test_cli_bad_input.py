@@ -198,7 +198,7 @@ SPACES = [
     (("student:", "- a"), "space.yaml"),
     ((SPACE, ""), "expected a mapping"),
     ((SPACE, "!!python/object/apply:os.system ['touch pwned']"), "is not supported"),
-    ((SPACE, "#" * 2_000_000), "at most 1000000"),
+    ((SPACE, "#" * 2_000_000), "limit of 1000000"),
 ]
 
 
@@ -226,7 +226,7 @@ CONFIGS = [
     ("trails: 3\n", "unknown 'trails' (did you mean 'trials'?)"),
     ("trials: abc\n", "'--trials': Input should be a valid integer"),
     ("budget_ms: {a: 1}\n", "--budget-ms"),
-    ("#" * 2_000_000, "larger than 1000000 bytes"),
+    ("#" * 2_000_000, "larger than the limit of 1000000 bytes"),
     ("data: &a [x]\nname: *a\n", "config.yaml:2: not plain YAML: '*a': references"),
     (f"data: {'[' * 5000}", "more than 20 levels deep"),
     ("seed: -1\nseed: 0\n", "config.yaml:2: not plain YAML: 'seed' is defined twice"),

@@ -16,7 +16,6 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     assert answer.code == 0, answer
     for message in (
         "Data digits: 10 classes",
-        "Training the teacher for 1 epoch",
         "Trying methods on students: ",
         "Teacher on digits",
         "359 val",

@@ -70,7 +70,7 @@ def test_voc_is_read_by_its_lists_with_its_classes_and_without_its_test(tmp_path
     assert (data.task, len(data.classes)) == (SEGMENTATION, 21)
     assert len(data.val) == 6
     assert len(data.train) + len(data.test) == 12  # test is carved from train
-    assert any("test images without a mask" in line for line in data.inventory)
+    assert any("test images, since 6 have no mask" in line for line in data.inventory)
     expected = np.full((64, 64), VOID, np.uint8)
     expected[8:56] = ids_of(12, IDS)
     assert np.array_equal(data.val.labels[0].numpy(), expected)

@@ -62,7 +62,7 @@ def test_each_class_has_its_score_with_noise_its_gap_and_what_it_is_taken_for() 
             "\u22128.8",
             "road (40.0 %)",
         ),
-        ("sky", "0.00", "not there", "not there", "not measured", ""),
+        ("sky", "0.00", "no labels", "no labels", "not measured", ""),
     )
 
 
