@@ -63,7 +63,7 @@ def test_batch_of_sixteen_takes_longer_than_one_image():
 def test_a_measurement_is_repeatable_and_states_contention():
     """Each has a process of its own, a reference of its own, and another load beside it."""
     ratios = []
-    for _ in range(3):  # other machines' load may slow one of two for seconds
+    for _ in range(3):  # another load on its core may slow one of two for seconds
         first, second = measure(network(40), shape=SHAPE), measure(network(40), shape=SHAPE)
         ratios.append(first.ms / second.ms)
         if 0.8 < ratios[-1] < 1.25:
