@@ -10,6 +10,7 @@ import hashlib
 import logging
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from kdsearch.errors import SpecError, did_you_mean
 
 REACH_SECONDS = 4.0
 FLAG = "--pretrained-weights"
+_SILENT_SECONDS = 60.0
+_silent: dict[str, float] = {}  # until when a silent server is not tried again
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -188,6 +191,8 @@ def unreachable(server: str) -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     found = [f"no answer within {REACH_SECONDS:g} s"]
+    if time.monotonic() < _silent.get(server, 0.0):  # waited for once, not for each network
+        return found[0]
 
     def ask() -> None:
         try:
@@ -202,6 +207,8 @@ def unreachable(server: str) -> str:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
+    if len(found) == 1:
+        _silent[server] = time.monotonic() + _SILENT_SECONDS
     return found[-1]
 
 

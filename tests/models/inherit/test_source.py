@@ -80,8 +80,16 @@ def test_a_silent_server_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(source, "REACH_SECONDS", 0.2)
-    monkeypatch.setattr(source, "_open", lambda server: time.sleep(20))
+    monkeypatch.setattr(source, "_silent", {})
+    tried = []
+
+    def silent(server: str) -> None:
+        tried.append(server)
+        time.sleep(20)
+
+    monkeypatch.setattr(source, "_open", silent)
     began = time.perf_counter()
     with pytest.raises(SpecError, match=r"no answer within 0.2 s"):
-        locate(["torchvision:resnet18"], {})
+        locate(["torchvision:resnet18", "torchvision:resnet34"], {})
     assert time.perf_counter() - began < 10
+    assert len(tried) == 1
