@@ -163,7 +163,9 @@ def test_no_worker_outlives_its_driver_and_the_study_resumes(
 ) -> None:
     """Ctrl-C reaches the whole group, as from a terminal; kill -9 the driver alone."""
     name = f"workers-{stop.name}"
-    line = run_line(shell.out, shell.folder, "--name", name, "--trials", "400", space=SLOW)
+    # Without first looks: the resumed study would train the better of its trials for longer.
+    options = ("--name", name, "--trials", "400", "--stopping", "off")
+    line = run_line(shell.out, shell.folder, *options, space=SLOW)
     with start([*line, "--workers", "2"], start_new_session=True) as driver:
         _wait_for(driver, "1 of 400, trial")
         assert len(_session(driver.pid)) >= 3
