@@ -54,7 +54,7 @@ def confusion(summary: Summary) -> Table | None:
 
 
 def _shipped(summary: Summary) -> tuple[str, Details | None]:
-    """Return the split to show, and the evaluation of what ships."""
+    """Return the split to show, and the evaluation of the shipped student."""
     for split in _SPLITS:
         if (found := summary.details.get(f"shipped {split}")) is not None:
             return split, found

@@ -22,7 +22,7 @@ _FOLDERS = (_HERE / "search_spaces", _HERE.parent / "search_spaces")
 _SECTIONS = ("student", "method", "train")
 _COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("method", "knobs"))
 SMALL_IMAGE = 64  # px
-FEW_IMAGES = 5000  # fewer are a fraction of what a network from scratch needs
+FEW_IMAGES = 5000  # with fewer, pretrained networks alone are searched
 KnobsOf: TypeAlias = Callable[[str], list[str]]
 
 

@@ -196,7 +196,7 @@ class _Steps:
         self._study.update_facts(test=test, teacher=teacher, details=details)
 
     def evaluate_shipped(self, record: TrialRecord) -> None:
-        """Store the details of what ships on validation, and the noise that it has there.
+        """Store the details of the shipped student on validation, and its noise there.
 
         Until then the noise was the teacher's.
         """
@@ -210,7 +210,7 @@ class _Steps:
         self._study.update_facts(metric=metric)
 
     def show(self, record: TrialRecord, folder: Path) -> None:
-        """Draw validation images with the answers of the teachers and of what ships."""
+        """Draw validation images with the answers of teachers and shipped student."""
         if (student := self._load_kept(record)) is not None:
             write_picture(folder, student, self._context)
 

@@ -53,6 +53,17 @@ def test_hypervolumes_count_from_one_reference(fast_path: Path) -> None:
     assert found.differs == ()
 
 
+def test_studies_of_one_metric_compare_whatever_its_noise(fast_path: Path) -> None:
+    one = study_of(fast_path / "quiet", [(0.5, 2), (0.9, 10)])
+    other = study_of(fast_path / "noisy", [(0.8, 4)])
+    same = compare(one, other)
+    with opened(fast_path / "noisy", REQUEST) as study:
+        study.update_facts(metric=replace(study.metric, image_variance=0.3))
+    noisy = load_study(fast_path / "noisy")
+    assert noisy.metric != one.metric
+    assert compare(one, noisy).reference == same.reference
+
+
 def test_a_point_is_dominated_by_one_that_is_no_worse_and_better_once(fast_path: Path) -> None:
     side = compare(*[study_of(fast_path / "dominates", [(0.8, 4)])] * 2).sides[0]
     assert side.dominates(0.8, 5e6)
