@@ -1,8 +1,8 @@
 """Labelled images, however the user has them, as uint8 tensors ready to train on.
 
-A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`, or images and masks),
-Parquet files or a user's function. It is decoded once; splits it lacks are taken from train; images
-without labels join train's. Nothing is imported before `load` needs it.
+A source is `digits`, a torchvision set by name, a folder (`train/CLASS/*`, images with
+masks or boxes), Parquet files or a user's function. It is decoded once; splits it lacks are taken
+from train; images without labels join train's. Nothing is imported before `load` needs it.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _own(name: str) -> Source:
 
 def _reader(path: Path) -> Callable[..., Source] | None:
     """Return what reads the layout of an existing path, or None if it is in no layout."""
-    from kdsearch.data import cityscapes, folder, masks, parquet, tables, voc
+    from kdsearch.data import cityscapes, coco, folder, masks, parquet, tables, voc
 
     if path.is_file():
         return parquet.read if tables.is_table(path) else None
@@ -242,6 +242,8 @@ def _reader(path: Path) -> Callable[..., Source] | None:
         return voc.read
     if cityscapes.is_layout(path):
         return cityscapes.read
+    if coco.is_layout(path):
+        return coco.read
     train = folder.find_splits(path).get("train")
     if train is not None and not any(map(tables.is_table, train.iterdir())):
         return folder.read

@@ -17,7 +17,6 @@ from kdsearch.errors import DataError, did_you_mean
 from kdsearch.train_spec import MAX_SCALE, MIXES, POLICIES
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -28,6 +27,7 @@ VOID = 255  # of a mask: a pixel without a class
 Colour: TypeAlias = tuple[int, int, int]
 CLASSIFICATION = "classification"  # the task of data that name none
 SEGMENTATION = "segmentation"
+DETECTION = "detection"
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
 
 
@@ -53,23 +53,23 @@ class Sample:
     """One image before decoding: a file, its encoded bytes, or an opened image.
 
     name: what a message calls it, unique within the source. label: its class, or -1 for none; of
-    another task a number or an array, in one shape for all images, NaN or -1 for none; or a mask,
-    decoded with the image.
+    another task a number or an array, in one shape for all images, NaN or -1 for none; or a
+    mask or boxes, which are placed as the image is.
     """
 
     name: str
-    label: int | float | NDArray[Any] | Mask
+    label: int | float | NDArray[Any] | Placed
     content: Path | bytes | Image
 
 
-class Mask(ABC):
-    """The classes of an image's pixels, before decoding."""
+class Placed(ABC):
+    """A label in the pixels of its image, before decoding: a mask or boxes."""
 
     @abstractmethod
-    def decode(self, image: Path | bytes | Image, size: Size) -> NDArray[np.uint8]:
-        """Return uint8 [H, W] of a size, placed as its image is.
+    def decode(self, image: Path | bytes | Image, size: Size) -> NDArray[Any]:
+        """Return the label on a canvas of a size (H, W), placed as its image is.
 
-        Raises UnreadableError, or DataError where all masks may be wrong.
+        Raises UnreadableError, or DataError where the labels of all images may be wrong.
         """
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch import atomic
-from kdsearch.data.base import Mask, Sample, Source
+from kdsearch.data.base import Placed, Sample, Source
 from kdsearch.data.pixels import UnreadableError, decode, dimensions
 from kdsearch.data.sizes import Decoding, Size, as_size, scaled_size, whole_strides
 from kdsearch.errors import DataError
@@ -145,7 +145,7 @@ def _write_split(
                 continue
             content, digest, cut = found
             file.write(content)
-            assert not isinstance(sample.label, Mask)
+            assert not isinstance(sample.label, Placed)
             written.labels.append(sample.label)
             written.digests.append(digest)
             written.cuts.append(cut)
@@ -164,7 +164,7 @@ def _decode(
             fit=decoding.fit,
             max_megapixels=decoding.max_megapixels,
         )
-        if isinstance(sample.label, Mask):
+        if isinstance(sample.label, Placed):
             sample = replace(sample, label=sample.label.decode(sample.content, size))
     except UnreadableError as error:
         return sample, error

@@ -8,12 +8,10 @@ unless 0 is the only other one. Without folders of splits all images are train's
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,13 +19,14 @@ from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdsearch.data.base import SEGMENTATION, VOID, Colour, Mask, Sample, Source
+from kdsearch.data.base import SEGMENTATION, VOID, Colour, Placed, Sample, Source
 from kdsearch.data.folder import is_image
+from kdsearch.data.headers import opened, upright
 from kdsearch.data.pixels import UnreadableError, strict_pillow
-from kdsearch.data.sizes import Size, size_text
+from kdsearch.data.sizes import Size, placed, size_text
 from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
@@ -41,7 +40,6 @@ _SPLITS = {
     "unlabeled": ("unlabeled", "unlabelled"),
 }
 _ENDINGS = ("", "_mask", "_label", "_labels", "_seg", "_L")  # of a mask's name, after its image's
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 _LOSSY = (".jpg", ".jpeg")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
 Pairs: TypeAlias = Sequence[tuple[Path, Path | None]]
@@ -123,7 +121,7 @@ def _code_text(code: int, is_colour: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskFile(Mask):
+class MaskFile(Placed):
     """A mask in a file; path None: an image without a mask."""
 
     path: Path | None
@@ -134,9 +132,7 @@ class MaskFile(Mask):
         canvas = np.full(size, VOID, np.uint8)
         if self.path is None:
             return canvas
-        with _opened(image) as shown:
-            is_turned = "exif" in shown.info and _orientation(shown) in _TURNED
-            whole = shown.size if is_turned else shown.size[::-1]
+        whole, _ = upright(image)
         codes, are_colours = codes_of(self.path)
         if codes.shape != whole:
             raise UnreadableError(
@@ -144,31 +140,10 @@ class MaskFile(Mask):
                 f"image {size_text(whole)}"
             )
         classes = self.table.classes(codes, are_colours=are_colours, where=self.path)
-        scale = min(side / own for side, own in zip(size, whole, strict=True))  # as `pad` does
-        height, width = (max(1, round(scale * own)) for own in whole)
-        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        top, left, height, width = placed(whole, size)
         nearest = Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST)
         canvas[top : top + height, left : left + width] = np.asarray(nearest)
         return canvas
-
-
-@contextmanager
-def _opened(content: Path | bytes | Image.Image) -> Iterator[Image.Image]:
-    """Open an image, whatever its pixels mean. Raises UnreadableError, then and inside."""
-    if isinstance(content, Image.Image):
-        yield content
-        return
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            yield image
-    except (UnreadableError, MemoryError):
-        raise
-    except Exception as error:  # a hostile file makes Pillow raise anything
-        raise UnreadableError(f"{content!r:.200}: {error}") from error
-
-
-def _orientation(image: Image.Image) -> object:
-    return image.getexif().get(ExifTags.Base.Orientation)
 
 
 def codes_of(path: Path) -> tuple[NDArray[np.int32], bool]:
@@ -176,7 +151,7 @@ def codes_of(path: Path) -> tuple[NDArray[np.int32], bool]:
 
     Raises UnreadableError, also for 16 bits.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         tiles = getattr(image, "tile", [])  # how the file holds the pixels
         step = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1
         if image.mode in ("1", "L", "P"):

@@ -40,6 +40,13 @@ def whole_strides(side: float, *, stride: int = 32) -> int:
     return max(1, math.ceil(side / stride - 1e-6)) * stride
 
 
+def placed(whole: Size, canvas: Size) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of an image on a canvas: as large as fits, centred."""
+    scale = min(side / own for side, own in zip(canvas, whole, strict=True))
+    height, width = (max(1, round(scale * own)) for own in whole)
+    return (canvas[0] - height) // 2, (canvas[1] - width) // 2, height, width
+
+
 def scaled_size(size: int | Size, longer: int) -> Size:
     """Return a size scaled to a longer side, rounded to whole pixels; 0 leaves it as it is."""
     sides = as_size(size)

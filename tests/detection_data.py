@@ -1,0 +1,117 @@
+"""Images of coloured shapes on noise with their boxes, made on the spot, in several layouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdsearch.data.base import DETECTION, ImageData
+
+CLASSES = ("square", "disc", "ring")
+COLOURS = ((220, 40, 40), (40, 80, 220), (230, 200, 40))
+SPLITS = {"train": 24, "val": 8, "test": 8}
+HEIGHT, WIDTH = 96, 128
+SIDES = (12, 40)  # px, of a shape
+MOST = 3  # shapes of an image
+Box = tuple[int, int, int, int, int]
+Scene = tuple[np.ndarray, list[Box]]
+
+
+def scene(seed: int, classes: int = 3, height: int = HEIGHT, width: int = WIDTH) -> Scene:
+    """Return an image uint8 [H, W, 3] and its boxes x1, y1, x2, y2, class; none overlap."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(60, 140, (height, width, 3))
+    y, x = np.mgrid[:height, :width] + 0.5
+    boxes: list[Box] = []
+    for _ in range(int(generator.integers(1, MOST + 1))):
+        side = int(generator.integers(*SIDES, endpoint=True))
+        left = int(generator.integers(0, width - side, endpoint=True))
+        top = int(generator.integers(0, height - side, endpoint=True))
+        label = int(generator.integers(0, classes))
+        box = (left, top, left + side, top + side, label)
+        if any(_touch(box, other) for other in boxes):
+            continue
+        radius = np.hypot(x - left - side / 2, y - top - side / 2)
+        shape = np.zeros((height, width), bool)
+        shape[top : top + side, left : left + side] = True
+        shape &= (label == 0) | (radius <= side / 2)
+        shape &= (label != 2) | (radius >= side / 4)
+        pixels[shape] = np.array(COLOURS[label]) + generator.integers(-20, 21, (shape.sum(), 3))
+        boxes.append(box)
+    return pixels.clip(0, 255).astype(np.uint8), boxes
+
+
+def _touch(one: Box, other: Box) -> bool:
+    return all(one[a] <= other[a + 2] and other[a] <= one[a + 2] for a in (0, 1))
+
+
+def scenes(splits: Mapping[str, int] = SPLITS, classes: int = 3) -> dict[str, list[Scene]]:
+    """Return the images of each split with their boxes, equal for each layout."""
+    counts = list(splits.values())
+    first = [sum(counts[:place]) for place in range(len(counts))]
+    return {
+        split: [scene(start + number, classes) for number in range(count)]
+        for start, (split, count) in zip(first, splits.items(), strict=True)
+    }
+
+
+def write(
+    root: Path, layout: str = "coco", *, splits: Mapping[str, int] = SPLITS, classes: int = 3
+) -> Path:
+    """Write the shapes of some classes in a layout: coco."""
+    made = scenes(splits, classes)
+    _LAYOUTS[layout](root, made, CLASSES[:classes])
+    return root
+
+
+def check(data: ImageData, splits: Mapping[str, int] = SPLITS) -> None:
+    """Assert that data read from a layout are these images and boxes."""
+    made = scenes(splits)
+    assert (data.task, data.size) == (DETECTION, (HEIGHT, WIDTH))
+    most = max(len(boxes) for found in made.values() for _, boxes in found)
+    for split, found in made.items():
+        part = getattr(data, split)
+        assert part.labels.shape == (len(found), most, 5)
+        shown = part.at(slice(0, len(part))).numpy()
+        for (pixels, boxes), label, image in zip(found, part.labels.numpy(), shown, strict=True):
+            assert np.array_equal(image.transpose(1, 2, 0), pixels)
+            assert np.allclose(label[: len(boxes)], boxes, atol=1e-3)
+            assert (label[len(boxes) :] == (0, 0, 0, 0, -1)).all()
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _coco(root: Path, made: Mapping[str, list[Scene]], classes: tuple[str, ...]) -> None:
+    for split, found in made.items():
+        for number, (pixels, _) in enumerate(found):
+            save(root / split / f"{number:02d}.png", pixels)
+        content = coco([boxes for _, boxes in found], classes)
+        (root / f"{split}.json").write_text(json.dumps(content))
+
+
+def coco(boxes: list[list[Box]], classes: tuple[str, ...] = CLASSES) -> dict[str, list[dict]]:
+    """Return COCO JSON of the boxes of images 00.png, 01.png, ...; category ids are 10, 20, ..."""
+    images = [
+        {"id": 100 + i, "file_name": f"{i:02d}.png", "width": WIDTH, "height": HEIGHT}
+        for i in range(len(boxes))
+    ]
+    flat = [(100 + i, box) for i, own in enumerate(boxes) for box in own]
+    annotations = [
+        {"id": 1 + i, "image_id": image, "category_id": 10 * (label + 1), "iscrowd": 0}
+        | {"bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": []}
+        for i, (image, (x1, y1, x2, y2, label)) in enumerate(flat)
+    ]
+    categories = [{"id": 10 * (i + 1), "name": name} for i, name in enumerate(classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+_LAYOUTS: dict[str, Callable[[Path, Mapping[str, list[Scene]], tuple[str, ...]], None]] = {
+    "coco": _coco
+}
