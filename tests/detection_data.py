@@ -27,11 +27,11 @@ def scene(seed: int, classes: int = 3, height: int = HEIGHT, width: int = WIDTH)
     pixels = generator.integers(60, 140, (height, width, 3))
     y, x = np.mgrid[:height, :width] + 0.5
     boxes: list[Box] = []
-    for _ in range(int(generator.integers(1, MOST + 1))):
+    for place in range(int(generator.integers(1, MOST + 1))):
         side = int(generator.integers(*SIDES, endpoint=True))
         left = int(generator.integers(0, width - side, endpoint=True))
         top = int(generator.integers(0, height - side, endpoint=True))
-        label = int(generator.integers(0, classes))
+        label = (seed + place) % classes
         box = (left, top, left + side, top + side, label)
         if any(_touch(box, other) for other in boxes):
             continue
@@ -62,7 +62,7 @@ def scenes(splits: Mapping[str, int] = SPLITS, classes: int = 3) -> dict[str, li
 def write(
     root: Path, layout: str = "coco", *, splits: Mapping[str, int] = SPLITS, classes: int = 3
 ) -> Path:
-    """Write the shapes of some classes in a layout: coco."""
+    """Write the shapes of some classes in a layout: coco, yolo or voc."""
     made = scenes(splits, classes)
     _LAYOUTS[layout](root, made, CLASSES[:classes])
     return root
@@ -71,6 +71,7 @@ def write(
 def check(data: ImageData, splits: Mapping[str, int] = SPLITS) -> None:
     """Assert that data read from a layout are these images and boxes."""
     made = scenes(splits)
+    codes = [data.classes.index(name) for name in CLASSES]
     assert (data.task, data.size) == (DETECTION, (HEIGHT, WIDTH))
     most = max(len(boxes) for found in made.values() for _, boxes in found)
     for split, found in made.items():
@@ -79,7 +80,8 @@ def check(data: ImageData, splits: Mapping[str, int] = SPLITS) -> None:
         shown = part.at(slice(0, len(part))).numpy()
         for (pixels, boxes), label, image in zip(found, part.labels.numpy(), shown, strict=True):
             assert np.array_equal(image.transpose(1, 2, 0), pixels)
-            assert np.allclose(label[: len(boxes)], boxes, atol=1e-3)
+            expected = [(*corners, codes[code]) for *corners, code in boxes]
+            assert np.allclose(label[: len(boxes)], expected, atol=1e-3)
             assert (label[len(boxes) :] == (0, 0, 0, 0, -1)).all()
 
 
@@ -112,6 +114,49 @@ def coco(boxes: list[list[Box]], classes: tuple[str, ...] = CLASSES) -> dict[str
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _yolo(root: Path, made: Mapping[str, list[Scene]], classes: tuple[str, ...]) -> None:
+    for split, found in made.items():
+        for number, (pixels, boxes) in enumerate(found):
+            save(root / "images" / split / f"{number:02d}.png", pixels)
+            label = root / "labels" / split / f"{number:02d}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("".join(map(yolo, boxes)))
+    folders = "".join(f"{split}: images/{split}\n" for split in made)
+    (root / "data.yaml").write_text(f"path: .\n{folders}names: [{', '.join(classes)}]\n")
+
+
+def yolo(box: Box) -> str:
+    """Return a line of a label file."""
+    x1, y1, x2, y2, label = box
+    shares = (x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT
+    return " ".join(map(str, (label, *shares))) + "\n"
+
+
+def _voc(root: Path, made: Mapping[str, list[Scene]], classes: tuple[str, ...]) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (root / "Annotations").mkdir()
+    for split, found in made.items():
+        names = [f"{split}_{number:02d}" for number in range(len(found))]
+        (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name, (pixels, boxes) in zip(names, found, strict=True):
+            save(root / "JPEGImages" / f"{name}.png", pixels)
+            (root / "Annotations" / f"{name}.xml").write_text(voc(boxes, classes))
+
+
+def voc(boxes: list[Box], classes: tuple[str, ...] = CLASSES) -> str:
+    """Return an annotation of VOC, whose pixels count from 1 and include both ends."""
+    objects = "".join(
+        f"<object><name>{classes[label]}</name><difficult>0</difficult><bndbox><xmin>{x1 + 1}"
+        f"</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>\n"
+        for x1, y1, x2, y2, label in boxes
+    )
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    return f"<annotation>{size}\n{objects}</annotation>\n"
+
+
 _LAYOUTS: dict[str, Callable[[Path, Mapping[str, list[Scene]], tuple[str, ...]], None]] = {
-    "coco": _coco
+    "coco": _coco,
+    "yolo": _yolo,
+    "voc": _voc,
 }

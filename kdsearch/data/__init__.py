@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS, Decoding
 from kdsearch.errors import DataError, KDSearchError, SpecError, did_you_mean, explained
@@ -49,6 +49,7 @@ def load(
     flip: bool | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    task: str | None = None,
 ) -> ImageData:
     """Return the images of `source`, decoded under `cache_dir` at the first call.
 
@@ -57,7 +58,7 @@ def load(
     size, fit, max_megapixels: see `Decoding`. seed: of the splits taken from train, and of
     `subset`, the number of training images to keep besides the unlabelled.
     flip: whether views may be mirrored; None leaves it to the source. image_column, label_column:
-    of Parquet files. Raises DataError.
+    of Parquet files. task: of a folder with labels for several. Raises DataError.
     """
     import torch
 
@@ -65,7 +66,9 @@ def load(
     from kdsearch.data.inventory import describe
     from kdsearch.data.store import open_store
 
-    found = _find(source, cache_dir, {"image": image_column, "label": label_column})
+    found = _find(source, cache_dir, task, {"image": image_column, "label": label_column})
+    if task not in (None, found.task):
+        raise SpecError(f"--task {task}: the labels of {source} are for {found.task}")
     fit = "pad" if found.is_padded else fit
     decoding = Decoding(side=size, fit=fit, max_megapixels=max_megapixels)
     stored = open_store(found, cache_dir=cache_dir, decoding=decoding)
@@ -172,7 +175,9 @@ def _strata(labels: Tensor) -> Tensor:
     return torch.zeros(len(labels), dtype=torch.int64)
 
 
-def _find(name: str, cache_dir: Path, columns: Mapping[str, str | None]) -> Source:
+def _find(
+    name: str, cache_dir: Path, task: str | None, columns: Mapping[str, str | None]
+) -> Source:
     """Return the source that the user means by `name`. columns: of Parquet files."""
     if name == "digits":
         from kdsearch.data import digits
@@ -191,7 +196,7 @@ def _find(name: str, cache_dir: Path, columns: Mapping[str, str | None]) -> Sour
                 raise _not_found(name, path)
             if not path.exists():
                 source = _own(name)
-            elif (read := _reader(path)) is None:
+            elif (read := _reader(path, task)) is None:
                 raise _not_data(path)
             elif read is parquet.read:
                 return parquet.read(path, **columns)
@@ -230,24 +235,38 @@ def _own(name: str) -> Source:
     return source
 
 
-def _reader(path: Path) -> Callable[..., Source] | None:
-    """Return what reads the layout of an existing path, or None if it is in no layout."""
-    from kdsearch.data import cityscapes, coco, folder, masks, parquet, tables, voc
+def _reader(path: Path, task: str | None = None) -> Callable[..., Source] | None:
+    """Return what reads the layout of an existing path, or None if it is in no layout.
+
+    Raises DataError for labels of several tasks where none is chosen.
+    """
+    from kdsearch.data import cityscapes, coco, folder, masks, parquet, tables, voc, voc_boxes, yolo
+    from kdsearch.data.base import DETECTION, SEGMENTATION
 
     if path.is_file():
-        return parquet.read if tables.is_table(path) else None
-    if masks.is_layout(path):
-        return masks.read
-    if voc.is_layout(path):
-        return voc.read
-    if cityscapes.is_layout(path):
-        return cityscapes.read
-    if coco.is_layout(path):
-        return coco.read
+        if tables.is_table(path):
+            return parquet.read
+        return yolo.read if yolo.is_layout(path) else None
+    layouts: tuple[tuple[str, Any], ...] = (
+        *((SEGMENTATION, module) for module in (masks, voc, cityscapes)),
+        *((DETECTION, module) for module in (coco, yolo, voc_boxes)),
+    )
+    present = [(name, module) for name, module in layouts if module.is_layout(path)]
+    found: list[Callable[..., Source]] = [m.read for name, m in present if task in (None, name)]
+    tasks = dict.fromkeys(name for name, _ in present)
+    if task is None and len(tasks) > 1:
+        flags = " or ".join(f"--task {name}" for name in tasks)
+        raise DataError(f"{path}: has labels for {' and '.join(tasks)}; choose {flags}")
+    if found:
+        return found[0]
     train = folder.find_splits(path).get("train")
     if train is not None and not any(map(tables.is_table, train.iterdir())):
         return folder.read
-    return parquet.read if tables.find(path) else None
+    if tables.find(path):
+        return parquet.read
+    if tasks:
+        raise SpecError(f"--task {task}: the labels of {path} are for {' and '.join(tasks)}")
+    return None
 
 
 def _not_found(name: str, path: Path) -> DataError:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from kdsearch.data.base import DETECTION, Placed, Sample, Source
+from kdsearch.data.folder import SPLITS, is_image
 from kdsearch.data.headers import SWAPPED, upright
 from kdsearch.data.pixels import UnreadableError
 from kdsearch.data.sizes import Size, placed
@@ -183,7 +184,6 @@ def source_of(
     """
     require_boxes(root, (len(image.rows or ()) for image in splits.get("train", ())))
     most = most_of(image.rows for images in splits.values() for image in images)
-    below = len(root.as_posix()) + 1
     return Source(
         name=root.resolve().name,
         task=DETECTION,
@@ -193,13 +193,32 @@ def source_of(
         },
         content=[
             ("classes", json.dumps([DETECTION, *classes]).encode()),
-            *((path.as_posix()[below:], path) for path in files),
+            *((below(path, root), path) for path in files),
             *((image.name, image.content) for images in splits.values() for image in images),
         ],
         is_padded=True,
         left_out=dict(checks.left_out),
         notes=[*notes, *checks.notes],
     )
+
+
+def below(path: Path, root: Path) -> str:
+    """Return the name of a file below a root; of one that is elsewhere, its path."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder and all folders below it, by name."""
+    return sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
+
+
+def unlabelled_images(root: Path) -> dict[str, list[Annotated]]:
+    """Return the images in `unlabeled/` as a split, or none where there is no such folder."""
+    names = [name + year for name in SPLITS["unlabeled"] for year in ("", "2017")]
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    images = [] if folder is None else images_in(folder)
+    spare = [Annotated(name=below(path, root), content=path, rows=None) for path in images]
+    return {"unlabeled": spare} if spare else {}
 
 
 def _sample(image: Annotated, most: int) -> Sample:

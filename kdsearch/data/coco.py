@@ -10,14 +10,23 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdsearch.data.base import Source
-from kdsearch.data.boxes import Annotated, Checks, Row, ignored, source_of
-from kdsearch.data.folder import SPLITS, find_splits, is_image
+from kdsearch.data.boxes import (
+    Annotated,
+    Checks,
+    Row,
+    below,
+    ignored,
+    images_in,
+    source_of,
+    unlabelled_images,
+)
+from kdsearch.data.folder import SPLITS, find_splits
 from kdsearch.data.sizes import Size
 from kdsearch.documents import parse_json, read_text
 from kdsearch.errors import DataError
@@ -79,16 +88,12 @@ def read(root: Path) -> Source:
         for split, content in contents.items()
     }
     listed = {image.content for images in splits.values() for image in images}
-    spare = _unlabelled(root)
-    if spare is not None:
-        splits["unlabeled"] = [
-            Annotated(name=_below(path, root), content=path, rows=None) for path in _images(spare)
-        ]
-        listed |= {image.content for image in splits["unlabeled"]}
+    splits |= unlabelled_images(root)
+    listed |= {image.content for image in splits.get("unlabeled", ())}
     unlisted = [
-        _below(path, root)
+        below(path, root)
         for folder in sorted(set(folders.values()))
-        for path in _images(folder)
+        for path in images_in(folder)
         if path not in listed
     ]
     if unlisted:
@@ -238,7 +243,7 @@ def _annotated(
     sizes = {entry["id"]: _stated(content.path, entry) for entry in content.images}
     labels = {key: classes.index(name) for key, name in content.classes.items() if name in classes}
     rows: dict[Any, list[Row]] = {key: [] for key in paths}
-    where = _below(content.path, root)
+    where = below(content.path, root)
     for place, entry in enumerate(content.annotations):
         name = f"annotation {entry['id']}" if "id" in entry else f"annotations[{place}]"
         image, label = (
@@ -251,7 +256,7 @@ def _annotated(
             code = labels[label]
             rows[image].append((*kept, ignored(code) if entry.get("iscrowd") else code))
     return [
-        Annotated(name=_below(path, root), content=path, rows=rows[key], stated=sizes[key])
+        Annotated(name=below(path, root), content=path, rows=rows[key], stated=sizes[key])
         for key, path in paths.items()
     ]
 
@@ -269,8 +274,8 @@ def _name(path: Path, entry: Mapping[str, Any]) -> str:
 def _check_files(path: Path, folder: Path, images: Sequence[Path]) -> None:
     if len(set(images)) < len(images):
         twice = next(image for image in images if images.count(image) > 1)
-        raise DataError(f"{path}: two images have the file_name {_below(twice, folder)!r}")
-    missing = [_below(image, folder) for image in images if not image.is_file()]
+        raise DataError(f"{path}: two images have the file_name {below(twice, folder)!r}")
+    missing = [below(image, folder) for image in images if not image.is_file()]
     if missing:
         raise DataError(
             f"{path}: {len(missing):,} of its {len(images):,} images are not in {folder}: "
@@ -317,17 +322,3 @@ def _float(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _unlabelled(root: Path) -> Path | None:
-    """Return the folder of images without annotations, if there is one."""
-    names = [name + year for name in SPLITS["unlabeled"] for year in ("", "2017")]
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if is_image(path.name) and path.is_file())
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
