@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from kdsearch.data.base import DETECTION, ImageData
@@ -17,6 +20,7 @@ SPLITS = {"train": 24, "val": 8, "test": 8}
 HEIGHT, WIDTH = 96, 128
 SIDES = (12, 40)  # px, of a shape
 MOST = 3  # shapes of an image
+OBJECTS = pa.struct({"bbox": pa.list_(pa.list_(pa.float32(), 4)), "category": pa.list_(pa.int64())})
 Box = tuple[int, int, int, int, int]
 Scene = tuple[np.ndarray, list[Box]]
 
@@ -62,7 +66,7 @@ def scenes(splits: Mapping[str, int] = SPLITS, classes: int = 3) -> dict[str, li
 def write(
     root: Path, layout: str = "coco", *, splits: Mapping[str, int] = SPLITS, classes: int = 3
 ) -> Path:
-    """Write the shapes of some classes in a layout: coco, yolo or voc."""
+    """Write the shapes of some classes in a layout: coco, yolo, voc or parquet."""
     made = scenes(splits, classes)
     _LAYOUTS[layout](root, made, CLASSES[:classes])
     return root
@@ -155,8 +159,31 @@ def voc(boxes: list[Box], classes: tuple[str, ...] = CLASSES) -> str:
     return f"<annotation>{size}\n{objects}</annotation>\n"
 
 
+def _parquet(root: Path, made: Mapping[str, list[Scene]], classes: tuple[str, ...]) -> None:
+    root.mkdir()
+    for split, found in made.items():
+        images = []
+        for pixels, _ in found:
+            Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
+            images.append({"bytes": file.getvalue(), "path": None})
+        rows = [
+            {
+                "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2, _ in boxes],
+                "category": [label for *_, label in boxes],
+            }
+            for _, boxes in found
+        ]
+        table = pa.table({"image": images, "objects": pa.array(rows, OBJECTS)})
+        category = {"feature": {"names": list(classes), "_type": "ClassLabel"}, "_type": "List"}
+        features = {"image": {"_type": "Image"}, "objects": {"category": category}}
+        text = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": text})
+        pq.write_table(table, root / f"{split}-00000-of-00001.parquet")
+
+
 _LAYOUTS: dict[str, Callable[[Path, Mapping[str, list[Scene]], tuple[str, ...]], None]] = {
     "coco": _coco,
     "yolo": _yolo,
     "voc": _voc,
+    "parquet": _parquet,
 }

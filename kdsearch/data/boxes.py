@@ -182,7 +182,7 @@ def source_of(
 
     Raises DataError where train has no boxes.
     """
-    require_boxes(root, (len(image.rows or ()) for image in splits.get("train", ())))
+    require_boxes(root, (len(image.rows or ()) for image in splits.get("train", ())), checks)
     most = most_of(image.rows for images in splits.values() for image in images)
     return Source(
         name=root.resolve().name,
@@ -231,7 +231,10 @@ def most_of(rows: Iterable[Sequence[Row] | None]) -> int:
     return max(1, max((len(found or ()) for found in rows), default=1))
 
 
-def require_boxes(root: Path, counts: Iterable[int]) -> None:
-    """Raise DataError where no image of train has a box."""
-    if not any(counts):
-        raise DataError(f"{root}: no image of train has a box; detection learns from boxes")
+def require_boxes(root: Path, counts: Iterable[int], checks: Checks) -> None:
+    """Raise DataError where no image of train has a box. counts: of boxes, by image."""
+    if any(counts):
+        return
+    found = [f"{len(names):,} {reason} ({names[0]})" for reason, names in checks.left_out.items()]
+    why = f"; left out: {', '.join(found)}" if found else ""
+    raise DataError(f"{root}: no image of train has a box, and detection learns from boxes{why}")

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as the Hugging Face Hub has them: encoded images, and their labels.
+"""Parquet and Arrow files as the Hugging Face Hub has them: encoded images, and their classes.
 
 Class names come from the schema's `huggingface` metadata; without it the labels themselves, which
 may be integers, text or truth values, are the names. Null and -1 mean that a row has no label.
@@ -15,16 +15,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kdsearch.data import tables
+from kdsearch.data import objects, tables
 from kdsearch.data.base import Sample, Source
-from kdsearch.data.tables import batches_of, column_of, schema_of
+from kdsearch.data.tables import (
+    column_of,
+    file_name,
+    image_column,
+    images_of,
+    is_text,
+    named_column,
+    schema_of,
+)
 from kdsearch.documents import parse_json
-from kdsearch.errors import DataError, did_you_mean
+from kdsearch.errors import DataError
 
 find = tables.find
-_IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp")
 _LABELS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
-_FLAGS = {_IMAGES: "--image-column", _LABELS: "--label-column"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Sample]:
         for file in self.files:
-            rows = zip(file.labels.tolist(), file.known.tolist(), _images(file), strict=True)
+            contents = images_of(file.path, file.image)
+            rows = zip(file.labels.tolist(), file.known.tolist(), contents, strict=True)
             for row, (label, is_known, content) in enumerate(rows):
                 if is_known:
                     label = self.position[label]
@@ -67,8 +74,11 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
         others = ", ".join(path.name for paths in found.values() for path in paths)
         raise DataError(f"{root}: no file name begins with train, among {others}")
     ignored = found.pop("", [])
+    boxes = _boxes_column(found["train"][0], label)
+    if boxes is not None:
+        return objects.read(root, found, image=image, column=boxes, spare=ignored)
     by_split = {
-        split: [_inspect(path, _below(path, root), image, label) for path in paths]
+        split: [_inspect(path, file_name(path, root), image, label) for path in paths]
         for split, paths in found.items()
     }
     hidden = {
@@ -104,10 +114,19 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
     )
 
 
-def _below(path: Path, root: Path) -> str:
-    """Return a name that is unique within the source."""
-    is_in_split = path.parent not in (root, root / "data")
-    return f"{path.parent.name}/{path.name}" if is_in_split and path != root else path.name
+def _boxes_column(path: Path, label: str | None) -> str | None:
+    """Return the column of boxes, None where the labels are classes. Raises DataError for both."""
+    schema = schema_of(path)
+    found = objects.BOXES if label is None else label
+    if not objects.are_boxes(schema, found):
+        return None
+    others = [name for name in _LABELS if name in schema.names and name != found]
+    if label is None and others:
+        raise DataError(
+            f"{path}: has boxes in {found!r} and classes in {others[0]!r}; choose one with "
+            f"--label-column {found} or --label-column {others[0]}"
+        )
+    return found
 
 
 def _hidden(splits: Mapping[str, int]) -> Iterator[str]:
@@ -124,39 +143,13 @@ def _choices(file: _File, label: str | None) -> Iterator[str]:
 
 def _inspect(path: Path, name: str, image: str | None, label: str | None) -> _File:
     schema = schema_of(path)
-    image = _column(path, schema, image, _IMAGES)
-    label = _column(path, schema, label, _LABELS)
-    kind = schema.field(image).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    is_empty = pa.types.is_null(kind)  # reading a row states the reason
-    if not (is_empty or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        hint = "; the files that it names are not read" if _is_text(kind) else ""
-        raise DataError(
-            f"{path}: column {image!r} holds {kind}; expected encoded images, "
-            f"as struct<bytes: binary> or binary{hint}"
-        )
+    image = image_column(path, schema, image)
+    label = named_column(path, schema, label, _LABELS, "--label-column")
     names = _class_names(path, schema, label)
     labels, known = _labels(path, label, column_of(path, label), names)
     return _File(
         path=path, name=name, image=image, label=label, names=names, labels=labels, known=known
     )
-
-
-def _column(path: Path, schema: pa.Schema, given: str | None, usual: tuple[str, ...]) -> str:
-    flag = _FLAGS[usual]
-    if given is not None and given not in schema.names:
-        raise DataError(
-            f"{path}: no column {given!r}{did_you_mean(given, schema.names)} ({flag}); "
-            f"it has {', '.join(schema.names)}"
-        )
-    found = given or next((name for name in usual if name in schema.names), None)
-    if found is None:
-        raise DataError(
-            f"{path}: no column {', '.join(usual[:-1])} or {usual[-1]}; it has "
-            f"{', '.join(schema.names)}; name it with {flag}"
-        )
-    return found
 
 
 def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -181,7 +174,7 @@ def _labels(
         values = values.cast(kind.value_type)
         kind = values.type
     known = values.is_valid().to_numpy()
-    if _is_text(kind) or pa.types.is_boolean(kind):
+    if is_text(kind) or pa.types.is_boolean(kind):
         return np.array(["" if v is None else str(v) for v in values.to_pylist()]), known
     if not pa.types.is_integer(kind):
         raise DataError(
@@ -199,10 +192,6 @@ def _labels(
             "-1 for no label"
         )
     return labels, known
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[Any, int]]:
@@ -230,19 +219,3 @@ def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[An
                 f"{file.path}: column {file.label!r} holds {foreign[0]}, which train never does"
             )
     return tuple(map(str, values)), {value: place for place, value in enumerate(values)}
-
-
-def _images(file: _File) -> Iterator[bytes]:
-    """Yield each row's encoded image; a null one is empty bytes, which nothing can decode."""
-    for column in batches_of(file.path, file.image):
-        paths = None
-        if pa.types.is_struct(column.type):
-            parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-            column, paths = parts["bytes"], parts.get("path")
-        if paths is not None and column.null_count == len(column) > paths.null_count:
-            named = next(path for path in paths.to_pylist() if path is not None)
-            raise DataError(
-                f"{file.path}: column {file.image!r} has no bytes, only paths such as {named!r}; "
-                "write the file again with its images embedded (datasets: `embed_table_storage`)"
-            )
-        yield from (content or b"" for content in column.to_pylist())

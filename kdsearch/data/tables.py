@@ -7,7 +7,7 @@ folder (`default/train/0000.parquet`, and what `datasets` saves to disk).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,12 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from kdsearch.data.folder import SPLITS
-from kdsearch.errors import DataError
+from kdsearch.errors import DataError, did_you_mean
 
 _SUFFIXES = (".parquet", ".arrow")
 _LABELLED = ("train", "val", "test")
 _ROWS = 256
+_IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp")
 
 
 def is_table(path: Path) -> bool:
@@ -105,6 +106,67 @@ def batches_of(path: Path, name: str) -> Iterator[pa.Array]:
             return
         for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS, columns=[name]):
             yield batch.column(0)
+
+
+def named_column(
+    path: Path, schema: pa.Schema, given: str | None, usual: Sequence[str], flag: str
+) -> str:
+    """Return the column that the user named by a flag, else the first usual one there is."""
+    if given is not None and given not in schema.names:
+        raise DataError(
+            f"{path}: no column {given!r}{did_you_mean(given, schema.names)} ({flag}); "
+            f"it has {', '.join(schema.names)}"
+        )
+    found = given or next((name for name in usual if name in schema.names), None)
+    if found is None:
+        raise DataError(
+            f"{path}: no column {', '.join(usual[:-1])} or {usual[-1]}; it has "
+            f"{', '.join(schema.names)}; name it with {flag}"
+        )
+    return found
+
+
+def image_column(path: Path, schema: pa.Schema, given: str | None) -> str:
+    """Return the column of encoded images. Raises DataError where it holds something else."""
+    name = named_column(path, schema, given, _IMAGES, "--image-column")
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    is_empty = pa.types.is_null(kind)  # reading a row states the reason
+    if not (is_empty or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        hint = "; the files that it names are not read" if is_text(kind) else ""
+        raise DataError(
+            f"{path}: column {name!r} holds {kind}; expected encoded images, "
+            f"as struct<bytes: binary> or binary{hint}"
+        )
+    return name
+
+
+def images_of(path: Path, name: str) -> Iterator[bytes]:
+    """Yield each row's encoded image; a null one is empty bytes, which nothing can decode."""
+    for column in batches_of(path, name):
+        paths = None
+        if pa.types.is_struct(column.type):
+            parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+            column, paths = parts["bytes"], parts.get("path")
+        if paths is not None and column.null_count == len(column) > paths.null_count:
+            named = next(given for given in paths.to_pylist() if given is not None)
+            raise DataError(
+                f"{path}: column {name!r} has no bytes, only paths such as {named!r}; "
+                "write the file again with its images embedded (datasets: `embed_table_storage`)"
+            )
+        yield from (content or b"" for content in column.to_pylist())
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column holds texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def file_name(path: Path, root: Path) -> str:
+    """Return a name of a file that is unique within the source at root."""
+    is_in_split = path.parent not in (root, root / "data")
+    return f"{path.parent.name}/{path.name}" if is_in_split and path != root else path.name
 
 
 def _stream(path: Path) -> pa.RecordBatchReader:

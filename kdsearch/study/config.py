@@ -114,6 +114,7 @@ class StudyConfig:
     label_column: str | None = option(
         None, "Column of the labels in Parquet.", DATA, default="label, labels or their like"
     )
+    task: str | None = option(None, "Labels to read, where a folder has several kinds.", DATA)
     subset: int | None = option(
         None, "Train on so many images, stratified; 0: on all, also with a --config.", DATA, SUBSET
     )

@@ -71,6 +71,7 @@ def load_data(
         flip=config.flip,
         image_column=config.image_column,
         label_column=config.label_column,
+        task=config.task,
     )
     for line in data.inventory:
         note(line)
