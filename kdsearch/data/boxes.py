@@ -1,8 +1,9 @@
 """Boxes of objects as annotated, and on the canvas of their image; rules that all readers share.
 
-A box is x1, y1, x2, y2 in pixels: the left, upper, right and lower edges, from the image's upper
-left corner; a pixel is one wide. Its code is a class from 0; -1 pads; -2 - class is an object that
-is neither an example nor a mistake, as a crowd is.
+An annotated box is x1, y1, x2, y2 in pixels: the left, upper, right and lower edges, from the
+image's upper left corner; a pixel is one wide. A stored one is in fractions of the canvas, so that
+networks of any input size learn it. Its code is a class from 0; -1 pads; -2 - class is an object
+that is neither an example nor a mistake, as a crowd is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,22 @@ from kdsearch.data.pixels import UnreadableError
 from kdsearch.data.sizes import Size, placed
 from kdsearch.errors import DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PADDING = -1
 MIN_SIDE = 1.0  # px, of a box as annotated
 _CLIPPED = 1.0  # px outside of the image that are worth a note; less is rounding
 Corners: TypeAlias = tuple[float, float, float, float]
 Row: TypeAlias = tuple[float, float, float, float, int]
+Code = TypeVar("Code", int, float, "Tensor")
 
 
-def ignored(label: int) -> int:
-    """Return the code of an object of a class that is neither an example nor a mistake."""
+def ignored(label: Code) -> Code:
+    """Return the code of an object of a class that is neither an example nor a mistake.
+
+    Of that code it returns the class.
+    """
     return -2 - label
 
 
@@ -51,7 +59,10 @@ class Boxes(Placed):
     stated: Size | None = None
 
     def decode(self, image: Path | bytes | Image, size: Size) -> NDArray[np.float32]:
-        """Return [most, 5] on the canvas. Raises UnreadableError for an image of another size."""
+        """Return [most, 5] in fractions of the canvas.
+
+        Raises UnreadableError for an image of another size.
+        """
         whole, turn = upright(image)
         found = np.array(self.rows, np.float64).reshape(-1, 5)
         corners = found[:, :4]
@@ -75,7 +86,8 @@ class Boxes(Placed):
         top, left, inner_height, inner_width = placed(whole, size)
         scale = np.array([inner_width / width, inner_height / height] * 2)
         label = padding(self.most)
-        label[: len(found), :4] = inside * scale + np.array([left, top] * 2)
+        shown = inside * scale + np.array([left, top] * 2)
+        label[: len(found), :4] = shown / np.array([size[1], size[0]] * 2)
         label[: len(found), 4] = found[:, 4]
         return label
 

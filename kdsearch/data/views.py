@@ -213,9 +213,10 @@ def moved(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> T
 def _unmixed_masks(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the masks of unmixed views; within, 0 is void, as black is outside of an image."""
     shifted = masks.index_select(0, index)[:, None] - VOID
-    down, right, mirrored = _placed(index, seeds, augment)
+    down, right, mirrored = placed(index, seeds, augment)
     if augment.scale:
-        out = zoom.shown_nearest(shifted, _zoomed(index, seeds, augment, shifted), mirrored)
+        size = shifted.shape[2:]
+        out = zoom.shown_nearest(shifted, zoomed(index, seeds, augment, size), mirrored)
     else:
         rows = torch.arange(len(index), device=index.device)
         out = _crop(shifted, rows, down, right, mirrored, augment.pad)
@@ -235,15 +236,14 @@ def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment
     if augment.area is not None:
         place = _walk(index, seeds.place)
         return _resized_crops(images.images, rows, place, augment.area, flip=augment.flip)
-    down, right, mirrored = _placed(index, seeds, augment)
+    down, right, mirrored = placed(index, seeds, augment)
     if augment.scale:
-        return zoom.shown(
-            images.images, rows, _zoomed(index, seeds, augment, images.images), mirrored
-        )
+        moves = zoomed(index, seeds, augment, images.shape[2:])
+        return zoom.shown(images.images, rows, moves, mirrored)
     return _crop(images.images, rows, down, right, mirrored, augment.pad)
 
 
-def _placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, Tensor, Tensor]:
+def placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows and columns that a crop skips, and 1 where a view is mirrored, int64 [B]."""
     offsets = 2 * augment.pad + 1
     place = _walk(index, seeds.place)
@@ -251,10 +251,11 @@ def _placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, 
     return place % offsets, place // offsets % offsets, mirrored
 
 
-def _zoomed(index: Tensor, seeds: ViewSeeds, augment: Augment, images: Tensor) -> Tensor:
-    size = (images.shape[2], images.shape[3])
+def zoomed(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Sequence[int]) -> Tensor:
+    """Return (step, offset down, offset right) of images of (H, W), see `zoom.drawn`."""
+    height, width = size
     bits, more = _walk(index, seeds.zoom), _walk(index, seeds.shift)
-    return zoom.drawn(bits, more, size=size, scale=augment.scale, pad=augment.pad)
+    return zoom.drawn(bits, more, size=(height, width), scale=augment.scale, pad=augment.pad)
 
 
 def _crop(

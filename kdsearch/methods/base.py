@@ -21,7 +21,7 @@ from kdsearch.models.features import Outputs
 from kdsearch.space import Choice, Float, Int
 
 Need: TypeAlias = Literal["nothing", "logits", "embedding", "stages", "attention", "outputs"]
-Part: TypeAlias = Literal["logits", "embedding", "stages", "attention", "gradient"]
+Part: TypeAlias = Literal["logits", "embedding", "stages", "attention", "gradient", "edges"]
 Align: TypeAlias = Literal["channels", "size"]
 Labels: TypeAlias = Literal["unused", "hard", "mixed"]
 Ranges: TypeAlias = Mapping[str, Float | Int | Choice]
@@ -56,8 +56,9 @@ class DistillLoss(nn.Module):
     share) or mixed (probabilities [B, K] too).
     alpha, weight, mapping: defaults of a recipe. min_batch: smallest number of samples.
     min_classes: of logits; above 1 the method compares the classes that are not the target.
-    unfit: tasks that it is not for, each with the reason. ranges: useful ranges of alpha, weight,
-    mapping and the knobs, which are the arguments of the constructor. is_distance: loss(x, x) = 0.
+    tasks: the only ones that it is for; empty: all but those in `unfit`, each with the reason.
+    ranges: useful ranges of alpha, weight, mapping and the knobs, which are the arguments of the
+    constructor. is_distance: loss(x, x) = 0.
     """
 
     need: ClassVar[Need]
@@ -70,6 +71,7 @@ class DistillLoss(nn.Module):
     mapping: ClassVar[str] = "last"
     min_batch: ClassVar[int] = 1
     min_classes: ClassVar[int] = 1
+    tasks: ClassVar[frozenset[str]] = frozenset()
     unfit: ClassVar[Mapping[str, str]] = {}
     ranges: ClassVar[Ranges] = {}
     is_distance: ClassVar[bool] = True
@@ -90,6 +92,13 @@ class DistillLoss(nn.Module):
                 f"method class {cls.__name__}: with need {need!r}, `reads` must list which of "
                 f"{', '.join(get_args(Part))} of the teacher it reads"
             )
+
+    @classmethod
+    def unfit_for(cls, task: str) -> str:
+        """Return why the method is not for a task, or an empty string."""
+        if cls.tasks and task not in cls.tasks:
+            return f"it is for {' and '.join(sorted(cls.tasks))}"
+        return cls.unfit.get(task, "")
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,9 @@ class CRD(DistillLoss):
     weight = 0.8
     min_batch = 2
     is_distance = False
-    unfit = {"segmentation": "it contrasts whole images by their one class"}
+    unfit = dict.fromkeys(
+        ("segmentation", "detection"), "it contrasts whole images by their one class"
+    )
     ranges = {"weight": Float(low=0.08, high=8.0, log=True)}
     classes: Tensor
 

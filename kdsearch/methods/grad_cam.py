@@ -34,7 +34,9 @@ class GradCAM(DistillLoss):
     need = "outputs"
     reads = frozenset({"logits", "stages", "gradient"})
     weight = 1000.0
-    unfit = {"segmentation": "an image has no single class whose evidence it could locate"}
+    unfit = dict.fromkeys(
+        ("segmentation", "detection"), "an image has no single class whose evidence it could locate"
+    )
     ranges = {"weight": Float(low=10.0, high=10_000.0, log=True)}
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ class OFA(DistillLoss):
     labels = "hard"
     is_distance = False
     min_batch = 2  # BatchNorm cannot train on one 1x1 map
-    unfit = {"segmentation": "its exits give one class an image"}
+    unfit = dict.fromkeys(("segmentation", "detection"), "its exits give one class an image")
     ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "eps": Float(low=1.0, high=1.5),

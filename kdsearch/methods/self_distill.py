@@ -31,7 +31,7 @@ class SelfDistill(DistillLoss):
     labels = "mixed"
     is_distance = False
     min_batch = 2  # BatchNorm cannot train on one 1x1 map
-    unfit = {"segmentation": "its exits give one class an image"}
+    unfit = dict.fromkeys(("segmentation", "detection"), "its exits give one class an image")
     ranges = {
         "weight": Float(low=0.1, high=10.0, log=True),
         "temperature": Float(low=1.0, high=16.0, log=True),

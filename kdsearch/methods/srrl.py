@@ -26,7 +26,9 @@ class SRRL(DistillLoss):
     reads = frozenset({"embedding", "logits"})
     is_distance = False
     min_batch = 2  # BatchNorm cannot train on one 1x1 map
-    unfit = {"segmentation": "the teacher's head reads maps, no embedding"}
+    unfit = dict.fromkeys(
+        ("segmentation", "detection"), "the teacher's head reads maps, no embedding"
+    )
     ranges = {"weight": Float(low=0.1, high=10.0, log=True)}
     head_weight: Tensor
     head_bias: Tensor | None

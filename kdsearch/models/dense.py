@@ -14,6 +14,7 @@ from kdsearch.models import heads, students
 from kdsearch.models.features import Outputs
 from kdsearch.models.heads.base import Head
 from kdsearch.models.students.base import LARGE, ConvStudent, Student
+from kdsearch.space import Params
 
 if TYPE_CHECKING:
     from kdsearch.spec import StudentSpec
@@ -45,6 +46,17 @@ def build(spec: StudentSpec, *, channels: int, num_classes: int, size: Size) -> 
     Raises SpecError for a family whose body has no maps, or values that are refused.
     """
     own, of_head = heads.split(spec.knobs)
+    body, counts, strides = body_of(spec, own, channels=channels, size=size)
+    return DenseStudent(body, heads.build(of_head, counts, strides, num_classes))
+
+
+def body_of(
+    spec: StudentSpec, own: Params, *, channels: int, size: Size
+) -> tuple[ConvStudent, list[int], list[int]]:
+    """Return the body of a specification, and channels and strides of its maps.
+
+    own: the knobs of the body. Raises SpecError for a family whose body has no maps.
+    """
     body = students.build(
         replace(spec, resolution=0, knobs=own), in_channels=channels, num_classes=2, data_size=size
     )
@@ -53,8 +65,7 @@ def build(spec: StudentSpec, *, channels: int, num_classes: int, size: Size) -> 
             f"student {spec.family!r} gives no maps at several strides, which a head needs; "
             "use resnet, mobilenet or convnext"
         )
-    counts, strides = _maps_of(body, channels, size)
-    return DenseStudent(body, heads.build(of_head, counts, strides, num_classes))
+    return body, *_maps_of(body, channels, size)
 
 
 def _maps_of(body: ConvStudent, channels: int, size: Size) -> tuple[list[int], list[int]]:

@@ -40,7 +40,8 @@ class Outputs:
     attention within each stage; none in a network without attention. heads: (class, distillation)
     logits of a student with a distillation token, whose `logits` are their mean. gradient: of the
     sum of each sample's largest logit in the deepest stage, a map like it. index: [B], which
-    training samples these are.
+    training samples these are. Of a detector: logits [B, P, K] and edges [B, P, 4, bins] of the
+    points of a grid, whose levels are (h, w).
     """
 
     logits: Tensor
@@ -50,17 +51,19 @@ class Outputs:
     heads: tuple[Tensor, ...] = ()
     gradient: Tensor | None = None
     index: Tensor | None = None
+    edges: Tensor | None = None
+    levels: tuple[Size, ...] = ()
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor but `index`, in the order of the fields."""
-        gradient = () if self.gradient is None else (self.gradient,)
+        others = (found for found in (self.gradient, self.edges) if found is not None)
         return [
             self.logits,
             self.embedding,
             *self.stages,
             *self.attention,
             *self.heads,
-            *gradient,
+            *others,
         ]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
@@ -73,6 +76,8 @@ class Outputs:
             heads=tuple(map(change, self.heads)),
             gradient=None if self.gradient is None else change(self.gradient),
             index=self.index,
+            edges=None if self.edges is None else change(self.edges),
+            levels=self.levels,
         )
 
 

@@ -7,7 +7,6 @@ bilinearly; labels are never resized, except for rows, which are pixels at the l
 
 from __future__ import annotations
 
-import colorsys
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from kdsearch.data.views import ViewSeeds, moved
 from kdsearch.models import dense
 from kdsearch.models.heads.base import resized
 from kdsearch.spec import StudentSpec
+from kdsearch.tasks._colours import colour_of
 from kdsearch.tasks._miou import MIOU, PIXEL_ACCURACY, MeanIoU, predicted
 from kdsearch.tasks._strip import strip
 from kdsearch.tasks.base import Answer, Facts, Meter, Task
@@ -151,7 +151,7 @@ class Segmentation(Task):
 
     def _shown_colours(self) -> list[Colour]:
         """Return the colours of the data, or one of its own for each class."""
-        return list(self.colours) or [_colour(place) for place in range(len(self.classes))]
+        return list(self.colours) or [colour_of(place) for place in range(len(self.classes))]
 
     def picture(self, images: Tensor, labels: Tensor, answers: Mapping[str, Answer]) -> bytes:
         """Return a strip of each image: itself, truth, answers, and where these are wrong."""
@@ -200,13 +200,6 @@ class Decoded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the classes."""
         return resized(self.network(x), self.size).argmax(dim=1).to(torch.uint8)
-
-
-def _colour(place: int) -> Colour:
-    """Return a colour of its own for each class; hues a golden section apart, none black."""
-    hue, value = place * 0.618 % 1, 1 - 0.2 * (place % 3)
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
-    return red, green, blue
 
 
 def _widened(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detection_data import in_pixels
 from PIL import ExifTags, Image
 
 from kdsearch.data.boxes import Boxes, Checks, ignored, padding
@@ -47,7 +48,7 @@ def test_boxes_lie_where_the_decoded_image_shows_the_object(
     label = boxes.decode(content, size)
     assert label.shape == (3, 5)
     assert label.dtype == np.float32
-    assert np.abs(label[0, :4] - seen(content, size)).max() <= 1
+    assert np.abs(in_pixels(label, size)[0, :4] - seen(content, size)).max() <= 1
     assert label[0, 4] == 2
     assert np.array_equal(label[1:], padding(2))
 
@@ -57,13 +58,13 @@ def test_boxes_of_the_upright_image_are_not_turned(stated: tuple[int, int] | Non
     content = marked(6)
     upright = seen(content, (40, 24))
     label = Boxes([(*upright, 0)], 1, stated).decode(content, (80, 48))
-    assert np.array_equal(label[0, :4], 2.0 * np.array(upright))
+    assert np.array_equal(in_pixels(label, (80, 48))[0, :4], 2.0 * np.array(upright))
 
 
 def test_boxes_are_scaled_and_moved_as_padding_does() -> None:
     # 40 x 24 on a canvas of 100 (H) x 80 (W) is twice as large, 80 x 48, and begins in row 26.
     label = Boxes([(1, 2, 11, 12, 0), (-5, 3, 45, 7, ignored(1))], 2).decode(marked(), (100, 80))
-    assert np.array_equal(label, [[2, 30, 22, 50, 0], [0, 32, 80, 40, -3]])
+    assert np.array_equal(in_pixels(label, (100, 80)), [[2, 30, 22, 50, 0], [0, 32, 80, 40, -3]])
 
 
 @pytest.mark.parametrize(

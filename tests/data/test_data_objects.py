@@ -11,6 +11,7 @@ import detection_data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import kdsearch.data as datasets
 from kdsearch.data.base import CLASSIFICATION, ImageData
@@ -79,11 +80,12 @@ def test_a_list_of_structs_with_classes_as_text(root: Path, key: str, is_named: 
 
 
 def test_a_row_without_objects_shows_none_and_a_null_has_no_label(root: Path) -> None:
-    rows: Rows = [{"bbox": [[1, 2, 30, 40]], "category": [2]}, {"bbox": [], "category": []}, None]
-    edit(root, "train", with_rows(rows))
+    given: Rows = [{"bbox": [[1, 2, 30, 40]], "category": [2]}, {"bbox": [], "category": []}, None]
+    edit(root, "train", with_rows(given))
     edit(root, "test", with_rows([None, None]))
     data = load(root)
-    labels = [tuple(row) for part in (data.train, data.test) for row in part.labels[:, 0].tolist()]
+    rows = torch.cat([data.train.labels, data.test.labels])[:, 0].numpy()
+    labels = [tuple(row) for row in detection_data.in_pixels(rows, data.size).tolist()]
     assert sorted(labels) == [(0, 0, 0, 0, -1), (1, 2, 31, 42, 2)]
     assert "Left out: 1 rows without a label (null) (train-00000-of-00001.parquet:2)" in (
         data.inventory
@@ -103,7 +105,7 @@ def test_crowds_are_ignored_and_stated_sizes_clip(root: Path) -> None:
 
     edit(root, "train", change)
     data = load(root)
-    assert data.train.labels[:, 0].tolist() == [
+    assert detection_data.in_pixels(data.train.labels[:, 0].numpy(), data.size).tolist() == [
         [100, 2, 128, 42, code] for code in (1.0, -3.0, 1.0)
     ]
     assert any("Clipped: 3 boxes" in line for line in data.inventory)

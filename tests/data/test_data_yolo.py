@@ -101,6 +101,7 @@ def test_what_is_left_out_is_listed(root: Path) -> None:
     data = load(root)
     assert data.train.labels[-1].isnan().all()
     rows = np.concatenate([part.labels.flatten(0, 1) for part in (data.train, data.test)])
+    rows = detection_data.in_pixels(rows, data.size)
     assert any(np.allclose(row, (51.2, 38.4, 76.8, 57.6, 1)) for row in rows)
     for line in (
         "Left out: 2 images of test, since none of them has a label file (images/test/00.png, "

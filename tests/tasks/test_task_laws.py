@@ -11,15 +11,17 @@ from toy_task import Brightness
 
 from kdsearch import tasks
 from kdsearch.data.base import VOID, Augment
+from kdsearch.data.boxes import PADDING
 from kdsearch.data.views import view_seeds
 from kdsearch.errors import DataError
+from kdsearch.models.boxes import overlaps, shown
 from kdsearch.models.features import Outputs
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks import Task
 from kdsearch.train_spec import MIXES
 
 CPU = torch.device("cpu")
-COUNT, SIZE = 24, (12, 18)
+COUNT, SIZE, LARGE = 24, (12, 18), (64, 96)
 NAMES = [*tasks.names(), "brightness"]
 
 
@@ -38,14 +40,39 @@ def labels_of(name: str) -> torch.Tensor:
         masks[:, -1] = VOID
         masks[-4:] = VOID
         return masks
+    if name == "detection":
+        generator = torch.Generator().manual_seed(1)
+        low = 0.6 * torch.rand(COUNT, 2, 2, generator=generator)
+        code = (torch.arange(2 * COUNT) % 3).view(COUNT, 2, 1)
+        boxes = torch.cat([low, low + 0.3, code], dim=2)
+        boxes[:8, 1] = torch.tensor([0.0, 0.0, 0.0, 0.0, PADDING])
+        boxes[-4:] = torch.nan
+        return boxes
     return torch.cat([torch.arange(COUNT - 4) % 3, torch.full((4,), -1)])
+
+
+def size_of(task: Task) -> tuple[int, int]:
+    return LARGE if task.name == "detection" else SIZE
 
 
 def answers_of(task: Task) -> torch.Tensor:
     torch.manual_seed(0)
-    network = task.network(StudentSpec(family="resnet"), channels=1, size=SIZE).eval()
+    size = size_of(task)
+    network = task.network(StudentSpec(family="resnet"), channels=1, size=size).eval()
     with torch.no_grad():
-        return network(torch.rand(COUNT, 1, *SIZE))
+        return network(torch.rand(COUNT, 1, *size))
+
+
+def outputs_of(task: Task, rows: slice) -> Outputs:
+    """Return outputs in training whose logits are a leaf."""
+    if task.name != "detection":
+        answers = answers_of(task)[rows].requires_grad_()
+        return Outputs(answers, answers)
+    torch.manual_seed(0)
+    network = task.network(StudentSpec(family="resnet"), channels=1, size=LARGE).eval()
+    with torch.no_grad():
+        found = network.features(torch.rand(COUNT, 1, *LARGE)[rows])
+    return replace(found, logits=found.logits.requires_grad_())
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -58,11 +85,15 @@ def test_the_loss_of_any_view_is_finite_and_has_a_gradient(name: str, mix: str) 
         with pytest.raises(DataError, match="cutmix"):
             task.target(labels, torch.arange(8), seeds, augment, SIZE)
         return
+    if name == "detection" and mix != "none":
+        with pytest.raises(DataError, match="boxes follow"):
+            task.target(labels, torch.arange(8), seeds, augment, SIZE)
+        return
     target = task.target(labels, torch.arange(8), seeds, augment, SIZE)
-    answers = answers_of(task)[:8].requires_grad_()
+    outputs = outputs_of(task, slice(8))
     for smoothing in (0.0, 0.1):
-        loss = task.loss(Outputs(answers, answers), target, smoothing=smoothing)
-        (slope,) = torch.autograd.grad(loss, answers)
+        loss = task.loss(outputs, target, smoothing=smoothing)
+        (slope,) = torch.autograd.grad(loss, outputs.logits)
         assert loss.ndim == 0
         assert torch.isfinite(loss)
         assert slope.abs().sum() > 0
@@ -71,9 +102,9 @@ def test_the_loss_of_any_view_is_finite_and_has_a_gradient(name: str, mix: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_label_is_no_loss_and_no_gradient(name: str) -> None:
     task = made(name)
-    answers = answers_of(task)[-4:].requires_grad_()
-    loss = task.loss(Outputs(answers, answers), labels_of(name)[-4:])
-    (slope,) = torch.autograd.grad(loss, answers)
+    outputs = outputs_of(task, slice(COUNT - 4, COUNT))
+    loss = task.loss(outputs, labels_of(name)[-4:])
+    (slope,) = torch.autograd.grad(loss, outputs.logits)
     assert loss.item() == 0
     assert slope.count_nonzero() == 0
 
@@ -94,6 +125,8 @@ def test_a_meter_gives_the_same_value_in_any_batches_and_counts_labelled_images(
         by_hand = (answers[:known].argmax(1) == labels[:known]).double().mean()
     elif name == "segmentation":
         by_hand = iou_by_hand(task, answers, labels)
+    elif name == "detection":
+        by_hand = precision_by_hand(answers[:known], labels[:known])
     else:
         by_hand = 1 / (1 + (answers[:known, 0] - labels[:known]).abs().double().mean())
     assert found[0] == pytest.approx(float(by_hand))
@@ -109,6 +142,38 @@ def iou_by_hand(task: Task, answers: torch.Tensor, labels: torch.Tensor) -> np.n
         mine, theirs = (found == place) & known, truth == place
         ious.append((mine & theirs).sum() / (mine | theirs).sum())
     return np.mean(ious)
+
+
+def precision_by_hand(answers: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Return mAP50: matches in the order of the scores, precision at 101 points of recall."""
+    found = [
+        (float(row[4]), image, row) for image, rows in enumerate(shown(answers)) for row in rows
+    ]
+    each = []
+    for kind in range(3):
+        free = {
+            (image, place)
+            for image, rows in enumerate(labels)
+            for place, row in enumerate(rows)
+            if row[4] == kind
+        }
+        objects, hits = len(free), []
+        for _, image, row in sorted((f for f in found if f[2][5] == kind), key=lambda f: -f[0]):
+            near = {
+                place: float(overlaps(row[:4], labels[image, place, :4])[0])
+                for own, place in free
+                if own == image
+            }
+            best = max(near, key=near.__getitem__, default=None)
+            hits.append(best is not None and near[best] >= 0.5)
+            if hits[-1]:
+                free.remove((image, best))
+        right = np.cumsum(hits)
+        recall, precision = right / objects, right / np.arange(1, len(hits) + 1)
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        places = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
+        each.append(np.mean([precision[p] if p < len(precision) else 0 for p in places]))
+    return np.mean(each)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Heads of dense networks: from the maps of a body to class logits at one stride.
+"""Heads of networks that answer at each position, from the maps of a body.
 
 A head is one file here, or a user's `package.module:Class`. Listing the names imports no torch.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kdsearch.data.base import DETECTION, SEGMENTATION
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.registry import Registry
 from kdsearch.space import Choice, Float, Int, Params
@@ -15,7 +16,7 @@ from kdsearch.space import Choice, Float, Int, Params
 if TYPE_CHECKING:
     from kdsearch.models.heads.base import Head
 
-DEFAULT = "lraspp"
+DEFAULTS = {SEGMENTATION: "lraspp", DETECTION: "gfl"}
 HEADS: Registry[Head] = Registry(
     "kdsearch.models.heads", "kdsearch.models.heads.base:Head", what="head"
 )
@@ -38,13 +39,22 @@ def split(knobs: Params) -> tuple[Params, Params]:
     return body, {n.removeprefix(PREFIX): v for n, v in knobs.items() if n.startswith(PREFIX)}
 
 
-def build(knobs: Params, maps: Sequence[int], strides: Sequence[int], num_classes: int) -> Head:
+def build(
+    knobs: Params,
+    maps: Sequence[int],
+    strides: Sequence[int],
+    num_classes: int,
+    *,
+    task: str = SEGMENTATION,
+) -> Head:
     """Build a head on maps of these channels and strides, shallow to deep. Raises SpecError.
 
     knobs: `kind` and the knobs of that head, which may stand under its name: `fpn.channels`.
     """
-    kind = str(knobs.get("kind", DEFAULT))
+    kind = str(knobs.get("kind", DEFAULTS[task]))
     family, known = HEADS.get(kind), knobs_of(kind)
+    if family.task != task:
+        raise SpecError(f"head {kind!r} is for {family.task}, not for {task}")
     own = {name.removeprefix(f"{kind}."): value for name, value in knobs.items() if name != "kind"}
     if unknown := [name for name in own if name not in known]:
         hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsearch.data.base import SEGMENTATION
 from kdsearch.errors import SpecError
 from kdsearch.models.students.base import Knob, conv_norm
 from kdsearch.space import Int
@@ -26,14 +27,15 @@ class Head(nn.Module, ABC):
     """Maps [B, C, h, w], one a stage of the body, to logits [B, K, h, w].
 
     A head is made by `Head(maps, strides, num_classes, **knobs)`: channels and strides of the maps.
-    knobs: each knob's default search range.
+    task: that it answers for. knobs: each knob's default search range.
     """
 
+    task: ClassVar[str] = SEGMENTATION
     knobs: ClassVar[Mapping[str, Knob]] = MappingProxyType({"channels": CHANNELS})
 
     @abstractmethod
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the logits."""
+    def forward(self, maps: Sequence[Tensor]) -> Any:
+        """Return the logits; the head of a detector returns edges as well."""
 
 
 def conv_relu(

@@ -79,6 +79,9 @@ class Distiller(nn.Module):
         self.label_smoothing = label_smoothing
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
+        for term in self.recipe.terms:
+            if reason := term.method.unfit_for(task.name):
+                raise SpecError(f"method {term.name!r} is not for {task.name}: {reason}")
         methods = [term.method for term in self.recipe.terms]
         self.needed_features = needed_features(spec)
         if not all(side.outputs.attention for side in teachers):
@@ -92,7 +95,8 @@ class Distiller(nn.Module):
         if self.needed_features and teachers:
             check_teachers(spec.method, known)
         self.uses_labels = any(method.labels != "unused" for method in methods)
-        if self.uses_labels or any("logits" in term.reads for term in self.recipe.terms):
+        general = [method for method in methods if not method.tasks]
+        if any(method.labels != "unused" or "logits" in method.reads for method in general):
             task.rows(student.outputs, None, None)  # refuses a task without classes
         self.ensemble: TeacherEnsemble | None = None
         if self.needed_features and (len(teachers) > 1 or spec.teacher_shares()):

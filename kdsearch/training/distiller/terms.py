@@ -99,14 +99,12 @@ def build_terms(
 ) -> list[Term]:
     """Return the terms of a recipe; in progressive order each has a window of the training.
 
-    Raises SpecError for a method that is not for the task.
+    Raises SpecError for outputs that cannot be compared.
     """
     is_progressive = recipe.order == "progressive"
     moves = recipe.temperature_schedule.kind != "constant"
     found: list[tuple[int, float, Term]] = []
     for spec in recipe.terms:
-        if reason := spec.method.unfit.get(task.name):
-            raise SpecError(f"method {spec.name!r} is not for {task.name}: {reason}")
         sides: list[tuple[int | None, Side | None]] = [(None, None)]
         if spec.method.reads:
             sides = _compared_with(spec, teachers)

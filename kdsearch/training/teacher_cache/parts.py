@@ -25,12 +25,12 @@ class View(NamedTuple):
 
 Parts: TypeAlias = dict[str, tuple[Tensor, ...]]
 ALWAYS = frozenset({"logits", "embedding"})
-LARGE = frozenset({"stages", "attention", "gradient"})
+LARGE = frozenset({"stages", "attention", "gradient", "edges"})
 GROUPS: Mapping[str, frozenset[str]] = {
     "answers": ALWAYS,
     **{part: frozenset({part}) for part in sorted(LARGE)},
 }
-_PASSES = (ALWAYS | {"stages"}, frozenset({"attention"}), frozenset({"gradient"}))
+_PASSES = (ALWAYS | {"stages", "edges"}, frozenset({"attention"}), frozenset({"gradient"}))
 
 
 def passes_for(parts: frozenset[str]) -> list[frozenset[str]]:
@@ -56,6 +56,7 @@ def join(parts: Parts, index: Tensor) -> Outputs:
         attention=parts.get("attention", ()),
         gradient=parts["gradient"][0] if "gradient" in parts else None,
         index=index,
+        edges=parts["edges"][0] if "edges" in parts else None,
     )
 
 
