@@ -11,13 +11,15 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from kdsearch.data.base import CLASSIFICATION, Source
+from kdsearch.data.base import CLASSIFICATION, DETECTION, Source
+from kdsearch.data.boxes import PADDING
 from kdsearch.data.sizes import Decoding
 from kdsearch.data.store import Stored
 from kdsearch.errors import printable
 
 _SHOWN = 3
 _LOST = 0.1  # share of an image that is worth a line
+_SMALL_BOX = 8  # px of the shorter side: one stride of the finest map, as a rule
 _LABELLED = ("train", "val", "test")
 
 
@@ -48,6 +50,8 @@ def _lines(
     if source.task == CLASSIFICATION:
         yield from _about_classes(source.classes, labels)
         yield from _in_two_classes(stored, torch.cat([rows[split] for split in _LABELLED]))
+    if source.task == DETECTION:
+        yield from _about_boxes(source.classes, labels, stored.images.shape[2:])
     for first, second in combinations(_LABELLED, 2):
         yield from _in_two_splits(stored.digests, rows, first, second)
     if stored.cut >= _LOST:
@@ -74,16 +78,39 @@ def _counts(stored: Stored, rows: Mapping[str, Tensor], subset: int | None) -> I
 
 
 def _about_classes(classes: Sequence[str], labels: Mapping[str, Tensor]) -> Iterator[str]:
+    yield from _by_class("images", classes, labels)
+
+
+def _about_boxes(
+    classes: Sequence[str], labels: Mapping[str, Tensor], size: tuple[int, int]
+) -> Iterator[str]:
+    """Yield what is worth knowing of labels [N, M, 5] at a size (H, W)."""
+    codes = {split: part[:, :, 4].long() for split, part in labels.items()}
+    yield from _by_class("boxes", classes, {split: own[own >= 0] for split, own in codes.items()})
+    empty = {split: int((own == PADDING).all(dim=1).sum()) for split, own in codes.items()}
+    if any(empty.values()):
+        listed = ", ".join(f"{split} {count:,}" for split, count in empty.items() if count)
+        yield f"Images without boxes: {listed}"
+    if ignored := sum(int((own < PADDING).sum()) for own in codes.values()):
+        yield f"Ignored boxes, crowds or difficult: {ignored:,}"
+    boxes = torch.cat([part[codes[split] >= 0] for split, part in labels.items()])
+    shorter = (boxes[:, 2:4] - boxes[:, :2]).amin(dim=1)
+    if small := int((shorter < _SMALL_BOX).sum()):
+        yield f"{small:,} boxes are below {_SMALL_BOX} px at {size[1]} x {size[0]}"
+
+
+def _by_class(what: str, classes: Sequence[str], labels: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield how many a class has, and which classes have none. labels: [N] by split."""
     counts = {split: part.bincount(minlength=len(classes)) for split, part in labels.items()}
     least, most = int(counts["train"].argmin()), int(counts["train"].argmax())
     few, many = int(counts["train"][least]), int(counts["train"][most])
     span = f"{few:,} ({classes[least]}) to {many:,} ({classes[most]})"
-    yield f"Images of a class in train: {f'{few:,}' if few == many else span}"
+    yield f"{what.capitalize()} of a class in train: {f'{few:,}' if few == many else span}"
     for split, found in counts.items():
         missing = [classes[place] for place in (found == 0).nonzero().flatten().tolist()]
         if missing:
             never = {"train": "learned", "val": "validated", "test": "tested"}[split]
-            yield f"{split} has no images of {_few(missing)}, so they are never {never}"
+            yield f"{split} has no {what} of {_few(missing)}, so they are never {never}"
 
 
 def _in_two_splits(

@@ -1,9 +1,10 @@
-"""Run student.onnx on images: `python predict.py IMAGE ... [--top 3] [--out FOLDER]`.
+"""Run student.onnx on images: `python predict.py IMAGE ... [--top 3] [--score .25] [--out FOLDER]`.
 
 Needs onnxruntime, numpy and pillow only. Classes and preprocessing are read from the file. An image
 is decoded as in training, at the training images' size, then resized to the network's. An image
 that cannot be read gets a line on stderr, and the exit code is 1.
 Masks are written to the folder `--out`: the classes as a palette PNG, and an overlay.
+Boxes of at least `--score` are printed, in pixels of the image as it is shown, and drawn on it.
 `--model` names another file, which needs its own runtime and the metrics.json of the same folder.
 """
 
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kdsearch.data.pixels import UnreadableError, decode, strict_pillow
 
 _RAW = "uint8"
 _MAX_MEGAPIXELS = "64"  # of a file that states no limit
+SCORE = 0.25  # of a box that is shown
+OVERLAP, MOST = 0.6, 100  # IoU of two boxes of one object; boxes of an image
 
 
 def sides(text: str) -> tuple[int, int]:
@@ -138,7 +141,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("student.onnx"))
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--max-megapixels", type=float, help="refuse larger images")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder of masks")
+    parser.add_argument("--score", type=float, default=SCORE, help="least score of a box")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder of masks and overlays")
     args = parser.parse_args()
     try:
         answer, metadata = load(args.model)
@@ -155,6 +159,9 @@ def main() -> None:
         found = answer(images)[0]
         if metadata.get("task") == "segmentation":
             print(f"{path}: {write_masks(path, found, metadata, args.out, args.top)}")
+        elif metadata.get("task") == "detection":
+            for line in write_boxes(path, found, metadata, args.out, args.score):
+                print(f"{path}: {line}")
         else:
             print(f"{path}: {in_words(found, metadata, args.top)}")
     if unreadable:
@@ -201,11 +208,82 @@ def mask_of(answer: Any, image: tuple[int, int], canvas: tuple[int, int]) -> Any
     classes = Image.fromarray(answer.astype(np.uint8)).resize(
         canvas[::-1], Image.Resampling.NEAREST
     )
-    scale = min(canvas[1] / image[0], canvas[0] / image[1])  # as `pad` does
-    wide, high = (max(1, round(scale * side)) for side in image)
-    left, top = (canvas[1] - wide) // 2, (canvas[0] - high) // 2
+    left, top, wide, high = placed(image, canvas)
     shown = classes.crop((left, top, left + wide, top + high))
     return np.asarray(shown.resize(image, Image.Resampling.NEAREST))
+
+
+def placed(image: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return (left, top, width, height) of an image (width, height) on a canvas (H, W)."""
+    scale = min(canvas[1] / image[0], canvas[0] / image[1])  # as `pad` does
+    wide, high = (max(1, round(scale * side)) for side in image)
+    return (canvas[1] - wide) // 2, (canvas[0] - high) // 2, wide, high
+
+
+def write_boxes(
+    path: Path, answer: Any, metadata: dict[str, str], out: Path, least: float
+) -> list[str]:
+    """Write NAME-boxes.png, the image with its boxes; return a line on it, and one a box."""
+    image = upright(path)
+    boxes, scores, labels = boxes_of(answer, metadata, image.size, least)
+    classes, colours = json.loads(metadata["classes"]), json.loads(metadata["colours"])
+    draw, line = ImageDraw.Draw(image), max(1, round(min(image.size) / 200))
+    font = ImageFont.load_default(size=max(10, round(min(image.size) / 40)))
+    found = []
+    for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+        colour = tuple(colours[label])
+        draw.rectangle(box, outline=colour, width=line)
+        words = f"{classes[label]} {score:.2f}"
+        x1, y1, x2, y2 = draw.textbbox((box[0], box[1]), words, font=font)
+        up = min(y1, y2 - box[1])  # above the box where there is room
+        draw.rectangle((x1, y1 - up, x2, y2 - up), fill=colour)
+        ink = (0, 0, 0) if sum(colour) > 382 else (255, 255, 255)
+        draw.text((box[0], box[1] - up), words, fill=ink, font=font)
+        found.append(f"{classes[label]} {score:.3f} {' '.join(f'{side:.1f}' for side in box)}")
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{path.stem}-boxes.png"
+    image.save(file)
+    return [f"{len(found)} objects; {file}", *found]
+
+
+def boxes_of(
+    answer: Any, metadata: dict[str, str], image: tuple[int, int], least: float = SCORE
+) -> tuple[Any, Any, Any]:
+    """Return boxes [n, 4] in pixels of an image of (width, height), scores [n] and classes [n].
+
+    answer: [P, 4 + K], x1, y1, x2, y2 in pixels of the network's input, then a score a class.
+    """
+    places, labels = np.nonzero(answer[:, 4:] >= least)
+    scores = answer[places, 4 + labels]
+    boxes = answer[places, :4].astype(np.float64)
+    kept = suppress(boxes, scores, labels)
+    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+    canvas, size = sides(metadata["image_size"]), sides(metadata["resolution"])
+    left, top, wide, high = placed(image, canvas)
+    on_canvas = boxes * (np.array(canvas[::-1]) / size[::-1])[[0, 1, 0, 1]]
+    inside = (on_canvas - [left, top, left, top]) * (np.array(image) / (wide, high))[[0, 1, 0, 1]]
+    inside = inside.clip(0, [*image, *image])
+    shown = (inside[:, :2] < inside[:, 2:]).all(axis=1)  # else it is in the padding
+    return inside[shown], scores[shown], labels[shown]
+
+
+def suppress(boxes: Any, scores: Any, labels: Any) -> Any:
+    """Return the indices of the best boxes of each class that do not overlap, best first.
+
+    boxes: [n, 4]. Greedy: a box goes where its IoU with a better one of its class is above OVERLAP.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)
+    kept: list[int] = []
+    rest = np.argsort(-scores, kind="stable")
+    while len(rest) and len(kept) < MOST:
+        best, rest = rest[0], rest[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        both = (high - low).clip(0).prod(axis=1)
+        union = areas[best] + areas[rest] - both
+        rest = rest[(labels[rest] != labels[best]) | (both <= OVERLAP * union)]
+    return np.array(kept, int)
 
 
 def in_words(answer: Any, metadata: dict[str, str], top: int) -> str:

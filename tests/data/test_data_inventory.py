@@ -1,7 +1,9 @@
 """The inventory states what a data set holds and what was left out, and only what is true of it."""
 
+import json
 from pathlib import Path
 
+import detection_data
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,3 +94,28 @@ def test_unreadable_images_are_named_with_the_reason(tmp_path):
 def test_control_characters_do_not_reach_the_terminal(tmp_path):
     root = fill(tmp_path / "pe\x1b[2Jts", {"train/a\x1b[31m": 4, "train/b": 9})
     assert all(line.isprintable() for line in inventory(root))
+
+
+def test_boxes_are_counted_by_class_and_by_what_makes_them_hard(tmp_path):
+    root = detection_data.write(tmp_path / "shapes", splits={"train": 3, "val": 3, "test": 3})
+    boxes = {
+        "train": [[(0, 0, 20, 20, 0), (30, 0, 50, 20, 0)], [(0, 0, 7, 90, 1)], []],
+        "val": [[(0, 0, 20, 20, 2), (30, 0, 50, 20, 1)], [], []],
+        "test": [[(0, 0, 20, 8, 1)], [(5, 5, 80, 12, 0), (0, 0, 9, 9, 2)], [(1, 1, 9, 9, 2)]],
+    }
+    for split, found in boxes.items():
+        content = detection_data.coco(found)
+        if split == "test":
+            content["annotations"][-1]["iscrowd"] = 1
+        (root / f"{split}.json").write_text(json.dumps(content))
+    assert inventory(root) == (
+        "Data shapes: 3 classes; train 3, val 3, test 3",
+        "Boxes of a class in train: 0 (ring) to 2 (square)",
+        "train has no boxes of ring, so they are never learned",
+        "val has no boxes of square, so they are never validated",
+        "Images without boxes: train 1, val 2",
+        "Ignored boxes, crowds or difficult: 1",
+        "2 boxes are below 8 px at 128 x 96",
+    )
+    # At half the size boxes of 7 to 9 pixels have less than 5, those of 20 have 10.
+    assert "4 boxes are below 8 px at 64 x 64" in inventory(root, size=64)
