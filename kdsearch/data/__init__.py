@@ -294,6 +294,11 @@ def _not_data(path: Path) -> DataError:
     if not entries:
         return DataError(f"{path}: the folder is empty; {wanted}")
     folders = [entry for entry in entries if entry.is_dir()]
+    if (path / "labels").is_dir():
+        return DataError(
+            f"{path}: has labels but no data.yaml; boxes of YOLO need one, with "
+            "'train: images/train' and 'names: [...]'"
+        )
     near = [folder for folder in folders if _reader(folder)]
     if path.name.lower() in SPLITS["train"]:
         near.append(path.parent)

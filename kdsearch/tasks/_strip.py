@@ -17,7 +17,7 @@ from kdsearch.data.base import VOID, Colour
 
 _SIDE = 144  # pixels of the longer side of a cell
 _GAP, _LINE, _SQUARE = 4, 18, 12
-_LEGEND = 24  # classes in the legend at most
+LEGEND = 24  # classes in the legend at most
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _OF_STUDENT, _OF_TEACHER, _OF_ALL = (214, 39, 40), (31, 119, 180), (148, 103, 189)
 
@@ -35,35 +35,49 @@ def strip(
     palette[: len(classes)] = np.array(colours, np.uint8)
     titles = ("image", "truth", *answers, "errors")
     height, width = cell_size(labels.shape[1], labels.shape[2])
-    top, across = _LINE + _GAP, width + _GAP
     squares = [
         ("student wrong", _OF_STUDENT),
         *([("teacher wrong", _OF_TEACHER), ("both wrong", _OF_ALL)] if len(answers) > 1 else []),
         ("void", void),
-        *zip(classes[:_LEGEND], colours, strict=False),
+        *zip(classes[:LEGEND], colours, strict=False),
     ]
-    whole = len(titles) * across
-    places, lines = _placed([name for name, _ in squares], whole)
-    bottom = top + len(images) * (height + _GAP)
-    sheet = Image.new("RGB", (whole, bottom + lines * _LINE + _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for column, title in enumerate(titles):
-        draw.text((column * across + 1, 2), title, fill=_INK, font=font)
+    rows = []
     for row, (image, truth) in enumerate(zip(images, labels, strict=True)):
         given = {name: answer[row].cpu().numpy() for name, answer in answers.items()}
-        shown, known = _rgb(image), truth.cpu().numpy()
-        cells = [shown, palette[known], *(palette[found] for found in given.values())]
+        shown, known = rgb(image), truth.cpu().numpy()
+        cells = [palette[known], *(palette[found] for found in given.values())]
         cells.append(errors(shown, known, given))
+        kind = Image.Resampling.NEAREST
+        small = [Image.fromarray(cell).resize((width, height), kind) for cell in cells]
+        first = Image.fromarray(shown).resize((width, height), Image.Resampling.BILINEAR)
+        rows.append([first, *small])
+    return sheet(titles, rows, squares)
+
+
+def sheet(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Image.Image]],
+    squares: Sequence[tuple[str, Colour]],
+) -> bytes:
+    """Return a PNG: a title above each column of equal cells, and a legend below."""
+    width, height = rows[0][0].size
+    top, across = _LINE + _GAP, width + _GAP
+    whole = len(titles) * across
+    places, lines = _placed([name for name, _ in squares], whole)
+    bottom = top + len(rows) * (height + _GAP)
+    paper = Image.new("RGB", (whole, bottom + lines * _LINE + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(size=12)
+    for column, title in enumerate(titles):
+        draw.text((column * across + 1, 2), title, fill=_INK, font=font)
+    for row, cells in enumerate(rows):
         for column, cell in enumerate(cells):
-            kind = Image.Resampling.BILINEAR if column == 0 else Image.Resampling.NEAREST
-            small = Image.fromarray(cell).resize((width, height), kind)
-            sheet.paste(small, (column * across, top + row * (height + _GAP)))
+            paper.paste(cell, (column * across, top + row * (height + _GAP)))
     for (name, colour), (x, line) in zip(squares, places, strict=True):
         y = bottom + line * _LINE + 2
         draw.rectangle((x, y, x + _SQUARE, y + _SQUARE), fill=colour, outline=_INK)
         draw.text((x + _SQUARE + 4, y - 1), name, fill=_INK, font=font)
     file = io.BytesIO()
-    sheet.save(file, "PNG", optimize=True)
+    paper.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -81,13 +95,14 @@ def errors(
     return found
 
 
-def cell_size(height: int, width: int) -> tuple[int, int]:
-    """Return (H, W) of a cell."""
-    scale = _SIDE / max(height, width)
+def cell_size(height: int, width: int, side: int = _SIDE) -> tuple[int, int]:
+    """Return (H, W) of a cell whose longer side has so many pixels."""
+    scale = side / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _rgb(image: Tensor) -> NDArray[np.uint8]:
+def rgb(image: Tensor) -> NDArray[np.uint8]:
+    """Return an image [C, H, W] of 1 or 3 channels as [H, W, 3]."""
     pixels: NDArray[np.uint8] = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
     return pixels
 

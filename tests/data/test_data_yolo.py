@@ -181,3 +181,9 @@ def test_an_image_that_cannot_be_read_is_counted_with_the_others(tmp_path: Path)
     data = load(root)
     assert data.skipped == ("images/train/00.png",)
     assert len(data.train) == 100
+
+
+def test_a_folder_without_data_yaml_is_named(root: Path) -> None:
+    (root / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"has labels but no data\.yaml"):
+        load(root)
