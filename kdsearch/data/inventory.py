@@ -94,7 +94,8 @@ def _about_boxes(
     if ignored := sum(int((own < PADDING).sum()) for own in codes.values()):
         yield f"Ignored boxes, crowds or difficult: {ignored:,}"
     boxes = torch.cat([part[codes[split] >= 0] for split, part in labels.items()])
-    shorter = (boxes[:, 2:4] - boxes[:, :2]).amin(dim=1)
+    sides = (boxes[:, 2:4] - boxes[:, :2]) * boxes.new_tensor([size[1], size[0]])
+    shorter = sides.amin(dim=1)
     if small := int((shorter < _SMALL_BOX).sum()):
         yield f"{small:,} boxes are below {_SMALL_BOX} px at {size[1]} x {size[0]}"
 

@@ -251,16 +251,16 @@ def boxes_of(
 ) -> tuple[Any, Any, Any]:
     """Return boxes [n, 4] in pixels of an image of (width, height), scores [n] and classes [n].
 
-    answer: [P, 4 + K], x1, y1, x2, y2 in pixels of the network's input, then a score a class.
+    answer: [P, 4 + K], x1, y1, x2, y2 in fractions of the input, then a score a class.
     """
     places, labels = np.nonzero(answer[:, 4:] >= least)
     scores = answer[places, 4 + labels]
     boxes = answer[places, :4].astype(np.float64)
     kept = suppress(boxes, scores, labels)
     boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-    canvas, size = sides(metadata["image_size"]), sides(metadata["resolution"])
+    canvas = sides(metadata["image_size"])
     left, top, wide, high = placed(image, canvas)
-    on_canvas = boxes * (np.array(canvas[::-1]) / size[::-1])[[0, 1, 0, 1]]
+    on_canvas = boxes * np.array(canvas)[[1, 0, 1, 0]]
     inside = (on_canvas - [left, top, left, top]) * (np.array(image) / (wide, high))[[0, 1, 0, 1]]
     inside = inside.clip(0, [*image, *image])
     shown = (inside[:, :2] < inside[:, 2:]).all(axis=1)  # else it is in the padding

@@ -131,11 +131,16 @@ class Detection(Task):
         """Return a strip of each image: with its true boxes, and with those of each answer."""
         from kdsearch.tasks._box_strip import strip
 
+        height, width = images.shape[2:]
+        sides = torch.tensor([width, height, width, height, 1.0])
         found = {
-            name: [rows.numpy() for rows in shown(answer(images), least=_SURE)]
+            name: [
+                (rows * torch.cat([sides, sides[4:]])).numpy()
+                for rows in shown(answer(images), least=_SURE)
+            ]
             for name, answer in answers.items()
         }
-        return strip(images, labels, found, self.classes, self._shown_colours())
+        return strip(images, labels * sides, found, self.classes, self._shown_colours())
 
     def _shown_colours(self) -> list[Colour]:
         return list(self.colours) or [colour_of(place) for place in range(len(self.classes))]
