@@ -26,9 +26,10 @@ def points_of(levels: Sequence[Size], like: Tensor) -> tuple[Tensor, Tensor]:
     for height, width in levels:
         y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
         x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
-        grid = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+        size = (height, width)
+        grid = torch.stack([x.expand(size), y[:, None].expand(size)], dim=2).reshape(-1, 2)
         points.append(grid)
-        cells.append(torch.ones_like(grid) / like.new_tensor([width, height]))
+        cells.append(torch.stack([torch.full_like(grid[:, 0], 1 / side) for side in size[::-1]], 1))
     return torch.cat(points), torch.cat(cells)
 
 
