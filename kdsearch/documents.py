@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from kdsearch.errors import SpaceError
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_VALUES = 20_000  # read in a second
@@ -44,12 +46,23 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 def parse_yaml(text: str) -> Any:
     """Return the values in a YAML text. Raises DocumentError."""
+    return values_of(compose(text))
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """Return the names and values in a YAML text. Raises DocumentError."""
+    values = parse_yaml(text)
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise DocumentError("expected names and values")
+    return values
+
+
+def values_of(node: yaml.Node | None) -> Any:
+    """Return the values of the nodes that `compose` returns. Raises DocumentError."""
     try:
-        node = compose(text)
         return None if node is None else _Loader("").construct_document(node)
-    except yaml.MarkedYAMLError as error:  # a name twice, a number of too many digits
-        mark = error.problem_mark
-        raise DocumentError(str(error.problem), mark.line + 1 if mark else 0) from error
+    except yaml.YAMLError as error:  # a name twice, a number of too many digits
+        raise not_yaml(error) from error
     except DocumentError:
         raise
     except ValueError as error:
@@ -63,9 +76,35 @@ def compose(text: str) -> yaml.Node | None:
             raise DocumentError(reason, line)
         return yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise DocumentError(reason, mark.line + 1 if mark else 0) from error
+        raise not_yaml(error) from error
+
+
+def not_yaml(error: yaml.YAMLError) -> DocumentError:
+    """Return an error of PyYAML, which has up to eight lines, as a reason and its line."""
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return DocumentError(reason, mark.line + 1 if mark else 0)
+
+
+def mistake_in(error: Exception) -> str:
+    """Return the first mistake that a reader of a document found, as one line that names the key.
+
+    A ValidationError of pydantic has three lines for each mistake, and names none in the first.
+    """
+    from pydantic import ValidationError  # 0.1 s, which `--help` has not
+
+    if isinstance(error, ValidationError):
+        keys = (".".join(map(str, each["loc"])) for each in error.errors())
+        pairs = zip(keys, error.errors(), strict=True)
+        mistakes = [f"{key}: {each['msg']}" if key else each["msg"] for key, each in pairs]
+    elif isinstance(error, KeyError):
+        mistakes = [f"{error.args[0]}: Field required"]
+    elif isinstance(error, SpaceError):
+        mistakes = str(error).splitlines()
+    else:
+        mistakes = str(error).splitlines()[:1] or [type(error).__name__]
+    more = len(mistakes) - 1
+    return mistakes[0] + (f"; {more} more mistake{'s' if more > 1 else ''}" if more else "")
 
 
 def not_plain(text: str) -> Iterator[tuple[int, str]]:

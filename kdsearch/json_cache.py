@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from kdsearch.atomic import replacing
-from kdsearch.documents import parse_json
+from kdsearch.documents import mistake_in, parse_json
 from kdsearch.errors import KDSearchError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class JsonCache(Generic[T]):
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, KDSearchError) as error:
-            _log.warning("%s is damaged (%s); measuring again", path, error)
+            _log.warning("%s is damaged (%s); measuring again", path, mistake_in(error))
             return None
 
     @property

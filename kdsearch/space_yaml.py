@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import yaml
 
-from kdsearch.documents import DocumentError, not_plain, read_text
+from kdsearch.documents import DocumentError, not_plain, not_yaml, read_text
 from kdsearch.errors import SpaceError, did_you_mean
 from kdsearch.space import (
     Choice,
@@ -57,7 +57,9 @@ def parse_space(
         magic = [f"{source}:{line}: {message}" for line, message in not_plain(text)]
         root = None if magic else yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise SpaceError(f"{source} is not YAML: {error}") from error
+        found = not_yaml(error)
+        where = f":{found.line}" if found.line else ""
+        raise SpaceError(f"{source}{where}: not YAML: {found.reason}") from error
     if magic:
         raise SpaceError("\n".join(magic))
     if not isinstance(root, yaml.MappingNode) or not root.value:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdsearch.documents import (
     MAX_VALUES,
@@ -15,7 +19,9 @@ from kdsearch.documents import (
     read_text,
 )
 from kdsearch.errors import StudyError
-from kdsearch.study.config import read_config
+from kdsearch.study.config import FORMAT, StudyConfig, read_config
+from kdsearch.study.preparation import read_stage
+from kdsearch.study.run_log import read_progress
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
 DEEP = "[" * 5000 + "]" * 5000
@@ -68,3 +74,51 @@ def test_a_damaged_study_yaml_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(StudyError, match="is damaged"):
         read_config(tmp_path)
+
+
+SPACE = "student:\n  family: resnet\n"
+LEFT_OUT = "left out"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("space", "student: [\n a: {", "space:2: not YAML: expected the node content"),
+        ("space", SPACE + " resolution: 8", "space:3: not YAML: expected <block end>"),
+        ("space", "a: {float: [1]}", "space:1: a: expected {float: [low, high]}); restore"),
+        ("space", "a: {float: [1]}\nb: []\nc: []", "high]}; 2 more mistakes); restore it"),
+        ("space", "", "space: expected a mapping of names to dimensions"),
+        ("space", 5, "space: Input should be a valid string"),
+        ("epochs", "many", "epochs: Input should be a valid integer"),
+        ("epochs", -1, "--epochs -1: expected 1 to 1000000"),
+        ("budget_shares", {"budget_ms": "x"}, "budget_shares.budget_ms: Input should be"),
+        ("colour", "red", "colour: Unexpected keyword argument"),
+        ("versions", LEFT_OUT, "versions: Field required"),
+    ],
+)
+def test_a_mistake_in_study_yaml_is_one_line_with_its_key(
+    key: str, value: object, reason: str, tmp_path: Path
+) -> None:
+    content = {"format": FORMAT, **asdict(StudyConfig(space=SPACE)), "versions": {}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert read_config(tmp_path) == StudyConfig(space=SPACE)
+    content[key] = value
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v != LEFT_OUT}))
+    with pytest.raises(StudyError, match=rf"^{re.escape(str(file))} is damaged \(") as refused:
+        read_config(tmp_path)
+    assert reason in str(refused.value)
+    assert str(refused.value).endswith("); restore it, or start another study")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("progress.json", read_progress), ("preparing.json", read_stage)]
+)
+def test_a_mistake_in_a_file_of_a_run_is_one_line_with_its_key(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text('{"seconds": "long"}')
+    expected = rf"{name} is damaged \(\w+: Field required; \d+ more mistakes\); delete it$"
+    with pytest.raises(StudyError, match=expected):
+        read(tmp_path)

@@ -130,11 +130,11 @@ def _read_config(path: Path) -> dict[str, object]:
     """Return the values of a configuration; a number is its text, as on the command line."""
     import yaml
 
-    from kdsearch.documents import DocumentError, compose, parse_yaml, read_text
+    from kdsearch.documents import DocumentError, compose, read_text, values_of
 
     try:
-        text = read_text(path)
-        values, node = parse_yaml(text), compose(text)
+        node = compose(read_text(path))
+        values = values_of(node)
     except OSError as error:
         raise SpecError(f"--config {path}: {error.strerror}") from error
     except DocumentError as error:

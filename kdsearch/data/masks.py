@@ -27,7 +27,7 @@ from kdsearch.data.folder import is_image
 from kdsearch.data.headers import opened, upright
 from kdsearch.data.pixels import UnreadableError, strict_pillow
 from kdsearch.data.sizes import Size, placed, size_text
-from kdsearch.documents import parse_json
+from kdsearch.documents import mistake_in, parse_json
 from kdsearch.errors import DataError
 
 CLASSES = "classes.json"
@@ -293,7 +293,7 @@ def table_in(file: Path) -> Table:
         content = _File.model_validate_json(json.dumps({**rest, "classes": entries}))
     except (ValueError, AttributeError, ValidationError) as error:
         raise DataError(
-            f"{file}: {error}; expected "
+            f"{file}: {mistake_in(error)}; expected "
             '{"classes": [{"id": 0, "name": "sky", "colour": [128, 128, 128]}, ...], '
             '"ignore_index": 255}'
         ) from None

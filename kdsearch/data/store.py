@@ -42,6 +42,7 @@ from kdsearch.data.decode import (
 from kdsearch.data.pixels import strict_pillow
 from kdsearch.data.seen import recall, remember, state_of
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS, Decoding, Size
+from kdsearch.documents import mistake_in
 from kdsearch.errors import DataError
 
 VERSION = 2  # of the files of a store; 2: digests of the images
@@ -187,7 +188,7 @@ def _damage(folder: Path, source: Source) -> str:
             remember(folder / "checked", state)
         return f"checksum of {' and '.join(wrong)}" if wrong else ""
     except (OSError, ValidationError) as error:
-        return str(error)
+        return mistake_in(error)
 
 
 def _state(folder: Path) -> tuple[str, bool]:

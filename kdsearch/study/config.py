@@ -11,14 +11,14 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
 from kdsearch.digests import digest_of
-from kdsearch.documents import MAX_BYTES, parse_yaml, read_text
-from kdsearch.errors import StudyError
+from kdsearch.documents import MAX_BYTES, mistake_in, parse_mapping, read_text
+from kdsearch.errors import SpaceError, SpecError, StudyError
 from kdsearch.space import SearchSpace
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget
@@ -63,7 +63,7 @@ _NO_FLAGS = {
     "without_weights": "the families without pretrained weights",
     "storage_study": "the name in --storage",
 }
-_parsed = lru_cache(maxsize=4)(parse_space)
+_parsed = lru_cache(maxsize=4)(partial(parse_space, source="space"))
 FORMAT = 2  # of study.yaml; 2: a temperature is a knob of the method that has it
 FRACTION = Accepted("a fraction between 0 and 1, as 0.9", lambda value: 0 < value < 1)
 SUBSET = Accepted("a number of images, or 0 for all", lambda count: count >= 0)
@@ -335,7 +335,7 @@ def read_config(path: Path) -> StudyConfig | None:
     from pydantic import TypeAdapter  # 0.1 s, which `--help` has not
 
     try:
-        kept = parse_yaml(read_text(file, 4 * MAX_BYTES))
+        kept = parse_mapping(read_text(file, 4 * MAX_BYTES))
         kept.pop("versions")
         found = kept.pop("format", 1)
         if found != FORMAT:
@@ -343,12 +343,13 @@ def read_config(path: Path) -> StudyConfig | None:
                 f"{file} has format {found}, and this kdsearch reads format {FORMAT}; open the "
                 "study with the kdsearch that made it, or start another one"
             )
-        return TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        config = TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
+        _parsed(config.space)
+    except (OSError, ValueError, KeyError, SpecError, SpaceError) as error:
         raise StudyError(
-            f"{file} is damaged ({reason}); restore it, or start another study"
+            f"{file} is damaged ({mistake_in(error)}); restore it, or start another study"
         ) from error
+    return config
 
 
 def config_of(given: Mapping[str, object], start: StudyConfig | None = None) -> StudyConfig:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kdsearch.data.base import CLASSIFICATION
+from kdsearch.documents import mistake_in
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
 from kdsearch.spec import Candidate, Cost, TrialRecord
@@ -140,8 +141,6 @@ def read_facts(note: str) -> StudyFacts:
     try:
         return _READER.validate_json(note)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise StudyError(
-            OLDER_FORMAT.format(what=f"the study's facts ({where}: {first['msg']})")
+            OLDER_FORMAT.format(what=f"the study's facts ({mistake_in(error)})")
         ) from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from kdsearch import atomic
+from kdsearch.documents import mistake_in
 from kdsearch.errors import StudyError
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.lease import Holder
@@ -44,8 +45,7 @@ def read_stage(path: Path) -> Stage | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"{path / FILE} is damaged ({reason}); delete it") from error
+        raise StudyError(f"{path / FILE} is damaged ({mistake_in(error)}); delete it") from error
     return None if found.holder.is_dead() else found
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kdsearch import atomic
+from kdsearch.documents import mistake_in
 from kdsearch.errors import BudgetError, StudyError, TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
@@ -63,8 +64,7 @@ def read_progress(path: Path) -> Progress | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"{file} is damaged ({reason}); delete it") from error
+        raise StudyError(f"{file} is damaged ({mistake_in(error)}); delete it") from error
 
 
 def write_progress(path: Path, progress: Progress) -> None:

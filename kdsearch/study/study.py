@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.digests import digest_of
-from kdsearch.documents import parse_json
+from kdsearch.documents import mistake_in, parse_json
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
@@ -380,7 +380,8 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
         return _read_note(kept, frozen)
     except (ValueError, TypeError, AttributeError, KeyError, SpecError) as error:
         raise StudyError(
-            f"the note of trial {frozen.number} is damaged, or a newer kdsearch wrote it: {error}"
+            f"the note of trial {frozen.number} is damaged, or a newer kdsearch wrote it: "
+            f"{mistake_in(error)}"
         ) from error
 
 
