@@ -57,9 +57,9 @@ def parse_space(
         magic = [f"{source}:{line}: {message}" for line, message in not_plain(text)]
         root = None if magic else yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        found = not_yaml(error)
-        where = f":{found.line}" if found.line else ""
-        raise SpaceError(f"{source}{where}: not YAML: {found.reason}") from error
+        mistake = not_yaml(error)
+        where = f":{mistake.line}" if mistake.line else ""
+        raise SpaceError(f"{source}{where}: not YAML: {mistake.reason}") from error
     if magic:
         raise SpaceError("\n".join(magic))
     if not isinstance(root, yaml.MappingNode) or not root.value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -242,10 +243,7 @@ def test_a_file_that_is_not_a_mapping_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a:\n\t- b", "a: \x00", "a: 1\n---\nb: 2", "a: [1"])
 def test_text_that_is_not_one_yaml_document_is_refused(text: str) -> None:
-    assert refusal(text).startswith(
-        ("s.yaml:2: not YAML: ", "s.yaml:1: not YAML: ", "s.yaml: not YAML: ")
-    )
-    assert "\n" not in refusal(text)
+    assert re.fullmatch(r"s\.yaml(:\d)?: not YAML: .+", refusal(text))
 
 
 def test_a_bomb_of_references_is_refused_before_it_grows() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from kdsearch.cli.app import app
 from kdsearch.cli.options import OUT, Json, Out, Quiet, announce_data, takes
-from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.errors import SpecError, did_you_mean, printable
 from kdsearch.study.config import TARGET_FIELDS
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def export(
     else:
         _print(found)
     for line in found.left_out:
-        typer.echo(f"kdsearch: {line}", err=True)
+        typer.echo(f"kdsearch: {printable(line)}", err=True)
     if found.left_out:
         raise typer.Exit(1)
 
@@ -117,10 +117,10 @@ def _print(found: Exported) -> None:
 
 def _table(found: Exported) -> Table:
     """Return a table with one row per file."""
-    from rich.table import Table
+    from kdsearch.cli.tables import TextTable
 
     metric = found.metric
-    table = Table(
+    table = TextTable(
         title="Files, each measured as itself",
         caption=f"val: validation {metric.label}; drop: its loss{metric.points and ', points'}; "
         "same: equal answers; ms: where 95 % of processes find it; * fastest of these that fits",

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from kdsearch.cli.tables import cost_text, show
-from kdsearch.errors import printable
+from kdsearch.cli.tables import TextTable, cost_text, literal, show
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
@@ -150,11 +148,11 @@ class StudyConsole(Callback):
 
     def _render(self) -> RenderableType:
         if not self._state.total:
-            return Text(self._stage)
+            return literal(self._stage)
         return Group(self._table(), *self._foot())
 
-    def _table(self) -> Table:
-        table = Table(box=None, expand=True, pad_edge=False)
+    def _table(self) -> TextTable:
+        table = TextTable(box=None, expand=True, pad_edge=False)
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("student + method", ratio=2, no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
@@ -164,16 +162,16 @@ class StudyConsole(Callback):
             kind = f"{record.kind}, " if record.kind else ""
             table.add_row(
                 str(record.number),
-                Text(name_trial(record.params)),
+                name_trial(record.params),
                 str(len(record.curve) or ""),
                 self._value(record.val),
-                Text(kind + self._ending(record), style=_STYLES.get(record.state, "")),
+                literal(kind + self._ending(record), _STYLES.get(record.state, "")),
             )
         for number, row in sorted(self._state.running.items()):
             state = "training" if row.epoch else "getting ready"
             table.add_row(
                 str(number),
-                Text(row.what),
+                row.what,
                 f"{row.epoch}/{row.epochs}",
                 self._value(row.val),
                 f"{row.kind}, {state}" if row.kind else state,
@@ -186,7 +184,7 @@ class StudyConsole(Callback):
 
     def _ending(self, record: TrialRecord) -> str:
         if record.state != "complete" or record.cost is None:
-            return printable(f"{record.state}: {record.reason}")
+            return f"{record.state}: {record.reason}"
         cost = cost_text(record.cost, self._state.budget.axis())
         equal = record.reused_from
         return cost if equal is None else f"{cost}, equal to trial {equal}"
@@ -213,7 +211,9 @@ class StudyConsole(Callback):
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    shown = literal(text, style)
+    shown.no_wrap, shown.overflow = True, "ellipsis"
+    return shown
 
 
 def _time(seconds: float) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from kdsearch.errors import printable
 from kdsearch.hpo.statistics import Gain
@@ -19,6 +19,31 @@ from kdsearch.tasks.base import Metric
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
     from kdsearch.workflows.check_report import CheckReport, MethodCheck
+
+
+def literal(text: str, style: str = "") -> Text:
+    """Return a text as it stands: no markup, no emoji codes, control characters escaped."""
+    return Text(printable(text, keep="\n"), style=style)
+
+
+class TextTable(Table):
+    """A table whose title, caption, headings and cells are literal: names come from outside."""
+
+    def __init__(self, *, title: str = "", caption: str = "", **options: Any) -> None:
+        super().__init__(
+            title=literal(title, "table.title") if title else None,
+            caption=literal(caption, "table.caption") if caption else None,
+            **options,
+        )
+
+    def add_column(self, heading: str, **options: Any) -> None:  # type: ignore[override]
+        """Add a column."""
+        super().add_column(literal(heading), **options)
+
+    def add_row(self, *cells: str | Text, style: str | None = None) -> None:  # type: ignore[override]
+        """Add a row."""
+        texts = (literal(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*texts, style=style)
 
 
 def cost_text(cost: Cost | Entry, axis: str) -> str:
@@ -35,7 +60,7 @@ def show(*parts: str | Table, console: Console | None = None) -> None:
     console = console or Console()
     for part in parts:
         if isinstance(part, str):
-            console.print(escape(printable(part, keep="\n")), highlight=False, soft_wrap=True)
+            console.print(literal(part), soft_wrap=True)
         else:
             console.print(part)
 
@@ -46,7 +71,7 @@ def front_table(summary: Summary) -> Table:
     ships = summary.to_ship()
     star = "shipped" if summary.shipped else "the best so far"
     star += "" if ships == summary.best else f" (weights of trial {ships})"
-    table = Table(title=f"Front of {summary.study}: {found}; * = {star}")
+    table = TextTable(title=f"Front of {summary.study}: {found}; * = {star}")
     metric = summary.metric
     scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
     for heading in ("trial", *scores, "ms", "MFLOPs", "M par."):
@@ -89,7 +114,7 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
     if not summary.candidates:
         return
     count = max(len(each.trained.trials) for each in summary.candidates)
-    table = Table(
+    table = TextTable(
         title=f"Retrained with {count} seeds; controls: same student, same seeds",
         caption="\u00b1: standard deviation of one training; [ ]: 95 %, paired by seed",
     )
@@ -137,7 +162,7 @@ def check_tables(checked: CheckReport) -> list[Table]:
 
 
 def _teachers_table(checked: CheckReport) -> Table:
-    table = Table(
+    table = TextTable(
         title=f"Teacher on {checked.data}, {checked.classes} classes",
         caption="confidence: mean of the largest probabilities; NLL in nats an image; ECE over 15 "
         "bins; best T: temperature of the lowest NLL; plain views",
@@ -161,7 +186,7 @@ def _teachers_table(checked: CheckReport) -> Table:
 
 def _students_table(checked: CheckReport) -> Table:
     flops = "-" if checked.teacher_flops is None else f"{checked.teacher_flops / 1e6:,.2f}"
-    table = Table(
+    table = TextTable(
         title=f"Capacity: teacher {flops} MFLOPs, {checked.teacher_params:,} parameters",
         caption="one multiply-add counts once, batch 1; gap: teacher over student",
     )
@@ -186,7 +211,7 @@ def _gap(ratio: float | None) -> str:
 
 
 def _methods_table(checked: CheckReport) -> Table:
-    table = Table(
+    table = TextTable(
         title=f"Methods: one step, batch of {checked.batch_size}",
         caption="tried on the smallest student of each family",
     )
@@ -217,7 +242,7 @@ def comparison_table(found: Comparison) -> tuple[str | Table, ...]:
     """Return the table of two studies, and notes on its numbers."""
     scale, unit = UNITS[found.axis]
     one, other = found.sides
-    table = Table(
+    table = TextTable(
         caption=f"front: validation {found.metric.label} at {unit}; *: dominated by the other study"
     )
     for heading in ("", one.study, other.study):

@@ -122,11 +122,11 @@ def test_tables_and_json_show_the_teacher_in_its_place() -> None:
     assert [plain(name) for name in names[:3]] == [
         "trial 1 (resnet)", "teacher auto, within the budget", "trial 3 (resnet), to ship",
     ]  # fmt: skip
-    assert list(front_table(summary).columns[0].cells) == ["1", "teacher", "3 *"]
+    assert [str(cell) for cell in front_table(summary).columns[0].cells] == ["1", "teacher", "3 *"]
     assert summary.to_json()["teacher_within_budget"] is True
     over = found(entry(1, 0.98, 0.05), limit=0.11)
     assert [row[0] for row in tables.front(over).rows][1] == "teacher auto"
-    assert list(front_table(over).columns[0].cells) == ["1 *"]
+    assert [str(cell) for cell in front_table(over).columns[0].cells] == ["1 *"]
     assert over.to_json()["teacher_within_budget"] is False
 
 
