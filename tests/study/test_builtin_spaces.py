@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kdsearch.spec import Candidate
 from kdsearch.study.builtin_spaces import builtin, check_space, default_spaces, find_space
 from kdsearch.training import distiller
 
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "spaces.md"
 HEAD = "student: {family: {choice: {resnet: , vit: }}}\n"
 
 
@@ -75,6 +77,19 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "segmentation-small",
         "transfer",
     }
+
+
+@pytest.mark.parametrize("name", builtin())
+def test_a_space_that_ships_takes_the_line_of_class_weights_in_the_docs(name: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    line = re.search(r"^`(class_weights: .+)`$", page, re.MULTILINE)
+    assert line is not None
+    text = builtin()[name].read_text(encoding="utf-8")
+    added = parse_space(text.replace("\ntrain:\n", f"\ntrain:\n  {line[1]}\n"), check=check_space)
+    assert added.dims["train.class_weights"] == Choice(options=(0.0, 0.5, 1.0))
+    assert "train.class_weights" not in find_space(name).dims
+    walked = added.walk(lambda _, dim: dim.options[-1] if isinstance(dim, Choice) else dim.low)
+    assert Candidate.from_params(walked).train.class_weights == 1.0
 
 
 def test_methods_only_holds_every_method_with_the_ranges_it_declares() -> None:
