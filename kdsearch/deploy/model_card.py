@@ -18,6 +18,7 @@ from kdsearch.data.sizes import as_size
 from kdsearch.deploy.timing import BUSY
 from kdsearch.documents import MAX_BYTES, parse_json, parse_yaml, read_text
 from kdsearch.errors import StudyError, printable
+from kdsearch.study.chance import percent_of
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
@@ -198,8 +199,7 @@ def _by_score(scores: Mapping[str, Any], classes: Sequence[str], split: str) -> 
     yield f"## By class, {split}\n\n`metrics.json` has the confusion.\n"
     yield f"| class | {scores['label']}, % | of labels, % |\n|---|---|---|"
     for name, value, error, share in rows[:_CLASSES]:
-        noise = "" if error is None else f" \u00b1 {100 * error:.1f}"
-        yield f"| {plain(name)} | {100 * value:.1f}{noise} | {100 * share:.2f} |"
+        yield f"| {plain(name)} | {percent_of(value, error)} | {100 * share:.2f} |"
     if len(rows) > _CLASSES:
         yield f"\nThe {_CLASSES} worst of {len(rows)} classes."
     yield "\n\u00b1: one standard error over images."

@@ -62,10 +62,8 @@ def _shipped(summary: Summary) -> tuple[str, Details | None]:
 
 
 def _score(scores: ClassScores, place: int) -> str:
-    value, error = scores.values[place], scores.errors[place]
-    if value is None:
-        return "no labels"
-    return f"{100 * value:.1f} %" if error is None else percent_of(value, error)
+    value = scores.values[place]
+    return "no labels" if value is None else f"{percent_of(value, scores.errors[place])} %"
 
 
 def _gap(scores: ClassScores, theirs: ClassScores | None, place: int) -> str:

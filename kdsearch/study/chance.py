@@ -52,18 +52,16 @@ def _by_score(scores: ClassScores, classes: Sequence[str], split: str, most: int
     """Return the classes with the lowest scores and their noise."""
     rows = zip(scores.values, scores.errors, classes, strict=True)
     found = sorted((value, error, name) for value, error, name in rows if value is not None)
-    shown = ", ".join(
-        f"{name} {100 * value:.1f} %" if error is None else f"{name} {percent_of(value, error)}"
-        for value, error, name in found[:most]
-    )
+    shown = ", ".join(f"{name} {percent_of(value, error)} %" for value, error, name in found[:most])
     missing = len(classes) - len(found)
     gaps = f"; {missing} of {len(classes)} classes are not there" if missing else ""
     return f"By class on {split}: lowest {scores.label}: {shown}{gaps}."
 
 
-def percent_of(value: float, error: float) -> str:
-    """Return 0.412 with an error of 0.031 as '41.2 ± 3.1 %'."""
-    return f"{100 * value:.1f} \u00b1 {100 * error:.1f} %"
+def percent_of(value: float, error: float | None) -> str:
+    """Return 0.412 with an error of 0.031 as '41.2 ± 3.1', without one as '41.2'."""
+    noise = "" if error is None else f" \u00b1 {100 * error:.1f}"
+    return f"{100 * value:.1f}{noise}"
 
 
 def by_class(details: Details | None, classes: Sequence[str], split: str, most: int = 3) -> str:

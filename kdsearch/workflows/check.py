@@ -80,8 +80,12 @@ def check(
     torch_device = pick_device(device)
     teacher_specs(config)
     data, config = load_data(config, out, callback.on_message)
-    name = space or with_default_space(config, data)[0]
-    plan = _Plan(find_space(name), params or {}, has_own_methods=space is not None)
+    has_own_methods = space is not None
+    if space is None:
+        space, _, lines = with_default_space(config, data)
+        for line in lines:
+            callback.on_message(line)
+    plan = _Plan(find_space(space), params or {}, has_own_methods=has_own_methods)
     callback.on_message("Building the students")
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):
@@ -102,7 +106,7 @@ def check(
         inventory=data.inventory,
         classes=data.num_classes,
         metric=prepared.context.task.metric,
-        space=name,
+        space=space,
         batch_size=min(plan.batch_size, len(data.labelled)),
         teacher_flops=prepared.teacher.flops,
         teacher_params=prepared.teacher.params,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,11 +113,22 @@ def with_default_space(config: StudyConfig, data: ImageData) -> tuple[str, Study
 
     It is the first whose weights can be had. The lines are on those that are missing.
     """
-    names = default_spaces(config.data, max(data.size), len(data.labelled), data.task)
-    for name in names[:-1]:
-        with suppress(SpecError):
-            return name, *without_missing(replace(config, space=find_space(name).text))
-    return names[-1], *without_missing(replace(config, space=find_space(names[-1]).text))
+    *better, last = default_spaces(config.data, max(data.size), len(data.labelled), data.task)
+    passed_over: list[str] = []
+    for name in better:
+        try:
+            found, lines = without_missing(replace(config, space=find_space(name).text))
+        except SpecError:
+            passed_over.append(name)
+        else:
+            return name, found, lines
+    found, lines = without_missing(replace(config, space=find_space(last).text))
+    left_out = (
+        f"The space {name} is left out, as its pretrained weights are missing; {last} takes its "
+        "place"
+        for name in passed_over
+    )
+    return last, found, [*left_out, *lines]
 
 
 def with_space(given: Mapping[str, object]) -> Mapping[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -29,6 +30,7 @@ from kdsearch.trials.start import (
     without_missing,
 )
 from kdsearch.trials.trial import WEIGHTS, run_trial
+from kdsearch.workflows.resolve import with_default_space
 
 NETWORK = "timm:mobilenetv3_small_050"
 
@@ -110,6 +112,26 @@ def test_a_built_in_space_starts_from_the_weights_there_are(
     assert left == (families if is_optional else [known])
     walked = found.search_space().walk(lambda name, dim: default_of(dim))
     assert walked[f"student.{known}.init"] == "pretrained"
+
+
+def test_a_default_space_without_its_weights_is_named(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    few = SimpleNamespace(size=(64, 64), labelled=range(1000), task="classification")
+    name, config, lines = with_default_space(StudyConfig(data="photos"), few)
+    assert (name, config.space) == ("classification-mobile", find_space(name).text)
+    passed_over = "The space transfer is left out, as its pretrained weights are missing; "
+    assert lines[0] == f"{passed_over}classification-mobile takes its place"
+    assert len(lines) == len(set(lines))
+    assert any("give --pretrained-weights timm:" in line for line in lines[1:])
+
+    given = StudyConfig(data="photos", pretrained_weights=f"timm:tf_efficientnet_lite0={weights}")
+    name, _, lines = with_default_space(given, few)
+    assert name == "transfer"
+    assert not any("left out, as its" in line for line in lines)
 
 
 def test_a_space_of_nothing_but_missing_weights_is_refused(
