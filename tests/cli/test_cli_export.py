@@ -20,6 +20,8 @@ from kdsearch.deploy.formats import FORMATS as KNOWN
 from kdsearch.deploy.formats.onnx import evaluate
 from kdsearch.deploy.package import candidate_of
 from kdsearch.deploy.runtimes import RUNTIMES
+from kdsearch.errors import TrainingError
+from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
 from kdsearch.workflows import export as export_workflow
 
@@ -150,6 +152,37 @@ def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Sh
     assert better.val + better.drop == pytest.approx(plain.val + plain.drop)
     assert (study / "best" / better.name).stat().st_size == better.bytes
     assert not list((study / "best").glob(".*"))
+
+
+def test_a_tuning_that_fails_keeps_the_file_there_was(
+    study: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lines(Callback):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def on_message(self, text: str) -> None:
+            self.lines.append(text)
+
+    def exported(max_drop: float) -> tuple[ExportedFile, bytes, list[str]]:
+        callback = Lines()
+        (file,) = export_workflow.export_study(
+            study, ["onnx-int8"], callback, out=shell.out, max_drop=max_drop
+        ).files
+        return file, (study / "best" / file.name).read_bytes(), callback.lines
+
+    def diverges(*_: object) -> None:
+        raise TrainingError("the loss is not finite")
+
+    untuned, content, _ = exported(1.0)
+    monkeypatch.setattr(export_workflow, "fine_tune", diverges)
+    file, kept, lines = exported(-1.0)  # whatever it loses is too much
+
+    assert f"{file.name} stays as it is: the loss is not finite" in lines
+    assert not file.tuned
+    assert (kept, file.val, file.drop) == (content, untuned.val, untuned.drop)
+    assert not list((study / "best").glob(".*"))
+    assert files_of(study / "best")[file.name]["val"] == file.val
 
 
 def test_a_trial_is_exported_to_a_folder_of_its_own(study: Path, shell: Shell) -> None:

@@ -15,7 +15,7 @@ from kdsearch.errors import StudyInterruptedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.facts import Refit
-from kdsearch.study.open import load_study
+from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.refit import candidates, trained
 from kdsearch.study.study import searched
@@ -87,19 +87,40 @@ def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(
     assert again.read_bytes() == shipped.read_bytes()
 
 
-def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> None:
-    """Attention maps weigh so much here that the student learns nothing else; a label does."""
+def won_by_a_control(shell: Shell, name: str) -> tuple[Path, str]:
+    """Run a study whose attention maps weigh so much that only a label teaches the student."""
     space = SPACE.replace("[100.0, 10000.0]", "[1.0e+8, 1.0e+9]").replace("epochs: 1", "epochs: 2")
     space = re.sub(r"      kd:\n.*\n", "", space)
-    line = ("--name", "control", "--budget-mflops", "1", "--trials", "1")
-    answer = shell.run(*line, space=space)
+    answer = shell.run("--name", name, "--budget-mflops", "1", "--trials", "1", space=space)
     assert answer.code == 0, answer
-    path = shell.out / "control"
+    return shell.out / name, answer.stdout
+
+
+def test_a_control_with_damaged_weights_falls_back_to_its_trial(shell: Shell) -> None:
+    path, _ = won_by_a_control(shell, "damaged-controls")
+    shutil.rmtree(path / "best")
+    controls = [r.number for r in load_study(path).records() if r.kind == "control"]
+    for number in controls:
+        (path / "trials" / f"{number:06d}" / "student.safetensors").write_bytes(b"damaged")
+    with open_study(path, load_study(path).config, versions={}) as study:
+        winner = study.facts.shipped
+        assert winner in controls
+        study.update_facts(shipped=None, is_finished=False, test={})
+    answer = shell.type("run", "--name", path.name, "--out", str(shell.out))
+    assert answer.code == 0, answer
+    assert f"Trial {winner} is left out: " in answer.stdout
+    assert load_study(path).facts.shipped == 0
+    kept = path / "trials" / "000000" / "student.safetensors"
+    assert (path / "best" / "student.safetensors").read_bytes() == kept.read_bytes()
+
+
+def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> None:
+    path, printed = won_by_a_control(shell, "control")
     front = json.loads((path / "front.json").read_text())
     best = max(front["controls"], key=lambda entry: entry["val"])
     assert front["best"] == front["front"][0]["trial"] == 0
     assert front["shipped"] == best
-    assert f"Best: trial {best['trial']}, " in answer.stdout
+    assert f"Best: trial {best['trial']}, " in printed
     shipped = (path / "best" / "student.safetensors").read_bytes()
     trained_here = path / "trials" / f"{best['trial']:06d}" / "student.safetensors"
     assert shipped == trained_here.read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -143,6 +144,31 @@ def test_an_interrupt_that_an_import_made_another_error_of_is_an_interrupt() -> 
     found = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr == "kdsearch: interrupted; run the same command to resume\n"
+
+
+HUNG_UP = """
+import fcntl, termios, time
+from kdsearch import __main__ as door
+from kdsearch import cli
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+def app(*_, **__):
+    print("ready", flush=True)
+    time.sleep(60)
+cli.app = app
+door.main([])
+"""
+
+
+def test_a_terminal_that_hangs_up_gets_no_message_and_the_exit_code_is_130() -> None:
+    mine, theirs = pty.openpty()
+    line = [sys.executable, "-c", HUNG_UP]
+    with subprocess.Popen(
+        line, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        assert os.read(mine, 5) == b"ready"
+        os.close(mine)  # its session gets SIGHUP, and writing is an OSError
+        assert process.wait(timeout=60) == 130
 
 
 def _session(leader: int) -> list[int]:

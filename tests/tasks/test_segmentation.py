@@ -305,6 +305,20 @@ def test_methods_on_maps_compare_logits_where_the_mapping_says_so(
     assert float(found) == pytest.approx(float(by_hand), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["cwd+fitnet", "fitnet+cwd"])
+def test_logits_come_after_every_stage_in_progressive_order(data: ImageData, method: str) -> None:
+    knobs = {"cwd.mapping": "logits", "fitnet.mapping": "stride"}
+    spec = DistillSpec(method=method, order="progressive", knobs=knobs)
+    student, teacher = sides(data, "lraspp", "fpn")
+    distiller = Distiller(spec, task=tasks.of(data), student=student, teachers=[teacher])
+    *hints, last = sorted(distiller.terms, key=lambda term: term.window)
+    depths = [term.losses[0].pairs[0][0] for term in hints]
+    assert {term.name for term in hints} == {"fitnet"}
+    assert len(depths) > 1
+    assert depths == sorted(depths)
+    assert (last.name, last.window[1]) == ("cwd", 1.0)
+
+
 def test_logits_of_one_class_an_image_have_no_positions(data: ImageData) -> None:
     one = Outputs(torch.rand(2, 3), torch.rand(2, 8), (torch.rand(2, 8, 4, 4),))
     side = Side(outputs=one, resolution=data.size)

@@ -123,7 +123,8 @@ def build_terms(
         for losses in zip(*by_teacher, strict=True):
             term = Term(spec, places, [loss for _, loss in losses], moves_temperature=moves)
             depth = max(depth for depth, _ in losses)
-            found.append((_ORDER.index(spec.method.need), depth, term))
+            need = "logits" if spec.is_on_logits else spec.method.need
+            found.append((_ORDER.index(need), depth, term))
     terms = [term for _, _, term in sorted(found, key=lambda item: item[:2])]
     if is_progressive:
         for i, term in enumerate(terms):
