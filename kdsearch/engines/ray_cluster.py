@@ -11,9 +11,11 @@ import math
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # the study is on disk
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
+_ENDED = (
+    "Ray has ended on this machine: one of its processes was killed, perhaps for memory; trials "
+    "that ended are kept, and the same command resumes the study"
+)
+_ON_EXIT = "import sys\nif not sys.stdin.read(): print(sys.argv[1], file=sys.stderr)"
 _IN_ACTORS = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -75,7 +82,8 @@ def connected(address: str = PRIVATE, *, cpus: int | None = None) -> Iterator[No
                 "--ray-address none a private one"
             ) from error
         try:
-            yield
+            with explained_exit():
+                yield
         finally:
             ray.shutdown()
 
@@ -102,6 +110,30 @@ def room(gpus: float) -> int:
         int(min(share.get("CPU", 0), share.get("GPU", 0) / gpus + 1e-9 if gpus else math.inf))
         for share in shares
     )
+
+
+def node_error() -> StudyError | None:
+    """Return the error that the Ray node of this process has ended; None while it is alive."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    if any(node["NodeID"] == here and node["Alive"] for node in nodes):
+        return None
+    return StudyError(_ENDED)
+
+
+@contextmanager
+def explained_exit() -> Iterator[None]:
+    """Print why, where Ray ends this process: it does so at once, past Python, if its node ends.
+
+    A child waits for the end of a pipe, and prints unless it was written to.
+    """
+    line = [sys.executable, "-I", "-S", "-c", _ON_EXIT, f"kdsearch: {_ENDED}"]
+    child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # somebody killed the child
+            child.communicate(b"ended")
 
 
 class PrunerActor:

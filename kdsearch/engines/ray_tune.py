@@ -32,13 +32,14 @@ from ray.tune.stopper import Stopper
 
 from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.logs import send_logs, write_log
-from kdsearch.engines.ray_cluster import quiet
+from kdsearch.engines.ray_cluster import node_error, quiet
 from kdsearch.errors import StudyError
 from kdsearch.study.study import Proposal, TrialOutcome
 
 _log = logging.getLogger(__name__)
 
 RETRIES = 2  # of a trial whose actor died
+_CHECK_SECONDS = 2.0  # between looks at the Ray node of this process
 _GATHER_SECONDS = 0.5  # for which an actor collects messages, as each call costs some ms
 
 Report: TypeAlias = Callable[..., None]  # sends its arguments to `on_progress`, and returns at once
@@ -317,15 +318,22 @@ class _Schedule(FIFOScheduler):
 
 
 class _StopOnError(Stopper):
-    """Ends Tune's loop with the error that ends the run; Tune calls it after each event."""
+    """Ends Tune's loop with the error that ends the run; Tune calls it ten times a second.
+
+    Where the Ray node of this process has ended, Tune would wait for ever.
+    """
 
     def __init__(self, search: _Search) -> None:
         self._search = search
+        self._next_check = 0.0
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
+        if self._search.error is None and time.monotonic() > self._next_check:
+            self._next_check = time.monotonic() + _CHECK_SECONDS
+            self._search.error = node_error()
         if self._search.error is not None:
             raise self._search.error
         return False

@@ -6,6 +6,7 @@ import _thread
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -98,6 +100,81 @@ def test_a_missing_cluster_raises() -> None:
     reported = r"--ray-address 127.0.0.1:1: .*Connection refused.*`ray start --head`"
     with pytest.raises(StudyError, match=reported), connected("127.0.0.1:1"):
         pass
+
+
+ENDED = "Ray has ended on this machine: "
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_the_end_of_the_own_node_ends_the_run_and_that_of_another_does_not(
+    is_alive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"NodeID": "here", "Alive": is_alive}, {"NodeID": "far", "Alive": not is_alive}]
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    search = SimpleNamespace(error=None)
+    stopper = ray_tune._StopOnError(search)
+    if is_alive:
+        assert not stopper.stop_all()
+        assert search.error is None
+        return
+    with pytest.raises(StudyError, match=f"^{ENDED}.*the same command resumes the study$"):
+        stopper.stop_all()
+    assert isinstance(search.error, StudyError)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "is_explained"),
+    [("os._exit(1)", 1, True), ("sys.exit(3)", 3, False), ("print('done')", 0, False)],
+)
+def test_only_an_exit_past_python_is_explained(end: str, code: int, is_explained: bool) -> None:
+    text = (
+        "import os, sys\nfrom kdsearch.engines.ray_cluster import explained_exit\n"
+        f"with explained_exit():\n    {end}"
+    )
+    found = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert found.returncode == code
+    assert found.stderr.startswith(f"kdsearch: {ENDED}") == is_explained
+    assert found.stderr.count("\n") == is_explained
+
+
+AGENT_KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from table_study import look_up, opened
+from test_ray_tune import connected, processes, run_search, slow
+def on_trial(record):
+    if record.number == 1:
+        for pid, name in processes(os.getpid()):
+            if name.startswith("ray::DashboardAgent"):
+                os.kill(pid, signal.SIGKILL)
+if __name__ == "__main__":
+    with connected(cpus=1), opened(Path(sys.argv[1])) as study:
+        run_search(study, slow, n_trials=40, on_trial=on_trial)
+"""
+
+
+def processes(parent: int) -> Iterator[tuple[int, str]]:
+    """Yield the processes below a process, with their command lines."""
+    for file in Path(f"/proc/{parent}/task").glob("*/children"):
+        for pid in map(int, file.read_text().split()):
+            yield pid, Path(f"/proc/{pid}/cmdline").read_text()
+            yield from processes(pid)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_path")
+def test_the_death_of_rays_agent_is_one_message_and_loses_no_trial(tmp_path: Path) -> None:
+    """Ray then ends this process by itself, or leaves it to wait for ever."""
+    line = [sys.executable, "-c", AGENT_KILLED, str(tmp_path / "killed")]
+    found = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 1
+    assert ENDED in found.stderr.splitlines()[-1]
+    with opened(tmp_path / "killed") as study:
+        states = [record.state for record in run_to(study, 4)]
+    assert set(states[:2]) <= {"complete", "rejected", "failed"}
+    assert len(states) >= 4
 
 
 @pytest.mark.usefixtures("_ray")
