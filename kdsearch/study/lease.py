@@ -32,6 +32,7 @@ from kdsearch.study.storage_url import Storage
 LEASE = "kdsearch:lease"  # a user attribute of the study
 RENEW_SECONDS = 30.0
 EXPIRY_SECONDS = 180.0
+_MOST = 10_000  # bytes of a lock file
 Clock = Callable[[Connection], float]
 _log = logging.getLogger(__name__)
 _studies = sqlalchemy.table("studies", *map(sqlalchemy.column, ("study_id", "study_name")))
@@ -84,6 +85,14 @@ class Holder:
             pass
         began = _began(self.pid)
         return began is not None and began != self.began
+
+    def where(self) -> str:
+        """Return "process 7 on HOST", and how the user resumes or ends it here if suspended."""
+        place = f"process {self.pid} on {self.host}"
+        if not self.is_alive() or _stat(self.pid)[:1] != ["T"]:
+            return place
+        kill = f"`kill -CONT {self.pid}` resumes it, `kill -9 {self.pid}` ends it"
+        return f"{place}, which is suspended ({kill})"
 
     def is_alive(self) -> bool:
         """Return whether it is another process here that certainly still runs."""
@@ -200,9 +209,8 @@ class Lease:
         if self._is_locked and holder.is_on_this_machine() and not holder.is_alive():
             return
         raise StudyError(
-            f"{self._where} is being run by process {holder.pid} on {holder.host}, which was alive "
-            f"{max(age, 0):.0f} s ago; end that one, wait {EXPIRY_SECONDS - age:.0f} s if it is "
-            "dead, or run another study"
+            f"{self._where} is being run by {holder.where()}, alive {max(age, 0):.0f} s ago; end "
+            f"that one, wait {EXPIRY_SECONDS - age:.0f} s if it is dead, or run another study"
         )
 
     def _require_mine(self, holder: Holder | None, age: float) -> None:
@@ -212,6 +220,20 @@ class Lease:
                 f"{self._where} is run by {taken} now, since this process did not renew its "
                 f"lease for {EXPIRY_SECONDS:.0f} s; nothing that ended before is lost"
             )
+
+
+def write_holder(lock: int) -> None:
+    """Write this process into an open lock file, for the message to a driver that it keeps out."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps(asdict(Holder.here())).encode(), 0)
+
+
+def holder_of(lock: int) -> str:
+    """Return the process that holds an open lock file, in words."""
+    try:
+        return Holder(**parse_json(os.pread(lock, _MOST, 0))).where()
+    except (OSError, ValueError, TypeError):
+        return "another process"
 
 
 def require_free(storage: Storage, *, where: str) -> None:
@@ -272,9 +294,16 @@ def _began(pid: int) -> str | None:
 
     One that ended and was not yet waited for has no beginning that any other has.
     """
+    fields = _stat(pid)
+    if not fields:
+        return None
+    return "ended" if fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the state of a process, and what Linux states after it; nothing where unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold anything
-    return "ended" if fields[0] in "ZX" else fields[19]
+        return []
+    return stat.rpartition(")")[2].split()  # the name in brackets may hold anything

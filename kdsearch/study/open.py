@@ -21,7 +21,7 @@ from kdsearch.study.config import (
     refuse_changes,
 )
 from kdsearch.study.facts import candidate_digest
-from kdsearch.study.lease import require_free
+from kdsearch.study.lease import holder_of, require_free, write_holder
 from kdsearch.study.sampler_check import refuse_sampler
 from kdsearch.study.storage_url import (
     DATABASE,
@@ -204,10 +204,14 @@ def _locked(path: Path, config: StudyConfig) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            holder, name = holder_of(lock.fileno()), config.flag("name")
             raise StudyError(
-                f"{path} is being run by another process; wait for it, or give another "
-                f"{config.flag('name')}"
+                f"{path} is being run by {holder}; wait for it, end it, or give another {name}"
             ) from None
+        try:
+            write_holder(lock.fileno())
+        except OSError as error:
+            raise StudyError(f"cannot write to {path}: {error.strerror}") from error
         yield
 
 

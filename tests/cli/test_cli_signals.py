@@ -60,7 +60,7 @@ def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signa
     with start(line) as driver:
         _wait_for(driver, "1 of 400, trial")
         # A second driver of the same study is refused while the first goes on.
-        assert "another process" in shell.refused("run", "--name", name)
+        assert f"is being run by process {driver.pid} on " in shell.refused("run", "--name", name)
         requested = time.perf_counter()
         driver.send_signal(stop)
         _, message = driver.communicate(timeout=60)

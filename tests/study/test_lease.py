@@ -17,9 +17,17 @@ from typing import Protocol
 
 import pytest
 from sqlalchemy import Connection
+from table_study import opened
 
 from kdsearch.errors import StudyError
-from kdsearch.study.lease import EXPIRY_SECONDS, Holder, Lease, database_time
+from kdsearch.study.lease import (
+    EXPIRY_SECONDS,
+    Holder,
+    Lease,
+    database_time,
+    holder_of,
+    write_holder,
+)
 from kdsearch.study.storage_url import Storage, inside, read_url
 from kdsearch.study.store import Store
 
@@ -178,3 +186,40 @@ def test_a_holder_is_this_process() -> None:
     assert replace(me, pid=2**22 + 1).is_dead()
     assert not replace(me, pid=2**22 + 1, pids="another container").is_dead()
     assert me.token != Holder.here().token
+
+
+SUSPENDED = """
+import os, signal, sys
+from pathlib import Path
+from table_study import opened
+with opened(Path(sys.argv[1])):
+    print("held", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_suspended_driver_is_named_with_the_ways_to_resume_and_end_it(fast_path: Path) -> None:
+    path = fast_path / "suspended"
+    line = [sys.executable, "-c", SUSPENDED, str(path)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+            with pytest.raises(StudyError) as refused, opened(path):
+                pass
+        finally:
+            holder.kill()
+    ways = f"`kill -CONT {holder.pid}` resumes it, `kill -9 {holder.pid}` ends it"
+    assert f"is being run by process {holder.pid} on " in str(refused.value)
+    assert f", which is suspended ({ways}); wait for it" in str(refused.value)
+    with opened(path):  # ended by the second of these
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff"])
+def test_a_lock_without_a_holder_is_that_of_another_process(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    file.write_bytes(content)
+    with file.open("r+") as lock:
+        assert holder_of(lock.fileno()) == "another process"
+        write_holder(lock.fileno())
+        assert holder_of(lock.fileno()) == f"process {os.getpid()} on {ME.host}"

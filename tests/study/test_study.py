@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -233,7 +234,10 @@ def test_an_accuracy_that_is_not_a_number_is_a_failure(copy_at: CopyAt) -> None:
 def test_a_second_driver_is_kept_out(copy_at: CopyAt) -> None:
     path = copy_at(0)
     with opened(path):
-        with pytest.raises(StudyError, match="is being run by another process"), opened(path):
+        with (
+            pytest.raises(StudyError, match=f"is being run by process {os.getpid()} on "),
+            opened(path),
+        ):
             pass
         assert load_study(path).records() == []
     with opened(path) as study:
@@ -251,7 +255,7 @@ def test_a_study_that_is_driven_is_refused_before_its_data_is_loaded(tmp_path: P
             run_study({}, Callback(), out=out, name="driven")
 
     with opened(path, config):
-        refused(path.parent, "is being run by another process; wait for it")
+        refused(path.parent, f"is being run by process {os.getpid()} on .+; wait for it, end it")
         away = tmp_path / "there" / "driven"
         away.mkdir(parents=True)
         shutil.copy(path / "study.yaml", away)
