@@ -22,7 +22,7 @@ from kdsearch.cli.options import (
     shape_of,
     takes,
 )
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, printable
 from kdsearch.space import Value
 from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS
 
@@ -62,7 +62,8 @@ def distill(
     params: dict[str, Value] = {"student.family": student, "method.name": method}
     params |= read_settings(set, student=student, method=method)
     spec: dict[str, Value | None] = {"alpha": alpha, "weight": weight, "mapping": mapping}
-    if temperature is not None:
+    announce_data(given, quiet=quiet or as_json)
+    if temperature is not None:  # the import of torch takes seconds
         from kdsearch.training.distiller import temperature_knob
 
         spec[temperature_knob(method)] = temperature
@@ -72,7 +73,6 @@ def distill(
     if twice := params.keys() & typed.keys():
         raise SpecError(f"{', '.join(sorted(twice))}: given as a flag and with --set; give one")
     params |= typed
-    announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.workflows import api
@@ -166,6 +166,8 @@ def measure(
     shape = None if input is None else shape_of(input)
     settings = read_settings(set, student=model, method="kd")
     params: dict[str, Value] = {"student.family": model, **settings}
+    if not as_json:
+        typer.echo(f"Measuring {printable(model)}")
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.tables import show
     from kdsearch.spec import Candidate

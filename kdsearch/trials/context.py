@@ -106,6 +106,7 @@ def prepare(
     for spec in teacher_specs(config):
         if text := about_scratch(spec, data):
             callback.on_message(text)
+    callback.on_message(f"Loading the teacher {config.teacher}")
     context = lay_out(
         config,
         data,

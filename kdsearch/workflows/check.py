@@ -92,6 +92,8 @@ def check(
         raise SpecError("\n".join(student.reason for student, _ in built))
     prepared = prepare(config, data, out=out, device=torch_device, callback=callback)
     is_one_class = bool(data.classes) and data.val.labels.ndim == 1
+    if is_one_class:
+        callback.on_message("Measuring the calibration of the teacher")
     teachers = tuple(_teachers(prepared.context)) if is_one_class else ()
     students = tuple(_compared(student, prepared) for student, _ in built)
     models = [model for student, model in built if model and student.size != "largest"]

@@ -104,6 +104,7 @@ def distill(
     assert outcome.cost is not None
     assert outcome.val is not None
     student = load_student(candidate.student, data, path / WEIGHTS)
+    callback.on_message(f"Evaluating the student on {len(data.test):,} test images")
     test = evaluate_in_detail(student.to(torch_device), data.test, context.task, torch_device)
     results = {"validation": outcome.val, "test": test.value}
     callback.on_message("Exporting the student, and measuring its file")

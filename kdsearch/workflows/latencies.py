@@ -30,7 +30,7 @@ def measure_latencies(
 ) -> None:
     """Store the latencies of trials and the teacher. shipped: a trial and its file's latency.
 
-    An architecture is measured once. A note says why where one has no latency.
+    An architecture is measured once. A note comes before the first, and says why one has none.
     """
     is_limited = study.budget.latency_ms is not None
     limit = None if is_limited else math.inf
@@ -39,6 +39,8 @@ def measure_latencies(
         trial, latency = shipped
         found[_architecture(trial)] = latency
     costs = dict(study.facts.costs)
+    if left := {_architecture(record) for record in records} - found.keys():
+        note(f"Measuring the latency of {len(left)} student{'s' * (len(left) > 1)}")
     for record in records:
         name = _architecture(record)
         if name not in found:

@@ -16,6 +16,8 @@ def test_check_prints_tables_and_json(shell: Shell) -> None:
     assert answer.code == 0, answer
     for message in (
         "Data digits: 10 classes",
+        "Building the students\nLoading the teacher auto\n",
+        "Measuring the calibration of the teacher\nTrying methods on students: ",
         "Trying methods on students: ",
         "Teacher on digits",
         "359 val",

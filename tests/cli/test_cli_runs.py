@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,62 @@ def test_the_command_line_wins_over_the_config(shell: Shell) -> None:
     assert front["study"] == "from-file"
     assert front["budget"]["flops"] == 1e6
     assert front["counts"]["complete"] == 1
+
+
+def in_order(printed: str, *stages: str) -> None:
+    """Require a line of each stage, in this order."""
+    lines = iter(printed.splitlines())
+    for stage in stages:
+        assert any(line.startswith(stage) for line in lines), f"{stage!r} in\n{printed}"
+
+
+def test_each_slow_stage_of_a_run_has_a_line_before_it(finished: Studies) -> None:
+    in_order(
+        finished("plain").stdout,
+        *("Reading the images", "Data digits: ", "Results go to ", "Loading the teacher auto"),
+        *("Evaluating the teacher on ", "Training trial 0: ", "Control for trial "),
+        *("Exporting trial ", "Evaluating the teacher and ", "Measuring the latency of "),
+    )
+
+
+def test_each_slow_stage_of_a_distillation_has_a_line_before_it(shell: Shell) -> None:
+    line = ("distill", "--epochs", "1", "--teacher-epochs", "1", "--set", "student.width=0.125")
+    answer = shell.type(*line, "--out", str(shell.out), "--name", "in-order")
+    assert answer.code == 0, answer
+    in_order(
+        answer.stdout,
+        *("Reading the images", "Data digits: ", "Results go to ", "Loading the teacher auto"),
+        *("Evaluating the teacher on ", "Training resnet by kd", "Evaluating the student on "),
+        *("Exporting the student", "Student: "),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        (("measure", "nonsense"), "Measuring nonsense"),
+        (("check", "--data", "digits", "--device", "cuda:99"), "Reading the images of 'digits'"),
+        (("distill", "--temperature", "4", "--device", "cuda:99"), "Reading the images"),
+        (("run", "--device", "cuda:99"), "Reading the images"),
+        (("export", "nothing-here"), "Reading the images"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_the_first_line_comes_before_torch(line: tuple[str, ...], first: str) -> None:
+    code = (
+        "import sys\n"
+        "class Out:\n"
+        "    def write(self, text):\n"
+        "        sys.__stdout__.write(f'{text.strip()}|{\"torch\" in sys.modules}\\n')\n"
+        "        return len(text)\n"
+        "    def flush(self): pass\n"
+        "    def isatty(self): return False\n"
+        "sys.stdout = Out()\n"
+        "from kdsearch.__main__ import main\n"
+        f"main({list(line)!r})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.startswith(f"{first}|False\n"), found
 
 
 def test_models_are_measured_by_name_and_as_files(finished: Studies, shell: Shell) -> None:
