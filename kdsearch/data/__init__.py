@@ -240,7 +240,18 @@ def _reader(path: Path, task: str | None = None) -> Callable[..., Source] | None
 
     Raises DataError for labels of several tasks where none is chosen.
     """
-    from kdsearch.data import cityscapes, coco, folder, masks, parquet, tables, voc, voc_boxes, yolo
+    from kdsearch.data import (
+        ade20k,
+        cityscapes,
+        coco,
+        folder,
+        masks,
+        parquet,
+        tables,
+        voc,
+        voc_boxes,
+        yolo,
+    )
     from kdsearch.data.base import DETECTION, SEGMENTATION
 
     if path.is_file():
@@ -248,7 +259,7 @@ def _reader(path: Path, task: str | None = None) -> Callable[..., Source] | None
             return parquet.read
         return yolo.read if yolo.is_layout(path) else None
     layouts: tuple[tuple[str, Any], ...] = (
-        *((SEGMENTATION, module) for module in (masks, voc, cityscapes)),
+        *((SEGMENTATION, module) for module in (ade20k, masks, voc, cityscapes)),
         *((DETECTION, module) for module in (coco, yolo, voc_boxes)),
     )
     present = [(name, module) for name, module in layouts if module.is_layout(path)]

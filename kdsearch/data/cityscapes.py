@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdsearch.data.base import VOID, Colour, Source
-from kdsearch.data.masks import Pairs, Table, source_of
+from kdsearch.data.mask_table import Table
+from kdsearch.data.masks import Pairs, source_of
 from kdsearch.errors import DataError
 
 _IMAGES, _MASKS = "leftImg8bit", "gtFine"

@@ -8,29 +8,26 @@ unless 0 is the only other one. Without folders of splits all images are train's
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdsearch.data.base import SEGMENTATION, VOID, Colour, Placed, Sample, Source
+from kdsearch.data import folder
+from kdsearch.data.base import SEGMENTATION, VOID, Placed, Sample, Source
+from kdsearch.data.decode import in_threads
 from kdsearch.data.folder import is_image
 from kdsearch.data.headers import opened, upright
+from kdsearch.data.mask_table import CLASSES, Table, table_in, table_of
 from kdsearch.data.pixels import UnreadableError, strict_pillow
 from kdsearch.data.sizes import Size, placed, size_text
-from kdsearch.documents import mistake_in, parse_json
 from kdsearch.errors import DataError
 
-CLASSES = "classes.json"
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("masks", "mask", "labels", "annotations")
 _SPLITS = {
@@ -46,112 +43,41 @@ Pairs: TypeAlias = Sequence[tuple[Path, Path | None]]
 _log = logging.getLogger(__name__)
 
 
-_Channel = Annotated[int, Field(ge=0, le=255)]
-
-
-class _Class(BaseModel):
-    """One class of classes.json."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-    id: int = Field(ge=0, le=255)
-    name: str
-    colour: tuple[_Channel, _Channel, _Channel] | None = Field(None, strict=False)
-
-
-class _File(BaseModel):
-    """Content of classes.json. ignore_index: the id or ids of void."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-    classes: list[_Class]
-    ignore_index: int | list[int] = VOID
-    ignore: _Class | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The class of each id, and of each colour where masks are in colours.
-
-    names: of the classes. ids, colours: the class, or VOID, by its code; a colour's is 0xRRGGBB.
-    shown: the colour of each class, empty unless all have one. twice: names of two classes of one
-    colour.
-    """
-
-    names: tuple[str, ...]
-    ids: Mapping[int, int]
-    colours: Mapping[int, int]
-    shown: tuple[Colour, ...] = ()
-    twice: tuple[str, ...] = ()
-
-    def classes(
-        self, codes: NDArray[np.int32], *, are_colours: bool, where: object
-    ) -> NDArray[np.uint8]:
-        """Return the classes of codes [H, W]. Raises DataError that names an unknown one."""
-        known = self.colours if are_colours else self.ids
-        if are_colours and self.twice:
-            raise DataError(
-                f"{where}: a mask in colours, but {' and '.join(self.twice)} have one colour in "
-                f"{CLASSES}; give each class its own"
-            )
-        if are_colours and not known:
-            raise DataError(
-                f"{where}: a mask in colours; add a 'colour' to each class in {CLASSES}, or save "
-                "ids as a palette or grey PNG"
-            )
-        keys = np.array(sorted(known), np.int32)
-        place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
-        wrong = keys[place] != codes
-        if wrong.any():
-            raise DataError(self._unknown(int(codes[wrong][0]), are_colours, where))
-        found: NDArray[np.uint8] = np.array([known[key] for key in keys.tolist()], np.uint8)[place]
-        return found
-
-    def _unknown(self, code: int, are_colours: bool, where: object) -> str:
-        names = {**dict(enumerate(self.names)), VOID: "void"}
-        known = self.colours if are_colours else self.ids
-        shown = [f"{_code_text(key, are_colours)} {names[known[key]]}" for key in sorted(known)]
-        listed = ", ".join(shown[:20]) + (f", … ({len(shown)} in all)" if shown[20:] else "")
-        return (
-            f"{where}: the pixel value {_code_text(code, are_colours)} is no class; known: "
-            f"{listed}. Mend the mask, or list its classes in {CLASSES}"
-        )
-
-
-def _code_text(code: int, is_colour: bool) -> str:
-    return f"({code >> 16}, {code >> 8 & 255}, {code & 255})" if is_colour else str(code)
-
-
 @dataclass(frozen=True, slots=True)
 class MaskFile(Placed):
-    """A mask in a file; path None: an image without a mask."""
+    """A mask in a file or encoded; content None: an image without one. name: for messages."""
 
-    path: Path | None
+    content: Path | bytes | None
     table: Table
+    name: str = ""
 
     def decode(self, image: Path | bytes | Image.Image, size: Size) -> NDArray[np.uint8]:
         """Return the classes [H, W]; what lies outside of the image is void."""
         canvas = np.full(size, VOID, np.uint8)
-        if self.path is None:
+        if self.content is None:
             return canvas
         whole, _ = upright(image)
-        codes, are_colours = codes_of(self.path)
+        codes, are_colours = codes_of(self.content, self.name)
         if codes.shape != whole:
             raise UnreadableError(
-                f"its mask {self.path} has {size_text(codes.shape)} pixels (height x width), the "
+                f"its mask {self.name} has {size_text(codes.shape)} pixels (height x width), the "
                 f"image {size_text(whole)}"
             )
-        classes = self.table.classes(codes, are_colours=are_colours, where=self.path)
+        classes = self.table.classes(codes, are_colours=are_colours, where=self.name)
         top, left, height, width = placed(whole, size)
         nearest = Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST)
         canvas[top : top + height, left : left + width] = np.asarray(nearest)
         return canvas
 
 
-def codes_of(path: Path) -> tuple[NDArray[np.int32], bool]:
+def codes_of(content: Path | bytes, name: str) -> tuple[NDArray[np.int32], bool]:
     """Return the ids, or the colours as 0xRRGGBB, of a mask [H, W], and whether they are colours.
 
-    Raises UnreadableError, also for 16 bits.
+    Raises UnreadableError, also for 16 bits and for JPEG.
     """
-    with opened(path) as image:
+    with opened(content) as image:
+        if image.format == "JPEG":
+            raise UnreadableError(f"its mask {name} is a JPEG, which changes ids; save it as PNG")
         tiles = getattr(image, "tile", [])  # how the file holds the pixels
         step = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1
         if image.mode in ("1", "L", "P"):
@@ -160,7 +86,7 @@ def codes_of(path: Path) -> tuple[NDArray[np.int32], bool]:
             red, green, blue = np.asarray(image.convert("RGB")).astype(np.int32).transpose(2, 0, 1)
             return red << 16 | green << 8 | blue, True
         raise UnreadableError(
-            f"its mask {path} has pixels of mode {image.mode!r}; expected palette indices or grey "
+            f"its mask {name} has pixels of mode {image.mode!r}; expected palette indices or grey "
             "values of 8 bits, or colours"
         )
 
@@ -173,14 +99,60 @@ def is_layout(root: Path) -> bool:
 def read(root: Path) -> Source:
     """Return the images and masks under `root`.
 
-    Raises DataError for images without a mask, masks in JPEG, and a wrong classes.json.
+    Raises DataError for images without a mask, masks in JPEG, a wrong classes.json, and folders
+    of classes beside the masks.
     """
-    pairs = {split: _pairs(*folders) for split, folders in _folders(root).items()}
+    pairs = pairs_in(root)
+    file = root / CLASSES
+    table = table_in(file) if file.is_file() else table_of(ids_in(pairs["train"], root), root)
+    return source_of(root, pairs, table)
+
+
+def pairs_in(root: Path) -> dict[str, Pairs]:
+    """Return each split's images with their masks; a split is train. Raises DataError."""
+    found = _folders(root)
+    _require_one_task(root, found)
+    pairs = {split: _pairs(*folders) for split, folders in found.items()}
     if "train" not in pairs:
         raise DataError(f"{root}: has masks of {', '.join(pairs)}, but none of train")
-    file = root / CLASSES
-    table = table_in(file) if file.is_file() else _inferred(root, pairs["train"])
-    return source_of(root, pairs, table)
+    return pairs
+
+
+def ids_in(pairs: Pairs, root: Path) -> set[int]:
+    """Return the ids in the masks. Raises DataError for masks in colours."""
+    masks = ((mask, str(mask)) for _, mask in pairs if mask is not None)
+    return ids_of(masks, root / CLASSES)
+
+
+def ids_of(masks: Iterable[tuple[Path | bytes, str]], file: Path) -> set[int]:
+    """Return the ids in masks, each given with its name. file: where colours would be stated.
+
+    Raises DataError for masks in colours, and where none can be read.
+    """
+
+    def found_in(mask: tuple[Path | bytes, str]) -> set[int] | UnreadableError:
+        try:
+            codes, are_colours = codes_of(*mask)
+        except UnreadableError as error:
+            return error  # decoding meets it again, and counts and names it there
+        if are_colours:
+            raise DataError(
+                f"{mask[1]}: a mask in colours; write the id, name and colour of each class to "
+                f"{file}"
+            )
+        return set(np.unique(codes).tolist())
+
+    ids: set[int] = set()
+    reasons = []
+    with strict_pillow():
+        for found in in_threads(found_in, masks):
+            if isinstance(found, set):
+                ids |= found
+            else:
+                reasons.append(str(found))
+    if reasons and not ids:
+        raise DataError(f"{file.parent}: no mask of train can be read: {reasons[0]}")
+    return ids
 
 
 def source_of(
@@ -189,27 +161,32 @@ def source_of(
     table: Table,
     *,
     left_out: Mapping[str, Sequence[str]] | None = None,
+    notes: Sequence[str] = (),
 ) -> Source:
-    """Return the source of images and masks by split. left_out: see Source."""
+    """Return the source of images and masks by split. left_out, notes: see Source."""
     below = len(root.as_posix()) + 1
     contents = [path for split in pairs.values() for pair in split for path in pair if path]
-    described = json.dumps([table.names, sorted(table.ids.items()), sorted(table.colours.items())])
     return Source(
         name=root.resolve().name,
         task=SEGMENTATION,
         classes=table.names,
         splits={
             split: [
-                Sample(name=image.as_posix()[below:], label=MaskFile(mask, table), content=image)
+                Sample(
+                    name=image.as_posix()[below:],
+                    label=MaskFile(mask, table, str(mask)),
+                    content=image,
+                )
                 for image, mask in found
             ]
             for split, found in pairs.items()
         },
-        content=[("classes", described.encode())]
+        content=[("classes", table.described())]
         + [(path.as_posix()[below:], path) for path in contents],
         is_padded=True,
         colours=table.shown,
         left_out=left_out or {},
+        notes=notes,
     )
 
 
@@ -226,20 +203,33 @@ def _folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
     else:
         found = {}
         for split, names in _SPLITS.items():
-            folder = _first(below, names)
-            own = {} if folder is None else {p.name.lower(): p for p in folder.iterdir()}
+            inner = _first(below, names)
+            own = {} if inner is None else {p.name.lower(): p for p in inner.iterdir()}
             found[split] = _first(own, _IMAGES), _first(own, _MASKS)
     kept = {split: (mine, theirs) for split, (mine, theirs) in found.items() if mine is not None}
     has_masks = any(theirs is not None and _files(theirs) for _, theirs in kept.values())
     return kept if has_masks else {}
 
 
+def _require_one_task(root: Path, found: Mapping[str, tuple[Path, Path | None]]) -> None:
+    """Raise DataError where folders of classes, as `train/CLASS`, lie beside images and masks."""
+    train = folder.find_splits(root).get("train")
+    if train is None or any(train in images.parents for images, _ in found.values()):
+        return
+    classes = [path for path in sorted(train.iterdir()) if path.is_dir() and _files(path)]
+    if classes:
+        raise DataError(
+            f"{root}: holds images with masks, and classes in {train}: {_listed(classes)}; a data "
+            "set has one task: move one of the two to a folder of its own"
+        )
+
+
 def _first(folders: Mapping[str, Path], names: Sequence[str]) -> Path | None:
     return next((folders[name] for name in names if name in folders), None)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if is_image(path.name) and path.is_file())
 
 
 def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
@@ -281,83 +271,3 @@ def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
 def _listed(paths: Iterable[Path]) -> str:
     names = [path.name for path in paths]
     return ", ".join(names[:3]) + (", …" if names[3:] else "")
-
-
-def table_in(file: Path) -> Table:
-    """Return the table that classes.json states. Raises DataError."""
-    try:
-        given = parse_json(file.read_text(encoding="utf-8"))
-        listed = given if isinstance(given, list) else given.get("classes", [])
-        entries = [{"id": i, "name": c} if isinstance(c, str) else c for i, c in enumerate(listed)]
-        rest = {} if isinstance(given, list) else given
-        content = _File.model_validate_json(json.dumps({**rest, "classes": entries}))
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise DataError(
-            f"{file}: {mistake_in(error)}; expected "
-            '{"classes": [{"id": 0, "name": "sky", "colour": [128, 128, 128]}, ...], '
-            '"ignore_index": 255}'
-        ) from None
-    ids, names = [c.id for c in content.classes], tuple(c.name for c in content.classes)
-    for what, values in (("ids", ids), ("names", names)):
-        if len(set(values)) < len(values):
-            raise DataError(
-                f"{file}: two classes have one of the {what} {', '.join(map(str, values))}"
-            )
-    void = content.ignore_index
-    ignored = dict.fromkeys([void] if isinstance(void, int) else void, VOID)
-    colours = {_code(c.colour): i for i, c in enumerate(content.classes) if c.colour}
-    coloured = [*content.classes]
-    if content.ignore is not None:
-        ignored[content.ignore.id] = VOID
-        coloured.append(content.ignore)
-        if content.ignore.colour:
-            colours = {_code(content.ignore.colour): VOID} | colours
-    listed_ids = {number: i for i, number in enumerate(ids)}
-    given_colours = tuple(c.colour for c in content.classes if c.colour)
-    shown = given_colours if len(given_colours) == len(names) else ()
-    twice = next(
-        (
-            (one.name, other.name)
-            for one, other in combinations(coloured, 2)
-            if one.colour and one.colour == other.colour
-        ),
-        (),
-    )
-    return _checked(Table(names, ignored | listed_ids, colours, shown, twice), file)
-
-
-def _code(colour: Colour) -> int:
-    red, green, blue = colour
-    return red << 16 | green << 8 | blue
-
-
-def _inferred(root: Path, pairs: Sequence[tuple[Path, Path | None]]) -> Table:
-    """Return a table of the ids in train's masks, each a class of that name."""
-
-    def ids_in(mask: Path) -> set[int]:
-        try:
-            codes, are_colours = codes_of(mask)
-        except UnreadableError:
-            return set()  # decoding meets it again, and counts and names it there
-        if are_colours:
-            raise DataError(
-                f"{mask}: a mask in colours; write the id, name and colour of each class to "
-                f"{root / CLASSES}"
-            )
-        return set(np.unique(codes).tolist())
-
-    with strict_pillow(), ThreadPoolExecutor() as pool:
-        found = set[int]().union(*pool.map(ids_in, [mask for _, mask in pairs if mask is not None]))
-    ids = sorted(found if found <= {0, VOID} else found - {VOID})
-    table = {number: i for i, number in enumerate(ids)}
-    void = {} if VOID in table else {VOID: VOID}
-    return _checked(Table(tuple(map(str, ids)), void | table, {}), root)
-
-
-def _checked(table: Table, where: Path) -> Table:
-    if len(table.names) < 2:
-        raise DataError(
-            f"{where}: segmentation needs at least two classes, the background among them; found "
-            f"{', '.join(table.names) or 'none'}"
-        )
-    return table

@@ -2,6 +2,7 @@
 
 Class names come from the schema's `huggingface` metadata; without it the labels themselves, which
 may be integers, text or truth values, are the names. Null and -1 mean that a row has no label.
+Labels that are encoded images are masks.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kdsearch.data import objects, tables
+from kdsearch.data import objects, parquet_masks, tables
 from kdsearch.data.base import Sample, Source
 from kdsearch.data.tables import (
+    Columns,
     column_of,
     file_name,
+    holds_encoded,
     image_column,
     images_of,
     is_text,
@@ -30,7 +33,8 @@ from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
 find = tables.find
-_LABELS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
+_MASKS = ("annotation", "mask", "segmentation_mask")
+_LABELS = ("label", "labels", "fine_label", "class", "category", "target", "cls", *_MASKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +77,22 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
     if "train" not in found:
         others = ", ".join(path.name for paths in found.values() for path in paths)
         raise DataError(f"{root}: no file name begins with train, among {others}")
-    ignored = found.pop("", [])
+    spare = found.pop("", [])
     boxes = _boxes_column(found["train"][0], label)
     if boxes is not None:
-        return objects.read(root, found, image=image, column=boxes, spare=ignored)
-    by_split = {
-        split: [_inspect(path, file_name(path, root), image, label) for path in paths]
+        return objects.read(root, found, image=image, column=boxes, spare=spare)
+    left_out = {"files that begin with no split": [path.name for path in spare]}
+    tables = {
+        split: [
+            Columns(path, file_name(path, root), *_columns(path, image, label)) for path in paths
+        ]
         for split, paths in found.items()
     }
+    first = tables["train"][0]
+    notes = [] if label else list(_choices(first))
+    if holds_encoded(schema_of(first.path), first.label):
+        return parquet_masks.source_of(root, tables, left_out=left_out, notes=notes)
+    by_split = {split: [_inspect(each) for each in listed] for split, listed in tables.items()}
     hidden = {
         split: sum(len(file.labels) for file in files)
         for split, files in by_split.items()
@@ -96,10 +108,7 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
         for file in files
         for row in (~file.known).nonzero()[0].tolist()
     ]
-    left_out = {
-        "files that begin with no split": [path.name for path in ignored],
-        "rows without a label (null or -1)": missing,
-    }
+    left_out["rows without a label (null or -1)"] = missing
     chosen = [(flag, name) for flag, name in (("image", image), ("label", label)) if name]
     return Source(
         name=root.resolve().stem,
@@ -110,7 +119,7 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
             *((f"{column} column", name.encode()) for column, name in chosen),
         ],
         left_out={reason: names for reason, names in left_out.items() if names},
-        notes=[*_hidden(hidden), *_choices(by_split["train"][0], label)],
+        notes=[*_hidden(hidden), *notes],
     )
 
 
@@ -134,21 +143,33 @@ def _hidden(splits: Mapping[str, int]) -> Iterator[str]:
         yield f"Left out: {split}, since none of its {count:,} rows has a label (null or -1)"
 
 
-def _choices(file: _File, label: str | None) -> Iterator[str]:
+def _choices(table: Columns) -> Iterator[str]:
     """Yield which column the labels are, where others have a usual name."""
-    others = [name for name in _LABELS if name in schema_of(file.path).names and name != file.label]
-    if label is None and others:
-        yield f"Labels are the column {file.label!r}; --label-column takes {' or '.join(others)}"
+    known = schema_of(table.path).names
+    others = [name for name in _LABELS if name in known and name != table.label]
+    if others:
+        yield f"Labels are the column {table.label!r}; --label-column takes {' or '.join(others)}"
 
 
-def _inspect(path: Path, name: str, image: str | None, label: str | None) -> _File:
+def _columns(path: Path, image: str | None, label: str | None) -> tuple[str, str]:
+    """Return the columns of the images and of the labels. Raises DataError."""
     schema = schema_of(path)
     image = image_column(path, schema, image)
-    label = named_column(path, schema, label, _LABELS, "--label-column")
-    names = _class_names(path, schema, label)
+    return image, named_column(path, schema, label, _LABELS, "--label-column")
+
+
+def _inspect(table: Columns) -> _File:
+    path, label = table.path, table.label
+    names = _class_names(path, schema_of(path), label)
     labels, known = _labels(path, label, column_of(path, label), names)
     return _File(
-        path=path, name=name, image=image, label=label, names=names, labels=labels, known=known
+        path=path,
+        name=table.name,
+        image=table.image,
+        label=label,
+        names=names,
+        labels=labels,
+        known=known,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,16 @@ _SUFFIXES = (".parquet", ".arrow")
 _LABELLED = ("train", "val", "test")
 _ROWS = 256
 _IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """One file and two of its columns. name: of the file, below the root."""
+
+    path: Path
+    name: str
+    image: str
+    label: str
 
 
 def is_table(path: Path) -> bool:
@@ -129,17 +140,28 @@ def named_column(
 def image_column(path: Path, schema: pa.Schema, given: str | None) -> str:
     """Return the column of encoded images. Raises DataError where it holds something else."""
     name = named_column(path, schema, given, _IMAGES, "--image-column")
-    kind = schema.field(name).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
+    kind = _bytes_type(schema, name)
     is_empty = pa.types.is_null(kind)  # reading a row states the reason
-    if not (is_empty or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if not (is_empty or holds_encoded(schema, name)):
         hint = "; the files that it names are not read" if is_text(kind) else ""
         raise DataError(
             f"{path}: column {name!r} holds {kind}; expected encoded images, "
             f"as struct<bytes: binary> or binary{hint}"
         )
     return name
+
+
+def holds_encoded(schema: pa.Schema, name: str) -> bool:
+    """Return whether a column holds encoded images."""
+    kind = _bytes_type(schema, name)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _bytes_type(schema: pa.Schema, name: str) -> pa.DataType:
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return kind.field("bytes").type
+    return kind
 
 
 def images_of(path: Path, name: str) -> Iterator[bytes]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from kdsearch.data.base import VOID, Colour, Source
 from kdsearch.data.folder import is_image
-from kdsearch.data.masks import CLASSES, Pairs, Table, source_of, table_in
+from kdsearch.data.mask_table import CLASSES, Table, table_in
+from kdsearch.data.masks import Pairs, source_of
 from kdsearch.errors import DataError
 
 _LISTS = Path("ImageSets") / "Segmentation"

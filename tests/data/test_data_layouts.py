@@ -1,4 +1,4 @@
-"""Pascal VOC and Cityscapes are read as they are; what lacks is named."""
+"""Pascal VOC, Cityscapes and ADE20K are read as they are; what lacks is named."""
 
 from __future__ import annotations
 
@@ -122,4 +122,81 @@ def test_a_colour_is_three_numbers_up_to_255(tmp_path: Path) -> None:
     classes = [{"id": 0, "name": "ground", "colour": [300, 0, 0]}, {"id": 15, "name": "box"}]
     (root / "classes.json").write_text(json.dumps({"classes": classes}))
     with pytest.raises(DataError, match=r"colour\.0[\s\S]*less than or equal to 255"):
+        load(root)
+
+
+ADE = np.array([0, 1, 3])  # of ground, box, disc: void and two classes
+INFO = "Idx\tRatio\tName\n1\t.5\tdoor, double door\n2\t.1\tsky\n3\t.1\tdoor, screen door\n"
+
+
+def write_ade20k(root: Path, *, holds_all: bool = False) -> Path:
+    seed = 0
+    for split, count in (("training", 12), ("validation", 6)):
+        for number in range(count):
+            image = root / "images" / split / f"ADE_{number}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(toy_masks.scene(seed)[0]).save(image, quality=95)
+            ids = ADE[toy_masks.scene(seed)[1].clip(max=2)]
+            if holds_all and number == 0:
+                ids = np.resize(np.arange(151), ids.shape)
+            save_mask(ids, root / "annotations" / split / f"ADE_{number}.png")
+            seed += 1
+    return root
+
+
+def void_and_classes(seed: int, count: int) -> np.ndarray:
+    """Return the mask of a scene on its canvas: id 0 is void, id 1 the first class."""
+    canvas = np.full((64, 64), VOID, np.uint8)
+    ids = ADE[toy_masks.scene(seed)[1].clip(max=2)]
+    canvas[8:56] = np.where(ids == 0, VOID, ids - 1)
+    assert ids.max() <= count
+    return canvas
+
+
+def test_ade20k_is_read_by_its_list_of_names_with_0_as_void(tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ADEChallengeData2016")
+    (root / "objectInfo150.txt").write_text(INFO)
+    data = load(root)
+    assert data.classes == ("door, double door", "sky", "door, screen door")
+    assert (len(data.val), len(data.train) + len(data.test)) == (6, 12)
+    assert np.array_equal(data.val.labels[1].numpy(), void_and_classes(13, 3))
+    note = "Read as ADE20K, since objectInfo150.txt is there: 0 is void, the classes are 1 to 3"
+    assert note in data.inventory
+
+
+@pytest.mark.parametrize("holds_all", [False, True])
+def test_ade20k_without_names_is_known_by_its_other_list_or_all_its_ids(
+    tmp_path: Path, holds_all: bool
+) -> None:
+    root = write_ade20k(tmp_path / "ade", holds_all=holds_all)
+    if not holds_all:
+        (root / "sceneCategories.txt").write_text("ADE_0 airport\n")
+    data = load(root)
+    assert data.classes == tuple(map(str, range(1, 151)))
+    assert np.array_equal(data.val.labels[1].numpy(), void_and_classes(13, 150))
+    assert any(line.startswith("Read as ADE20K, since ") for line in data.inventory)
+
+
+def test_other_masks_in_the_folders_of_ade20k_are_plain_and_a_note_says_so(tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "mine")
+    data = load(root)
+    assert data.classes == ("0", "1", "3")
+    assert any("In its masks 0 is a class; if 0 is void, as in ADE" in x for x in data.inventory)
+    entries = [{"id": 1, "name": "wall"}, {"id": 3, "name": "sky"}]
+    (root / "classes.json").write_text(json.dumps({"classes": entries, "ignore_index": 0}))
+    data = load(root)
+    assert data.classes == ("wall", "sky")
+    assert not any("0 is a class" in line for line in data.inventory)
+
+
+def test_what_is_wrong_in_ade20k_is_named(tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade")
+    (root / "objectInfo150.txt").write_text(INFO.replace("\n3\t", "\n4\t"))
+    with pytest.raises(DataError, match=r"objectInfo150\.txt: .* from 1 without a gap"):
+        load(root)
+    (root / "objectInfo150.txt").write_text(INFO[: INFO.index("3\t.1")])
+    with pytest.raises(DataError, match=r"ADE_\d+\.png: the pixel value 3 .* 1 door, 2 sky"):
+        load(root)
+    (root / "annotations" / "training" / "ADE_3.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 12 images have no mask .* ADE_3\.jpg"):
         load(root)

@@ -163,6 +163,46 @@ FLAWS: dict[str, tuple[Break, tuple[str, ...]]] = {
         lambda mask, ids: (mask.parents[2] / "classes.json").write_text('[{"id": "sky"}]'),
         ("classes.json", "id"),
     ),
+    "colour, no table": (
+        lambda mask, ids: [
+            (mask.parents[2] / "classes.json").unlink(),
+            Image.fromarray(np.full((48, 64, 3), 3, np.uint8)).save(mask),
+        ],
+        ("03.png", "in colours", "classes.json"),
+    ),
+    "colour, no colours in the table": (
+        lambda mask, ids: [
+            (mask.parents[2] / "classes.json").write_text(
+                '{"classes": ["ground", "box", "disc"], "ignore_index": 9}'
+            ),
+            Image.fromarray(np.full((48, 64, 3), 3, np.uint8)).save(mask),
+        ],
+        ("03.png", "add a 'colour' to each class in classes.json"),
+    ),
+    "16 bits everywhere, no table": (
+        lambda mask, ids: [
+            (mask.parents[2] / "classes.json").unlink(),
+            *(Image.fromarray(ids.astype(np.uint16)).save(m) for m in mask.parent.iterdir()),
+        ],
+        ("no mask of train can be read", "00.png", "8 bits"),
+    ),
+    "one id, no table": (
+        lambda mask, ids: [
+            (mask.parents[2] / "classes.json").unlink(),
+            *(Image.fromarray(0 * ids + 7).save(m) for m in mask.parent.iterdir()),
+        ],
+        ("at least two classes", "found 7"),
+    ),
+    "no images": (
+        lambda mask, ids: [image.unlink() for image in mask.parents[2].glob("images/val/*")],
+        ("images/val", "no images in it"),
+    ),
+    "classes beside masks": (
+        lambda mask, ids: toy_masks.save(
+            mask, *(mask.parents[2] / "train" / part / "1.png" for part in ("cat", "dog")), 0
+        ),
+        ("images with masks, and classes in", "cat, dog", "one task"),
+    ),
     "one class": (
         lambda mask, ids: (mask.parents[2] / "classes.json").write_text('["sky"]'),
         ("classes.json", "two classes"),
@@ -199,3 +239,15 @@ def test_folders_of_classes_are_not_taken_for_masks(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "b" / "train" / name).mkdir(parents=True)
     assert not is_layout(tmp_path / "b")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "toys").mkdir()
+    with pytest.raises(DataError, match=r"toys: the folder is empty"):
+        load(tmp_path / "toys")
+
+
+def test_folders_in_a_split_of_images_and_masks_are_no_classes(tmp_path: Path) -> None:
+    root = toy_masks.write(tmp_path / "toys", is_split_first=True)
+    toy_masks.save(root, root / "train" / "previews" / "a.png", tmp_path / "b.png", 99)
+    assert load(root).task == SEGMENTATION

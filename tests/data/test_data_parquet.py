@@ -97,7 +97,7 @@ def test_null_image_is_skipped_by_its_row(tmp_path):
         ),
         (
             table([0, 1], label="y"),
-            "no column label, .* or cls; it has img, y; name it with",
+            "no column label, .* or segmentation_mask; it has img, y; name it with",
         ),
         (table([0, 1, 2], names=["a", "b"]), "column 'label' is 2 in row 2; accepted: 0 to 1"),
         (
