@@ -112,7 +112,7 @@ def pairs_in(root: Path) -> dict[str, Pairs]:
     """Return each split's images with their masks; a split is train. Raises DataError."""
     found = _folders(root)
     _require_one_task(root, found)
-    pairs = {split: _pairs(*folders) for split, folders in found.items()}
+    pairs: dict[str, Pairs] = {split: _pairs(*folders) for split, folders in found.items()}
     if "train" not in pairs:
         raise DataError(f"{root}: has masks of {', '.join(pairs)}, but none of train")
     return pairs

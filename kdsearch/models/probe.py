@@ -136,9 +136,12 @@ def first_and_last(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]
     """
     names = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
     with recording(module, tuple(map(Call, names)), before=False) as calls:
-        classes = run_blank(module, shape).shape[1]
+        answer = _blank_answer(module, shape)  # of any task
+    logits = answer if isinstance(answer, Tensor) else logits_of(answer)
     order = [module.get_submodule(call.name) for call in calls]
-    heads = list(takewhile(lambda part: _rows(part) == classes, reversed(order))) or order[-1:]
+    heads = (
+        list(takewhile(lambda part: _rows(part) == logits.shape[1], reversed(order))) or order[-1:]
+    )
     return [*order[:1], *reversed(heads)]
 
 
@@ -149,11 +152,15 @@ def _rows(layer: nn.Module) -> int:
 
 def run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Return the logits of a blank batch in evaluation mode."""
+    return logits_of(_blank_answer(module, shape))
+
+
+def _blank_answer(module: nn.Module, shape: tuple[int, ...]) -> object:
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     try:
         with evaluating(module), torch.no_grad():
-            return logits_of(module(x))
+            return module(x)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = " x ".join(map(str, shape[1:]))
         place = place_in_user_file(error)

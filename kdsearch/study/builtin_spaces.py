@@ -177,6 +177,11 @@ def _check_head(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
     if rest != "kind" and knob not in known:
         hint = did_you_mean(knob, known)
         yield name, f"no head has the knob {knob!r}{hint}; known: kind, {', '.join(sorted(known))}"
+    try:
+        for value in _extremes(dim) if knob == "output_stride" else ():
+            heads.output_stride_of({knob: value})
+    except KDSearchError as error:
+        yield name, str(error)
 
 
 def _check_method(

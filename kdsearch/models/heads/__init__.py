@@ -21,6 +21,8 @@ HEADS: Registry[Head] = Registry(
     "kdsearch.models.heads", "kdsearch.models.heads.base:Head", what="head"
 )
 PREFIX = "head."  # of a head's knobs among those of a student
+OUTPUT_STRIDES = (8, 16, 32)
+_COMMON = ("kind", "output_stride")  # knobs that belong to no head
 
 
 def names() -> tuple[str, ...]:
@@ -29,8 +31,23 @@ def names() -> tuple[str, ...]:
 
 
 def knobs_of(kind: str) -> Mapping[str, Float | Int | Choice]:
-    """Return a head's knobs, each with its default search range. Raises SpecError."""
-    return HEADS.get(kind).knobs
+    """Return the knobs of a head and of the body under it, with their default search ranges.
+
+    Raises SpecError.
+    """
+    return {**HEADS.get(kind).knobs, "output_stride": Choice(options=OUTPUT_STRIDES)}
+
+
+def output_stride_of(knobs: Params) -> int | None:
+    """Return the largest stride that the maps of a body may have, None where no knob limits it.
+
+    Deeper stages dilate their convolutions in place of striding. Raises SpecError.
+    """
+    value = _named(knobs).get("output_stride")
+    if value is None or (value in OUTPUT_STRIDES and isinstance(value, int)):
+        return value
+    known = ", ".join(map(str, OUTPUT_STRIDES))
+    raise SpecError(f"head.output_stride: {value!r} is not one of {known}")
 
 
 def split(knobs: Params) -> tuple[Params, Params]:
@@ -51,12 +68,21 @@ def build(
 
     knobs: `kind` and the knobs of that head, which may stand under its name: `fpn.channels`.
     """
-    kind = str(knobs.get("kind", DEFAULTS[task]))
+    own = _named(knobs)
+    kind = str(own.get("kind", DEFAULTS[task]))
     family, known = HEADS.get(kind), knobs_of(kind)
     if family.task != task:
         raise SpecError(f"head {kind!r} is for {family.task}, not for {task}")
-    own = {name.removeprefix(f"{kind}."): value for name, value in knobs.items() if name != "kind"}
+    own = {name: value for name, value in own.items() if name not in _COMMON}
     if unknown := [name for name in own if name not in known]:
         hints = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
         raise SpecError(f"head {kind!r} has no knob {hints}; it accepts {', '.join(known)}")
     return family(maps, strides, num_classes, **own)
+
+
+def _named(knobs: Params) -> Params:
+    """Return the knobs of a head without the name of its kind before them."""
+    kinds = [str(knobs["kind"])] if "kind" in knobs else [*DEFAULTS.values()]
+    own = {kind: [name for name in knobs if name.startswith(f"{kind}.")] for kind in kinds}
+    kind = next((kind for kind, names in own.items() if names), "")
+    return {name.removeprefix(f"{kind}."): value for name, value in knobs.items()}

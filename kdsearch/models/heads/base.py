@@ -65,5 +65,7 @@ def require(kind: str, channels: int) -> None:
 
 
 def at_stride(strides: Sequence[int], wanted: int) -> int:
-    """Return the place of the deepest map whose stride is at most `wanted`, else the first."""
-    return max((i for i, stride in enumerate(strides) if stride <= wanted), default=0)
+    """Return the first place of the largest stride that is at most `wanted`, else 0."""
+    return strides.index(
+        max((stride for stride in strides if stride <= wanted), default=strides[0])
+    )

@@ -15,7 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kdsearch.errors import SpecError
-from kdsearch.models import students
+from kdsearch.models import heads, students
+from kdsearch.models.dense import OverTimm
 from kdsearch.models.features import Tapped, bare
 from kdsearch.models.inherit.cut import Cut
 from kdsearch.models.inherit.library import (
@@ -72,8 +73,6 @@ def inherit(
     network = bare(student.network)
     own, head = network.state_dict(), _head(student, network)
     given = _cut_down(spec, start, student) if students.is_library(spec.family) else start.state
-    if isinstance(network, Cut):
-        given = {f"body.{name}": value for name, value in given.items()}
     found = fitted(own, given)
     if students.is_library(spec.family) and (missing := own.keys() - found.keys() - head):
         raise SpecError(f"{start.where} lacks {sorted(missing)[0]!r} of the student {spec.family}")
@@ -130,23 +129,34 @@ def _family(teacher: Model) -> str:
 
 
 def _cut_down(spec: StudentSpec, start: _Start, student: Model) -> Mapping[str, Tensor]:
-    """Return the tensors of a library's network without the blocks that the student lacks."""
-    if start.knobs and start.knobs == spec.knobs:
+    """Return the tensors of a library's network without the blocks that the student lacks.
+
+    They have the names of the student's.
+    """
+    shown, network = student.preprocess, bare(student.network)
+    (own, _), theirs = heads.split(spec.knobs), start.knobs
+    if theirs is not None and heads.split(theirs)[0] == own and (own or _is_dense(network)):
         return start.state
-    shown = student.preprocess
-    network = pretrained_network(
+    whole = pretrained_network(
         spec.family,
         start.state,
         where=start.where,
         in_channels=shown.channels,
         resolution=shown.resolution,
     )
-    shape = Shape.of(spec.family, spec.knobs)
-    return shape.dropped(network, shown.input_shape).state_dict()
+    state = Shape.of(spec.family, own).dropped(whole, shown.input_shape).state_dict()
+    prefix = "body." if isinstance(network, Cut) or _is_dense(network) else ""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def _is_dense(network: nn.Module) -> bool:
+    return isinstance(network, OverTimm)
 
 
 def _head(student: Model, network: nn.Module) -> frozenset[str]:
     """Return the names of the tensors of the layers that answer."""
+    if _is_dense(network):
+        return frozenset(n for n in network.state_dict() if n.startswith(heads.PREFIX))
     names = {name for name, part in network.named_children() if isinstance(part, nn.Linear)}
     if isinstance(student.network, Tapped) and student.network.head is not None:
         names.add(student.network.head.name)

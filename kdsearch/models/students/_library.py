@@ -50,16 +50,21 @@ def build_library(
 ) -> Tapped:
     """Build a library's network; see `Shape` for its knobs. Raises SpecError."""
     form = Shape.of(family, knobs)
-    check_name(family)
     size = as_size(resolution)
+    module = build_module(family, in_channels=in_channels, num_classes=num_classes, size=size)
+    return form.applied(module, in_channels=in_channels, size=size, num_classes=num_classes)
+
+
+def build_module(family: str, *, in_channels: int, num_classes: int, size: Size) -> nn.Module:
+    """Build a library's whole network, untrained. Raises SpecError."""
+    check_name(family)
     library, name = split(family)
     try:
-        module = BUILDERS[library](name, in_channels, num_classes, size)
+        return BUILDERS[library](name, in_channels, num_classes, size)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause = " ".join(str(error).split())
         shown = f"{in_channels} x {size[0]} x {size[1]}"
         raise SpecError(f"student {family} cannot be built for {shown}: {cause}") from error
-    return form.applied(module, in_channels=in_channels, size=size, num_classes=num_classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
