@@ -98,7 +98,8 @@ class Segmentation(Task):
     ) -> tuple[Outputs, Outputs | None, Tensor | None]:
         """Return pixels as rows, at the finer of the two strides: logits [n, K], classes [n].
 
-        Void pixels have the class -1. The coarser logits are resized bilinearly.
+        Void pixels have the teacher's most probable class, -1 without a teacher. The coarser logits
+        are resized bilinearly.
         """
         sizes = [outputs.logits.shape[2:] for outputs in (student, teacher) if outputs is not None]
         size = max(sizes, key=lambda found: found.numel())
@@ -109,7 +110,8 @@ class Segmentation(Task):
         if target is None:
             return mine, theirs, None
         classes = F.interpolate(target[:, None].float(), size, mode="nearest").long().flatten()
-        return mine, theirs, torch.where(classes == VOID, -1, classes)
+        best = -1 if theirs is None else theirs.logits.argmax(dim=1)
+        return mine, theirs, torch.where(classes == VOID, best, classes)
 
     def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy [B, T] of each image, 0 without a label."""
@@ -131,9 +133,8 @@ class Segmentation(Task):
         return (weights.log()[:, :, None, None, None] + logs).logsumexp(dim=1)
 
     def labelled_by(self, target: Tensor, teacher: Outputs) -> Tensor:
-        """Give void pixels to the teacher's most probable class."""
-        best = resized(teacher.logits.float(), target.shape[1:]).argmax(dim=1)
-        return torch.where(target == VOID, best.to(target.dtype), target)
+        """Return the target as it is: `rows` labels void pixels, methods on maps leave them out."""
+        return target
 
     def meter(self, device: torch.device) -> Meter:
         """Return a meter of mIoU."""

@@ -126,14 +126,21 @@ def test_rows_are_pixels_at_the_finer_stride_with_their_classes() -> None:
     assert mine.logits.shape == theirs.logits.shape == (2 * 8 * 10, 5)
     assert torch.equal(theirs.logits[13], fine[0, :, 1, 3])
     kept = labels[:, ::2, ::2].flatten().long()
-    assert torch.equal(classes, torch.where(kept == VOID, -1, kept))
+    assert torch.equal(classes[kept != VOID], kept[kept != VOID])
 
 
-def test_void_pixels_get_the_class_of_the_teacher() -> None:
-    teacher, labels = golden("seg_t"), golden("seg_target")
-    filled = TASK.labelled_by(labels, outputs(teacher))
-    large = torch.nn.functional.interpolate(teacher, (16, 20), mode="bilinear").argmax(1)
-    assert torch.equal(filled.long(), torch.where(labels == VOID, large, labels.long()))
+def test_void_rows_get_the_class_of_the_teacher() -> None:
+    student, teacher, labels = golden("seg_s"), golden("seg_t"), golden("seg_target")
+    _, theirs, classes = TASK.rows(outputs(student), outputs(teacher), labels)
+    assert theirs is not None
+    assert classes is not None
+    size = max(student.shape[2:], teacher.shape[2:])
+    small = torch.nn.functional.interpolate(labels[:, None].float(), size).flatten().long()
+    assert (small == VOID).any()
+    assert torch.equal(classes, torch.where(small == VOID, theirs.logits.argmax(1), small))
+    _, _, alone = TASK.rows(outputs(student), None, labels)
+    assert alone is not None
+    assert set(alone[alone < 0].tolist()) == {-1}
 
 
 @pytest.mark.parametrize("kind", [k for k in heads.names() if k != heads.DEFAULTS["detection"]])
@@ -342,6 +349,31 @@ def test_ifvd_ignores_void_and_the_scale_of_maps() -> None:
     changed = torch.where(void, 7.0 + student, student)
     assert float(loss([changed], [teacher], labels)) == pytest.approx(float(value))
     assert float(loss([student], [teacher], torch.full_like(labels, VOID))) == 0
+
+
+def test_void_counts_nowhere_in_a_training_by_ifvd(data: ImageData) -> None:
+    """The loss of views with half of the pixels void is that of the other half alone."""
+    student, teacher = sides(data, "lraspp", "fpn")
+    shown = tuple(torch.rand_like(found) for found in teacher.outputs.stages)
+    teacher = replace(teacher, outputs=replace(teacher.outputs, stages=shown))
+    distiller = Distiller(
+        DistillSpec(method="ifvd"), task=tasks.of(data), student=student, teachers=[teacher]
+    )
+    labels = torch.zeros(2, *data.size, dtype=torch.uint8)
+    labels[:, :, : data.size[1] // 2] = VOID
+
+    def loss(change: float) -> float:
+        """Return the loss with other student maps where pixels are void."""
+        maps = [found.clone() for found in student.outputs.stages]
+        for found in maps:
+            found[:, :, :, : found.shape[3] // 2] += change
+        moved = replace(student.outputs, stages=tuple(maps))
+        return float(distiller(moved, [teacher.outputs], labels)["ifvd"])
+
+    assert loss(0.0) > 0
+    assert loss(3.0) == pytest.approx(loss(0.0))
+    whole = torch.zeros_like(labels)
+    assert float(distiller(student.outputs, [teacher.outputs], whole)["ifvd"]) != loss(0.0)
 
 
 def test_ifvd_of_one_class_an_image_compares_all_its_positions() -> None:
