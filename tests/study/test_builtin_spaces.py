@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdsearch import methods
 from kdsearch.errors import SpaceError
-from kdsearch.models import heads, students
+from kdsearch.models import dense, heads, students
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate
 from kdsearch.study.builtin_spaces import builtin, check_space, default_spaces, find_space
+from kdsearch.tasks.segmentation import Segmentation
 from kdsearch.training import distiller
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "spaces.md"
@@ -74,6 +76,7 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "methods-only",
         "architecture-only",
         "resnet-kd",
+        "segmentation-mobile",
         "segmentation-small",
         "transfer",
     }
@@ -90,6 +93,19 @@ def test_a_space_that_ships_takes_the_line_of_class_weights_in_the_docs(name: st
     assert "train.class_weights" not in find_space(name).dims
     walked = added.walk(lambda _, dim: dim.options[-1] if isinstance(dim, Choice) else dim.low)
     assert Candidate.from_params(walked).train.class_weights == 1.0
+
+
+@pytest.mark.parametrize("name", [name for name in builtin() if name.startswith("segmentation-")])
+def test_each_candidate_of_a_space_for_segmentation_is_a_body_under_a_head(name: str) -> None:
+    for params in walks(find_space(name)):
+        spec = Candidate.from_params(params).student
+        size = Segmentation(["a", "b"]).input_size((384, 512), spec.resolution)
+        with torch.device("meta"):
+            network = dense.build(spec, channels=3, num_classes=2, size=size).eval()
+            maps = network.maps(torch.empty(1, 3, *size))
+        limit = int(str(spec.knobs.get("head.output_stride", 32)))
+        assert size[1] // maps[-1].shape[3] == min(32, limit)
+        assert max(size) == (spec.resolution or 512)
 
 
 def test_methods_only_holds_every_method_with_the_ranges_it_declares() -> None:
@@ -180,6 +196,10 @@ ONE_MISTAKE = {
     "student:\n  family: resnet\n  resnet:\n    depth: {int: [1, 9]}": (
         4,
         "student resnet at 32 px: depth 1 is not a whole number in [3, 512]",
+    ),
+    "student:\n  family: resnet\n  head: {output_stride: {choice: [16, 12]}}": (
+        3,
+        "head.output_stride: 12 is not one of 8, 16, 32",
     ),
     "student:\n  family: resnet\n  vit: {depth: 4}": (3, "'vit' is no family of this space"),
     f"{HEAD}method:\n  name: kd\n  kd: {{beta: 1}}": (

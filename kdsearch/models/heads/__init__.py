@@ -82,7 +82,6 @@ def build(
 
 def _named(knobs: Params) -> Params:
     """Return the knobs of a head without the name of its kind before them."""
-    kinds = [str(knobs["kind"])] if "kind" in knobs else [*DEFAULTS.values()]
-    own = {kind: [name for name in knobs if name.startswith(f"{kind}.")] for kind in kinds}
-    kind = next((kind for kind, names in own.items() if names), "")
-    return {name.removeprefix(f"{kind}."): value for name, value in knobs.items()}
+    for kind in [str(knobs["kind"])] if "kind" in knobs else DEFAULTS.values():
+        knobs = {name.removeprefix(f"{kind}."): value for name, value in knobs.items()}
+    return knobs
