@@ -340,8 +340,8 @@ def read_config(path: Path) -> StudyConfig | None:
         found = kept.pop("format", 1)
         if found != FORMAT:
             raise StudyError(
-                f"{file} has format {found}, and this kdsearch reads format {FORMAT}; open the "
-                "study with the kdsearch that made it, or start another one"
+                f"{file} has format {found}, and this kdsearch reads format {FORMAT}; open it "
+                "with the kdsearch that made it, or start another study"
             )
         config = TypeAdapter(StudyConfig).validate_json(json.dumps(kept), strict=True)
         _parsed(config.space)
@@ -382,8 +382,7 @@ def _with_shares(given: Mapping[str, object], start: StudyConfig) -> dict[str, o
 
 def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:
     """Raise StudyError, showing the differences, unless both configurations are the same."""
-    changed = old.changes(new)
-    if changed:
+    if changed := old.changes(new):
         lines = "\n".join(
             f"  {new.flag(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
             for key in changed

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdsearch import methods
+from kdsearch.data.base import DETECTION, SEGMENTATION
 from kdsearch.errors import SpaceError
 from kdsearch.models import dense, heads, students
 from kdsearch.space import Choice, Constant, Float, Int, SearchSpace, Value
@@ -56,7 +57,8 @@ def test_a_space_that_ships_offers_only_candidates_that_exist(name: str) -> None
         body, head = heads.split(candidate.student.knobs)
         students.check(replace(candidate.student, knobs=body))
         if head:
-            heads.build(head, maps=(8, 16, 32), strides=(4, 8, 16), num_classes=2)
+            task = DETECTION if name.startswith(DETECTION) else SEGMENTATION
+            heads.build(head, maps=(8, 16, 32), strides=(4, 8, 16), num_classes=2, task=task)
         distiller.check(candidate.distill)
 
 
@@ -72,6 +74,8 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "digits",
         "classification-small",
         "classification-mobile",
+        "detection-mobile",
+        "detection-small",
         "heterogeneous",
         "methods-only",
         "architecture-only",
@@ -113,8 +117,9 @@ def test_methods_only_holds_every_method_with_the_ranges_it_declares() -> None:
     dims = dict(space.all_dims())
     offered = dims["method.name"]
     assert isinstance(offered, Choice)
-    assert set(methods.names()) <= set(offered.options)
-    for name in methods.names():
+    classifies = [name for name in methods.names() if not methods.get(name).tasks]
+    assert set(classifies) <= set(offered.options)
+    for name in classifies:
         prefix = f"method.{name}."
         own = {key.removeprefix(prefix): d for key, d in dims.items() if key.startswith(prefix)}
         ranges = {
@@ -155,7 +160,8 @@ def test_a_default_space_suits_the_images_and_the_last_needs_no_weights() -> Non
     assert default_spaces("mine", 32, 1000) == ("classification-small",)
     assert default_spaces("mine", 64, 4999) == ("transfer", "classification-mobile")
     assert default_spaces("mine", 64, 5000) == ("classification-mobile",)
-    assert default_spaces("mine", 64, 1000, "segmentation") == ("segmentation-small",)
+    for task in (SEGMENTATION, DETECTION):
+        assert default_spaces("mine", 64, 1000, task) == (f"{task}-small",)
 
 
 def test_a_space_is_found_by_name_or_by_path(tmp_path: Path) -> None:

@@ -319,9 +319,7 @@ def test_a_study_of_another_format_is_refused(fast_path: Path, line: str, found:
     text = file.read_text(encoding="utf-8")
     assert text.startswith("format: 2\n")
     file.write_text(text.replace("format: 2\n", line), encoding="utf-8")
-    expected = (
-        f"has format {found}, and this kdsearch reads format 2; open the study with the kdsearch"
-    )
+    expected = f"has format {found}, and this kdsearch reads format 2; open it with the kdsearch"
     for use in (read_config, load_study):
         with pytest.raises(StudyError, match=expected):
             use(path)
