@@ -14,13 +14,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from kdsearch import atomic
-from kdsearch.deploy.model_card import PICTURE
+from kdsearch.deploy.model_card import METRICS, PICTURE, read_metrics
 from kdsearch.deploy.targets import target_info
 from kdsearch.errors import StudyError, printable
+from kdsearch.report.advice import advice
+from kdsearch.report.answers import answers
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
-from kdsearch.report.undertrained import about_training
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study import refit
 from kdsearch.study.budget_shares import Share
@@ -29,7 +30,7 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.importances import importances
 from kdsearch.study.plan import spent_epochs
 from kdsearch.study.study import OpenStudy, searched
-from kdsearch.study.summary import Counts, Entry, Seconds, Summary
+from kdsearch.study.summary import Counts, Entry, Seconds, ShippedFile, Summary
 from kdsearch.tasks.base import Details
 
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
@@ -49,7 +50,7 @@ def summarise(study: OpenStudy) -> Summary:
     controls = [r for r in records if r.state == "complete" and r.kind == "control"]
     if candidates:
         controls = []
-    return Summary(
+    summary = Summary(
         study=study.name,
         budget=study.budget,
         target=target_info(study.config),
@@ -79,7 +80,18 @@ def summarise(study: OpenStudy) -> Summary:
         min_accuracy=study.config.min_accuracy,
         task=facts.task,
         metric=study.metric,
+        file=None if shipped is None else _shipped_file(study.path / "best"),
     )
+    summary = replace(summary, answers=answers(summary, records))
+    return replace(summary, advice=advice(study, summary, _command(study)))
+
+
+def _shipped_file(folder: Path) -> ShippedFile | None:
+    """Return the file of an exported folder; None where the folder is gone."""
+    if not (folder / METRICS).is_file():
+        return None
+    onnx = read_metrics(folder)["onnx"]
+    return ShippedFile(**{item.name: onnx[item.name] for item in fields(ShippedFile)})
 
 
 def _details(details: Mapping[str, Details], shipped: int | None) -> dict[str, Details]:
@@ -97,7 +109,7 @@ def write_derived(study: OpenStudy) -> Summary:
     """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
     shares, command = importances(study), _command(study)
-    notes = (*study.facts.notes, *about_longer_training(study))
+    notes = study.facts.notes
     figures = drawings(summary, records)
     file = study.path / "best" / PICTURE
     picture = file.read_bytes() if summary.shipped is not None and file.is_file() else b""
@@ -113,36 +125,18 @@ def write_derived(study: OpenStudy) -> Summary:
         figures=figures,
         picture=f"best/{PICTURE}" if picture else "",
     )
-    files = {
+    texts = {
         "front.json": json.dumps(summary.to_json(), indent=1) + "\n",
         "trials.csv": _csv(records),
-        "report.html": html,
         "report.md": text,
         **{f"figures/{name}": svg for name, svg in figures.items()},
     }
-    for name, content in files.items():
-        _write(study.path / name, content)
+    safe = {name: printable(content, keep="\n\r\t") for name, content in texts.items()}
+    for name, content in {**safe, "report.html": html}.items():  # whose scripts have hashes
+        file = study.path / name
+        file.parent.mkdir(exist_ok=True)
+        atomic.write(file, content)
     return summary
-
-
-def about_longer_training(study: OpenStudy) -> tuple[str, ...]:
-    """Return whether the shipped student was trained too short; nothing before one ships.
-
-    Its command names the study's folder, which may move, so these lines are not stored.
-    """
-    shipped = [record for record in study.records() if record.number == study.facts.shipped]
-    package = study.path / "best"
-    return tuple(
-        line
-        for record in shipped
-        for line in about_training(record, study.metric, study.facts.images, package)
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, with control characters from outside escaped."""
-    path.parent.mkdir(exist_ok=True)
-    atomic.write(path, printable(text, keep="\n\r\t"))
 
 
 def _command(study: OpenStudy) -> str:

@@ -42,7 +42,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
         traces.append(_pruned(pruned))
     for record in trained:
         if record.number == best:
-            name = f"trial {best}, to ship"
+            name = f"trial {best}, {words.ship_mark(summary)}"
             traces += [
                 _lines([record], step, name, VERMILLION, 3, value=value),
                 _legend_line(name, VERMILLION),

@@ -137,7 +137,10 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
             parts.append(_SHAPES[name](x, y))
     for i, name in enumerate(name for name, group in placed.items() if group):
         x = _LEFT + 8 + 110 * i
-        parts.append(_SHAPES[name](x, 20) + _text(x + 14, 24, name))
+        parts.append(
+            _SHAPES[name](x, 20)
+            + _text(x + 14, 24, words.ship_mark(summary) if name == "to ship" else name)
+        )
     title = words.AXES[axis].title + (" (log scale)" if log else "")
     return frame.draw(f"{summary.study}: the front", title, summary.metric, parts)
 
@@ -159,7 +162,7 @@ def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:
         if record.state == "pruned" and points:
             parts.append(_path(*points[-1], "m-3-3l6 6m-6 0l6-6", _INK))
     if ships is not None:
-        parts.append(_text(_LEFT, 24, f"thick: trial {ships}, to ship"))
+        parts.append(_text(_LEFT, 24, f"thick: trial {ships}, {words.ship_mark(summary)}"))
     title = f"{summary.study}: validation curves; a cross ends a pruned trial"
     return frame.draw(title, "epoch", summary.metric, parts)
 

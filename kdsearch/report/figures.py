@@ -58,7 +58,13 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
         _marks(marks.refits, axis, "mean over seeds", _shape("square-open", BLUE, 11, line=2)),
         _marks(marks.controls, axis, "control", _shape("diamond-open", GREEN, 12, line=2)),
         _marks([marks.teacher], axis, "teacher", _shape("star", PURPLE, 15)),
-        _marks(marks.best, axis, "to ship", _shape("circle-open", VERMILLION, 19, 3)),
+        _marks(
+            marks.best,
+            axis,
+            words.ship_mark(summary),
+            _shape("circle-open", VERMILLION, 19, 3),
+            ringed=True,
+        ),
     ]
     figure = go.Figure(data=traces)
     costs = [mark.costs[axis] for mark in (*marks.students(), marks.teacher)]
@@ -137,6 +143,7 @@ def _marks(
     *,
     joined: bool = False,
     strip: bool = False,
+    ringed: bool = False,
 ) -> go.Scatter:
     x = [finite(mark.costs[axis]) for mark in marks]
     errors = [mark.error for mark in marks]
@@ -147,8 +154,8 @@ def _marks(
         name=name,
         x=x,
         y=[0.0 if strip else mark.val for mark in marks],
-        error_x=across if name != "to ship" else None,
-        error_y={**look, "array": errors} if any(errors) and name != "to ship" else None,
+        error_x=None if ringed else across,
+        error_y={**look, "array": errors} if any(errors) and not ringed else None,
         customdata=[mark.trial for mark in marks],
         hovertext=[mark.hover for mark in marks],
         hoverinfo="text",

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
+from kdsearch.report.answers import gain_of_one
 from kdsearch.spec import TrialRecord
 from kdsearch.study.chance import by_class, constant_answer, student_at_chance
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.refit import summarised
 from kdsearch.study.study import OpenStudy
-from kdsearch.study.summary import Trainings, is_at_chance
+from kdsearch.study.summary import CandidateEntry, GainEntry, Trainings, is_at_chance
 from kdsearch.tasks.base import Metric
 
 CONTROLS = {
@@ -65,21 +66,34 @@ def about_refits(study: OpenStudy, best: int) -> Iterator[str]:
         if _is_at_chance(study, control.trained.val.mean):
             yield _control_at_chance(study, control.trained.method, control.trained.val.mean)
         else:
-            yield _gain(study.metric, "", control.trained.method, control.gain)
+            gain, split = _on_test(control.gain, control.test_gain)
+            yield _gain(study.metric, "", control.trained.method, gain, split)
     if not is_own:
         yield f"The searched recipe of trial {best} scored lower on average and is not shipped."
-    recipes = [recipe for each in candidates for recipe in each.recipes()]
-    if len(candidates) > 1 and not any(_is_at_chance(study, each.val.mean) for each in recipes):
-        yield (
-            f"Trial {best} was picked by these averages, so its gain is slightly too high. The "
-            f"average of all {len(candidates)} retrained trials is not affected:"
-        )
-        for entry in together:
-            yield _gain(
-                study.metric, f"{entry.candidates} retrained trials: ", entry.over, entry.gain
-            )
+    if len(candidates) > 1:
+        yield from _together(study, best, candidates, together)
     plain = (c.trained.val.mean for c in candidate.controls if c.trained.method == "none")
     yield from about_teacher(study, next(plain, None))
+
+
+def _together(
+    study: OpenStudy,
+    best: int,
+    candidates: Sequence[CandidateEntry],
+    together: Sequence[GainEntry],
+) -> Iterator[str]:
+    """Yield the gains of all retrained trials; nothing where one of them is at chance."""
+    recipes = [recipe for each in candidates for recipe in each.recipes()]
+    if any(_is_at_chance(study, each.val.mean) for each in recipes):
+        return
+    if any(entry.test_gain is None for entry in together):
+        yield (
+            f"Trial {best} was selected on validation, so its gain there is too high. The "
+            f"average of all {len(candidates)} retrained trials is not affected:"
+        )
+    for entry in together:
+        gain, split = _on_test(entry.gain, entry.test_gain)
+        yield _gain(study.metric, f"{entry.candidates} retrained trials: ", entry.over, gain, split)
 
 
 def _is_at_chance(study: OpenStudy, val: float) -> bool:
@@ -114,14 +128,19 @@ def _seeds(metric: Metric, recipe: Trainings) -> str:
     )
 
 
-def _gain(metric: Metric, who: str, method: str, gain: Gain) -> str:
+def _on_test(gain: Gain, test: Gain | None) -> tuple[Gain, str]:
+    """Return the gain on test where it has been read, else on validation, and the split."""
+    return (gain, "validation") if test is None else (test, "test")
+
+
+def _gain(metric: Metric, who: str, method: str, gain: Gain, split: str) -> str:
     """Return the gain over a control, and whether the trainings show it."""
     subject = _SUBJECTS[method]
     found = f"{subject} {'gained' if gain.difference > 0 else 'lost'}"
     if not gain.is_shown:
         found = f"no measurable gain from {subject}"
     text = (
-        f"{who}{found}: {words.gain_interval(metric, gain)}{metric.points} of validation "
+        f"{who}{found}: {words.gain_interval(metric, gain)}{metric.points} of {split} "
         f"{metric.label} over the same student {CONTROLS[method]} ({gain.pairs} pairs of equal "
         f"seeds, p {words.chance(gain.p)})."
     )
@@ -155,37 +174,38 @@ def about_controls(
         if _is_at_chance(study, control.val):
             yield _control_at_chance(study, method, control.val)
         else:
-            reached, when = _after_as_many_epochs(best, control)
-            error = words.error_of_difference(metric, reached, control.val, n_val)
-            assert error is not None
-            gain = words.gained(
-                metric, reached - control.val, error, f"over the same student {what}{when}"
-            )
-            yield f"{gain} ({metric.text(reached)} against {metric.text(control.val)})"
+            yield _gain_of_one(study, best, control, what)
     for method, control in by_method.items():
         if control.number == shipped:
             yield (
                 f"The control {CONTROLS[method]}, trial {shipped}, scored higher than trial "
                 f"{best.number} and is shipped."
             )
-    noise = math.sqrt(2 * metric.variance(best.val, n_val))
-    if controls:
+    noise = words.error_of_difference(metric, best.val, best.val, n_val)
+    if controls and noise is not None:
         yield (
             f"One training each on {n_val} validation images: the standard error of a difference "
-            f"is {metric.number(noise)}{metric.points}. Differences below about "
+            f"is {metric.number(noise)}{metric.points}, seeds included. Differences below about "
             f"{metric.number(2 * noise)}{metric.points} may be noise; --refit 3 narrows that."
         )
     plain = by_method.get("none")
     yield from about_teacher(study, None if plain is None else plain.val)
 
 
-def _after_as_many_epochs(best: TrialRecord, control: TrialRecord) -> tuple[float, str]:
-    """Return the metric of a trial after as many epochs as its control has, and these in words."""
-    assert best.val is not None
-    epochs = len(control.curve)
-    if epochs >= len(best.curve):
-        return best.val, ""
-    return best.curve[epochs - 1], f" after {counted(epochs, 'epoch')}".replace(SPACE, " ")
+def _gain_of_one(study: OpenStudy, best: TrialRecord, control: TrialRecord, what: str) -> str:
+    """Return the gain over a control in one training of each, with its interval."""
+    metric, facts = study.metric, study.facts
+    gain = gain_of_one(metric, facts.images, facts.test, best, control)
+    assert gain is not None
+    assert gain.interval is not None
+    when = f" after {counted(gain.epochs, 'epoch')}".replace(SPACE, " ") if gain.epochs else ""
+    text = words.gained(metric, gain.interval, gain.split, f"over the same student {what}{when}")
+    flattered = (
+        "; the winner was selected on validation, so its gain there is too high"
+        if gain.split == "validation"
+        else ""
+    )
+    return f"{text} ({metric.text(gain.own)} against {metric.text(gain.others)}){flattered}"
 
 
 def about_teacher(study: OpenStudy, plain: float | None) -> Iterator[str]:

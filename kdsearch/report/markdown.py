@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kdsearch.report import classes, tables, words
 from kdsearch.report.tables import Table
+from kdsearch.report.tiles import Tile, tiles
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import duration
-from kdsearch.study.summary import Summary
+from kdsearch.study.summary import FEWEST_TRIALS, Summary
 
 
 def markdown(
@@ -29,12 +30,15 @@ def markdown(
     images = {
         name: f"![{title}](figures/{name})" for name, title in shown.items() if name in figures
     }
-    best = summary.stated_best()
+    best = summary.shipped or summary.best_entry()
     gains = tables.candidates(summary) or tables.gains(summary, records)
     ranked = sorted(importances.items(), key=lambda item: -item[1])
     parts = [
         f"# {_text(summary.study)}: distillation study",
         _text(verdict(summary, records)),
+        _text(words.busy(summary)),
+        _listed({tile.title: _told(tile) for tile in tiles(summary)}),
+        *(["## Next", _steps(summary.advice)] if summary.advice else []),
         "" if best is None else _table(tables.against_teacher(summary, best)),
         _text(words.conventions(summary)),
         _text(words.tally(summary, records)),
@@ -46,7 +50,8 @@ def markdown(
         "\n".join(f"- {_text(note)}" for note in notes),
         *_classes(summary, picture),
         "## What mattered",
-        _listed({n: f"{v:.3f}" for n, v in ranked}) or "Not known yet: too few trials completed.",
+        _listed({n: f"{v:.3f}" for n, v in ranked})
+        or f"Not known: that takes about {FEWEST_TRIALS} completed trials that differ.",
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
@@ -63,6 +68,19 @@ def _classes(summary: Summary, picture: str) -> list[str]:
     found = [_table(t) for t in (classes.by_class(summary), classes.confusion(summary)) if t]
     shown = [f"![image, truth, answers and errors]({picture})"] if picture else []
     return ["## By class", *found, *shown] if found or shown else []
+
+
+def _told(tile: Tile) -> str:
+    return f"{tile.value} ({tile.detail})" if tile.detail else tile.value
+
+
+def _steps(texts: Iterable[str]) -> str:
+    """Return the next steps, with their commands as code."""
+    lines = []
+    for text in texts:
+        parts = enumerate(text.split("`"))
+        lines.append("- " + "".join(f"`{part}`" if i % 2 else _text(part) for i, part in parts))
+    return "\n".join(lines)
 
 
 def _listed(values: Mapping[str, str]) -> str:

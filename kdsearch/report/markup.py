@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kdsearch.report import trials
 from kdsearch.report.tables import Table
+from kdsearch.report.tiles import Tile
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted
 from kdsearch.study.summary import Summary
@@ -23,9 +24,62 @@ def escape(text: str) -> str:
     return html.escape(text)
 
 
+def anchor(title: str) -> str:
+    """Return the anchor of a section."""
+    return title.lower().replace(" ", "-")
+
+
 def section(title: str, body: str) -> str:
     """Return one section of the page."""
-    return f"<section><h2>{title}</h2>{body}</section>"
+    return f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>'
+
+
+def contents(titles: Sequence[str]) -> str:
+    """Return links to sections."""
+    links = "".join(f'<a href="#{anchor(title)}">{title}</a>' for title in titles)
+    return f'<nav aria-label="contents">{links}</nav>'
+
+
+def tile(content: Tile) -> str:
+    """Return one answer of the first screen, with a bar for its share of the budget."""
+    bar = ""
+    if content.share is not None:
+        width = f"{100 * min(1.0, content.share):.1f}"
+        bar = f'<div class="meter" aria-hidden="true"><span style="width:{width}%"></span></div>'
+    detail = f"<dd>{escape(content.detail)}</dd>" if content.detail else ""
+    return (
+        f'<dl class="tile {content.tone}"><dt>{escape(content.title)}</dt>'
+        f"<dd><strong>{escape(content.value)}</strong></dd>{bar}{detail}</dl>"
+    )
+
+
+def command(text: str) -> str:
+    """Return a command with a button that copies it."""
+    return (
+        f'<span class="command"><code>{escape(text)}</code>'
+        '<button type="button" class="copy">Copy</button></span>'
+    )
+
+
+def steps(texts: Sequence[str]) -> str:
+    """Return a list of sentences with commands between backticks, '' for no texts."""
+    items = ""
+    for text in texts:
+        parts = text.split("`")
+        shown = (command(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+        items += f"<li>{''.join(shown)}</li>"
+    return f'<aside class="next"><h3>Next</h3><ul>{items}</ul></aside>' if items else ""
+
+
+def warning(text: str) -> str:
+    """Return a warning that is plain to see, '' for no text."""
+    return f'<p class="warning" role="note">{escape(text)}</p>' if text else ""
+
+
+def links(files: Mapping[str, str]) -> str:
+    """Return links to files beside the page, by their paths. Values: what they are."""
+    found = (f'<a href="{path}">{escape(what)}</a>' for path, what in files.items())
+    return f'<p class="files">{" ".join(found)}</p>' if files else ""
 
 
 def paragraph(text: str) -> str:

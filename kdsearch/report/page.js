@@ -78,6 +78,18 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "600px" });
 for (const figure of figures) near.observe(figure);
 
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.parentElement.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch { // no clipboard here: select the command instead
+      getSelection().selectAllChildren(code);
+    }
+  });
+}
+
 themeButton.addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
   paint();

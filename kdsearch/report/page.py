@@ -15,14 +15,16 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from kdsearch.errors import printable
 from kdsearch.report import classes, curves, figures, markup, slices, tables, words
 from kdsearch.report.axes import shown_limit
 from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
+from kdsearch.report.tiles import tiles
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted, duration
-from kdsearch.study.summary import Summary
+from kdsearch.study.summary import FEWEST_TRIALS, Summary
 
 _FILES = {
     "study.yaml": "the configuration: space, data, teacher, budget, seed, versions",
@@ -32,6 +34,13 @@ _FILES = {
     "report.md": "this page in Markdown, with figures/*.svg",
     "trials/": "weights and curve of each trial",
     "best/": "the student to ship: weights, exported file, configuration, model card",
+}
+_LINKS = {
+    "best/student.onnx": "student.onnx",
+    "best/README.md": "model card",
+    "best/predict.py": "predict.py",
+    "best/metrics.json": "metrics.json",
+    "trials.csv": "trials.csv",
 }
 
 
@@ -52,31 +61,37 @@ def render(
     ordered = sorted(records, key=lambda record: record.number)
     script = _asset("page.js")
     trials = markup.all_trials(summary, ordered) if ordered else paragraph("No trial has run yet.")
-    sections = (
-        section("What to ship", _result(summary, ordered)),
-        section("The front", _front(summary, ordered)),
-        section("What distillation gained at equal cost", _gains(summary, ordered, notes)),
-        *([section("By class", shown)] if (shown := _classes(summary, picture)) else []),
-        section("What mattered", _mattered(summary, ordered, importances)),
-        section("Learning curves", _curves(summary, ordered)),
-        section("Where the time went", _spent(summary, ordered)),
-        section("All trials", trials),
-        section("How to reproduce", _reproduce(summary, command)),
-    )
+    sections = {
+        "What to ship": _result(summary, ordered),
+        "The front": _front(summary, ordered),
+        "What distillation gained at equal cost": _gains(summary, ordered, notes),
+        "By class": _classes(summary, picture),
+        "What mattered": _mattered(summary, ordered, importances),
+        "Learning curves": _curves(summary, ordered),
+        "Where the time went": _spent(summary, ordered),
+        "All trials": trials,
+        "How to reproduce": _reproduce(summary, command),
+    }
+    shown = {title: body for title, body in sections.items() if body}
     return Template(_asset("page.html")).substitute(
         policy=_policy(get_plotlyjs(), script),
-        title=escape(f"{summary.study}: kdsearch report"),
-        study=escape(summary.study),
+        title=_safe(escape(f"{summary.study}: kdsearch report")),
+        study=_safe(escape(summary.study)),
         style=_asset("page.css"),
-        sections="\n".join(sections),
+        contents=markup.contents(list(shown)),
+        sections=_safe("\n".join(section(title, body) for title, body in shown.items())),
         plotly=get_plotlyjs(),
         script=script,
     )
 
 
 def _result(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    parts = [f'<p class="lead">{escape(verdict(summary, records))}</p>']
-    best = summary.stated_best()
+    parts = [
+        f'<p class="lead">{escape(verdict(summary, records))}</p>',
+        markup.warning(words.busy(summary)),
+        _screen(summary, records),
+    ]
+    best = summary.shipped or summary.best_entry()
     if best is not None:
         parts.append(markup.table(tables.against_teacher(summary, best)))
         parts.append(
@@ -88,11 +103,24 @@ def _result(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return "".join(parts)
 
 
-def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
+def _screen(summary: Summary, records: Sequence[TrialRecord]) -> str:
+    """Return the answers, the files and the next steps, with the front beside them."""
+    found = "".join(map(markup.tile, tiles(summary)))
+    links = markup.links(_LINKS if summary.file is not None else {})
+    answers = f'<div class="tiles">{found}</div>{links}' if found else ""
+    figure = _figure(summary, records)
+    return (
+        f'<div class="screen"><div>{answers}{markup.steps(summary.advice)}</div>'
+        f"<div>{figure}</div></div>"
+    )
+
+
+def _figure(summary: Summary, records: Sequence[TrialRecord]) -> str:
+    """Return the figure of the front with its buttons, '' before a student is measured."""
     marks = sort_out(summary, records)
     axes = figures.known_axes(marks)
     if not axes:
-        return paragraph("No student has been measured yet.")
+        return ""
     budgeted = summary.budget.axis()
     drawn = {axis: figures.scatter(summary, marks, axis) for axis in axes}
     first = budgeted if budgeted in axes else axes[0]
@@ -113,8 +141,19 @@ def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
         )
         + f'<p class="note" id="front-note" aria-live="polite">'
         f"{escape(_absent(summary, marks, first))}</p>"
+    )
+
+
+def _front(summary: Summary, records: Sequence[TrialRecord]) -> str:
+    """Return the table of the front, how to ship another point, and what the figure means."""
+    marks = sort_out(summary, records)
+    if not figures.known_axes(marks):
+        return paragraph("No student has been measured yet.")
+    return (
+        markup.table(tables.front(summary))
+        + "<details><summary>What the figure shows</summary>"
         + markup.listed(_legend(summary, marks))
-        + markup.table(tables.front(summary))
+        + "</details>"
     )
 
 
@@ -220,7 +259,10 @@ def _mattered(
             "explains, over completed trials (PED-ANOVA)."
         ) + markup.bars(ranked, "importance of each parameter", lambda value: f"{value:.3f}")
     else:
-        text = paragraph(f"Not known: too few trials completed ({summary.counts.complete:,}).")
+        text = paragraph(
+            f"Which parameters mattered is not known: that takes about {FEWEST_TRIALS} completed "
+            f"trials that differ, and {summary.counts.complete:,} completed."
+        )
     drawn = "".join(
         "<div>"
         + markup.figure(
@@ -267,15 +309,20 @@ def _spent(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 def _reproduce(summary: Summary, command: str) -> str:
     listed = "".join(
-        f"<dt><code>{name}</code></dt><dd>{text}</dd>"
+        f'<dt><a href="{name}"><code>{name}</code></a></dt><dd>{text}</dd>'
         for name, text in _FILES.items()
-        if name != "best/" or summary.best is not None
+        if name != "best/" or summary.shipped is not None
     )
     return (
-        f'<pre tabindex="0"><code>{escape(command)}</code></pre>'
+        f"<p>{markup.command(command)}</p>"
         f"<p>The same command resumes the study <strong>{escape(summary.study)}</strong>. "
         f"Its files are in the folder of this page:</p><dl>{listed}</dl>"
     )
+
+
+def _safe(text: str) -> str:
+    """Escape control characters from outside; the scripts must stay as their hashes say."""
+    return printable(text, keep="\n\r\t")
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from kdsearch.report import words
 from kdsearch.report.axes import (
     BLUE,
     VERMILLION,
@@ -60,7 +61,7 @@ def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.
         xaxis |= {"categoryarray": [str(v) for v in order]} if order else {}
         values = [escape(str(value)) for value in values]
         traces = [_boxes(values, scores, all_points=len(done) <= 200)]
-    traces += [_best(r, v, metric) for r, v in zip(done, values, strict=True) if r.number == best]
+    traces += [_best(r, v, summary) for r, v in zip(done, values, strict=True) if r.number == best]
     figure = go.Figure(data=traces)
     figure.update_layout(
         layout(xaxis=xaxis, yaxis=metric_axis(metric, without_strays(scores, ())), showlegend=False)
@@ -93,12 +94,13 @@ def _boxes(values: Sequence[object], scores: Sequence[object], *, all_points: bo
     )
 
 
-def _best(record: TrialRecord, value: object, metric: Metric) -> go.Scatter:
+def _best(record: TrialRecord, value: object, summary: Summary) -> go.Scatter:
+    mark, metric = words.ship_mark(summary), summary.metric
     return go.Scatter(
         x=[value],
         y=[record.val],
         customdata=[record.number],
-        hovertemplate=f"trial %{{customdata}}, to ship: {hover(metric)}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}, {mark}: {hover(metric)}<extra></extra>",
         mode="markers",
         marker={
             "symbol": "circle-open",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
+from kdsearch.report.answers import gain_of_one
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import SPACE, counted
@@ -26,31 +27,45 @@ class Table:
 
 
 def against_teacher(summary: Summary, best: Entry) -> Table:
-    """Return the table that compares the best student with the teacher."""
+    """Return the table that compares the training to ship with the teacher; test comes first.
+
+    best: that training itself. Its recipe's mean over seeds has rows of its own.
+    """
     metric, teacher, recipe = summary.metric, summary.teacher, summary.best_recipe()
-    splits = (
-        ("validation", best.val, teacher.val, summary.images.val, recipe.val if recipe else None),
-        ("test", best.test, teacher.test, summary.images.test, recipe.test if recipe else None),
-    )
+    images = summary.images
     rows: list[_Row] = [
         (
             f"{split} {metric.label}",
-            words.estimate(metric, own, images)
-            if spread is None
-            else words.spread(metric, spread, unit=True),
-            words.estimate(metric, reference, images),
+            words.estimate(metric, own, count),
+            words.estimate(metric, reference, count),
             ""
             if own is None or reference is None
             else f"{words.points(metric, own - reference)}{metric.points}",
         )
-        for split, own, reference, images, spread in splits
+        for split, own, reference, count in (
+            ("test", best.test, teacher.test, images.test),
+            ("validation", best.val, teacher.val, images.val),
+        )
     ]
+    if recipe is not None:
+        rows += [
+            (
+                f"{split} {metric.label}, mean of {counted(len(recipe.trials), 'seed')}",
+                words.spread(metric, spread, unit=True),
+                "",
+                "",
+            )
+            for split, spread in (("test", recipe.test), ("validation", recipe.val))
+            if spread is not None
+        ]
+    if summary.file is not None:
+        rows.append(("size of student.onnx", words.megabytes(summary.file.bytes), "", ""))
     rows.append(
         (
             "latency",
             words.latency(best),
             words.latency(teacher),
-            words.compared(best.latency_ms, teacher.latency_ms).replace("fewer", "less"),
+            words.compared(best.latency_ms, teacher.latency_ms, words.SPEED),
         )
     )
     rows += [
@@ -65,21 +80,13 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
             ("params", best.params, teacher.params),
         )
     ]
-    caption = f"The student to ship, trial {best.trial}, compared with its teacher, {teacher.name}"
+    who = "The student to ship" if summary.shipped else "The best student so far"
+    caption = (
+        f"{who}, trial {best.trial}, compared with its teacher, {teacher.name}; \u00b1 one "
+        "standard error over images"
+    )
     if recipe is not None:
-        caption += (
-            f"; student: mean \u00b1 standard deviation, {counted(len(recipe.trials), 'seed')}"
-        )
-        if own := summary.shipped:
-            rows += [
-                (
-                    f"{split} {metric.label} of trial {own.trial} alone",
-                    words.score(metric, val),
-                    "",
-                    "",
-                )
-                for split, val in (("validation", own.val), ("test", own.test))
-            ]
+        caption += "; of a mean, the standard deviation of one training (from all refits)"
     head = ("", "student", "teacher", "student to teacher")
     return Table(caption=caption, head=head, rows=tuple(rows))
 
@@ -132,6 +139,7 @@ def front(summary: Summary) -> Table:
 def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
     """Return each trial with its controls, the best trial first; None without controls."""
     entries = {entry.trial: entry for entry in (*summary.controls, *summary.front)}
+    by_number = {record.number: record for record in records}
     subjects = {record.number: record.control_of for record in records}
     controls: dict[int, list[Entry]] = {}
     for control in summary.controls:
@@ -143,18 +151,15 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
     rows = []
     for number in sorted(controls, key=lambda number: (number != summary.best, number)):
         subject = entries[number]
-        rows.append(_gain(summary, words.trial(number, subject.config), subject))
-        rows += [
-            _gain(
-                summary,
-                _marked(
-                    f"against control{SPACE}{control.trial}", words.shipping(summary, control.trial)
-                ),
-                control,
-                subject,
-            )
-            for control in controls[number]
-        ]
+        ships = words.shipping(summary, number)
+        rows.append(_row(summary, _marked(words.trial(number, subject.config), ships), subject))
+        for control in controls[number]:
+            mark = words.shipping(summary, control.trial)
+            title = _marked(f"against control{SPACE}{control.trial}", mark)
+            trial = replace(by_number[number], val=subject.val)
+            other = replace(by_number[control.trial], val=control.val)
+            found = _gains(summary, subject, control, trial, other)
+            rows.append(_row(summary, title, control, found))
     head = (
         "",
         "method",
@@ -163,7 +168,10 @@ def gains(summary: Summary, records: Sequence[TrialRecord]) -> Table | None:
         f"test {summary.metric.label}",
         words.heading("gain", summary.metric.points),
     )
-    caption = "A control trains the same student with another method, at equal cost"
+    caption = (
+        "A control trains the same student with another method, at equal cost. The winner was "
+        "selected on validation, so its gain there is too high"
+    )
     return Table(caption=caption, head=head, rows=tuple(rows))
 
 
@@ -216,7 +224,7 @@ def _marked(title: str, *marks: str) -> str:
 
 
 def _ships(summary: Summary, trained: Trainings) -> str:
-    return "to ship" if summary.to_ship() in trained.trials else ""
+    return words.ship_mark(summary) if summary.to_ship() in trained.trials else ""
 
 
 def _trained(metric: Metric, trained: Trainings) -> _Row:
@@ -274,23 +282,34 @@ def _measured(summary: Summary, entry: Entry | TeacherEntry) -> _Row:
     )
 
 
-def _gain(summary: Summary, title: str, entry: Entry, subject: Entry | None = None) -> _Row:
-    """Return the row of one trial, with the gain of `subject` over it."""
-    val_gain = test_gain = ""
-    if subject is not None and summary.is_at_chance(min(subject.val, entry.val)):
-        val_gain = test_gain = "at chance"
-    elif subject is not None:
-        metric, images = summary.metric, summary.images
-        error = words.error_of_difference(metric, subject.val, entry.val, images.val)
-        val_gain = words.gain(metric, subject.val - entry.val, error)
-        if subject.test is not None and entry.test is not None:
-            error = words.error_of_difference(metric, subject.test, entry.test, images.test)
-            test_gain = words.gain(metric, subject.test - entry.test, error)
+def _gains(
+    summary: Summary, subject: Entry, control: Entry, trial: TrialRecord, other: TrialRecord
+) -> tuple[str, str]:
+    """Return the gain of a trial over its control on validation and on test, as cells.
+
+    A control of fewer epochs is compared with the trial after as many, and not on test.
+    """
+    if summary.is_at_chance(min(subject.val, control.val)):
+        return "at chance", "at chance"
+    metric, cells = summary.metric, []
+    read = {e.trial: e.test for e in (subject, control) if e.test is not None}
+    for test in ({}, read):
+        found = gain_of_one(metric, summary.images, test, trial, other)
+        if found is None or (test and found.split != "test"):
+            cells.append("")
+            continue
+        after = f" after {counted(found.epochs, 'epoch')}" if found.epochs else ""
+        cells.append(words.gain(metric, found.difference, found.error) + after)
+    return cells[0], cells[1] if read else ""
+
+
+def _row(summary: Summary, title: str, entry: Entry, gained: tuple[str, str] = ("", "")) -> _Row:
+    """Return the row of one trial, with the gains of another over it."""
     return (
         title,
         words.method(entry.config),
         words.estimate(summary.metric, entry.val, summary.images.val),
-        val_gain,
+        gained[0],
         words.estimate(summary.metric, entry.test, summary.images.test),
-        test_gain,
+        gained[1],
     )

@@ -65,7 +65,7 @@ def payload(summary: Summary, records: Iterable[TrialRecord]) -> dict[str, objec
 
 
 def _remark(summary: Summary, record: TrialRecord) -> str:
-    parts = ["to ship"] if record.number == summary.to_ship() else []
+    parts = [words.ship_mark(summary)] if record.number == summary.to_ship() else []
     if record.kind:
         parts.append(record.outside())
     if record.reused_from is not None:

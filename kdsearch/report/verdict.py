@@ -11,15 +11,13 @@ from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.summary import Entry, Summary, TeacherEntry
 from kdsearch.tasks.base import Metric
 
-_UNSHIPPED = (
-    "Nothing has been shipped yet. The command at the end of this page trains the controls, "
-    "exports the student and reads the test split."
-)
-
 
 def verdict(summary: Summary, records: Sequence[TrialRecord]) -> str:
     """Return the study's result in a few sentences, and the next step where there is none."""
-    first = (teacher_at_chance_in(summary), no_student_needed(summary))
+    needless = no_student_needed(summary)
+    if needless and summary.shipped is not None and not _student_at_chance_in(summary):
+        return needless
+    first = (teacher_at_chance_in(summary), needless)
     return " ".join(filter(None, (*first, _found(summary, records))))
 
 
@@ -61,7 +59,8 @@ def kept_by(teacher: TeacherEntry, budget: Budget) -> str:
 
 def no_student_needed(summary: Summary) -> str:
     """Return that the teacher itself will do, and what a student would save; '' where it won't."""
-    teacher, metric, best = summary.teacher, summary.metric, summary.stated_best()
+    teacher, metric = summary.teacher, summary.metric
+    best = summary.shipped or summary.best_entry()
     if not summary.needs_no_student() or summary.is_at_chance(teacher.val):
         return ""
     text = (
@@ -81,16 +80,19 @@ def _saved(summary: Summary, best: Entry) -> str:
     saved = f"save no {name}"
     if own is not None and own < its:
         saved = f"save {words.digits(100 * (1 - own / its))}{SPACE}% of its {name}"
-    points = words.points(metric, best.val - teacher.val)
-    change = f"{'gain' if best.val > teacher.val else 'lose'} {points[1:]}{metric.points}"
-    error = words.error_of_difference(metric, best.val, teacher.val, summary.images.val)
+    split, value, reference, images = "validation", best.val, teacher.val, summary.images.val
+    if best.test is not None and teacher.test is not None:
+        split, value, reference, images = "test", best.test, teacher.test, summary.images.test
+    points = words.points(metric, value - reference)
+    change = f"{'gain' if value > reference else 'lose'} {points[1:]}{metric.points}"
+    error = words.error_of_difference(metric, value, reference, images)
     if not points.startswith(("+", words.MINUS)):
         change = "lose nothing"
-    elif error is not None and abs(best.val - teacher.val) <= words.NOISE * error:
+    elif error is not None and abs(value - reference) <= words.NOISE * error:
         change = f"{change} (noise)"
     return (
         f"Trial{SPACE}{best.trial} would {saved} ({words.amount(axis, own)} against "
-        f"{words.amount(axis, its)}) and {change} of validation {metric.label}."
+        f"{words.amount(axis, its)}) and {change} of {split} {metric.label}."
     )
 
 
@@ -103,12 +105,12 @@ def _limited(teacher: TeacherEntry, budget: Budget) -> str:
 
 
 def _found(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    best = summary.stated_best()
+    best = summary.shipped or summary.best_entry()
     if warning := _student_at_chance_in(summary):
         return warning
     if best is not None:
         text = _best_student(summary, best)
-        return text if summary.shipped else f"{_UNSHIPPED} {text}"
+        return text if summary.shipped else f"{_unshipped(records)} {text}"
     if not records:
         return "Nothing to ship: no trial has run yet. Run the command at the end of this page."
     states = [record.state for record in records]
@@ -127,29 +129,29 @@ def _found(summary: Summary, records: Sequence[TrialRecord]) -> str:
     return _none_completed(records)
 
 
-def _best_student(summary: Summary, best: Entry) -> str:
-    teacher, metric = summary.teacher, summary.metric
-    test = (
-        "" if best.test is None else f" ({words.score(summary.metric, best.test)} on the test set)"
-    )
-    against = [
-        f"{text} {words.AXES[axis].name} ({words.scaled(value)} against {words.scaled(reference)})"
-        for axis, value, reference in (
-            ("flops", best.flops, teacher.flops),
-            ("params", best.params, teacher.params),
-        )
-        if reference and (text := words.compared(value, reference))
-    ]
-    verb = "Ship" if summary.shipped else "The best so far is"
-    if summary.shipped and summary.needs_no_student():
-        verb = "The best student is"
-    smaller = f"It has {' and '.join(against)} than the teacher {teacher.name}. " if against else ""
+def _unshipped(records: Sequence[TrialRecord]) -> str:
+    """Return that nothing has been shipped, and what is still to come."""
+    if running := sum(record.state == "running" for record in records):
+        return f"Nothing has been shipped yet: {counted(running, 'training')} still running."
     return (
-        f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}. "
-        f"Its validation {metric.label} is {_score(summary, best)}{test}, "
-        f"{_distance(metric, best.val - teacher.val)} the teacher's "
-        f"{words.score(metric, teacher.val)}. "
-        f"{smaller}{_speed(summary, best)}"
+        "Nothing has been shipped yet. The command at the end of this page trains the controls, "
+        "exports the student and reads the test split."
+    )
+
+
+def _best_student(summary: Summary, best: Entry) -> str:
+    """Return what ships, its metric, its cost, and its speed next to the teacher's: a sentence."""
+    teacher, metric, axis = summary.teacher, summary.metric, summary.budget.axis()
+    verb = "Ship" if summary.shipped else "The best so far is"
+    split, value = ("test", best.test) if best.test is not None else ("validation", best.val)
+    axis = axis if getattr(best, axis) is not None else "flops"
+    names = words.SPEED if axis == "latency_ms" else ("fewer", "more")
+    ratio = words.compared(getattr(best, axis), getattr(teacher, axis), names)
+    against = f", {ratio} than the teacher {teacher.name}" if ratio else ""
+    return (
+        f"{verb} trial{SPACE}{best.trial}{_what(summary, best)}, {_why(summary, best)}: "
+        f"{split} {metric.label} {words.score(metric, value)}, "
+        f"{words.amount(axis, getattr(best, axis))}{against}."
     )
 
 
@@ -164,37 +166,17 @@ def _what(summary: Summary, best: Entry) -> str:
     return f"{text} ({taught}; trial{SPACE}{summary.best} of the front)"
 
 
-def _score(summary: Summary, best: Entry) -> str:
-    """Return the score of the student on validation with its error or spread."""
-    recipe = summary.best_recipe()
-    if recipe is None:
-        return words.estimate(summary.metric, best.val, summary.images.val)
-    spread = words.spread(summary.metric, recipe.val, unit=True)
-    return f"{spread} (mean of {counted(len(recipe.trials), 'seed')})"
-
-
 def _why(summary: Summary, best: Entry) -> str:
     limits, of = words.limits(summary.budget), ""
-    among = f"within the budget of {limits}" if limits else "with no budget set"
-    is_second = best.val < max(entry.val for entry in summary.front)
+    among = f" within the budget of {limits}" if limits else ""
+    recipe = summary.best_recipe()
+    val = best.val if recipe is None else recipe.val.mean
+    is_second = val < max(entry.val for entry in summary.front)
     if summary.candidates:
         of = f" of {counted(len(summary.candidates), 'retrained trial')}"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
-        is_second = best.val < max(means)
-    return f"the best{of}{' whose exported file was' if is_second else ''} {among}"
-
-
-def _speed(summary: Summary, best: Entry) -> str:
-    if best.latency_ms is None:
-        return "Its latency was not measured."
-    return f"Its latency is {words.latency(best)} on {words.target(summary.target)}."
-
-
-def _distance(metric: Metric, difference: float) -> str:
-    text = words.points(metric, abs(difference))
-    if not text.startswith("+"):
-        return "level with"
-    return f"{text[1:]}{metric.points} {'above' if difference > 0 else 'below'}"
+        is_second = val < max(means)
+    return f"the best{of}{' whose exported file was' if is_second else ''}{among}"
 
 
 def _below_minimum(metric: Metric, least: float, records: Sequence[TrialRecord]) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdsearch.deploy.timing import ONE_ROUND
+from kdsearch.deploy.timing import BUSY, ONE_ROUND
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
@@ -78,10 +78,44 @@ def amount(axis: str, value: float | None) -> str:
 
 def latency(cost: Cost | Entry | Baseline | TeacherEntry) -> str:
     """Return a latency with its interval, if known, as '1.83 ms (1.79 to 1.88)'."""
-    text = amount("latency_ms", cost.latency_ms)
-    if cost.latency_low_ms is None or cost.latency_high_ms is None:
-        return text
-    return f"{text} ({digits(cost.latency_low_ms)} to {digits(cost.latency_high_ms)})"
+    low, middle, high = cost.latency_low_ms, cost.latency_ms, cost.latency_high_ms
+    if low is None or high is None or not middle:
+        return amount("latency_ms", middle)
+    decimals = max(0, 2 - math.floor(math.log10(middle)))
+    text, *ends = (f"{value:,.{decimals}f}" for value in (middle, low, high))
+    return f"{text}{SPACE}ms ({' to '.join(ends)})"
+
+
+def share(budget: Budget, owner: Cost | Entry, axis: str) -> float | None:
+    """Return the share of a limit that a cost uses, None without a limit or a cost.
+
+    Of a latency the upper end counts: it has to be within the budget.
+    """
+    limit, value = getattr(budget, axis), getattr(owner, axis)
+    if axis == "latency_ms" and owner.latency_high_ms is not None:
+        value = owner.latency_high_ms
+    return None if limit is None or value is None else float(value / limit)
+
+
+def is_busy(summary: Summary) -> bool:
+    """Return whether the machine was busy while the latency of the file was measured."""
+    contention = None if summary.file is None else summary.file.contention
+    return contention is not None and contention > BUSY
+
+
+def busy(summary: Summary) -> str:
+    """Return the warning that the machine was busy during the measurement, '' where it was not."""
+    if not is_busy(summary):
+        return ""
+    return (
+        "The machine was busy while the latency of the file was measured, so it may be too high. "
+        "Measure again when the machine is idle."
+    )
+
+
+def megabytes(size: int) -> str:
+    """Return the size of a file in megabytes."""
+    return f"{digits(size / 1e6)}{SPACE}MB"
 
 
 def percent(fraction: float | None) -> str:
@@ -108,6 +142,9 @@ def estimate(metric: Metric, value: float | None, images: int | None) -> str:
 
 
 NOISE = 2.0  # standard errors; a difference below may be noise
+# Variance of a training over seeds and images, in variances of the images alone. Over seeds a
+# student of digits spread by 0.7 points, as much as other images of that number would move it.
+_SEEDS = 2.0
 
 
 def points(metric: Metric, difference: float) -> str:
@@ -128,15 +165,15 @@ def gain(metric: Metric, difference: float, error: float | None = None) -> str:
     return f"{text}, lost" if text.startswith(MINUS) else text
 
 
-def gained(metric: Metric, difference: float, error: float, over: str) -> str:
-    """Return the gain over something in one training, with its interval, in a sentence.
+def gained(metric: Metric, interval: tuple[float, float, float], split: str, over: str) -> str:
+    """Return the gain over something, with its 95 % interval, in a sentence.
 
-    It is a gain or a loss where the interval of two standard errors excludes 0.
+    interval: difference, lower and upper end. It is a gain or a loss where these exclude 0.
     """
-    low, high = difference - NOISE * error, difference + NOISE * error
+    difference, low, high = interval
     amount = (
         f"{points(metric, difference)} [{points(metric, low)}, {points(metric, high)}]"
-        f"{metric.points} of validation {metric.label}"
+        f"{metric.points} of {split} {metric.label}"
     )
     if low <= 0 <= high:
         return f"No measurable gain {over}: {amount}"
@@ -146,10 +183,13 @@ def gained(metric: Metric, difference: float, error: float, over: str) -> str:
 def error_of_difference(
     metric: Metric, one: float, other: float, images: int | None
 ) -> float | None:
-    """Return the standard error of the difference of two scores on so many images."""
+    """Return the standard error of the difference of two trainings on so many images.
+
+    It holds other images and other seeds.
+    """
     if not images:
         return None
-    return math.sqrt(metric.variance(one, images) + metric.variance(other, images))
+    return math.sqrt(_SEEDS * (metric.variance(one, images) + metric.variance(other, images)))
 
 
 def spread(metric: Metric, found: Spread, *, unit: bool = False) -> str:
@@ -183,13 +223,18 @@ def chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def compared(value: float | None, reference: float | None) -> str:
+def compared(
+    value: float | None, reference: float | None, words: tuple[str, str] = ("fewer", "more")
+) -> str:
     """Return the ratio of two costs, '41.2x fewer', or '' if one is unknown."""
     if not value or not reference:
         return ""
     if value <= reference:
-        return f"{digits(reference / value)}{TIMES} fewer"
-    return f"{digits(value / reference)}{TIMES} more"
+        return f"{digits(reference / value)}{TIMES} {words[0]}"
+    return f"{digits(value / reference)}{TIMES} {words[1]}"
+
+
+SPEED = ("faster", "slower")  # of `compared`, for latencies
 
 
 def clipped(text: str, length: int) -> str:
@@ -224,10 +269,15 @@ def trial(number: int, params: Params) -> str:
     return f"trial{SPACE}{number}" + (f" ({kind})" if kind else "")
 
 
+def ship_mark(summary: Summary) -> str:
+    """Return the mark of the training to ship: 'the best so far' until a file has been shipped."""
+    return "to ship" if summary.shipped else "the best so far"
+
+
 def shipping(summary: Summary, number: int) -> str:
     """Return 'to ship' for the training to ship; for the best trial, the one that ships instead."""
     if number == summary.to_ship():
-        return "to ship" if summary.shipped else "the best so far"
+        return ship_mark(summary)
     if number != summary.best:
         return ""
     return f"shipped (weights of trial {summary.to_ship()})"

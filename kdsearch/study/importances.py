@@ -9,9 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.study.store import experimental_is_fine
 from kdsearch.study.study import OpenStudy
+from kdsearch.study.summary import FEWEST_TRIALS
 from kdsearch.study.width import is_share
-
-_FEWEST = 8  # complete trials
 
 
 def importances(study: OpenStudy) -> dict[str, float]:
@@ -21,7 +20,7 @@ def importances(study: OpenStudy) -> dict[str, float]:
     """
     trials = study.store.trials()
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
-    if len(done) < _FEWEST or len({trial.values[0] for trial in done}) < 2:
+    if len(done) < FEWEST_TRIALS or len({trial.values[0] for trial in done}) < 2:
         return {}
     plain = optuna.create_study(direction="maximize")
     for trial in done:

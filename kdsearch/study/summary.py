@@ -15,6 +15,8 @@ from kdsearch.spec import Budget, Cost
 from kdsearch.tasks.base import DEFAULT_METRIC, Details, Metric
 
 SCHEMA = 2
+# Complete trials that an importance takes; of eight, noise alone ranked one knob at 0.99.
+FEWEST_TRIALS = 30
 LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms")
 
 
@@ -148,6 +150,38 @@ class GainEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Whether the best recipe is better than a control: `yes`, `no`, `not measurable`, `not known`.
+
+    over: the control's method, `none` (did distillation help?) or `kd` (did the search help over
+    plain KD?). why: the reason where it is not known. split: where the gain was measured. low,
+    high: 95 % interval of the gain, noise of the seeds included.
+    """
+
+    over: str
+    answer: str
+    why: str = ""
+    split: str = ""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShippedFile:
+    """The file of best/, as its metrics.json states it.
+
+    val: validation metric by its own runtime. contention: wall over CPU time while its latency was
+    measured, None where unknown. one_round: that latency is of one round by the clock.
+    """
+
+    bytes: int
+    val: float
+    contention: float | None
+    one_round: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """What a common network costs on the data and the target of the study; it was not trained."""
 
@@ -230,7 +264,8 @@ class Summary:
     has at least that. chance: the metric of the best constant answer on validation, if it is known.
     details: of the teacher and of what ships, as `teacher test` and `shipped validation`.
     candidates: trials that were retrained, the best mean first; then `controls`
-    is empty, and gains holds what all of them gained.
+    is empty, and gains holds what all of them gained. answers: did distillation, did the search
+    help? file: what ships, None before it does. advice: what to do next, with commands.
     """
 
     study: str
@@ -246,6 +281,9 @@ class Summary:
     metric: Metric = DEFAULT_METRIC
     candidates: tuple[CandidateEntry, ...] = ()
     gains: tuple[GainEntry, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    advice: tuple[str, ...] = ()
+    file: ShippedFile | None = None
     baselines: tuple[Baseline, ...] = ()
     images: Images = field(default_factory=Images)
     epochs: EpochsSpent = field(default_factory=EpochsSpent)

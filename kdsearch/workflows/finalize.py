@@ -21,7 +21,7 @@ from kdsearch.deploy.pricing import load_student
 from kdsearch.engines.dispatch import Engine, TrialQueue
 from kdsearch.errors import BudgetError, SpecError, StudyError, TrialsFailedError
 from kdsearch.models.model import Model
-from kdsearch.report.artifacts import about_longer_training, summarise, write_derived
+from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.findings import (
     CONTROLS,
     about_classes,
@@ -116,7 +116,6 @@ def finalize(
     keys = {split: f"{export.weights.number} {split}" for split in _SPLITS}
     details = {split: asdict(study.facts.details[key]) for split, key in keys.items()}
     model_card.update(package.path, **results, notes=findings, seeds=_seeds(study), details=details)
-    notes = (*notes, *about_longer_training(study))
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdsearch.deploy.package import Package, read_package
 from kdsearch.errors import BudgetError, TrialsFailedError
-from kdsearch.report.artifacts import about_longer_training, summarise
+from kdsearch.report.artifacts import summarise
 from kdsearch.study.config import config_of, read_config, resume_command, study_path
 from kdsearch.study.open import load_study
 from kdsearch.study.options import RunOptions
@@ -61,7 +61,7 @@ def finished(
         path=path,
         summary=summarise(study),
         package=package,
-        notes=(*facts.notes, *about_longer_training(study)),
+        notes=facts.notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 In a study with a budget of latency many students were decided by one round; the shown ones are
 measured in full. In any other study latency is not limited: the shown students and the teacher
-get one round each, and what ships has the latency of its file.
+get one round each. What ships has the latency of its file everywhere.
 """
 
 from __future__ import annotations
@@ -32,12 +32,9 @@ def measure_latencies(
 
     An architecture is measured once. A note comes before the first, and says why one has none.
     """
-    is_limited = study.budget.latency_ms is not None
-    limit = None if is_limited else math.inf
-    found: dict[str, Latency | None] = {}
-    if not is_limited:
-        trial, latency = shipped
-        found[_architecture(trial)] = latency
+    limit = math.inf if study.budget.latency_ms is None else None
+    trial, latency = shipped
+    found: dict[str, Latency | None] = {_architecture(trial): latency}
     costs = dict(study.facts.costs)
     if left := {_architecture(record) for record in records} - found.keys():
         note(f"Measuring the latency of {len(left)} student{'s' * (len(left) > 1)}")

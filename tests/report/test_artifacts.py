@@ -59,7 +59,7 @@ TOGETHER = {"over", "candidates", "gain", "test_gain"}
 TOP = {
     *("schema", "study", "task", "metric", "front", "controls", "best", "baselines", "stopping"),
     *("min_accuracy", "candidates", "gains", "shipped", "chance", "teacher_within_budget"),
-    *("classes", "details"),
+    *("classes", "details", "answers", "advice", "file"),
     *LAYOUT,
 }
 

@@ -325,8 +325,9 @@ def test_an_exported_control_is_reported(study: OpenStudy) -> None:
     assert f"trial {ships.trials[0]}" in message[0]
     assert any("is not shipped" in line for line in message)
     summary = summarise(study)
-    expected = verdict(summary, study.records()).replace("\u00a0", " ")
-    assert f"The best student is trial {ships.trials[0]}," in expected
+    costly = replace(summary, teacher=replace(summary.teacher, flops=10**12))
+    expected = verdict(costly, study.records()).replace("\u00a0", " ")
+    assert f"Ship trial {ships.trials[0]}," in expected
     assert f"(by kd; trial {first.trial} of the front)" in expected
     (row,) = (row for row in tables.candidates(summary).rows if "to ship" in row[0])
     assert row[0] == "its control, kd, to ship"

@@ -1,0 +1,182 @@
+"""The first screen answers at a glance, with the numbers of the shipped file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up import LIMIT_MS, Study, make_study
+from plotly.offline import get_plotlyjs
+from table_study import REQUEST, opened, run_to
+
+from kdsearch.report import words
+from kdsearch.report.advice import advice
+from kdsearch.report.answers import NO, NOT_KNOWN, NOT_MEASURABLE, YES, answers
+from kdsearch.report.artifacts import summarise, write_derived
+from kdsearch.report.markdown import markdown
+from kdsearch.report.page import render
+from kdsearch.report.tiles import tiles
+from kdsearch.study.summary import Images, ShippedFile, Summary
+from kdsearch.tasks.base import Metric
+
+FILE = ShippedFile(bytes=315_217, val=0.97, contention=1.0, one_round=False)
+IOU = Metric(key="miou", label="mean IoU", image_variance=0.04)
+
+
+def shipped(file: ShippedFile = FILE, images: int = 10_000) -> Study:
+    summary, records = make_study()
+    summary = replace(summary, file=file, images=Images(val=images, test=images))
+    return replace(summary, answers=answers(summary, records)), records
+
+
+def page_of(study: Study) -> str:
+    summary, records = study
+    html = render(summary, records, importances={}, notes=[], command="kdsearch run")
+    return html.replace("\u00a0", " ")
+
+
+def told(summary: Summary) -> dict[str, str]:
+    """Return value and small print of each tile, by title."""
+    found = {tile.title: f"{tile.value}; {tile.detail}" for tile in tiles(summary)}
+    return {title: text.replace("\u00a0", " ") for title, text in found.items()}
+
+
+def test_the_tiles_state_the_shipped_entry_and_its_file() -> None:
+    summary, _ = shipped()
+    best = summary.shipped
+    assert best is not None
+    assert best.test is not None
+    assert best.latency_ms is not None
+    assert best.latency_high_ms is not None
+    found = told(summary)
+    assert found["Accuracy on test"].startswith(f"{100 * best.test:.2f} ± ")
+    assert f"validation {100 * best.val:.2f} %" in found["Accuracy on test"]
+    value = re.match(r"([\d.]+) ms \(([\d.]+) to ([\d.]+)\)", found["Latency"])
+    assert value is not None
+    assert float(value[1]) == pytest.approx(best.latency_ms, rel=0.005)
+    assert float(value[3]) == pytest.approx(best.latency_high_ms, rel=0.005)
+    assert found["Size"] == "0.315 MB; student.onnx"
+    latency = next(tile for tile in tiles(summary) if tile.title == "Latency")
+    assert latency.share == pytest.approx(best.latency_high_ms / LIMIT_MS)
+
+
+def test_page_markdown_and_tiles_have_the_same_texts() -> None:
+    summary, records = study = shipped()
+    text = markdown(summary, records, importances={}, notes=[], command="kdsearch run")
+    html = page_of(study)
+    for tile in tiles(summary):
+        assert tile.value.replace("\u00a0", " ") in html, tile
+        assert tile.value in text, tile
+
+
+def test_an_interval_has_equal_decimals() -> None:
+    best = make_study()[0].shipped
+    assert best is not None
+    best = replace(best, latency_ms=0.0831, latency_low_ms=0.0814, latency_high_ms=0.102)
+    assert words.latency(best).replace("\u00a0", " ") == "0.0831 ms (0.0814 to 0.1020)"
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"), [(100_000, YES), (200, NOT_MEASURABLE)], ids=["many", "few"]
+)
+def test_distillation_helped_where_the_interval_on_test_excludes_0(
+    images: int, expected: str
+) -> None:
+    """The made-up controls are 1.1 and 2.2 points below."""
+    none, kd = answers(*shipped(images=images)[:1], shipped()[1])
+    assert (none.over, kd.over) == ("none", "kd")
+    assert none.answer == expected
+    assert none.split == "test"
+    assert none.low is not None
+    assert none.difference is not None
+    assert none.high is not None
+    assert none.low < none.difference < none.high
+
+
+def test_a_loss_is_a_no_and_a_student_without_controls_not_known() -> None:
+    summary, records = shipped(images=100_000)
+    controls = tuple(replace(entry, test=0.999) for entry in summary.controls)
+    lost = answers(replace(summary, controls=controls), records)
+    assert [answer.answer for answer in lost] == [NO, NO]
+    alone = [record for record in records if not record.kind]
+    unknown = answers(replace(summary, controls=()), alone)
+    assert [(answer.answer, answer.why) for answer in unknown] == [
+        (NOT_KNOWN, "no control was trained")
+    ] * 2
+
+
+def test_a_control_of_fewer_epochs_is_compared_after_as_many_on_validation() -> None:
+    summary, records = shipped(images=100_000)
+    short = [
+        replace(record, curve=record.curve[:4], val=record.curve[3]) if record.kind else record
+        for record in records
+    ]
+    best = next(record for record in records if record.number == summary.best)
+    none, _ = answers(summary, short)
+    control = next(r for r in short if r.params["method.name"] == "none" and r.kind)
+    assert none.split == "validation"
+    assert none.difference == pytest.approx(best.curve[3] - control.curve[3])
+
+
+def test_a_gain_of_one_training_holds_the_noise_of_seeds() -> None:
+    metric = Metric(key="accuracy", label="accuracy")
+    error = words.error_of_difference(metric, 0.9, 0.9, 1_000)
+    images = (2 * metric.variance(0.9, 1_000)) ** 0.5
+    assert error is not None
+    assert error > 1.2 * images
+
+
+def test_a_busy_machine_is_a_warning_on_every_page() -> None:
+    summary, records = study = shipped(replace(FILE, contention=2.3))
+    text = markdown(summary, records, importances={}, notes=[], command="kdsearch run")
+    assert "The machine was busy" in page_of(study)
+    assert "The machine was busy" in text
+    assert "The machine was busy" not in page_of(shipped())
+
+
+def test_an_unfinished_study_ships_nothing_anywhere() -> None:
+    summary, records = shipped()
+    unfinished = replace(summary, shipped=None, file=None)
+    page = page_of((unfinished, records)).partition("<main>")[2].rpartition("</main>")[0]
+    page = page.replace("What to ship", "").replace("what-to-ship", "")
+    assert "to ship" not in page
+    assert "best/" not in page
+    assert "Nothing has been shipped yet." in page
+    running = [replace(records[0], state="running", val=None), *records[1:]]
+    assert "1 training still running" in page_of((unfinished, running))
+
+
+def test_another_metric_is_never_called_accuracy() -> None:
+    summary, _ = shipped()
+    assert "ccuracy" not in str(told(replace(summary, metric=IOU)))
+    assert "Mean IoU on test" in told(replace(summary, metric=IOU))
+
+
+def test_a_written_page_has_its_scripts_as_their_hashes_say(tmp_path: Path) -> None:
+    """A character that is escaped in them stops them: no figure would be drawn."""
+    teacher = {"name": "auto", "val": 0.9, "test": None, "flops": 1, "params": 1}
+    with opened(tmp_path / "study", REQUEST) as study:
+        study.update_facts(teacher={**teacher, "latency_ms": None})
+        run_to(study, 2)
+        write_derived(study)
+    assert get_plotlyjs() in (tmp_path / "study" / "report.html").read_bytes().decode()
+
+
+def test_each_step_has_a_command(tmp_path: Path) -> None:
+    teacher = {"name": "auto", "val": 0.2, "test": None, "flops": 10**12, "params": 1}
+    with opened(tmp_path / "study", REQUEST) as study:
+        study.update_facts(teacher={**teacher, "latency_ms": None}, images={"val": 9, "test": 9})
+        run_to(study, 5)
+        best = study.front()[-1].number
+        assert advice(study, summarise(study), "kdsearch run --name study") == ()
+        study.update_facts(best=best, shipped=best, images={"train": 100, "val": 900, "test": 900})
+        summary = replace(summarise(study), file=replace(FILE, contention=2.0))
+        steps = advice(study, summary, "kdsearch run --name study")
+    text = " ".join(steps)
+    assert all(re.search("`kdsearch [a-z]+ ", step) for step in steps), steps
+    for words_of in ("machine was busy", "teacher is worse than its student"):
+        assert words_of in text
+    others = [entry.trial for entry in summary.front if entry.trial != best]
+    assert not others or f"ship study --out {tmp_path} --trial {others[-1]}" in text
