@@ -1,4 +1,4 @@
-"""Commands for a whole study: run, enqueue, report, status, dashboard."""
+"""Commands for a whole study: run, ship, enqueue, report, status, dashboard."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from kdsearch.cli.options import (
     read_names,
     takes,
 )
-from kdsearch.errors import StudyError
+from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.study.options import OUTPUT, SEARCH, RunOptions
+
+PICKS = ("accurate", "knee", "fastest")
 
 
 @app.command()
@@ -65,9 +67,8 @@ def run(
     options = RunOptions(**chosen)
     announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
-    from kdsearch.cli.tables import candidates_table, front_table, show
-    from kdsearch.report.verdict import no_student_needed, warnings_in
-    from kdsearch.study.formatting import SPACE
+    from kdsearch.cli.result import result
+    from kdsearch.cli.tables import front_table, show
     from kdsearch.workflows.run import run_study
 
     with StudyConsole(quiet=quiet or as_json) as console:
@@ -75,19 +76,48 @@ def run(
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
         return
-    package = finished.package
-    warnings = [line.replace(SPACE, " ") for line in warnings_in(finished.summary)]
-    show(
-        *warnings,
-        *filter(None, [no_student_needed(finished.summary).replace(SPACE, " ")]),
-        front_table(finished.summary),
-        *candidates_table(finished.summary),
-        *(note for note in finished.notes if note not in warnings),
-        f"Best: trial {finished.summary.to_ship()}, {package.path}/student.onnx: "
-        f"{package.latency} (measured on the file; {finished.summary.target})",
-        f"Report: {finished.path}/report.html",
-        f"Retrain: kdsearch distill --config {package.path}/config.yaml",
-    )
+    show(front_table(finished.summary), *result(finished.summary, finished.path))
+
+
+@app.command()
+@takes("storage")
+def ship(
+    name: Annotated[str, typer.Argument(help="Name of the study.")],
+    trial: Annotated[int | None, typer.Option(help="The number of the trial to ship.")] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help=f"Ship a trial of the front by its place: {', '.join(PICKS)}."),
+    ] = None,
+    out: Out = OUT,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    *,
+    storage: str | None = None,
+) -> None:
+    """Ship another trial: export it to best/, measure the file, and write the report again.
+
+    The earlier best/ moves to exported/.
+
+    Example: kdsearch ship phones --pick knee
+    """
+    if (trial is None) == (pick is None):
+        raise SpecError(f"ship: give --trial NUMBER or --pick {'|'.join(PICKS)}, one of the two")
+    if pick is not None and pick not in PICKS:
+        raise SpecError(f"--pick {pick!r}{did_you_mean(pick, PICKS)}: expected {', '.join(PICKS)}")
+    announce_data({}, quiet=quiet or as_json)
+    from kdsearch.cli.live import StudyConsole
+    from kdsearch.cli.result import result
+    from kdsearch.cli.tables import show
+    from kdsearch.study.config import study_path
+    from kdsearch.workflows.ship import ship_trial
+
+    path = study_path(out, name)
+    with StudyConsole(quiet=quiet or as_json) as console:
+        found = ship_trial(path, console, out=out, trial=trial, pick=pick, storage=storage)
+    if as_json:
+        typer.echo(json.dumps(found.summary.to_json()))
+        return
+    show(*result(found.summary, path))
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -55,14 +56,26 @@ def cost_text(cost: Cost | Entry, axis: str) -> str:
     return f"{value * scale:.3g} {unit}"
 
 
-def show(*parts: str | Table, console: Console | None = None) -> None:
-    """Print lines literally, and tables."""
+def show(*parts: str | RenderableType, console: Console | None = None) -> None:
+    """Print lines literally, and tables. On a terminal lines break between words."""
     console = console or Console()
     for part in parts:
         if isinstance(part, str):
-            console.print(literal(part), soft_wrap=True)
+            lines = printable(part, keep="\n").split("\n")
+            if console.is_terminal:
+                lines = [row for line in lines for row in _wrapped(line, console.width)]
+            console.print(literal("\n".join(lines)), soft_wrap=True)
         else:
             console.print(part)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a line in rows of at most so many characters; no word, path or flag is cut."""
+    indent = "  " if line.startswith("- ") else ""
+    wrapper = TextWrapper(
+        width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.wrap(line) or [""]
 
 
 def front_table(summary: Summary) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdsearch.report import words
 from kdsearch.report.answers import NOT_MEASURABLE
+from kdsearch.report.findings import about_teacher
 from kdsearch.report.undertrained import about_training
 from kdsearch.space import Float, Int, is_number
 from kdsearch.study.config import resume_command
@@ -35,6 +36,7 @@ def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
         *_unused(summary, best),
         *_at_edge(study, best, command),
         *([" ".join(longer)] if longer else []),
+        *(f"{line} `kdsearch list teachers`" for line in about_teacher(study, None)),
         *_teacher_below(summary, best),
         *([] if longer else _few(summary, again)),
         *_noise(study, summary, again),

@@ -176,7 +176,9 @@ def _why(summary: Summary, best: Entry) -> str:
         of = f" of {counted(len(summary.candidates), 'retrained trial')}"
         means = [recipe.val.mean for each in summary.candidates for recipe in each.recipes()]
         is_second = val < max(means)
-    return f"the best{of}{' whose exported file was' if is_second else ''}{among}"
+    if is_second:
+        return "not the most accurate of the front"
+    return f"the best{of}{among}"
 
 
 def _below_minimum(metric: Metric, least: float, records: Sequence[TrialRecord]) -> str:

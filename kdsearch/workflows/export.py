@@ -99,7 +99,7 @@ def export_study(
     study = record = None
     if trial is not None and not folder.is_dir():
         study = load_study(path, storage)
-        record = _record_of(study, trial)
+        record = record_of(study, trial)
     data, found = load_data(config, out, callback.on_message)
     if config.data_key and found.data_key != config.data_key:
         raise StudyError(
@@ -302,7 +302,7 @@ def _student(earlier: previous_study.SavedStudent, data: ImageData) -> Model:
     return Model(earlier.spec.family, network, earlier.preprocess).freeze()
 
 
-def _record_of(study: OpenStudy, number: int) -> TrialRecord:
+def record_of(study: OpenStudy, number: int) -> TrialRecord:
     """Return a trial whose weights are kept. Raises SpecError for another."""
     numbers = previous_study.trials_with_weights(study.path)
     record = next((r for r in study.records() if r.number == number), None)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
-from kdsearch.workflows.finished import BEST, Finalized, empty_front
+from kdsearch.workflows.finished import BEST, Finalized, empty_front, set_aside
 from kdsearch.workflows.latencies import measure_latencies
 from kdsearch.workflows.picture import write_picture
 from kdsearch.workflows.rungs import with_method
@@ -54,7 +53,7 @@ _TRIED = ".tried"  # the same folder until its file has been measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Export:
+class Export:
     """A trial of the front, and the trial that trained the weights to export for it.
 
     The two differ where a control or a refit of the trial has the better weights.
@@ -99,7 +98,7 @@ def finalize(
         write_derived(study)
         raise
     run_log.end(ENDED)
-    findings = _findings(study, export, len(context.data.val))
+    findings = findings_of(study, export, len(context.data.val))
     notes = (
         *_skipped(context),
         *findings,
@@ -111,11 +110,7 @@ def finalize(
     )
     seconds = time.perf_counter() - started - steps.training_seconds
     study.update_facts(notes=notes, finish_seconds=seconds)
-    metric = context.task.metric.key
-    results = {metric: _results(study, export.weights), "teacher": _teacher(study)}
-    keys = {split: f"{export.weights.number} {split}" for split in _SPLITS}
-    details = {split: asdict(study.facts.details[key]) for split, key in keys.items()}
-    model_card.update(package.path, **results, notes=findings, seeds=_seeds(study), details=details)
+    state_results(study, export.weights, package.path, findings)
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
@@ -138,7 +133,7 @@ class _Steps:
         cache_dir, note = self._study.path.parent / CACHE, self._callback.on_message
         self._study.update_facts(baselines=measure_baselines(self._context, cache_dir, note))
 
-    def export_best(self) -> tuple[_Export, Package]:
+    def export_best(self) -> tuple[Export, Package]:
         """Train controls of the best exportable trial; export the best of them and the trial.
 
         Without a latency budget every file is within it, and the export waits for the controls.
@@ -147,16 +142,16 @@ class _Steps:
         if study.budget.latency_ms is None:
             self._train_controls(front[-1])
         found = self._require_export(
-            [_Export(front=each, weights=_better(study, each)) for each in reversed(front)]
+            [Export(front=each, weights=_better(study, each)) for each in reversed(front)]
         )
         best = found[0].front
         self._train_controls(best)
         winner = _better(study, best)
         if winner == found[0].weights:
             return found
-        return self._export_first([_Export(front=best, weights=winner)]) or found
+        return self._export_first([Export(front=best, weights=winner)]) or found
 
-    def export_refits(self) -> tuple[_Export, Package]:
+    def export_refits(self) -> tuple[Export, Package]:
         """Train the refits that are missing; export the recipe with the best mean.
 
         The rest of the front follows, for the case that no file of these keeps the budget.
@@ -170,8 +165,8 @@ class _Steps:
         }
         ranked = sorted(recipes, key=lambda trial: -recipes[trial].val.mean)
         return self._require_export(
-            [_Export(front=records[n], weights=records[middle(recipes[n])]) for n in ranked]
-            + [_Export(front=r, weights=r) for r in reversed(front) if r.number not in recipes]
+            [Export(front=records[n], weights=records[middle(recipes[n])]) for n in ranked]
+            + [Export(front=r, weights=r) for r in reversed(front) if r.number not in recipes]
         )
 
     def evaluate_on_test(self, records: Sequence[TrialRecord]) -> None:
@@ -213,7 +208,7 @@ class _Steps:
         if (student := self._load_kept(record)) is not None:
             write_picture(folder, student, self._context)
 
-    def _require_export(self, exports: Sequence[_Export]) -> tuple[_Export, Package]:
+    def _require_export(self, exports: Sequence[Export]) -> tuple[Export, Package]:
         """Return the first that can be exported. Raises BudgetError where none can."""
         if (found := self._export_first(exports)) is not None:
             return found
@@ -230,7 +225,7 @@ class _Steps:
             f"`{resume_command(self._study.path)}` measures them again{kept}."
         )
 
-    def _export_first(self, exports: Sequence[_Export]) -> tuple[_Export, Package] | None:
+    def _export_first(self, exports: Sequence[Export]) -> tuple[Export, Package] | None:
         """Write best/ from the first whose file keeps the budget; None where no file does.
 
         Each file is measured once: repeated tries would let one pass by chance. A student that an
@@ -259,12 +254,14 @@ class _Steps:
                 self._context.data,
                 cost=export.front.cost,
                 results={"validation": _val(export.weights)},
-                teacher=_teacher(study),
+                teacher=teacher_of(study),
                 latencies=self._context.latencies,
                 limit=inf if study.budget.latency_ms is None else None,
             )
             if package.is_within(study.budget):
-                self._set_aside(best)
+                if self._has_exported:
+                    shutil.rmtree(best)
+                set_aside(study, self._callback.on_message)
                 package.path.rename(best)
                 self._has_exported = True
                 study.update_facts(best=export.front.number, shipped=number)
@@ -275,19 +272,6 @@ class _Steps:
                 f"over the budget of {study.budget.latency_ms} ms"
             )
         return None
-
-    def _set_aside(self, best: Path) -> None:
-        """Keep what an earlier run shipped, and what was exported or put beside it."""
-        if self._has_exported:
-            shutil.rmtree(best)
-        elif best.is_dir():
-            shipped, folder = self._study.facts.shipped, self._study.path / "exported"
-            name = "earlier" if shipped is None else f"{shipped:06d}"
-            free = (folder / (f"{name}-{n}" if n > 1 else name) for n in count(1))
-            kept = next(path for path in free if not path.exists())
-            folder.mkdir(exist_ok=True)
-            best.rename(kept)
-            self._callback.on_message(f"The earlier best/ is now {kept}, with all its files")
 
     def _train_controls(self, best: TrialRecord) -> None:
         """Train the student of a trial with the method of each control, by the same recipe.
@@ -369,7 +353,7 @@ def _better(study: OpenStudy, record: TrialRecord) -> TrialRecord:
     return max([record, *_controls(study, record)], key=_val)
 
 
-def _findings(study: OpenStudy, export: _Export, val_images: int) -> tuple[str, ...]:
+def findings_of(study: OpenStudy, export: Export, val_images: int) -> tuple[str, ...]:
     """Return sentences on the controls and refits of the exported student."""
     if study.facts.refit.count:
         return tuple(about_refits(study, export.front.number))
@@ -377,18 +361,31 @@ def _findings(study: OpenStudy, export: _Export, val_images: int) -> tuple[str, 
     return tuple(about_controls(study, export.front, controls, val_images, shipped=shipped))
 
 
-def _results(study: OpenStudy, record: TrialRecord) -> dict[str, float]:
-    return {"validation": _val(record), "test": study.facts.test[record.number]}
+def state_results(
+    study: OpenStudy, ships: TrialRecord, folder: Path, findings: Sequence[str]
+) -> None:
+    """State what was found of the training that ships in its metrics.json and card."""
+    found = {"validation": _val(ships), "test": study.facts.test[ships.number]}
+    keys = {split: f"{ships.number} {split}" for split in _SPLITS}
+    model_card.update(
+        folder,
+        **{study.metric.key: found},
+        teacher=teacher_of(study),
+        notes=findings,
+        seeds=seeds_of(study),
+        details={split: asdict(study.facts.details[key]) for split, key in keys.items()},
+    )
 
 
-def _seeds(study: OpenStudy) -> dict[str, object]:
+def seeds_of(study: OpenStudy) -> dict[str, object]:
     """Return the spread of the exported recipe over seeds, by split; empty without refits."""
     recipe = summarise(study).best_recipe()
     spreads = {} if recipe is None else {"validation": recipe.val, "test": recipe.test}
     return {split: asdict(spread) for split, spread in spreads.items() if spread is not None}
 
 
-def _teacher(study: OpenStudy) -> dict[str, object]:
+def teacher_of(study: OpenStudy) -> dict[str, object]:
+    """Return the teacher's name and its metric by split."""
     teacher = study.facts.teacher_entry()
     return {"name": study.config.teacher, "validation": teacher.val, "test": teacher.test}
 

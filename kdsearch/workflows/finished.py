@@ -6,8 +6,9 @@ Nothing is written, trained or measured.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from kdsearch.deploy.package import Package, read_package
@@ -63,6 +64,19 @@ def finished(
         package=package,
         notes=facts.notes,
     )
+
+
+def set_aside(study: OpenStudy, note: Callable[[str], None]) -> None:
+    """Move what is in best/ to exported/, with what was exported or put there."""
+    best, shipped, folder = study.path / BEST, study.facts.shipped, study.path / "exported"
+    if not best.is_dir():
+        return
+    name = "earlier" if shipped is None else f"{shipped:06d}"
+    free = (folder / (f"{name}-{n}" if n > 1 else name) for n in count(1))
+    kept = next(path for path in free if not path.exists())
+    folder.mkdir(exist_ok=True)
+    best.rename(kept)
+    note(f"The earlier best/ is now {kept}, with all its files")
 
 
 def about_finished(found: Finalized) -> str:

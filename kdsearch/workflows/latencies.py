@@ -50,6 +50,15 @@ def measure_latencies(
     study.update_facts(costs=costs, teacher=teacher)
 
 
+def with_latency_of_file(study: OpenStudy, trial: TrialRecord, latency: Latency) -> dict[int, Cost]:
+    """Return the costs of the study's trials; one architecture with a trial has its file's."""
+    name, costs = _architecture(trial), dict(study.facts.costs)
+    for record in study.records():
+        if record.cost is not None and _architecture(record) == name:
+            costs[record.number] = replace(record.cost, **latency.as_cost())
+    return costs
+
+
 def _architecture(record: TrialRecord) -> str:
     return repr(_student(record))
 

@@ -33,10 +33,12 @@ def shipped_recipe(front: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_run_with_refits_shows_their_spread(finished: Studies) -> None:
-    shown = finished("refitted").stdout
-    assert "Retrained with 2 seeds" in shown
-    assert "refit, trial 3:" in shown
-    assert "The test set was used only for the final numbers of" in shown
+    study = finished("refitted")
+    assert "refit, trial 3:" in study.stdout
+    assert "Did distillation help?" in study.stdout
+    report = (study.path / "report.md").read_text(encoding="utf-8")
+    assert "Trials retrained with 2 seeds" in report
+    assert "The test set was used only for the final numbers of" in report
 
 
 def test_front_json_has_the_candidates_and_what_was_shipped(finished: Studies) -> None:
@@ -120,7 +122,10 @@ def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> 
     best = max(front["controls"], key=lambda entry: entry["val"])
     assert front["best"] == front["front"][0]["trial"] == 0
     assert front["shipped"] == best
-    assert f"Best: trial {best['trial']}, " in printed
+    verdict = (path / "report.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert (
+        f"Trial {best['trial']} would save" in verdict or f"Ship trial {best['trial']}" in verdict
+    )
     shipped = (path / "best" / "student.safetensors").read_bytes()
     trained_here = path / "trials" / f"{best['trial']:06d}" / "student.safetensors"
     assert shipped == trained_here.read_bytes()
@@ -141,21 +146,20 @@ def test_a_finished_study_is_refitted_later_without_further_trials(copied: Copie
     assert answer.code == 0, answer
     assert ended_trials(path) == before
     study = load_study(path)
-    assert f"--refit 9: the front has {len(study.front())} trial" in answer.stdout.replace(
-        "\u00a0", " "
-    )
+    notes = " ".join(study.facts.notes).replace("\u00a0", " ")
+    assert f"--refit 9: the front has {len(study.front())} trial" in notes
     refits = trained(study)
     assert {record.params["train.epochs"] for record in refits} == {2}
     assert {len(record.curve) for record in refits if record.reused_from is None} == {2}
     assert json.loads((path / "front.json").read_text())["controls"] == []
     count = len(study.records())
-    answer = shell.type(*line)  # nothing is left to train, and the table is still printed
+    answer = shell.type(*line)  # nothing is left to train, and the result is still printed
     assert answer.code == 0, answer
-    assert "Retrained with 2 seeds" in answer.stdout
+    assert "Did distillation help?" in answer.stdout
     assert len(load_study(path).records()) == count
     answer = shell.type(*line, "--refit", "0")
     assert answer.code == 0, answer
-    assert "Retrained with" not in answer.stdout
+    assert "Retrained with" not in (path / "report.md").read_text(encoding="utf-8")
 
 
 class Interrupting(Callback):
