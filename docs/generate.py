@@ -52,7 +52,7 @@ def commands() -> Iterable[str]:
     """Yield a section for each command: its purpose, an example, arguments and options."""
     found = typer.main.get_command(app).commands
     for name, command in found.items():
-        purpose, _, example = (command.help or "").partition("\n\nExample: ")
+        purpose, example = command.help or "", (command.epilog or "").removeprefix("Example: ")
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join([f"kdsearch {name}", *(p.name.upper() for p in arguments), "[OPTIONS]"])

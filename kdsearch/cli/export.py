@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdsearch.cli.app import app
-from kdsearch.cli.options import OUT, Json, Out, Quiet, announce_data, takes
+from kdsearch.cli.options import OUT, Author, Json, License, Out, Quiet, announce_data, takes
 from kdsearch.errors import SpecError, did_you_mean, printable
 from kdsearch.study.config import TARGET_FIELDS
 
@@ -54,6 +54,8 @@ def export(
             "--argmax", help="Files that answer with the class of each pixel; named -argmax."
         ),
     ] = False,
+    license: License = None,
+    author: Author = None,
     out: Out = OUT,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -81,6 +83,7 @@ def export(
         raise SpecError(f"--max-drop {max_drop:g}: expected a fraction from 0 to 1")
     announce_data({}, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
+    from kdsearch.deploy.model_card import name_rights
     from kdsearch.study.config import study_path
     from kdsearch.workflows.export import export_study
 
@@ -97,6 +100,7 @@ def export(
             is_decoded=argmax,
             given=given,
         )
+    name_rights(found.path, license=license, author=author)
     if as_json:
         typer.echo(json.dumps([asdict(file) for file in found.files]))
     else:

@@ -19,7 +19,7 @@ from kdsearch.documents import parse_json
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.options import Option, RunOptions, flag, options_of
+from kdsearch.study.options import OUTPUT, Option, RunOptions, flag, options_of
 
 OUT = Path("results")
 CONFIG = tuple(options_of(StudyConfig))
@@ -161,6 +161,15 @@ Name = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+License = Annotated[
+    str | None,
+    typer.Option(
+        help="Licence of the weights for the model card, as apache-2.0.", rich_help_panel=OUTPUT
+    ),
+]
+Author = Annotated[
+    str | None, typer.Option(help="Author for the model card.", rich_help_panel=OUTPUT)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(help="A knob, as student.width=0.5, method.beta=2 or train.lr=0.1; repeatable."),

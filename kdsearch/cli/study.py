@@ -15,8 +15,10 @@ from kdsearch.cli.options import (
     CONFIG,
     OUT,
     RUN,
+    Author,
     Config,
     Json,
+    License,
     Name,
     Out,
     Quiet,
@@ -51,6 +53,8 @@ def run(
             "--tensorboard", help="The same as --log tensorboard.", rich_help_panel=OUTPUT
         ),
     ] = False,
+    license: License = None,
+    author: Author = None,
     given: dict[str, Any],
 ) -> None:
     """Search a student that fits the budget, distil it, export it and write the report.
@@ -69,10 +73,12 @@ def run(
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.result import result
     from kdsearch.cli.tables import front_table, show
+    from kdsearch.deploy.model_card import name_rights
     from kdsearch.workflows.run import run_study
 
     with StudyConsole(quiet=quiet or as_json) as console:
         finished = run_study(given, console, out=out, name=name, options=options)
+    name_rights(finished.package.path, license=license, author=author)
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
         return

@@ -19,6 +19,7 @@ from kdsearch.deploy.timing import BUSY
 from kdsearch.documents import MAX_BYTES, parse_json, parse_yaml, read_text
 from kdsearch.errors import StudyError, printable
 from kdsearch.study.chance import percent_of
+from kdsearch.study.formatting import SPACE, megabytes, milliseconds
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
@@ -46,6 +47,22 @@ metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution,
 (answer,) = session.run(None, {"input": network_input("image.png", metadata)})
 ```
 """
+# What names the answer, by the task; the answers of others are described under Data.
+_NAMED = {
+    "image-classification": 'print(json.loads(metadata["classes"])[answer[0].argmax()])\n',
+}
+
+
+def _program(metrics: Mapping[str, Any]) -> str:
+    """Return how to run the file, to the name of the class where an image has one."""
+    named = _NAMED.get(metrics["task"]["pipeline_tag"], "")
+    if not named:
+        return _PROGRAM
+    head, _, tail = _PROGRAM.rpartition("```")
+    return (
+        head.replace("import onnxruntime\n", "import json\n\nimport onnxruntime\n")
+        + f"{named}```{tail}"
+    )
 
 
 def update(folder: Path, **facts: object) -> None:
@@ -55,6 +72,20 @@ def update(folder: Path, **facts: object) -> None:
     atomic.write(file, json.dumps(metrics, indent=1) + "\n")
     config = parse_yaml(read_text(folder / CONFIG))
     atomic.write(folder / CARD, model_card(metrics, config))
+
+
+def name_rights(folder: Path, *, license: str | None = None, author: str | None = None) -> None:
+    """State the licence and the author of an exported folder; None leaves what it states."""
+    rights = {"license": license, "author": author}
+    given = {name: text for name, text in rights.items() if text is not None}
+    if given:
+        update(folder, **given)
+
+
+def rights_of(folder: Path) -> dict[str, str]:
+    """Return the licence and the author that an exported folder states; empty without one."""
+    metrics = read_metrics(folder) if (folder / METRICS).is_file() else {}
+    return {name: metrics[name] for name in ("license", "author") if name in metrics}
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -78,7 +109,8 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"# {plain(config['student'])} for {plain(metrics['data']['name'])}",
         *([f"**{plain(metrics['warning'])}**"] if metrics.get("warning") else []),
         _summary(metrics, config),
-        _PROGRAM.strip() + timm_snippet(config, metrics["metadata"], metrics["task"]),
+        _sees(metrics),
+        _program(metrics).strip() + timm_snippet(config, metrics["metadata"], metrics["task"]),
         "\n".join(_results(metrics)),
         "\n".join(_by_class(metrics)),
         _pictures(metrics),
@@ -106,7 +138,8 @@ def _head(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, ob
     return {
         "library_name": "onnx",
         "pipeline_tag": tag,
-        "license": "unknown",
+        "license": metrics.get("license") or "unknown",
+        **({"authors": [metrics["author"]]} if metrics.get("author") else {}),
         "tags": ["knowledge-distillation", "kdsearch", "onnx"],
         "metrics": [metric["key"]],
         "model-index": [{"name": f"{config['student']} for {name}", "results": results}],
@@ -121,17 +154,27 @@ def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return (
         f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "
-        f"{metrics['params']:,} parameters, {_latency(onnx)} on {TargetInfo(**metrics['target'])}."
+        f"{metrics['params']:,} parameters, {megabytes(onnx['bytes']).replace(SPACE, ' ')}, "
+        f"{_latency(onnx)} on {TargetInfo(**metrics['target'])}."
     )
 
 
 def _latency(measured: Mapping[str, float]) -> str:
-    low, high = measured["latency_low_ms"], measured["latency_high_ms"]
-    return f"{measured['latency_ms']:.3g} ms ({low:.3g} to {high:.3g})"
+    parts = (measured[f"latency_{name}"] for name in ("ms", "low_ms", "high_ms"))
+    return milliseconds(*parts).replace(SPACE, " ")
+
+
+def _sees(metrics: Mapping[str, Any]) -> str:
+    """Return the classes that the student knows, '' for a task without classes."""
+    classes = json.loads(metrics["metadata"].get("classes", "[]"))
+    if not classes:
+        return ""
+    more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
+    return f"It knows {len(classes)} classes: {', '.join(map(plain, classes[:_CLASSES]))}{more}."
 
 
 def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the metric of student and teacher, and the findings on the gain."""
+    """Yield the metric of student and teacher; metrics.json has the findings on the gain."""
     metric = Metric(**metrics["metric"])
     found, teacher, images = metrics[metric.key], metrics["teacher"], metrics["data"]["images"]
     seeds = metrics.get("seeds", {})
@@ -139,11 +182,12 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for split in _SPLITS:
         if split in found:
-            theirs, own = teacher.get(split), metric.text(found[split])
+            theirs, own = teacher.get(split), _with_noise(metric, found[split], images[split])
             teachers = "" if theirs is None else metric.text(theirs)
             spread = _spread(metric, seeds.get(split))
             yield f"| {split} | {own} | {teachers} | {images[split]} | {spread} |"
     yield f"| validation, by student.onnx | {metric.text(metrics['onnx']['val'])} | | | |"
+    yield "\n\u00b1: one standard error over images."
     if seeds:
         yield "\nOther seeds: mean and standard deviation of the same recipe under several seeds,"
         yield "and the 95 % prediction interval for one more."
@@ -152,9 +196,6 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
         if "test" in found
         else "\nThe validation images chose this student, so its value there is optimistic."
     )
-    if metrics.get("notes"):
-        yield ""
-        yield from (f"- {plain(note)}" for note in metrics["notes"])
     busy = metrics["onnx"].get("contention")
     busy_note = " The machine was busy." if busy is not None and busy > BUSY else ""
     how = (
@@ -165,6 +206,14 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
     where = TargetInfo(**metrics["target"])
     yield f"\n{how} Machine: {metrics['machine']}; {where}.{busy_note}"
+
+
+def _with_noise(metric: Metric, value: float, images: int) -> str:
+    """Return a metric with its standard error on so many images."""
+    if not images:
+        return metric.text(value)
+    error = metric.number(metric.standard_error(value, images))
+    return f"{metric.number(value)} \u00b1 {error} {metric.unit}".strip()
 
 
 def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -283,8 +332,12 @@ def _limits(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield "- The student also learned the errors of its teacher."
     yield "- A latency holds for the stated machine and target only; to measure on yours:"
     yield "  `kdsearch measure student.onnx`."
+    if metrics.get("license"):
+        by = f", by {plain(metrics['author'])}" if metrics.get("author") else ""
+        yield f"- Licence: {plain(metrics['license'])}{by}."
+        return
     yield "- The licence of the weights follows from those of the data and of the teacher, which"
-    yield "  kdsearch does not know: set `license` above before you publish."
+    yield "  kdsearch does not know: set it by `--license` of `run` or `export` before you publish."
 
 
 def plain(text: str) -> str:

@@ -8,7 +8,16 @@ import plotly.graph_objects as go
 
 from kdsearch.hpo.stopping import is_rung
 from kdsearch.report import words
-from kdsearch.report.axes import GREY, ORANGE, VERMILLION, hover, layout, metric_axis
+from kdsearch.report.axes import (
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    hover,
+    layout,
+    metric_axis,
+    without_strays,
+)
 from kdsearch.report.marks import escape, finite
 from kdsearch.spec import TrialRecord
 from kdsearch.study.summary import Summary
@@ -32,7 +41,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
         "not completed": [r for r in trained if r.state != "complete" and not r.kind],
         "controls, refits": [r for r in trained if r.kind],
     }
-    alpha = max(0.1, min(0.7, 12 / len(trained)))  # in the colour, so that crossing lines add up
+    alpha = max(0.4, min(0.8, 30 / len(trained)))  # in the colour, so that crossing lines add up
     traces = []
     for (name, group), colour in zip(groups.items(), _COLOURS, strict=True):
         if group:
@@ -47,7 +56,7 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
                 _lines([record], step, name, VERMILLION, 3, value=value),
                 _legend_line(name, VERMILLION),
             ]
-    values = (value for record in trained for value in record.curve)
+    ends = [record.curve[-1] for record in trained]  # the first epochs are far below
     marked = [
         epoch
         for epoch in range(1, longest)
@@ -62,8 +71,8 @@ def curves(summary: Summary, records: Iterable[TrialRecord]) -> go.Figure:
                 "range": [0.5, longest + 0.5],
                 **({"dtick": 1} if longest <= 10 else {}),
             },
-            yaxis=metric_axis(metric, values),
-            shapes=[_rung(epoch) for epoch in marked],
+            yaxis=metric_axis(metric, [*without_strays(ends, ()), summary.teacher.val]),
+            shapes=[*(_rung(epoch) for epoch in marked), _teacher(summary)],
         )
     )
     return figure
@@ -128,6 +137,21 @@ def _legend_line(name: str, colour: str) -> go.Scatter:
         mode="lines",
         line={"color": colour, "width": 2},
     )
+
+
+def _teacher(summary: Summary) -> dict[str, object]:
+    """Return a line at the teacher's metric."""
+    return {
+        "type": "line",
+        "layer": "below",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": summary.teacher.val,
+        "y1": summary.teacher.val,
+        "line": {"dash": "dash", "width": 1, "color": PURPLE},
+        "label": {"text": "teacher", "textposition": "start", "yanchor": "bottom"},
+    }
 
 
 def _rung(epoch: int) -> dict[str, object]:

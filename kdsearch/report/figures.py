@@ -49,12 +49,36 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
     front = sorted(marks.front, key=lambda mark: (mark.costs[front_axis] or 0.0, mark.val or 0.0))
     traces = [
         _links(marks.links, axis),
-        _marks(thinned(marks.dominated), axis, "dominated", _shape("circle", GREY, 7, opacity=0.8)),
-        _marks(thinned(marks.pruned), axis, "pruned", _shape("triangle-down-open", ORANGE, 8)),
         _marks(
-            thinned(marks.rejected), axis, "rejected", _shape("x-thin", GREY, 7, 1.5), strip=strip
+            thinned(marks.dominated),
+            axis,
+            "dominated",
+            _shape("circle", GREY, 7, opacity=0.8),
+            bars=False,
         ),
-        _marks(front, axis, "front", _shape("circle", BLUE, 9), joined=axis == front_axis),
+        _marks(
+            thinned(marks.pruned),
+            axis,
+            "pruned",
+            _shape("triangle-down-open", ORANGE, 8),
+            bars=False,
+        ),
+        _marks(
+            thinned(marks.rejected),
+            axis,
+            "rejected",
+            _shape("x-thin", GREY, 7, 1.5),
+            strip=strip,
+            bars=False,
+        ),
+        _marks(
+            front,
+            axis,
+            "front",
+            _shape("circle", BLUE, 9),
+            joined=axis == front_axis,
+            bars=not marks.refits,  # whose whiskers are over these
+        ),
         _marks(marks.refits, axis, "mean over seeds", _shape("square-open", BLUE, 11, line=2)),
         _marks(marks.controls, axis, "control", _shape("diamond-open", GREEN, 12, line=2)),
         _marks([marks.teacher], axis, "teacher", _shape("star", PURPLE, 15)),
@@ -63,7 +87,7 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
             axis,
             words.ship_mark(summary),
             _shape("circle-open", VERMILLION, 19, 3),
-            ringed=True,
+            bars=False,
         ),
     ]
     figure = go.Figure(data=traces)
@@ -75,7 +99,11 @@ def scatter(summary: Summary, marks: Marks, axis: str) -> go.Figure:
         layout(
             xaxis={**cost_axis(axis, [*costs, limit]), "anchor": "y2" if strip else "y"},
             yaxis={**metric_axis(summary.metric, close_up(marks)), "domain": [base, 1]},
-            shapes=_uprights(axis, summary.baselines, limit, base),
+            shapes=[
+                *_uprights(axis, summary.baselines, limit, base),
+                *_forbidden(limit, costs, base),
+                *_chance(summary.chance),
+            ],
         )
     )
     if strip:
@@ -143,7 +171,7 @@ def _marks(
     *,
     joined: bool = False,
     strip: bool = False,
-    ringed: bool = False,
+    bars: bool = True,
 ) -> go.Scatter:
     x = [finite(mark.costs[axis]) for mark in marks]
     errors = [mark.error for mark in marks]
@@ -154,8 +182,8 @@ def _marks(
         name=name,
         x=x,
         y=[0.0 if strip else mark.val for mark in marks],
-        error_x=None if ringed else across,
-        error_y={**look, "array": errors} if any(errors) and not ringed else None,
+        error_x=across if bars else None,
+        error_y={**look, "array": errors} if any(errors) and bars else None,
         customdata=[mark.trial for mark in marks],
         hovertext=[mark.hover for mark in marks],
         hoverinfo="text",
@@ -216,10 +244,57 @@ def _uprights(
     priced.sort(key=lambda entry: getattr(entry, axis))
     lines = [_baseline_line(axis, entry, base, at_top=i % 2 == 1) for i, entry in enumerate(priced)]
     if limit is not None:
-        label = {"text": f"budget {words.amount(axis, limit)}", "textposition": "middle"}
-        label["yanchor"] = "bottom"
-        lines.append(_line(limit, 0, {"dash": "dash", "width": 1.5}, label))
+        label = {
+            "text": f"budget {words.amount(axis, limit)}",
+            "textposition": "middle",
+            "yanchor": "top",
+            "font": {"color": VERMILLION},
+        }
+        lines.append(_line(limit, 0, {"width": 2, "color": VERMILLION}, label))
     return lines
+
+
+def _forbidden(
+    limit: float | None, costs: Sequence[float | None], base: float
+) -> list[dict[str, object]]:
+    """Return the side of the budget where no student may be, none without a budget."""
+    if limit is None:
+        return []
+    known = [cost for cost in costs if cost is not None]
+    edge = 1.1 * max([limit, *known])
+    return [
+        {
+            "type": "rect",
+            "yref": "paper",
+            "layer": "below",
+            "x0": limit,
+            "x1": edge,
+            "y0": base,
+            "y1": 1,
+            "line": {"width": 0},
+            "fillcolor": VERMILLION,
+            "opacity": 0.08,
+        }
+    ]
+
+
+def _chance(chance: float | None) -> list[dict[str, object]]:
+    """Return a line at the metric of the best constant answer."""
+    if chance is None:
+        return []
+    return [
+        {
+            "type": "line",
+            "xref": "paper",
+            "layer": "below",
+            "x0": 0,
+            "x1": 1,
+            "y0": chance,
+            "y1": chance,
+            "line": {"dash": "dot", "width": 1},
+            "label": {"text": "chance", "textposition": "start", "yanchor": "bottom"},
+        }
+    ]
 
 
 def _baseline_line(axis: str, entry: Baseline, base: float, *, at_top: bool) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -23,6 +24,7 @@ from kdsearch.tasks.base import Metric
 
 MOST = 4
 MAX_POINTS = 1_000
+FEW = 10  # trials of an option below which it has no box
 _ALWAYS = ("student.family", "method.name")  # if importances are unknown
 
 
@@ -43,7 +45,7 @@ def completed(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.Figure:
-    """Return the metric over one parameter: points for numbers, boxes for options."""
+    """Return the metric over one parameter: points for numbers, boxes for options of many."""
     best, metric = summary.to_ship(), summary.metric
     done = [record for record in completed(records) if name in record.params]
     values = [record.params[name] for record in done]
@@ -60,7 +62,12 @@ def slice_of(summary: Summary, records: Sequence[TrialRecord], name: str) -> go.
         xaxis |= {"type": "category", "automargin": True}
         xaxis |= {"categoryarray": [str(v) for v in order]} if order else {}
         values = [escape(str(value)) for value in values]
-        traces = [_boxes(values, scores, all_points=len(done) <= 200)]
+        largest = max(Counter(values).values(), default=0)
+        traces = (
+            [_points(done, values, metric)]
+            if largest < FEW
+            else [_boxes(values, scores, all_points=len(done) <= 200)]
+        )
     traces += [_best(r, v, summary) for r, v in zip(done, values, strict=True) if r.number == best]
     figure = go.Figure(data=traces)
     figure.update_layout(

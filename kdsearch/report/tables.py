@@ -10,7 +10,7 @@ from kdsearch.report import words
 from kdsearch.report.answers import gain_of_one
 from kdsearch.space import Params
 from kdsearch.spec import TrialRecord
-from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.formatting import SPACE, counted, megabytes
 from kdsearch.study.summary import Entry, Summary, TeacherEntry, Trainings
 from kdsearch.tasks.base import Metric
 
@@ -59,7 +59,7 @@ def against_teacher(summary: Summary, best: Entry) -> Table:
             if spread is not None
         ]
     if summary.file is not None:
-        rows.append(("size of student.onnx", words.megabytes(summary.file.bytes), "", ""))
+        rows.append(("size of student.onnx", megabytes(summary.file.bytes), "", ""))
     rows.append(
         (
             "latency",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kdsearch.report import words
 from kdsearch.report.answers import NO, YES
-from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.formatting import SPACE, counted, megabytes
 from kdsearch.study.summary import Answer, Entry, Summary
 
 GOOD, BAD = "good", "bad"
@@ -108,7 +108,7 @@ def _used(summary: Summary, best: Entry, axis: str) -> str:
 
 def _size(summary: Summary) -> Iterator[Tile]:
     if summary.file is not None:
-        size = words.megabytes(summary.file.bytes)
+        size = megabytes(summary.file.bytes)
         yield Tile(title="Size", value=size, detail="student.onnx")
 
 

@@ -13,7 +13,7 @@ from kdsearch.deploy.timing import BUSY, ONE_ROUND
 from kdsearch.hpo.statistics import Gain, Spread
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Cost, TrialRecord
-from kdsearch.study.formatting import SPACE, counted
+from kdsearch.study.formatting import SPACE, counted, milliseconds
 from kdsearch.study.summary import Baseline, Entry, Summary, TargetInfo, TeacherEntry
 from kdsearch.tasks.base import Metric
 
@@ -81,9 +81,7 @@ def latency(cost: Cost | Entry | Baseline | TeacherEntry) -> str:
     low, middle, high = cost.latency_low_ms, cost.latency_ms, cost.latency_high_ms
     if low is None or high is None or not middle:
         return amount("latency_ms", middle)
-    decimals = max(0, 2 - math.floor(math.log10(middle)))
-    text, *ends = (f"{value:,.{decimals}f}" for value in (middle, low, high))
-    return f"{text}{SPACE}ms ({' to '.join(ends)})"
+    return milliseconds(middle, low, high)
 
 
 def share(budget: Budget, owner: Cost | Entry, axis: str) -> float | None:
@@ -111,11 +109,6 @@ def busy(summary: Summary) -> str:
         "The machine was busy while the latency of the file was measured, so it may be too high. "
         "Measure again when the machine is idle."
     )
-
-
-def megabytes(size: int) -> str:
-    """Return the size of a file in megabytes."""
-    return f"{digits(size / 1e6)}{SPACE}MB"
 
 
 def percent(fraction: float | None) -> str:

@@ -259,10 +259,12 @@ class _Steps:
                 limit=inf if study.budget.latency_ms is None else None,
             )
             if package.is_within(study.budget):
+                rights = model_card.rights_of(best)
                 if self._has_exported:
                     shutil.rmtree(best)
                 set_aside(study, self._callback.on_message)
                 package.path.rename(best)
+                model_card.name_rights(best, **rights)
                 self._has_exported = True
                 study.update_facts(best=export.front.number, shipped=number)
                 return export, replace(package, path=best)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kdsearch import tasks
@@ -79,7 +80,7 @@ def resolve(
     data, config = load_data(config, out, note)
     if old is None:
         config, lines = _with_space(config, data)
-        for line in lines:
+        for line in (*lines, *_without_budget(config)):
             note(line)
     space = config.search_space()
     starting = families_of(space, "pretrained")
@@ -106,6 +107,16 @@ def _with_space(config: StudyConfig, data: ImageData) -> tuple[StudyConfig, list
     if not config.space:
         return with_default_space(config, data)[1:]
     return without_missing(config) if is_builtin(config.space) else (config, [])
+
+
+def _without_budget(config: StudyConfig) -> list[str]:
+    """Return that a study has no budget, and the flags that set one; nothing where it has one."""
+    if config.budget_shares or any(limit is not None for limit in asdict(config.budget).values()):
+        return []
+    return [
+        "No budget is set, so the most accurate student ships whatever it costs. Set one by "
+        "--budget-ms, --budget-mflops or --budget-mparams; 0.5x is half of the teacher's cost"
+    ]
 
 
 def with_default_space(config: StudyConfig, data: ImageData) -> tuple[str, StudyConfig, list[str]]:

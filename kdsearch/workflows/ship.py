@@ -15,6 +15,7 @@ import torch
 
 from kdsearch import tasks
 from kdsearch.data.base import ImageData
+from kdsearch.deploy import model_card
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.package import Package, pack, read_package
 from kdsearch.deploy.pricing import load_student
@@ -143,8 +144,10 @@ def _exported(
             f"trial {number} was not shipped: its file took {package.latency}, over the budget of "
             f"{study.budget.latency_ms} ms; ship another, or is the machine busy?"
         )
+    rights = model_card.rights_of(best)
     set_aside(study, note)
     package.path.rename(best)
+    model_card.name_rights(best, **rights)
     study.update_facts(best=export.front.number, shipped=number)
     return replace(package, path=best)
 

@@ -117,7 +117,7 @@ def test_a_control_with_damaged_weights_falls_back_to_its_trial(shell: Shell) ->
 
 
 def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> None:
-    path, printed = won_by_a_control(shell, "control")
+    path, _ = won_by_a_control(shell, "control")
     front = json.loads((path / "front.json").read_text())
     best = max(front["controls"], key=lambda entry: entry["val"])
     assert front["best"] == front["front"][0]["trial"] == 0

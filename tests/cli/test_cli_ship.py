@@ -88,6 +88,20 @@ def test_ship_puts_another_trial_of_the_front_in_best(copied: Copies) -> None:
     assert "in best/ already" in again.stdout
 
 
+def test_licence_and_author_stay_when_another_trial_ships(copied: Copies) -> None:
+    shell = copied("refitted")
+    line = ("export", "refitted", "--format", "onnx", "--license", "mit", "--author", "A. Author")
+    answer = shell.type(*line, "--out", str(shell.out))
+    assert answer.code == 0, answer
+    path = shell.out / "refitted"
+    others = [e["trial"] for e in json.loads((path / "front.json").read_text())["front"]]
+    answer = shell.type("ship", "refitted", "--trial", str(others[0]), "--out", str(shell.out))
+    assert answer.code == 0, answer
+    card = (path / "best" / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in card
+    assert "Licence: mit, by A. Author." in card
+
+
 @pytest.mark.parametrize(("pick", "place"), [("accurate", -1), ("fastest", 0)])
 def test_ship_picks_a_place_of_the_front(copied: Copies, pick: str, place: int) -> None:
     shell = copied("plain")

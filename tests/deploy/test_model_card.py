@@ -80,9 +80,9 @@ def test_a_hub_reads_the_results(folder):
     [
         "2.5 million multiply-adds",
         "31,000 parameters",
-        "1.25 ms (1 to 1.5) on cpu, onnxruntime, 2 threads, batch 1",
-        "| test | 87.50 % |  | 16 |  |",
-        "| validation | 90.00 % | 95.00 % | 20 |  |",
+        "0.012 MB, 1.25 ms (1.00 to 1.50) on cpu, onnxruntime, 2 threads, batch 1",
+        "| test | 87.50 ± 9.32 % |  | 16 |  |",  # sqrt(15 / 18 * 3 / 18 / 16)
+        "It knows 2 classes: cat, dog.",
         "some processor",
         "80 training, 20 validation, 16 test",
         "[batch, 3, 24, 24]",
@@ -127,16 +127,25 @@ def test_the_card_states_the_check_of_predict_py(folder):
     assert line in (folder / model_card.CARD).read_text()
 
 
+def test_licence_and_author_are_those_that_were_given(folder):
+    model_card.update(folder, license="apache-2.0", author="A. Author")
+    read = ModelCard.load(folder / model_card.CARD)
+    assert read.data.license == "apache-2.0"
+    assert read.data.to_dict()["authors"] == ["A. Author"]
+    assert "Licence: apache-2.0, by A. Author." in (folder / model_card.CARD).read_text()
+
+
 def test_what_is_found_later_is_added(folder):
     model_card.update(folder, files={"student-int8.onnx": INT8})
     model_card.update(folder, notes=["Gain: 1.00 points"])
 
     text = (folder / model_card.CARD).read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `student-int8.onnx`"))
-    assert "| 4,000 | 50.00 % | 1 ms (0.5 to 2)" in row
+    assert "| 4,000 | 50.00 % | 1.00 ms (0.50 to 2.00)" in row
     assert "do not use: loses 40.00 points" in row
-    assert "- Gain: 1.00 points" in text
+    assert "Gain: 1.00 points" not in text  # the diary of a study is in metrics.json
     kept = json.loads((folder / model_card.METRICS).read_text())
+    assert kept["notes"] == ["Gain: 1.00 points"]
     assert kept["files"] == {"student-int8.onnx": INT8}
     assert kept["accuracy"] == METRICS["accuracy"]
 

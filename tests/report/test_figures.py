@@ -63,6 +63,7 @@ def test_baseline_networks_stand_at_their_costs() -> None:
         axis: [
             (shape.label.text, shape.x0)
             for shape in figure(summary, records, axis).layout.shapes  # type: ignore
+            if shape.type == "line"
         ]
         for axis in ("latency_ms", "flops", "params")
     }
@@ -77,8 +78,17 @@ def test_every_limited_cost_has_its_line() -> None:
     summary, records = make_study()
     summary = replace(summary, budget=Budget(latency_ms=2.0, flops=3e7, params=1e6))
     for axis, limit in (("latency_ms", 2.0), ("flops", 3e7), ("params", 1e6)):
-        (line,) = figure(summary, records, axis).layout.shapes  # type: ignore[attr-defined]
+        line, side = figure(summary, records, axis).layout.shapes  # type: ignore[attr-defined]
         assert (line.x0, line.x1) == (limit, limit)
+        assert (side.type, side.x0) == ("rect", limit)
+        assert side.x1 > limit
+
+
+def test_the_chance_level_is_a_line() -> None:
+    summary, records = make_study()
+    summary = replace(summary, chance=0.1, budget=Budget())
+    (line,) = figure(summary, records).layout.shapes  # type: ignore[attr-defined]
+    assert (line.y0, line.y1, line.xref) == (0.1, 0.1, "paper")
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(400.0, 400.0), (401.0, None)])
@@ -115,14 +125,15 @@ def test_many_marks_are_thinned_evenly() -> None:
 def test_rungs_and_pruned_trials_are_marked() -> None:
     summary, records = make_study(pruned=3, epochs=16)
     drawn = curves(replace(summary, stopping="safe"), records)
-    assert [shape.x0 for shape in drawn.layout.shapes] == [1, 2, 4, 8, 12]
+    assert [shape.x0 for shape in drawn.layout.shapes[:-1]] == [1, 2, 4, 8, 12]
+    assert drawn.layout.shapes[-1].y0 == summary.teacher.val
     ends = next(trace for trace in drawn.data if trace.name == "pruned here")
     pruned = [record for record in records if record.state == "pruned"]
     assert list(ends.x) == [4, 4, 4]
     assert list(ends.y) == [record.curve[-1] for record in pruned]
     assert all("cannot reach the front" in text for text in ends.hovertext)
     plain = curves(summary, records)
-    assert plain.layout.shapes == ()
+    assert [shape.y0 for shape in plain.layout.shapes] == [summary.teacher.val]
 
 
 def test_slices_show_the_most_important_parameters_that_differ() -> None:
@@ -141,9 +152,12 @@ def test_a_slice_holds_completed_trials_of_the_search() -> None:
     assert list(drawn[0].x) == [record.params["method.alpha"] for record in done]
     assert list(drawn[0].y) == [record.val for record in done]
     assert list(drawn[1].customdata) == [summary.best]
-    boxes = slice_of(summary, records, "method.name").data[0]
-    assert boxes.type == "box"
-    assert list(boxes.x) == [record.params["method.name"] for record in done]
+    options = [record.params["method.name"] for record in done]
+    strips = slice_of(summary, records, "method.name").data[0]
+    assert (strips.type, strips.mode) == ("scatter", "markers")
+    assert list(strips.x) == options
+    many = slice_of(summary, [replace(r) for r in records for _ in range(2)], "method.name").data[0]
+    assert many.type == "box"
 
 
 def colours(theme: int) -> dict[str, str]:

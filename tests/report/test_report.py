@@ -171,7 +171,8 @@ def test_another_cost_moves_the_same_points() -> None:
 
 
 def test_the_budget_is_a_vertical_line() -> None:
-    (line,) = payload(html_of(make_study()))["layout"]["shapes"]  # type: ignore
+    line, side = payload(html_of(make_study()))["layout"]["shapes"]  # type: ignore
+    assert side["x0"] == LIMIT_MS < side["x1"]
     assert (line["x0"], line["x1"], line["y0"], line["y1"]) == (LIMIT_MS, LIMIT_MS, 0, 1)
     assert line["label"]["text"] == "budget 2\u00a0ms"
 
