@@ -1,12 +1,15 @@
 """The tables of the report on classes: their scores with noise, and which are taken for which.
 
-They show evaluations that have scores of classes, whatever the task; others have no such tables.
+They show evaluations that have scores of classes or count images by class; others have no such
+tables.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from kdsearch.hpo.statistics import binomial_variance
 from kdsearch.report import words
 from kdsearch.report.tables import Table
 from kdsearch.study.chance import percent_of
@@ -14,36 +17,66 @@ from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import ClassScores, Details
 
 _SPLITS = ("test", "validation")
+MOST = 64  # rows of classes
 _LEAST = 0.005  # share of a class; what is taken for another less often is not named
 
 
 def by_class(summary: Summary) -> Table | None:
-    """Return the score of each class, its noise, and what it is most often taken for."""
+    """Return the score of each class, its noise, and what it is most often taken for.
+
+    Of more than MOST classes the worst MOST are shown.
+    """
     split, student = _shipped(summary)
-    if student is None or student.scores is None:
+    scores = _scores(student)
+    if student is None or scores is None:
         return None
-    other = summary.details.get(f"teacher {split}")
-    scores, theirs = student.scores, None if other is None else other.scores
+    theirs = _scores(summary.details.get(f"teacher {split}"))
     head = ("class", "of labels, %", f"student {scores.label}", f"teacher {scores.label}", "gap")
+    places = list(range(len(summary.classes)))
+    if len(places) > MOST:
+        known = [i for i in places if scores.values[i] is not None]
+        places = sorted(known, key=lambda i: scores.values[i] or 0.0)[:MOST]
     rows = tuple(
         (
-            name,
+            summary.classes[i],
             f"{100 * scores.shares[i]:.2f}",
             _score(scores, i),
             words.UNKNOWN if theirs is None else _score(theirs, i),
             _gap(scores, theirs, i),
             _taken_for(student, i, summary.classes),
         )
-        for i, name in enumerate(summary.classes)
+        for i in places
     )
-    caption = f"{scores.label} of each class on {split}; \u00b1 one standard error over images"
+    which = "each class" if len(rows) == len(summary.classes) else f"the {len(rows)} worst classes"
+    caption = f"{scores.label} of {which} on {split}; \u00b1 one standard error over images"
     return Table(caption=caption, head=(*head, "most often taken for"), rows=rows)
+
+
+def _scores(details: Details | None) -> ClassScores | None:
+    """Return the scores of classes: those of the task, else the recall where images have a class.
+
+    None for an evaluation with neither.
+    """
+    if details is None or details.scores is not None:
+        return None if details is None else details.scores
+    if not details.images or len(details.right) != len(details.images):
+        return None
+    pairs, total = list(zip(details.images, details.right, strict=True)), sum(details.images)
+    return ClassScores(
+        label="recall",
+        values=tuple(right / count if count else None for count, right in pairs),
+        errors=tuple(
+            math.sqrt(binomial_variance(right / count, count)) if count else None
+            for count, right in pairs
+        ),
+        shares=tuple(count / total for count, _ in pairs),
+    )
 
 
 def confusion(summary: Summary) -> Table | None:
     """Return the percentages of each class that the student gives to each class."""
     split, student = _shipped(summary)
-    if student is None or student.scores is None or not student.confusion:
+    if student is None or not student.confusion:
         return None
     rows = tuple(
         (name, *(f"{100 * part / sum(counts):.1f}" if sum(counts) else "" for part in counts))

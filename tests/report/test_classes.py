@@ -74,6 +74,34 @@ def test_the_confusion_is_in_percent_of_the_labels_of_a_class() -> None:
     assert table.rows[2] == ("sky", "", "", "")
 
 
+def test_classification_has_the_recall_of_each_class_with_its_noise() -> None:
+    """Laplace's rule for 9 of 10: 10/12, so the error is sqrt(10/12 * 2/12 / 10) = 0.1179."""
+    student = Details(
+        images=(10, 30, 0), right=(9, 30, 0), answered=(10, 30, 0),
+        confusion=((9, 1, 0), (0, 30, 0), (0, 0, 0)),
+    )  # fmt: skip
+    summary = summary_of(shipped_test=student, teacher_test=replace(student, right=(10, 30, 0)))
+    table = classes.by_class(summary)
+    assert table is not None
+    assert table.rows[0] == (
+        *("road", "25.00", "90.0 \u00b1 11.8 %", "100.0 \u00b1 8.7 %"),
+        *("\u221210.0", "<b>pole (10.0 %)"),
+    )
+    assert table.rows[2][2] == "no labels"
+    shares = classes.confusion(summary)
+    assert shares is not None
+    assert shares.rows[0] == ("road", "90.0", "10.0", "0.0")
+
+
+def test_of_many_classes_the_worst_are_shown() -> None:
+    names = tuple(f"class {i}" for i in range(100))
+    student = Details(images=(100,) * 100, right=tuple(range(100)), answered=(100,) * 100)
+    table = classes.by_class(replace(summary_of(shipped_test=student), classes=names))
+    assert table is not None
+    assert [row[0] for row in table.rows] == list(names[: classes.MOST])
+    assert f"the {classes.MOST} worst classes" in table.caption
+
+
 def test_validation_is_shown_until_there_is_a_test_and_the_teacher_may_lack() -> None:
     table = classes.by_class(summary_of(shipped_validation=STUDENT))
     assert table is not None
