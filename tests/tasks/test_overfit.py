@@ -38,7 +38,10 @@ def eight_of(root: Path, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="needs CamVid in ../shared/data/camvid")
 def test_a_small_student_learns_eight_images_of_camvid_by_heart(tmp_path: Path) -> None:
-    """Muon on batches of two, no augmentation and no decay: MIOU in CPU s on one core."""
+    """Muon on batches of two, no augmentation, no decay: .83 in 50 s of one busy core.
+
+    AdamW at 0.01 had .77 after 10 epochs where Muon had .82.
+    """
     folder = eight_of(CAMVID, tmp_path / "eight")
     data = datasets.load(str(folder), cache_dir=tmp_path / "cache", size=256)
     assert data.size == (192, 256)
@@ -54,7 +57,7 @@ def test_a_small_student_learns_eight_images_of_camvid_by_heart(tmp_path: Path) 
         student=Side(outputs=shown, resolution=data.size),
     )
     recipe = TrainSpec(
-        epochs=EPOCHS, batch_size=2, optimizer="muon", lr=RATE, weight_decay=0.0, ema=0.9
+        epochs=14, batch_size=2, optimizer="muon", lr=0.03, weight_decay=0.0, ema=0.9
     )
     session = Session(data=data, spec=recipe, seed=0, view_seed=0, device=torch.device("cpu"))
     with threads(1):
