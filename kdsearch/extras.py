@@ -8,6 +8,7 @@ from __future__ import annotations
 
 EXTRAS = {
     "clip": "open-clip-torch>=3.0",
+    "smp": "segmentation-models-pytorch>=0.5",
     "mlflow": "mlflow-skinny>=3.5",
     "wandb": "wandb>=0.21",
     "postgres": "psycopg[binary]>=3.2",

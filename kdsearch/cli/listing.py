@@ -49,8 +49,9 @@ def _teachers() -> dict[str, str]:
         "timm:NAME": "any timm classifier",
         "open_clip:MODEL": "zero-shot, by texts of the class names; with --teacher-weights TAG",
         "study:FOLDER": "the student that a study exported; study:FOLDER#7: of its trial 7",
-        "torchvision:NAME": "any torchvision classifier",
-        "FILE.py:FACTORY": "a function that returns a torch module",
+        "torchvision:NAME": "any torchvision classifier; for masks, any of its segmenters",
+        "smp:ARCHITECTURE/ENCODER": "for masks, a network of segmentation_models_pytorch",
+        "FILE.py:FACTORY": "a function that returns a torch module, for masks a segmenter",
     }
 
 

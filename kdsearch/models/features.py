@@ -22,6 +22,7 @@ from kdsearch.models.probe import (
     find_stages,
     first_tensor,
     logits_of,
+    makes,
     probe,
     projections,
     recording,
@@ -35,13 +36,14 @@ Answers: TypeAlias = Literal["logits", "probabilities", "embedding"]
 class Outputs:
     """Outputs of a network for a batch; of a teacher only the parts that are needed.
 
-    logits: [B, K], what inference answers. embedding: [B, D], what the head reads. stages: maps
-    [B, C, H, W], shallow to deep. attention: maps [B, 3 * D, H, W] of query, key and value of the
-    attention within each stage; none in a network without attention. heads: (class, distillation)
-    logits of a student with a distillation token, whose `logits` are their mean. gradient: of the
-    sum of each sample's largest logit in the deepest stage, a map like it. index: [B], which
-    training samples these are. Of a detector: logits [B, P, K] and edges [B, P, 4, bins] of the
-    points of a grid, whose levels are (h, w).
+    logits: [B, K], or [B, K, h, w] of a segmenter, what inference answers. embedding: [B, D], what
+    the head reads, averaged over positions. stages: maps [B, C, H, W], shallow to deep. attention:
+    maps [B, 3 * D, H, W] of query, key and value of the attention within each stage; none in a
+    network without attention. heads: (class, distillation) logits of a student with a distillation
+    token, whose `logits` are their mean. gradient: of the sum of each sample's largest logit in the
+    deepest stage, a map like it. index: [B], which training samples these are. Of a
+    detector: logits [B, P, K] and edges [B, P, 4, bins] of the points of a grid, whose levels are
+    (h, w).
     """
 
     logits: Tensor
@@ -82,7 +84,7 @@ class Outputs:
 
 
 class Tapped(nn.Module):
-    """Any image classifier, with its stages and its embedding.
+    """Any image classifier or segmenter, with its stages and its embedding.
 
     Stages are found once, by running a blank batch. The units that count are the members of
     Sequentials and ModuleLists (the rest of the network around these is looked into). Where they
@@ -94,8 +96,9 @@ class Tapped(nn.Module):
     are what a plain tuple of two [B, K] is in training mode: timm's distilled transformers.
 
     answers: what the module gives: `probabilities`, whose logarithms are the logits then, or an
-    `embedding`, where it has no head.
-    Raises SpecError when the module fails on the input or does not answer with logits [B, K].
+    `embedding`, where it has no head. is_dense: for a segmenter, which answers with logits [B, K,
+    h, w]; where these are the output of its head, resized, `features` gives that output.
+    Raises SpecError when the module fails on the input or does not answer with such logits.
     """
 
     def __init__(
@@ -106,23 +109,25 @@ class Tapped(nn.Module):
         resolution: int | Size,
         num_classes: int | None = None,
         answers: Answers = "logits",
+        is_dense: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
         self.answers = answers
+        self.is_dense = is_dense
         size = as_size(resolution)
         shape = (2, in_channels, *size)
-        calls, logits = probe(module, shape)
+        calls, logits = probe(module, shape, is_dense=is_dense)
         if num_classes is not None and logits.shape[1] != num_classes:
             raise SpecError(
                 f"{type(module).__name__} answers with {logits.shape[1]} classes, the data has "
                 f"{num_classes}; give a network with {num_classes} outputs"
             )
         classes = 0 if answers == "embedding" else logits.shape[1]
-        self.head, body = split_at_head(module, calls, classes, size)
+        self.head, body = split_at_head(module, calls, logits, classes, size)
         self.stages = find_stages(module, body)
         self.attention = find_attention(module, calls, self.stages)
-        self.is_linear = self.head is not None and _is_equal(calls[self.head].flatten(1), logits)
+        self.is_linear = self.head is not None and makes(calls[self.head], logits)
         if self.head is None and not self.stages and answers != "embedding":
             raise SpecError(
                 f"{type(module).__name__} has neither a Linear or convolution with "
@@ -134,7 +139,7 @@ class Tapped(nn.Module):
         return self.answers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [B, K] from the bare module, without hooks."""
+        """Return logits [B, K] or [B, K, h, w] from the bare module, without hooks."""
         return self._read(x)[0]
 
     def features(self, x: Tensor, *, attention: bool = True) -> Outputs:
@@ -145,11 +150,13 @@ class Tapped(nn.Module):
         """
         heads = () if self.head is None else (self.head,)
         projected = self.attention if attention else ()
+        answering = heads if self.is_dense and self.is_linear else ()
         with (
-            recording(self.module, self.stages + projected, before=False) as outputs,
+            recording(self.module, self.stages + projected + answering, before=False) as outputs,
             recording(self.module, heads + projected, before=True) as inputs,
         ):
             logits, both = self._read(x)
+        logits = outputs[answering[0]] if answering else logits
         size = (x.shape[2], x.shape[3])
         maps = tuple(as_map(outputs[call], size) for call in self.stages)
         if self.answers == "embedding":
@@ -165,19 +172,15 @@ class Tapped(nn.Module):
     def _read(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits and, where these are the mean of two heads, both."""
         answer = self.module(x)
-        if self.module.training and type(answer) is tuple and len(answer) == 2:
+        is_pair = type(answer) is tuple and len(answer) == 2
+        if self.module.training and is_pair and not self.is_dense:
             first, second = map(first_tensor, answer)
             if first is not None and second is not None and first.shape == second.shape:
                 return logits_of((first + second) / 2), (first, second)
-        logits = logits_of(answer)
+        logits = logits_of(answer, is_dense=self.is_dense)
         if self.answers == "probabilities":
             logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
         return logits, ()
-
-
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal; on the meta device, without numbers, they are not."""
-    return not one.is_meta and torch.equal(one, other)
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -19,6 +19,14 @@ from kdsearch.models.maps import TRANSFORMER_STAGES, evenly_spaced, grid_of, hei
 
 MAX_STAGES = 5
 _ANSWERS = ("logits", "pooler_output", "image_embeds", "x_norm_clstoken", "last_hidden_state")
+_FORMS = {
+    2: (_ANSWERS, "a classifier must answer with logits [batch, classes]"),
+    4: (
+        ("logits", "out"),
+        "a segmenter must answer with logits [batch, classes, height, width], or with a mapping "
+        "that has them under 'out'",
+    ),
+}
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
@@ -40,22 +48,25 @@ class _Seen:
     is_tokens: bool
 
 
-def logits_of(answer: object) -> Tensor:
-    """Return the [B, K] tensor in what a network answers, whichever way it wraps it.
+def logits_of(answer: object, *, is_dense: bool = False) -> Tensor:
+    """Return the logits in what a network answers, whichever way it wraps them.
 
-    Without logits an embedding [B, D] is taken, as transformers and DINO name it.
+    [B, K], in place of which an embedding [B, D] is taken, as transformers and DINO name it; or
+    `is_dense`: [B, K, h, w], which torchvision names `out`. Raises SpecError for other forms.
     """
+    dims = 4 if is_dense else 2
+    names, expected = _FORMS[dims]
     found: object = answer
-    for name in _ANSWERS:
+    for name in names:
         named = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
         if isinstance(named, Tensor):
             found = named.flatten(1, -2).mean(dim=1) if name == "last_hidden_state" else named
             break
     if isinstance(found, tuple | list) and found:
         found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 2:
+    if not isinstance(found, Tensor) or found.ndim != dims:
         seen = list(found.shape) if isinstance(found, Tensor) else type(answer).__name__
-        raise SpecError(f"a classifier must answer with logits [batch, classes], not {seen}")
+        raise SpecError(f"{expected}, not {seen}")
     return found
 
 
@@ -116,7 +127,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor], Tensor]:
+def probe(
+    module: nn.Module, shape: tuple[int, ...], *, is_dense: bool = False
+) -> tuple[dict[Call, Tensor], Tensor]:
     """Run a blank batch in eval mode; return every call worth a tap, in order, and the logits.
 
     Heads and attention are recorded with the others.
@@ -124,8 +137,8 @@ def probe(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Tensor]
     extra = [name for name, part in module.named_modules() if _head_width(part) or _is_qkv(part)]
     names = dict.fromkeys([*_units(module), *extra])
     with recording(module, tuple(map(Call, names)), before=False) as calls:
-        logits = run_blank(module, shape)
-    return calls, logits
+        answer = run_blank(module, shape)
+    return calls, logits_of(answer, is_dense=is_dense)
 
 
 def first_and_last(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]:
@@ -136,12 +149,10 @@ def first_and_last(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]
     """
     names = [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
     with recording(module, tuple(map(Call, names)), before=False) as calls:
-        answer = _blank_answer(module, shape)  # of any task
-    logits = answer if isinstance(answer, Tensor) else logits_of(answer)
+        answer = first_tensor(run_blank(module, shape))
+    classes = 0 if answer is None else answer.shape[1]
     order = [module.get_submodule(call.name) for call in calls]
-    heads = (
-        list(takewhile(lambda part: _rows(part) == logits.shape[1], reversed(order))) or order[-1:]
-    )
+    heads = list(takewhile(lambda part: _rows(part) == classes, reversed(order))) or order[-1:]
     return [*order[:1], *reversed(heads)]
 
 
@@ -150,12 +161,8 @@ def _rows(layer: nn.Module) -> int:
     return getattr(layer, "out_features", getattr(layer, "out_channels", 0))
 
 
-def run_blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Return the logits of a blank batch in evaluation mode."""
-    return logits_of(_blank_answer(module, shape))
-
-
-def _blank_answer(module: nn.Module, shape: tuple[int, ...]) -> object:
+def run_blank(module: nn.Module, shape: tuple[int, ...]) -> object:
+    """Return the answer to a blank batch in evaluation mode. Raises SpecError where it fails."""
     like = next(module.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     try:
@@ -235,15 +242,32 @@ def find_attention(
     return tuple(found) if len(found) == len(stages) else ()
 
 
+def makes(output: Tensor, logits: Tensor) -> bool:
+    """Return whether an output is the logits, which may be it resized bilinearly.
+
+    On the meta device, without numbers, it is not.
+    """
+    if output.is_meta:
+        return False
+    if logits.ndim == 4 and output.ndim == 4 and output.shape != logits.shape:
+        output = F.interpolate(output, logits.shape[2:], mode="bilinear", align_corners=False)
+    return torch.equal(output.reshape(len(output), -1), logits.reshape(len(logits), -1))
+
+
 def split_at_head(
-    module: nn.Module, calls: dict[Call, Tensor], classes: int, size: Size
+    module: nn.Module, calls: dict[Call, Tensor], logits: Tensor, classes: int, size: Size
 ) -> tuple[Call | None, list[_Seen]]:
-    """Return the head's call and what the units before it gave, in order."""
+    """Return the head's call and what the units before it gave, in order.
+
+    The head is the last Linear, else 1x1 convolution, with an output for each class; one whose
+    output is the logits comes before an auxiliary head that is called after it.
+    """
     order = list(calls)
     widths = {call: _head_width(module.get_submodule(call.name)) for call in order}
     fits = [call for call in order if classes and widths[call] == classes]
     linear = [call for call in fits if isinstance(module.get_submodule(call.name), nn.Linear)]
-    head = next(reversed(linear or fits), None)
+    made = [call for call in fits if makes(calls[call], logits)]
+    head = next(reversed(made or linear or fits), None)
     units = set(_units(module))
     body = order if head is None else order[: order.index(head)]
     return head, [_see(call, tuple(calls[call].shape), size) for call in body if call.name in units]

@@ -121,14 +121,14 @@ class StudyConfig:
     flip: bool | None = option(None, "Mirror half of the training views, or none.", DATA)
     metric: str | None = option(
         None,
-        "Compare students by accuracy, balanced_accuracy, top5 or macro_f1.",
+        "Compare by accuracy, balanced_accuracy, top5 or macro_f1; masks: miou, pixel_accuracy.",
         DATA,
-        default="accuracy",
+        default="accuracy, of masks miou",
     )
     teacher: str = option(
         "auto",
-        "auto, cifar_resnet56, timm:NAME, torchvision:NAME, open_clip:MODEL, study:FOLDER or "
-        "FILE.py:FACTORY.",
+        "auto, cifar_resnet56, timm:NAME, torchvision:NAME, smp:ARCHITECTURE/ENCODER, "
+        "open_clip:MODEL, study:FOLDER or FILE.py:FACTORY.",
         DATA,
     )
     teacher_weights: str | None = option(None, "The teacher's weights file.", DATA)

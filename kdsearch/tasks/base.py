@@ -100,13 +100,15 @@ class Facts:
     """Facts about a task for the model card.
 
     pipeline_tag: the task's name on Hugging Face. output: form and meaning of the answer.
-    limits: sentences on what the network cannot do. head_outputs: outputs of a library's own
-    network with the student's weights; None where the student has another head.
+    limits: sentences on what the network cannot do. script: predict.py's verb and object.
+    head_outputs: outputs of a library's own network with the student's weights; None where the
+    student has another head.
     """
 
     pipeline_tag: str
     output: str
     limits: tuple[str, ...]
+    script: str = "prints what `student.onnx` answers"
     head_outputs: int | None = None
 
 
@@ -195,8 +197,8 @@ class Task(ABC):
     none. name: in messages and files. metric: that trials are compared by, the first unless another
     key is given. also: the others. output: name of the one output of an exported file.
     auto_teacher, auto_recipe: the teacher `auto`, and its training. has_library_networks: whether
-    networks of timm and torchvision are students as they are. colours: of the classes, where the
-    data state them.
+    networks of timm and torchvision are students as they are. is_dense: whether networks answer
+    with logits at each position, [B, K, h, w]. colours: of the classes, where the data state them.
     """
 
     name: ClassVar[str]
@@ -211,6 +213,7 @@ class Task(ABC):
     )
     also: ClassVar[tuple[Metric, ...]] = ()
     has_library_networks: ClassVar[bool] = True
+    is_dense: ClassVar[bool] = False
     output: ClassVar[str] = "output"
     colours: tuple[Colour, ...] = ()
 
@@ -307,6 +310,12 @@ class Task(ABC):
         distributions over classes.
         """
         raise SpecError(f"the task {self.name!r} has no class logits that methods could compare")
+
+    def stacked(self, answers: Sequence[Tensor]) -> Tensor:
+        """Return the answers [B, ...] of T teachers as one tensor [B, T, ...]."""
+        import torch
+
+        return torch.stack(list(answers), dim=1)
 
     def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
         """Return the loss [B, T] of each image for the answers [B, T, ...] of T teachers."""

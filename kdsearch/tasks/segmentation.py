@@ -8,7 +8,7 @@ bilinearly; labels are never resized, except for rows, which are pixels at the l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ class Segmentation(Task):
     also = (PIXEL_ACCURACY,)
     output = "logits"
     has_library_networks = False
+    is_dense = True
     auto_teacher = StudentSpec(
         family="resnet",
         knobs={"width": 1.0, "depth": 9, "head.kind": "fpn", "head.channels": 96},
@@ -113,6 +114,11 @@ class Segmentation(Task):
         best = -1 if theirs is None else theirs.logits.argmax(dim=1)
         return mine, theirs, torch.where(classes == VOID, best, classes)
 
+    def stacked(self, answers: Sequence[Tensor]) -> Tensor:
+        """Return the answers of T teachers at the finest of their strides, [B, T, K, h, w]."""
+        size = max((answer.shape[2:] for answer in answers), key=lambda found: found.numel())
+        return torch.stack([resized(answer, size) for answer in answers], dim=1)
+
     def image_losses(self, answers: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy [B, T] of each image, 0 without a label."""
         known = (target != VOID).flatten(1).sum(dim=1).clamp(min=1)
@@ -180,6 +186,7 @@ class Segmentation(Task):
         count = len(self.classes)
         return Facts(
             pipeline_tag="image-segmentation",
+            script="writes the mask and an overlay of each image",
             output=(
                 f"float32 [batch, {count}, h, w] at the stride of the head, in the order of: "
                 f"{', '.join(self.classes)}; resize bilinearly, then take the largest"

@@ -52,7 +52,7 @@ def common_answer(
                 _cosine(each, batch) @ mean.T for each, mean in zip(teachers, means, strict=True)
             ]
             return torch.stack(near).mean(dim=0)
-        answers = torch.stack([full_answer(each, batch, data.num_classes) for each in asked], dim=1)
+        answers = task.stacked([full_answer(each, batch, data.num_classes) for each in asked])
         weights = torch.full(answers.shape[:2], 1 / len(asked), device=answers.device)
         return task.blend(weights, answers)
 
@@ -60,11 +60,12 @@ def common_answer(
 
 
 def full_answer(teacher: Model, batch: Tensor, num_classes: int) -> Tensor:
-    """Return the answer for all classes; the logits of those that it does not know are -inf."""
+    """Return the answer for all classes; logits of those that it does not know are the lowest."""
     logits: Tensor = teacher(batch)
     if teacher.classes is None:
         return logits
-    whole = logits.new_full((len(logits), num_classes), float("-inf"))
+    lowest = torch.finfo(logits.dtype).min / 2  # finite, as answers may be resized
+    whole = logits.new_full((len(logits), num_classes, *logits.shape[2:]), lowest)
     whole[:, list(teacher.classes)] = logits
     return whole
 

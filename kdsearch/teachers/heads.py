@@ -16,16 +16,17 @@ _SUM = 1e-3  # by which the sum of probabilities in half precision may differ fr
 
 
 class WithHead(nn.Module):
-    """A network without a head, and a linear head on its answer."""
+    """A network without a head, and a linear head on its answer, or on each position of it."""
 
-    def __init__(self, body: nn.Module, width: int, num_classes: int) -> None:
+    def __init__(self, body: nn.Module, width: int, num_classes: int, *, is_dense: bool) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(width, num_classes)
+        self.is_dense = is_dense
+        self.head = nn.Conv2d(width, num_classes, 1) if is_dense else nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [B, K] of x: [B, C, H, W]."""
-        logits: Tensor = self.head(logits_of(self.body(x)))
+        """Return logits [B, K] or [B, K, h, w] of x: [B, C, H, W]."""
+        logits: Tensor = self.head(logits_of(self.body(x), is_dense=self.is_dense))
         return logits
 
 
@@ -33,7 +34,7 @@ def with_new_head(tapped: Tapped, width: int, num_classes: int) -> nn.Module:
     """Return the network with a fresh head: in place of its last layer, else on its answer."""
     network = tapped.module
     if tapped.head is None or not tapped.is_linear:
-        return WithHead(network, width, num_classes)
+        return WithHead(network, width, num_classes, is_dense=tapped.is_dense)
     old = network.get_submodule(tapped.head.name)
     new: nn.Module = nn.Linear(width, num_classes)
     if isinstance(old, nn.Conv2d):
@@ -46,7 +47,10 @@ def with_new_head(tapped: Tapped, width: int, num_classes: int) -> nn.Module:
 
 @torch.no_grad()
 def answers_on(model: Model, data: ImageData) -> Tensor:
-    """Return the answers [B, K] of a network on a few training images. Raises SpecError for NaN."""
+    """Return the answers [B, K, ...] of a network on a few training images.
+
+    Raises SpecError for NaN.
+    """
     count = len(data.train)
     places = torch.arange(min(_IMAGES, count)) * count // min(_IMAGES, count)
     answers: Tensor = model.eval()(data.train.take(places).at(slice(None)))
@@ -61,6 +65,6 @@ def answers_on(model: Model, data: ImageData) -> Tensor:
 
 
 def are_probabilities(answers: Tensor) -> bool:
-    """Return whether answers [B, K] are the output of a softmax: no negatives, rows sum to 1."""
+    """Return whether answers [B, K, ...] are the output of a softmax: positive, with the sum 1."""
     sums = answers.sum(dim=1)
     return bool((answers >= 0).all()) and bool(((sums - 1).abs() < _SUM).all())

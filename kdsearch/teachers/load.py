@@ -29,7 +29,7 @@ from kdsearch.teachers import previous_study
 from kdsearch.teachers.auto import build_auto, train_teacher
 from kdsearch.teachers.classes import Names, about, known_of, listed, names_of, read_classes
 from kdsearch.teachers.heads import answers_on, are_probabilities, with_new_head
-from kdsearch.teachers.networks import Build, find_builder
+from kdsearch.teachers.networks import Build, find_builder, require_kind
 from kdsearch.teachers.pretrained import find_pretrained, mark_inherited
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.teachers.zero_shot import ZeroShot, open_clip_teacher
@@ -84,22 +84,24 @@ def _start_of(spec: TeacherSpec, data: ImageData, note: Note = lambda text: None
 def _load(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
     """Build a named teacher, load its weights and find the classes that its head knows."""
     model = _built(spec, data, note)
-    if students.is_library(spec.name):
+    if students.is_library(spec.name) and tasks.of(data).has_library_networks:
         model.architecture = StudentSpec(family=spec.name)
     return model
 
 
 def _built(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
     kind, _, rest = spec.name.partition(":")
+    is_dense = tasks.of(data).is_dense
     if kind == "study" and rest:
         return _student(spec, previous_study.find_student(rest, data), data, note)
+    require_kind(spec, data)
     if kind == "open_clip" and rest:
         network: nn.Module = open_clip_teacher(rest, spec.weights, data.classes)
     else:
         network = _network(spec, data, note)
     network.float()  # a network in half precision is shown float32 images
     preprocess = _preprocess(spec, network, data, note)
-    tapped = _tapped(spec, network, preprocess)
+    tapped = _tapped(spec, network, preprocess, is_dense=is_dense)
     model = Model(spec.name, tapped, preprocess)
     answers = answers_on(model, data)
     if are_probabilities(answers):
@@ -117,15 +119,25 @@ def _built(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
     if width == data.num_classes:
         return model
     network = with_new_head(tapped, width, data.num_classes)
-    return Model(spec.name, _tapped(spec, network, preprocess), preprocess)
+    return Model(spec.name, _tapped(spec, network, preprocess, is_dense=is_dense), preprocess)
 
 
 def _tapped(
-    spec: TeacherSpec, network: nn.Module, preprocess: Preprocess, answers: Answers = "logits"
+    spec: TeacherSpec,
+    network: nn.Module,
+    preprocess: Preprocess,
+    *,
+    answers: Answers = "logits",
+    is_dense: bool = False,
 ) -> Tapped:
-    shape = {"in_channels": preprocess.channels, "resolution": preprocess.resolution}
     try:
-        return Tapped(network, **shape, answers=answers)  # type: ignore[arg-type]
+        return Tapped(
+            network,
+            in_channels=preprocess.channels,
+            resolution=preprocess.resolution,
+            answers=answers,
+            is_dense=is_dense,
+        )
     except SpecError as error:
         if spec.is_factory and not hasattr(network, "resolution"):
             raise SpecError(
@@ -152,6 +164,12 @@ def _knowing(spec: TeacherSpec, model: Model, width: int, data: ImageData, note:
     if width == data.num_classes and names is None:
         return model
     known, tapped = known_of(names, data.classes), model.network
+    if not known.columns and tapped.is_dense:
+        raise SpecError(
+            f"--teacher {spec.name}: it gives {width} numbers a position, and knows none of the "
+            f"{data.num_classes} classes of the data by name; --teacher-epochs 5 fits it to these "
+            "classes, --teacher-classes FILE names those of its head"
+        )
     if not known.columns and not tapped.is_linear:
         tapped = _tapped(spec, tapped.module, model.preprocess, answers="embedding")
     if text := about(spec.name, known, names, width, data.classes):
@@ -167,13 +185,13 @@ def _student(
         model = Model(spec.name, earlier.build(task), earlier.preprocess)
         model.architecture = earlier.spec
         return model
-    if not isinstance(task, Classification):
+    names = [(name,) for name in earlier.classes]
+    known = known_of(names, data.classes)
+    if not known.columns and not isinstance(task, Classification):
         raise SpecError(
             f"--teacher {spec.name}: it tells apart {listed(earlier.classes)}; the data "
             f"{data.name!r} has {listed(data.classes)}; --teacher-epochs 5 fine-tunes it on these"
         )
-    names = [(name,) for name in earlier.classes]
-    known = known_of(names, data.classes)
     if text := about(spec.name, known, names, len(names), data.classes):
         note(text)
     network = earlier.build(type(task)(earlier.classes))
@@ -220,12 +238,16 @@ def _preprocess(spec: TeacherSpec, network: nn.Module, data: ImageData, note: No
     """
     config = getattr(network, "pretrained_cfg", None) or {}
     stated = {name: getattr(network, name, config.get(name)) for name in ("mean", "std")}
+    task = tasks.of(data)
     size = config["input_size"][1] if "input_size" in config else _default_resolution(spec, data)
+    size = getattr(network, "resolution", size)
+    if task.is_dense and isinstance(size, int):
+        size = task.input_size(data.size, size)  # its longer side: no image is stretched
     mean = tuple(MEAN if stated["mean"] is None else stated["mean"])
     shown = Preprocess(
         mean=mean,
         std=tuple(STD if stated["std"] is None else stated["std"]),
-        resolution=getattr(network, "resolution", size),
+        resolution=size,
         channels=len(mean),
     )
     if spec.is_factory:
@@ -258,4 +280,5 @@ def _ask(spec: TeacherSpec, shown: Preprocess, missing: list[str], note: Note) -
 def _default_resolution(spec: TeacherSpec, data: ImageData) -> int | Size:
     if spec.name.startswith("cifar_resnet"):
         return 32
-    return 224 if spec.name.startswith("torchvision:") else data.size
+    is_square = spec.name.startswith("torchvision:") and not tasks.of(data).is_dense
+    return 224 if is_square else data.size

@@ -1,4 +1,4 @@
-"""Build a teacher by name: CIFAR ResNets, timm, torchvision, the factory of a user."""
+"""Build a teacher by name: CIFAR ResNets, timm, torchvision, smp, the factory of a user."""
 
 from __future__ import annotations
 
@@ -11,15 +11,37 @@ from urllib.error import URLError
 
 from torch import nn
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean, explained
+from kdsearch.extras import install
 from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.models.inherit.source import quick_to_fail
 from kdsearch.registry import import_object, neighbours
 from kdsearch.teachers.spec import KINDS, TeacherSpec
 
+_SHOWN = 300  # characters of another library's message
+_DENSE = ("auto", "torchvision", "smp", "study", "FILE.py")  # whose teachers can segment
 # Builds a network with that number of classes; None: with its own head and pretrained weights.
 Build: TypeAlias = Callable[[int | None], nn.Module]
+
+
+def require_kind(spec: TeacherSpec, data: ImageData) -> None:
+    """Raise SpecError for a kind of teacher that gives another kind of answer than the data have.
+
+    timm and open_clip classify images, smp segments them; torchvision does both.
+    """
+    kind = spec.name.partition(":")[0]
+    is_dense = tasks.of(data).is_dense
+    is_known = kind.startswith("cifar_resnet") or kind in ("timm", "open_clip", "smp")
+    if is_known and is_dense != (kind in _DENSE):
+        gives, has = ("an image", "a pixel") if is_dense else ("a pixel", "an image")
+        dense = [name for name in KINDS if name.partition(":")[0] in _DENSE]
+        accepted = dense if is_dense else [name for name in KINDS if not name.startswith("smp:")]
+        raise SpecError(
+            f"--teacher {spec.name}: it gives one class {gives}, and the data {data.name!r} have "
+            f"one {has}; accepted: {', '.join(accepted)}"
+        )
 
 
 def find_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
@@ -30,8 +52,12 @@ def find_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
         return _cifar_builder(spec, data, has_weights=has_weights)
     if kind == "timm" and rest:
         return lambda classes: _timm(rest, classes)
+    if kind == "torchvision" and rest and tasks.of(data).is_dense:
+        return lambda classes: _torchvision_segmenter(rest, classes, own=data.num_classes)
     if kind == "torchvision" and rest:
         return lambda classes: _torchvision(rest, classes)
+    if kind == "smp" and rest:
+        return _smp_builder(spec, data, has_weights=has_weights)
     if rest:
         return _factory(name)
     hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
@@ -97,6 +123,79 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     for attribute, value in stated.items():
         setattr(network, attribute, value)
     return network
+
+
+def _torchvision_segmenter(name: str, classes: int | None, *, own: int) -> nn.Module:
+    """Build a segmenter of torchvision without its auxiliary head, which takes no part in answers.
+
+    Pretrained when `classes` is None. Where these are as many as those of its pretrained weights,
+    it states their names; own: the number that the data have, which are taken to be the data's.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise SpecError(
+            f"torchvision has no segmentation model {name!r}{hint}; it has {', '.join(known)}"
+        )
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    names = weights.meta["categories"]
+    if classes is not None:
+        network: nn.Module = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=classes
+        )
+    else:
+        try:
+            with quick_to_fail():
+                network = torchvision.models.get_model(name, weights=weights)
+        except (URLError, OSError, RuntimeError) as error:
+            raise SpecError(_no_download(f"torchvision:{name}", error)) from error
+    network.aux_classifier = None  # type: ignore[assignment]
+    if classes is None or (classes == len(names) and classes != own):
+        network.categories = list(names)  # type: ignore[assignment]
+    return network
+
+
+def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
+    """Return what builds a network of segmentation_models_pytorch, ARCHITECTURE/ENCODER.
+
+    Without weights its encoder starts from those of ImageNet, and its decoder has to be trained.
+    """
+    arch, _, encoder = spec.name.partition(":")[2].partition("/")
+    if not has_weights and spec.epochs is None:
+        raise SpecError(
+            f"--teacher {spec.name} needs --teacher-weights FILE, or --teacher-epochs N to train it"
+        )
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise SpecError(
+            f"--teacher {spec.name} needs segmentation_models_pytorch: `{install('smp')}`"
+        ) from error
+
+    def build(classes: int | None) -> nn.Module:
+        known = smp.MODEL_ARCHITECTURES_MAPPING
+        if arch.lower() not in known:
+            hint = did_you_mean(arch.lower(), known)
+            raise SpecError(f"smp has no architecture {arch!r}{hint}; it has {', '.join(known)}")
+        start = None if has_weights else "imagenet"
+        try:
+            with quick_to_fail():
+                network: nn.Module = smp.create_model(
+                    arch, encoder, encoder_weights=start, classes=classes or data.num_classes
+                )
+        except OSError as error:
+            raise SpecError(_no_download(spec.name, error)) from error
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).strip("\"'")[:_SHOWN]
+            raise SpecError(f"smp does not build {arch} on {encoder!r}: {reason}") from error
+        if encoder.startswith("tu-"):  # the input of timm's networks; others have ImageNet's
+            shown = smp.encoders.get_preprocessing_params(encoder)
+            network.mean, network.std = shown["mean"], shown["std"]
+        return network
+
+    return build
 
 
 def _no_download(name: str, error: Exception) -> str:

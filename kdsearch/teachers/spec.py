@@ -17,12 +17,13 @@ KINDS = (
     "cifar_resnet{20,32,44,56,110}",
     "timm:NAME",
     "torchvision:NAME",
+    "smp:ARCHITECTURE/ENCODER",
     "open_clip:MODEL",
     "study:FOLDER[#TRIAL]",
     "FILE.py:FACTORY",
 )
 
-_SOURCES = ("timm", "torchvision", "open_clip", "study")
+_SOURCES = ("timm", "torchvision", "smp", "open_clip", "study")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from kdsearch.models import students
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
 from kdsearch.tasks.classification import Classification
+from kdsearch.tasks.segmentation import Segmentation
 from kdsearch.train_spec import OPTIMIZERS
 from kdsearch.training.optimizers import Optimizers, _matrices, _warm_cosine
 from kdsearch.training.step import Session
@@ -101,6 +102,19 @@ def test_muon_takes_all_inner_matrices_of_a_family(family: str) -> None:
         if weight.ndim > 1 and weight.shape[1] > 1 and "head" not in name and name != "prefix"
     }
     assert taken(as_model(network)) == inner - outer
+
+
+@pytest.mark.parametrize("kind", ["fpn", "lraspp"])
+def test_muon_takes_the_inner_matrices_of_a_segmenter(kind: str) -> None:
+    knobs = {"width": 0.25, "depth": 4, "head.kind": kind, "head.channels": 16}
+    task, spec = Segmentation(("a", "b", "c")), StudentSpec(family="resnet", knobs=knobs)
+    network = task.network(spec, channels=1, size=(32, 32))
+    preprocess = Preprocess(mean=(0.35,), std=(0.3,), resolution=32, channels=1)
+    found = taken(Model("own", network, preprocess))
+    assert any(name.startswith("stages.") for name in found)
+    weights = dict(network.named_parameters())
+    assert all(len(weights[name]) != len(task.classes) for name in found)
+    assert found < set(weights)
 
 
 def test_muon_takes_a_weight_once_and_never_a_head_that_is_tied_to_an_inner_layer() -> None:

@@ -5,7 +5,7 @@ loss = (1 - alpha) * task + alpha * sum of weight * term, each factor on its sch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,6 +134,21 @@ class Distiller(nn.Module):
             temperature_scale=self.recipe.temperature_schedule(progress),
         )
 
+    def scales(self, losses: Mapping[str, float], progress: float) -> dict[str, float]:
+        """Return the task's loss and each term times its weight, of a step's or epoch's `losses`.
+
+        Without alpha, which states the share of each side. Only those that are active; none where
+        `method.balance` sets the weights.
+        """
+        if self.uncertainty is not None or self.gradnorm is not None:
+            return {}
+        is_on, *are_on = self.weights_at(progress).active
+        found = {"task": losses["task"]} if is_on else {}
+        for term, is_active in zip(self._terms, are_on, strict=True):
+            if is_active:
+                found[term.name] = term.factor(progress) * term.spec.weight * losses[term.name]
+        return found
+
     def forward(
         self,
         student: Outputs,
@@ -160,7 +175,7 @@ class Distiller(nn.Module):
             shares = self.ensemble.shares.expand(len(student.logits), -1)
             common = (teachers[0], *teachers)
         elif self.ensemble is not None:
-            logits = torch.stack([teacher.logits for teacher in teachers], dim=1)
+            logits = self.task.stacked([teacher.logits for teacher in teachers])
             shares = self.ensemble(student.embedding, logits, target)
             if self.ensemble.gate is not None:
                 mixed = replace(student, logits=self.task.blend(shares, logits.detach()))

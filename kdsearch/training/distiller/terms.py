@@ -90,6 +90,11 @@ def _compared_with(
     are_whole = all(side.classes is None for side in teachers)
     if len(teachers) == 1 or (spec.method.need == "logits" and are_whole):
         return [(0, teachers[0])]
+    if spec.method.need == "logits" and any(side.outputs.logits.ndim > 2 for side in teachers):
+        raise SpecError(
+            f"method {spec.name!r}: of several teachers at each position, all have to know all "
+            "classes; --teacher-epochs 5 fits them to these classes, or give one teacher"
+        )
     each = enumerate(teachers, start=1)
     return [(place, side) for place, side in each if serves(spec.method, side.classes)]
 
