@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdsearch.errors import StopStudy, explained
 from kdsearch.spec import TrialRecord
+from kdsearch.study.loss_scales import unequal_terms
 from kdsearch.study.run_state import RunState
 from kdsearch.study.study import Proposal
 
@@ -57,7 +58,8 @@ class Callback:
 class Callbacks(Callback):
     """Updates the RunState, then calls several callbacks in turn, in one thread at a time.
 
-    One that raises is dropped: its traceback goes to the log, a message to the others.
+    A loss whose scale is far off the task's is a message, once for each method. One that raises is
+    dropped: its traceback goes to the log, a message to the others.
     stopped: the reason that a callback gave with StopStudy, or None.
     """
 
@@ -65,6 +67,7 @@ class Callbacks(Callback):
         self._callbacks = list(callbacks)
         self._lock = RLock()
         self._state = RunState()
+        self._warned: set[str] = set()
         self.stopped: str | None = None
 
     def on_message(self, text: str) -> None:
@@ -96,6 +99,10 @@ class Callbacks(Callback):
         with self._lock:
             self._state.epoch(number, epoch, epochs)
             self._each(lambda callback: callback.on_epoch(number, epoch, epochs))
+            for name, warning in unequal_terms(epoch.scales).items():
+                if name not in self._warned:
+                    self._warned.add(name)
+                    self.on_message(warning)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Call each."""

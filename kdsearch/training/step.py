@@ -184,6 +184,10 @@ class Step:
         """Return the means of the epoch's losses by name, once they are known."""
         return {name: float(total) / self._steps for name, total in self._totals.items()}
 
+    def scales(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the task and the weighted terms of the first epoch, whose means these are."""
+        return self._distiller.scales(means, 0.5 / self._session.spec.epochs)
+
     def rate_of(self, number: int) -> float:
         """Return the learning rate at the first step of epoch `number`."""
         return self._optimizers.rate_at((number - 1) * self._steps)

@@ -7,11 +7,12 @@ weights has an epoch 0, before its first step, and keeps its best epoch: the fir
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Epoch:
     number: from 1; 0 is an inherited student before its first step. val: of the weights that the
     training returns if it ends here; own: of this epoch's, None where these are they.
     mode: how its steps ran: `bf16 channels_last graph`, or `fp32 eager: REASON`.
-    stopped: why the training ended with it, though more epochs were planned.
+    stopped: why the training ended with it, though more epochs were planned. scales: of the first
+    epoch alone, the task's loss and each term times its weight.
     """
 
     number: int
@@ -47,8 +49,10 @@ class Epoch:
     mode: str = ""
     stopped: str = ""
     own: float | None = None
+    scales: dict[str, float] = field(default_factory=dict)
 
 
+_log = logging.getLogger(__name__)
 _FEW_PIXELS = 2**15
 OnEpoch = Callable[[Epoch, int], None]
 ShouldStop = Callable[[tuple[float, ...], int], str | None]
@@ -177,7 +181,11 @@ def _train_on(
             seconds=time.perf_counter() - started,
             mode=step.mode,
             own=None if val == own else own,
+            scales=step.scales(means) if number == 1 else {},
         )
+        if len(epoch.scales) > 1:
+            listed = ", ".join(f"{name} {value:.3g}" for name, value in epoch.scales.items())
+            _log.info("Loss scales in epoch 1: %s", listed)
         epochs.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch, count)
