@@ -14,11 +14,13 @@ from threading import Thread
 
 import pytest
 import torch
+import toy_masks
 from torch import Tensor, nn
 from toy_data import CPU, toy_data
 
+import kdsearch.data as datasets
 from kdsearch import methods
-from kdsearch.data.base import Augment
+from kdsearch.data.base import Augment, ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
@@ -37,6 +39,10 @@ from kdsearch.trials.trial import TrialContext, build_distiller
 DATA = toy_data(channels=3, size=16)
 NOWHERE = torch.device("meta")
 RESNET = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
+SEGMENTER = StudentSpec(
+    family="resnet", knobs={"width": 0.25, "depth": 4, "head.kind": "fpn", "head.channels": 16}
+)
+FOR_MASKS = ("kd", "dist", "cwd", "pkd", "mgd", "ifvd", "skd")
 VIT = StudentSpec(family="vit", knobs={"width": 0.25, "depth": 4})
 SPEC = TrainSpec(epochs=1, batch_size=48, clip=1.0, accumulate=2, lr=0.05)
 
@@ -74,15 +80,16 @@ def step_of(
     device: torch.device,
     *,
     student: StudentSpec = RESNET,
+    data: ImageData = DATA,
     captures: bool = True,
     max_bytes: int | None = None,
 ) -> tuple[Step, Model, Distiller]:
     """Return a step on a device, its losses made on the CPU, where they may look at values."""
     torch.manual_seed(0)
-    teacher = build_student(student, DATA).freeze()
-    model = build_student(student, DATA)
+    teacher = build_student(student, data).freeze()
+    model = build_student(student, data)
     context = TrialContext(
-        data=DATA,
+        data=data,
         teachers=(teacher,),
         outputs=(),
         budget=Budget(),
@@ -94,13 +101,13 @@ def step_of(
     candidate = Candidate(student=student, distill=distill, train=train)
     distiller = build_distiller(candidate, model, context)
     session = Session(
-        data=DATA,
+        data=data,
         spec=train,
         seed=0,
         view_seed=0,
         device=device,
         teachers=(Live(teacher.to(device)),),
-        train=Feed(DATA.train, device, max_bytes=max_bytes),
+        train=Feed(data.train, device, max_bytes=max_bytes),
         captures=captures,
     )
     for loss in distiller.modules():
@@ -147,6 +154,30 @@ def test_no_schedule_waits_for_the_device(nowhere: torch.device) -> None:
         mapping="all",
     )
     step_of(distill, SPEC, nowhere)[0].epoch(1)
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    folder = tmp_path_factory.mktemp("masks")
+    return datasets.load(str(toy_masks.write(folder / "set")), cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        *(DistillSpec(method=name) for name in FOR_MASKS),
+        DistillSpec(method="cwd+kd", knobs={"cwd.mapping": "logits"}),
+    ],
+    ids=lambda distill: distill.method,
+)
+def test_no_method_on_masks_waits_for_the_device(
+    distill: DistillSpec, masks: ImageData, nowhere: torch.device
+) -> None:
+    recipe = TrainSpec(epochs=1, batch_size=6, scale=0.5, class_weights=0.5, accumulate=2)
+    step, *_ = step_of(distill, recipe, nowhere, student=SEGMENTER, data=masks)
+    step.epoch(1)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step.means()
 
 
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
