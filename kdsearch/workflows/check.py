@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdsearch import tasks
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
-from kdsearch.data.sizes import scaled_size
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError, SpecError, explained
@@ -207,7 +207,7 @@ def _build(
     found = StudentCheck(
         family=family,
         size=size,
-        resolution=max(scaled_size(data.size, spec.resolution)),
+        resolution=max(tasks.of(data).input_size(data.size, spec.resolution)),
         knobs=dict(spec.knobs),
     )
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdsearch import tasks
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import program_input
 from kdsearch.deploy.latency import Latency, measure
@@ -13,7 +14,7 @@ from kdsearch.deploy.runtimes.onnxruntime import onnx_input
 from kdsearch.deploy.targets import require_target, target_info
 from kdsearch.deploy.targets.base import Note, Shape
 from kdsearch.errors import SpecError
-from kdsearch.models import students
+from kdsearch.models import heads
 from kdsearch.spec import StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.summary import TargetInfo
@@ -43,10 +44,11 @@ def measure_model(
 ) -> Measured:
     """Return the FLOPs and parameters of a model, and its latency on the configured target.
 
-    note: gets a line before each slow step. spec.family may be a path to a file that the target
-    accepts, `.onnx` or `.pt2`, whose latency alone is measured. input_shape: None takes that of the
-    file, or 3 x 224 x 224. Raises SpecError for an unknown name or another shape than the file's,
-    and CostError when the model cannot be priced.
+    A student with knobs of a head is a segmenter. note: gets a line before each slow step.
+    spec.family may be a path to a file that the target accepts, `.onnx` or `.pt2`, whose latency
+    alone is measured. input_shape: None takes that of the file, or 3 x 224 x 224. Raises SpecError
+    for an unknown name or another shape than the file's, and CostError when the model cannot be
+    priced.
     """
     name, target = spec.family, require_target(config)
     flops = params = None
@@ -59,9 +61,9 @@ def measure_model(
     target.dry_run(input_shape, note)
     if not is_file:
         channels, height, width = input_shape
-        network = students.build(
-            spec, in_channels=channels, num_classes=classes, data_size=(height, width)
-        )
+        name_of = "segmentation" if heads.split(spec.knobs)[1] else "classification"
+        task = tasks.get(name_of)([f"class {place}" for place in range(classes)])
+        network = task.network(spec, channels=channels, size=(height, width))
         flops, params = count(network, input_shape=input_shape)
         file = file_for(network, target, input_shape)
     return Measured(
