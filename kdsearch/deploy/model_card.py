@@ -32,37 +32,32 @@ _FITTED = {
     "squash": "stretched to",
 }
 _CLASSES = 32  # rows of a table
+_PRINTS = "prints what `student.onnx` answers"  # of cards whose metrics.json states nothing
 _PROGRAM = """
 ## Use
 
-`python predict.py IMAGE ...` prints what `student.onnx` answers; it needs onnxruntime, numpy and
+`python predict.py IMAGE ...` {script}; it needs onnxruntime, numpy and
 pillow alone. From Python:
 
 ```python
+import json
+
 import onnxruntime
-from predict import network_input
+from predict import {names}
 
 session = onnxruntime.InferenceSession("student.onnx")
 metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution, ...
-(answer,) = session.run(None, {"input": network_input("image.png", metadata)})
-```
+(answer,) = session.run(None, {{"input": network_input("image.png", metadata)}})
+{snippet}```
 """
-# What names the answer, by the task; the answers of others are described under Data.
-_NAMED = {
-    "image-classification": 'print(json.loads(metadata["classes"])[answer[0].argmax()])\n',
-}
 
 
-def _program(metrics: Mapping[str, Any]) -> str:
-    """Return how to run the file, to the name of the class where an image has one."""
-    named = _NAMED.get(metrics["task"]["pipeline_tag"], "")
-    if not named:
-        return _PROGRAM
-    head, _, tail = _PROGRAM.rpartition("```")
-    return (
-        head.replace("import onnxruntime\n", "import json\n\nimport onnxruntime\n")
-        + f"{named}```{tail}"
-    )
+def _program(task: Mapping[str, Any]) -> str:
+    """Return how to run the file, to the names of classes where the task has them."""
+    names = ", ".join(sorted({"network_input", *task.get("names", ())}))
+    snippet = "".join(f"{line}\n" for line in task.get("snippet", ()))
+    text = _PROGRAM.format(script=task.get("script", _PRINTS), names=names, snippet=snippet)
+    return text if "json." in snippet else text.replace("import json\n\n", "")
 
 
 def update(folder: Path, **facts: object) -> None:
@@ -110,7 +105,8 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         *([f"**{plain(metrics['warning'])}**"] if metrics.get("warning") else []),
         _summary(metrics, config),
         _sees(metrics),
-        _program(metrics).strip() + timm_snippet(config, metrics["metadata"], metrics["task"]),
+        _program(metrics["task"]).strip()
+        + timm_snippet(config, metrics["metadata"], metrics["task"]),
         "\n".join(_results(metrics)),
         "\n".join(_by_class(metrics)),
         _pictures(metrics),

@@ -168,13 +168,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def upright(path: Path) -> Image.Image:
+def upright(path: Path | str) -> Image.Image:
     """Return an image that was read before, in colours and as it is shown."""
     with Image.open(path) as image:
         width, height = ImageOps.exif_transpose(image).size
     with strict_pillow():
         size, limit = (height, width), float("inf")
-        pixels, _ = decode(path, size=size, channels=3, fit="crop", max_megapixels=limit)
+        pixels, _ = decode(Path(path), size=size, channels=3, fit="crop", max_megapixels=limit)
     return Image.fromarray(pixels.transpose(1, 2, 0))
 
 

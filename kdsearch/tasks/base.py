@@ -101,6 +101,7 @@ class Facts:
 
     pipeline_tag: the task's name on Hugging Face. output: form and meaning of the answer.
     limits: sentences on what the network cannot do. script: predict.py's verb and object.
+    snippet: lines of Python from `answer` to classes, with `names` of predict.py.
     head_outputs: outputs of a library's own network with the student's weights; None where the
     student has another head.
     """
@@ -109,6 +110,8 @@ class Facts:
     output: str
     limits: tuple[str, ...]
     script: str = "prints what `student.onnx` answers"
+    snippet: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     head_outputs: int | None = None
 
 

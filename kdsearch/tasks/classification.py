@@ -180,6 +180,7 @@ class Classification(Task):
         count = len(self.classes)
         return Facts(
             pipeline_tag="image-classification",
+            snippet=('print(json.loads(metadata["classes"])[answer[0].argmax()])',),
             head_outputs=count,
             output=f"float32 [batch, {count}], in the order of: {self._names()}",
             limits=(

@@ -158,6 +158,13 @@ class Detection(Task):
         count = len(self.classes)
         return Facts(
             pipeline_tag="object-detection",
+            script="prints and draws the objects of each image",
+            names=("boxes_of", "upright"),
+            snippet=(
+                'found = boxes_of(answer[0], metadata, upright("image.png").size)',
+                "for box, score, label in zip(*found):  # box: x1, y1, x2, y2 in pixels",
+                '    print(json.loads(metadata["classes"])[label], round(float(score), 2), box)',
+            ),
             output=(
                 f"float32 [batch, points, {4 + count}]: x1, y1, x2, y2 in fractions of the input, "
                 f"then a score in [0, 1] for each of: {', '.join(self.classes)}; keep those above "

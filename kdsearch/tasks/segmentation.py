@@ -187,6 +187,12 @@ class Segmentation(Task):
         return Facts(
             pipeline_tag="image-segmentation",
             script="writes the mask and an overlay of each image",
+            names=("mask_of", "sides", "upright"),
+            snippet=(
+                'canvas, image = sides(metadata["image_size"]), upright("image.png")',
+                "mask = mask_of(answer[0], image.size, canvas)",
+                'print(json.loads(metadata["classes"])[mask[0, 0]])  # of the first pixel',
+            ),
             output=(
                 f"float32 [batch, {count}, h, w] at the stride of the head, in the order of: "
                 f"{', '.join(self.classes)}; resize bilinearly, then take the largest"

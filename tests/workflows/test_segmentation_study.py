@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import onnx
 import pytest
 import toy_masks
 from PIL import Image
@@ -14,6 +18,7 @@ from quick import quick
 import kdsearch
 from kdsearch.study.open import load_study
 
+ROUNDED = {"Conv", "Gemm", "MatMul", "Relu", "Clip"}
 SPACE = """
 student:
   family: {choice: {resnet: {width: 0.25, depth: 4}}}
@@ -64,6 +69,7 @@ def test_report_and_card_show_classes_with_noise_and_the_same_picture(study: Pat
     assert "IoU of each class on test" in text
     assert "| class | IoU, % | of labels, % |" in card
     assert "(validation.png)" in card
+    assert "`python predict.py IMAGE ...` writes the mask and an overlay of each image" in card
     for name in toy_masks.CLASSES:
         assert name in page
 
@@ -78,3 +84,56 @@ def test_files_of_classes_have_the_metric_of_the_logits(study: Path) -> None:
     assert whole["agreement"]["same"] > 0.999
     assert whole["predicted"]["same"] > 0.999
     assert not whole["misses"]
+
+
+def test_an_8_bit_segmenter_states_its_loss_and_is_tuned_where_that_is_too_much(
+    study: Path,
+) -> None:
+    class Notes(kdsearch.Callback):
+        notes: ClassVar[list[str]] = []
+
+        def on_message(self, text: str) -> None:
+            self.notes.append(text)
+
+    with quick():  # -1: whatever it loses is too much
+        found = kdsearch.export_study(study, ["onnx-int8"], max_drop=-1.0, callback=Notes())
+    (file,) = found.files
+    full = json.loads((study / "best" / "metrics.json").read_text())["onnx"]["val"]
+    assert file.val + file.drop == pytest.approx(full, abs=1e-3)
+    (line,) = [note for note in Notes.notes if "quantisation-aware training" in note]
+    assert re.fullmatch(r"student-int8.onnx loses -?\d+\.\d\d points: .*", line)
+    assert any(f"loses {100 * file.drop:.2f} points on 6 images" in miss for miss in file.misses)
+
+
+def test_resizes_and_gates_of_an_8_bit_segmenter_stay_float(study: Path) -> None:
+    graph = onnx.load(study / "best" / "student-argmax-int8.onnx").graph
+    makers = {name: node for node in graph.node for name in node.output}
+    users = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    kinds = {node.op_type for node in graph.node}
+    assert {"Conv", "Resize", "ArgMax", "Sigmoid", "QuantizeLinear"} <= kinds
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in makers:
+            (back,) = users[node.output[0]]
+            readers = {user.op_type for user in users[back.output[0]]}
+            assert makers[node.input[0]].op_type in ROUNDED or readers & ROUNDED
+    (gate,) = [node for node in graph.node if node.op_type == "Sigmoid"]
+    assert {user.op_type for user in users[gate.output[0]]} == {"Mul"}
+    (last,) = [node for node in graph.node if node.op_type == "ArgMax"]
+    assert makers[last.input[0]].op_type == "Resize"
+
+
+@pytest.mark.parametrize("name", ["torch-export", "openvino", "executorch"])
+def test_other_files_of_classes_agree_with_the_network(study: Path, name: str) -> None:
+    module = {"torch-export": "torch"}.get(name, name)
+    pytest.importorskip(module)
+    with quick():
+        (file,) = kdsearch.export_study(study, [name], argmax=True, max_drop=1.0).files
+    assert file.name.startswith("student-argmax.")
+    assert file.agreement.are_classes
+    assert file.agreement.same > 0.999
+    assert file.predicted is not None
+    assert file.predicted.same > 0.999
+    assert not file.misses

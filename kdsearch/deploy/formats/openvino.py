@@ -15,8 +15,11 @@ class OpenVino(Format):
     runtime = "openvino"
 
     def write(self, source: Source, path: Path) -> None:
-        """Convert the ONNX file; by default OpenVINO rounds the weights to float16."""
+        """Convert the ONNX file; by default OpenVINO rounds the weights to float16.
+
+        `openvino.convert_model` would send telemetry; reading the file does not.
+        """
         runtimes.require(self.runtime)
         import openvino
 
-        openvino.save_model(openvino.convert_model(source.onnx), path, compress_to_fp16=False)
+        openvino.save_model(openvino.Core().read_model(source.onnx), path, compress_to_fp16=False)
