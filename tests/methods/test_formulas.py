@@ -52,7 +52,8 @@ def result_of(make, name):
 
 
 def test_every_method_that_teaches_has_a_formula():
-    assert formulas.names() == tuple(name for name in methods.names() if name != "none")
+    of_all_tasks = (name for name in methods.names() if not methods.get(name).tasks)
+    assert formulas.names() == tuple(name for name in of_all_tasks if name != "none")
 
 
 @pytest.mark.parametrize("name", formulas.names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -457,6 +458,87 @@ def test_equal_detectors_have_no_distance(method: str) -> None:
     slopes = torch.autograd.grad(loss, [student.logits, student.edges], allow_unused=True)
     assert loss.abs() < 1e-6
     assert all(slope is None or slope.abs().max() < 1e-6 for slope in slopes)
+
+
+def paired(method: str, seed: int = 1, images: int = 2) -> tuple:
+    """Return what a method compares: outputs, or lists of maps."""
+    sides = [
+        random_outputs(seed + i).map(lambda part: part[:images].detach().requires_grad_())
+        for i in (0, 1)
+    ]
+    return tuple(sides) if methods.get(method).need == "outputs" else tuple(s.stages for s in sides)
+
+
+OWN = [name for name in methods.names() if methods.get(name).tasks]
+
+
+def prepared(method: str):
+    torch.manual_seed(0)
+    loss = methods.get(method)()
+    loss.prepare(*paired(method), Setting())
+    return loss.eval()
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_the_gradient_reaches_the_student_and_never_the_teacher(method: str) -> None:
+    student, teacher = paired(method)
+    prepared(method)(student, teacher, random_target()).backward()
+    tensors = [s if isinstance(s, tuple) else s.tensors() for s in (student, teacher)]
+    assert any(part.grad is not None and part.grad.abs().sum() > 0 for part in tensors[0])
+    assert all(part.grad is None for part in tensors[1])
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_the_order_of_the_batch_does_not_matter(method: str) -> None:
+    student, teacher = paired(method)
+    loss, target = prepared(method), random_target()
+    turned = [
+        s.map(lambda part: part.flip(0)) if isinstance(s, Outputs) else [m.flip(0) for m in s]
+        for s in (student, teacher)
+    ]
+    torch.testing.assert_close(loss(*turned, target.flip(0)), loss(student, teacher, target))
+
+
+@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("case", ["one image", "no objects", "constant", "no labels"])
+def test_a_loss_is_finite_and_so_is_its_gradient(method: str, case: str) -> None:
+    images = 1 if case == "one image" else 2
+    student, teacher = paired(method, images=images)
+    if case == "constant":
+        for side in (student, teacher):
+            for part in side if isinstance(side, tuple) else side.tensors():
+                part.data.fill_(0.5)
+    target = random_target()[:images]
+    if case == "no objects":
+        target = torch.tensor([[0.0, 0.0, 0.0, 0.0, PADDING]]).repeat(2, 1, 1)
+    if case == "no labels":
+        target = torch.full_like(target, math.nan)
+    loss = prepared(method)(student, teacher, target)
+    assert loss.isfinite()
+    loss.backward()
+    parts = student if isinstance(student, tuple) else student.tensors()
+    assert all(part.grad is None or part.grad.isfinite().all() for part in parts)
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_an_impossible_number_is_refused_by_knob_and_value(method: str) -> None:
+    for knob, argument in inspect.signature(methods.get(method)).parameters.items():
+        if isinstance(argument.default, bool):
+            wrong: list = [1, "hot"]
+        else:
+            wrong = [-1, math.nan, math.inf, "hot"] + ([] if knob == "beta" else [0])
+        for value in wrong:
+            with pytest.raises(SpecError, match=rf"{method}\.{knob}: {value!r} is not"):
+                methods.get(method)(**{knob: value})
+
+
+@pytest.mark.parametrize("method", ["det_kd", "box_iou", "ld", "score_l2"])
+def test_networks_that_are_no_detectors_are_refused(method: str) -> None:
+    logits = torch.randn(2, 3)
+    classifier = Outputs(logits, torch.randn(2, 8), (torch.randn(2, 6, 8, 10),))
+    for sides in ((random_outputs(), classifier), (random_outputs(), [logits])):
+        with pytest.raises(SpecError, match=f"method {method} compares"):
+            methods.get(method)().prepare(*sides, Setting())
 
 
 @pytest.mark.parametrize("method", ["det_kd", "box_iou", "ld", "score_l2"])
