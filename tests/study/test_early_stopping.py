@@ -107,8 +107,9 @@ def test_what_equals_a_stopped_trial_is_stopped_without_training_but_for_a_contr
 
 
 def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
-    whole: list[TrialRecord], fast_path: Path
+    whole: list[TrialRecord], fast_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kdsearch.study.importances.FEWEST_TRIALS", 8)
     with opened(fast_path / "front", SAFE) as study:
         run_to(study, 40)
         assert {record.state for record in study.front()} == {"complete"}

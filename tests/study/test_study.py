@@ -475,7 +475,11 @@ def test_a_control_equal_to_a_trial_is_not_trained_again(
         assert study.earlier(study.ask_control(done.params, 0)) == done
 
 
-def test_importances_are_shares_and_empty_when_too_few(copy_at: CopyAt) -> None:
+def test_importances_are_shares_and_empty_when_too_few(
+    copy_at: CopyAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert importances(load_study(copy_at(N))) == {}
+    monkeypatch.setattr("kdsearch.study.importances.FEWEST_TRIALS", 8)
     assert importances(load_study(copy_at(3))) == {}
     study = load_study(copy_at(N))
     assert len([r for r in study.records() if r.state == "complete"]) >= 8
