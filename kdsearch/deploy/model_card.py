@@ -32,6 +32,16 @@ _FITTED = {
     "squash": "stretched to",
 }
 _CLASSES = 32  # rows of a table
+_OTHERS = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "top5": "top-5",
+    "pixel_accuracy": "pixel accuracy",
+    "map": "mAP50-95",
+    "recall_small": "recall of small objects",
+    "recall_medium": "of medium ones",
+    "recall_large": "of large ones",
+}
 _PRINTS = "prints what `student.onnx` answers"  # of cards whose metrics.json states nothing
 _PROGRAM = """
 ## Use
@@ -220,16 +230,14 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
     split = next((name for name in ("test", "validation") if name in found), None)
     if split is not None and found[split].get("scores"):
-        yield from _by_score(found[split]["scores"], classes, split)
+        yield from _by_score(found[split], classes, split)
         return
     if split is None or not found[split]["images"]:
         return
     counts = found[split]["images"], found[split]["right"], found[split]["answered"]
     rows = [row for row in zip(classes, *counts, strict=True) if row[1]]
     shown = sorted(rows, key=lambda row: row[2] / row[1])[:_CLASSES]
-    others = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "top5": "top-5"}
-    values = (f"{others[k]} {v:.4f}" for k, v in found[split]["metrics"].items() if k in others)
-    yield f"## By class, {split}\n\n{', '.join(values)}. `metrics.json` has the confusion.\n"
+    yield f"## By class, {split}\n\n{_others(found[split])}\n"
     yield "| class | images | right, % | answers |\n|---|---|---|---|"
     for name, images, right, answered in shown:
         yield f"| {plain(name)} | {images} | {100 * right / images:.1f} | {answered} |"
@@ -237,11 +245,20 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"\nThe {len(shown)} worst of {len(rows)} classes."
 
 
-def _by_score(scores: Mapping[str, Any], classes: Sequence[str], split: str) -> Iterator[str]:
+def _others(details: Mapping[str, Any]) -> str:
+    """Return the other metrics of an evaluation, and where its confusion is."""
+    values = [f"{_OTHERS[k]} {v:.4f}" for k, v in details["metrics"].items() if k in _OTHERS]
+    sentences = [", ".join(values)] if values else []
+    sentences += ["`metrics.json` has the confusion"] if details["confusion"] else []
+    return "".join(f"{sentence}. " for sentence in sentences).strip()
+
+
+def _by_score(details: Mapping[str, Any], classes: Sequence[str], split: str) -> Iterator[str]:
     """Yield the score of each class with its noise, or of the worst."""
+    scores = details["scores"]
     parts = zip(classes, scores["values"], scores["errors"], scores["shares"], strict=True)
     rows = sorted((row for row in parts if row[1] is not None), key=lambda row: float(row[1]))
-    yield f"## By class, {split}\n\n`metrics.json` has the confusion.\n"
+    yield f"## By class, {split}\n\n{_others(details)}\n"
     yield f"| class | {scores['label']}, % | of labels, % |\n|---|---|---|"
     for name, value, error, share in rows[:_CLASSES]:
         yield f"| {plain(name)} | {percent_of(value, error)} | {100 * share:.2f} |"

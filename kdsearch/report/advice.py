@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -80,10 +81,11 @@ def _at_edge(study: OpenStudy, best: Entry, command: str) -> Iterator[str]:
     found = [text for name, value in best.config.items() if (text := _edge(dims, name, value))]
     if found:
         name = f" --name {study.name}"
+        command = re.sub(r" --space \S+", "", command.removesuffix(name))
         yield (
             f"The winner is at the edge of the space: {', '.join(found)}. Copy the space of "
             "study.yaml to a file, widen these ranges, and search again. "
-            f"`{command.removesuffix(name)} --space FILE.yaml{name}-wider`"
+            f"`{command} --space FILE.yaml{name}-wider`"
         )
 
 

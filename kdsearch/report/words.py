@@ -207,8 +207,8 @@ def _with_unit(metric: Metric, text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return the text with a capital letter: the rest of a label such as mIoU stays."""
-    return text[:1].upper() + text[1:]
+    """Return the text with a capital letter; a label such as mAP50 stays."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 def chance(p: float) -> str:

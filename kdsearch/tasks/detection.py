@@ -35,6 +35,7 @@ _BETA = 2  # of the quality focal loss
 _BOX, _EDGE = 2.0, 0.25  # weights of GIoU and of the distributions
 _MARGIN = 0.01  # cells, from the last bin
 _ALIKE = 0.8  # IoU of a box and its partner in another runtime's answer
+_DRAWN = 0.25  # score from which a box is drawn, as by predict.py
 _SURE = 0.3  # score from which a box needs a partner
 
 
@@ -136,7 +137,7 @@ class Detection(Task):
         found = {
             name: [
                 (rows * torch.cat([sides, sides[4:]])).numpy()
-                for rows in shown(answer(images), least=_SURE)
+                for rows in shown(answer(images), least=_DRAWN)
             ]
             for name, answer in answers.items()
         }
