@@ -19,6 +19,7 @@ from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
 from kdsearch.deploy.pricing import build_student
+from kdsearch.errors import SpecError
 from kdsearch.models.cifar_resnet import CifarResNet
 from kdsearch.models.features import Outputs, Tapped
 from kdsearch.models.model import Model
@@ -146,3 +147,7 @@ class Live:
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
         """Return what the network says of `images`."""
         return self._network.features(images, need=need)
+
+    def boxes(self) -> Tensor:
+        """Raise SpecError: the network is a classifier."""
+        raise SpecError("a classifier finds no boxes")

@@ -52,5 +52,18 @@ def boxes_moved(
     return torch.cat([seen * (code != PADDING)[..., None], code[..., None]], dim=2)
 
 
+def scored_boxes_moved(
+    boxes: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
+) -> Tensor:
+    """Return boxes with a score as a view shows them, float [B, n, 6].
+
+    boxes: [N, n, 6] of x1, y1, x2, y2, score and code. All else is as in `boxes_moved`.
+    """
+    places = torch.tensor([0, 1, 2, 3, 5], device=boxes.device)
+    moved = boxes_moved(boxes.index_select(2, places), index, seeds, augment, size)
+    scores = boxes.index_select(0, index)[..., 4:5]
+    return torch.cat([moved[..., :4], scores, moved[..., 4:]], dim=2)
+
+
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)

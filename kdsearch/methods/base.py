@@ -21,7 +21,9 @@ from kdsearch.models.features import Outputs
 from kdsearch.space import Choice, Float, Int
 
 Need: TypeAlias = Literal["nothing", "logits", "embedding", "stages", "attention", "outputs"]
-Part: TypeAlias = Literal["logits", "embedding", "stages", "attention", "gradient", "edges"]
+Part: TypeAlias = Literal[
+    "logits", "embedding", "stages", "attention", "gradient", "edges", "boxes"
+]
 Align: TypeAlias = Literal["channels", "size"]
 Labels: TypeAlias = Literal["unused", "hard", "mixed"]
 Ranges: TypeAlias = Mapping[str, Float | Int | Choice]
@@ -35,12 +37,14 @@ class Setting:
 
     samples: images in the training set, 0: unknown. batch_size: images in a step, 0: unknown.
     teacher_head: (weight [K, D], bias [K] or None) of the linear layer on the teacher's embedding,
-    None where there is none.
+    None where there is none. teacher_classes: places of the classes that the teacher knows, None:
+    all.
     """
 
     samples: int = 0
     batch_size: int = 0
     teacher_head: tuple[Tensor, Tensor | None] | None = None
+    teacher_classes: tuple[int, ...] | None = None
 
 
 class DistillLoss(nn.Module):

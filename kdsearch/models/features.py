@@ -43,7 +43,8 @@ class Outputs:
     token, whose `logits` are their mean. gradient: of the sum of each sample's largest logit in the
     deepest stage, a map like it. index: [B], which training samples these are. Of a
     detector: logits [B, P, K] and edges [B, P, 4, bins] of the points of a grid, whose levels are
-    (h, w).
+    (h, w). boxes: of a teacher, [B, n, 6] of x1, y1, x2, y2 in fractions of the view, score and a
+    code as labels have it.
     """
 
     logits: Tensor
@@ -55,10 +56,11 @@ class Outputs:
     index: Tensor | None = None
     edges: Tensor | None = None
     levels: tuple[Size, ...] = ()
+    boxes: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor but `index`, in the order of the fields."""
-        others = (found for found in (self.gradient, self.edges) if found is not None)
+        others = (found for found in (self.gradient, self.edges, self.boxes) if found is not None)
         return [
             self.logits,
             self.embedding,
@@ -80,6 +82,7 @@ class Outputs:
             index=self.index,
             edges=None if self.edges is None else change(self.edges),
             levels=self.levels,
+            boxes=None if self.boxes is None else change(self.boxes),
         )
 
 

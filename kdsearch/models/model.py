@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +82,11 @@ class Model(nn.Module):
     S], those of the S classes that it knows, and zeros [B, 1] where it knows none.
     inherited: parameters of `network` that hold another network's weights, by name; none from
     scratch. architecture: of a teacher that is a student's network too, whose students can inherit.
+    teaches: the parts of `Outputs` that a teacher can give; None: all that its network has.
     """
 
     columns: Tensor | None
+    teaches: ClassVar[frozenset[str] | None] = None
 
     def __init__(
         self, name: str, network: nn.Module, preprocess: Preprocess, known: Known | None = None
@@ -132,6 +135,11 @@ class Model(nn.Module):
         else:
             outputs = self.network.features(inputs)  # type: ignore[operator]
         return replace(outputs, logits=self._of_known(outputs.logits))
+
+    @property
+    def params(self) -> int:
+        """Return the number of its weights."""
+        return sum(weight.numel() for weight in self.parameters())
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None] | None:

@@ -21,12 +21,16 @@ class Assigned(NamedTuple):
     """What each point learns.
 
     boxes: [B, P, 4], of its object. scores: [B, P, K], the goals of the class scores, 0 where the
-    point has no object. weights: [B, P], 0 in the ignored regions, else 1.
+    point has no object. weights: [B, P], of the loss of the scores: 0 in the ignored regions, else
+    1. shares: [B, P], weight of the losses of the box: the goal of its class. objects: [B, P], the
+    place of the object among the target's, any one where the point has none.
     """
 
     boxes: Tensor
     scores: Tensor
     weights: Tensor
+    shares: Tensor
+    objects: Tensor
 
 
 @torch.no_grad()
@@ -61,6 +65,8 @@ def assign(scores: Tensor, boxes: Tensor, points: Tensor, target: Tensor) -> Ass
         boxes=truth.gather(1, index[..., None].expand(-1, -1, 4)),
         scores=torch.zeros_like(scores).scatter_(2, kind, goal[..., None].to(scores.dtype)),
         weights=((goal > 0) | ~within).to(scores.dtype),
+        shares=goal.to(scores.dtype),
+        objects=index,
     )
 
 

@@ -8,7 +8,7 @@ point of a grid; boxes of one object are joined afterwards (`models/boxes.py`: `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,25 +73,9 @@ class Detection(Task):
     def loss(self, outputs: Outputs, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Return the sum of three losses over the sum of the goals, at least 1 an image.
 
-        Quality focal loss and distribution focal loss (Li et al., 2006.04388), and 1 - GIoU, for
-        the goals of task-aligned assignment. Images without a label count nowhere.
+        See `box_loss`.
         """
-        logits, edges = outputs.logits.float(), _edges_of(outputs).float()
-        points, cells = points_of(outputs.levels, logits)
-        boxes = boxes_of(edges, outputs.levels)
-        known = ~target.isnan().flatten(1).any(dim=1)
-        found = target.nan_to_num(-1.0).float()
-        goals = assign(logits.detach().sigmoid(), boxes.detach(), points, found)
-        goals = goals._replace(
-            weights=goals.weights * known[:, None],
-            scores=goals.scores * known[:, None, None] * (1 - smoothing),
-        )
-        weight = goals.scores.sum(dim=2)
-        total = torch.maximum(weight.sum(), known.sum()).clamp(min=1)
-        score = (focal(logits, goals.scores) * goals.weights).sum()
-        place = (weight * (1 - overlaps(boxes, goals.boxes)[1])).sum()
-        edge = (weight * _edge_loss(edges, goals, points, cells)).sum()
-        return (score + _BOX * place + _EDGE * edge) / total
+        return box_loss(outputs, target, smoothing=smoothing)
 
     def labelled_by(self, target: Tensor, teacher: Outputs) -> Tensor:
         """Return the target: methods pass over images without a label."""
@@ -176,6 +160,43 @@ class Detection(Task):
                 "was trained on. Latency is without the joining of boxes.",
             ),
         )
+
+
+def box_loss(
+    outputs: Outputs,
+    target: Tensor,
+    *,
+    smoothing: float = 0.0,
+    change: Callable[[Assigned], Assigned] | None = None,
+    classes: Tensor | None = None,
+) -> Tensor:
+    """Return the loss of a detector on boxes [B, M, 5], over the sum of the goals.
+
+    Quality focal loss and distribution focal loss (Li et al., 2006.04388), and 1 - GIoU, for the
+    goals of task-aligned assignment. The sum of the goals counts as at least 1 an image. Images
+    without a label count nowhere. change: returns the goals to learn, given those assigned.
+    classes: int64, the places of the classes whose scores are learned; None: all.
+    """
+    logits, edges = outputs.logits.float(), _edges_of(outputs).float()
+    points, cells = points_of(outputs.levels, logits)
+    boxes = boxes_of(edges, outputs.levels)
+    known = ~target.isnan().flatten(1).any(dim=1)
+    found = target.nan_to_num(-1.0).float()
+    goals = assign(logits.detach().sigmoid(), boxes.detach(), points, found)
+    goals = goals._replace(
+        weights=goals.weights * known[:, None],
+        scores=goals.scores * known[:, None, None] * (1 - smoothing),
+        shares=goals.shares * known[:, None] * (1 - smoothing),
+    )
+    goals = goals if change is None else change(goals)
+    total = torch.maximum(goals.shares.sum(), known.sum()).clamp(min=1)
+    scored = (logits, goals.scores)
+    if classes is not None:
+        scored = (logits.index_select(2, classes), goals.scores.index_select(2, classes))
+    score = (focal(*scored) * goals.weights).sum()
+    place = (goals.shares * (1 - overlaps(boxes, goals.boxes)[1])).sum()
+    edge = (goals.shares * _edge_loss(edges, goals, points, cells)).sum()
+    return (score + _BOX * place + _EDGE * edge) / total
 
 
 def focal(logits: Tensor, goals: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ _ATTRIBUTES = ("classes", "class_names", "categories")
 _SHOWN = 5
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the classes of a teacher in the order of its head.
+def read_classes(path: Path, *, least: int = 2) -> tuple[str, ...]:
+    """Return the classes of a teacher in the order of its head, `least` or more.
 
     The file: JSON (a list, index to name, or name to index), or text with one class a line.
     Raises SpecError.
@@ -34,16 +34,17 @@ def read_classes(path: Path) -> tuple[str, ...]:
         found = parse_json(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise SpecError(f"--teacher-classes {path} cannot be read: {error}") from error
-    names = _in_order(found)
-    if len(names) < 2 or len(set(names)) < len(names):
+    names = in_order(found)
+    if len(names) < least or len(set(names)) < len(names):
+        many = {1: "one name", 2: "two names"}[least]
         raise SpecError(
-            f"--teacher-classes {path}: expected two names or more, each once: a JSON list, "
+            f"--teacher-classes {path}: expected {many} or more, each once: a JSON list, "
             '{"0": "cat", ...} or {"cat": 0, ...}, or text with one name a line'
         )
     return names
 
 
-def _in_order(found: object) -> tuple[str, ...]:
+def in_order(found: object) -> tuple[str, ...]:
     """Return the names in a list, or in a mapping from or to indices; none in anything else."""
     if isinstance(found, Mapping):
         if all(isinstance(index, int) for index in found.values()):
@@ -66,7 +67,7 @@ def names_of(network: nn.Module, width: int, *, is_library: bool) -> Names | Non
     stated.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
     for found in stated:
         if isinstance(found, list | tuple | Mapping):
-            names = _in_order(list(found) if not isinstance(found, Mapping) else found)
+            names = in_order(list(found) if not isinstance(found, Mapping) else found)
             if len(names) == width:
                 return [(name,) for name in names]
     return _imagenet() if is_library and width == _IMAGENET else None
@@ -89,15 +90,7 @@ def known_of(names: Names | None, classes: Sequence[str]) -> Known:
     Names are compared without case, `_` and `-`. A name that two of the head's classes have tells
     none of them; a single common class counts as none, since there is nothing to compare it with.
     """
-    columns: dict[str, list[int]] = {}
-    for column, called in enumerate(names or ()):
-        for name in {_folded(name) for name in called}:
-            columns.setdefault(name, []).append(column)
-    found = {
-        place: own[0]
-        for place, name in enumerate(classes)
-        if len(own := columns.get(_folded(name), [])) == 1
-    }
+    found = columns_of(names or (), classes)
     if len(found) < 2:
         found = {}
     return Known(
@@ -106,7 +99,21 @@ def known_of(names: Names | None, classes: Sequence[str]) -> Known:
     )
 
 
-def _folded(name: str) -> str:
+def columns_of(names: Names, classes: Sequence[str]) -> dict[int, int]:
+    """Return the column of a head for each class of the data that it knows by name, by place."""
+    columns: dict[str, list[int]] = {}
+    for column, called in enumerate(names):
+        for name in {folded(name) for name in called}:
+            columns.setdefault(name, []).append(column)
+    return {
+        place: own[0]
+        for place, name in enumerate(classes)
+        if len(own := columns.get(folded(name), [])) == 1
+    }
+
+
+def folded(name: str) -> str:
+    """Return a name without case, `_` and `-`."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 

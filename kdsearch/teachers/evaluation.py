@@ -1,8 +1,9 @@
 """The metric of teachers on a split, whichever classes they know.
 
 Teachers that know classes answer together; classes that a teacher does not know get no share of its
-answer. Where none knows any, each image gets the class whose mean embedding is nearest by cosine
-(a measure of the features alone; see Snell et al., NeurIPS 2017, arXiv:1703.05175).
+answer. Boxes of all teachers count, where one gives boxes alone. Where none knows any class, each
+image gets the class whose mean embedding is nearest by cosine (a measure of the features alone; see
+Snell et al., NeurIPS 2017, arXiv:1703.05175).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.models.model import Model, batches
 from kdsearch.tasks import Task
+from kdsearch.training.teacher_cache.parts import BOXES
 from kdsearch.training.validation import Evaluation, measured
 
 NEAREST = " (nearest class means of its features)"
@@ -52,7 +54,10 @@ def common_answer(
                 _cosine(each, batch) @ mean.T for each, mean in zip(teachers, means, strict=True)
             ]
             return torch.stack(near).mean(dim=0)
-        answers = task.stacked([full_answer(each, batch, data.num_classes) for each in asked])
+        found = [full_answer(each, batch, data.num_classes) for each in asked]
+        if any(each.teaches == BOXES for each in asked):
+            return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        answers = task.stacked(found)
         weights = torch.full(answers.shape[:2], 1 / len(asked), device=answers.device)
         return task.blend(weights, answers)
 
@@ -62,7 +67,7 @@ def common_answer(
 def full_answer(teacher: Model, batch: Tensor, num_classes: int) -> Tensor:
     """Return the answer for all classes; logits of those that it does not know are the lowest."""
     logits: Tensor = teacher(batch)
-    if teacher.classes is None:
+    if teacher.classes is None or teacher.teaches == BOXES:
         return logits
     lowest = torch.finfo(logits.dtype).min / 2  # finite, as answers may be resized
     whole = logits.new_full((len(logits), num_classes, *logits.shape[2:]), lowest)

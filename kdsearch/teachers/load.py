@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import tasks
-from kdsearch.data.base import ImageData
+from kdsearch.data.base import DETECTION, ImageData
 from kdsearch.data.sizes import Size
 from kdsearch.errors import SpecError
 from kdsearch.models import students
@@ -28,8 +28,10 @@ from kdsearch.tasks.classification import Classification
 from kdsearch.teachers import previous_study
 from kdsearch.teachers.auto import build_auto, train_teacher
 from kdsearch.teachers.classes import Names, about, known_of, listed, names_of, read_classes
+from kdsearch.teachers.detectors import box_teacher
 from kdsearch.teachers.heads import answers_on, are_probabilities, with_new_head
 from kdsearch.teachers.networks import Build, find_builder, require_kind
+from kdsearch.teachers.onnx_file import onnx_teacher
 from kdsearch.teachers.pretrained import find_pretrained, mark_inherited
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.teachers.zero_shot import ZeroShot, open_clip_teacher
@@ -91,6 +93,10 @@ def _load(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
 
 def _built(spec: TeacherSpec, data: ImageData, note: Note) -> Model:
     kind, _, rest = spec.name.partition(":")
+    if kind == "onnx" and rest:
+        return onnx_teacher(spec, data, note)
+    if data.task == DETECTION and (kind == "torchvision" or spec.is_factory):
+        return box_teacher(spec, data, note)
     is_dense = tasks.of(data).is_dense
     if kind == "study" and rest:
         return _student(spec, previous_study.find_student(rest, data), data, note)

@@ -12,7 +12,7 @@ from urllib.error import URLError
 from torch import nn
 
 from kdsearch import tasks
-from kdsearch.data.base import ImageData
+from kdsearch.data.base import DETECTION, ImageData
 from kdsearch.errors import SpecError, did_you_mean, explained
 from kdsearch.extras import install
 from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
@@ -34,6 +34,11 @@ def require_kind(spec: TeacherSpec, data: ImageData) -> None:
     kind = spec.name.partition(":")[0]
     is_dense = tasks.of(data).is_dense
     is_known = kind.startswith("cifar_resnet") or kind in ("timm", "open_clip", "smp")
+    if is_known and data.task == DETECTION:
+        raise SpecError(
+            f"--teacher {spec.name}: it gives no boxes, and the data {data.name!r} have boxes; "
+            "accepted: auto, torchvision:DETECTOR, study:FOLDER, FILE.py:FACTORY, onnx:FILE"
+        )
     if is_known and is_dense != (kind in _DENSE):
         gives, has = ("an image", "a pixel") if is_dense else ("a pixel", "an image")
         dense = [name for name in KINDS if name.partition(":")[0] in _DENSE]
@@ -99,7 +104,7 @@ def _timm(name: str, classes: int | None) -> nn.Module:
         with quick_to_fail():
             pretrained: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        raise SpecError(_no_download(f"timm:{name}", error)) from error
+        raise SpecError(no_download(f"timm:{name}", error)) from error
     return pretrained
 
 
@@ -117,7 +122,7 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
         with quick_to_fail():
             network: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (URLError, OSError, RuntimeError) as error:
-        raise SpecError(_no_download(f"torchvision:{name}", error)) from error
+        raise SpecError(no_download(f"torchvision:{name}", error)) from error
     shown = weights.transforms()
     stated = {"mean": tuple(shown.mean), "std": tuple(shown.std), "resolution": shown.crop_size[0]}
     for attribute, value in stated.items():
@@ -150,7 +155,7 @@ def _torchvision_segmenter(name: str, classes: int | None, *, own: int) -> nn.Mo
             with quick_to_fail():
                 network = torchvision.models.get_model(name, weights=weights)
         except (URLError, OSError, RuntimeError) as error:
-            raise SpecError(_no_download(f"torchvision:{name}", error)) from error
+            raise SpecError(no_download(f"torchvision:{name}", error)) from error
     network.aux_classifier = None  # type: ignore[assignment]
     if classes is None or (classes == len(names) and classes != own):
         network.categories = list(names)  # type: ignore[assignment]
@@ -186,7 +191,7 @@ def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
                     arch, encoder, encoder_weights=start, classes=classes or data.num_classes
                 )
         except OSError as error:
-            raise SpecError(_no_download(spec.name, error)) from error
+            raise SpecError(no_download(spec.name, error)) from error
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).strip("\"'")[:_SHOWN]
             raise SpecError(f"smp does not build {arch} on {encoder!r}: {reason}") from error
@@ -198,7 +203,8 @@ def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
     return build
 
 
-def _no_download(name: str, error: Exception) -> str:
+def no_download(name: str, error: Exception) -> str:
+    """Return why pretrained weights are missing, and what to do."""
     return (
         f"the pretrained weights of {name} cannot be downloaded ({str(error).splitlines()[0]}); "
         "give a local file with --teacher-weights FILE"

@@ -21,9 +21,10 @@ KINDS = (
     "open_clip:MODEL",
     "study:FOLDER[#TRIAL]",
     "FILE.py:FACTORY",
+    "onnx:FILE",
 )
 
-_SOURCES = ("timm", "torchvision", "smp", "open_clip", "study")
+_SOURCES = ("timm", "torchvision", "smp", "open_clip", "study", "onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class TeacherSpec:
             )
         if self.name.startswith("study:") and self.weights:
             raise SpecError(f"--teacher-weights: the student {self.name} has weights of its own")
+        if self.name.startswith("onnx:") and self.weights:
+            raise SpecError(f"--teacher-weights: the file {self.name} has weights of its own")
 
     @property
     def is_trained_here(self) -> bool:
@@ -67,6 +70,8 @@ class TeacherSpec:
         """The file that its weights are read from, if any. Raises SpecError for no such study."""
         if self.name.startswith("study:"):
             return previous_study.weights_file(self.name.removeprefix("study:"))
+        if self.name.startswith("onnx:"):
+            return Path(self.name.removeprefix("onnx:"))
         is_tagged = self.name.startswith("open_clip:") and is_tag(self.weights or "")
         return Path(self.weights) if self.weights and not is_tagged else None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from kdsearch import tasks
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
+from kdsearch.data.moves import scored_boxes_moved
 from kdsearch.data.views import ViewSeeds, partners, shown, view_seeds
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
@@ -45,6 +46,9 @@ class TeacherSource(Protocol):
 
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
         """Return the outputs for `images`, uint8 [B, C, S, S]."""
+
+    def boxes(self) -> Tensor:
+        """Return a detector's boxes on the plain images, [N, n, 6]; see `Outputs.boxes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,10 @@ class Step:
         is_best = spec.keep == "best" or (spec.keep == "auto" and bool(model.inherited))
         self.kept = Kept(self.average.model, is_best=is_best)
         self._teachers = session.teachers if distiller.needs_teacher else ()
+        self._boxes: list[Tensor] = []
+        if "boxes" in distiller.needed_features:
+            with self.step_lock:
+                self._boxes = [teacher.boxes() for teacher in self._teachers]
         self._stored: list[Outputs | None] = []
         self._images: ImageSet | None = None
         self._generator = torch.Generator().manual_seed(session.seed)
@@ -329,6 +337,12 @@ class Step:
             else rows
             for source, rows in zip(self._teachers, stored, strict=True)
         ]
+        if self._boxes:
+            view = (index, self._seeds, session.augment, size)
+            teachers = [
+                replace(teacher, boxes=scored_boxes_moved(boxes, *view))
+                for teacher, boxes in zip(teachers, self._boxes, strict=True)
+            ]
         with session.autocast():
             student = self._model.features(images, need=distiller.student_features)
             losses: dict[str, Tensor] = distiller(student, teachers, target, weights=weights)

@@ -124,7 +124,7 @@ def prepare(
         val=found.value,
         test=None,
         flops=_flops(teachers, callback.on_message),
-        params=sum(p.numel() for teacher in teachers for p in teacher.parameters()),
+        params=sum(teacher.params for teacher in teachers),
         latency_ms=None,
         knows_all=any(teacher.classes is None for teacher in teachers),
     )

@@ -342,6 +342,7 @@ def side_of(model: Model, images: Tensor, need: frozenset[str] = frozenset()) ->
         resolution=model.preprocess.resolution,
         head=model.head,
         classes=model.classes,
+        teaches=model.teaches,
     )
 
 

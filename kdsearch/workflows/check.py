@@ -288,7 +288,7 @@ def _try(candidate: Candidate, model: Model, context: TrialContext) -> MethodChe
     """Take one step as a trial does; the error that fails a trial is the reason."""
     method, family = candidate.distill.method, candidate.student.family
     found = MethodCheck(method=method, family=family, usable=False)
-    if reason := refusal(method, [teacher.classes for teacher in context.teachers]):
+    if reason := refusal(method, context.teachers):
         return replace(found, reason=reason)
     torch.manual_seed(context.seed)
     student = copy.deepcopy(model)

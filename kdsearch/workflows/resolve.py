@@ -180,17 +180,16 @@ def with_usable_methods(
 
     Raises SpecError where no method with a teacher is left.
     """
-    known = [teacher.classes for teacher in teachers]
     dim = config.search_space().dims.get("method.name", Constant(value="kd"))
     values = dim.options if isinstance(dim, Choice) else (getattr(dim, "value", "kd"),)
     options = [str(value) for value in values]
-    bad = {name: reason for name in options if (reason := refusal(name, known))}
+    bad = {name: reason for name in options if (reason := refusal(name, teachers))}
     left_out = tuple(
-        dict.fromkeys([*config.left_out, *bad, *(m for m in CONTROLS if refusal(m, known))])
+        dict.fromkeys([*config.left_out, *bad, *(m for m in CONTROLS if refusal(m, teachers))])
     )
     kept = [name for name in options if name not in bad]
     if bad and not any(METHODS.get(part).reads for name in kept for part in name.split("+")):
-        check_teachers(next(iter(bad)), known)
+        check_teachers(next(iter(bad)), teachers)
     lines = (
         [f"Left out of method.name: {', '.join(bad)}: {next(iter(bad.values()))}"] if bad else []
     )

@@ -121,7 +121,12 @@ def random_outputs(seed: int = 0, classes: int = 3) -> Outputs:
     logits = torch.randn(2, POINTS, classes, generator=generator)
     edges = torch.randn(2, POINTS, 4, boxes.BINS, generator=generator) * 2
     maps = tuple(torch.randn(2, 6, h, w, generator=generator) for h, w in LEVELS)
-    return Outputs(logits, maps[-1].mean((2, 3)), maps, edges=edges, levels=LEVELS)
+    target = random_target(seed)
+    boxes_of = torch.cat(
+        [target[..., :4], torch.full_like(target[..., 4:], 0.8), target[..., 4:]], 2
+    )
+    embedding = maps[-1].mean((2, 3))
+    return Outputs(logits, embedding, maps, edges=edges, levels=LEVELS, boxes=boxes_of)
 
 
 def naively_assigned(scores: Tensor, found: Tensor, points: Tensor, target: Tensor) -> Tensor:
@@ -630,7 +635,11 @@ def test_each_method_learns_or_is_refused_with_its_reason(data: ImageData, metho
             Distiller(spec, task=task, student=sides[0], teachers=sides[1:])
         return
     distiller = Distiller(spec, task=task, student=sides[0], teachers=sides[1:])
-    found = distiller(student.features(images), [teacher.freeze().features(images)], labels)
+    taught = teacher.freeze().features(images)
+    if "boxes" in loss.reads:
+        scored = torch.cat([labels[..., :4], 0.8 + 0 * labels[..., :1], labels[..., 4:]], dim=2)
+        taught = replace(taught, boxes=scored)
+    found = distiller(student.features(images), [taught], labels)
     assert torch.isfinite(found["loss"])
     found["loss"].backward()
     slopes = [w.grad for w in student.parameters() if w.grad is not None]

@@ -42,12 +42,14 @@ from kdsearch.spec import DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.step import Session
 from kdsearch.training.teacher_cache import Disk, TeacherOutputs
 from kdsearch.training.teacher_cache.key import VIEWS_VERSION
+from kdsearch.training.teacher_cache.parts import GROUPS
 from kdsearch.training.trainer import train
 
 ROWS = torch.tensor([3, 90, 11, 64])
 STAGES = frozenset({"stages"})
 MIXED = replace(PLAIN, mix="cutmix")
-ONE_FILE = VIEW_BYTES + 4 * 4096  # what one more view must find free: its header may be as long
+HEADERS = len(GROUPS) * 4096
+ONE_FILE = VIEW_BYTES + HEADERS  # what one more view must find free: its header may be as long
 
 
 def opened(folder: Path, teacher: Model = TEACHER, **given: int) -> TeacherOutputs:
@@ -313,7 +315,7 @@ def test_beyond_the_disks_bytes_views_stay_in_memory_then_live(tmp_path: Path) -
 
 
 def test_large_parts_leave_half_of_the_disk_free(tmp_path: Path) -> None:
-    needed = VIEW_BYTES + STAGE_BYTES + 4 * 4096
+    needed = VIEW_BYTES + STAGE_BYTES + HEADERS
     for spare, fits in ((0, True), (-1, False)):
         folder = tmp_path / str(spare)
         ask(opened(folder, disk_bytes=2 * (needed + spare)), need=STAGES)

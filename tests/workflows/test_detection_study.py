@@ -116,3 +116,35 @@ def test_a_finished_detector_is_a_teacher(study: Path, tmp_path: Path) -> None:
         )
     assert (found.package.path / "student.onnx").is_file()
     assert found.metric.key == "map50"
+
+
+TAUGHT_BY = ("pseudo_boxes", "soft_boxes")
+TAUGHT = SPACE.replace(
+    "det_kd+box_iou: {}", "pseudo_boxes: {}, soft_boxes: {}, pkd: {mapping: even}"
+)
+
+
+def test_its_file_is_a_teacher_of_boxes(study: Path, tmp_path: Path) -> None:
+    """The teacher's metric is that of the file, and what it cannot teach is left out."""
+    (tmp_path / "space.yaml").write_text(TAUGHT)
+    with quick():
+        found = kdsearch.run(
+            data=study.parents[1] / "shapes",
+            space=tmp_path / "space.yaml",
+            teacher=f"onnx:{study / 'best' / 'student.onnx'}",
+            budget=kdsearch.Budget(flops=60_000_000),
+            trials=2,
+            out=tmp_path / "results",
+            name="taught",
+        )
+    opened = load_study(found.path)
+    teacher = opened.facts.teacher_entry()
+    metrics = json.loads((study / "best" / "metrics.json").read_text())
+    assert teacher.val == pytest.approx(metrics["onnx"]["val"])
+    assert teacher.flops is None
+    assert teacher.params > 0
+    records = opened.records()
+    assert {record.params["method.name"] for record in records} <= {*TAUGHT_BY, "none"}
+    assert {record.state for record in records} == {"complete"}
+    (boxes,) = (tmp_path / "results" / ".cache" / "teacher").rglob("*-boxes.safetensors")
+    assert boxes.parent.name.startswith("plain-none")

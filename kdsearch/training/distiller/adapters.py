@@ -32,13 +32,20 @@ class Side:
     outputs: on a few images, in eval mode. resolution: (H, W) of the input in pixels,
     or a square's side. head: (weight
     [K, D], bias [K] or None) of the linear layer on the embedding, None where there is none.
-    classes: those of the data that a teacher's logits are of, None for all.
+    classes: those of the data that a teacher's logits are of, None for all. teaches: the parts
+    that a teacher gives, None for all that its network has.
     """
 
     outputs: Outputs
     resolution: int | Size
     head: tuple[Tensor, Tensor | None] | None = None
     classes: Classes = None
+    teaches: frozenset[str] | None = None
+
+    @property
+    def gives_logits(self) -> bool:
+        """Return whether the outputs have logits."""
+        return self.teaches is None or "logits" in self.teaches
 
     def strides(self, need: Need) -> list[float]:
         """Return the stride of each map."""
@@ -108,7 +115,8 @@ class AdaptedLoss(nn.Module):
         with torch.no_grad():
             signals = self._signals(student.outputs, outputs)
         head = None if teacher is None else teacher.head
-        self.loss.prepare(*signals, replace(setting, teacher_head=head))
+        known = None if teacher is None else teacher.classes
+        self.loss.prepare(*signals, replace(setting, teacher_head=head, teacher_classes=known))
         self.train()
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> Tensor:

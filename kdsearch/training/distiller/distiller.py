@@ -92,8 +92,10 @@ class Distiller(nn.Module):
             raise SpecError(f"method {spec.method!r} needs a teacher; 'none' learns without one")
         known = [side.classes for side in teachers]
         self.are_whole = all(classes is None for classes in known)
+        has_logits = all(side.gives_logits for side in teachers)
+        self.blends = self.are_whole and has_logits and self.needed_features != {"boxes"}
         if self.needed_features and teachers:
-            check_teachers(spec.method, known)
+            check_teachers(spec.method, teachers)
         self.uses_labels = any(method.labels != "unused" for method in methods)
         general = [method for method in methods if not method.tasks]
         if any(method.labels != "unused" or "logits" in method.reads for method in general):
@@ -106,7 +108,7 @@ class Distiller(nn.Module):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} shares between several teachers; there is one"
             )
-        if not self.are_whole and spec.teachers in ("confidence", "learned"):
+        if not self.blends and spec.teachers in ("confidence", "learned"):
             raise SpecError(
                 f"method.teachers: {spec.teachers!r} compares answers for all classes, which not "
                 "every teacher gives; use equal, or fixed shares"
@@ -171,7 +173,7 @@ class Distiller(nn.Module):
         losses = {"task": task}
         shares: Tensor | None = None
         common = tuple(teachers[:1])  # what terms on logits compare with; then each teacher
-        if self.ensemble is not None and not self.are_whole:
+        if self.ensemble is not None and not self.blends:
             shares = self.ensemble.shares.expand(len(student.logits), -1)
             common = (teachers[0], *teachers)
         elif self.ensemble is not None:

@@ -96,7 +96,7 @@ def _compared_with(
             "classes; --teacher-epochs 5 fits them to these classes, or give one teacher"
         )
     each = enumerate(teachers, start=1)
-    return [(place, side) for place, side in each if serves(spec.method, side.classes)]
+    return [(place, side) for place, side in each if serves(spec.method, side)]
 
 
 def build_terms(

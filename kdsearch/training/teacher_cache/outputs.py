@@ -25,10 +25,12 @@ from kdsearch.data.feed import Feed
 from kdsearch.data.views import augmented, counter_hash, partners
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model, eval_batch
+from kdsearch.training.teacher_cache.boxes import boxes_on
 from kdsearch.training.teacher_cache.disk import Disk, ViewFiles
 from kdsearch.training.teacher_cache.key import key_of
 from kdsearch.training.teacher_cache.parts import (
     ALWAYS,
+    BOXES,
     GROUPS,
     LARGE,
     Parts,
@@ -54,7 +56,8 @@ class TeacherOutputs:
     copied to a GPU up to `max_bytes`. Views that are not on disk are kept in memory up to
     `max_bytes`. For a view that does not fit, the oldest views of other augmentations are dropped
     if that suffices; else the teacher is evaluated live. Stages, attention and gradients are stored
-    when a trial needs them, and use at most half of either budget.
+    when a trial needs them, and use at most half of either budget. Boxes are found once, see
+    `boxes`; of a recipe that reads nothing else the teacher sees no view.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class TeacherOutputs:
         self._held: dict[View, int] = {}  # bytes in memory; memory-mapped files count 0
         self._not_on_disk: set[tuple[View, frozenset[str]]] = set()
         self._row_bytes: dict[str, int] = {}
+        self._boxes: Tensor | None = None
         self._lock = threading.Lock()
         self._seconds = 0.0
 
@@ -100,8 +104,12 @@ class TeacherOutputs:
         """Return the stored outputs of the samples `index` [B] under `view`, None if not stored.
 
         host: the same index in CPU memory. Logits and embedding are always included, other parts
-        where needed.
+        where needed. Rows are empty where boxes alone are needed, or all that the teacher gives.
         """
+        given = need if self._teacher.teaches is None else self._teacher.teaches & need
+        if need and given <= BOXES:
+            empty = torch.zeros(len(index), 0, device=index.device)
+            return Outputs(empty[:, None], empty, index=index)
         wanted = ALWAYS | (need & LARGE)
         shown = View(augment, view)
         if self._missing(shown, wanted):
@@ -112,6 +120,14 @@ class TeacherOutputs:
             return None
         rows = {name: tuple(_rows(part, index, host) for part in stored[name]) for name in wanted}
         return join(rows, index)
+
+    @torch.no_grad()
+    def boxes(self) -> Tensor:
+        """Return the teacher's boxes on the plain images, [N, n, 6], on the device."""
+        with self._lock, self._timed():
+            if self._boxes is None:
+                self._boxes = boxes_on(self._teacher, self._feed, self._files)
+            return self._boxes
 
     def _missing(self, view: View, wanted: frozenset[str]) -> frozenset[str]:
         return wanted - self._views.get(view, {}).keys()

@@ -26,8 +26,10 @@ class View(NamedTuple):
 Parts: TypeAlias = dict[str, tuple[Tensor, ...]]
 ALWAYS = frozenset({"logits", "embedding"})
 LARGE = frozenset({"stages", "attention", "gradient", "edges"})
+BOXES = frozenset({"boxes"})  # found once, on the plain images
 GROUPS: Mapping[str, frozenset[str]] = {
     "answers": ALWAYS,
+    "boxes": BOXES,
     **{part: frozenset({part}) for part in sorted(LARGE)},
 }
 _PASSES = (ALWAYS | {"stages", "edges"}, frozenset({"attention"}), frozenset({"gradient"}))
