@@ -330,7 +330,9 @@ def test_unused_files_are_deleted_the_oldest_first(tmp_path: Path) -> None:
         os.utime(path, (path.stat().st_mtime - age,) * 2)
     (tmp_path / "teacher" / "left.1-1.part").write_bytes(bytes(100))
     os.utime(tmp_path / "teacher" / "left.1-1.part", (0, 0))
-    now = opened(tmp_path, disk_bytes=sum(path.stat().st_size for path in files(tmp_path)) + 16384)
+    now = opened(
+        tmp_path, disk_bytes=sum(path.stat().st_size for path in files(tmp_path)) + HEADERS
+    )
     ask(now, 1)  # used: it stays
     ask(now, 1, augment=MIXED)
     names = [f"{path.parent.name.rpartition('-')[0]} {path.name[:4]}" for path in files(tmp_path)]
