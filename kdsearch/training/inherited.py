@@ -5,13 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdsearch.errors import SpecError
+from kdsearch.models.dense import Bodied
 from kdsearch.models.features import Tapped, head_module
 from kdsearch.models.model import Model
 from kdsearch.train_spec import ALL_STAGES, TrainSpec
+
+_BODY = "of_body."
 
 
 def rates_of(model: Model, spec: TrainSpec) -> dict[nn.Parameter, float]:
@@ -48,11 +51,14 @@ def stages_of(model: Model) -> dict[str, int]:
     """
     network = model.network
     shown = model.preprocess
-    tapped = (
-        network
-        if isinstance(network, Tapped)
-        else Tapped(network, in_channels=shown.channels, resolution=shown.resolution)
-    )
+    tapped = network
+    if not isinstance(tapped, Tapped):
+        tapped = Tapped(
+            _OfBody(network) if isinstance(network, Bodied) else network,
+            in_channels=shown.channels,
+            resolution=shown.resolution,
+            answers="embedding" if isinstance(network, Bodied) else "logits",
+        )
     places = {name: place for place, (name, _) in enumerate(tapped.module.named_modules())}
     ends = sorted(
         max(place for name, place in places.items() if f"{name}.".startswith(f"{call.name}."))
@@ -60,9 +66,21 @@ def stages_of(model: Model) -> dict[str, int]:
     )
     prefix = "module." if tapped is network else ""
     return {
-        prefix + name: bisect_left(ends, places[name.rpartition(".")[0]])
+        prefix + name.removeprefix(_BODY): bisect_left(ends, places[name.rpartition(".")[0]])
         for name, _ in tapped.module.named_parameters()
     }
+
+
+class _OfBody(nn.Module):
+    """The mean of the deepest map of a body under a head: the head is not run."""
+
+    def __init__(self, network: Bodied) -> None:
+        super().__init__()
+        self.of_body = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, D]."""
+        return self.of_body.maps(x)[-1].mean(dim=(2, 3))
 
 
 def still_norms(

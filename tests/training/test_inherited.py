@@ -12,11 +12,12 @@ from torch import nn
 from toy_data import CPU, distiller_for, tiny_model, toy_data
 from toy_trial import SMALL
 
+from kdsearch import tasks
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
-from kdsearch.models.model import Model
-from kdsearch.spec import DistillSpec
+from kdsearch.models.model import Model, Preprocess
+from kdsearch.spec import DistillSpec, StudentSpec
 from kdsearch.tasks.classification import Classification
 from kdsearch.train_spec import OPTIMIZERS, TrainSpec
 from kdsearch.training.checkpoint import Checkpoint
@@ -77,6 +78,25 @@ def test_the_stages_of_a_family_are_in_its_order() -> None:
     last = max(stages.values())
     assert last == len(student.example(DATA.train.at(slice(2))).stages)
     assert {name for name, stage in stages.items() if stage == last} >= {"head.weight"}
+
+
+@pytest.mark.parametrize("family", ["resnet", "timm:mobilenetv3_small_100"])
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_body_under_a_head_has_stages_and_the_head_follows_them(family: str, task: str) -> None:
+    knobs = {"width": 0.25, "depth": 4} if family == "resnet" else {}
+    spec = StudentSpec(family=family, knobs=knobs)
+    network = tasks.get(task)(["a", "b"]).network(spec, channels=3, size=(64, 96))
+    shown = Preprocess(mean=(0.0,) * 3, std=(1.0,) * 3, resolution=(64, 96), channels=3)
+    stages = stages_of(Model("body", network, shown))
+    assert stages.keys() == dict(network.named_parameters()).keys()
+    last = max(stages.values())
+    assert last >= 4
+    assert {name for name, stage in stages.items() if stage == last} >= {
+        name for name in stages if name.startswith("head.")
+    }
+    first = next(iter(stages))
+    assert not first.startswith("head.")
+    assert stages[first] == 0
 
 
 def test_rates_fall_by_a_factor_per_stage_towards_the_input() -> None:
