@@ -25,12 +25,16 @@ def boxes_moved(
     size: (H, W) of the images. Boxes are cut at the border; below LEAST_SHOWN they are ignored,
     outside they become padding. Raises DataError for augmentation that boxes do not follow.
     """
+    return _moved(boxes.index_select(0, index), index, seeds, augment, size)
+
+
+def _moved(rows: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> Tensor:
+    """Return the boxes [B, M, 5] of the samples at `index`, moved."""
     if augment.mix != "none" or augment.policy != "plain" or augment.area is not None:
         raise DataError(
             f"augment: boxes follow crops, mirroring and scale; not policy {augment.policy!r}, "
             f"mix {augment.mix!r} or resized crops"
         )
-    rows = boxes.index_select(0, index)
     down, right, mirrored = placed(index, seeds, augment)
     step = torch.full_like(down, zoom.ONE)
     down, right = ((offset - augment.pad) * zoom.ONE for offset in (down, right))
@@ -59,9 +63,8 @@ def scored_boxes_moved(
 
     boxes: [N, n, 6] of x1, y1, x2, y2, score and code. All else is as in `boxes_moved`.
     """
-    places = torch.tensor([0, 1, 2, 3, 5], device=boxes.device)
-    moved = boxes_moved(boxes.index_select(2, places), index, seeds, augment, size)
-    scores = boxes.index_select(0, index)[..., 4:5]
+    corners, scores, codes = torch.split(boxes.index_select(0, index), [4, 1, 1], dim=2)
+    moved = _moved(torch.cat([corners, codes], dim=2), index, seeds, augment, size)
     return torch.cat([moved[..., :4], scores, moved[..., 4:]], dim=2)
 
 

@@ -39,7 +39,7 @@ class SoftBoxes(TaughtBoxes):
         near = near & (found[:, None, :, 5] >= 0)  # [B, M, n]
         taught = near.any(dim=2)
         if self.known is not None:
-            taught = taught & torch.isin(kinds, self.known)
+            taught = taught & (kinds[..., None] == self.known).any(dim=2)
         scores = found.new_zeros(*kinds.shape, student.logits.shape[2])
         places = found[:, None, :, 5].long().clamp(min=0).expand_as(near)
         scores = scores.scatter_reduce(2, places, near * found[:, None, :, 4], "amax")

@@ -230,6 +230,11 @@ class Task(ABC):
             )
         self.metric = known.get(metric, self.metric)
 
+    @classmethod
+    def has_class_rows(cls) -> bool:
+        """Return whether answers are distributions over classes, which methods can compare."""
+        return cls.rows is not Task.rows
+
     def metric_on(self, labels: Tensor) -> Metric:
         """Return the metric with its noise on a split of these labels."""
         return self.metric

@@ -174,9 +174,11 @@ def resolved(config: StudyConfig, teacher: TeacherEntry) -> tuple[StudyConfig, l
 
 
 def with_usable_methods(
-    config: StudyConfig, teachers: Sequence[Model]
+    config: StudyConfig, teachers: Sequence[Model], task: tasks.Task
 ) -> tuple[StudyConfig, list[str]]:
     """Return the configuration without the methods that the teachers cannot teach, and a line.
+
+    Of the controls, those that are not for the task are left out too.
 
     Raises SpecError where no method with a teacher is left.
     """
@@ -184,9 +186,13 @@ def with_usable_methods(
     values = dim.options if isinstance(dim, Choice) else (getattr(dim, "value", "kd"),)
     options = [str(value) for value in values]
     bad = {name: reason for name in options if (reason := refusal(name, teachers))}
-    left_out = tuple(
-        dict.fromkeys([*config.left_out, *bad, *(m for m in CONTROLS if refusal(m, teachers))])
-    )
+    controls = [
+        name
+        for name in CONTROLS
+        if refusal(name, teachers)
+        or (METHODS.get(name).need == "logits" and not task.has_class_rows())
+    ]
+    left_out = tuple(dict.fromkeys([*config.left_out, *bad, *controls]))
     kept = [name for name in options if name not in bad]
     if bad and not any(METHODS.get(part).reads for name in kept for part in name.split("+")):
         check_teachers(next(iter(bad)), teachers)

@@ -127,7 +127,7 @@ def _run(
     callback.on_message(f"Teacher {which}: validation {metric.text(prepared.teacher.val)}")
     if warning := teacher_at_chance_on(data, prepared.teacher.val, prepared.details):
         callback.on_message(warning)
-    config, lines = with_usable_methods(config, teachers)
+    config, lines = with_usable_methods(config, teachers, task)
     config, limits = resolved(config, prepared.teacher)
     _note_each(callback, [*lines, *limits])
     if wanted is not None:

@@ -64,7 +64,7 @@ def test_the_commands_of_a_card_work_word_for_word(shipped: tuple[Shell, Path]) 
         if arguments[0] == "distill":
             assert INVENTORY in answer.stdout
         else:
-            assert answer.stdout.startswith("student.onnx at 1x8x8\n")
+            assert answer.stdout.startswith("Measuring student.onnx\nstudent.onnx at 1x8x8\n")
 
 
 def test_the_code_of_a_card_runs_as_it_stands(shipped: tuple[Shell, Path]) -> None:

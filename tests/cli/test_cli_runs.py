@@ -274,7 +274,10 @@ def test_json_is_all_that_is_printed(copied: Copies) -> None:
     shell = copied("plain")
     answer = shell.type("run", "--name", "plain", "--out", str(shell.out), "--json")
     assert answer.code == 0
-    assert json.loads(answer.stdout) == json.loads((shell.out / "plain/front.json").read_text())
+    printed = json.loads(answer.stdout)
+    kept = json.loads((shell.out / "plain/front.json").read_text())
+    assert all("plain/best" in part.pop("advice")[-1] for part in (printed, kept))  # its folder
+    assert printed == kept
     assert answer.stderr == ""
 
 
@@ -310,7 +313,7 @@ def test_each_slow_stage_of_a_run_has_a_line_before_it(finished: Studies) -> Non
         finished("plain").stdout,
         *("Reading the images", "Data digits: ", "Results go to ", "Loading the teacher auto"),
         *("Evaluating the teacher on ", "Training trial 0: ", "Control for trial "),
-        *("Exporting trial ", "Evaluating the teacher and ", "Measuring the latency of "),
+        *("Exporting trial ", "Evaluating the teacher and "),
     )
 
 
