@@ -16,6 +16,7 @@ from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.models.model import Model
+from kdsearch.report.findings import CONTROLS
 from kdsearch.space import Choice, Constant
 from kdsearch.study.budget_shares import LIMITS, Share
 from kdsearch.study.builtin_spaces import default_spaces, find_space, is_builtin
@@ -27,7 +28,7 @@ from kdsearch.study.config import (
     refuse_changes,
     study_path,
 )
-from kdsearch.study.facts import CONTROLS, SEEDS, Refit
+from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
 from kdsearch.study.plan import with_plan
