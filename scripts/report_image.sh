@@ -9,6 +9,6 @@ study=${1:-$temporary/digits}
 [ -n "${1:-}" ] || .venv/bin/python -m kdsearch run --name digits --out "$temporary"
 chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run \
     --disable-background-networking --disable-component-update --disable-sync \
-    --user-data-dir="$temporary/chromium" --hide-scrollbars --window-size=960,1400 \
+    --user-data-dir="$temporary/chromium" --hide-scrollbars --window-size=1240,1060 \
     --virtual-time-budget=10000 --screenshot=docs/images/report.png \
     "file://$(realpath "$study")/report.html"
