@@ -247,9 +247,11 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def _others(details: Mapping[str, Any]) -> str:
     """Return the other metrics of an evaluation, and where its confusion is."""
-    values = [f"{_OTHERS[k]} {v:.4f}" for k, v in details["metrics"].items() if k in _OTHERS]
+    values = [
+        f"{_OTHERS[k]} {v:.4f}" for k, v in details.get("metrics", {}).items() if k in _OTHERS
+    ]
     sentences = [", ".join(values)] if values else []
-    sentences += ["`metrics.json` has the confusion"] if details["confusion"] else []
+    sentences += ["`metrics.json` has the confusion"] if details.get("confusion") else []
     return "".join(f"{sentence}. " for sentence in sentences).strip()
 
 

@@ -25,6 +25,10 @@ def get(name: str) -> type[DistillLoss]:
     return METHODS.get(name)
 
 
-def names() -> tuple[str, ...]:
-    """Return the names of the built-in methods in alphabetical order."""
-    return METHODS.names()
+def names(task: str = "") -> tuple[str, ...]:
+    """Return the names of the built-in methods in alphabetical order.
+
+    Of a task: without those for other tasks alone; their modules are imported.
+    """
+    found = METHODS.names()
+    return tuple(n for n in found if not get(n).tasks or task in get(n).tasks) if task else found

@@ -20,8 +20,8 @@ class ScoreL2(DistillLoss):
 
     loss = sum over the student's levels of the weighted mean over positions of the mean over
     channels of (A(student) - teacher)^2; weights: the teacher's largest score at the position, A:
-    two 1x1 convolutions with a ReLU between them. The published form of such weights (Ultralytics
-    8.4's distillation) sums over channels and images.
+    two 1x1 convolutions with a ReLU between them. Ultralytics 8.4 sums over channels and images;
+    its forerunner is prediction-guided distillation (Yang et al., ECCV 2022, arXiv:2203.05469).
     """
 
     need = "outputs"

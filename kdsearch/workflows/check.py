@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdsearch import tasks
+from kdsearch import methods, tasks
 from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError, SpecError, explained
-from kdsearch.methods import METHODS
 from kdsearch.models.model import Model, batches
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.spec import Candidate, StudentSpec
@@ -85,7 +84,7 @@ def check(
         space, _, lines = with_default_space(config, data)
         for line in lines:
             callback.on_message(line)
-    plan = _Plan(find_space(space), params or {}, has_own_methods=has_own_methods)
+    plan = _Plan(find_space(space), params or {}, has_own_methods=has_own_methods, task=data.task)
     callback.on_message("Building the students")
     built = [_build(plan, family, size, data) for family, size in plan.sizes()]
     if not any(model for _, model in built):
@@ -126,13 +125,15 @@ def check(
 class _Plan:
     """The students and methods to try: those of a space, or the user's own."""
 
-    def __init__(self, space: SearchSpace, params: Params, *, has_own_methods: bool) -> None:
+    def __init__(
+        self, space: SearchSpace, params: Params, *, has_own_methods: bool, task: str
+    ) -> None:
         self._space = space
         self._params = params
         self._has_own_methods = has_own_methods
         named = params.get("student.family")
         self.families = _options(space, "student.family") if named is None else [str(named)]
-        self.methods: Sequence[str] = METHODS.names()
+        self.methods: Sequence[str] = methods.names(task)
         if has_own_methods:
             self.methods = _options(space, "method.name") or ["kd"]
 

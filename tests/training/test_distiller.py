@@ -99,7 +99,7 @@ def bare_side(outputs):
 def cases():
     """Yield every method between two CNNs; one of each need between other pairs; mapping `all`."""
     needs = set()
-    for name in methods.names():
+    for name in methods.names("classification"):
         method = methods.get(name)
         if method.need == "nothing":
             continue
@@ -152,7 +152,7 @@ def test_total_follows_the_formula():
     torch.testing.assert_close(found["loss"], 0.7 * task + 0.3 * (7.0 * rkd + kd))
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.names("classification"))
 def test_defaults_come_from_the_method(name):
     method = methods.get(name)
     found = Pair().losses(DistillSpec(method=name))

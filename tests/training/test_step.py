@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
+import detection_data
 import pytest
 import torch
 import toy_masks
@@ -42,6 +43,10 @@ RESNET = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 3})
 SEGMENTER = StudentSpec(
     family="resnet", knobs={"width": 0.25, "depth": 4, "head.kind": "fpn", "head.channels": 16}
 )
+DETECTOR = StudentSpec(
+    family="resnet", knobs={"width": 0.25, "depth": 4, "head.channels": 16, "head.depth": 1}
+)
+FOR_BOXES = [name for name in methods.names("detection") if methods.get(name).tasks]
 FOR_MASKS = ("kd", "dist", "cwd", "pkd", "mgd", "ifvd", "skd")
 VIT = StudentSpec(family="vit", knobs={"width": 0.25, "depth": 4})
 SPEC = TrainSpec(epochs=1, batch_size=48, clip=1.0, accumulate=2, lr=0.05)
@@ -61,6 +66,10 @@ class Live:
     @torch.no_grad()
     def live(self, images: Tensor, *, need: frozenset[str]) -> Outputs:
         return self._model.features(images, need=need)
+
+    def boxes(self) -> Tensor:
+        count = detection_data.SPLITS["train"]
+        return torch.zeros(count, 2, 6, device=next(self._model.parameters()).device)
 
 
 @pytest.fixture
@@ -120,7 +129,7 @@ def student_for(method: str) -> StudentSpec:
     return VIT if "attention" in methods.get(method).reads or method == "vitkd" else RESNET
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.names("classification"))
 def test_no_method_waits_for_the_device(method: str, nowhere: torch.device) -> None:
     step, *_ = step_of(DistillSpec(method=method), SPEC, nowhere, student=student_for(method))
     step.epoch(1)
@@ -180,6 +189,23 @@ def test_no_method_on_masks_waits_for_the_device(
         step.means()
 
 
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    folder = tmp_path_factory.mktemp("boxes")
+    return datasets.load(str(detection_data.write(folder / "set")), cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("method", FOR_BOXES)
+def test_no_method_on_boxes_waits_for_the_device(
+    method: str, boxes: ImageData, nowhere: torch.device
+) -> None:
+    recipe = TrainSpec(epochs=1, batch_size=6, scale=0.5, accumulate=2)
+    step, *_ = step_of(DistillSpec(method=method), recipe, nowhere, student=DETECTOR, data=boxes)
+    step.epoch(1)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step.means()
+
+
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
 @pytest.mark.parametrize("method", ["kd", "none"])
 def test_images_read_ahead_train_as_those_that_stay(method: str, mix: str) -> None:
@@ -216,7 +242,7 @@ def test_validation_counts_every_image_once_and_no_blank(count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.names("classification"))
 def test_no_method_decides_on_the_host(method: str) -> None:
     """A number that a step changes on the host would stay as it was in a captured step."""
     step, model, distiller = step_of(
@@ -411,7 +437,7 @@ def curve_of(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.names("classification"))
 def test_a_graph_gives_the_losses_of_eager_steps(method: str) -> None:
     spec = replace(SPEC, epochs=6, precision="fp32")
     captured, mode = curve_of(DistillSpec(method=method), spec)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kdsearch import methods
 from kdsearch.cli.live import StudyConsole
 from kdsearch.errors import SpecError
-from kdsearch.methods import METHODS
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
 from kdsearch.workflows.calibration import best_temperature, measure_calibration
@@ -142,9 +142,9 @@ def test_dkd_is_unusable_on_two_classes_with_a_reason(tmp_path: Path, out: Path)
 def test_methods_that_need_stages_are_unusable_without_them(teachers: str, out: Path) -> None:
     found = checked(out, StudyConfig(teacher=f"{teachers}:flat"))
     tried = by_name(found)
-    assert sorted(tried) == list(METHODS.names())
+    assert sorted(tried) == list(methods.names("classification"))
     for name, method in tried.items():
-        reads = METHODS.get(name).reads
+        reads = methods.get(name).reads
         assert method.usable != bool(reads & {"stages", "attention", "gradient"}), method
     assert "the teacher has none" in tried["at"].reason
     assert any("nothing to save: resnet" in note for note in found.notes)
@@ -153,7 +153,7 @@ def test_methods_that_need_stages_are_unusable_without_them(teachers: str, out: 
 def test_batch_of_one_refuses_relations(teachers: str, out: Path) -> None:
     found = checked(out, StudyConfig(teacher=f"{teachers}:wide"), train__batch_size=1)
     refused = {tried.method for tried in found.methods if not tried.usable}
-    assert refused == {name for name in METHODS.names() if METHODS.get(name).min_batch > 1}
+    assert refused == {name for name in methods.names() if methods.get(name).min_batch > 1}
     for name in refused:
         assert "needs at least 2 of them, not 1" in by_name(found)[name].reason
     # 128 * 9 * (1 + 128) * 64 multiply-adds and the head, against 31 thousand

@@ -93,7 +93,7 @@ def test_a_study_at_a_path_resumes_and_no_other_takes_it_over(fast_path: Path) -
     ]
     with (path / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StudyError, match=r"wait for it, or give another path$"):
+        with pytest.raises(StudyError, match=r"wait for it, end it, or give another path$"):
             kdsearch.search(space=SPACE, evaluate=look_up, cost=cost, n_trials=9, path=path)
 
 
