@@ -2,7 +2,7 @@
 
 In its masks 0 is void and class k has the id k, from 1. These are ADE20K's where its lists,
 `objectInfo150.txt` or `sceneCategories.txt`, lie there, or where the masks of training hold the ids
-0 to 150, all of them. In any other such folder 0 is a class, and a note says so. A `classes.json`
+0 to 150, all of them. In any other such folder 0 is a class, with a note. A `classes.json`
 states the ids itself: `masks` reads that folder.
 """
 

@@ -1,8 +1,8 @@
 """COCO JSON: images, categories, and boxes [x, y, width, height] in pixels.
 
-Read are `SPLIT.json` beside `SPLIT/`, `annotations/instances_SPLIT2017.json` with `SPLIT2017/` (as
-COCO is), `SPLIT/_annotations.coco.json` with the images beside it (as Roboflow exports), and one
-file for all images, which are then train's. Crowds are ignored, segmentation is not read.
+It reads `SPLIT.json` next to `SPLIT/`, `annotations/instances_SPLIT2017.json` with `SPLIT2017/` (as
+COCO is), `SPLIT/_annotations.coco.json` with the images in its folder (as Roboflow exports), and
+one file for all images, which are then train's. Crowds are ignored, segmentation is not read.
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ def read(root: Path) -> Source:
 def _files(root: Path) -> dict[str, _File]:
     """Return the annotation file of each split. Raises DataError for two of one split."""
     folders = find_splits(root)
-    beside = {
+    named = {
         split: _File(folder / _BESIDE, [folder])
         for split, folder in folders.items()
         if _is_coco(folder / _BESIDE)
     }
-    if beside:
-        return beside
+    if named:
+        return named
     for where in (root / "annotations", root):
         paths = sorted(where.glob("*.json"))
         for prefix in ("instances_", ""):

@@ -100,7 +100,7 @@ def read(root: Path) -> Source:
     """Return the images and masks under `root`.
 
     Raises DataError for images without a mask, masks in JPEG, a wrong classes.json, and folders
-    of classes beside the masks.
+    of classes next to the masks.
     """
     pairs = pairs_in(root)
     file = root / CLASSES
@@ -212,7 +212,7 @@ def _folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
 
 
 def _require_one_task(root: Path, found: Mapping[str, tuple[Path, Path | None]]) -> None:
-    """Raise DataError where folders of classes, as `train/CLASS`, lie beside images and masks."""
+    """Raise DataError where folders of classes, as `train/CLASS`, are there as well as masks."""
     train = folder.find_splits(root).get("train")
     if train is None or any(train in images.parents for images, _ in found.values()):
         return

@@ -133,7 +133,7 @@ def _other_points(path: Path, summary: Summary) -> Iterator[str]:
 
 
 def _noise(study: OpenStudy, summary: Summary, again: str) -> Iterator[str]:
-    """Yield that more seeds would tell whether distillation helped."""
+    """Yield that more seeds narrow whether distillation helped."""
     over = [answer.over for answer in summary.answers if answer.answer == NOT_MEASURABLE]
     if "none" in over:
         refit = study.facts.refit

@@ -77,7 +77,7 @@ def warning(text: str) -> str:
 
 
 def links(files: Mapping[str, str]) -> str:
-    """Return links to files beside the page, by their paths. Values: what they are."""
+    """Return links to files in the folder of the page, by their paths. Values: what they are."""
     found = (f'<a href="{path}">{escape(what)}</a>' for path, what in files.items())
     return f'<p class="files">{" ".join(found)}</p>' if files else ""
 

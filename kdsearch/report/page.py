@@ -104,7 +104,7 @@ def _result(summary: Summary, records: Sequence[TrialRecord]) -> str:
 
 
 def _screen(summary: Summary, records: Sequence[TrialRecord]) -> str:
-    """Return the answers, the files and the next steps, with the front beside them."""
+    """Return the answers, the files and the next steps, and the front."""
     found = "".join(map(markup.tile, tiles(summary)))
     links = markup.links(_LINKS if summary.file is not None else {})
     answers = f'<div class="tiles">{found}</div>{links}' if found else ""

@@ -7,7 +7,6 @@ point of a grid; boxes of one object are joined afterwards (`models/boxes.py`: `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.data.base import DETECTION, Augment, Colour
+from kdsearch.data.base import DETECTION, Augment
 from kdsearch.data.moves import boxes_moved
-from kdsearch.data.sizes import Size, scaled_size, whole_strides
+from kdsearch.data.sizes import Size
 from kdsearch.data.views import ViewSeeds
 from kdsearch.models import detector
 from kdsearch.models.boxes import BINS, boxes_of, overlaps, points_of, shown
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks._assign import Assigned, assign
 from kdsearch.tasks._average_precision import MAP, MAP50, AveragePrecision
-from kdsearch.tasks._colours import colour_of
-from kdsearch.tasks.base import Answer, Facts, Meter, Task
+from kdsearch.tasks._position_task import PositionTask
+from kdsearch.tasks.base import Answer, Facts, Meter
 from kdsearch.train_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -39,25 +38,19 @@ _DRAWN = 0.25  # score from which a box is drawn, as by predict.py
 _SURE = 0.3  # score from which a box needs a partner
 
 
-class Detection(Task):
+class Detection(PositionTask):
     """Boxes of K classes."""
 
     name = DETECTION
     metric = MAP50
     also = (MAP,)
     output = "detections"
-    has_library_networks = False
     auto_teacher = StudentSpec(
         family="resnet", knobs={"width": 0.75, "depth": 8, "head.channels": 96}
     )
     auto_recipe = TrainSpec(
         epochs=60, batch_size=8, optimizer="adamw", lr=2e-3, weight_decay=0.05, ema=0.99, scale=0.4
     )
-
-    def input_size(self, size: Size, resolution: int) -> Size:
-        """Return (H, W) of an input: multiples of 32, so that maps cover the image exactly."""
-        height, width = (whole_strides(side) for side in scaled_size(size, resolution))
-        return height, width
 
     def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
         """Return a body under a pyramid and two towers."""
@@ -125,18 +118,7 @@ class Detection(Task):
             ]
             for name, answer in answers.items()
         }
-        return strip(images, labels * sides, found, self.classes, self._shown_colours())
-
-    def _shown_colours(self) -> list[Colour]:
-        return list(self.colours) or [colour_of(place) for place in range(len(self.classes))]
-
-    def metadata(self) -> dict[str, str]:
-        """Return the classes, in the order of the scores, and a colour for each."""
-        return {
-            "task": self.name,
-            "classes": json.dumps(self.classes),
-            "colours": json.dumps(self._shown_colours()),
-        }
+        return strip(images, labels * sides, found, self.classes, self.shown_colours())
 
     def facts(self) -> Facts:
         """Return the facts for the card of a detector."""

@@ -7,7 +7,6 @@ bilinearly; labels are never resized, except for rows, which are pixels at the l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,30 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.data.base import SEGMENTATION, VOID, Augment, Colour
-from kdsearch.data.sizes import Size, scaled_size, whole_strides
+from kdsearch.data.base import SEGMENTATION, VOID, Augment
+from kdsearch.data.sizes import Size
 from kdsearch.data.views import ViewSeeds, moved
 from kdsearch.models import dense
 from kdsearch.models.heads.base import resized
 from kdsearch.spec import StudentSpec
-from kdsearch.tasks._colours import colour_of
 from kdsearch.tasks._miou import MIOU, PIXEL_ACCURACY, MeanIoU, predicted
+from kdsearch.tasks._position_task import PositionTask
 from kdsearch.tasks._strip import strip
-from kdsearch.tasks.base import Answer, Facts, Meter, Task
+from kdsearch.tasks.base import Answer, Facts, Meter
 from kdsearch.train_spec import TrainSpec
 
 if TYPE_CHECKING:
     from kdsearch.models.features import Outputs
 
 
-class Segmentation(Task):
+class Segmentation(PositionTask):
     """One of K classes a pixel."""
 
     name = SEGMENTATION
     metric = MIOU
     also = (PIXEL_ACCURACY,)
     output = "logits"
-    has_library_networks = False
     is_dense = True
     auto_teacher = StudentSpec(
         family="resnet",
@@ -48,11 +46,6 @@ class Segmentation(Task):
     auto_recipe = TrainSpec(
         epochs=30, batch_size=16, optimizer="adamw", lr=2e-3, weight_decay=0.05, ema=0.99, scale=0.5
     )
-
-    def input_size(self, size: Size, resolution: int) -> Size:
-        """Return (H, W) of an input: multiples of 32, so that maps cover the image exactly."""
-        height, width = (whole_strides(side) for side in scaled_size(size, resolution))
-        return height, width
 
     def network(self, spec: StudentSpec, *, channels: int, size: Size) -> nn.Module:
         """Return a body under a head that gives K logits at each position."""
@@ -156,10 +149,6 @@ class Segmentation(Task):
         """Return the share of positions of which both predict the same class."""
         return float((predicted(ours) == predicted(theirs)).double().mean())
 
-    def _shown_colours(self) -> list[Colour]:
-        """Return the colours of the data, or one of its own for each class."""
-        return list(self.colours) or [colour_of(place) for place in range(len(self.classes))]
-
     def picture(self, images: Tensor, labels: Tensor, answers: Mapping[str, Answer]) -> bytes:
         """Return a strip of each image: itself, truth, answers, and where these are wrong."""
         size = labels.shape[1:]
@@ -167,15 +156,7 @@ class Segmentation(Task):
             name: predicted(resized(_widened(answer(images)), size))
             for name, answer in answers.items()
         }
-        return strip(images, labels, found, self.classes, self._shown_colours())
-
-    def metadata(self) -> dict[str, str]:
-        """Return the classes, in the order of the logits, and a colour for each."""
-        return {
-            "task": self.name,
-            "classes": json.dumps(self.classes),
-            "colours": json.dumps(self._shown_colours()),
-        }
+        return strip(images, labels, found, self.classes, self.shown_colours())
 
     def decoded(self, network: nn.Module, size: Size) -> nn.Module:
         """Return a network that answers with the class of each pixel, uint8 [B, H, W]."""

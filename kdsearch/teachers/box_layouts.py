@@ -1,4 +1,4 @@
-"""Layouts of a detector's answer in an ONNX file: told apart by shapes, names and metadata.
+"""Layouts of a detector's answer in an ONNX file, recognised by shapes, names and metadata.
 
 B images, P points, K classes; n boxes that are left after non-maximum suppression.
 """

@@ -85,7 +85,7 @@ class BoxTeacher(Model):
 
 
 def known_columns(spec: TeacherSpec, names: Names, data: ImageData, note: Note) -> Columns:
-    """Return which classes of the data a teacher knows by name; says what is dropped.
+    """Return which classes of the data a teacher knows by name; notes what is dropped.
 
     Raises SpecError where it knows none.
     """

@@ -46,19 +46,19 @@ def common_answer(
         means = [
             _class_means(teacher, data.labelled, data.num_classes, device) for teacher in teachers
         ]
-    asked = [teacher for teacher in teachers if teacher.classes != ()]
+    knowing = [teacher for teacher in teachers if teacher.classes != ()]
 
     def predict(batch: Tensor) -> Tensor:
-        if not asked:
+        if not knowing:
             near = [
                 _cosine(each, batch) @ mean.T for each, mean in zip(teachers, means, strict=True)
             ]
             return torch.stack(near).mean(dim=0)
-        found = [full_answer(each, batch, data.num_classes) for each in asked]
-        if any(each.teaches == BOXES for each in asked):
+        found = [full_answer(each, batch, data.num_classes) for each in knowing]
+        if any(each.teaches == BOXES for each in knowing):
             return found[0] if len(found) == 1 else torch.cat(found, dim=1)
         answers = task.stacked(found)
-        weights = torch.full(answers.shape[:2], 1 / len(asked), device=answers.device)
+        weights = torch.full(answers.shape[:2], 1 / len(knowing), device=answers.device)
         return task.blend(weights, answers)
 
     return predict

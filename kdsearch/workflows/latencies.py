@@ -30,7 +30,7 @@ def measure_latencies(
 ) -> None:
     """Store the latencies of trials and the teacher. shipped: a trial and its file's latency.
 
-    An architecture is measured once. A note comes before the first, and says why one has none.
+    An architecture is measured once. A note comes before the first, and for one without a latency.
     """
     limit = math.inf if study.budget.latency_ms is None else None
     trial, latency = shipped

@@ -89,9 +89,7 @@ def _picked(study: OpenStudy, pick: str | None) -> int:
     """Return the trial at a place of the front. Raises SpecError without a front."""
     front = study.front()
     if not front:
-        raise SpecError(
-            f"the study {study.name!r} has no trial to ship; `kdsearch status` tells more"
-        )
+        raise SpecError(f"the study {study.name!r} has no trial to ship; see `kdsearch status`")
     if pick == "fastest":
         return front[0].number
     role = KNEE if pick == "knee" else ACCURATE
