@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdsearch.errors import SpecError
 from kdsearch.methods._points import PointLoss, objectness
-from kdsearch.methods.base import positive
+from kdsearch.methods.base import Setting, positive
 from kdsearch.models.features import Outputs
 from kdsearch.space import Float
 
@@ -31,17 +31,14 @@ class LD(PointLoss):
         super().__init__()
         self.temperature = positive("ld.temperature", temperature)
 
-    def check(self, student: Outputs, teacher: Outputs) -> None:
-        """Raise SpecError for grids or bins that differ."""
-        super().check(student, teacher)
-        assert student.edges is not None
-        assert teacher.edges is not None
-        if student.edges.shape[1:] != teacher.edges.shape[1:]:
+    def build(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
+        """Raise SpecError for grids that differ."""
+        super().build(student, teacher, setting)
+        if self.mine != self.theirs:
             raise SpecError(
-                f"{self._name} compares edges in cells, on equal grids; the student's is "
-                f"{list(student.edges.shape[1:])} (points, edges, bins), the teacher's "
-                f"{list(teacher.edges.shape[1:])}: give the student the teacher's resolution and "
-                "finest stride, or use box_iou"
+                f"{self._name} compares edges in cells, on equal grids; the levels (h, w) of the "
+                f"student are {self.mine}, those of the teacher {self.theirs}: give the student "
+                "the teacher's resolution and finest stride, or use box_iou"
             )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

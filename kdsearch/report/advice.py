@@ -24,8 +24,8 @@ _EDGE = 0.01  # of a range
 def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
     """Return the next steps of a study that has shipped a student; nothing before that.
 
-    command: the one that runs the same study. They name the study's folder, which may move, so
-    they are not stored.
+    command: the one that runs the same study. They name the folder that the study is in now, so
+    a study does not keep them: each report and each front.json has those of its writing.
     """
     best = summary.shipped
     if best is None:

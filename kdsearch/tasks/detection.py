@@ -156,8 +156,9 @@ def box_loss(
 
     Quality focal loss and distribution focal loss (Li et al., 2006.04388), and 1 - GIoU, for the
     goals of task-aligned assignment. The sum of the goals counts as at least 1 an image. Images
-    without a label count nowhere. change: returns the goals to learn, given those assigned.
-    classes: int64, the places of the classes whose scores are learned; None: all.
+    without a label count nowhere. smoothing: lowers the goals by this share. change: returns the
+    goals to learn, given those assigned. classes: int64, the places of the classes whose scores
+    are learned; None: all.
     """
     logits, edges = outputs.logits.float(), _edges_of(outputs).float()
     points, cells = points_of(outputs.levels, logits)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from golden_dense import GOLDEN, assert_golden, golden
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
 import kdsearch.data as datasets
 from kdsearch import methods, tasks
@@ -252,6 +253,28 @@ def test_the_true_boxes_have_the_least_loss() -> None:
     moved = replace(right, edges=edges.roll(2, dims=3))
     assert TASK.loss(right, target) < 0.5 * TASK.loss(moved, target)
     assert TASK.loss(right, target) < 0.5 * TASK.loss(wrong, target)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_has_the_value_of_its_formula(seed: int) -> None:
+    outputs, target = random_outputs(seed), random_target(seed)
+    points, cells = boxes.points_of(LEVELS, outputs.logits)
+    found = boxes.boxes_of(outputs.edges, LEVELS)
+    scores = outputs.logits.sigmoid()
+    goals = assign(scores, found, points, target)
+    share = goals.scores.sum(dim=2)
+    entropy = -goals.scores * scores.log() - (1 - goals.scores) * (1 - scores).log()
+    of_scores = (entropy * (goals.scores - scores) ** 2).sum()
+    of_boxes = generalized_box_iou_loss(found, goals.boxes, reduction="none")
+    far = torch.cat([points - goals.boxes[..., :2], goals.boxes[..., 2:] - points], dim=2)
+    far = (far / cells.repeat(1, 2)).clamp(0, 15.99)
+    low, log = far.floor().long(), outputs.edges.log_softmax(dim=3)
+    near = log.gather(3, low[..., None])[..., 0] * (low + 1 - far)
+    beyond = log.gather(3, low[..., None] + 1)[..., 0] * (far - low)
+    of_edges = -(near + beyond).sum(dim=2) / 4
+    whole = of_scores + (share * (2 * of_boxes + 0.25 * of_edges)).sum()
+    wanted = whole / max(float(share.sum()), 2)
+    torch.testing.assert_close(TASK.loss(outputs, target), wanted, rtol=1e-4, atol=1e-5)
 
 
 def as_answer(target: Tensor, score: float = 0.9) -> Tensor:
@@ -556,6 +579,46 @@ def test_a_batch_twice_has_the_same_loss(method: str) -> None:
     torch.testing.assert_close(loss(twice(student), twice(teacher), target.repeat(2, 1, 1)), once)
 
 
+def test_methods_have_the_values_of_their_formulas() -> None:
+    student, teacher, target = random_outputs(1), random_outputs(2), random_target()
+    mine, theirs = student.logits.sigmoid(), teacher.logits.sigmoid()
+    objects = theirs.amax(dim=2)
+    total = max(float(objects.sum()), 2)
+    entropy = -theirs * mine.log() - (1 - theirs) * (1 - mine).log()
+    wanted = (entropy * (theirs - mine).abs()).sum() / total
+    torch.testing.assert_close(of("det_kd")(student, teacher, target), wanted)
+    apart = generalized_box_iou_loss(
+        *(boxes.boxes_of(side.edges, LEVELS) for side in (student, teacher)), reduction="none"
+    )
+    wanted = ((theirs - mine).abs().amax(dim=2) * apart).sum() / total
+    found = of("box_iou", guard=False)(student, teacher, target)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    log, goal = (side.edges.log_softmax(dim=3) / 1 for side in (student, teacher))
+    each = (goal.exp() * (goal - log)).sum(dim=3).mean(dim=2)
+    wanted = (objects * each).sum() / objects.sum()
+    torch.testing.assert_close(of("ld")(student, teacher, target), wanted)
+
+
+def test_levels_are_compared_by_the_formulas() -> None:
+    student, teacher, target = random_outputs(1), random_outputs(2), random_target()
+    objects = teacher.logits.sigmoid().amax(dim=2).split([80, 20], dim=1)
+    loss, wanted = of("score_l2"), 0
+    for adapter, s, t, weight in zip(
+        loss.adapters, student.stages, teacher.stages, objects, strict=True
+    ):
+        weight = weight.reshape(2, *t.shape[2:])
+        wanted += (weight * (adapter(s) - t).square().mean(dim=1)).sum() / weight.sum()
+    torch.testing.assert_close(loss(student, teacher, target), wanted)
+    focal_and_global = prepared("fgd")
+    wanted = 0
+    for s, t, block in zip(student.stages, teacher.stages, focal_and_global.blocks, strict=True):
+        parts, (count, high, wide) = fgd.parts_of(s, t, target, 0.5, block), s.shape[1:]
+        wanted += (0.26 * (parts.foreground + parts.channels) + 0.13 * parts.background) / count
+        wanted += 17 * parts.places / (high * wide) + 21 * parts.whole / (count * high * wide)
+    found = focal_and_global(student.stages, teacher.stages, target)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_constant_on_all_bins_changes_no_edge() -> None:
     student, teacher = random_outputs(1), random_outputs(2)
     moved = replace(student, edges=student.edges + 3)
@@ -579,8 +642,19 @@ def test_a_teacher_of_another_grid_teaches_scores_and_boxes_but_no_edges() -> No
     same.prepare(student, teacher, Setting())
     equal = replace(student, logits=logits[:, 320:])
     assert same(equal, teacher, random_target()) < 1e-6
-    with pytest.raises(SpecError, match="equal grids"):
-        methods.get("ld")().prepare(student, teacher, Setting())
+    turned = replace(random_outputs(2), levels=((10, 8), (5, 4)))  # as many points
+    for other in (teacher, turned):
+        with pytest.raises(SpecError, match="equal grids"):
+            methods.get("ld")().prepare(student, other, Setting())
+
+
+def test_a_dilated_body_gives_levels_of_equal_strides() -> None:
+    spec = StudentSpec(family="resnet", knobs={**SMALL, "head.output_stride": 16})
+    network = TASK.network(spec, channels=3, size=(96, 128)).eval()
+    with torch.no_grad():
+        outputs = network.features(torch.randn(1, 3, 96, 128))
+    assert outputs.levels == ((12, 16), (6, 8), (6, 8))
+    assert network(torch.randn(1, 3, 96, 128)).shape == (1, 288, 7)
 
 
 def test_a_guarded_box_learns_only_from_a_better_one() -> None:
