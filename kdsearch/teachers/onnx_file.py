@@ -106,7 +106,7 @@ class OnnxFile(nn.Module):
             if text := self.metadata.get(key):
                 try:
                     names = in_order(parse(text))
-                except (ValueError, SyntaxError):
+                except (ValueError, SyntaxError, RecursionError, MemoryError):
                     names = ()
                 if not names:
                     raise SpecError(
@@ -120,10 +120,17 @@ class OnnxFile(nn.Module):
         channels = self.channels or data.channels
         found = []
         for key, value in (("mean", 0.0), ("std", 1.0)):
-            numbers = json.loads(self.metadata.get(key, "null")) or [value] * channels
+            text = self.metadata.get(key, json.dumps([value] * channels))
+            try:
+                numbers = tuple(map(float, json.loads(text)))
+            except (ValueError, TypeError, RecursionError):
+                numbers = ()
             if len(numbers) != channels:
-                raise SpecError(f"{self.path}: its metadata `{key}` has {len(numbers)} channels")
-            found.append(tuple(map(float, numbers)))
+                raise SpecError(
+                    f"{self.path}: its metadata `{key}` is {text[:60]!r}; expected a number for "
+                    f"each of {channels} channels"
+                )
+            found.append(numbers)
         mean, std = found
         return Preprocess(mean=mean, std=std, resolution=size, channels=channels)
 

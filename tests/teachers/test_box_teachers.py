@@ -240,6 +240,9 @@ def test_names_that_no_class_has_and_no_names_at_all_are_refused(
         load(onnx_file(tmp_path / "d.onnx", answer("rows"), metadata=other), data)
     with pytest.raises(SpecError, match="its metadata `names` is no list of names"):
         load(onnx_file(tmp_path / "d.onnx", answer("rows"), metadata={"names": "open('x')"}), data)
+    for mean in ("half", "0.5", "[0.5]", '["a", 0, 0]'):
+        with pytest.raises(SpecError, match="its metadata `mean` is .* each of 3 channels"):
+            load(onnx_file(tmp_path / "d.onnx", answer("rows"), metadata={"mean": mean}), data)
 
 
 def test_a_file_that_does_not_load_and_flags_that_it_has_no_use_for_are_refused(
