@@ -241,7 +241,7 @@ def test_names_that_no_class_has_and_no_names_at_all_are_refused(
     with pytest.raises(SpecError, match="its metadata `names` is no list of names"):
         load(onnx_file(tmp_path / "d.onnx", answer("rows"), metadata={"names": "open('x')"}), data)
     for mean in ("half", "0.5", "[0.5]", '["a", 0, 0]'):
-        with pytest.raises(SpecError, match="its metadata `mean` is .* each of 3 channels"):
+        with pytest.raises(SpecError, match=r"its metadata `mean` is .* each of 3 channels"):
             load(onnx_file(tmp_path / "d.onnx", answer("rows"), metadata={"mean": mean}), data)
 
 
