@@ -49,8 +49,10 @@ def default_spaces(
         return (f"{task}-small",)
     if size < SMALL_IMAGE:
         return ("classification-small",)
-    mobile = "classification-mobile"
-    return ("transfer", mobile) if images < FEW_IMAGES else (mobile,)
+    return (
+        "transfer" if images < FEW_IMAGES else "classification-mobile",
+        "classification-scratch",
+    )
 
 
 def find_space(name: str) -> SearchSpace:

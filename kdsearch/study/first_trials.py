@@ -2,13 +2,14 @@
 
 Plain KD with the widest student that fits, at the defaults of the space, for each family and
 optimiser; then the other methods at their defaults, on the best of these. Both follow the order of
-the space's file, whose first options are the best known.
+the space's file, whose first options are the best known. A student has the first resolution at
+which it fits; a family that fits at none is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, product
 
 from kdsearch.hpo.halving import TRIALS
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value, default_of
@@ -18,32 +19,48 @@ from kdsearch.study.facts import StudyFacts
 from kdsearch.study.width import is_size, share_name
 
 METHOD = "method.name"
+RESOLUTION = "student.resolution"
 PLAIN = "kd"  # plain knowledge distillation
 _AXES = ("train.optimizer", "student.family")  # the outer loop first
+_LOST = ("rejected", "failed")
 
 
 def first_trial(
-    config: StudyConfig, facts: StudyFacts, draw: int, records: Sequence[TrialRecord]
+    config: StudyConfig,
+    facts: StudyFacts,
+    draw: int,
+    records: Sequence[TrialRecord],
+    fits: Callable[[Params], bool],
 ) -> Params:
     """Return the parameters of a draw from 0, nothing where the sampler chooses.
 
     Enqueued candidates come before. Half of the trials, at most, have plain KD, and half the other
-    methods. records: of the study, to find the best of plain KD.
+    methods; one that was rejected or failed does not count. records: of the study, to find the
+    best of plain KD. fits: whether a student keeps the budget, or may.
     """
     if config.data == OBJECTIVE:
         return {}
-    space, trials = config.search_space(), facts.trials or TRIALS
-    place = draw - sum(enqueued < draw for enqueued in facts.enqueued)
-    plain = [*_plain(space)][: -(-trials // 2)]
-    if place < len(plain):
-        return plain[place]
+
+    def place_of(draw: int) -> int:
+        return draw - sum(enqueued < draw for enqueued in facts.enqueued)
+
+    space, trials, place = config.search_space(), facts.trials or TRIALS, place_of(draw)
+    lost = [place_of(r.draw) for r in records if r.draw is not None and r.state in _LOST]
+    half, plain = -(-trials // 2), 0
+    kept: Params = {}
+    for params in _plain(space, fits):
+        if plain - sum(other < plain for other in lost) == half:
+            break
+        if plain == place:
+            return params
+        kept, plain = kept or params, plain + 1
     methods = [option for option in _options(space, METHOD) if option != PLAIN]
-    place -= len(plain)
+    place -= plain
     if place >= min(len(methods), trials // 2):
         return {}
     done = [r for r in records if r.state == "complete" and not r.kind and r.draw is not None]
     best = max((r for r in done if _is_plain(r)), key=lambda r: r.val or 0.0, default=None)
-    kept = plain[0] if best is None else best.params
+    kept = kept if best is None else best.params
     student = {name: value for name, value in kept.items() if not name.startswith("method.")}
     return _at(space, {**student, METHOD: methods[place]})
 
@@ -56,14 +73,16 @@ def method_at_defaults(space: SearchSpace, method: str) -> Params:
     return {name: value for name, value in walked.items() if name.startswith("method.")}
 
 
-def _plain(space: SearchSpace) -> Iterator[Params]:
-    """Yield plain KD for each family and optimiser."""
+def _plain(space: SearchSpace, fits: Callable[[Params], bool]) -> Iterator[Params]:
+    """Yield plain KD for each family and optimiser that fits."""
     choices = [(axis, _options(space, axis)) for axis in _AXES if _options(space, axis)]
+    methods = _options(space, METHOD)
+    plain: Params = {METHOD: PLAIN if PLAIN in methods else methods[0]} if methods else {}
     for options in product(*(options for _, options in choices)):
-        fixed = dict(zip((axis for axis, _ in choices), options, strict=True))
-        methods = _options(space, METHOD)
-        method = {METHOD: PLAIN if PLAIN in methods else methods[0]} if methods else {}
-        yield _at(space, fixed | method)
+        fixed = dict(zip((axis for axis, _ in choices), options, strict=True)) | plain
+        sizes = [{RESOLUTION: size} for size in _options(space, RESOLUTION)] or [{}]
+        at_sizes = (_at(space, fixed | size) for size in sizes)
+        yield from islice(filter(fits, at_sizes), 1)
 
 
 def _options(space: SearchSpace, name: str) -> list[Value]:

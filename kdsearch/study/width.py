@@ -113,6 +113,14 @@ class Widths:
             return width
         return widest(dim, lambda width: self.spent(price(at(width))) * spent / expected <= most)
 
+    def fits(self, params: Params, price: Price | None, measured: Price | None = None) -> bool:
+        """Return whether a student keeps the limits, or may: its cost is not known."""
+        if price is None:
+            return True
+        params, _ = self.solve(params, price, measured)
+        cost = price(params) if measured is None else measured(params)
+        return cost is None or self.spent(cost) <= 1
+
     def spent(self, cost: Cost | None) -> float:
         """Return the share of the tightest limit that a cost takes, infinite where not known."""
         if cost is None:

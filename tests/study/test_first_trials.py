@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kdsearch.space import Params
 from kdsearch.space_yaml import parse_space
@@ -36,9 +37,15 @@ KD = {"method.name": "kd", "method.kd.alpha": 0.9, "method.kd.temperature": 4.0}
 
 
 def first(
-    place: int, records: Sequence[TrialRecord] = (), *, trials: int, text: str = TEXT
+    place: int,
+    records: Sequence[TrialRecord] = (),
+    *,
+    trials: int,
+    text: str = TEXT,
+    fits: Callable[[Params], bool] = bool,
 ) -> Params:
-    return first_trial(StudyConfig(space=text), StudyFacts(trials=trials), place, records)
+    config, facts = StudyConfig(space=text), StudyFacts(trials=trials)
+    return first_trial(config, facts, place, records, fits)
 
 
 def record(number: int, val: float, **params: object) -> TrialRecord:
@@ -94,19 +101,51 @@ def test_few_trials_are_half_families_and_half_methods() -> None:
     assert first(1, trials=1) == {}
 
 
+def test_a_student_has_the_first_resolution_at_which_it_fits_and_a_family_without_is_left_out() -> (
+    None
+):
+    text = (
+        f"{TEXT.replace('method:', '  resolution: {choice: [128, 160, 96]}' + chr(10) + 'method:')}"
+    )
+    fitting = {("resnet", 96), ("timm:resnet18", 160), ("timm:resnet18", 96)}
+    asked = []
+
+    def fits(params: Params) -> bool:
+        asked.append(params)
+        return (params["student.family"], params["student.resolution"]) in fitting
+
+    trials = [first(place, trials=100, text=text, fits=fits) for place in range(5)]
+    found = [(t["student.family"], t["student.resolution"]) for t in trials[:4]]
+    assert found == [("resnet", 96), ("timm:resnet18", 160)] * 2
+    assert trials[4]["method.name"] == "vitkd"
+    assert trials[4]["student.resolution"] == 96
+    assert asked[0]["student.resnet.share"] == 1.0
+
+
+def test_a_trial_that_was_rejected_or_failed_leaves_its_place_to_the_next() -> None:
+    lost = [
+        replace(record(0, 0.0, **KD), state="rejected"),
+        replace(record(1, 0.0), state="failed"),
+    ]
+    families = [first(place, lost, trials=4).get("student.family") for place in (2, 3)]
+    assert families == ["timm:resnet18", "resnet"]
+    assert first(4, lost, trials=4)["method.name"] == "vitkd"
+    assert first(6, lost, trials=4) == {}
+
+
 def test_a_space_without_choices_begins_at_its_defaults() -> None:
     text = "student: {family: resnet, resnet: {width: {float: [0.5, 1.0]}}}"
     assert first(0, trials=20, text=text) == {"student.resnet.share": 1.0}
     assert first(1, trials=20, text=text) == {}
     objective = StudyConfig(space=text, data="objective")
-    assert first_trial(objective, StudyFacts(), 0, []) == {}
+    assert first_trial(objective, StudyFacts(), 0, [], bool) == {}
 
 
 def test_the_places_of_enqueued_candidates_do_not_count() -> None:
     facts = StudyFacts(trials=4, enqueued={0: {"student.family": "resnet"}, 2: {"x": 1}})
     config = StudyConfig(space=TEXT)
-    assert first_trial(config, facts, 1, []) == first(0, trials=4)
-    assert first_trial(config, facts, 3, []) == first(1, trials=4)
+    assert first_trial(config, facts, 1, [], bool) == first(0, trials=4)
+    assert first_trial(config, facts, 3, [], bool) == first(1, trials=4)
 
 
 def test_a_method_outside_the_space_has_its_own_defaults() -> None:
