@@ -79,10 +79,10 @@ def _plain(space: SearchSpace, fits: Callable[[Params], bool]) -> Iterator[Param
     methods = _options(space, METHOD)
     plain: Params = {METHOD: PLAIN if PLAIN in methods else methods[0]} if methods else {}
     for options in product(*(options for _, options in choices)):
-        fixed = dict(zip((axis for axis, _ in choices), options, strict=True)) | plain
-        sizes = [{RESOLUTION: size} for size in _options(space, RESOLUTION)] or [{}]
-        at_sizes = (_at(space, fixed | size) for size in sizes)
-        yield from islice(filter(fits, at_sizes), 1)
+        fixed: Params = {**plain, **dict(zip((axis for axis, _ in choices), options, strict=True))}
+        sizes: list[Params] = [{RESOLUTION: size} for size in _options(space, RESOLUTION)]
+        candidates = (_at(space, {**fixed, **size}) for size in sizes or [{}])
+        yield from islice(filter(fits, candidates), 1)
 
 
 def _options(space: SearchSpace, name: str) -> list[Value]:

@@ -122,24 +122,22 @@ def _without_budget(config: StudyConfig) -> list[str]:
 def with_default_space(config: StudyConfig, data: ImageData) -> tuple[str, StudyConfig, list[str]]:
     """Return the name of the best default space, and a configuration with it, and lines.
 
-    It is the first whose weights can be had. The lines are on those that are missing.
+    It is the first that some weights can be had of; the last needs none. The lines are on those
+    that are missing.
     """
     *better, last = default_spaces(config.data, max(data.size), len(data.labelled), data.task)
-    passed_over: list[str] = []
+    missing: list[str] = []
     for name in better:
         try:
             found, lines = without_missing(replace(config, space=find_space(name).text))
-        except SpecError:
-            passed_over.append(name)
+        except SpecError as error:
+            lines = [str(error)]
         else:
-            return name, found, lines
-    found, lines = without_missing(replace(config, space=find_space(last).text))
-    left_out = (
-        f"The space {name} is left out, as its pretrained weights are missing; {last} takes its "
-        "place"
-        for name in passed_over
-    )
-    return last, found, [*left_out, *lines]
+            if families_of(found.search_space(), "pretrained"):
+                return name, found, lines
+        left_out = f"The space {name} is left out, as its pretrained weights are missing"
+        missing += [f"{left_out}; {last} takes its place", lines[-1]]
+    return last, replace(config, space=find_space(last).text), missing
 
 
 def with_space(given: Mapping[str, object]) -> Mapping[str, object]:

@@ -74,6 +74,7 @@ def test_spaces_ship_for_digits_for_each_size_and_for_each_half_of_the_search() 
         "digits",
         "classification-small",
         "classification-mobile",
+        "classification-scratch",
         "detection-mobile",
         "detection-small",
         "heterogeneous",
@@ -158,8 +159,9 @@ def test_values_of_a_method_are_tried_before_any_trial() -> None:
 def test_a_default_space_suits_the_images_and_the_last_needs_no_weights() -> None:
     assert default_spaces("digits", 8, 1000) == ("digits",)
     assert default_spaces("mine", 32, 1000) == ("classification-small",)
-    assert default_spaces("mine", 64, 4999) == ("transfer", "classification-mobile")
-    assert default_spaces("mine", 64, 5000) == ("classification-mobile",)
+    assert default_spaces("mine", 64, 4999) == ("transfer", "classification-scratch")
+    many = ("classification-mobile", "classification-scratch")
+    assert default_spaces("mine", 64, 5000) == many
     for task in (SEGMENTATION, DETECTION):
         assert default_spaces("mine", 64, 1000, task) == (f"{task}-small",)
 

@@ -101,9 +101,7 @@ def test_few_trials_are_half_families_and_half_methods() -> None:
     assert first(1, trials=1) == {}
 
 
-def test_a_student_has_the_first_resolution_at_which_it_fits_and_a_family_without_is_left_out() -> (
-    None
-):
+def test_a_student_has_the_first_resolution_at_which_it_fits() -> None:
     text = (
         f"{TEXT.replace('method:', '  resolution: {choice: [128, 160, 96]}' + chr(10) + 'method:')}"
     )

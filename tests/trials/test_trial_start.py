@@ -114,23 +114,26 @@ def test_a_built_in_space_starts_from_the_weights_there_are(
     assert walked[f"student.{known}.init"] == "pretrained"
 
 
+@pytest.mark.parametrize(
+    ("images", "without"), [(1000, "transfer"), (5000, "classification-mobile")]
+)
 def test_a_default_space_without_its_weights_is_named(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    images: int, without: str, weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    few = SimpleNamespace(size=(64, 64), labelled=range(1000), task="classification")
-    name, config, lines = with_default_space(StudyConfig(data="photos"), few)
-    assert (name, config.space) == ("classification-mobile", find_space(name).text)
-    passed_over = "The space transfer is left out, as its pretrained weights are missing; "
-    assert lines[0] == f"{passed_over}classification-mobile takes its place"
+    data = SimpleNamespace(size=(64, 64), labelled=range(images), task="classification")
+    name, config, lines = with_default_space(StudyConfig(data="photos"), data)
+    assert (name, config.space) == ("classification-scratch", find_space(name).text)
+    passed_over = f"The space {without} is left out, as its pretrained weights are missing; "
+    assert lines[0] == f"{passed_over}classification-scratch takes its place"
     assert len(lines) == len(set(lines))
     assert any("give --pretrained-weights timm:" in line for line in lines[1:])
 
     given = StudyConfig(data="photos", pretrained_weights=f"timm:tf_efficientnet_lite0={weights}")
-    name, _, lines = with_default_space(given, few)
-    assert name == "transfer"
+    name, _, lines = with_default_space(given, data)
+    assert name == without
     assert not any("left out, as its" in line for line in lines)
 
 
