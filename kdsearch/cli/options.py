@@ -24,6 +24,7 @@ from kdsearch.study.options import OUTPUT, Option, RunOptions, flag, options_of
 OUT = Path("results")
 CONFIG = tuple(options_of(StudyConfig))
 RUN = tuple(options_of(RunOptions))
+_POINT = re.compile(r"^([-+]?)\.(?=\d)")
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -224,9 +225,12 @@ def read_names(settings: list[str]) -> dict[str, Value]:
 
 
 def _value(text: str, value: str) -> Value:
-    """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes."""
+    """Read a number, a truth value or a word, as JSON writes them; bare words need no quotes.
+
+    A number may begin with its point, as in `.5`.
+    """
     try:
-        read = parse_json(value)
+        read = parse_json(_POINT.sub(r"\g<1>0.", value))
     except ValueError:  # no JSON, or a number of too many digits
         read = value
     if not isinstance(read, bool | int | float | str) or not value:
@@ -240,6 +244,4 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if len(sides) != 3 or not all(_SIDE.fullmatch(side) for side in sides):
         raise SpecError(f"--input {text!r}: expected channels x height x width, as 3x224x224")
     channels, height, width = map(int, sides)
-    if height != width:
-        raise SpecError(f"--input {text!r}: students take square images")
     return channels, height, width

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from kdsearch import tasks
+from kdsearch.data.base import CLASSIFICATION
 from kdsearch.deploy.flops import count
 from kdsearch.deploy.formats._program import program_input
 from kdsearch.deploy.latency import Latency, measure
@@ -44,11 +47,11 @@ def measure_model(
 ) -> Measured:
     """Return the FLOPs and parameters of a model, and its latency on the configured target.
 
-    A student with knobs of a head is a segmenter. note: gets a line before each slow step.
-    spec.family may be a path to a file that the target accepts, `.onnx` or `.pt2`, whose latency
-    alone is measured. input_shape: None takes that of the file, or 3 x 224 x 224. Raises SpecError
-    for an unknown name or another shape than the file's, and CostError when the model cannot be
-    priced.
+    A student with knobs of a head is a segmenter or a detector. note: gets a line before each slow
+    step. spec.family may be a path to a file that the target accepts, `.onnx` or `.pt2`, whose
+    latency alone is measured. input_shape: None takes that of the file, or 3 x 224 x 224. Raises
+    SpecError for an unknown name or another shape than the file's, and CostError when the model
+    cannot be priced.
     """
     name, target = spec.family, require_target(config)
     flops = params = None
@@ -60,10 +63,7 @@ def measure_model(
     input_shape = input_shape or DEFAULT_SHAPE
     target.dry_run(input_shape, note)
     if not is_file:
-        channels, height, width = input_shape
-        name_of = "segmentation" if heads.split(spec.knobs)[1] else "classification"
-        task = tasks.get(name_of)([f"class {place}" for place in range(classes)])
-        network = task.network(spec, channels=channels, size=(height, width))
+        network = _network_of(spec, input_shape, classes)
         flops, params = count(network, input_shape=input_shape)
         file = file_for(network, target, input_shape)
     return Measured(
@@ -74,6 +74,23 @@ def measure_model(
         latency=measure(file, shape=input_shape, dtype=dtype, target=target),
         target=target_info(target),
     )
+
+
+def _network_of(spec: StudentSpec, input_shape: Shape, classes: int) -> nn.Module:
+    """Return the network of a student for the task of its head. Raises SpecError for its size."""
+    channels, height, width = input_shape
+    of_head = heads.split(spec.knobs)[1]
+    name = heads.task_of(of_head) if of_head else CLASSIFICATION
+    task = tasks.get(name)([f"class {place}" for place in range(classes)])
+    is_square = name == CLASSIFICATION
+    taken = (height, height) if is_square else task.input_size((height, width), 0)
+    if taken != (height, width):
+        what = "square images" if is_square else "sides in multiples of 32"
+        raise SpecError(
+            f"--input {channels}x{height}x{width}: a student for {name} takes {what}, as "
+            f"{channels}x{taken[0]}x{taken[1]}"
+        )
+    return task.network(spec, channels=channels, size=taken)
 
 
 def _input_of(file: Path, given: Shape | None) -> tuple[Shape, str]:

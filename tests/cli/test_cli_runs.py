@@ -359,7 +359,7 @@ def test_the_first_line_comes_before_torch(line: tuple[str, ...], first: str) ->
 
 def test_models_are_measured_by_name_and_as_files(finished: Studies, shell: Shell) -> None:
     study = finished("plain").path
-    family = ("resnet", "--classes", "10", "--set", "student.width=0.25")
+    family = ("resnet", "--classes", "10", "--set", "student.width=.25")
     for model in (family, (str(study / "best" / "student.onnx"),)):
         answer = shell.type("measure", *model, "--input", "1x8x8", "--json")
         assert answer.code == 0, answer

@@ -56,6 +56,11 @@ def split(knobs: Params) -> tuple[Params, Params]:
     return body, {n.removeprefix(PREFIX): v for n, v in knobs.items() if n.startswith(PREFIX)}
 
 
+def task_of(knobs: Params) -> str:
+    """Return the task of the head with these knobs. Raises SpecError for an unknown kind."""
+    return HEADS.get(str(knobs["kind"])).task if "kind" in knobs else SEGMENTATION
+
+
 def build(
     knobs: Params,
     maps: Sequence[int],
