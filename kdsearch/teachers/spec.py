@@ -79,7 +79,8 @@ class TeacherSpec:
 def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
     """Return one spec for each teacher of a study. Raises SpecError.
 
-    Names are separated by commas, and so are weights: empty for a teacher that needs none.
+    Names are separated by commas, and so are weights: empty for a teacher that needs none, or whose
+    network has a file in --pretrained-weights.
     """
     names = [name.strip() for name in config.teacher.split(",")]
     if not all(names):
@@ -90,7 +91,7 @@ def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:
     return tuple(
         TeacherSpec(
             name=name,
-            weights=file,
+            weights=file or (str(pretrained[name]) if name in pretrained else None),
             classes=listed,
             epochs=config.teacher_epochs,
             pretrained=pretrained,

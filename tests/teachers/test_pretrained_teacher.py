@@ -12,6 +12,7 @@ from toy_data import CPU, toy_data
 from kdsearch.data.base import ImageData
 from kdsearch.models.model import Model
 from kdsearch.models.weights import save_weights
+from kdsearch.study.config import StudyConfig
 from kdsearch.teachers import pretrained
 from kdsearch.teachers.load import _start_of, load_teacher
 from kdsearch.teachers.pretrained import (
@@ -19,7 +20,7 @@ from kdsearch.teachers.pretrained import (
     about_scratch,
     find_pretrained,
 )
-from kdsearch.teachers.spec import TeacherSpec
+from kdsearch.teachers.spec import TeacherSpec, teacher_specs
 from kdsearch.training.trainer import Epoch
 
 SMALL = "timm:mobilenetv3_small_050"
@@ -63,6 +64,15 @@ def test_weights_of_photographs_are_for_photographs_and_for_auto(
     spec = TeacherSpec(name=name, epochs=1, pretrained={KNOWN[0]: tmp_path / "file"})
     assert find_pretrained(spec, data) is None
     assert about_scratch(spec, data) is None
+
+
+def test_a_network_of_a_library_takes_its_file_of_pretrained_weights() -> None:
+    config = StudyConfig(
+        teacher="timm:one,timm:two,timm:three",
+        teacher_weights=",own,",
+        pretrained_weights=f"timm:one={__file__},timm:two={__file__}",
+    )
+    assert [spec.weights for spec in teacher_specs(config)] == [__file__, "own", None]
 
 
 def test_without_weights_the_cost_is_said(tmp_path: Path) -> None:
