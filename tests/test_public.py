@@ -104,6 +104,7 @@ def test_every_option_has_a_help_text_and_a_panel() -> None:
         "pretrained_key",
         "budget_shares",
         "look_epochs",
+        "nms_ms",
         "left_out",
         "without_weights",
         "storage",

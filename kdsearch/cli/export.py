@@ -54,6 +54,12 @@ def export(
             "--argmax", help="Files that answer with the class of each pixel; named -argmax."
         ),
     ] = False,
+    nms: Annotated[
+        bool,
+        typer.Option(
+            "--nms", help="ONNX files of a detector that keep one box an object; named -nms."
+        ),
+    ] = False,
     license: License = None,
     author: Author = None,
     out: Out = OUT,
@@ -98,6 +104,7 @@ def export(
             max_drop=max_drop,
             is_folded=fold_preprocess,
             is_decoded=argmax,
+            is_suppressed=nms,
             given=given,
         )
     name_rights(found.path, license=license, author=author)

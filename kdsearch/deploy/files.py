@@ -19,6 +19,7 @@ from kdsearch import tasks
 from kdsearch.data.base import ImageData
 from kdsearch.deploy import formats, runtimes
 from kdsearch.deploy.formats._fold import fold_preprocess
+from kdsearch.deploy.formats._suppress import add_suppression
 from kdsearch.deploy.formats.base import Agreement, Format, Source, agreement_of, both_answers
 from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.script import check_script, refuse_script, write_script
@@ -28,6 +29,7 @@ from kdsearch.models.model import Model, batches
 from kdsearch.spec import Budget
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric, Task
+from kdsearch.tasks._suppressed import suppressed
 from kdsearch.training.validation import measured
 
 CALIBRATION = 256  # training images that set the int8 ranges
@@ -42,7 +44,8 @@ class ExportedFile:
     runtime: loaded it; target: timed it. val: its metric on validation; drop: the metric of the
     PyTorch student minus val. agreement: with the network it was exported from; predicted: of
     predict.py, with the stored pixels. misses: reasons not to use it. tuned: exported after
-    quantisation-aware training.
+    quantisation-aware training. output: name and form of an answer that is not that of the file
+    that ships.
     """
 
     format: str
@@ -57,6 +60,7 @@ class ExportedFile:
     latency: Latency
     misses: tuple[str, ...] = ()
     tuned: bool = False
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +69,14 @@ class ExportOptions:
 
     is_folded: ONNX files include the preprocessing and take uint8 [B, H, W, C]; they are named
     `-uint8`. is_decoded: files answer with classes in place of logits; they are named `-argmax`.
+    is_suppressed: ONNX files keep the best boxes alone; they are named `-nms`.
     """
 
     budget: Budget
     max_drop: float
     is_folded: bool = False
     is_decoded: bool = False
+    is_suppressed: bool = False
 
 
 def write_file(
@@ -90,18 +96,20 @@ def write_file(
     The file is timed on the study's target, or, where that does not take it, on the CPU by its own
     runtime. Raises ExportError when it cannot be written or loaded.
     """
-    kind = formats.get(name)
+    kind, task, network = formats.get(name), tasks.of(data), source.network
+    if options.is_suppressed:
+        task = suppressed(task)
+        network = task.deployed(network)
     with TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
-        path = Path(fresh) / f"student{'-argmax' * options.is_decoded}{kind.suffix}"
+        form = "-argmax" * options.is_decoded + "-nms" * options.is_suppressed
+        path = Path(fresh) / f"student{form}{kind.suffix}"
         kind().write(source, path)
-        if options.is_folded:
-            path = path.rename(path.with_stem(f"{path.stem}-uint8"))
-            fold_preprocess(path, student.preprocess)
+        path = _folded(path, student, source, task, options)
         run = runtimes.load(kind.runtime, path, threads=1)
         prepare = _pixels if options.is_folded else _inputs
         pairs = (prepare(student, images) for images, _ in batches(data.val, _CPU))
-        expected, answers = both_answers(source.network, run, pairs)
-        task, labels = tasks.of(data), data.val.labels
+        expected, answers = both_answers(network, run, pairs)
+        labels = data.val.labels
         agreement = agreement_of(expected, answers, task)
         predicted = check_script(
             write_script(folder), path, run, lambda images: prepare(student, images)[1], data, task
@@ -128,10 +136,23 @@ def write_file(
                 *_delays(latency, options.budget, latencies.target if elsewhere else None),
             ),
             tuned=full_precision is not None,
+            output=f"`{task.output}`: {task.facts().output}" if options.is_suppressed else "",
         )
         for written in sorted(Path(fresh).iterdir()):
             written.replace(folder / written.name)
     return found
+
+
+def _folded(path: Path, student: Model, source: Source, task: Task, options: ExportOptions) -> Path:
+    """Move into an ONNX file what follows and what precedes the network; return its new path."""
+    if options.is_suppressed:
+        with torch.no_grad():
+            shape = source.network(torch.zeros(1, *source.input_shape)).shape[1:]
+        add_suppression(path, shape=shape, output=task.output)
+    if options.is_folded:
+        path = path.rename(path.with_stem(f"{path.stem}-uint8"))
+        fold_preprocess(path, student.preprocess)
+    return path
 
 
 def calibration_images(student: Model, data: ImageData) -> Iterator[Tensor]:

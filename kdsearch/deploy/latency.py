@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -64,6 +65,10 @@ class LatencyCache(JsonCache[Latency]):
                 self.target.round_limits,
                 limit,
             )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Return the context in which no training step runs on the target's device."""
+        return self._device_lock.exclusive()
 
     def latency_of(
         self, key: str, make: Callable[[], Latency], limit: float | None = None

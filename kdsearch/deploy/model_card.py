@@ -15,6 +15,8 @@ import yaml
 
 from kdsearch import atomic
 from kdsearch.data.sizes import as_size
+from kdsearch.deploy.card_program import program, timm_snippet
+from kdsearch.deploy.suppression import Suppression
 from kdsearch.deploy.timing import BUSY
 from kdsearch.documents import MAX_BYTES, parse_json, parse_yaml, read_text
 from kdsearch.errors import StudyError, printable
@@ -42,32 +44,6 @@ _OTHERS = {
     "recall_medium": "of medium ones",
     "recall_large": "of large ones",
 }
-_PRINTS = "prints what `student.onnx` answers"  # of cards whose metrics.json states nothing
-_PROGRAM = """
-## Use
-
-`python predict.py IMAGE ...` {script}; it needs onnxruntime, numpy and
-pillow alone. From Python:
-
-```python
-import json
-
-import onnxruntime
-from predict import {names}
-
-session = onnxruntime.InferenceSession("student.onnx")
-metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution, ...
-(answer,) = session.run(None, {{"input": network_input("image.png", metadata)}})
-{snippet}```
-"""
-
-
-def _program(task: Mapping[str, Any]) -> str:
-    """Return how to run the file, to the names of classes where the task has them."""
-    names = ", ".join(sorted({"network_input", *task.get("names", ())}))
-    snippet = "".join(f"{line}\n" for line in task.get("snippet", ()))
-    text = _PROGRAM.format(script=task.get("script", _PRINTS), names=names, snippet=snippet)
-    return text if "json." in snippet else text.replace("import json\n\n", "")
 
 
 def update(folder: Path, **facts: object) -> None:
@@ -115,7 +91,7 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         *([f"**{plain(metrics['warning'])}**"] if metrics.get("warning") else []),
         _summary(metrics, config),
         _sees(metrics),
-        _program(metrics["task"]).strip()
+        program(metrics["task"]).strip()
         + timm_snippet(config, metrics["metadata"], metrics["task"]),
         "\n".join(_results(metrics)),
         "\n".join(_by_class(metrics)),
@@ -211,6 +187,8 @@ def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
         "processes, slow phases of the machine included."
     )
     where = TargetInfo(**metrics["target"])
+    if nms := metrics["onnx"].get("nms"):
+        how += f" The network alone is timed: {Suppression(**nms)}."
     yield f"\n{how} Machine: {metrics['machine']}; {where}.{busy_note}"
 
 
@@ -299,6 +277,9 @@ def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
                 f"| `{file['name']}` | {file['bytes']:,} | {val} | {latency} | "
                 f"{f'do not use: {why}' if why else file['runtime']} |"
             )
+    for file in metrics.get("files", {}).values():
+        if file.get("output"):
+            yield f"\n`{file['name']}` answers with {plain(file['output']).replace('&#96;', '`')}."
     yield (
         "\n`student.safetensors` holds the weights, `config.yaml` the recipe, `metrics.json` all "
         "measurements. `python predict.py IMAGE --model FILE` runs any of the files."
@@ -366,34 +347,3 @@ def plain(text: str) -> str:
 def _size_of(metadata: Mapping[str, str]) -> str:
     height, width = as_size(json.loads(metadata["image_size"]))
     return f"{height} x {width}"
-
-
-def timm_snippet(
-    config: Mapping[str, Any], metadata: Mapping[str, str], task: Mapping[str, Any]
-) -> str:
-    """Return code that loads the weights with timm, for a whole network of timm; else ''.
-
-    config, task: of config.yaml and metrics.json. metadata: of the ONNX file.
-    """
-    library, _, name = config["student"].partition(":")
-    head_outputs = task.get("head_outputs")
-    has_less = any(f"student.{knob}" in config.get("set", {}) for knob in ("depth", "cut"))
-    if library != "timm" or head_outputs is None or has_less:
-        return ""
-    import timm
-
-    network = timm.get_pretrained_cfg(name)
-    side = f", img_size={metadata['resolution']}" if network and network.fixed_input_size else ""
-    return f"""
-
-The same network in timm:
-
-```python
-import timm
-
-network = timm.create_model(
-    "{name}", checkpoint_path="student.safetensors",
-    num_classes={head_outputs}, in_chans={metadata["channels"]}{side},
-).eval()
-```
-"""

@@ -251,13 +251,14 @@ def boxes_of(
 ) -> tuple[Any, Any, Any]:
     """Return boxes [n, 4] in pixels of an image of (width, height), scores [n] and classes [n].
 
-    answer: [P, 4 + K], x1, y1, x2, y2 in fractions of the input, then a score a class.
+    answer: [P, 4 + K], x1, y1, x2, y2 in fractions of the input, then a score a class; of a file
+    that suppresses boxes itself [n, 6], with one score and the class.
     """
-    places, labels = np.nonzero(answer[:, 4:] >= least)
-    scores = answer[places, 4 + labels]
-    boxes = answer[places, :4].astype(np.float64)
-    kept = suppress(boxes, scores, labels)
-    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+    if "nms" in metadata:
+        kept = answer[answer[:, 4] >= least]
+        boxes, scores, labels = kept[:, :4].astype(np.float64), kept[:, 4], kept[:, 5].astype(int)
+    else:
+        boxes, scores, labels = joined(answer, least)
     canvas = sides(metadata["image_size"])
     left, top, wide, high = placed(image, canvas)
     on_canvas = boxes * np.array(canvas)[[1, 0, 1, 0]]
@@ -265,6 +266,18 @@ def boxes_of(
     inside = inside.clip(0, [*image, *image])
     shown = (inside[:, :2] < inside[:, 2:]).all(axis=1)  # else it is in the padding
     return inside[shown], scores[shown], labels[shown]
+
+
+def joined(answer: Any, least: float = SCORE) -> tuple[Any, Any, Any]:
+    """Return one box an object, [n, 4] in fractions, and scores and classes [n], best first.
+
+    answer: [P, 4 + K]. This is the work that follows a network without suppression.
+    """
+    places, labels = np.nonzero(answer[:, 4:] >= least)
+    scores = answer[places, 4 + labels]
+    boxes = answer[places, :4].astype(np.float64)
+    kept = suppress(boxes, scores, labels)
+    return boxes[kept], scores[kept], labels[kept]
 
 
 def suppress(boxes: Any, scores: Any, labels: Any) -> Any:

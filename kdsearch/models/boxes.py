@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kdsearch.data.sizes import Size
 
 BINS = 17  # of the distribution of an edge: its distance from the point, 0 to 16 cells
 MAX_BOXES = 100  # of an image, as COCO counts them
 SAME = 0.6  # IoU from which two boxes of a class show one object
-_CANDIDATES = 1000  # of an image, before boxes of one object are joined
-_LEAST = 0.001  # score
+CANDIDATES = 1000  # of an image, before boxes of one object are joined
+LEAST = 0.001  # score
 
 
 def points_of(levels: Sequence[Size], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,14 +79,14 @@ def candidates(answer: Tensor) -> Tensor:
     """
     count = answer.shape[2] - 4
     scores, place = (
-        answer[..., 4:].float().flatten(1).topk(min(_CANDIDATES, count * answer.shape[1]), dim=1)
+        answer[..., 4:].float().flatten(1).topk(min(CANDIDATES, count * answer.shape[1]), dim=1)
     )
     point = (place // count)[..., None].expand(-1, -1, 4)
     boxes = answer[..., :4].float().gather(1, point).clamp(0, 1)
     return torch.cat([boxes, scores[..., None], (place % count)[..., None]], dim=2)
 
 
-def joined(found: Tensor, *, least: float = _LEAST) -> list[Tensor]:
+def joined(found: Tensor, *, least: float = LEAST) -> list[Tensor]:
     """Return the boxes of each image [n, 6], best first, of `candidates`, on the CPU.
 
     Of boxes of a class with an IoU above SAME the best remains; at most MAX_BOXES with a score
@@ -100,6 +101,27 @@ def joined(found: Tensor, *, least: float = _LEAST) -> list[Tensor]:
     return kept
 
 
-def shown(answer: Tensor, *, least: float = _LEAST) -> list[Tensor]:
+def shown(answer: Tensor, *, least: float = LEAST) -> list[Tensor]:
     """Return the boxes of each image [n, 6], best first, of an answer [B, P, 4 + K]."""
     return joined(candidates(answer), least=least)
+
+
+def kept(answer: Tensor) -> Tensor:
+    """Return the boxes of each image, [B, n, 6], best first, of an answer [B, P, 4 + K].
+
+    n: MAX_BOXES, or all scores of an image where these are fewer. Rows beyond its boxes are 0.
+    """
+    most = min(MAX_BOXES, answer.shape[1] * (answer.shape[2] - 4))
+    return torch.stack([F.pad(rows, (0, 0, 0, most - len(rows))) for rows in shown(answer)])
+
+
+class Suppressed(nn.Module):
+    """A detector that answers with the boxes it keeps, [B, n, 6]; see `kept`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the boxes of each image."""
+        return kept(self.network(x))

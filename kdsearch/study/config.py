@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kdsearch.data.sizes import FITS, MAX_MEGAPIXELS
-from kdsearch.digests import digest_of
 from kdsearch.documents import MAX_BYTES, mistake_in, parse_mapping, read_text
 from kdsearch.errors import SpaceError, SpecError, StudyError
 from kdsearch.space import SearchSpace
@@ -58,6 +57,7 @@ _NO_FLAGS = {
     "data_key": "the images of --data",
     "weights_key": "the content of --teacher-weights",
     "pretrained_key": "the content of the pretrained weights",
+    "nms_ms": "the time of the suppression of the teacher's boxes",
     "look_epochs": "the epochs of a first look",
     "left_out": "the methods that the teacher cannot teach",
     "without_weights": "the families without pretrained weights",
@@ -79,7 +79,8 @@ class StudyConfig:
     """The configuration of a study, as `study.yaml` holds it.
 
     budget_shares: the limits that the user gave as shares of the teacher's cost, by field; such a
-    limit is None until the teacher is priced. look_epochs: after which a trial of `halving` pauses;
+    limit is None until the teacher is priced. nms_ms: milliseconds of `budget_ms` that suppression
+    takes, known once the teacher is. look_epochs: after which a trial of `halving` pauses;
     None: it is trained in full. space: the YAML text itself. data_key, weights_key, pretrained_key:
     digests of the images, of the teacher's files and of the weights that students start from.
     left_out: methods that the teachers cannot teach. without_weights: options of a built-in space
@@ -157,6 +158,13 @@ class StudyConfig:
     )
     budget_mparams: float | None = _limit("Millions of parameters, or a share of the teacher's.")
     budget_shares: Mapping[str, float] = field(default_factory=dict)
+    budget_with_nms: bool = option(
+        False,
+        "Count the non-maximum suppression of a detector's boxes in --budget-ms, at first that of "
+        "the teacher's.",
+        TARGET,
+    )
+    nms_ms: float | None = None
     target: str = option(
         "cpu",
         "Measure latency on: cpu, torch, openvino, cuda, tensorrt, or cmd:COMMAND, which gets the "
@@ -235,8 +243,9 @@ class StudyConfig:
     def budget(self) -> Budget:
         """Return the limits in the units of Cost."""
         flops, params = self.budget_mflops, self.budget_mparams
+        latency, nms = self.budget_ms, self.nms_ms
         return Budget(
-            latency_ms=self.budget_ms,
+            latency_ms=latency if latency is None or nms is None else latency - nms,
             flops=None if flops is None else flops * 1e6,
             params=None if params is None else params * 1e6,
         )
@@ -378,23 +387,3 @@ def _with_shares(given: Mapping[str, object], start: StudyConfig) -> dict[str, o
         elif limit != getattr(start, name):
             shares.pop(name, None)
     return fields if shares == start.budget_shares else {**fields, "budget_shares": shares}
-
-
-def refuse_changes(name: str, old: StudyConfig, new: StudyConfig) -> None:
-    """Raise StudyError, showing the differences, unless both configurations are the same."""
-    if changed := old.changes(new):
-        lines = "\n".join(
-            f"  {new.flag(key)}: {_short(old.value(key))} -> {_short(new.value(key))}"
-            for key in changed
-        )
-        advice = "Leave these flags out to resume it, or give another --name."
-        if new.data == OBJECTIVE:
-            advice = "Give the same arguments to resume it, or another path."
-        raise StudyError(
-            f"the study {name!r} was started with another configuration:\n{lines}\n{advice}"
-        )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({digest_of(value)})"

@@ -14,12 +14,8 @@ import yaml
 
 from kdsearch import atomic
 from kdsearch.errors import StudyError
-from kdsearch.study.config import (
-    FORMAT,
-    StudyConfig,
-    read_config,
-    refuse_changes,
-)
+from kdsearch.study.config import FORMAT, StudyConfig, read_config
+from kdsearch.study.config_changes import refuse_changes
 from kdsearch.study.facts import candidate_digest
 from kdsearch.study.lease import holder_of, require_free, write_holder
 from kdsearch.study.sampler_check import refuse_sampler

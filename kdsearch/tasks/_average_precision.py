@@ -6,7 +6,7 @@ Images are drawn with replacement (Efron, Annals of Statistics 7, 1979), with th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,14 +30,20 @@ class AveragePrecision(Meter):
     """Mean over the classes with boxes of the area under precision against recall.
 
     key: of the metric that `value` returns: `map50` counts a box from an IoU of .5, `map` is the
-    mean over .5 to .95. Ignored objects count neither way. Batches are kept, so no graph replays
-    this meter.
+    mean over .5 to .95. find: returns the boxes of answers, see `models/boxes.py`. Ignored objects
+    count neither way. Batches are kept, so no graph replays this meter.
     """
 
     captures: ClassVar[bool] = False
 
-    def __init__(self, classes: int, key: str = MAP50.key) -> None:
+    def __init__(
+        self,
+        classes: int,
+        key: str = MAP50.key,
+        find: Callable[[Tensor], Tensor] = candidates,
+    ) -> None:
         self._classes = classes
+        self._find = find
         self._key = key
         self._images = 0
         self.reset()
@@ -52,7 +58,7 @@ class AveragePrecision(Meter):
 
     def add(self, answer: Tensor, labels: Tensor) -> None:
         """Count a batch: answers [B, P, 4 + K], boxes [B, M, 5]."""
-        self._batches.append((candidates(answer), labels.clone()))
+        self._batches.append((self._find(answer), labels.clone()))
 
     def value(self) -> float:
         """Return the metric in [0, 1]. Raises DataError without objects."""

@@ -201,7 +201,9 @@ class Task(ABC):
     key is given. also: the others. output: name of the one output of an exported file.
     auto_teacher, auto_recipe: the teacher `auto`, and its training. has_library_networks: whether
     networks of timm and torchvision are students as they are. is_dense: whether networks answer
-    with logits at each position, [B, K, h, w]. colours: of the classes, where the data state them.
+    with logits at each position, [B, K, h, w]. compares_numbers: whether two answers are compared
+    number by number, besides `agreement`. joins_boxes: whether predict.py suppresses boxes of an
+    answer, which takes its own time. colours: of the classes, where the data state them.
     """
 
     name: ClassVar[str]
@@ -217,6 +219,8 @@ class Task(ABC):
     also: ClassVar[tuple[Metric, ...]] = ()
     has_library_networks: ClassVar[bool] = True
     is_dense: ClassVar[bool] = False
+    compares_numbers: ClassVar[bool] = True
+    joins_boxes: ClassVar[bool] = False
     output: ClassVar[str] = "output"
     colours: tuple[Colour, ...] = ()
 

@@ -19,7 +19,7 @@ from kdsearch.data.moves import boxes_moved
 from kdsearch.data.sizes import Size
 from kdsearch.data.views import ViewSeeds
 from kdsearch.models import detector
-from kdsearch.models.boxes import BINS, boxes_of, overlaps, points_of, shown
+from kdsearch.models.boxes import BINS, LEAST, boxes_of, candidates, joined, overlaps, points_of
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks._assign import Assigned, assign
 from kdsearch.tasks._average_precision import MAP, MAP50, AveragePrecision
@@ -45,6 +45,8 @@ class Detection(PositionTask):
     metric = MAP50
     also = (MAP,)
     output = "detections"
+    joins_boxes = True
+    candidates = staticmethod(candidates)
     auto_teacher = StudentSpec(
         family="resnet", knobs={"width": 0.75, "depth": 8, "head.channels": 96}
     )
@@ -76,7 +78,7 @@ class Detection(PositionTask):
 
     def meter(self, device: torch.device) -> Meter:
         """Return a meter of average precision; it counts on the CPU."""
-        return AveragePrecision(len(self.classes), self.metric.key)
+        return AveragePrecision(len(self.classes), self.metric.key, self.candidates)
 
     def chance(self, labels: Tensor) -> float | None:
         """Return 0, the average precision of an answer without boxes."""
@@ -89,11 +91,15 @@ class Detection(PositionTask):
         """
         partners = [
             found
-            for one, other in zip(shown(ours), shown(theirs), strict=True)
+            for one, other in zip(self.boxes(ours), self.boxes(theirs), strict=True)
             for found in (has_partner(one, other, _ALIKE), has_partner(other, one, _ALIKE))
         ]
         every = torch.cat(partners)
         return float(every.double().mean()) if len(every) else 1.0
+
+    def boxes(self, answer: Tensor, *, least: float = LEAST) -> list[Tensor]:
+        """Return the boxes of each image [n, 6] with a score above `least`, best first."""
+        return joined(self.candidates(answer), least=least)
 
     def blend(self, weights: Tensor, answers: Tensor) -> Tensor:
         """Return the teachers' mean boxes and scores, or the logits of their mean scores.
@@ -114,7 +120,7 @@ class Detection(PositionTask):
         found = {
             name: [
                 (rows * torch.cat([sides, sides[4:]])).numpy()
-                for rows in shown(answer(images), least=_DRAWN)
+                for rows in self.boxes(answer(images), least=_DRAWN)
             ]
             for name, answer in answers.items()
         }

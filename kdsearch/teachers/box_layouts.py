@@ -16,9 +16,10 @@ from torch import Tensor
 from kdsearch.data.sizes import Size
 from kdsearch.errors import SpecError
 
-Kind: TypeAlias = Literal["kdsearch", "columns", "rows", "objectness", "suppressed", "pair"]
+Kind: TypeAlias = Literal["kdsearch", "kept", "columns", "rows", "objectness", "suppressed", "pair"]
 LAYOUTS: Mapping[Kind, str] = {
     "kdsearch": "`detections` [B, P, 4 + K]: x1, y1, x2, y2 in fractions, scores",
+    "kept": "`objects` [B, n, 6]: x1, y1, x2, y2 in fractions, score, class",
     "columns": "[B, 4 + K, P]: centre x, y, width, height in pixels, scores",
     "rows": "[B, P, 4 + K]: the same, by rows",
     "objectness": "[B, P, 5 + K]: the same with the score of an object before those of classes",
@@ -51,6 +52,8 @@ class Layout:
         if self.kind == "pair":
             boxes, scores = (outputs[place].float() for place in (self.boxes, 1 - self.boxes))
             return (boxes if self.is_fraction else _in_fractions(boxes, size)), scores
+        if self.kind == "kept":
+            return found[..., :4], self._one_hot(found[..., 4], found[..., 5])
         if self.kind == "suppressed":
             return _in_fractions(found[..., :4], size), self._one_hot(found[..., 4], found[..., 5])
         if self.kind == "columns":
@@ -90,6 +93,8 @@ def find_layout(
         raise SpecError(_text(outputs, classes, expected, "none fits"))
     ((name, found),) = outputs.items()
     _, rows, columns = found.shape
+    if name == "objects" and columns == 6:
+        return Layout(kind="kept", classes=count)
     if name == "detections" or task == "detection":
         if columns != 4 + count:
             raise SpecError(_text(outputs, classes, expected, "none fits"))

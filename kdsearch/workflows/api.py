@@ -46,6 +46,7 @@ def run(
     pretrained_weights: str | None = None,
     student_weights: str | None = None,
     budget: Budget | None = None,
+    budget_with_nms: bool | None = None,
     target: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -237,6 +238,7 @@ def export_study(
     max_drop: float = 0.01,
     fold_preprocess: bool = False,
     argmax: bool = False,
+    nms: bool = False,
     target: str | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -267,6 +269,7 @@ def export_study(
         max_drop=max_drop,
         is_folded=fold_preprocess,
         is_decoded=argmax,
+        is_suppressed=nms,
         given=given,
     )
 

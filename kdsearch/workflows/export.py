@@ -28,7 +28,7 @@ from kdsearch.deploy.targets import require_target
 from kdsearch.documents import parse_yaml, read_text
 from kdsearch.errors import ExportError, KDSearchError, SpecError, StudyError
 from kdsearch.models.model import Model
-from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.spec import Budget, Candidate, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import (
     DATA_FIELDS,
@@ -41,6 +41,7 @@ from kdsearch.study.config import (
 from kdsearch.study.open import find_storage, load_study
 from kdsearch.study.study import OpenStudy
 from kdsearch.tasks import Metric, Task
+from kdsearch.tasks._suppressed import suppressed
 from kdsearch.teachers import previous_study
 from kdsearch.trials.context import CACHE, lay_out, load_data
 from kdsearch.workflows.qat import fine_tune
@@ -76,20 +77,23 @@ def export_study(
     max_drop: float = 0.01,
     is_folded: bool = False,
     is_decoded: bool = False,
+    is_suppressed: bool = False,
     given: Mapping[str, object] | None = None,
 ) -> Exported:
     """Export the student at `path` to each format, and measure every file with its runtime.
 
     path: a study, or a folder of `kdsearch distill`. trial: exported instead of the best one, to
     exported/NUMBER; its weights must be kept. storage: see `open_study`. is_folded: ONNX files take
-    raw pixels. is_decoded: files answer with classes, named `-argmax`. given: target, threads or
-    batch that differ from the study's.
+    raw pixels. is_decoded: files answer with classes, named `-argmax`. is_suppressed: ONNX files
+    keep the best boxes alone, named `-nms`. given: target, threads or batch that differ from the
+    study's.
     Where an 8-bit file loses more than `max_drop`, quantisation-aware training follows, and the
     better file stays. The results are added to metrics.json. A format that cannot be written costs
     only its own file. Raises SpecError for an unknown format and Unavailable where each lacks a
     package, before anything is written, and ExportError where no file could be.
     """
-    left_out = _without_package(formats, is_folded=is_folded)
+    alone = {"--fold-preprocess": is_folded, "--nms": is_suppressed}
+    left_out = _without_package(formats, [flag for flag, is_given in alone.items() if is_given])
     config = config_of(given or {}, _study_config(path))
     if trial is None:
         _require_best(path)
@@ -115,7 +119,11 @@ def export_study(
     task = tasks.of(data)
     callback.on_prepare(task.metric)
     options = ExportOptions(
-        budget=config.budget, max_drop=max_drop, is_folded=is_folded, is_decoded=is_decoded
+        budget=_budget(config, task, is_suppressed=is_suppressed),
+        max_drop=max_drop,
+        is_folded=is_folded,
+        is_decoded=is_decoded,
+        is_suppressed=is_suppressed,
     )
     write = partial(write_file, data=data, options=options, latencies=latencies)
     answers = _Answers(task, data.size, is_decoded)
@@ -144,6 +152,17 @@ def export_study(
         best=best(files),
         left_out=tuple(left_out.values()),
     )
+
+
+def _budget(config: StudyConfig, task: Task, *, is_suppressed: bool) -> Budget:
+    """Return the budget of a file: all of it where the file suppresses boxes.
+
+    Raises SpecError for such a file of a task without boxes.
+    """
+    if not is_suppressed:
+        return config.budget
+    suppressed(task)
+    return replace(config, nms_ms=None).budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +240,11 @@ def _better(
         return better
 
 
-def _without_package(formats: Sequence[str], *, is_folded: bool) -> dict[str, str]:
-    """Return and say why formats cannot be written here. Raises Unavailable where none can be."""
+def _without_package(formats: Sequence[str], of_onnx: Sequence[str]) -> dict[str, str]:
+    """Return and say why formats cannot be written here. Raises Unavailable where none can be.
+
+    of_onnx: the flags given that change ONNX files alone.
+    """
     left_out = {}
     for name in formats:
         runtime = known_formats.get(name).runtime
@@ -230,8 +252,8 @@ def _without_package(formats: Sequence[str], *, is_folded: bool) -> dict[str, st
             runtimes.require(runtime)
         except Unavailable as error:
             left_out[name] = f"{name} was not written: {error}"
-        if is_folded and runtime != "onnxruntime":
-            raise SpecError(f"--fold-preprocess is for the ONNX formats; {name} is none of them")
+        if of_onnx and runtime != "onnxruntime":
+            raise SpecError(f"{of_onnx[0]} is for the ONNX formats; {name} is none of them")
     if len(left_out) == len(formats):
         raise Unavailable("\n".join(left_out.values()))
     return left_out

@@ -47,6 +47,7 @@ from kdsearch.workflows.finished import BEST, Finalized, empty_front, set_aside
 from kdsearch.workflows.latencies import measure_latencies
 from kdsearch.workflows.picture import write_picture
 from kdsearch.workflows.rungs import with_method
+from kdsearch.workflows.suppression import about_suppression
 
 _SPLITS = ("validation", "test")
 _TRIED = ".tried"  # the same folder until its file has been measured
@@ -105,6 +106,7 @@ def finalize(
         *filter(None, [about_classes(study, export.weights)]),
         *([how_far(study, export.weights, until)] if (until := study.facts.until) else []),
         about_test(study),
+        *about_suppression(study.config),
         *([about_epochs(summarise(study).epochs)] if study.config.look_epochs else []),
         str(spent(study)),
     )
@@ -212,7 +214,7 @@ class _Steps:
         """Return the first that can be exported. Raises BudgetError where none can."""
         if (found := self._export_first(exports)) is not None:
             return found
-        lost, limit = self._lost, self._study.budget.latency_ms
+        lost, limit = self._lost, self._study.config.budget_ms
         if lost and (limit is None or len(lost) >= len(exports)):
             raise StudyError(
                 f"the weights of trials {', '.join(map(str, lost))}, all that could be exported, "
@@ -270,8 +272,8 @@ class _Steps:
                 return export, replace(package, path=best)
             shutil.rmtree(package.path)
             self._callback.on_message(
-                f"Trial {number} is not exported: its file took {package.latency}, "
-                f"over the budget of {study.budget.latency_ms} ms"
+                f"Trial {number} is not exported: its file took {package.took}, "
+                f"over the budget of {study.config.budget_ms} ms"
             )
         return None
 

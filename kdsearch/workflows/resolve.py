@@ -25,9 +25,9 @@ from kdsearch.study.config import (
     config_of,
     free_name,
     read_config,
-    refuse_changes,
     study_path,
 )
+from kdsearch.study.config_changes import refuse_changes
 from kdsearch.study.facts import SEEDS, Refit
 from kdsearch.study.open import reach, refuse_driven
 from kdsearch.study.options import RunOptions
@@ -41,6 +41,7 @@ from kdsearch.teachers.spec import teacher_specs
 from kdsearch.training.distiller.coverage import check_teachers, refusal
 from kdsearch.trials.context import load_data
 from kdsearch.trials.start import families_of, with_weights, without_missing
+from kdsearch.workflows.suppression import check_suppression
 
 # Of a run that names no images, teacher, space or budget: a limit that the teacher breaks, and a
 # spend that ends within a minute.
@@ -82,6 +83,7 @@ def resolve(
         config, lines = _with_space(config, data)
         for line in (*lines, *_without_budget(config)):
             note(line)
+    check_suppression(config, tasks.of(data))
     space = config.search_space()
     starting = families_of(space, "pretrained")
     config = with_weights(config, starting, sole=starting[0] if len(starting) == 1 else None)

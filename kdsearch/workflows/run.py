@@ -67,6 +67,7 @@ from kdsearch.workflows.resolve import (
     with_usable_methods,
 )
 from kdsearch.workflows.rungs import climb, forget
+from kdsearch.workflows.suppression import about_suppression, with_suppression
 
 _VERSIONED = ("torch", "optuna", "timm", "onnxruntime")
 
@@ -129,7 +130,8 @@ def _run(
         callback.on_message(warning)
     config, lines = with_usable_methods(config, teachers, task)
     config, limits = resolved(config, prepared.teacher)
-    _note_each(callback, [*lines, *limits])
+    config = with_suppression(config, prepared.context)
+    _note_each(callback, [*lines, *limits, *about_suppression(config)])
     if wanted is not None:
         wanted = replace(wanted, left_out=config.left_out)
     prepared = replace(prepared, context=replace(prepared.context, budget=config.budget))
@@ -158,8 +160,7 @@ def _run(
             refit=wanted or facts.refit,
             is_finished=False,
         )
-        _note_each(callback, about_plan(halving))
-        _note_each(callback, refits_to_come(study, total))
+        _note_each(callback, [*about_plan(halving), *refits_to_come(study, total)])
         _try_recipes(study, out, callback)
         _save_teachers(prepared.context.teachers, config, path / "teacher")
         try:

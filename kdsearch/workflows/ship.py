@@ -139,8 +139,8 @@ def _exported(
     if not package.is_within(study.budget):
         shutil.rmtree(package.path)
         raise BudgetError(
-            f"trial {number} was not shipped: its file took {package.latency}, over the budget of "
-            f"{study.budget.latency_ms} ms; ship another, or is the machine busy?"
+            f"trial {number} was not shipped: its file took {package.took}, over the budget of "
+            f"{study.config.budget_ms} ms; ship another, or is the machine busy?"
         )
     rights = model_card.rights_of(best)
     set_aside(study, note)

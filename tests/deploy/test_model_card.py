@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from toy_data import toy_data
 
 from kdsearch.deploy import model_card
+from kdsearch.deploy.card_program import timm_snippet
 from kdsearch.deploy.pricing import build_student
 from kdsearch.models.features import bare
 from kdsearch.models.weights import save_weights
@@ -178,9 +179,7 @@ def test_timm_alone_loads_a_student_of_its_own(name, tmp_path, monkeypatch):
     student = build_student(StudentSpec(family=f"timm:{name}"), DATA).freeze()
     save_weights(bare(student.network), tmp_path / "student.safetensors")
     metadata = {"channels": "3", "resolution": "32"}
-    shown = model_card.timm_snippet(
-        {"student": student.name}, metadata, {"head_outputs": len(DATA.classes)}
-    )
+    shown = timm_snippet({"student": student.name}, metadata, {"head_outputs": len(DATA.classes)})
     (code,) = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     found: dict[str, torch.nn.Module] = {}
@@ -193,10 +192,10 @@ def test_timm_alone_loads_a_student_of_its_own(name, tmp_path, monkeypatch):
 
 
 def test_other_families_are_not_timms():
-    assert model_card.timm_snippet({"student": "resnet"}, METADATA, {"head_outputs": 3}) == ""
+    assert timm_snippet({"student": "resnet"}, METADATA, {"head_outputs": 3}) == ""
 
 
 @pytest.mark.parametrize("knob", ["depth", "cut"])
 def test_a_network_without_some_of_its_blocks_is_not_timms(knob):
     config = {"student": "timm:resnet18", "set": {f"student.{knob}": 1}}
-    assert model_card.timm_snippet(config, METADATA, {"head_outputs": 3}) == ""
+    assert timm_snippet(config, METADATA, {"head_outputs": 3}) == ""

@@ -9,7 +9,8 @@ import pytest
 
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.study.budget_shares import Share, read_limit
-from kdsearch.study.config import config_of, refuse_changes
+from kdsearch.study.config import config_of
+from kdsearch.study.config_changes import refuse_changes
 from kdsearch.study.open import open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.sampler_check import refuse_sampler

@@ -21,7 +21,8 @@ from kdsearch.space import default_of
 from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.builtin_spaces import find_space
-from kdsearch.study.config import StudyConfig, refuse_changes
+from kdsearch.study.config import StudyConfig
+from kdsearch.study.config_changes import refuse_changes
 from kdsearch.trials.start import (
     families_of,
     files_of,

@@ -10,12 +10,23 @@ import detection_data
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from quick import quick
 
 import kdsearch
+from kdsearch import data as datasets
+from kdsearch.deploy.formats.base import Agreement
 from kdsearch.deploy.formats.onnx import load_file
+from kdsearch.deploy.package import Package
+from kdsearch.deploy.suppression import Suppression
+from kdsearch.deploy.timing import Latency
+from kdsearch.errors import SpecError
+from kdsearch.models import boxes as box_rules
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
+from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.spec import TeacherSpec
 
 SPACE = """
 student:
@@ -35,12 +46,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             data=detection_data.write(folder / "shapes"),
             space=folder / "space.yaml",
             teacher_epochs=1,
-            budget=kdsearch.Budget(flops=60_000_000),
+            budget=kdsearch.Budget(latency_ms=1000, flops=60_000_000),
+            budget_with_nms=True,
             trials=1,
             out=folder / "results",
             name="boxes",
         )
         kdsearch.export_study(found, ["onnx-int8"], max_drop=1.0)
+        kdsearch.export_study(found, ["onnx", "onnx-int8"], nms=True, max_drop=1.0)
         yield found.path
 
 
@@ -83,6 +96,74 @@ def test_each_file_is_measured_by_its_own_runtime(study: Path) -> None:
     points = sum(h * w for h, w in ((12, 16), (6, 8), (3, 4)))
     answer = load_file(best / "student.onnx")(np.zeros((2, 3, 96, 128), np.float32))
     assert answer.shape == (2, points, 7)
+
+
+def test_files_that_keep_the_best_boxes_have_the_same_metric(study: Path) -> None:
+    best = study / "best"
+    metrics = json.loads((best / "metrics.json").read_text())
+    for stem in ("", "-int8"):
+        file = metrics["files"][f"student-nms{stem}.onnx"]
+        outside = metrics["files"]["student-int8.onnx"] if stem else metrics["onnx"]
+        assert file["val"] == pytest.approx(outside["val"], abs=1e-3)
+        assert file["agreement"]["are_classes"]
+        assert file["predicted"]["same"] > 0.999
+        assert file["output"].startswith("`objects`: float32 [batch, 100, 6], best first")
+    assert metrics["files"]["student-nms.onnx"]["agreement"]["same"] > 0.999
+    assert not metrics["files"]["student-nms.onnx"]["misses"]
+    card = (best / "README.md").read_text()
+    assert "`student-nms-int8.onnx` answers with `objects`: float32 [batch, 100, 6]" in card
+
+
+def test_suppression_is_timed_apart_and_counted_in_the_budget(study: Path) -> None:
+    opened, best = load_study(study), study / "best"
+    onnx_metrics = json.loads((best / "metrics.json").read_text())["onnx"]
+    nms, config = onnx_metrics["nms"], opened.config
+    assert 0 < nms["ms"] <= nms["p95_ms"]
+    assert nms["images"] == detection_data.SPLITS["val"]
+    assert nms["counted_ms"] == config.nms_ms > 0
+    assert opened.budget.latency_ms == config.budget_ms - config.nms_ms
+    assert onnx_metrics["latency_high_ms"] + nms["p95_ms"] <= config.budget_ms
+    assert "non-maximum suppression takes" in (best / "README.md").read_text()
+    assert any(note.startswith("Of the budget of 1000 ms,") for note in opened.facts.notes)
+
+
+def test_what_the_shipped_boxes_take_can_break_a_budget() -> None:
+    """The file is within 10 ms, of which 1 is held back; its own suppression takes 2.5."""
+    latency = Latency(ms=8, low_ms=7.9, high_ms=8.1, spread_ms=0.1, contention=None)
+    exact = Agreement(same=1.0, max_abs=0.0, max_rel=0.0, n=1)
+    budget = StudyConfig(budget_ms=10, budget_with_nms=True, nms_ms=1.0).budget
+    assert budget == kdsearch.Budget(latency_ms=9)
+
+    def within(p95_ms: float, counted_ms: float | None) -> bool:
+        nms = Suppression(ms=0.1, p95_ms=p95_ms, images=4, counted_ms=counted_ms)
+        package = Package(path=Path(), val=0.5, agreement=exact, latency=latency, nms=nms)
+        return package.is_within(budget)
+
+    assert [within(p95_ms, 1.0) for p95_ms in (0.5, 1.8, 2.5)] == [True, True, False]
+    assert within(2.5, None)
+
+
+def test_suppression_is_counted_only_where_there_is_some_and_a_budget_of_latency(
+    study: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match="--budget-with-nms is for detection"), quick():
+        kdsearch.run(data="digits", budget_with_nms=True, out=tmp_path)
+    with pytest.raises(SpecError, match="counts in --budget-ms; give that too"), quick():
+        kdsearch.run(data=study.parents[1] / "shapes", budget_with_nms=True, out=tmp_path)
+    with pytest.raises(SpecError, match="--nms is for the ONNX formats; torch-export is none"):
+        kdsearch.export_study(study, ["torch-export"], nms=True)
+
+
+def test_a_file_that_keeps_its_boxes_is_a_teacher_like_the_other(study: Path) -> None:
+    data = datasets.load(str(study.parents[1] / "shapes"), cache_dir=study.parent / ".cache")
+    found = []
+    for name in ("student.onnx", "student-nms.onnx"):
+        spec = TeacherSpec(name=f"onnx:{study / 'best' / name}")
+        device, note = torch.device("cpu"), (lambda text: None)
+        teacher = load_teacher(spec, data, cache_dir=study, seed=0, device=device, note=note)
+        found.append(box_rules.shown(teacher(data.val.at(slice(4))), least=0.05))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 def test_the_boxes_stay_float_in_8_bits(study: Path) -> None:

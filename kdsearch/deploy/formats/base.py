@@ -59,7 +59,7 @@ class Agreement:
 
     same: share of images with the same answer, as the task sees it. max_abs: largest difference of
     two numbers; max_rel: that over the standard deviation of the model's. are_classes: answers are
-    no numbers; then both are 0 and only `same` counts.
+    no numbers to compare, but classes or lists of boxes; then both are 0 and only `same` counts.
     """
 
     same: float
@@ -112,7 +112,7 @@ def both_answers(
 
 def agreement_of(ours: Tensor, theirs: Tensor, task: Task) -> Agreement:
     """Compare answers [N, ...] of the model with those of its file."""
-    if not ours.is_floating_point():
+    if not (ours.is_floating_point() and task.compares_numbers):
         same = task.agreement(ours, theirs)
         return Agreement(same=same, max_abs=0.0, max_rel=0.0, n=len(ours), are_classes=True)
     max_abs = float((ours - theirs).abs().max())
