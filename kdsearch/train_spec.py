@@ -32,6 +32,8 @@ class TrainSpec:
     class_weights: power of 1 / the share of its class by which an image counts in the loss on
         labels; 0: images count alike, 1: classes do.
     scale: views enlarge or reduce an image by up to 1 + scale; 0: never.
+    mosaic: share of the views of a detector that show four images, [0, 1]; 0 in the last tenth of
+        the epochs, at least one.
     views: augmented views of each image, used in turn; 0: a new view each epoch.
     precision: of the student's step; `auto` is bf16 on a GPU that has it, else fp32.
     repeat: each number has its own weights, order and views. Above 0 they do not depend on the
@@ -70,6 +72,7 @@ class TrainSpec:
     frozen_stages: int = 0
     bn: str = "auto"
     scale: float = 0.0
+    mosaic: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -80,6 +83,7 @@ class TrainSpec:
             "layer_decay": 0 < self.layer_decay <= 1,
             "frozen_stages": self.frozen_stages >= ALL_STAGES,
             "scale": 0 <= self.scale <= MAX_SCALE,
+            "mosaic": 0 <= self.mosaic <= 1,
             **{n: 0 <= getattr(self, n) < 1 for n in ("warmup", "label_smoothing", "ema")},
         }
         bad = [f"train.{name}: {getattr(self, name)!r}" for name, ok in checks.items() if not ok]
@@ -89,7 +93,8 @@ class TrainSpec:
             )
             accepted += "lr and "
             accepted += f"inherited_lr > 0, {', '.join(_FROM_0)} >= 0, layer_decay in (0, 1], "
-            accepted += f"frozen_stages >= -1, scale from 0 to {MAX_SCALE}, the others in [0, 1)"
+            accepted += f"frozen_stages >= -1, scale from 0 to {MAX_SCALE}, "
+            accepted += "mosaic in [0, 1], the others in [0, 1)"
             raise SpecError(f"{'; '.join(bad)} ({accepted})")
         choices: dict[str, tuple[str, ...]] = {
             "optimizer": OPTIMIZERS,

@@ -122,7 +122,7 @@ def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[
     import json
 
     from kdsearch.data.seen import recall, remember
-    from kdsearch.data.views import channel_statistics
+    from kdsearch.data.statistics import channel_statistics
 
     known = recall(kept)
     if known is not None:

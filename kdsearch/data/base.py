@@ -28,6 +28,7 @@ Colour: TypeAlias = tuple[int, int, int]
 CLASSIFICATION = "classification"  # the task of data that name none
 SEGMENTATION = "segmentation"
 DETECTION = "detection"
+MOSAIC_OTHERS = 3  # images of a mosaic besides the sample's own
 _CHUNK = 512  # images copied at a time, so that a set larger than the memory never sits in it
 
 
@@ -121,7 +122,7 @@ class Augment:
     area: None, or the least share of an image in a random resized crop (Szegedy et al., CVPR 2015,
     arXiv:1409.4842), in place of the padding. policy: operations on top, see data/policies.py.
     mix: whether another image is mixed in. scale: images are enlarged or reduced by up to
-    1 + scale.
+    1 + scale. mosaic: share of the views that show four images, see data/mosaic.py.
     """
 
     pad: int
@@ -130,6 +131,12 @@ class Augment:
     mix: str = "none"
     area: float | None = None
     scale: float = 0.0
+    mosaic: float = 0.0
+
+    @property
+    def partners(self) -> int:
+        """Return how many other samples a view may show."""
+        return MOSAIC_OTHERS if self.mosaic else int(self.mix != "none")
 
     def __post_init__(self) -> None:
         if self.pad < 0:
@@ -138,6 +145,10 @@ class Augment:
             raise DataError(f"augment.area: {self.area} is not a share in (0, 1]")
         if not 0 <= self.scale <= MAX_SCALE:
             raise DataError(f"augment.scale: {self.scale} is not a number from 0 to {MAX_SCALE}")
+        if not 0 <= self.mosaic <= 1:
+            raise DataError(f"augment.mosaic: {self.mosaic} is not a share from 0 to 1")
+        if self.mosaic and (self.mix != "none" or self.area is not None):
+            raise DataError("augment.mosaic: it excludes mix and resized crops")
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("mix", self.mix, MIXES)
 

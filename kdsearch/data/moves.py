@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdsearch.data import zoom
 from kdsearch.data.base import Augment
 from kdsearch.data.boxes import PADDING, ignored
 from kdsearch.data.sizes import Size
-from kdsearch.data.views import ViewSeeds, placed, zoomed
+from kdsearch.data.views import ViewSeeds, tiles
+from kdsearch.data.zoom import ONE
 from kdsearch.errors import DataError
 
 LEAST_SHOWN = 0.25
@@ -21,28 +21,46 @@ def boxes_moved(
 ) -> Tensor:
     """Return boxes of the samples at `index`, float [B, M, 5], as a view shows them.
 
+    A mosaic shows those of four samples, [B, 4 * M, 5].
+
     boxes: [N, M, 5] of x1, y1, x2, y2 in fractions of the image, and a code, see `data/boxes.py`.
     size: (H, W) of the images. Boxes are cut at the border; below LEAST_SHOWN they are ignored,
     outside they become padding. Raises DataError for augmentation that boxes do not follow.
     """
-    return _moved(boxes.index_select(0, index), index, seeds, augment, size)
+    return _of_tiles(boxes, index, seeds, augment, size)
 
 
-def _moved(rows: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> Tensor:
-    """Return the boxes [B, M, 5] of the samples at `index`, moved."""
+def _of_tiles(
+    boxes: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
+) -> Tensor:
+    """Return boxes [N, M, ...] as a view shows them, of all images in it: [B, n * M, ...].
+
+    The corners come first, the code last.
+    """
     if augment.mix != "none" or augment.policy != "plain" or augment.area is not None:
         raise DataError(
-            f"augment: boxes follow crops, mirroring and scale; not policy {augment.policy!r}, "
-            f"mix {augment.mix!r} or resized crops"
+            "augment: boxes follow crops, mirroring, scale and mosaics, not policy "
+            f"{augment.policy!r}, mix {augment.mix!r} or resized crops"
         )
-    down, right, mirrored = placed(index, seeds, augment)
-    step = torch.full_like(down, zoom.ONE)
-    down, right = ((offset - augment.pad) * zoom.ONE for offset in (down, right))
-    if augment.scale:
-        step, down, right = zoomed(index, seeds, augment, size)
+    samples, moves, mirrored = tiles(index, seeds, augment, size)
+    found = []
+    for own, moved in zip(samples, moves, strict=True):
+        rows = boxes.index_select(0, own)
+        corners, rest, codes = torch.split(rows, [4, rows.shape[2] - 5, 1], dim=2)
+        shown = _moved(torch.cat([corners, codes], dim=2), moved, mirrored, size)
+        found.append(torch.cat([shown[..., :4], rest, shown[..., 4:]], dim=2))
+    return torch.cat(found, dim=1)
+
+
+def _moved(rows: Tensor, moves: Tensor, mirrored: Tensor, size: Size) -> Tensor:
+    """Return the boxes [B, M, 5] of one image of each view, moved; see `views.tiles`.
+
+    Boxes of an image that a view shows nothing of are padding, also of one without a label.
+    """
+    step, down, right = moves.unbind()
     sides = rows.new_tensor([size[1], size[0]])
-    offset = torch.stack([right, down], dim=1).to(rows.dtype) / zoom.ONE / sides
-    scale = (step.to(rows.dtype) / zoom.ONE)[:, None, None]
+    offset = torch.stack([right, down], dim=1).to(rows.dtype) / ONE / sides
+    scale = (step.to(rows.dtype) / ONE)[:, None, None]
     whole = ((rows[..., :4] - offset.repeat(1, 2)[:, None]) / scale).clamp(-64, 64)
     flipped = torch.stack(
         [1 - whole[..., 2], whole[..., 1], 1 - whole[..., 0], whole[..., 3]], dim=2
@@ -50,10 +68,12 @@ def _moved(rows: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size
     whole = torch.where(mirrored[:, None, None] == 1, flipped, whole)
     seen = whole.clamp(0, 1)
     share = _area(seen) / _area(whole).clamp(min=torch.finfo(rows.dtype).tiny)
-    code = rows[..., 4]
+    is_seen = ((-offset < scale[:, 0]) & (offset < 1)).all(dim=1)[:, None]
+    code = torch.where(is_seen, rows[..., 4], PADDING)
     code = torch.where((code >= 0) & (share < LEAST_SHOWN), ignored(code), code)
     code = torch.where((code != PADDING) & (share <= 0), PADDING, code)
-    return torch.cat([seen * (code != PADDING)[..., None], code[..., None]], dim=2)
+    seen = torch.where((code != PADDING)[..., None], seen, 0.0)
+    return torch.cat([seen, code[..., None]], dim=2)
 
 
 def scored_boxes_moved(
@@ -63,9 +83,7 @@ def scored_boxes_moved(
 
     boxes: [N, n, 6] of x1, y1, x2, y2, score and code. All else is as in `boxes_moved`.
     """
-    corners, scores, codes = torch.split(boxes.index_select(0, index), [4, 1, 1], dim=2)
-    moved = _moved(torch.cat([corners, codes], dim=2), index, seeds, augment, size)
-    return torch.cat([moved[..., :4], scores, moved[..., 4:]], dim=2)
+    return _of_tiles(boxes, index, seeds, augment, size)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -7,25 +7,22 @@ resume.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsearch.data import policies, zoom
+from kdsearch.data import mosaic, policies, resized_crops, zoom
 from kdsearch.data.base import VOID, Augment, ImageSet
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import DataError
 
 _SMALL = 64  # px
-_CHUNK = 512  # images at a time, for statistics over sets that do not fit in memory
 _WEIGHT_BITS = 17  # after the point of a mixing weight
 
 Start: TypeAlias = int | Tensor
@@ -60,7 +57,8 @@ class ViewSeeds:
     """Random streams of one view of all samples: where each begins, and which samples mix in.
 
     A stream begins at a number, or at a 0-d int64 tensor: a captured step reads those, and the
-    next view overwrites them. policy: a stream for each round. partners: int64 [N] or None.
+    next view overwrites them. policy: a stream for each round. partners: int64 [n, N], n samples
+    that are shown with each; None for none.
     """
 
     place: Start
@@ -68,24 +66,29 @@ class ViewSeeds:
     shift: Start
     weight: Start
     box: Start
+    mosaic: Start
+    window: Start
     policy: tuple[Start, ...]
     partners: Tensor | None = None
 
     @property
     def starts(self) -> list[Start]:
         """Return where the streams begin, in the order of `ViewSeeds.of`."""
-        return [self.place, self.zoom, self.shift, self.weight, self.box, *self.policy]
+        single = self.place, self.zoom, self.shift, self.weight, self.box, self.mosaic, self.window
+        return [*single, *self.policy]
 
     @classmethod
     def of(cls, starts: Sequence[Start], partners: Tensor | None) -> ViewSeeds:
         """Return the seeds of streams that begin there."""
-        place, zoom, shift, weight, box, *policy = starts
+        place, zoom, shift, weight, box, mosaic, window, *policy = starts
         return cls(
             place=place,
             zoom=zoom,
             shift=shift,
             weight=weight,
             box=box,
+            mosaic=mosaic,
+            window=window,
             policy=tuple(policy),
             partners=partners,
         )
@@ -102,8 +105,12 @@ def view_seeds(
         shift=_start(seed, view, "shift"),
         weight=_start(seed, view, "weight"),
         box=_start(seed, view, "box"),
+        mosaic=_start(seed, view, "mosaic"),
+        window=_start(seed, view, "window"),
         policy=tuple(_start(seed, view, "policy", number) for number in rounds),
-        partners=None if augment.mix == "none" else _permutation(view, seed, count, device),
+        partners=_permutations(view, seed, count, device, augment.partners)
+        if augment.partners
+        else None,
     )
 
 
@@ -123,9 +130,9 @@ def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment:
 
 def shown(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the view that the seeds give of the samples at `index`; see `augmented`."""
-    if seeds.partners is None:
+    if augment.mix == "none" or seeds.partners is None:
         return _unmixed(images, index, seeds, augment)
-    both = _unmixed(images, torch.cat([index, seeds.partners[index]]), seeds, augment)
+    both = _unmixed(images, torch.cat([index, seeds.partners[0, index]]), seeds, augment)
     own, other = both.chunk(2)
     if augment.mix == "cutmix":
         rows, columns = _box(index, seeds, images.shape[2:])
@@ -135,9 +142,14 @@ def shown(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -
     return blend.add_(1 << (_WEIGHT_BITS - 1)).bitwise_right_shift_(_WEIGHT_BITS).byte()
 
 
-def mixed_with(index: Tensor, seeds: ViewSeeds) -> Tensor | None:
-    """Return the samples, int64 [B], that are mixed into those at `index`; None without a mix."""
-    return None if seeds.partners is None else seeds.partners[index]
+def mixed_with(index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor | None:
+    """Return the samples, int64 [B], that are mixed into those at `index`; None without a mix.
+
+    Raises DataError for a mosaic, whose images have no one class.
+    """
+    if augment.mosaic:
+        raise DataError("augment.mosaic: a mosaic shows the boxes of four images; use mix")
+    return None if seeds.partners is None else seeds.partners[0, index]
 
 
 def own_share(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> Tensor:
@@ -148,20 +160,22 @@ def own_share(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> 
     return _weight(index, seeds) / (1 << _WEIGHT_BITS)
 
 
-def partners(index: Tensor, view: int, *, seed: int, count: int) -> Tensor:
-    """Return int64 [B]: the samples, of `count`, that are mixed into those at `index` in a view.
+def partners(index: Tensor, view: int, *, seed: int, count: int, each: int = 1) -> Tensor:
+    """Return int64 [each * B]: the samples, of `count`, that a view shows with those at `index`.
 
-    In each view they are a permutation of all samples, so that each is mixed in once; it is
-    uniform, itself included, and a hash of (seed, view) decides it.
+    In each view they are a permutation of all samples, so that each is shown once more; it is
+    uniform, itself included, and a hash of (seed, view) decides it. each: so many permutations.
     """
-    return _permutation(view, seed, count, index.device)[index]
+    return _permutations(view, seed, count, index.device, each)[:, index].flatten()
 
 
 @lru_cache(maxsize=4)
-def _permutation(view: int, seed: int, count: int, device: torch.device) -> Tensor:
-    """Sort all samples by a hash; kept for the batches of a view (4 ms for 50,000 samples)."""
+def _permutations(view: int, seed: int, count: int, device: torch.device, each: int) -> Tensor:
+    """Sort all samples by hashes; kept for the batches of a view (4 ms for 50,000 samples)."""
     samples = torch.arange(count, device=device)
-    found = counter_hash(samples, seed, view, "partner").argsort(stable=True)
+    keys = [(), *((number,) for number in range(1, each))]
+    hashes = [counter_hash(samples, seed, view, "partner", *key) for key in keys]
+    found = torch.stack([values.argsort(stable=True) for values in hashes])
     if device.type == "cuda":  # trials on other streams may read it from now on
         torch.cuda.current_stream(device).synchronize()
     return found
@@ -202,10 +216,12 @@ def moved(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> T
         raise DataError("augment.mix: mixup shows two classes at a pixel; use cutmix for masks")
     if augment.area is not None:
         raise DataError("augment.area: masks follow no resized crops; use scale")
+    if augment.mosaic:
+        raise DataError("augment.mosaic: it moves boxes, and no masks; use mix cutmix")
     own = _unmixed_masks(masks, index, seeds, augment)
     if seeds.partners is None:
         return own
-    other = _unmixed_masks(masks, seeds.partners[index], seeds, augment)
+    other = _unmixed_masks(masks, seeds.partners[0, index], seeds, augment)
     rows, columns = _box(index, seeds, (masks.shape[1], masks.shape[2]))
     return torch.where(rows[:, :, None] & columns[:, None, :], other, own)
 
@@ -235,7 +251,11 @@ def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment
     rows = index if images.rows is None else images.rows.index_select(0, index)
     if augment.area is not None:
         place = _walk(index, seeds.place)
-        return _resized_crops(images.images, rows, place, augment.area, flip=augment.flip)
+        return resized_crops.shown(images.images, rows, place, augment.area, flip=augment.flip)
+    if augment.mosaic:
+        samples, moves, mirrored = tiles(index, seeds, augment, images.shape[2:])
+        places = samples if images.rows is None else images.rows[samples]
+        return mosaic.shown(images.images, places, moves, mirrored)
     down, right, mirrored = placed(index, seeds, augment)
     if augment.scale:
         moves = zoomed(index, seeds, augment, images.shape[2:])
@@ -258,58 +278,34 @@ def zoomed(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Sequence[int
     return zoom.drawn(bits, more, size=(height, width), scale=augment.scale, pad=augment.pad)
 
 
+def tiles(
+    index: Tensor, seeds: ViewSeeds, augment: Augment, size: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the images that a view of (H, W) shows: samples int64 [n, B], moves [n, 3, B].
+
+    Moves are (step, offset down, offset right), see `zoom.drawn`; n is 1, or 4 with a mosaic.
+    Third: int64 [B], 1 where the view is mirrored.
+    """
+    down, right, mirrored = placed(index, seeds, augment)
+    crop = [torch.ones_like(down), down - augment.pad, right - augment.pad]
+    own = zoom.ONE * torch.stack(crop)
+    if augment.scale:
+        own = zoomed(index, seeds, augment, size)
+    if not augment.mosaic or seeds.partners is None:
+        return index[None], own[None], mirrored
+    height, width = size
+    bits, more = _walk(index, seeds.mosaic), _walk(index, seeds.window)
+    moves = mosaic.drawn(
+        own, bits, more, size=(height, width), scale=augment.scale, share=augment.mosaic
+    )
+    return torch.cat([index[None], seeds.partners[:, index]]), moves, mirrored
+
+
 def _crop(
     images: Tensor, rows: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, pad: int
 ) -> Tensor:
     crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
     return crop(images, rows, down, right, mirrored, pad)
-
-
-def _resized_crops(
-    images: Tensor, index: Tensor, place: Tensor, least: float, *, flip: bool
-) -> Tensor:
-    """Return boxes of the images at their whole size: bilinear, in whole numbers.
-
-    The area of a box is uniform in [least, 1], the log of its ratio in [-log 4/3, log 4/3].
-    place: int64 [B], whose bits decide.
-    """
-    height, width = images.shape[2:]
-    area = least + (1 - least) * (place & 0xFFFF).double() / 0x10000
-    ratio = torch.exp2(((place >> 16 & 0xFFFF).double() / 0x8000 - 1) * math.log2(4 / 3))
-    sides = (area / ratio).sqrt() * height, (area * ratio).sqrt() * width
-    down = _along(height, sides[0].round().long(), place >> 32 & 0x3FFF)
-    mirrored = ((place >> 60 & 1) * flip)[:, None] == 1
-    across = _along(width, sides[1].round().long(), place >> 46 & 0x3FFF)
-    right = [torch.where(mirrored, x.flip(1), x) for x in across]
-    channels = torch.arange(images.shape[1], device=images.device)
-    plane = (index[:, None] * images.shape[1] + channels)[:, :, None] * height
-    lines = images.reshape(-1, width)
-
-    def rows(y: Tensor) -> Tensor:
-        found = lines.index_select(0, (plane + y[:, None, :]).flatten())
-        return found.view(*plane.shape[:2], height, width).short()
-
-    tall = _between(rows(down[0]), rows(down[1]), down[2][:, None, :, None])
-    columns = [x[:, None, None, :].expand(tall.shape) for x in right]
-    return _between(tall.gather(3, columns[0]), tall.gather(3, columns[1]), columns[2]).byte()
-
-
-def _along(length: int, side: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two source pixels of each pixel of a line, and the second one's weight of 128.
-
-    side: of the boxes, int64 [B], cut at the line's length. place: where they begin, in 2^14ths.
-    """
-    side = side.clamp(1, length)[:, None]
-    start = (length - side + 1) * place[:, None] >> 14
-    centre = (2 * torch.arange(length, device=side.device) + 1) * side * 64 // length - 64
-    centre = torch.minimum(centre.clamp(min=0), (side - 1) * 128)
-    first = centre >> 7
-    return start + first, start + torch.minimum(first + 1, side - 1), (centre & 127).short()
-
-
-def _between(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """Return the rounded mix of two int16 tensors of bytes. weight: of the other, of 128."""
-    return one + ((other - one) * weight + 64 >> 7)
 
 
 def _crop_windows(
@@ -383,18 +379,3 @@ def _affine(
     """Return scale and shift [C, 1, 1]; kept, since a copy to a GPU stalls every step."""
     m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     return (1 / (255 * s)).float().to(device), (-m / s).float().to(device)
-
-
-def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of images / 255, exactly."""
-    histograms = np.zeros((images.shape[1], 256), np.int64)
-    for start in range(0, len(images), _CHUNK):
-        for channel, pixels in enumerate(images.at(slice(start, start + _CHUNK)).unbind(1)):
-            # numpy's bincount: torch's takes 6 to 20 times as long on bytes
-            histograms[channel] += np.bincount(pixels.numpy().ravel(), minlength=256)
-    counts = torch.from_numpy(histograms)
-    share = counts.double() / counts.sum(1, keepdim=True)
-    value = torch.arange(256, dtype=torch.float64) / 255
-    mean = (share * value).sum(1)
-    std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())

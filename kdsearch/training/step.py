@@ -7,6 +7,7 @@ and a GPU can replay it as a graph. A CPU runs the same lines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from kdsearch.training.distiller import Distiller, LossWeights
 from kdsearch.training.ema import Kept, ModelEma
 from kdsearch.training.inherited import rates_of, still_norms
 from kdsearch.training.optimizers import Optimizers
+
+LAST_SHARE = 10  # one in so many epochs, the last ones, shows no mosaics
 
 
 class TeacherSource(Protocol):
@@ -90,11 +93,17 @@ class Session:
         """Return the task of the data."""
         return tasks.of(self.data)
 
-    @property
-    def augment(self) -> Augment:
-        """Return the augmentation of this training's views."""
+    def augment(self, epoch: int = 1) -> Augment:
+        """Return the augmentation of the views of an epoch, from 1; the last have no mosaics."""
         spec = self.spec
-        return replace(self.data.augment, policy=spec.policy, mix=spec.mix, scale=spec.scale)
+        is_last = epoch > spec.epochs - math.ceil(spec.epochs / LAST_SHARE)
+        return replace(
+            self.data.augment,
+            policy=spec.policy,
+            mix=spec.mix,
+            scale=spec.scale,
+            mosaic=0.0 if is_last else spec.mosaic,
+        )
 
     @property
     def precision(self) -> str:
@@ -149,7 +158,7 @@ class Step:
         self._schedule = [distiller.weights_at(0.0)]
         self._weights = self._schedule[0]
         self._table = torch.zeros(self._steps, 2 + len(self._weights.values), device=device)
-        self._view = 0
+        self._view, self._augment = 0, session.augment()
         seeds = self._seeds_of(1)
         self._starts = torch.tensor(seeds.starts, device=device)
         self._seeds = ViewSeeds.of(
@@ -186,7 +195,8 @@ class Step:
             self._weights = self._schedule[place]
             with self.step_lock:
                 self._bring(place, images)
-                self._repeated((self._weights.active, *(rows is None for rows in self._stored)))
+                is_stored = [rows is None for rows in self._stored]
+                self._repeated((self._weights.active, self._augment.mosaic, *is_stored))
 
     def means(self) -> dict[str, float]:
         """Return the means of the epoch's losses by name, once they are known."""
@@ -239,24 +249,25 @@ class Step:
         return view_seeds(
             view,
             seed=session.view_seed,
-            augment=session.augment,
+            augment=self._augment,
             count=self._count,
             device=session.device,
         )
 
     @property
     def _also(self) -> Also | None:
-        """Return the function that gives the samples mixed into a batch."""
-        if self._seeds.partners is None:
+        """Return the function that gives the further samples that the views of a batch show."""
+        each, seed = self._augment.partners, self._session.view_seed
+        if not each:
             return None
-        seed = self._session.view_seed
-        return partial(partners, view=self._view, seed=seed, count=self._count)
+        return partial(partners, view=self._view, seed=seed, count=self._count, each=each)
 
     def _begin(self, number: int) -> None:
         """Write what the steps of an epoch read."""
         spec = self._session.spec
         views = spec.views or spec.epochs
         self._view = spec.repeat * views + (number - 1) % views + 1
+        self._augment = self._session.augment(number)
         seeds = self._seeds_of(self._view)
         self._starts.copy_(torch.tensor(seeds.starts))
         if self._seeds.partners is not None and seeds.partners is not None:
@@ -284,7 +295,7 @@ class Step:
 
     def _bring(self, place: int, images: ImageSet) -> None:
         """Load images and teachers' rows of a step; a graph reads them in place."""
-        need, augment = self._distiller.needed_features, self._session.augment
+        need, augment = self._distiller.needed_features, self._augment
         index, host = self._order[place], self._samples[place]
         stored = [
             teacher.rows(index, host, self._view, need=need, augment=augment)
@@ -326,11 +337,11 @@ class Step:
         self, index: Tensor, stored: Sequence[Outputs | None], weights: LossWeights
     ) -> dict[str, Tensor]:
         """Return the losses on one batch; teachers and student see the same view of it."""
-        session, distiller = self._session, self._distiller
+        session, distiller, augment = self._session, self._distiller, self._augment
         assert self._images is not None
-        images = shown(self._images, index, self._seeds, session.augment)
+        images = shown(self._images, index, self._seeds, augment)
         labels, size = self._images.labels, session.data.size
-        target = session.task.target(labels, index, self._seeds, session.augment, size)
+        target = session.task.target(labels, index, self._seeds, augment, size)
         teachers = [
             replace(source.live(images, need=distiller.needed_features), index=index)
             if rows is None
@@ -338,7 +349,7 @@ class Step:
             for source, rows in zip(self._teachers, stored, strict=True)
         ]
         if self._boxes:
-            view = (index, self._seeds, session.augment, size)
+            view = (index, self._seeds, augment, size)
             teachers = [
                 replace(teacher, boxes=scored_boxes_moved(boxes, *view))
                 for teacher, boxes in zip(teachers, self._boxes, strict=True)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdsearch.data import LEAST_AREA, load, views
+from kdsearch.data import LEAST_AREA, load, statistics
 from kdsearch.data.base import Augment
 from kdsearch.errors import DataError
 
@@ -206,7 +206,7 @@ def test_all_splits_are_rows_of_the_store(tmp_path):
 def test_statistics_are_remembered(tmp_path, monkeypatch):
     first = load("digits", cache_dir=tmp_path, subset=100)
     assert load("digits", cache_dir=tmp_path).mean != first.mean
-    monkeypatch.setattr(views, "channel_statistics", lambda images: ((len(images),), (0.0,)))
+    monkeypatch.setattr(statistics, "channel_statistics", lambda images: ((len(images),), (0.0,)))
     again = load("digits", cache_dir=tmp_path, subset=100)
     assert (again.mean, again.std) == (first.mean, first.std)
     for kept in tmp_path.glob("data/*/statistics-*"):

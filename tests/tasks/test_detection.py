@@ -721,10 +721,13 @@ def test_each_method_learns_or_is_refused_with_its_reason(data: ImageData, metho
     assert sum(float(slope.abs().sum()) for slope in slopes) > 0
 
 
-def test_cached_rows_under_a_moved_view_are_those_of_the_live_teacher(data: ImageData) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_cached_rows_under_a_moved_view_are_those_of_the_live_teacher(
+    data: ImageData, share: float
+) -> None:
     teacher, need = model(data).freeze(), frozenset({"edges", "stages"})
     cache = TeacherOutputs(teacher, Feed(data.train, CPU), view_seed=3)
-    augment = replace(data.augment, scale=0.4)
+    augment = replace(data.augment, scale=0.4, mosaic=share)
     index = torch.tensor([7, 2, 11])
     stored = cache.rows(index, index, 4, need=need, augment=augment)
     assert stored is not None

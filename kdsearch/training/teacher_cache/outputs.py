@@ -245,8 +245,8 @@ class TeacherOutputs:
         """Yield each index, on the device, and the teacher's outputs on its samples."""
         (augment, number), seed = view, self._view_seed
         also = None
-        if augment.mix != "none":
-            also = partial(partners, view=number, seed=seed, count=len(self._feed))
+        if each := augment.partners:
+            also = partial(partners, view=number, seed=seed, count=len(self._feed), each=each)
         for index, images in self._feed.batches(indices, also=also):
             shown = augmented(images, index, number, seed=seed, augment=augment)
             found: Parts = {}
