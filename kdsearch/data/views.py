@@ -142,14 +142,16 @@ def shown(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -
     return blend.add_(1 << (_WEIGHT_BITS - 1)).bitwise_right_shift_(_WEIGHT_BITS).byte()
 
 
-def mixed_with(index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor | None:
+def mixed_with(index: Tensor, seeds: ViewSeeds) -> Tensor | None:
     """Return the samples, int64 [B], that are mixed into those at `index`; None without a mix.
 
     Raises DataError for a mosaic, whose images have no one class.
     """
-    if augment.mosaic:
+    if seeds.partners is None:
+        return None
+    if len(seeds.partners) > 1:
         raise DataError("augment.mosaic: a mosaic shows the boxes of four images; use mix")
-    return None if seeds.partners is None else seeds.partners[0, index]
+    return seeds.partners[0, index]
 
 
 def own_share(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size) -> Tensor:

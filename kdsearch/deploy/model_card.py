@@ -248,9 +248,12 @@ def _by_score(details: Mapping[str, Any], classes: Sequence[str], split: str) ->
 
 
 def _pictures(metrics: Mapping[str, Any]) -> str:
-    """Return the picture of validation images, '' without one."""
-    name = metrics.get("picture")
-    return f"## Validation images\n\n![image, truth, answers and errors]({name})" if name else ""
+    """Return the figures of a detector and the picture of validation images, '' without any."""
+    figures = metrics.get("figures", {}).items()
+    parts = [f"![{title}]({name})" for name, title in figures]
+    if name := metrics.get("picture"):
+        parts.append(f"## Validation images\n\n![image, truth, answers and errors]({name})")
+    return "\n\n".join(parts)
 
 
 def _spread(metric: Metric, found: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdsearch.report import classes, tables, words
+from kdsearch.report import box_figures, classes, tables, words
 from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile, tiles
 from kdsearch.report.verdict import verdict
@@ -48,7 +48,7 @@ def markdown(
         "## What distillation gained at equal cost",
         "No trial on the front has a control." if gains is None else _table(gains),
         "\n".join(f"- {_text(note)}" for note in notes),
-        *_classes(summary, picture),
+        *_classes(summary, picture, figures),
         "## What mattered",
         _listed({n: f"{v:.3f}" for n, v in ranked})
         or f"Not known: that takes about {FEWEST_TRIALS} completed trials that differ.",
@@ -64,9 +64,14 @@ def markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _classes(summary: Summary, picture: str) -> list[str]:
+def _classes(summary: Summary, picture: str, figures: Iterable[str]) -> list[str]:
     found = [_table(t) for t in (classes.by_class(summary), classes.confusion(summary)) if t]
-    shown = [f"![image, truth, answers and errors]({picture})"] if picture else []
+    shown = [
+        f"![{title}](figures/{name})"
+        for name, title in box_figures.TITLES.items()
+        if name in figures
+    ]
+    shown += [f"![image, truth, answers and errors]({picture})"] if picture else []
     return ["## By class", *found, *shown] if found or shown else []
 
 

@@ -111,14 +111,14 @@ def table(content: Table) -> str:
     )
 
 
-def image(png: bytes, label: str) -> str:
+def image(content: bytes, label: str, kind: str = "png") -> str:
     """Return an image within the page, '' for no bytes."""
-    if not png:
+    if not content:
         return ""
-    content = base64.b64encode(png).decode()
+    encoded = base64.b64encode(content).decode()
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f'<img class="strip" src="data:image/png;base64,{content}" alt="{escape(label)}"></div>'
+        f'<img class="strip" src="data:image/{kind};base64,{encoded}" alt="{escape(label)}"></div>'
     )
 
 

@@ -16,7 +16,7 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import printable
-from kdsearch.report import classes, curves, figures, markup, slices, tables, words
+from kdsearch.report import box_figures, classes, curves, figures, markup, slices, tables, words
 from kdsearch.report.axes import shown_limit
 from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
@@ -241,6 +241,10 @@ def _classes(summary: Summary, picture: bytes) -> str:
     parts = [markup.image(picture, "validation images: truth, answers and errors")]
     if (scores := classes.by_class(summary)) is not None:
         parts.insert(0, markup.table(scores))
+    parts += [
+        markup.image(svg.encode(), box_figures.TITLES[name], kind="svg+xml")
+        for name, svg in box_figures.of_summary(summary).items()
+    ]
     if (confusion := classes.confusion(summary)) is not None:
         parts.append(
             "<details><summary>Confusion of the classes</summary>"

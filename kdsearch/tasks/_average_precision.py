@@ -17,6 +17,7 @@ from torch import Tensor
 from kdsearch.data.base import is_labelled
 from kdsearch.errors import DataError
 from kdsearch.models.boxes import candidates, joined
+from kdsearch.tasks._box_curves import curves_of
 from kdsearch.tasks._coco import SIZES, Matches
 from kdsearch.tasks.base import ClassScores, Details, Meter, Metric
 
@@ -92,6 +93,7 @@ class AveragePrecision(Meter):
                 or (None,) * self._classes,
                 shares=tuple((objects / objects.sum()).tolist()),
             ),
+            curves=curves_of(matches.precision, truth, self._found()),
         )
 
     def _truth(self) -> list[Tensor]:
@@ -101,11 +103,14 @@ class AveragePrecision(Meter):
             raise DataError("there are no boxes to evaluate on")
         return truth
 
-    def _matches(self, truth: Sequence[Tensor]) -> Matches:
-        found = [
+    def _found(self) -> list[Tensor]:
+        """Return the boxes [n, 6] on each labelled image."""
+        return [
             rows for answer, labels in self._batches for rows in joined(answer[is_labelled(labels)])
         ]
-        return Matches(truth, found, self._classes)
+
+    def _matches(self, truth: Sequence[Tensor]) -> Matches:
+        return Matches(truth, self._found(), self._classes)
 
 
 def _by_class(precision: NDArray[Any], key: str) -> list[float | None]:

@@ -130,6 +130,23 @@ class ClassScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoxCurves:
+    """How well a detector finds objects, at an IoU of 0.5.
+
+    precision: of each class, by recall from 0 to 1 in even steps; None for one without objects.
+    sides: edges of groups of objects by size, the square root of their share of the image.
+    objects, found: of each group, one fewer than edges, how many there are, and how many have a box
+    of their class with a score of at least `score`.
+    """
+
+    precision: tuple[tuple[float, ...] | None, ...]
+    sides: tuple[float, ...]
+    objects: tuple[int, ...]
+    found: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
     """An evaluation beyond its metric.
 
@@ -137,7 +154,8 @@ class Details:
     have it, are right, and got it as the answer; empty where an image has no class of its own.
     confusion: images, or their pixels, by [class, answer], for at most MAX_CONFUSION classes.
     image_variances: variance of one image's part in a metric, by key, where the evaluation measured
-    it. scores: of the classes, where they are not those of `images` and `right`.
+    it. scores: of the classes, where they are not those of `images` and `right`. curves: of a
+    detector.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -147,6 +165,7 @@ class Details:
     confusion: tuple[tuple[int, ...], ...] = ()
     image_variances: Mapping[str, float] = field(default_factory=dict)
     scores: ClassScores | None = None
+    curves: BoxCurves | None = None
 
     def with_noise(self, metric: Metric) -> Metric:
         """Return a metric with the noise that this evaluation measured, else as it is."""

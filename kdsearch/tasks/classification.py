@@ -80,7 +80,7 @@ class Classification(Task):
 
         An unlabelled image, int64 -1, has no share: then a row sums to less than 1.
         """
-        other = mixed_with(index, seeds, augment)
+        other = mixed_with(index, seeds)
         if other is None:
             return labels[index]
         share = own_share(index, seeds, augment, size)

@@ -23,6 +23,7 @@ from kdsearch.models.boxes import BINS, LEAST, boxes_of, candidates, joined, ove
 from kdsearch.spec import StudentSpec
 from kdsearch.tasks._assign import Assigned, assign
 from kdsearch.tasks._average_precision import MAP, MAP50, AveragePrecision
+from kdsearch.tasks._box_curves import DRAWN
 from kdsearch.tasks._position_task import PositionTask
 from kdsearch.tasks.base import Answer, Facts, Meter
 from kdsearch.train_spec import TrainSpec
@@ -34,7 +35,6 @@ _BETA = 2  # of the quality focal loss
 _BOX, _EDGE = 2.0, 0.25  # weights of GIoU and of the distributions
 _MARGIN = 0.01  # cells, from the last bin
 _ALIKE = 0.8  # IoU of a box and its partner in another runtime's answer
-_DRAWN = 0.25  # score from which a box is drawn, as by predict.py
 _SURE = 0.3  # score from which a box needs a partner
 
 
@@ -120,7 +120,7 @@ class Detection(PositionTask):
         found = {
             name: [
                 (rows * torch.cat([sides, sides[4:]])).numpy()
-                for rows in self.boxes(answer(images), least=_DRAWN)
+                for rows in self.boxes(answer(images), least=DRAWN)
             ]
             for name, answer in answers.items()
         }

@@ -31,7 +31,7 @@ from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import load_data, pick_device, prepare, teacher_at_chance_on
 from kdsearch.trials.start import require_teacher, with_weights
 from kdsearch.trials.trial import UNFINISHED, WEIGHTS, build_distiller, run_trial
-from kdsearch.workflows.picture import write_picture
+from kdsearch.workflows.picture import write_figures, write_picture
 
 _LEFT = ("curve.csv", FOLDER, WEIGHTS)
 
@@ -120,6 +120,7 @@ def distill(
         latencies=prepared.context.latencies,
         details={"test": test.details},
     )
+    write_figures(package.path, {"test": test.details}, data.classes)
     write_picture(package.path, student, context)
     (path / WEIGHTS).unlink()
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)

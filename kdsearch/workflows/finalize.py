@@ -45,7 +45,7 @@ from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
 from kdsearch.workflows.finished import BEST, Finalized, empty_front, set_aside
 from kdsearch.workflows.latencies import measure_latencies
-from kdsearch.workflows.picture import write_picture
+from kdsearch.workflows.picture import write_figures, write_picture
 from kdsearch.workflows.rungs import with_method
 from kdsearch.workflows.suppression import about_suppression
 
@@ -284,7 +284,6 @@ class _Steps:
         """
         if self._study.config.look_epochs is not None or self._study.facts.spend is not None:
             return
-
         space = self._study.config.search_space()
 
         def source() -> Iterator[Proposal]:
@@ -369,15 +368,16 @@ def state_results(
     study: OpenStudy, ships: TrialRecord, folder: Path, findings: Sequence[str]
 ) -> None:
     """State what was found of the training that ships in its metrics.json and card."""
-    found = {"validation": _val(ships), "test": study.facts.test[ships.number]}
-    keys = {split: f"{ships.number} {split}" for split in _SPLITS}
+    facts, found = study.facts, {"validation": _val(ships), "test": study.facts.test[ships.number]}
+    details = {split: facts.details[f"{ships.number} {split}"] for split in _SPLITS}
+    write_figures(folder, details, facts.classes)
     model_card.update(
         folder,
         **{study.metric.key: found},
         teacher=teacher_of(study),
         notes=findings,
         seeds=seeds_of(study),
-        details={split: asdict(study.facts.details[key]) for split, key in keys.items()},
+        details={split: asdict(found) for split, found in details.items()},
     )
 
 

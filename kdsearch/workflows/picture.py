@@ -5,6 +5,7 @@ A task without a picture writes none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,24 @@ from kdsearch import atomic
 from kdsearch.data.base import is_labelled
 from kdsearch.deploy import model_card
 from kdsearch.models.model import Model
+from kdsearch.report import box_figures
+from kdsearch.tasks import Details
 from kdsearch.teachers.evaluation import common_answer
 from kdsearch.trials.trial import TrialContext
 
 SHOWN = 6  # images
+
+
+def write_figures(folder: Path, details: Mapping[str, Details], classes: Sequence[str]) -> None:
+    """Write the figures of a detector to an exported folder and its card; of others, none.
+
+    details: of evaluations, by split. The test split is shown where it was evaluated.
+    """
+    drawn = box_figures.drawn(details, classes)
+    for name, svg in drawn.items():
+        atomic.write(folder / name, svg)
+    if drawn:
+        model_card.update(folder, figures={name: box_figures.TITLES[name] for name in drawn})
 
 
 @torch.no_grad()

@@ -79,6 +79,12 @@ def test_report_and_card_show_classes_with_noise_and_the_same_picture(study: Pat
         assert "mAP50" in shown
     assert "| class | AP50, % | of labels, % |" in card
     assert "object-detection" in card
+    for name in ("precision_recall.svg", "object_sizes.svg"):
+        drawn = (study / "best" / name).read_text()
+        assert drawn == (study / "figures" / name).read_text()
+        assert "on test" in drawn
+        assert f"]({name})" in card
+        assert f"](figures/{name})" in text
     for name in detection_data.CLASSES:
         assert name in page
 
