@@ -15,6 +15,7 @@ from rich.text import Text
 
 from kdsearch.errors import printable
 from kdsearch.report import words
+from kdsearch.report.advice import located
 from kdsearch.report.tiles import BAD, GOOD, tiles
 from kdsearch.report.verdict import verdict, warnings_in
 from kdsearch.study.formatting import SPACE
@@ -32,7 +33,7 @@ def result(summary: Summary, path: Path) -> Iterator[str | RenderableType]:
     yield f"Retrain: kdsearch distill --config {path}/best/config.yaml"
     if summary.advice:
         yield "Next:"
-        yield from (f"- {_plain(line)}" for line in summary.advice)
+        yield from (f"- {_plain(line)}" for line in located(summary.advice, path))
 
 
 def _box(summary: Summary) -> Panel:

@@ -73,6 +73,11 @@ def count(model: nn.Module, *, input_shape: tuple[int, int, int]) -> tuple[int, 
 
 def traced_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """Return the FLOPs of a network on one image [C, H, W], traced by fvcore. Raises CostError."""
+    return by_module(model, input_shape)[""]
+
+
+def by_module(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return the FLOPs of each module by its name, '' for the network. Raises CostError."""
     name = type(model).__name__
     frozen = _frozen_view(model)
     first = next(chain(frozen.parameters(), frozen.buffers()), torch.empty(0))
@@ -81,7 +86,7 @@ def traced_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     with torch.no_grad(), unfused_attention():
         analysis = _analyse(frozen, image, name)
         _compare_counters(frozen, image, analysis.by_operator(), name)
-    return int(analysis.total())
+    return {module: int(flops) for module, flops in analysis.by_module().items()}
 
 
 def _frozen_view(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from kdsearch.deploy import model_card
 from kdsearch.deploy.formats.base import EXACT, Agreement, answer_of
 from kdsearch.deploy.formats.onnx import OPSET, evaluate, load_file, to_onnx, verify
 from kdsearch.deploy.latency import Latency, LatencyCache
+from kdsearch.deploy.layers import layers
 from kdsearch.deploy.pricing import file_for, save_student
 from kdsearch.deploy.script import check_script, refuse_script, write_script
 from kdsearch.deploy.suppression import Suppression, measure_suppression, spaced
@@ -183,6 +184,7 @@ def pack(
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),
         metadata=metadata,
+        layers=[asdict(layer) for layer in layers(student.network, shape)],
         **_metrics(package, config, cost, file.stat().st_size),
     )
     shutil.rmtree(path, ignore_errors=True)

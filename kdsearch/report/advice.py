@@ -1,49 +1,65 @@
-"""What to do next, in sentences, each with the command to type between backticks. No torch."""
+"""What to do next, in sentences, each with the command to type between backticks. No torch.
+
+Commands name the study's folder as FOLDER, so that they stay true where it is renamed; `located`
+puts the folder in.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.report import words
 from kdsearch.report.answers import NOT_MEASURABLE
 from kdsearch.report.findings import about_teacher
 from kdsearch.report.undertrained import about_training
-from kdsearch.space import Float, Int, is_number
-from kdsearch.study.config import resume_command
+from kdsearch.space import Float, Int, Params, SearchSpace, is_number
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Entry, Summary
 
 UNUSED = 0.5  # share of a budget below which larger students fit
 FEW_TRIALS = 10
+FOLDER = "<study>"  # stands for the study's folder, or in `--name` and `ship` for its name
+_WIDER = "-wider"
+_AGAIN = f"kdsearch run --name {FOLDER}"
 _EDGE = 0.01  # of a range
 
 
 def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
     """Return the next steps of a study that has shipped a student; nothing before that.
 
-    command: the one that runs the same study. They name the folder that the study is in now, so
-    a study does not keep them: each report and each front.json has those of its writing.
+    command: the one that runs the same study.
     """
     best = summary.shipped
     if best is None:
         return ()
-    package, again = study.path / "best", resume_command(study.path)
-    longer = about_longer_training(study, package)
+    longer = about_longer_training(study, Path(FOLDER) / "best")
     found = (
-        *_busy(summary, package),
+        *_busy(summary),
         *_unused(summary, best),
-        *_at_edge(study, best, command),
+        *_at_edge(study, summary, best, command),
         *([" ".join(longer)] if longer else []),
         *(f"{line} `kdsearch list teachers`" for line in about_teacher(study, None)),
         *_teacher_below(summary, best),
-        *([] if longer else _few(summary, again)),
-        *_noise(study, summary, again),
-        *_other_points(study.path, summary),
+        *([] if longer else _few(summary)),
+        *_noise(study, summary),
+        *_other_points(summary),
     )
     return tuple(line.replace(SPACE, " ") for line in found)
+
+
+def located(texts: Iterable[str], path: Path) -> tuple[str, ...]:
+    """Return the steps with the folder of the study in their commands."""
+    out = "" if path.parent == Path("results") else f" --out {shlex.quote(str(path.parent))}"
+
+    def named(found: re.Match[str]) -> str:
+        return f"{shlex.quote(str(path))}/" if found[1] == "/" else f"{path.name}{found[1]}{out}"
+
+    return tuple(re.sub(f"{FOLDER}(/|{_WIDER}|)", named, text) for text in texts)
 
 
 def about_longer_training(study: OpenStudy, package: Path) -> tuple[str, ...]:
@@ -56,9 +72,9 @@ def about_longer_training(study: OpenStudy, package: Path) -> tuple[str, ...]:
     )
 
 
-def _busy(summary: Summary, package: Path) -> Iterator[str]:
+def _busy(summary: Summary) -> Iterator[str]:
     if warning := words.busy(summary):
-        yield f"{warning} `kdsearch measure {package}/student.onnx`"
+        yield f"{warning} `kdsearch measure {FOLDER}/best/student.onnx`"
 
 
 def _unused(summary: Summary, best: Entry) -> Iterator[str]:
@@ -75,29 +91,46 @@ def _unused(summary: Summary, best: Entry) -> Iterator[str]:
         )
 
 
-def _at_edge(study: OpenStudy, best: Entry, command: str) -> Iterator[str]:
-    """Yield the parameters of the winner that are at an end of their range."""
-    dims = dict(study.config.search_space().all_dims())
-    found = [text for name, value in best.config.items() if (text := _edge(dims, name, value))]
-    if found:
-        name = f" --name {study.name}"
-        command = re.sub(r" --space \S+", "", command.removesuffix(name))
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A parameter at an end of its range, and the next value beyond that end."""
+
+    name: str
+    value: float
+    is_highest: bool
+    beyond: float
+
+    def __str__(self) -> str:
+        """Return the parameter, its value and which end that is."""
+        return f"{self.name} {self.value:.4g} (the {'highest' if self.is_highest else 'lowest'})"
+
+
+def edges(space: SearchSpace, params: Params) -> Iterator[Edge]:
+    """Yield the parameters that are at an end of their range."""
+    for name, dim in space.all_dims():
+        value = params.get(name)
+        if not isinstance(dim, Int | Float) or not is_number(value, (int, float)):
+            continue
+        near = _EDGE * (dim.high - dim.low)
+        step, margin = (dim.step, 0.0) if isinstance(dim, Int) else (near or _EDGE, near)
+        if value >= dim.high - margin:
+            yield Edge(name, value, True, dim.high + step)
+        elif value <= dim.low + margin:
+            yield Edge(name, value, False, dim.low - step)
+
+
+def _at_edge(study: OpenStudy, summary: Summary, best: Entry, command: str) -> Iterator[str]:
+    """Yield the parameters of the winner at an end of their range that a wider space can move."""
+    ends = () if summary.file is None else summary.file.ends
+    found = edges(study.config.search_space(), best.config)
+    if movable := [str(edge) for edge in found if edge.name not in ends]:
+        command = re.sub(r" --(space|out) (?:'[^']*'|\S+)", "", command)
+        command = command.removesuffix(f" --name {study.name}")
         yield (
-            f"The winner is at the edge of the space: {', '.join(found)}. Copy the space of "
+            f"The winner is at the edge of the space: {', '.join(movable)}. Copy the space of "
             "study.yaml to a file, widen these ranges, and search again. "
-            f"`{command} --space FILE.yaml{name}-wider`"
+            f"`{command} --space FILE.yaml --name {FOLDER}{_WIDER}`"
         )
-
-
-def _edge(dims: Mapping[str, object], name: str, value: object) -> str:
-    """Return that a value is at an end of its range, '' where it is not."""
-    dim = dims.get(name)
-    if not isinstance(dim, Int | Float) or not is_number(value, (int, float)):
-        return ""
-    near = _EDGE * (dim.high - dim.low) if isinstance(dim, Float) else 0
-    if value >= dim.high - near:
-        return f"{name} {value:.4g} (the highest)"
-    return f"{name} {value:.4g} (the lowest)" if value <= dim.low + near else ""
 
 
 def _teacher_below(summary: Summary, best: Entry) -> Iterator[str]:
@@ -115,24 +148,24 @@ def _teacher_below(summary: Summary, best: Entry) -> Iterator[str]:
         )
 
 
-def _few(summary: Summary, again: str) -> Iterator[str]:
+def _few(summary: Summary) -> Iterator[str]:
     counts = summary.counts
     ended = counts.complete + counts.pruned + counts.rejected + counts.failed
     if ended < FEW_TRIALS:
         had = counted(ended, "trial")
-        yield f"The search had {had}. More may find better: `{again} --trials 20`"
+        yield f"The search had {had}. More may find better: `{_AGAIN} --trials 20`"
 
 
-def _other_points(path: Path, summary: Summary) -> Iterator[str]:
+def _other_points(summary: Summary) -> Iterator[str]:
     """Yield how to ship another trial of the front."""
     others = [entry.trial for entry in summary.front if entry.trial != summary.best]
     if others:
         shown = ", ".join(map(str, others[-5:]))
-        command = resume_command(path).replace("run --name", "ship")
-        yield f"To ship another trial of the front ({shown}): `{command} --trial {others[-1]}`"
+        command = f"kdsearch ship {FOLDER} --trial {others[-1]}"
+        yield f"To ship another trial of the front ({shown}): `{command}`"
 
 
-def _noise(study: OpenStudy, summary: Summary, again: str) -> Iterator[str]:
+def _noise(study: OpenStudy, summary: Summary) -> Iterator[str]:
     """Yield that more seeds narrow whether distillation helped."""
     over = [answer.over for answer in summary.answers if answer.answer == NOT_MEASURABLE]
     if "none" in over:
@@ -140,5 +173,5 @@ def _noise(study: OpenStudy, summary: Summary, again: str) -> Iterator[str]:
         seeds = 2 * refit.seeds if refit.count else 3
         yield (
             "Whether distillation helped is within noise. More seeds narrow that: "
-            f"`{again} --refit {max(1, refit.count)} --seeds {seeds}`"
+            f"`{_AGAIN} --refit {max(1, refit.count)} --seeds {seeds}`"
         )

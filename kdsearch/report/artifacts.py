@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from kdsearch import atomic
 from kdsearch.deploy.model_card import METRICS, PICTURE, read_metrics
 from kdsearch.deploy.targets import target_info
 from kdsearch.errors import StudyError, printable
-from kdsearch.report.advice import advice
+from kdsearch.report.advice import advice, located
 from kdsearch.report.answers import answers
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
@@ -33,6 +35,7 @@ from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, ShippedFile, Summary
 from kdsearch.tasks.base import Details
 
+_READER = TypeAdapter(ShippedFile)
 _NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
 
 
@@ -90,8 +93,11 @@ def _shipped_file(folder: Path) -> ShippedFile | None:
     """Return the file of an exported folder; None where the folder is gone."""
     if not (folder / METRICS).is_file():
         return None
-    onnx = read_metrics(folder)["onnx"]
-    return ShippedFile(**{item.name: onnx[item.name] for item in fields(ShippedFile)})
+    metrics = read_metrics(folder)
+    known = {**metrics, **metrics["onnx"]}
+    return _READER.validate_python(
+        {item.name: known[item.name] for item in fields(ShippedFile) if item.name in known}
+    )
 
 
 def _details(details: Mapping[str, Details], shipped: int | None) -> dict[str, Details]:
@@ -111,13 +117,12 @@ def write_derived(study: OpenStudy) -> Summary:
     shares, command = importances(study), _command(study)
     notes = study.facts.notes
     figures = drawings(summary, records)
+    shown = replace(summary, advice=located(summary.advice, study.path))
     file = study.path / "best" / PICTURE
     picture = file.read_bytes() if summary.shipped is not None and file.is_file() else b""
-    html = render(
-        summary, records, importances=shares, notes=notes, command=command, picture=picture
-    )
+    html = render(shown, records, importances=shares, notes=notes, command=command, picture=picture)
     text = markdown(
-        summary,
+        shown,
         records,
         importances=shares,
         notes=notes,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from kdsearch.report import box_figures, classes, tables, words
+from kdsearch.report.layers import layer_table
 from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile, tiles
 from kdsearch.report.verdict import verdict
@@ -49,6 +50,7 @@ def markdown(
         "No trial on the front has a control." if gains is None else _table(gains),
         "\n".join(f"- {_text(note)}" for note in notes),
         *_classes(summary, picture, figures),
+        *(["## The student", _table(found)] if (found := layer_table(summary)) else []),
         "## What mattered",
         _listed({n: f"{v:.3f}" for n, v in ranked})
         or f"Not known: that takes about {FEWEST_TRIALS} completed trials that differ.",
@@ -71,7 +73,7 @@ def _classes(summary: Summary, picture: str, figures: Iterable[str]) -> list[str
         for name, title in box_figures.TITLES.items()
         if name in figures
     ]
-    shown += [f"![image, truth, answers and errors]({picture})"] if picture else []
+    shown += [f"![validation images with labels and answers]({picture})"] if picture else []
     return ["## By class", *found, *shown] if found or shown else []
 
 

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from kdsearch.errors import printable
 from kdsearch.report import box_figures, classes, curves, figures, markup, slices, tables, words
 from kdsearch.report.axes import shown_limit
+from kdsearch.report.layers import drawing, layer_table
 from kdsearch.report.marks import Marks, sort_out
 from kdsearch.report.markup import escape, paragraph, section
 from kdsearch.report.tiles import tiles
@@ -66,6 +67,7 @@ def render(
         "The front": _front(summary, ordered),
         "What distillation gained at equal cost": _gains(summary, ordered, notes),
         "By class": _classes(summary, picture),
+        "The student": _student(summary),
         "What mattered": _mattered(summary, ordered, importances),
         "Learning curves": _curves(summary, ordered),
         "Where the time went": _spent(summary, ordered),
@@ -236,9 +238,25 @@ def _gains(summary: Summary, records: Sequence[TrialRecord], notes: Sequence[str
     return (paragraph(why) if found is None else markup.table(found)) + markup.listed(notes)
 
 
+def _student(summary: Summary) -> str:
+    """Return the layers of the shipped student; '' where they are not known."""
+    found = layer_table(summary)
+    if found is None or summary.file is None:
+        return ""
+    legend = (
+        "A block is as tall as the side of the layer's output and wider for more channels; the "
+        "darker, the more of the FLOPs are in it. Percentages: share of the FLOPs."
+    )
+    return drawing(summary.file.layers) + paragraph(legend) + markup.table(found)
+
+
 def _classes(summary: Summary, picture: bytes) -> str:
     """Return the scores of the classes, their confusion and the picture; '' without them."""
-    parts = [markup.image(picture, "validation images: truth, answers and errors")]
+    parts = [
+        markup.image(
+            picture, "validation images with their labels and the answers of teacher and student"
+        )
+    ]
     if (scores := classes.by_class(summary)) is not None:
         parts.insert(0, markup.table(scores))
     parts += [

@@ -168,17 +168,30 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A part of a network: its name there, the shape of its output without the batch, its cost."""
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShippedFile:
     """The file of best/, as its metrics.json states it.
 
     val: validation metric by its own runtime. contention: wall over CPU time while its latency was
-    measured, None where unknown. one_round: that latency is of one round by the clock.
+    measured, None where unknown. one_round: that latency is of one round by the clock. layers: of
+    the network, in order. ends: parameters at an end of their range that family or method ends too.
     """
 
     bytes: int
     val: float
     contention: float | None
     one_round: bool
+    layers: tuple[Layer, ...] = ()
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +278,8 @@ class Summary:
     details: of the teacher and of what ships, as `teacher test` and `shipped validation`.
     candidates: trials that were retrained, the best mean first; then `controls`
     is empty, and gains holds what all of them gained. answers: did distillation, did the search
-    help? file: what ships, None before it does. advice: what to do next, with commands.
+    help? file: what ships, None before it does. advice: what to do next, with
+    commands in which `<study>` stands for the folder.
     """
 
     study: str

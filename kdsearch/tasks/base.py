@@ -222,7 +222,8 @@ class Task(ABC):
     networks of timm and torchvision are students as they are. is_dense: whether networks answer
     with logits at each position, [B, K, h, w]. compares_numbers: whether two answers are compared
     number by number, besides `agreement`. joins_boxes: whether predict.py suppresses boxes of an
-    answer, which takes its own time. colours: of the classes, where the data state them.
+    answer, which takes its own time. looked: images that `picture` gets, at most. colours: of the
+    classes, where the data state them.
     """
 
     name: ClassVar[str]
@@ -241,6 +242,7 @@ class Task(ABC):
     compares_numbers: ClassVar[bool] = True
     joins_boxes: ClassVar[bool] = False
     output: ClassVar[str] = "output"
+    looked: ClassVar[int] = 6
     colours: tuple[Colour, ...] = ()
 
     def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:

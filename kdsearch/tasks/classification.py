@@ -7,7 +7,7 @@ mixed, targets are the shares of the classes, [B, K].
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,16 @@ from kdsearch.data.base import UNLABELLED, Augment
 from kdsearch.data.views import ViewSeeds, mixed_with, own_share
 from kdsearch.errors import DataError, SpecError
 from kdsearch.models import students
-from kdsearch.tasks.base import ACCURACY, MAX_CONFUSION, Details, Facts, Meter, Metric, Task
+from kdsearch.tasks.base import (
+    ACCURACY,
+    MAX_CONFUSION,
+    Answer,
+    Details,
+    Facts,
+    Meter,
+    Metric,
+    Task,
+)
 
 if TYPE_CHECKING:
     from kdsearch.data.sizes import Size
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _TOP = 5
+_BATCH = 64
 BALANCED = Metric(key="balanced_accuracy", label="balanced accuracy")
 TOP_5 = Metric(key="top5", label="top-5 accuracy")
 MACRO_F1 = Metric(key="macro_f1", label="macro F1")
@@ -40,6 +50,7 @@ class Classification(Task):
     metric = ACCURACY
     also = (BALANCED, TOP_5, MACRO_F1)
     output = "logits"
+    looked = 1_000
 
     def __init__(self, classes: Sequence[str] = (), metric: str = "") -> None:
         super().__init__(classes, metric)
@@ -166,6 +177,36 @@ class Classification(Task):
     def agreement(self, ours: Tensor, theirs: Tensor) -> float:
         """Return the share of images [N, K] of which both predict the same class."""
         return float((ours.argmax(dim=1) == theirs.argmax(dim=1)).float().mean())
+
+    def picture(self, images: Tensor, labels: Tensor, answers: Mapping[str, Answer]) -> bytes:
+        """Return a sheet of images that the networks answer differently; empty for none.
+
+        They are evenly spaced among all such images, sorted by which of the networks are right.
+        """
+        from kdsearch.tasks._thumbnails import MOST, sheet
+
+        found = {
+            name: torch.cat([answer(batch).argmax(dim=1) for batch in torch.split(images, _BATCH)])
+            for name, answer in answers.items()
+        }
+        first = next(iter(found.values()))
+        differ = torch.stack([other != first for other in found.values()]).any(dim=0).nonzero()
+        if not len(differ):
+            return b""
+        rights = [[bool(answer[i] == labels[i]) for answer in found.values()] for i in differ[:, 0]]
+        order = differ[sorted(range(len(rights)), key=lambda place: rights[place]), 0]
+        spaced = torch.linspace(0, len(order) - 1, min(MOST, len(order))).round().long()
+        chosen = order[spaced]
+
+        def named(rows: Tensor) -> list[str]:
+            return [self.classes[i] if self.classes else str(i) for i in rows[chosen].tolist()]
+
+        title = (
+            f"{' and '.join(found).capitalize()} disagree on {len(differ):,} of {len(images):,} "
+            f"validation images; {len(chosen)} of them"
+        )
+        shown = {name: named(rows) for name, rows in found.items()}
+        return sheet(title, images[chosen], named(labels), shown)
 
     def metadata(self) -> dict[str, str]:
         """Return the names of the classes, in the order of the logits."""

@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
+from kdsearch.data.base import ImageData
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack, read_package
 from kdsearch.deploy.pricing import load_student
@@ -43,6 +44,7 @@ from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
+from kdsearch.workflows.ends import ends
 from kdsearch.workflows.finished import BEST, Finalized, empty_front, set_aside
 from kdsearch.workflows.latencies import measure_latencies
 from kdsearch.workflows.picture import write_figures, write_picture
@@ -112,7 +114,7 @@ def finalize(
     )
     seconds = time.perf_counter() - started - steps.training_seconds
     study.update_facts(notes=notes, finish_seconds=seconds)
-    state_results(study, export.weights, package.path, findings)
+    state_results(study, export.weights, package.path, findings, context.data)
     return Finalized(path=study.path, summary=write_derived(study), package=package, notes=notes)
 
 
@@ -365,7 +367,11 @@ def findings_of(study: OpenStudy, export: Export, val_images: int) -> tuple[str,
 
 
 def state_results(
-    study: OpenStudy, ships: TrialRecord, folder: Path, findings: Sequence[str]
+    study: OpenStudy,
+    ships: TrialRecord,
+    folder: Path,
+    findings: Sequence[str],
+    data: ImageData,
 ) -> None:
     """State what was found of the training that ships in its metrics.json and card."""
     facts, found = study.facts, {"validation": _val(ships), "test": study.facts.test[ships.number]}
@@ -377,6 +383,7 @@ def state_results(
         teacher=teacher_of(study),
         notes=findings,
         seeds=seeds_of(study),
+        ends=ends(study.config.search_space(), ships.params, data),
         details={split: asdict(found) for split, found in details.items()},
     )
 

@@ -20,8 +20,6 @@ from kdsearch.tasks import Details
 from kdsearch.teachers.evaluation import common_answer
 from kdsearch.trials.trial import TrialContext
 
-SHOWN = 6  # images
-
 
 def write_figures(folder: Path, details: Mapping[str, Details], classes: Sequence[str]) -> None:
     """Write the figures of a detector to an exported folder and its card; of others, none.
@@ -39,13 +37,13 @@ def write_figures(folder: Path, details: Mapping[str, Details], classes: Sequenc
 def write_picture(folder: Path, student: Model, context: TrialContext) -> None:
     """Write the picture to an exported folder and its card, where the task has one.
 
-    Labelled validation images are shown, evenly spaced.
+    It is made of labelled validation images, evenly spaced, of which the task may choose.
     """
     data, task, device = context.data, context.task, context.device
     known = is_labelled(data.val.labels).nonzero()[:, 0].cpu()
     if not len(known):
         return
-    chosen = known[torch.linspace(0, len(known) - 1, min(SHOWN, len(known))).round().long()]
+    chosen = known[torch.linspace(0, len(known) - 1, min(task.looked, len(known))).round().long()]
     student = student.to(device).freeze()
 
     def of_teachers(images: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def ship_trial(
         on_purpose = f"Trial {export.weights.number} ships by `kdsearch ship`, not by its metric."
         classes = filter(None, [about_classes(study, export.weights)])
         study.update_facts(notes=(on_purpose, *findings, *classes))
-        state_results(study, export.weights, package.path, findings)
+        state_results(study, export.weights, package.path, findings, data)
         return Finalized(
             path=path, summary=write_derived(study), package=package, notes=study.facts.notes
         )

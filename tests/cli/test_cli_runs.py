@@ -276,7 +276,7 @@ def test_json_is_all_that_is_printed(copied: Copies) -> None:
     assert answer.code == 0
     printed = json.loads(answer.stdout)
     kept = json.loads((shell.out / "plain/front.json").read_text())
-    assert all("plain/best" in part.pop("advice")[-1] for part in (printed, kept))  # its folder
+    assert str(shell.out) not in json.dumps(kept["advice"])  # it is true in any folder
     assert printed == kept
     assert answer.stderr == ""
 

@@ -13,6 +13,7 @@ from shell import Copies, Studies
 
 from kdsearch.cli.result import result
 from kdsearch.cli.tables import show
+from kdsearch.report.advice import located
 from kdsearch.report.artifacts import summarise
 from kdsearch.report.tiles import tiles
 from kdsearch.study.open import load_study
@@ -62,7 +63,9 @@ def test_a_shipped_file_has_one_latency_one_metric_and_one_size(
 def test_text_breaks_between_words_at_80_columns(finished: Studies) -> None:
     path = finished("refitted").path
     shown = printed(path, 80)
-    words = {word for line in summarise(load_study(path)).advice for word in line.split()}
+    words = {
+        word for line in located(summarise(load_study(path)).advice, path) for word in line.split()
+    }
     assert words <= set(shown.split())
     long = [line for line in shown.splitlines() if len(line) > 80]
     assert all(len(line.split()) == 1 for line in long), long  # a path alone may be longer

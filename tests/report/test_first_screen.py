@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from table_study import REQUEST, opened, run_to
 
 from kdsearch.report import words
-from kdsearch.report.advice import advice
+from kdsearch.report.advice import advice, located
 from kdsearch.report.answers import NO, NOT_KNOWN, NOT_MEASURABLE, YES, answers
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.markdown import markdown
@@ -179,4 +179,36 @@ def test_each_step_has_a_command(tmp_path: Path) -> None:
     for words_of in ("machine was busy", "teacher is worse than its student"):
         assert words_of in text
     others = [entry.trial for entry in summary.front if entry.trial != best]
-    assert not others or f"ship study --out {tmp_path} --trial {others[-1]}" in text
+    assert not others or f"ship <study> --trial {others[-1]}" in text
+    assert str(tmp_path) not in text
+    there = " ".join(located(steps, tmp_path / "renamed"))
+    assert "<study>" not in there
+    assert f"kdsearch measure {tmp_path}/renamed/best/student.onnx" in there
+    assert not others or f"ship renamed --out {tmp_path} --trial {others[-1]}" in there
+    here = " ".join(located(steps, Path("results/renamed")))
+    assert not others or f"ship renamed --trial {others[-1]}" in here
+
+
+def test_a_parameter_that_its_family_ends_is_no_edge(tmp_path: Path) -> None:
+    teacher = {"name": "auto", "val": 0.2, "test": None, "flops": 10**12, "params": 1}
+    with opened(tmp_path / "study", REQUEST) as study:
+        study.update_facts(teacher={**teacher, "latency_ms": None})
+        run_to(study, 3)
+        best = study.front()[-1].number
+        study.update_facts(best=best, shipped=best)
+        summary = summarise(study)
+        entry = summary.shipped
+        assert entry is not None
+        dims = dict(study.config.search_space().all_dims())
+        high = {name: dims[name].high for name in entry.config if hasattr(dims[name], "high")}
+        at_end = replace(summary, shipped=replace(entry, config={**entry.config, **high}))
+        command = f"kdsearch run --out {tmp_path} --space x.yaml --name study"
+        for closed in ((), tuple(high)[:1], tuple(high)):
+            file = replace(FILE, ends=closed)
+            (*found,) = advice(study, replace(at_end, file=file), command)
+            told = [line for line in found if "edge of the space" in line]
+            assert len(told) == (len(closed) < len(high))
+            for line in told:
+                for name in high:
+                    assert (f"{name} " in line) == (name not in closed)
+                assert "`kdsearch run --space FILE.yaml --name <study>-wider`" in line
