@@ -29,7 +29,7 @@ from kdsearch.study import refit
 from kdsearch.study.budget_shares import Share
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.importances import importances
+from kdsearch.study.importances import rankings
 from kdsearch.study.plan import spent_epochs
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, ShippedFile, Summary
@@ -114,17 +114,17 @@ def _details(details: Mapping[str, Details], shipped: int | None) -> dict[str, D
 def write_derived(study: OpenStudy) -> Summary:
     """Write all derived files again and return the summary."""
     summary, records = summarise(study), study.records()
-    shares, command = importances(study), _command(study)
+    found, command = rankings(study), _command(study)
     notes = study.facts.notes
     figures = drawings(summary, records)
     shown = replace(summary, advice=located(summary.advice, study.path))
     file = study.path / "best" / PICTURE
     picture = file.read_bytes() if summary.shipped is not None and file.is_file() else b""
-    html = render(shown, records, importances=shares, notes=notes, command=command, picture=picture)
+    html = render(shown, records, rankings=found, notes=notes, command=command, picture=picture)
     text = markdown(
         shown,
         records,
-        importances=shares,
+        rankings=found,
         notes=notes,
         command=command,
         figures=figures,

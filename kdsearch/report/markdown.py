@@ -6,21 +6,22 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdsearch.report import box_figures, classes, tables, words
+from kdsearch.report import box_figures, classes, importance, tables, words
 from kdsearch.report.layers import layer_table
 from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile, tiles
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import duration
-from kdsearch.study.summary import FEWEST_TRIALS, Summary
+from kdsearch.study.ranking import Ranking
+from kdsearch.study.summary import Summary
 
 
 def markdown(
     summary: Summary,
     records: Sequence[TrialRecord],
     *,
-    importances: Mapping[str, float],
+    rankings: Sequence[Ranking],
     notes: Sequence[str],
     command: str,
     figures: Iterable[str] = (),
@@ -33,7 +34,6 @@ def markdown(
     }
     best = summary.shipped or summary.best_entry()
     gains = tables.candidates(summary) or tables.gains(summary, records)
-    ranked = sorted(importances.items(), key=lambda item: -item[1])
     parts = [
         f"# {_text(summary.study)}: distillation study",
         _text(verdict(summary, records)),
@@ -52,8 +52,8 @@ def markdown(
         *_classes(summary, picture, figures),
         *(["## The student", _table(found)] if (found := layer_table(summary)) else []),
         "## What mattered",
-        _listed({n: f"{v:.3f}" for n, v in ranked})
-        or f"Not known: that takes about {FEWEST_TRIALS} completed trials that differ.",
+        *(_ranked(summary, each) for each in rankings),
+        "" if rankings else importance.unknown(summary),
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
@@ -75,6 +75,14 @@ def _classes(summary: Summary, picture: str, figures: Iterable[str]) -> list[str
     ]
     shown += [f"![validation images with labels and answers]({picture})"] if picture else []
     return ["## By class", *found, *shown] if found or shown else []
+
+
+def _ranked(summary: Summary, ranking: Ranking) -> str:
+    values = {
+        item.name: f"{item.share:.2f} ({item.low:.2f} to {item.high:.2f})"
+        for item in ranking.values
+    }
+    return f"{_text(importance.title(summary, ranking))}:\n\n{_listed(values)}"
 
 
 def _told(tile: Tile) -> str:

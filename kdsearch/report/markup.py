@@ -14,6 +14,7 @@ from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted
+from kdsearch.study.ranking import Importance
 from kdsearch.study.summary import Summary
 
 _KINDS = ("trial", "rejected candidate", "control", "refit", "refitted control")
@@ -132,6 +133,23 @@ def bars(values: Mapping[str, float], label: str, write: Callable[[float], str])
         for name, value in values.items()
     )
     return f'<table class="bars" aria-label="{escape(label)}">{rows}</table>'
+
+
+def ranked(values: Sequence[Importance], label: str) -> str:
+    """Return horizontal bars with whiskers, in the given order."""
+    longest = max((item.high for item in values), default=0.0) or 1.0
+
+    def place(value: float) -> str:
+        return f"{100 * min(1.0, value / longest):.1f}%"
+
+    rows = "".join(
+        f'<tr><th scope="row">{escape(item.name).replace(".", ".<wbr>")}</th><td class="bar">'
+        f'<span style="width:{place(item.share)}"></span><i style="left:{place(item.low)};'
+        f'right:calc(100% - {place(item.high)})"></i></td>'
+        f'<td class="n">{item.share:.2f}</td></tr>'
+        for item in values
+    )
+    return f'<table class="bars ranked" aria-label="{escape(label)}">{rows}</table>'
 
 
 def figure(name: str, payload: Mapping[str, object], label: str) -> str:

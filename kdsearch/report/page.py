@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -16,7 +16,18 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import printable
-from kdsearch.report import box_figures, classes, curves, figures, markup, slices, tables, words
+from kdsearch.report import (
+    box_figures,
+    classes,
+    curves,
+    figures,
+    importance,
+    markup,
+    search,
+    slices,
+    tables,
+    words,
+)
 from kdsearch.report.axes import shown_limit
 from kdsearch.report.layers import drawing, layer_table
 from kdsearch.report.marks import Marks, sort_out
@@ -25,7 +36,9 @@ from kdsearch.report.tiles import tiles
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.formatting import counted, duration
-from kdsearch.study.summary import FEWEST_TRIALS, Summary
+from kdsearch.study.ranking import Ranking, shares
+from kdsearch.study.summary import Summary
+from kdsearch.study.timeline import Span
 
 _FILES = {
     "study.yaml": "the configuration: space, data, teacher, budget, seed, versions",
@@ -49,15 +62,16 @@ def render(
     summary: Summary,
     records: Sequence[TrialRecord],
     *,
-    importances: Mapping[str, float],
+    rankings: Sequence[Ranking],
     notes: Sequence[str],
     command: str,
     picture: bytes = b"",
+    spans: Sequence[Span] = (),
 ) -> str:
     """Return the report as one self-contained HTML page.
 
-    importances: share of each parameter, empty if too few trials completed. notes: the findings.
-    command: the command that runs the same study. picture: a PNG of validation images.
+    rankings: of the parameters, empty if too few trials completed. notes: the findings. command:
+    the command that runs the same study. picture: a PNG of validation images. spans: of trials.
     """
     ordered = sorted(records, key=lambda record: record.number)
     script = _asset("page.js")
@@ -68,7 +82,8 @@ def render(
         "What distillation gained at equal cost": _gains(summary, ordered, notes),
         "By class": _classes(summary, picture),
         "The student": _student(summary),
-        "What mattered": _mattered(summary, ordered, importances),
+        "The search": _search(summary, ordered, spans),
+        "What mattered": _mattered(summary, ordered, rankings),
         "Learning curves": _curves(summary, ordered),
         "Where the time went": _spent(summary, ordered),
         "All trials": trials,
@@ -271,21 +286,41 @@ def _classes(summary: Summary, picture: bytes) -> str:
     return "".join(parts)
 
 
-def _mattered(
-    summary: Summary, records: Sequence[TrialRecord], importances: Mapping[str, float]
-) -> str:
-    if importances:
-        ranked = dict(sorted(importances.items(), key=lambda item: -item[1]))
-        text = paragraph(
-            f"Share of the differences in validation {summary.metric.label} that each parameter "
-            "explains, over completed trials (PED-ANOVA)."
-        ) + markup.bars(ranked, "importance of each parameter", lambda value: f"{value:.3f}")
-    else:
-        text = paragraph(
-            f"Which parameters mattered is not known: that takes about {FEWEST_TRIALS} completed "
-            f"trials that differ, and {summary.counts.complete:,} completed."
-        )
-    drawn = "".join(
+def _search(summary: Summary, records: Sequence[TrialRecord], spans: Sequence[Span]) -> str:
+    """Return the progress of the search and its timeline; '' before two trials completed."""
+    parts = []
+    if (drawn := search.progress(summary, records)) is not None:
+        label = f"best validation {summary.metric.label} and hypervolume over trials"
+        parts += [
+            markup.figure("progress", drawn.to_plotly_json(), label),
+            paragraph(
+                "The hypervolume is what the front covers: it grows with a better or a cheaper "
+                "student. Where both lines are flat, more trials bring little."
+            ),
+        ]
+    if (drawn := search.timeline(records, spans)) is not None:
+        pauses = sum(span.after_pause for span in spans)
+        cut = f" {counted(pauses, 'pause')} cut out, at the dotted lines." if pauses else ""
+        parts += [
+            markup.figure("timeline", drawn.to_plotly_json(), "when each trial ran"),
+            paragraph(f"One row for each trial that ran at the same time.{cut}"),
+        ]
+    return "".join(parts)
+
+
+def _mattered(summary: Summary, records: Sequence[TrialRecord], rankings: Sequence[Ranking]) -> str:
+    importances = shares(rankings)
+    parts = [importance.section(summary, rankings)]
+    if (drawn := search.parallel(summary, records, importances)) is not None:
+        label = f"choices, cost and {summary.metric.label} of each completed trial"
+        parts += [
+            markup.figure("parallel", drawn.to_plotly_json(), label),
+            paragraph(
+                "One line per completed trial. Each axis has its lowest value at the bottom. "
+                "Parameters of one family or method share an axis with those of the others."
+            ),
+        ]
+    slice_figures = "".join(
         "<div>"
         + markup.figure(
             f"slice-{i}",
@@ -295,7 +330,7 @@ def _mattered(
         + "</div>"
         for i, name in enumerate(slices.chosen(importances, records))
     )
-    return text + (f'<div class="slices">{drawn}</div>' if drawn else "")
+    return "".join(parts) + (f'<div class="slices">{slice_figures}</div>' if slice_figures else "")
 
 
 def _curves(summary: Summary, records: Sequence[TrialRecord]) -> str:

@@ -1,46 +1,88 @@
-"""The importance of each parameter of a study for its metric. No torch."""
+"""The importance of each parameter of a study, for its metric and for its cost. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.study.ranking import COST, METRIC, Importance, Ranking
 from kdsearch.study.store import experimental_is_fine
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import FEWEST_TRIALS
 from kdsearch.study.width import is_share
 
+RESAMPLES = 20
+_DIRECTIONS = {METRIC: StudyDirection.MAXIMIZE, COST: StudyDirection.MINIMIZE}
+_OPTIONS = ("student.family", "method.name")  # choices whose options own parameters
 
-def importances(study: OpenStudy) -> dict[str, float]:
-    """Return each parameter's share of the importance for the metric (PED-ANOVA); may be empty.
 
-    Watanabe et al., IJCAI 2023, arXiv:2304.10255; needs a few complete trials that differ.
+def rankings(study: OpenStudy) -> tuple[Ranking, ...]:
+    """Return the rankings of a study (PED-ANOVA); empty below FEWEST_TRIALS complete trials.
+
+    Watanabe et al., IJCAI 2023, arXiv:2304.10255. The parameters of a family or a method are ranked
+    among themselves, over its own trials.
     """
     trials = study.store.trials()
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.params]
-    if len(done) < FEWEST_TRIALS or len({trial.values[0] for trial in done}) < 2:
-        return {}
-    plain = optuna.create_study(direction="maximize")
-    for trial in done:
-        plain.add_trial(
-            optuna.trial.create_trial(
-                params=trial.params, distributions=trial.distributions, value=trial.values[0]
-            )
+    found = (
+        _ranking(place, of, option, group)
+        for place, of in enumerate(_DIRECTIONS)
+        for option, group in _groups(done)
+    )
+    return tuple(ranking for ranking in found if ranking is not None)
+
+
+def _groups(trials: Sequence[FrozenTrial]) -> Iterator[tuple[str, Sequence[FrozenTrial]]]:
+    """Yield all trials, and those of each family and method."""
+    yield "", trials
+    for choice in _OPTIONS:
+        for option in sorted({str(t.params[choice]) for t in trials if choice in t.params}):
+            yield option, [t for t in trials if str(t.params.get(choice)) == option]
+
+
+def _ranking(place: int, of: str, option: str, trials: Sequence[FrozenTrial]) -> Ranking | None:
+    """Return a ranking, None of too few trials, of equal ones, or of fewer than two parameters."""
+    if len(trials) < FEWEST_TRIALS or len({trial.values[place] for trial in trials}) < 2:
+        return None
+    names = {name for trial in trials for name in trial.params if not is_share(name)}
+    shared = sorted(n for n in names if all(n in trial.params for trial in trials))
+    if option:
+        shared = [name for name in shared if f".{option}." in name]
+    if len(shared) < 2 - (not option):
+        return None
+    whole = _evaluated(place, of, trials, shared)
+    rng = random.Random(0)
+    resampled = [
+        _evaluated(place, of, rng.choices(trials, k=len(trials)), shared)
+        for _ in range(RESAMPLES if whole else 0)
+    ]
+    values = tuple(
+        Importance(name=name, share=share, low=ends[1], high=ends[-2])
+        for name, share in sorted(whole.items(), key=lambda item: -item[1])
+        if (ends := sorted(found.get(name, 0.0) for found in resampled))
+    )
+    return Ranking(of=of, option=option, trials=len(trials), values=values) if values else None
+
+
+def _evaluated(
+    place: int, of: str, trials: Sequence[FrozenTrial], names: Sequence[str]
+) -> dict[str, float]:
+    """Return the shares of the parameters; empty where none explains anything."""
+    plain = optuna.create_study(direction=_DIRECTIONS[of])
+    plain.add_trials(
+        optuna.trial.create_trial(
+            params={name: trial.params[name] for name in names},
+            distributions={name: trial.distributions[name] for name in names},
+            value=trial.values[place],
         )
-    found = _ped_anova(plain, done)
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()} if total > 0 else {}
-
-
-def _ped_anova(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Return the importances of the parameters that every trial has."""
-    names = sorted({n for trial in trials for n in trial.params if not is_share(n)})
-    shared = [n for n in names if all(n in trial.params for trial in trials)]
-    if not shared:
-        return {}
+        for trial in trials
+    )
     with experimental_is_fine():
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        found: dict[str, float] = evaluator.evaluate(study, params=shared)
-    return found
+        found: dict[str, float] = evaluator.evaluate(plain, params=list(names))
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()} if total > 0 else {}

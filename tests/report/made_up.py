@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from kdsearch.hpo.pareto import front
 from kdsearch.spec import Budget, Cost, TrialRecord
+from kdsearch.study.ranking import COST, METRIC, Importance, Ranking
 from kdsearch.study.summary import (
     Baseline,
     Counts,
@@ -171,6 +172,16 @@ def _latency(record: TrialRecord) -> float:
     return record.cost.latency_ms
 
 
-def importances(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Return made-up importances for the knobs of the first record."""
-    return {name: 0.5 / (i + 1) for i, name in enumerate(records[0].params)} if records else {}
+def rankings(records: Sequence[TrialRecord]) -> tuple[Ranking, ...]:
+    """Return made-up rankings of the parameters of the first record."""
+    names = records[0].params if records else ()
+    return ranked(**{name: 0.5 / (i + 1) for i, name in enumerate(names)})
+
+
+def ranked(**shares: float) -> tuple[Ranking, ...]:
+    """Return a ranking of the metric by these shares, and one of the cost; none for no shares."""
+    values = tuple(
+        Importance(name=name, share=share, low=share / 2, high=share)
+        for name, share in shares.items()
+    )
+    return tuple(Ranking(of=of, trials=40, values=values) for of in (METRIC, COST) if values)

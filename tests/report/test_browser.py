@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import Study, importances, make_study, surrounded
+from made_up import Study, make_study, rankings, surrounded
 
 from kdsearch.report.page import render
 
@@ -22,9 +22,7 @@ class Opened:
 
     def __init__(self, context: Any, path: Path, study: Study, **size: int) -> None:
         summary, records = study
-        html = render(
-            summary, records, importances=importances(records), notes=[], command="kdsearch"
-        )
+        html = render(summary, records, rankings=rankings(records), notes=[], command="kdsearch")
         path.write_text(html, encoding="utf-8")
         self.messages: list[str] = []
         self.requests: list[str] = []

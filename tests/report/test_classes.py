@@ -6,7 +6,7 @@ import base64
 from dataclasses import replace
 
 import pytest
-from made_up import importances, make_study, surrounded
+from made_up import make_study, rankings, surrounded
 
 from kdsearch.deploy.model_card import _by_class, _pictures
 from kdsearch.report import classes
@@ -41,7 +41,7 @@ TEACHER = Details(scores=scores(0.88, 0.5, None))
 
 def texts(summary: Summary, picture: bytes = PNG) -> tuple[str, str]:
     records = surrounded(make_study())[1]
-    shown = {"importances": importances(records), "notes": [], "command": "kdsearch run"}
+    shown = {"rankings": rankings(records), "notes": [], "command": "kdsearch run"}
     return (
         render(summary, records, **shown, picture=picture),
         markdown(summary, records, **shown, picture="best/a.png" if picture else ""),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
-from made_up import importances, make_study, surrounded
+from made_up import make_study, rankings, surrounded
 
 from kdsearch.report import axes, words
 from kdsearch.report.curves import curves
@@ -15,6 +15,7 @@ from kdsearch.report.figures import MAX_MARKS, close_up, scatter, thinned, views
 from kdsearch.report.marks import sort_out
 from kdsearch.report.slices import chosen, slice_of
 from kdsearch.spec import Budget, TrialRecord
+from kdsearch.study.ranking import shares
 from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import ACCURACY
 
@@ -141,7 +142,7 @@ def test_slices_show_the_most_important_parameters_that_differ() -> None:
     named = {"train.weight_decay": 0.9, "method.alpha": 0.1, "student.resolution": 0.3}
     assert chosen(named, records) == ["student.resolution", "method.alpha"]  # the decay is fixed
     assert chosen({}, records) == ["student.family", "method.name"]
-    assert len(chosen(importances(records), records)) == 4
+    assert len(chosen(shares(rankings(records)), records)) == 4
     assert chosen({}, []) == []
 
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from made_up import Study, importances, make_study, surrounded
+from made_up import Study, make_study, rankings, surrounded
 
 from kdsearch.report.drawings import drawings
 from kdsearch.report.markdown import markdown
@@ -27,7 +27,7 @@ def text_of(study: Study, command: str = COMMAND) -> str:
     return markdown(
         summary,
         records,
-        importances=importances(records),
+        rankings=rankings(records),
         notes=["A note"],
         command=command,
         figures=drawings(summary, records),
@@ -133,7 +133,7 @@ def test_the_parts_add_up_to_all_seconds() -> None:
 
 def test_every_trial_and_its_configuration_is_in_the_page_once() -> None:
     summary, records = make_study(complete=150, rejected=20, pruned=5)
-    html = render(summary, records, importances={}, notes=[], command=COMMAND)
+    html = render(summary, records, rankings=(), notes=[], command=COMMAND)
     assert html.rpartition("<tbody>")[2].count("<tr") == STATIC_ROWS
     found = re.search(r'id="trials-data">(.*?)</script>', html)
     assert found is not None

@@ -33,7 +33,7 @@ def shipped(file: ShippedFile = FILE, images: int = 10_000) -> Study:
 
 def page_of(study: Study) -> str:
     summary, records = study
-    html = render(summary, records, importances={}, notes=[], command="kdsearch run")
+    html = render(summary, records, rankings=(), notes=[], command="kdsearch run")
     return html.replace("\u00a0", " ")
 
 
@@ -64,7 +64,7 @@ def test_the_tiles_state_the_shipped_entry_and_its_file() -> None:
 
 def test_page_markdown_and_tiles_have_the_same_texts() -> None:
     summary, records = study = shipped()
-    text = markdown(summary, records, importances={}, notes=[], command="kdsearch run")
+    text = markdown(summary, records, rankings=(), notes=[], command="kdsearch run")
     html = page_of(study)
     for tile in tiles(summary):
         assert tile.value.replace("\u00a0", " ") in html, tile
@@ -130,7 +130,7 @@ def test_a_gain_of_one_training_holds_the_noise_of_seeds() -> None:
 
 def test_a_busy_machine_is_a_warning_on_every_page() -> None:
     summary, records = study = shipped(replace(FILE, contention=2.3))
-    text = markdown(summary, records, importances={}, notes=[], command="kdsearch run")
+    text = markdown(summary, records, rankings=(), notes=[], command="kdsearch run")
     assert "The machine was busy" in page_of(study)
     assert "The machine was busy" in text
     assert "The machine was busy" not in page_of(shipped())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from made_up import LIMIT_MS, Study, importances, make_study
+from made_up import LIMIT_MS, Study, make_study, ranked, rankings
 from plotly.offline import get_plotlyjs
 
 from kdsearch.report import page as page_module
@@ -25,7 +25,7 @@ HOSTILE = "<script>alert(1)</script></script><!--\"'&"
 
 def html_of(study: Study) -> str:
     summary, records = study
-    return render(summary, records, importances=importances(records), notes=[NOTE], command=COMMAND)
+    return render(summary, records, rankings=rankings(records), notes=[NOTE], command=COMMAND)
 
 
 def own(html: str) -> str:
@@ -93,15 +93,15 @@ def test_whatever_comes_from_the_study_is_escaped() -> None:
     html = render(
         summary,
         records,
-        importances={HOSTILE: 1.0, f"student.{HOSTILE}.width": 0.5},
+        rankings=ranked(**{HOSTILE: 1.0, f"student.{HOSTILE}.width": 0.5}),
         notes=[HOSTILE],
         command=HOSTILE,
     )
     page = own(html)
     assert "<script>alert" not in page
     assert "<!--" not in page
-    # the data of the front, a slice, the curves and the trials, and the page's own two
-    assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 6
+    # the data of the front, the progress, a slice, the curves and the trials, and the page's own two
+    assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 7
     assert text_of(html).count(HOSTILE) >= 6  # a reader sees it as it was written
 
 
@@ -139,6 +139,7 @@ def test_the_parts_come_in_order() -> None:
         "What to ship",
         "The front",
         "What distillation gained at equal cost",
+        "The search",
         "What mattered",
         "Learning curves",
         "Where the time went",
@@ -224,10 +225,10 @@ def test_gain_is_the_difference_to_the_control_in_points() -> None:
 
 def test_importances_are_bars_longest_first() -> None:
     summary, records = make_study()
-    html = render(summary, records, importances={"a": 0.1, "b": 0.4}, notes=[], command=COMMAND)
+    html = render(summary, records, rankings=ranked(b=0.4, a=0.1), notes=[], command=COMMAND)
     widths = re.findall(r'class="bar"><span style="width:([\d.]+)%', own(html))
     assert widths[:2] == ["100.0", "25.0"]
-    none = render(summary, records, importances={}, notes=[], command=COMMAND)
+    none = render(summary, records, rankings=(), notes=[], command=COMMAND)
     assert "takes about 30 completed trials that differ, and 22 completed" in text_of(none)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-from made_up import Study, importances, make_study, surrounded
+from made_up import Study, make_study, rankings, surrounded
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 from table_study import REQUEST, opened, run_to
@@ -40,7 +40,7 @@ def printed(*parts: object) -> str:
 def texts(study: Study) -> dict[str, str]:
     """Return every text that is made of a summary."""
     summary, records = study
-    shown = {"importances": importances(records), "notes": [], "command": "kdsearch run"}
+    shown = {"rankings": rankings(records), "notes": [], "command": "kdsearch run"}
     page = render(summary, records, **shown)
     return {
         "page": page.replace(get_plotlyjs(), ""),

@@ -47,7 +47,7 @@ def test_page_and_markdown_show_the_layers_of_what_ships() -> None:
     summary, records = make_study()
     for file, there in ((FILE, True), (None, False)):
         shown = replace(summary, file=file)
-        html = render(shown, records, importances={}, notes=[], command="kdsearch run")
-        text = markdown(shown, records, importances={}, notes=[], command="kdsearch run")
+        html = render(shown, records, rankings=(), notes=[], command="kdsearch run")
+        text = markdown(shown, records, rankings=(), notes=[], command="kdsearch run")
         assert ('id="the-student"' in html) == there
         assert ("## The student" in text) == there

@@ -6,7 +6,7 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-from made_up import importances, make_study, surrounded
+from made_up import make_study, rankings, surrounded
 from rich.console import Console
 
 from kdsearch.cli.tables import front_table, show
@@ -133,7 +133,7 @@ def test_tables_and_json_show_the_teacher_in_its_place() -> None:
 def test_page_and_markdown_begin_with_it() -> None:
     summary, records = surrounded(make_study())
     summary = replace(summary, budget=Budget(latency_ms=100))
-    facts = {"importances": importances(records), "notes": [], "command": "kdsearch run"}
+    facts = {"rankings": rankings(records), "notes": [], "command": "kdsearch run"}
     first = "No student is needed: the teacher resnet34 is within"
     assert f'<p class="lead">{first}' in render(summary, records, **facts)
     assert f"distillation study\n\n{first}" in markdown(summary, records, **facts)

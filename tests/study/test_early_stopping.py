@@ -13,7 +13,8 @@ from kdsearch.report.artifacts import summarise
 from kdsearch.spec import Candidate, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung, StudyPruner, curves_of, earlier_curves
-from kdsearch.study.importances import importances
+from kdsearch.study.importances import rankings
+from kdsearch.study.ranking import shares
 from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
 
 TEACHER = {"name": "t", "val": 0.9, "test": 0.9, "flops": 9, "params": 9, "latency_ms": 0.9}
@@ -113,7 +114,7 @@ def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
     with opened(fast_path / "front", SAFE) as study:
         run_to(study, 40)
         assert {record.state for record in study.front()} == {"complete"}
-        assert sum(importances(study).values()) == pytest.approx(1.0)
+        assert sum(shares(rankings(study)).values()) == pytest.approx(1.0)
 
 
 def test_curves_of_other_epochs_or_another_start_are_not_compared(fast_path: Path) -> None:

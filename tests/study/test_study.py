@@ -31,9 +31,10 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import StudyConfig, config_of, free_name, read_config, study_path
 from kdsearch.study.facts import StudyFacts
-from kdsearch.study.importances import importances
+from kdsearch.study.importances import rankings
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
+from kdsearch.study.ranking import shares
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import Proposal, TrialOutcome, searched
 from kdsearch.workflows.resolve import with_earlier
@@ -478,12 +479,12 @@ def test_a_control_equal_to_a_trial_is_not_trained_again(
 def test_importances_are_shares_and_empty_when_too_few(
     copy_at: CopyAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert importances(load_study(copy_at(N))) == {}
+    assert rankings(load_study(copy_at(N))) == ()
     monkeypatch.setattr("kdsearch.study.importances.FEWEST_TRIALS", 8)
-    assert importances(load_study(copy_at(3))) == {}
+    assert rankings(load_study(copy_at(3))) == ()
     study = load_study(copy_at(N))
     assert len([r for r in study.records() if r.state == "complete"]) >= 8
-    found = importances(study)
+    found = shares(rankings(study))
     assert found.keys() <= {"student.family", "train.lr"}
     assert sum(found.values()) == pytest.approx(1)
 

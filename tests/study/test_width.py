@@ -18,8 +18,9 @@ from kdsearch.spec import Budget, Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import OBJECTIVE, StudyConfig
 from kdsearch.study.first_trials import first_trial
-from kdsearch.study.importances import importances
+from kdsearch.study.importances import rankings
 from kdsearch.study.open import open_study
+from kdsearch.study.ranking import shares
 from kdsearch.study.study import OpenStudy, TrialOutcome
 from kdsearch.study.warm_start import enqueue, read_guess
 from kdsearch.study.width import FREE_EVERY, SHARE, STEP, Widths, shared, widest
@@ -178,7 +179,7 @@ def test_draws_use_most_of_the_budget_and_a_tenth_any_width(tmp_path: Path) -> N
         # One channel less than the widest costs at most an eighth of these students less.
         assert sum(share > 0.35 for share in spent) >= 0.8 * len(spent)
         # Optuna has the share, importances have the width.
-        assert not any(".share" in name for name in importances(study))
+        assert not any(".share" in name for name in shares(rankings(study)))
 
 
 def test_an_explored_front_has_widths_as_the_space_spreads_them(tmp_path: Path) -> None:
