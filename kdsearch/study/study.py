@@ -99,7 +99,6 @@ class OpenStudy:
         self.store = store
         self._digest = digest
         self._ended: dict[int, TrialRecord] = {}  # by the number in the store
-        self._fits: dict[str, bool] = {}  # by the student of a first trial
         self._facts: StudyFacts | None = None
 
     def ask(self, price: Price | None = None, latencies: Latencies | None = None) -> Proposal:
@@ -132,13 +131,7 @@ class OpenStudy:
         drawn = {r.draw for r in records if r.state != "interrupted"}
         draw = next(place for place in count() if place not in drawn)
         seed = int(digest_of([self.config.seed, draw]), 16) % 2**32
-
-        def fits(params: Params) -> bool:
-            student = digest_of({n: v for n, v in params.items() if n.startswith("student.")})
-            if student not in self._fits:
-                self._fits[student] = self._widths.fits(params, price, measured)
-            return self._fits[student]
-
+        fits = partial(self._widths.fits, price=price, measured=measured)
         given = self.facts.enqueued.get(draw)
         given = given or first_trial(self.config, self.facts, draw, records, fits)
         space = self._widths.space(seed, given, is_priced=price is not None)

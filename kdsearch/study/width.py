@@ -16,7 +16,7 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from kdsearch.models import students
-from kdsearch.space import Choice, Dim, Float, Params, SearchSpace, owned_name
+from kdsearch.space import Choice, Dim, Float, Params, SearchSpace, Value, owned_name
 from kdsearch.spec import Budget, Cost, TrialRecord
 
 # FLOPs and parameters of a student; None where they are not known before its trial.
@@ -55,6 +55,7 @@ class Widths:
             n: dim for n, dim in space.all_dims() if isinstance(dim, Float) and is_size(n, dim)
         }
         self._is_wide = is_wide or budget == Budget()
+        self._fitting: dict[tuple[tuple[str, Value], ...], bool] = {}
 
     def space(self, seed: int, given: Params, *, is_priced: bool) -> SearchSpace:
         """Return the space that a draw samples: with shares, or with widths.
@@ -114,12 +115,17 @@ class Widths:
         return widest(dim, lambda width: self.spent(price(at(width))) * spent / expected <= most)
 
     def fits(self, params: Params, price: Price | None, measured: Price | None = None) -> bool:
-        """Return whether a student keeps the limits, or may: its cost is not known."""
-        if price is None:
-            return True
+        """Return whether a student keeps the limits, or may: its cost is not known.
+
+        What was found of a student once is kept.
+        """
+        student = tuple((n, value) for n, value in params.items() if n.startswith("student."))
+        if price is None or student in self._fitting:
+            return self._fitting.get(student, True)
         params, _ = self.solve(params, price, measured)
         cost = price(params) if measured is None else measured(params)
-        return cost is None or self.spent(cost) <= 1
+        self._fitting[student] = cost is None or self.spent(cost) <= 1
+        return self._fitting[student]
 
     def spent(self, cost: Cost | None) -> float:
         """Return the share of the tightest limit that a cost takes, infinite where not known."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
 
-from kdsearch.data.base import ImageData
 from kdsearch.deploy import model_card
 from kdsearch.deploy.package import Package, pack, read_package
 from kdsearch.deploy.pricing import load_student
@@ -44,14 +43,13 @@ from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE
 from kdsearch.trials.trial import WEIGHTS, TrialContext
 from kdsearch.workflows.baselines import measure_baselines
-from kdsearch.workflows.ends import ends
 from kdsearch.workflows.finished import BEST, Finalized, empty_front, set_aside
 from kdsearch.workflows.latencies import measure_latencies
-from kdsearch.workflows.picture import write_figures, write_picture
+from kdsearch.workflows.picture import write_picture
 from kdsearch.workflows.rungs import with_method
+from kdsearch.workflows.shipped import state_results, teacher_of
 from kdsearch.workflows.suppression import about_suppression
 
-_SPLITS = ("validation", "test")
 _TRIED = ".tried"  # the same folder until its file has been measured
 
 
@@ -364,41 +362,6 @@ def findings_of(study: OpenStudy, export: Export, val_images: int) -> tuple[str,
         return tuple(about_refits(study, export.front.number))
     controls, shipped = _controls(study, export.front), export.weights.number
     return tuple(about_controls(study, export.front, controls, val_images, shipped=shipped))
-
-
-def state_results(
-    study: OpenStudy,
-    ships: TrialRecord,
-    folder: Path,
-    findings: Sequence[str],
-    data: ImageData,
-) -> None:
-    """State what was found of the training that ships in its metrics.json and card."""
-    facts, found = study.facts, {"validation": _val(ships), "test": study.facts.test[ships.number]}
-    details = {split: facts.details[f"{ships.number} {split}"] for split in _SPLITS}
-    write_figures(folder, details, facts.classes)
-    model_card.update(
-        folder,
-        **{study.metric.key: found},
-        teacher=teacher_of(study),
-        notes=findings,
-        seeds=seeds_of(study),
-        ends=ends(study.config.search_space(), ships.params, data),
-        details={split: asdict(found) for split, found in details.items()},
-    )
-
-
-def seeds_of(study: OpenStudy) -> dict[str, object]:
-    """Return the spread of the exported recipe over seeds, by split; empty without refits."""
-    recipe = summarise(study).best_recipe()
-    spreads = {} if recipe is None else {"validation": recipe.val, "test": recipe.test}
-    return {split: asdict(spread) for split, spread in spreads.items() if spread is not None}
-
-
-def teacher_of(study: OpenStudy) -> dict[str, object]:
-    """Return the teacher's name and its metric by split."""
-    teacher = study.facts.teacher_entry()
-    return {"name": study.config.teacher, "validation": teacher.val, "test": teacher.test}
 
 
 def _skipped(context: TrialContext) -> Iterator[str]:

@@ -34,9 +34,10 @@ from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE, load_data
 from kdsearch.trials.trial import WEIGHTS
 from kdsearch.workflows.export import record_of
-from kdsearch.workflows.finalize import Export, findings_of, state_results, teacher_of
+from kdsearch.workflows.finalize import Export, findings_of
 from kdsearch.workflows.finished import BEST, Finalized, set_aside
 from kdsearch.workflows.latencies import with_latency_of_file
+from kdsearch.workflows.shipped import state_results, teacher_of
 
 _CPU = torch.device("cpu")
 _TRIED = ".tried"  # the same folder until its file has been measured

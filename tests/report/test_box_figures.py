@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up import importances, make_study, surrounded
+from made_up import make_study, rankings, surrounded
 
 from kdsearch.deploy.model_card import _pictures
 from kdsearch.report import box_figures, paper
@@ -84,7 +84,7 @@ def test_report_and_card_show_the_figures_of_the_test_split() -> None:
     summary = replace(summary, classes=NAMES, details=details)
     drawn = drawings(summary, records)
     assert "on test" in drawn["object_sizes.svg"]
-    shown = {"importances": importances(records), "notes": [], "command": "kdsearch run"}
+    shown = {"rankings": rankings(records), "notes": [], "command": "kdsearch run"}
     assert render(summary, records, **shown).count("data:image/svg+xml;base64,") == 2
     text = markdown(summary, records, **shown, figures=drawn)
     card = _pictures({"figures": box_figures.TITLES})
