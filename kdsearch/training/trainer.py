@@ -23,7 +23,6 @@ from kdsearch.hpo.stopping import is_rung
 from kdsearch.models.features import Outputs
 from kdsearch.models.inherit.head import MAX_IMAGES, fit_head, has_fresh_head
 from kdsearch.models.model import Model, batches
-from kdsearch.training.allocator import keep_freed_memory
 from kdsearch.training.checkpoint import Checkpoint
 from kdsearch.training.cuda_graph import own_stream
 from kdsearch.training.distiller import Distiller
@@ -81,8 +80,6 @@ def train(
 
     Raises TrainingError when the loss is no longer finite.
     """
-    if session.device.type == "cpu":
-        keep_freed_memory()
     with _threads_for(model, session), own_stream(session.device):
         step = Step(model, distiller, session)
         validation = Validation(

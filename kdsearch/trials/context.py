@@ -32,6 +32,7 @@ from kdsearch.teachers.evaluation import NEAREST, evaluate_teachers, knows_none
 from kdsearch.teachers.load import load_teacher
 from kdsearch.teachers.pretrained import about_scratch, weights_of
 from kdsearch.teachers.spec import teacher_specs
+from kdsearch.training.allocator import keep_freed_memory
 from kdsearch.training.autotune import Executions
 from kdsearch.training.teacher_cache import MAX_BYTES, Disk, TeacherOutputs
 from kdsearch.training.trainer import OnEpoch
@@ -147,6 +148,8 @@ def lay_out(
     note: Note = lambda text: None,
 ) -> TrialContext:
     """Load or train the teacher, and return what trials share."""
+    if device.type == "cpu":
+        keep_freed_memory()
     teachers = tuple(
         load_teacher(
             spec,
