@@ -78,7 +78,8 @@ class CurvePruner:
     def prune(self, trial: Curve, others: Sequence[Curve]) -> Decision:
         """Decide on a trial after its last epoch so far, given the other trials of the study.
 
-        A trial whose last value is not finite is pruned; others with such values are ignored.
+        A trial whose last value is not finite is pruned; others with such values are ignored. One
+        that never left 0 continues: an average precision begins there, however good its end.
         """
         epoch, value = len(trial.values), trial.values[-1]
         if self.mode == "off" or not is_rung(epoch, trial.epochs):
@@ -86,6 +87,8 @@ class CurvePruner:
         if not math.isfinite(value):
             return _decision(True, trial, f"the value is {value}")
         known = sorted((o for o in others if np.isfinite(o.values).all()), key=_sort_key)
+        if not any(trial.values):
+            return _decision(False, trial, "the metric is still 0, which says nothing of its end")
         complete = [other for other in known if other.is_complete]
         if len(complete) < MIN_COMPLETE:
             return _decision(False, trial, f"{len(complete)} of {MIN_COMPLETE} trials are complete")

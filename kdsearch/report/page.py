@@ -235,7 +235,8 @@ def _absent(summary: Summary, marks: Marks, axis: str) -> str:
     name = words.AXES[axis].name
     parts = []
     if marks.teacher.costs[axis] is None:
-        parts.append(f"The teacher is not drawn: its {name} was not measured.")
+        why = "was not measured" if axis == "latency_ms" else "are not known"
+        parts.append(f"The teacher is not drawn: its {name} {why}.")
     placed = {mark.trial: mark.costs[axis] is None for mark in marks.students()}
     if missing := sum(placed.values()):
         parts.append(f"{counted(missing, 'trial')} without a measured {name} not drawn.")

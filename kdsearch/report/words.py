@@ -20,6 +20,7 @@ from kdsearch.tasks.base import Metric
 TIMES = "\u00d7"
 MINUS = "\u2212"
 UNKNOWN = "not measured"
+NOT_COUNTED = "unknown"  # FLOPs or parameters, as those of a teacher that is an ONNX file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +57,9 @@ def digits(value: float) -> str:
 
 
 def scaled(value: float | None) -> str:
-    """Return 3210000 as '3.21 M', None as 'not measured'."""
+    """Return a count, 3210000 as '3.21 M', None as 'unknown'."""
     if value is None:
-        return UNKNOWN
+        return NOT_COUNTED
     value = float(f"{value:.3g}")
     for letter, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
@@ -67,9 +68,9 @@ def scaled(value: float | None) -> str:
 
 
 def amount(axis: str, value: float | None) -> str:
-    """Return a cost with its unit, '3.21 M FLOPs', None as 'not measured'."""
+    """Return a cost with its unit, '3.21 M FLOPs'; None as 'not measured', of a count 'unknown'."""
     if value is None:
-        return UNKNOWN
+        return UNKNOWN if axis == "latency_ms" else NOT_COUNTED
     unit = AXES[axis].unit
     if axis == "latency_ms":
         return f"{digits(value)}{SPACE}{unit}"

@@ -76,13 +76,16 @@ def box_teacher(spec: TeacherSpec, data: ImageData, note: Note) -> BoxTeacher:
 class ListFinder(nn.Module):
     """A detector in torchvision's form: a list of images in, a list of dictionaries out.
 
-    width: of its labels, with 0 for the background.
+    width: of its labels, with 0 for the background. torchvision's own one-stage detectors score the
+    background too, and its boxes are dropped; of others a label 0 is a mistake in numbering.
     """
 
     def __init__(self, network: nn.Module, width: int) -> None:
         super().__init__()
         self.network = network
         self.width = width
+        is_torchvisions = type(network).__module__.startswith("torchvision.models.detection")
+        self._least = 0 if is_torchvisions else 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores of x, [B, 3, H, W] in [0, 1]. Raises SpecError."""
@@ -90,7 +93,7 @@ class ListFinder(nn.Module):
         if not isinstance(answers, list | tuple) or len(answers) != len(x):
             raise SpecError(f"it answers with {type(answers).__name__}; {_EXPECTED}")
         for found in answers:
-            _check_dictionary(found, self.width)
+            _check_dictionary(found, self._least, self.width)
         most = max([1, *(len(found["scores"]) for found in answers)])
         boxes, scores = x.new_zeros(len(x), most, 4), x.new_zeros(len(x), most, self.width)
         height, width = x.shape[2:]
@@ -103,7 +106,7 @@ class ListFinder(nn.Module):
         return boxes, scores
 
 
-def _check_dictionary(found: object, width: int) -> None:
+def _check_dictionary(found: object, least: int, width: int) -> None:
     """Raise SpecError unless an image's answer has boxes, labels and scores that fit."""
     keys = ("boxes", "labels", "scores")
     if not isinstance(found, Mapping) or not all(isinstance(found.get(k), Tensor) for k in keys):
@@ -112,7 +115,7 @@ def _check_dictionary(found: object, width: int) -> None:
     if boxes.shape != (len(scores), 4) or labels.shape != scores.shape or scores.ndim != 1:
         shapes = ", ".join(f"{key} {list(found[key].shape)}" for key in keys)
         raise SpecError(f"it answers an image with {shapes}; {_EXPECTED}")
-    if len(labels) and not 0 < int(labels.min()) <= int(labels.max()) < width:
+    if len(labels) and not least <= int(labels.min()) <= int(labels.max()) < width:
         raise SpecError(
             f"it answers with the labels {int(labels.min())} to {int(labels.max())}, and has "
             f"{width - 1} classes, from 1; --teacher-classes FILE names them"

@@ -201,7 +201,7 @@ def _flops(teachers: Sequence[Model], note: Note) -> int | None:
     try:
         counts = [count(t.network, input_shape=t.preprocess.input_shape) for t in teachers]
     except CostError as error:
-        note(f"The FLOPs of the teacher are not known: {error}")
+        note(f"The FLOPs of the teacher are unknown: {error}")
         return None
     return sum(flops for flops, _ in counts)
 

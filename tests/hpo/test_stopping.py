@@ -66,6 +66,16 @@ def test_a_tie_with_the_leader_continues(mode: str) -> None:
             assert not decide(curve(end, cost, upto=upto), COMPLETE, mode).should_prune
 
 
+@pytest.mark.parametrize("mode", ["safe", "tight"])
+def test_a_trial_continues_while_its_metric_is_0(mode: str) -> None:
+    """As a detector's before its first box is right; one that has left 0 is judged as any other."""
+    at_0 = replace(curve(0.3, 12.0, upto=4), values=(0.0,) * 4)
+    assert not decide(at_0, COMPLETE, mode).should_prune
+    assert "the metric is still 0" in decide(at_0, COMPLETE, mode).reason
+    assert decide(replace(at_0, values=(0.0, 0.0, 0.0, 0.01)), COMPLETE, mode).should_prune
+    assert decide(replace(at_0, values=(0.0, 0.01, 0.0, 0.0)), COMPLETE, mode).should_prune
+
+
 def test_with_one_objective_accuracy_alone_decides() -> None:
     same_cost = [replace(other, cost=5.0) for other in COMPLETE]
     assert decide(curve(0.4, 5.0, upto=8), same_cost).should_prune

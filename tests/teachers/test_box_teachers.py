@@ -375,6 +375,40 @@ def test_the_number_of_classes_is_that_of_the_weights(name: str) -> None:
     assert classes_in(own.state_dict(), own.state_dict(), 91) == 91
 
 
+TORCHVISION = """
+import torch
+import torchvision
+
+def detector():
+    torch.manual_seed(0)
+    network = torchvision.models.detection.{name}(
+        weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=96
+    )
+    network.score_thresh = 0.0
+    network.classes = ["square", "disc", "ring"]
+    return network
+"""
+
+
+@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_a_detector_of_torchvision_runs_on_an_image(
+    data: ImageData, tmp_path: Path, name: str
+) -> None:
+    """With random weights: its boxes lie in the image, and its scores are those it gives."""
+    path = tmp_path / "own.py"
+    path.write_text(TORCHVISION.format(name=name))
+    teacher = load(f"{path}:detector", data)
+    image = data.val.at(slice(1))
+    (found,) = teacher.network.finder.network(list(image.float() / 255))
+    answer = teacher(image)
+    assert answer.shape[2] == 4 + data.num_classes
+    scores = answer[0, :, 4:].amax(dim=1)
+    torch.testing.assert_close(scores[scores > 0], found["scores"][found["labels"] > 0])
+    (rows,) = shown(answer)
+    assert len(rows) > 0
+    assert ((rows[:, :4] >= 0) & (rows[:, :4] <= 1)).all()
+
+
 def test_other_networks_of_torchvision_are_no_detectors(data: ImageData) -> None:
     with pytest.raises(SpecError, match="torchvision has no detector 'resnet18'"):
         load("torchvision:resnet18", data)

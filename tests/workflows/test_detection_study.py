@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,6 +231,8 @@ def test_its_file_is_a_teacher_of_boxes(study: Path, tmp_path: Path) -> None:
     metrics = json.loads((study / "best" / "metrics.json").read_text())
     assert teacher.val == pytest.approx(metrics["onnx"]["val"])
     assert teacher.flops is None
+    report = (found.path / "report.md").read_text()
+    assert re.search(r"\| multiply-adds \|[^|]*\| unknown \|", report)
     assert teacher.params > 0
     records = opened.records()
     assert {record.params["method.name"] for record in records} <= {*TAUGHT_BY, "none"}
