@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from benchmarks import (
     bars,
+    detection_methods,
     input_pipeline,
     input_share,
     latency_holds,
@@ -31,9 +33,12 @@ from kdsearch import data as datasets
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
 from kdsearch.deploy.timing import Latency
+from kdsearch.methods import METHODS
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study.open import open_study
 from kdsearch.study.study import TrialOutcome
+from kdsearch.tasks._average_precision import MAP50
+from kdsearch.training.distiller import check
 
 pytestmark = pytest.mark.slow  # scripts, not the package
 
@@ -233,3 +238,38 @@ def test_what_was_timed_again_counts_when_it_lies_in_the_stated_interval():
     ]
     assert latency_holds.share(rows, lambda row: row.again) == 0.75
     assert latency_holds.share(rows, lambda row: row.plain) == 0.25
+
+
+def test_detection_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
+    settings = {"data": "x", "epochs": 2}
+
+    def made(method, seed, test):
+        return detection_methods.Result(
+            method=method, seed=seed, val=0.5, test=test, cpu_s=3.0, settings=settings
+        )
+
+    known = [made("none", 1, 0.80), made("pkd", 1, 0.81)]
+    file = tmp_path / "kept.jsonl"
+    rows = [*known, replace(known[0], settings={**settings, "epochs": 3})]
+    file.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+    read = detection_methods.read(file, settings)
+    assert read == known
+    trained = []
+
+    def run(method, seed):
+        trained.append((method, seed))
+        return made(method, seed, 0.81 if method == "none" else 0.83)
+
+    found = list(detection_methods.results(["none", "pkd"], 2, read, run))
+    assert trained == [("none", 2), ("pkd", 2)]
+    lines = detection_methods.table(found, MAP50, 72)
+    assert lines[2] == "| none | 50.00 % | 80.50 % |  | 3 |"
+    assert lines[3].startswith("| pkd | 50.00 % | 82.00 % | +1.50 (")
+
+
+@pytest.mark.parametrize("method", detection_methods.METHOD_NAMES)
+def test_each_method_of_the_table_is_one_of_detection(method):
+    candidate = detection_methods.candidate_of(method, 1, 12)
+    check(candidate.distill)
+    for part in method.split("+"):
+        assert not METHODS.get(part).unfit_for("detection")

@@ -30,13 +30,14 @@ from kdsearch.study.budget_shares import Share
 from kdsearch.study.builtin_spaces import builtin
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.importances import rankings
+from kdsearch.study.options import options_of
 from kdsearch.study.plan import spent_epochs
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Counts, Entry, Seconds, ShippedFile, Summary
 from kdsearch.tasks.base import Details
 
 _READER = TypeAdapter(ShippedFile)
-_NO_FLAGS = ("data_key", "weights_key", "space", "flip", "storage", "storage_study")
+_OTHERWISE = ("space", "flip", "budget_with_nms")  # flags that are written in another form
 
 
 def summarise(study: OpenStudy) -> Summary:
@@ -146,13 +147,16 @@ def write_derived(study: OpenStudy) -> Summary:
 
 def _command(study: OpenStudy) -> str:
     """Return the command line that runs this study again, or resumes it in its folder."""
-    flags_of = {**study.config.changes(StudyConfig()), "out": (str(study.path.parent), "results")}
+    changes, known = study.config.changes(StudyConfig()), options_of(StudyConfig)
+    flags_of = {name: pair for name, pair in changes.items() if name in known}
+    flags_of["out"] = str(study.path.parent), "results"
     shares = {name: Share(share) for name, share in study.config.budget_shares.items()}
     flags = [
         f"--{name.replace('_', '-')} {shlex.quote(str(shares.get(name, value)))}"
         for name, (value, default) in flags_of.items()
-        if name not in _NO_FLAGS and value != default
+        if name not in _OTHERWISE and value != default
     ]
+    flags += ["--budget-with-nms"] if study.config.budget_with_nms else []
     if study.config.storage is not None:  # the password is in PGPASSWORD
         flags.append(f"--storage {shlex.quote(study.config.storage.replace(':***@', '@'))}")
     texts = {name: file.read_text(encoding="utf-8") for name, file in builtin().items()}

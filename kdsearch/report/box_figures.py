@@ -77,7 +77,7 @@ def _sizes(curves: BoxCurves, split: str) -> str:
     frame = paper.Frame(low=(max(low, 1e-3) / 1.1, 0), high=(high * 1.1, 1), log=True)
     return frame.draw(
         f"Objects on {split} that have a box with a score of {curves.score:g}, by size",
-        x_title=f"side of objects, of the image's ({split}; log scale)",
+        x_title=f"side of objects, of the image's ({split}; log scale); numbers: objects",
         y_title=f"found, by boxes from a score of {curves.score:g}",
         is_percent=True,
         inside=list(_groups(frame, curves)),
@@ -98,4 +98,4 @@ def _groups(frame: paper.Frame, curves: BoxCurves) -> Iterator[str]:
         ends = [frame.at(high, min(1.0, max(0.0, recall + s * error)))[1] for s in (-1, 1)]
         yield paper.line(left, y, right, y, BLUE, 'stroke-width="4"')
         yield paper.line(middle, ends[0], middle, ends[1], paper.INK)
-        yield paper.text(middle, y + 18, f"{objects:,}", anchor="middle")
+        yield paper.text(middle + 6, y + 16, f"{objects:,}")

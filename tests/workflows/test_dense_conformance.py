@@ -1,4 +1,4 @@
-"""Detection and segmentation under what works for any study: enqueue, refit, compare, resume, Ray.
+"""Detection and segmentation under what works for any study: enqueue, refit, compare, resume.
 
 One tiny study of each is shared. Studies of classes hold the same laws in detail.
 """
@@ -6,14 +6,11 @@ One tiny study of each is shared. Studies of classes hold the same laws in detai
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import detection_data
 import pytest
-import toy_masks
-from quick import quick
+from dense_study import HEADS, Finished, finished
 
 import kdsearch
 from kdsearch.report.comparison import compare
@@ -22,55 +19,11 @@ from kdsearch.study.study import searched
 from kdsearch.study.warm_start import enqueue
 
 pytestmark = pytest.mark.slow
-SPACE = """
-student:
-  family: {{choice: {{resnet: {{width: 0.25, depth: {{int: [4, 5]}}}}}}}}
-  head: {{{head}}}
-method: {{name: {{choice: {{{method}, none: {{}}}}}}}}
-train: {{epochs: 2, batch_size: 4, optimizer: adamw, lr: 0.004}}
-"""
-HEADS = {
-    "detection": ("channels: 16, depth: 1", "det_kd: {}"),
-    "segmentation": ("kind: {choice: [lraspp]}, channels: 16", "kd: {}"),
-}
-FEW = {"train": 8, "val": 4, "test": 4}
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A study of one trial, and what ran it."""
-
-    path: Path
-    given: dict[str, Any]
-
-    def run(self, name: str, **more: Any) -> kdsearch.Study:
-        """Run a study like it, or resume one, in its folder of results."""
-        with quick():
-            return kdsearch.run(**{**self.given, "name": name, **more})
 
 
 @pytest.fixture(scope="module", params=sorted(HEADS))
 def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    task, folder = request.param, tmp_path_factory.mktemp("dense")
-    head, method = HEADS[task]
-    (folder / "space.yaml").write_text(SPACE.format(head=head, method=method))
-    data = (
-        detection_data.write(folder / "set", splits=FEW)
-        if task == "detection"
-        else toy_masks.write(folder / "set")
-    )
-    given = {
-        "data": data,
-        "space": folder / "space.yaml",
-        "teacher_epochs": 1,
-        "budget": kdsearch.Budget(flops=60_000_000),
-        "stopping": "off",
-        "trials": 1,
-        "out": folder / "results",
-    }
-    found = Finished(folder / "results" / "first", given)
-    found.run("first")
-    return found
+    return finished(request.param, tmp_path_factory.mktemp("dense"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +31,7 @@ def second(first: Finished) -> Path:
     """Return a copy of the study, resumed with an enqueued candidate and refits."""
     path = first.path.with_name("second")
     shutil.copytree(first.path, path)
-    settings = {"student.depth": 5, "method.name": "none"}
+    settings = {"student.family": "resnet", "student.depth": 5, "method.name": "none"}
     _, needed = enqueue(path, settings)
     assert needed == 2
     first.run("second", trials=2, refit=1, seeds=2)
@@ -125,12 +78,3 @@ def test_an_interrupted_training_resumes_to_the_same_curve(first: Finished) -> N
     (whole,) = searched(load_study(first.path).records())
     (again,) = searched(resumed.trials)
     assert (again.params, again.curve) == (whole.params, whole.curve)
-
-
-def test_a_trial_on_ray_is_the_trial_here(first: Finished) -> None:
-    pytest.importorskip("ray")
-    found = first.run("on-ray", engine="ray")
-    (here,) = searched(load_study(first.path).records())
-    (there,) = searched(found.trials)
-    assert there.params == here.params
-    assert there.curve == pytest.approx(here.curve, abs=1e-6)

@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
 from PIL import Image
 from quick import quick
 
 import kdsearch
 from kdsearch import data as datasets
+from kdsearch.cli import app
 from kdsearch.deploy.formats.base import Agreement
 from kdsearch.deploy.formats.onnx import load_file
 from kdsearch.deploy.package import Package
@@ -80,6 +82,10 @@ def test_report_and_card_show_classes_with_noise_and_the_same_picture(study: Pat
         assert "mAP50" in shown
     assert "| class | AP50, % | of labels, % |" in card
     assert "object-detection" in card
+    (command,) = re.findall(r"^kdsearch run .*$", text, re.M)
+    typed = typer.main.get_command(app).commands["run"].make_context("run", command.split()[2:])
+    assert typed.params["budget_with_nms"] is True
+    assert "--left-out" not in command
     for name in ("precision_recall.svg", "object_sizes.svg"):
         drawn = (study / "best" / name).read_text()
         assert drawn == (study / "figures" / name).read_text()
