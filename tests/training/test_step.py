@@ -199,7 +199,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 def test_no_method_on_boxes_waits_for_the_device(
     method: str, boxes: ImageData, nowhere: torch.device
 ) -> None:
-    recipe = TrainSpec(epochs=1, batch_size=6, scale=0.5, accumulate=2)
+    recipe = TrainSpec(epochs=2, batch_size=6, scale=0.5, accumulate=2, mosaic=0.5)
     step, *_ = step_of(DistillSpec(method=method), recipe, nowhere, student=DETECTOR, data=boxes)
     step.epoch(1)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
