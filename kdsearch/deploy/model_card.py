@@ -252,9 +252,7 @@ def _pictures(metrics: Mapping[str, Any]) -> str:
     figures = metrics.get("figures", {}).items()
     parts = [f"![{title}]({name})" for name, title in figures]
     if name := metrics.get("picture"):
-        parts.append(
-            f"## Validation images\n\n![validation images with labels and answers]({name})"
-        )
+        parts.append(f"## Validation images\n\n![validation images and answers]({name})")
     return "\n\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,6 @@ from kdsearch.study.open import load_study
 from kdsearch.study.storage_url import Storage
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Summary
-from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -114,9 +113,10 @@ def write_dashboard(study: OpenStudy) -> None:
     summary, records = summarise(study), study.records()
     dashboard.draw(summary, records)
     dashboard.note(None, _about_study(study, summary, records))
+    study.store.set_facts(_facts(summary))
     for record in records:
         if record.state != "running":
-            dashboard.note(record, _about_trial(record, summary.metric))
+            dashboard.note(record, _about_trial(record, summary, study.facts.test))
             dashboard.keep_curve(record)
 
 
@@ -191,19 +191,51 @@ def _about_study(study: OpenStudy, summary: Summary, records: list[TrialRecord])
     return "\n\n".join(lines)
 
 
-def _about_trial(record: TrialRecord, metric: Metric) -> str:
+def _facts(summary: Summary) -> dict[str, float | str]:
+    """Return the user attributes of the study: what ships, by plain values that are known."""
+    best, file = summary.shipped, summary.file
+    if best is None:
+        return {"shipped": "nothing yet"}
+    found: dict[str, float | str | None] = {
+        "shipped": best.trial,
+        f"validation {summary.metric.key}": best.val,
+        f"test {summary.metric.key}": best.test,
+        "latency_ms": best.latency_ms,
+        "latency_low_ms": best.latency_low_ms,
+        "latency_high_ms": best.latency_high_ms,
+        "mflops": None if best.flops is None else best.flops / 1e6,
+        "params": best.params,
+        "megabytes": None if file is None else file.bytes / 1e6,
+    }
+    return {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def _about_trial(record: TrialRecord, summary: Summary, test: Mapping[int, float]) -> str:
+    metric = summary.metric
     kind = f", {record.outside()}" if record.kind else ""
     ended = words.STATES.get(record.state, record.state)
     reason = words.reason(record)
     lines = [f"**{ended}**{kind}{f': {_plain(reason)}' if reason else ''}"]
+    if summary.shipped is not None and record.number == summary.shipped.trial:
+        lines.insert(0, "**This trial ships: its student is in best/.**")
     if record.val is not None:
         lines.append(f"validation {metric.label} {words.score(metric, record.val)}")
+    if record.number in test:
+        lines.append(f"test {metric.label} {words.score(metric, test[record.number])}")
     if record.cost is not None:
         known = ((a, v) for a, v in words.costs(record.cost).items() if v is not None)
         lines.append(", ".join(words.amount(axis, value) for axis, value in known))
     took = f"{duration(record.seconds)}, {counted(len(record.curve), 'epoch')}"
     lines.append(f"{took}{f', {_plain(record.mode)}' if record.mode else ''}")
-    rows = "\n".join(f"| `{name}` | {_plain(str(v))} |" for name, v in record.params.items())
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in record.params.items()
+    }
+    rows = "\n".join(f"| `{name}` | {_plain(text)} |" for name, text in shown.items())
     return "\n\n".join([*lines, f"| parameter | value |\n|---|---|\n{rows}"])
 
 

@@ -73,7 +73,7 @@ def _classes(summary: Summary, picture: str, figures: Iterable[str]) -> list[str
         for name, title in box_figures.TITLES.items()
         if name in figures
     ]
-    shown += [f"![validation images with labels and answers]({picture})"] if picture else []
+    shown += [f"![validation images and answers]({picture})"] if picture else []
     return ["## By class", *found, *shown] if found or shown else []
 
 

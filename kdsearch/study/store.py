@@ -28,7 +28,7 @@ from kdsearch.errors import StudyError
 from kdsearch.study.lease import Lease
 from kdsearch.study.storage_url import Access, Storage
 
-NOTE = "kdsearch"  # the one user attribute of a trial, and of the study: JSON
+NOTE = "kdsearch"  # the user attribute of a trial, and of the study, that is read: JSON
 STORE_ERRORS = (
     SQLAlchemyError,
     sqlite3.Error,
@@ -173,14 +173,20 @@ class Store:
         *,
         note: str,
         constraints: Mapping[str, float],
+        facts: Mapping[str, float | str] | None = None,
     ) -> FrozenTrial:
-        """Write the outcome of a running trial, its state after everything that samplers read."""
+        """Write the outcome of a running trial, its state after everything that samplers read.
+
+        facts: user attributes on disk for optuna-dashboard; nothing here reads them.
+        """
         self._require_lease()
         memory_id = self.trials()[number]._trial_id
         both = ((self.disk, self._disk_id(number)), (self._memory, memory_id))
         attrs = create_trial(state=TrialState.RUNNING, constraints=dict(constraints)).system_attrs
         if constraints:  # optuna-dashboard 0.21 reads only the older list
             attrs["constraints"] = list(constraints.values())
+        for name, value in (facts or {}).items():
+            self.disk.set_trial_user_attr(both[0][1], name, value)
         for storage, key in both:
             storage.set_trial_user_attr(key, NOTE, note)
             for name, value in attrs.items():
@@ -202,6 +208,13 @@ class Store:
 
     def _disk_id(self, number: int) -> int:
         return self.disk.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+    def set_facts(self, facts: Mapping[str, float | str]) -> None:
+        """Write changed user attributes of the study for optuna-dashboard."""
+        known = self.disk.get_study_user_attrs(self.study_id)
+        for name, value in facts.items():
+            if known.get(name) != value:
+                self.disk.set_study_user_attr(self.study_id, name, value)
 
     def note(self) -> str | None:
         """Return the note of the study as a whole."""

@@ -26,6 +26,7 @@ from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord, kind_of
+from kdsearch.study.attributes import attributes
 from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial
@@ -230,7 +231,7 @@ class OpenStudy:
         if outcome.val is not None and not math.isfinite(outcome.val):
             reason = f"the {self.metric.label} is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
-        values, constraints = None, dict(outcome.violations)
+        values, constraints, kind = None, dict(outcome.violations), proposal.kind
         if outcome.state == "failed":
             constraints[FAILURE] = 1.0
         if outcome.state == "complete":
@@ -241,10 +242,11 @@ class OpenStudy:
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self.store.end(
             proposal.number if proposal.stored is None else proposal.stored,
-            _TOLD[outcome.state],
-            values,
+            _OUTSIDE[outcome.state] if kind else _TOLD[outcome.state],
+            None if kind else values,
             note=_note(proposal, outcome),
             constraints=constraints,
+            facts=attributes(kind, outcome.state, outcome.cost),
         )
         return _record(frozen)
 
@@ -340,6 +342,7 @@ _TOLD = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+_OUTSIDE = {**_TOLD, "complete": TrialState.PRUNED}  # controls are not on Optuna's front
 
 
 def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
@@ -390,7 +393,8 @@ def _record(frozen: FrozenTrial) -> TrialRecord:
 def _read_note(kept: dict[str, Any], frozen: FrozenTrial) -> TrialRecord:
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
-    if _TOLD.get(str(kept.get("state"))) is not frozen.state:
+    state, kind = str(kept.get("state")), kind_of(kept.get("control_of"), kept.get("refit_of"))
+    if frozen.state not in (_TOLD.get(state), _OUTSIDE.get(state) if kind else None):
         kept["state"] = _STATES[frozen.state]
     number = kept.pop("number", frozen.number)
     for key in ("pause_at", "stored"):

@@ -123,7 +123,7 @@ def test_page_and_markdown_show_classes_escaped_and_the_picture() -> None:
     assert "<b>pole" not in page
     assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in page
     assert "41.2 \u00b1 4.1 %" in text
-    assert "![validation images with labels and answers](best/a.png)" in text
+    assert "![validation images and answers](best/a.png)" in text
 
 
 def test_the_card_states_scores_the_worst_first_and_shows_the_picture() -> None:

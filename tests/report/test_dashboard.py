@@ -69,6 +69,10 @@ def path(fast_path: Path) -> Path:
         keep_curve(study, 0)
         proposal = study.ask()
         study.tell(proposal, replace(look_up(proposal), state="failed", val=None, reason="a | b"))
+        best = study.front()[-1]
+        control = study.ask_control({**best.params, "method.name": "none"}, best.number)
+        study.tell(control, replace(look_up(control), state="complete", val=0.999))
+        study.update_facts(best=best.number, shipped=best.number, test={str(best.number): 0.75})
         write_dashboard(study)
     return fast_path / "board"
 
@@ -100,9 +104,9 @@ def test_the_dashboard_has_values_constraints_figure_notes_and_curves(
     with opened(path) as reopened:
         records = reopened.records()
     assert study["objective_names"] == ["accuracy", "flops"]
-    assert len(study["trials"]) == len(records) == 9
+    assert len(study["trials"]) == len(records) == 10
     for trial, record in zip(study["trials"], records, strict=True):
-        if record.state == "complete":
+        if record.state == "complete" and not record.kind:
             assert trial["values"][0] == record.val
         if record.state != "failed":
             assert trial["constraints"] == pytest.approx(list(record.violations.values()))
@@ -119,6 +123,49 @@ def test_the_dashboard_has_values_constraints_figure_notes_and_curves(
     trial_id = study["trials"][0]["trial_id"]
     place = f"/artifacts/{listed['study_id']}/{trial_id}/{artifact['artifact_id']}"
     assert dashboard.text(place) == CURVE
+
+
+def test_a_trial_has_plain_attributes(dashboard: Dashboard, path: Path) -> None:
+    with opened(path) as reopened:
+        records = reopened.records()
+    trials = details(dashboard)["trials"]
+    for trial, record in zip(trials, records, strict=True):
+        found = {item["key"]: item["value"] for item in trial["user_attrs"]}
+        assert found["kind"] == (record.kind or "search")
+        assert found["outcome"] == record.state
+        if record.cost is not None and record.cost.flops is not None:
+            assert float(found["mflops"]) == pytest.approx(record.cost.flops / 1e6, rel=1e-3)
+
+
+def test_a_control_is_not_on_the_front_of_the_dashboard(dashboard: Dashboard, path: Path) -> None:
+    """It has the best metric of all; the record keeps its state and its metric."""
+    with opened(path) as reopened:
+        record = reopened.records()[-1]
+        front = {entry.number for entry in reopened.front()}
+    assert (record.kind, record.state, record.val) == ("control", "complete", 0.999)
+    shown = details(dashboard)
+    best = {trial["number"] for trial in shown["best_trials"]}
+    assert front <= best  # and others that equal one of them
+    assert record.number not in best
+    assert not shown["trials"][-1].get("values")
+
+
+def test_what_ships_is_in_its_note_and_in_the_attributes_of_the_study(
+    dashboard: Dashboard, path: Path
+) -> None:
+    with opened(path) as reopened:
+        shipped = reopened.facts.shipped
+    shown = details(dashboard)
+    ships = [t["number"] for t in shown["trials"] if "This trial ships" in t["note"]["body"]]
+    assert ships == [shipped]
+    assert "test accuracy 75.00" in shown["trials"][shipped]["note"]["body"]
+    found = {item["key"]: item["value"] for item in shown["user_attrs"]}
+    assert (found["shipped"], found["test accuracy"]) == (str(shipped), "0.75")
+
+
+def details(dashboard: Dashboard) -> Any:
+    (listed,) = dashboard.get("/api/studies")["study_summaries"]
+    return dashboard.get(f"/api/studies/{listed['study_id']}")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_whatever_comes_from_the_study_is_escaped() -> None:
     page = own(html)
     assert "<script>alert" not in page
     assert "<!--" not in page
-    # data of the front, the progress, a slice, the curves and the trials, and two of the page
+    # the data of front, progress, slice, curves and trials, and the page's own two
     assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 7
     assert text_of(html).count(HOSTILE) >= 6  # a reader sees it as it was written
 

@@ -64,7 +64,7 @@ def test_report_and_card_show_classes_with_noise_and_the_same_picture(study: Pat
         assert picture.width == 5 * 148
     assert (study / "best" / "validation.png").stat().st_size < 400_000
     assert 'class="strip" src="data:image/png;base64,' in page
-    assert "![validation images with labels and answers](best/validation.png)" in text
+    assert "![validation images and answers](best/validation.png)" in text
     assert "IoU of each class on test" in page
     assert "IoU of each class on test" in text
     assert "| class | IoU, % | of labels, % |" in card
