@@ -16,6 +16,9 @@ EXTRAS = {
     "executorch": "executorch>=1.5",
     "litert": "ai-edge-litert>=2.3",
     "openvino": "openvino>=2026.1",
+    "mnn": "MNN>=3.6",
+    "ncnn": "ncnn>=1.0.20261020",
+    "pnnx": "pnnx>=20261020",
 }
 
 

@@ -87,6 +87,39 @@ def openvino(file: Path) -> Callable[[Any], Any]:
     return lambda images: network(images)[0]
 
 
+def mnn(file: Path) -> Callable[[Any], Any]:
+    """Return a function from images to answers, by MNN."""
+    import MNN
+
+    manager = MNN.nn.create_runtime_manager(({"backend": 0, "precision": "high"},))
+    network = MNN.nn.load_module_from_file(str(file), [], [], runtime_manager=manager)
+    engine = MNN.expr
+
+    def run(images: Any) -> Any:
+        given = engine.const(images, list(images.shape), engine.NCHW, engine.float)
+        return engine.convert(network.onForward([given])[0], engine.NCHW).read()
+
+    return run
+
+
+def ncnn(file: Path) -> Callable[[Any], Any]:
+    """Return a function from images to answers, by ncnn; student.ncnn.bin is beside the file."""
+    import ncnn as engine
+
+    net = engine.Net()
+    for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(net.opt, f"use_{name}", False)
+    net.load_param(str(file))
+    net.load_model(str(file.with_suffix(".bin")))
+
+    def answer(image: Any) -> Any:
+        extractor = net.create_extractor()
+        extractor.input(net.input_names()[0], engine.Mat(image).clone())
+        return np.array(extractor.extract(net.output_names()[0])[1])
+
+    return lambda images: np.stack([answer(image) for image in images])
+
+
 def litert(file: Path) -> Callable[[Any], Any]:
     """Return a function from images to answers, by LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
@@ -121,7 +154,14 @@ def torch_export(file: Path) -> Callable[[Any], Any]:
     return torch.inference_mode()(lambda images: network(torch.from_numpy(images)).numpy())
 
 
-OTHERS = {".xml": openvino, ".tflite": litert, ".pte": executorch, ".pt2": torch_export}
+OTHERS = {
+    ".xml": openvino,
+    ".tflite": litert,
+    ".pte": executorch,
+    ".pt2": torch_export,
+    ".mnn": mnn,
+    ".param": ncnn,
+}
 
 
 def load(file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
