@@ -25,6 +25,8 @@ FORMATS = (
     "torch-export",
     "openvino",
     "executorch",
+    "mnn",
+    "ncnn",
     "litert",
 )
 

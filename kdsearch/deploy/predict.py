@@ -96,8 +96,10 @@ def mnn(file: Path) -> Callable[[Any], Any]:
     engine = MNN.expr
 
     def run(images: Any) -> Any:
+        images = np.ascontiguousarray(images)  # MNN reads its memory in order
         given = engine.const(images, list(images.shape), engine.NCHW, engine.float)
-        return engine.convert(network.onForward([given])[0], engine.NCHW).read()
+        answer = engine.convert(network.onForward([given])[0], engine.NCHW)
+        return answer.read().copy()  # its memory is used again by the next run
 
     return run
 

@@ -167,8 +167,8 @@ class StudyConfig:
     nms_ms: float | None = None
     target: str = option(
         "cpu",
-        "Measure latency on: cpu, torch, openvino, cuda, tensorrt, or cmd:COMMAND, which gets the "
-        "ONNX file and prints milliseconds.",
+        "Measure latency on: cpu, torch, openvino, mnn, ncnn, cuda, tensorrt, or cmd:COMMAND, "
+        "which gets the ONNX file and prints milliseconds.",
         TARGET,
     )
     threads: int = option(1, "Threads of the target.", TARGET, between(1, MAX_COUNT))

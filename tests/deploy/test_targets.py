@@ -81,7 +81,9 @@ def file_of(target: Target, count: int) -> bytes:
 
 
 def test_the_targets_are_these() -> None:
-    assert TARGETS.names() == ("cmd", "cpu", "cuda", "openvino", "tensorrt", "torch")
+    assert TARGETS.names() == (
+        *("cmd", "cpu", "cuda", "mnn", "ncnn", "openvino", "tensorrt", "torch"),
+    )
 
 
 def test_an_unknown_target_is_refused_with_those_there_are() -> None:

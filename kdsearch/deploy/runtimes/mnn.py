@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch.deploy.runtimes.base import Runtime
@@ -57,7 +58,7 @@ class Mnn(Runtime):
 
     def run(self, images: NDArray[Any]) -> NDArray[Any]:
         """Return the file's only output."""
-        engine = self._engine
+        engine, images = self._engine, np.ascontiguousarray(images)  # MNN ignores strides
         given = engine.const(images, list(images.shape), engine.NCHW, engine.float)
         (answer,) = self._network.onForward([given])
         found: NDArray[Any] = engine.convert(answer, engine.NCHW).read()
