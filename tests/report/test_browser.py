@@ -62,7 +62,7 @@ def test_the_page_works_offline_in_a_browser(browser_context: Any, tmp_path: Pat
     assert page.locator("#front .xerror").count() == len(study[0].front) + 2
     assert page.locator("h1").inner_text() == "<script>alert(1)</script>"
     opened.settle()
-    assert page.locator(".figure").count() == page.locator(".js-plotly-plot").count() == 6
+    assert page.locator(".figure").count() == page.locator(".js-plotly-plot").count() == 8
     _check_hover(page)
     _check_axis(page)
     _check_range(page)
