@@ -25,7 +25,7 @@ from benchmarks.paired import quartiles
 from kdsearch.engines.processes import open_workers
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial
 

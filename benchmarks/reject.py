@@ -15,7 +15,7 @@ from benchmarks import bars, trials
 from benchmarks.paired import alternate, quartiles
 from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, StudentSpec
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 0.4

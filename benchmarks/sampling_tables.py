@@ -39,7 +39,7 @@ from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import Proposal, TrialOutcome
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 COUNTS = (25, 50, 100)
 MORE = 4  # how many times as many trainings random may have

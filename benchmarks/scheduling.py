@@ -30,7 +30,8 @@ from kdsearch.spec import Candidate, Cost
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 BAR = 30.0
 REQUEST = StudyConfig(space=find_space("classification-small").text, budget_mflops=20.0)

@@ -13,7 +13,8 @@ from kdsearch.engines.dispatch import OnTrial, TrialQueue, search
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 SPACE = """
 student:

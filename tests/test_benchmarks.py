@@ -36,7 +36,7 @@ from kdsearch.deploy.timing import Latency
 from kdsearch.methods import METHODS
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study.open import open_study
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks._average_precision import MAP50
 from kdsearch.training.distiller import check
 

@@ -17,7 +17,7 @@ from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
 from kdsearch.study.run_state import RunState, name_trial, planned_epochs
-from kdsearch.study.study import Proposal
+from kdsearch.study.trial_notes import Proposal
 from kdsearch.tasks.base import DEFAULT_METRIC, Metric
 
 if TYPE_CHECKING:

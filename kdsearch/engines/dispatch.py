@@ -14,7 +14,8 @@ from typing import TypeAlias
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import TrialRecord
 from kdsearch.study.config import OBJECTIVE
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, searched
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.study.width import Latencies, Price
 
 OnTrial: TypeAlias = Callable[[TrialRecord], None]

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TypeAlias
 
 from kdsearch.engines.dispatch import TrialQueue
-from kdsearch.study.study import Proposal, TrialOutcome
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 Evaluate: TypeAlias = Callable[[Proposal], TrialOutcome]
 _Ended: TypeAlias = "SimpleQueue[tuple[Proposal, Evaluate, TrialOutcome | BaseException]]"

@@ -33,7 +33,7 @@ from kdsearch.errors import KDSearchError, StudyError
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.training.trainer import Epoch, OnEpoch
 from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import TrialContext, run_trial

@@ -30,7 +30,8 @@ from kdsearch.extras import install
 from kdsearch.spec import Candidate
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import OnRung, RungPruner
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import UNFINISHED, TrialContext, run_trial
 

@@ -34,7 +34,7 @@ from kdsearch.engines.dispatch import OnTrial, TrialQueue
 from kdsearch.engines.logs import send_logs, write_log
 from kdsearch.engines.ray_cluster import node_error, quiet
 from kdsearch.errors import StudyError
-from kdsearch.study.study import Proposal, TrialOutcome
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from kdsearch.errors import StopStudy, explained
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loss_scales import unequal_terms
 from kdsearch.study.run_state import RunState
-from kdsearch.study.study import Proposal
+from kdsearch.study.trial_notes import Proposal
 
 if TYPE_CHECKING:
     from kdsearch.tasks import Metric

@@ -19,8 +19,9 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.facts import CONTROLS, Refit, candidate_digest
 from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.run_state import planned_epochs
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import CandidateEntry, ControlEntry, GainEntry, Trainings
+from kdsearch.study.trial_notes import Proposal
 
 BEST, KNEE = "best", "knee"  # roles of trials on the front, by the search
 _Score: TypeAlias = Callable[[TrialRecord], float]

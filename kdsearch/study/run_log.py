@@ -27,7 +27,8 @@ from kdsearch.study.facts import Run
 from kdsearch.study.formatting import SPACE, counted, duration
 from kdsearch.study.lease import Holder
 from kdsearch.study.run_state import RunningTrial, RunState, planned_epochs
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch

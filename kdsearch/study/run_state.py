@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.space import Params
 from kdsearch.spec import Budget, Candidate, TrialRecord
-from kdsearch.study.study import Proposal, searched
+from kdsearch.study.study import searched
+from kdsearch.study.trial_notes import Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch

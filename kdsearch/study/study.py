@@ -6,10 +6,9 @@ configuration and is written once. What Optuna has no place for is one JSON attr
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from math import inf
@@ -17,69 +16,24 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial
 
 from kdsearch.digests import digest_of
-from kdsearch.documents import mistake_in, parse_json
-from kdsearch.errors import SpecError, StudyError
 from kdsearch.hpo import pareto
 from kdsearch.hpo.sampler import FAILURE, FLOOR, distribution, make_sampler, suggest
 from kdsearch.space import Params
-from kdsearch.spec import Cost, TrialRecord, kind_of
+from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.attributes import attributes
 from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
-from kdsearch.study.facts import OLDER_FORMAT, StudyFacts, candidate_digest, read_facts
+from kdsearch.study.facts import StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial
-from kdsearch.study.store import NOTE, Store
+from kdsearch.study.store import Store
+from kdsearch.study.trial_notes import Proposal, TrialOutcome, note_of, record_of, told
 from kdsearch.study.width import Latencies, Price, Widths
 from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
 Digest: TypeAlias = Callable[[Params], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """A trial to run: its number and its parameters, which `digest` names.
-
-    draw: its place in the order of proposals, which seeds the sampler; None outside the search.
-    control_of, refit_of: see TrialRecord. pause_at: the epoch after which its training pauses;
-    None: it is trained in full. stored: the number under which the store keeps a resumed training,
-    whose outcome is added to that of trial `number`; None: the same number.
-    """
-
-    number: int
-    params: Params
-    digest: str
-    draw: int | None = None
-    control_of: int | None = None
-    refit_of: int | None = None
-    pause_at: int | None = None
-    stored: int | None = None
-
-    @property
-    def kind(self) -> str:
-        """Return what a trial outside the search is, '' for one of it; see `kind_of`."""
-        return kind_of(self.control_of, self.refit_of)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialOutcome:
-    """The outcome of a trial: `complete`, `rejected`, `pruned` or `failed` (see TrialRecord)."""
-
-    state: str
-    cost: Cost | None = None
-    violations: Mapping[str, float] = field(default_factory=dict)
-    val: float | None = None
-    curve: tuple[float, ...] = ()
-    epochs: int = 0
-    seconds: float = 0.0
-    teacher_seconds: float = 0.0
-    mode: str = ""
-    reason: str = ""
-    reused_from: int | None = None
-    rejected_early: bool = False
-    inherited: float = 0.0
 
 
 class OpenStudy:
@@ -107,7 +61,6 @@ class OpenStudy:
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
         draw of an interrupted trial is repeated first.
-
         price: FLOPs and parameters of a candidate. One over the budget is stored as rejected, and
         the next is sampled; after REDRAWS in a row one is returned anyway. latencies: of students
         whose width follows from a latency budget.
@@ -119,9 +72,14 @@ class OpenStudy:
             reason = "" if cost is None else self.budget.explain(cost)
             if cost is None or not reason or _rejected_just_before(records, proposal) >= REDRAWS:
                 return proposal
-            violations = self.budget.violations(cost)
-            over = TrialOutcome(state="rejected", cost=cost, violations=violations, reason=reason)
-            self.tell(proposal, replace(over, rejected_early=True))
+            over = TrialOutcome(
+                state="rejected",
+                cost=cost,
+                violations=self.budget.violations(cost),
+                reason=reason,
+                rejected_early=True,
+            )
+            self.tell(proposal, over)
 
     def _draw(
         self, records: Sequence[TrialRecord], price: Price | None, latencies: Latencies | None
@@ -136,11 +94,11 @@ class OpenStudy:
         given = self.facts.enqueued.get(draw)
         given = given or first_trial(self.config, self.facts, draw, records, fits)
         space = self._widths.space(seed, given, is_priced=price is not None)
-        is_flat = self.config.sampler in FLAT_SAMPLERS  # every trial must have the same dimensions
         trial = self.store.propose(
             make_sampler(
                 self.config.sampler,
-                self._space if is_flat else space,
+                # for these every trial must have the same dimensions
+                self._space if self.config.sampler in FLAT_SAMPLERS else space,
                 seed=seed,
                 has_running=any(record.state == "running" for record in records),
                 learns_floor=self.config.min_accuracy is None,
@@ -182,7 +140,7 @@ class OpenStudy:
             pause_at=pause_at,
             stored=trial.number,
         )
-        self.store.begin(trial, _note(proposal))
+        self.store.begin(trial, note_of(proposal))
         return proposal
 
     def enqueue(self, params: Sequence[Params]) -> None:
@@ -211,7 +169,7 @@ class OpenStudy:
             refit_of=refit_of,
             pause_at=pause_at,
         )
-        self.store.begin(trial, _note(proposal))
+        self.store.begin(trial, note_of(proposal))
         return proposal
 
     def earlier(self, proposal: Proposal) -> TrialRecord | None:
@@ -242,13 +200,13 @@ class OpenStudy:
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self.store.end(
             proposal.number if proposal.stored is None else proposal.stored,
-            _OUTSIDE[outcome.state] if kind else _TOLD[outcome.state],
+            told(outcome.state, kind),
             None if kind else values,
-            note=_note(proposal, outcome),
+            note=note_of(proposal, outcome),
             constraints=constraints,
             facts=attributes(kind, outcome.state, outcome.cost),
         )
-        return _record(frozen)
+        return record_of(frozen)
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, oldest first; a resumed one with its longest training.
@@ -257,7 +215,7 @@ class OpenStudy:
         """
         found: dict[int, TrialRecord] = {}
         for frozen in self.store.trials():
-            record = self._ended.get(frozen.number) or _record(frozen)
+            record = self._ended.get(frozen.number) or record_of(frozen)
             if frozen.state.is_finished():
                 self._ended[frozen.number] = record
             earlier = found.get(record.number)
@@ -272,7 +230,7 @@ class OpenStudy:
     def front(self) -> list[TrialRecord]:
         """Return the non-dominated trials that reach --min-accuracy, cheapest first."""
         done = [record for record in self.complete() if self.is_enough(record)]
-        return [done[i] for i in pareto.front([self.point(record) for record in done])]
+        return [done[i] for i in pareto.front([*map(self.point, done)])]
 
     def is_enough(self, record: TrialRecord) -> bool:
         """Return whether a trial reaches --min-accuracy."""
@@ -289,10 +247,9 @@ class OpenStudy:
         return [r for r in (*searched(records), *resumed) if r.state == "complete"]
 
     def point(self, record: TrialRecord) -> tuple[float, float]:
-        """Return (metric, cost) of a complete trial on the axes of the front.
+        """Return (metric, cost) of a complete trial on the axes of the front; cost of the search.
 
-        The cost is that of the search: a trial that it left out, and whose weights are gone, must
-        not come to the front when others are measured again.
+        A trial without weights must not come to the front when others are measured again.
         """
         assert record.val is not None
         return record.val, float(getattr(self._ended[record.number].cost, self.budget.axis()))
@@ -329,28 +286,6 @@ def _rejected_just_before(records: Sequence[TrialRecord], proposal: Proposal) ->
 
 
 _UNFINISHED = ("running", "interrupted")
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "interrupted",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "running",
-}
-_TOLD = {
-    "complete": TrialState.COMPLETE,
-    "rejected": TrialState.PRUNED,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
-_OUTSIDE = {**_TOLD, "complete": TrialState.PRUNED}  # controls are not on Optuna's front
-
-
-def _note(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
-    """Return the JSON attribute of a trial."""
-    kept = asdict(proposal)
-    if proposal.stored is None:
-        del kept["number"]
-    return json.dumps(kept | ({} if outcome is None else asdict(outcome)))
 
 
 def _timed(record: TrialRecord, later: Cost) -> TrialRecord:
@@ -369,34 +304,3 @@ def _resumed(earlier: TrialRecord, later: TrialRecord) -> TrialRecord:
         teacher_seconds=earlier.teacher_seconds + later.teacher_seconds,
         reused_from=None,
     )
-
-
-def _record(frozen: FrozenTrial) -> TrialRecord:
-    """Read a trial. One that failed for Optuna and has no failed outcome was interrupted.
-
-    It may have an outcome, if the driver was killed before it set the state in Optuna, or no
-    attribute, if the driver was stopped while it sampled.
-    """
-    note = frozen.user_attrs.get(NOTE, '{"params": {}}')
-    try:
-        kept = parse_json(note)
-        if "turned_away" in kept:
-            raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
-        return _read_note(kept, frozen)
-    except (ValueError, TypeError, AttributeError, KeyError, SpecError) as error:
-        raise StudyError(
-            f"the note of trial {frozen.number} is damaged, or a newer kdsearch wrote it: "
-            f"{mistake_in(error)}"
-        ) from error
-
-
-def _read_note(kept: dict[str, Any], frozen: FrozenTrial) -> TrialRecord:
-    cost = kept.pop("cost", None)
-    curve = tuple(kept.pop("curve", ()))
-    state, kind = str(kept.get("state")), kind_of(kept.get("control_of"), kept.get("refit_of"))
-    if frozen.state not in (_TOLD.get(state), _OUTSIDE.get(state) if kind else None):
-        kept["state"] = _STATES[frozen.state]
-    number = kept.pop("number", frozen.number)
-    for key in ("pause_at", "stored"):
-        kept.pop(key, None)
-    return TrialRecord(number=number, cost=Cost(**cost) if cost else None, curve=curve, **kept)

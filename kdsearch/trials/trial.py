@@ -42,7 +42,7 @@ from kdsearch.models.model import Model
 from kdsearch.registry import sources_of
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec
 from kdsearch.study.early_stopping import OnRung, Rung
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks import Metric, Task
 from kdsearch.training.autotune import Executions
 from kdsearch.training.checkpoint import Checkpoint

@@ -22,7 +22,7 @@ from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig, study_path
 from kdsearch.study.loggers.tensorboard import FOLDER, write_epoch
 from kdsearch.study.run_state import RunState
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks import Metric
 from kdsearch.teachers.evaluation import NEAREST, knows_none
 from kdsearch.training import distiller

@@ -37,7 +37,8 @@ from kdsearch.study.plan import about_epochs
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
 from kdsearch.study.stop_conditions import how_far
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal
 from kdsearch.teachers.evaluation import evaluate_teachers
 from kdsearch.training.validation import evaluate_in_detail
 from kdsearch.trials.context import CACHE

@@ -48,8 +48,9 @@ from kdsearch.study.refit import refits_left, refits_to_come
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.run_state import RunState
 from kdsearch.study.stop_conditions import StopConditions
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Images
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.study.warm_start import recipes_of, start_of
 from kdsearch.teachers.evaluation import NEAREST, knows_none
 from kdsearch.teachers.spec import teacher_specs

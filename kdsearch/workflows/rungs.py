@@ -17,7 +17,8 @@ from kdsearch.spec import TrialRecord
 from kdsearch.study.facts import CONTROLS, candidate_digest
 from kdsearch.study.first_trials import PLAIN, method_at_defaults
 from kdsearch.study.stop_conditions import StopConditions
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal
 
 Run = Callable[[Iterator[Proposal]], None]  # runs trials, each to its end
 

@@ -34,7 +34,8 @@ from kdsearch.study.config import OBJECTIVE, StudyConfig
 from kdsearch.study.early_stopping import Rung, StudyPruner
 from kdsearch.study.open import open_study
 from kdsearch.study.sampler_check import refuse_sampler
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.version import VERSION
 from kdsearch.workflows.load import Study
 

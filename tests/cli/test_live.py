@@ -13,7 +13,8 @@ from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
 from kdsearch.study.callbacks import Callbacks
 from kdsearch.study.run_state import RunState
-from kdsearch.study.study import OpenStudy, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.training.trainer import Epoch
 
 

@@ -14,7 +14,8 @@ from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Budget, Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import open_study
-from kdsearch.study.study import OpenStudy, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.study.width import Price, Widths
 
 SPACE = """

@@ -18,7 +18,8 @@ from kdsearch.engines.dispatch import TrialQueue
 from kdsearch.errors import TrialsFailedError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.study import Proposal, TrialOutcome, searched
+from kdsearch.study.study import searched
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 TIMEOUT = 20.0
 

@@ -26,7 +26,8 @@ from kdsearch.errors import SpecError, StudyError
 from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 ray_cluster = pytest.importorskip("kdsearch.engines.ray_cluster")
 import ray  # noqa: E402

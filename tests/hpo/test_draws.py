@@ -25,7 +25,8 @@ from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.config import FLAT_SPACE, SAMPLERS, StudyConfig
 from kdsearch.study.run_log import RunLog
 from kdsearch.study.sampler_check import refuse_sampler
-from kdsearch.study.study import REDRAWS, OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.study import REDRAWS, OpenStudy, searched
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.workflows.finalize import finalize
 
 # No choice owns a dimension, so that every sampler may draw.

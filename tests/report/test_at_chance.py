@@ -17,8 +17,9 @@ from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
 from kdsearch.study.facts import Refit
 from kdsearch.study.refit import missing, summarised
-from kdsearch.study.study import OpenStudy, TrialOutcome
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import is_at_chance
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks.base import ACCURACY
 from kdsearch.tasks.classification import Classification
 

@@ -17,7 +17,8 @@ from kdsearch.report.comparison import compare
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
-from kdsearch.study.study import OpenStudy, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import TrialOutcome
 
 
 def study_of(

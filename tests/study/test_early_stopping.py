@@ -15,7 +15,8 @@ from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung, StudyPruner, curves_of, earlier_curves
 from kdsearch.study.importances import rankings
 from kdsearch.study.ranking import shares
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, searched
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 TEACHER = {"name": "t", "val": 0.9, "test": 0.9, "flops": 9, "params": 9, "latency_ms": 0.9}
 EPOCHS = 10  # the default of TrainSpec

@@ -32,8 +32,9 @@ from kdsearch.study.refit import (
     summarised,
     trained,
 )
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome, searched
+from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.summary import Trainings
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 
 SPACE = """
 student:

@@ -36,7 +36,8 @@ from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
 from kdsearch.study.ranking import shares
 from kdsearch.study.storage_url import inside
-from kdsearch.study.study import Proposal, TrialOutcome, searched
+from kdsearch.study.study import searched
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.workflows.resolve import with_earlier
 from kdsearch.workflows.run import run_study
 

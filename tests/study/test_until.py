@@ -13,8 +13,9 @@ from kdsearch.errors import SpecError
 from kdsearch.spec import Cost
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.stop_conditions import StopConditions, how_far, reached
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Images
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.tasks.base import ACCURACY, Metric
 
 LOSS = Metric(key="score", label="score", is_percent=False, image_variance=4.0)

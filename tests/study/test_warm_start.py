@@ -14,7 +14,8 @@ from kdsearch.space_yaml import parse_space
 from kdsearch.spec import Cost
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.open import load_study
-from kdsearch.study.study import TrialOutcome, searched
+from kdsearch.study.study import searched
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.study.warm_start import MOST, enqueue, read_guess, recipes_of
 
 TABLE = parse_space(SPACE)

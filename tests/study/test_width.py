@@ -21,7 +21,8 @@ from kdsearch.study.first_trials import first_trial
 from kdsearch.study.importances import rankings
 from kdsearch.study.open import open_study
 from kdsearch.study.ranking import shares
-from kdsearch.study.study import OpenStudy, TrialOutcome
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.study.warm_start import enqueue, read_guess
 from kdsearch.study.width import FREE_EVERY, SHARE, STEP, Widths, shared, widest
 

@@ -29,7 +29,7 @@ from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.spec import Budget, Candidate, Cost, DistillSpec, StudentSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.early_stopping import Rung
-from kdsearch.study.study import TrialOutcome
+from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks.classification import Classification
 from kdsearch.teachers.auto import _key
 from kdsearch.training.checkpoint import Checkpoint

@@ -21,8 +21,8 @@ from kdsearch.models.model import Model
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.spec import Budget, Candidate
 from kdsearch.study.config import StudyConfig
-from kdsearch.study.study import Proposal, TrialOutcome
 from kdsearch.study.summary import TeacherEntry
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.workflows.latencies import measure_latencies
 
 SPACE = """

@@ -16,8 +16,9 @@ from kdsearch.spec import Cost, TrialRecord
 from kdsearch.study.callbacks import Callback, Callbacks
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.stop_conditions import StopConditions
-from kdsearch.study.study import OpenStudy, Proposal, TrialOutcome
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Images
+from kdsearch.study.trial_notes import Proposal, TrialOutcome
 from kdsearch.trials.trial import WEIGHTS
 from kdsearch.workflows.run import _keep_weights
 from kdsearch.workflows.rungs import best_at, climb, forget

@@ -9,7 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal
 from kdsearch.tasks.base import Metric
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import wandb
 from kdsearch.spec import TrialRecord
 from kdsearch.study.loggers._numbers import final_numbers
 from kdsearch.study.loggers.base import Logger
-from kdsearch.study.study import OpenStudy, Proposal
+from kdsearch.study.study import OpenStudy
+from kdsearch.study.trial_notes import Proposal
 
 if TYPE_CHECKING:
     from kdsearch.training.trainer import Epoch
