@@ -133,8 +133,7 @@ def _run(
     config, limits = resolved(config, prepared.teacher)
     config = with_suppression(config, prepared.context)
     _note_each(callback, [*lines, *limits, *about_suppression(config)])
-    if wanted is not None:
-        wanted = replace(wanted, left_out=config.left_out)
+    wanted = wanted and replace(wanted, left_out=config.left_out)
     prepared = replace(prepared, context=replace(prepared.context, budget=config.budget))
     if not warning and (kept := kept_by(prepared.teacher, config.budget)):
         callback.on_message(kept)
