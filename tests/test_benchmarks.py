@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks import (
     bars,
-    detection_methods,
+    dense_methods,
     input_pipeline,
     input_share,
     latency_holds,
@@ -240,11 +240,11 @@ def test_what_was_timed_again_counts_when_it_lies_in_the_stated_interval():
     assert latency_holds.share(rows, lambda row: row.plain) == 0.25
 
 
-def test_detection_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
+def test_dense_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
     settings = {"data": "x", "epochs": 2}
 
     def made(method, seed, test):
-        return detection_methods.Result(
+        return dense_methods.Result(
             method=method, seed=seed, val=0.5, test=test, cpu_s=3.0, settings=settings
         )
 
@@ -252,7 +252,7 @@ def test_detection_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_pa
     file = tmp_path / "kept.jsonl"
     rows = [*known, replace(known[0], settings={**settings, "epochs": 3})]
     file.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
-    read = detection_methods.read(file, settings)
+    read = dense_methods.read(file, settings)
     assert read == known
     trained = []
 
@@ -260,16 +260,19 @@ def test_detection_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_pa
         trained.append((method, seed))
         return made(method, seed, 0.81 if method == "none" else 0.83)
 
-    found = list(detection_methods.results(["none", "pkd"], 2, read, run))
+    found = list(dense_methods.results(["none", "pkd"], 2, read, run))
     assert trained == [("none", 2), ("pkd", 2)]
-    lines = detection_methods.table(found, MAP50, 72)
+    lines = dense_methods.table(found, MAP50, 72)
     assert lines[2] == "| none | 50.00 % | 80.50 % |  | 3 |"
     assert lines[3].startswith("| pkd | 50.00 % | 82.00 % | +1.50 (")
 
 
-@pytest.mark.parametrize("method", detection_methods.METHOD_NAMES)
-def test_each_method_of_the_table_is_one_of_detection(method):
-    candidate = detection_methods.candidate_of(method, 1, 12)
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [(task, method) for task, names in dense_methods.METHOD_NAMES.items() for method in names],
+)
+def test_each_method_of_the_table_is_one_of_its_task(task, method):
+    candidate = dense_methods.candidate_of(method, 1, 12, task)
     check(candidate.distill)
     for part in method.split("+"):
-        assert not METHODS.get(part).unfit_for("detection")
+        assert not METHODS.get(part).unfit_for(task)

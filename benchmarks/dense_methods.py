@@ -1,10 +1,10 @@
-"""Each detection method against none on one student: mAP50 on validation and test over seeds.
+"""Each method on masks or boxes against none on one student, on validation and test over seeds.
 
 All trainings have the same student, recipe, data and teacher. Seeds differ in weights, order and
 views, alike for every method, so that gains are paired. Results are kept line by line, and a second
 run with the same settings trains only what is missing.
 
-    python -m benchmarks detection_methods --data ../shared/data/bccd --json methods.jsonl
+    python -m benchmarks dense_methods --data ../shared/data/bccd --json methods.jsonl
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import TypeAlias
 
 import torch
 
+from kdsearch.data.base import DETECTION, SEGMENTATION
 from kdsearch.deploy.pricing import load_student
 from kdsearch.hpo.statistics import Gain, gains
 from kdsearch.methods import METHODS
+from kdsearch.space import Params
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.tasks import Metric
@@ -31,14 +33,20 @@ from kdsearch.trials.context import lay_out, load_data
 from kdsearch.trials.trial import WEIGHTS, TrialContext, run_trial
 
 CONTROL = "none"
-METHOD_NAMES = (
-    CONTROL,
-    *("det_kd", "box_iou", "det_kd+box_iou", "det_kd+ld", "pseudo_boxes", "soft_boxes"),
-    *("score_l2", "fgd", "pkd", "cwd", "fitnet", "at", "mgd", "skd"),
-)
-STUDENT = StudentSpec(
-    family="resnet", knobs={"width": 0.25, "depth": 4, "head.channels": 32, "head.depth": 1}
-)
+METHOD_NAMES = {
+    SEGMENTATION: (
+        *(CONTROL, "kd", "dist", "dkd", "nkd", "kd_standardized"),
+        *("cwd", "pkd", "fitnet", "at", "mgd", "ifvd", "skd"),
+    ),
+    DETECTION: (
+        *(CONTROL, "det_kd", "box_iou", "det_kd+box_iou", "det_kd+ld", "pseudo_boxes"),
+        *("soft_boxes", "score_l2", "fgd", "pkd", "cwd", "fitnet", "at", "mgd", "skd"),
+    ),
+}
+_HEADS: Mapping[str, Params] = {
+    SEGMENTATION: {"head.kind": "fpn", "head.channels": 32},
+    DETECTION: {"head.channels": 32, "head.depth": 1},
+}
 SETTINGS = ("data", "image_size", "subset", "epochs", "teacher_epochs")
 CPU = torch.device("cpu")
 _SPLITS = ("val", "test")
@@ -62,12 +70,13 @@ class Result:
 Train: TypeAlias = Callable[[str, int], Result]
 
 
-def candidate_of(method: str, seed: int, epochs: int) -> Candidate:
+def candidate_of(method: str, seed: int, epochs: int, task: str) -> Candidate:
     """Return the student taught by a method at its defaults; methods on maps take all levels."""
+    student = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4, **_HEADS[task]})
     parts = [METHODS.get(part) for part in method.split("+")]
     on_maps = all(part.need == "stages" and part.is_pairwise for part in parts)
     return Candidate(
-        student=STUDENT,
+        student=student,
         distill=DistillSpec(method=method, mapping="even" if on_maps else None),
         train=TrainSpec(
             epochs=epochs,
@@ -88,7 +97,7 @@ def train(
 ) -> Result:
     """Train one student and return what it scores. Raises RuntimeError where it cannot be."""
     began = time.process_time()
-    candidate = candidate_of(method, seed, int(str(settings["epochs"])))
+    candidate = candidate_of(method, seed, int(str(settings["epochs"])), context.data.task)
     with TemporaryDirectory() as folder:
         outcome = run_trial(candidate, context, Path(folder))
         if outcome.val is None:
@@ -163,14 +172,14 @@ def read(file: Path | None, settings: Mapping[str, object]) -> list[Result]:
 
 def main(argv: Sequence[str]) -> int:
     """Train what is missing, print the table, and return 0."""
-    parser = argparse.ArgumentParser(prog="benchmarks detection_methods")
+    parser = argparse.ArgumentParser(prog="benchmarks dense_methods")
     parser.add_argument("--data", required=True)
     parser.add_argument("--image-size", type=int, default=320)
     parser.add_argument("--subset", type=int)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHOD_NAMES))
+    parser.add_argument("--methods", help="separated by commas; all of the task")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--json", type=Path, help="one result a line; resumed")
     given = parser.parse_args(argv)
@@ -191,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
                 file.write(json.dumps(asdict(found)) + "\n")
         return found
 
-    methods = given.methods.split(",")
+    methods = given.methods.split(",") if given.methods else METHOD_NAMES[data.task]
     found = list(results(methods, given.seeds, read(given.json, settings), run))
     print("\n".join(table(found, metric, len(data.test))))
     return 0
