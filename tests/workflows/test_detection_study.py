@@ -193,6 +193,7 @@ def test_the_boxes_stay_float_in_8_bits(study: Path) -> None:
     assert not rounded & of_decoding
 
 
+@pytest.mark.slow
 def test_a_finished_detector_is_a_teacher(study: Path, tmp_path: Path) -> None:
     with quick():
         found = kdsearch.distill(
@@ -219,6 +220,7 @@ TAUGHT = SPACE.replace(
 )
 
 
+@pytest.mark.slow
 def test_its_file_is_a_teacher_of_boxes(study: Path, tmp_path: Path) -> None:
     """The teacher's metric is that of the file, and what it cannot teach is left out."""
     (tmp_path / "space.yaml").write_text(TAUGHT)
