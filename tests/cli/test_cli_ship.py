@@ -28,7 +28,10 @@ def numbers_agree(path: Path) -> None:
     names = ("latency_ms", "latency_low_ms", "latency_high_ms")
     assert [shipped[name] for name in names] == [onnx[name] for name in names]
     assert metrics["accuracy"] == {"validation": shipped["val"], "test": shipped["test"]}
-    assert front["file"] == {name: onnx[name] for name in front["file"]}
+    beside = {name: metrics[name] for name in ("layers", "ends")}
+    stated = {**onnx, **beside}
+    assert front["file"] == {name: stated[name] for name in front["file"]}
+    assert sum(layer["flops"] for layer in beside["layers"]) == metrics["flops"]
     entry = next(entry for entry in front["front"] if entry["trial"] == front["best"])
     assert entry["latency_ms"] == onnx["latency_ms"]
     page = (path / "report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
