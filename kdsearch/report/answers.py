@@ -121,15 +121,24 @@ def _of_trial(summary: Summary, records: Sequence[TrialRecord]) -> Iterator[Answ
         if summary.is_at_chance(min(trial.val or 0.0, control.val or 0.0)):
             yield _at_chance(over)
         elif gain is not None and gain.interval is not None:
-            yield _judged(over, gain.split, gain.interval)
+            yield _judged(over, gain.split, gain.interval, gain.epochs)
 
 
 def _at_chance(over: str) -> Answer:
     return Answer(over=over, answer=NOT_KNOWN, why="a student is at chance")
 
 
-def _judged(over: str, split: str, found: tuple[float, float, float]) -> Answer:
+def _judged(
+    over: str, split: str, found: tuple[float, float, float], epochs: int | None = None
+) -> Answer:
     """Return the answer for a gain with its interval."""
     difference, low, high = found
-    answer = YES if low > 0 else NO if high < 0 else NOT_MEASURABLE
-    return Answer(over=over, answer=answer, split=split, difference=difference, low=low, high=high)
+    return Answer(
+        over=over,
+        answer=YES if low > 0 else NO if high < 0 else NOT_MEASURABLE,
+        split=split,
+        difference=difference,
+        low=low,
+        high=high,
+        epochs=epochs,
+    )

@@ -118,12 +118,13 @@ def _answer(summary: Summary, answer: Answer) -> Tile:
     if answer.difference is None or answer.low is None or answer.high is None:
         return Tile(title=title, value=value, detail=answer.why)
     ends = f"[{words.points(metric, answer.low)}, {words.points(metric, answer.high)}]"
+    after = f" after {counted(answer.epochs, 'epoch')}" if answer.epochs else ""
     return Tile(
         title=title,
         value=value,
         detail=(
             f"{words.points(metric, answer.difference)} {ends}{metric.points} of {answer.split} "
-            f"{metric.label} over {control}"
+            f"{metric.label} over {control}{after}"
         ),
         tone={YES: GOOD, NO: BAD}.get(answer.answer, ""),
     )

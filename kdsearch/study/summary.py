@@ -155,7 +155,8 @@ class Answer:
 
     over: the control's method, `none` (did distillation help?) or `kd` (did the search help over
     plain KD?). why: the reason where it is not known. split: where the gain was measured. low,
-    high: 95 % interval of the gain, noise of the seeds included.
+    high: 95 % interval of the gain, noise of the seeds included. epochs: after which the gain was
+    measured, None where what ships had no more.
     """
 
     over: str
@@ -165,6 +166,7 @@ class Answer:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,10 @@ def test_a_control_of_fewer_epochs_is_compared_after_as_many_on_validation() -> 
     control = next(r for r in short if r.params["method.name"] == "none" and r.kind)
     assert none.split == "validation"
     assert none.difference == pytest.approx(best.curve[3] - control.curve[3])
+    assert none.epochs == 4
+    early = told(replace(summary, answers=(none,)))["Did distillation help?"]
+    assert early.endswith("over training without a teacher after 4 epochs")
+    assert all(answer.epochs is None for answer in summary.answers)
 
 
 def test_a_gain_of_one_training_holds_the_noise_of_seeds() -> None:
