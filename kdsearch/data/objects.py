@@ -17,7 +17,15 @@ import pyarrow as pa
 from kdsearch.data.base import DETECTION, Sample, Source
 from kdsearch.data.boxes import Boxes, Checks, Row, ignored, most_of, require_boxes
 from kdsearch.data.sizes import Size
-from kdsearch.data.tables import column_of, file_name, image_column, images_of, is_text, schema_of
+from kdsearch.data.tables import (
+    absent,
+    column_of,
+    file_name,
+    image_column,
+    images_of,
+    is_text,
+    schema_of,
+)
 from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
@@ -116,6 +124,7 @@ def read(
     ]
     left_out = {
         "files that begin with no split": [path.name for path in spare],
+        "files that are not here": absent(found),
         "rows without a label (null)": missing,
         **checks.left_out,
     }

@@ -20,6 +20,7 @@ from kdsearch.data import objects, parquet_masks, tables
 from kdsearch.data.base import Sample, Source
 from kdsearch.data.tables import (
     Columns,
+    absent,
     column_of,
     file_name,
     holds_encoded,
@@ -81,7 +82,10 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
     boxes = _boxes_column(found["train"][0], label)
     if boxes is not None:
         return objects.read(root, found, image=image, column=boxes, spare=spare)
-    left_out = {"files that begin with no split": [path.name for path in spare]}
+    left_out = {
+        "files that begin with no split": [path.name for path in spare],
+        "files that are not here": absent(found),
+    }
     tables = {
         split: [
             Columns(path, file_name(path, root), *_columns(path, image, label)) for path in paths
@@ -146,7 +150,11 @@ def _hidden(splits: Mapping[str, int]) -> Iterator[str]:
 def _choices(table: Columns) -> Iterator[str]:
     """Yield which column the labels are, where others have a usual name."""
     known = schema_of(table.path).names
-    others = [name for name in _LABELS if name in known and name != table.label]
+    others = [
+        name
+        for name in known
+        if name != table.label and (name in _LABELS or name.endswith(("_label", "_class")))
+    ]
     if others:
         yield f"Labels are the column {table.label!r}; --label-column takes {' or '.join(others)}"
 
@@ -179,11 +187,17 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
         return None
     try:
         names = parse_json(text)["info"]["features"][label].get("names")
-        return None if names is None else tuple(str(name) for name in names)
+        return None if names is None else tuple(_distinct([str(name) for name in names]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: the schema's 'huggingface' metadata has no info.features.{label}: {error!r}"
         ) from error
+
+
+def _distinct(names: Sequence[str]) -> Iterator[str]:
+    """Yield each name, with its number where another class has the same."""
+    for number, name in enumerate(names):
+        yield name if names.count(name) == 1 else f"{name} ({number})"
 
 
 def _labels(
@@ -202,7 +216,10 @@ def _labels(
             f"{path}: column {column!r} holds {kind}; expected one label a row: integers, text or "
             "truth values; --label-column names another column"
         )
-    labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
+    try:
+        labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: column {column!r} holds no class numbers: {error}") from error
     known = labels != -1
     wrong = labels < -1 if names is None else (labels < -1) | (labels >= len(names))
     if wrong.any():

@@ -7,9 +7,10 @@ folder (`default/train/0000.parquet`, and what `datasets` saves to disk).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from kdsearch.errors import DataError, did_you_mean
 
 _SUFFIXES = (".parquet", ".arrow")
 _LABELLED = ("train", "val", "test")
+_SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(.*)")
 _ROWS = 256
 _IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp")
 
@@ -74,6 +76,21 @@ def _by_split(named: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     for name, path in named:
         found.setdefault(_split(name), []).append(path)
     return {split: found[split] for split in (*_LABELLED, "") if split in found}
+
+
+def absent(found: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Return the files that others count, as `train-00000-of-00002`, and that are not here."""
+    shards: dict[tuple[str, str, str], set[int]] = {}
+    for path in chain.from_iterable(found.values()):
+        if match := _SHARD.fullmatch(path.name):
+            before, number, count, after = match.groups()
+            shards.setdefault((before, count, after), set()).add(int(number))
+    return [
+        f"{before}{number:05}-of-{count}{after}"
+        for (before, count, after), there in sorted(shards.items())
+        for number in range(int(count))
+        if number not in there
+    ]
 
 
 def _split(name: str) -> str:

@@ -120,6 +120,7 @@ def test_null_image_is_skipped_by_its_row(tmp_path):
             table([0, 1]).replace_schema_metadata({"huggingface": "{"}),
             "'huggingface' metadata has no info.features.label",
         ),
+        (table([0, 2**63], kind=pa.uint64()), "column 'label' holds no class numbers: "),
     ],
 )
 def test_mistake_is_reported_with_file_and_column(tmp_path, content, message):
@@ -269,6 +270,24 @@ def test_a_file_of_no_split_is_left_out(tmp_path):
     assert len(labels_of(source)) == 2
     left_out = {"files that begin with no split": ["extra.parquet", "train_small-0.parquet"]}
     assert source.left_out == left_out
+
+
+def test_files_that_others_count_and_that_are_not_here_are_named(tmp_path):
+    for name in ("train-00001-of-00003", "test-00000-of-00001", "val-0-of-2", "data-00000-of-1"):
+        write(tmp_path / f"{name}.parquet", table([0, 1]))
+    absent = ["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"]
+    assert parquet.read(tmp_path).left_out["files that are not here"] == absent
+
+
+def test_classes_of_equal_names_get_their_numbers(tmp_path):
+    path = write(tmp_path / "train.parquet", table([0, 1, 2], names=["crane", "dog", "crane"]))
+    assert parquet.read(path).classes == ("crane (0)", "dog", "crane (2)")
+
+
+def test_every_column_that_is_named_as_labels_are_is_offered(tmp_path):
+    content = table([0, 1], label="fine_label").append_column("coarse_label", pa.array([0, 0]))
+    (note,) = parquet.read(write(tmp_path / "train.parquet", content)).notes
+    assert note == "Labels are the column 'fine_label'; --label-column takes coarse_label"
 
 
 def test_a_stray_table_beside_class_folders_is_not_the_data(tmp_path):
