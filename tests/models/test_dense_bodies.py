@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,8 @@ def test_a_body_of_timm_starts_from_a_teacher_of_its_kind() -> None:
     inherit(student, spec, files={}, teachers=(teacher,))
     for name, tensor in bare(student.network).state_dict().items():
         assert torch.equal(tensor, bare(teacher.network).state_dict()[name]), name
+    other = replace(spec, knobs=knobs | {"cut": 4})
+    student = Model(family, dense.build(other, channels=3, num_classes=5, size=SIZE), shown)
+    message = f"body of the teacher {family} has no knobs, that of the student {family} has cut 4"
+    with pytest.raises(SpecError, match=message):
+        inherit(student, other, files={}, teachers=(teacher,))

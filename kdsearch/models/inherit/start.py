@@ -134,9 +134,17 @@ def _cut_down(spec: StudentSpec, start: _Start, student: Model) -> Mapping[str, 
     They have the names of the student's.
     """
     shown, network = student.preprocess, bare(student.network)
-    (own, _), theirs = heads.split(spec.knobs), start.knobs
-    if theirs is not None and heads.split(theirs)[0] == own and (own or _is_dense(network)):
-        return start.state
+    own, _ = heads.split(spec.knobs)
+    if start.knobs is not None:  # a teacher whose body was cut, or that has a head of its own
+        theirs, _ = heads.split(start.knobs)
+        if theirs == own and (own or _is_dense(network)):
+            return start.state
+        if theirs or _is_dense(network):
+            raise SpecError(
+                f"student.init teacher: the body of {start.where} has {_shown(theirs)}, that of "
+                f"the student {spec.family} has {_shown(own)}. Give the student the same knobs, or "
+                "student.init pretrained or scratch"
+            )
     whole = pretrained_network(
         spec.family,
         start.state,
@@ -147,6 +155,10 @@ def _cut_down(spec: StudentSpec, start: _Start, student: Model) -> Mapping[str, 
     state = Shape.of(spec.family, own).dropped(whole, shown.input_shape).state_dict()
     prefix = "body." if isinstance(network, Cut) or _is_dense(network) else ""
     return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def _shown(knobs: Params) -> str:
+    return ", ".join(f"{name} {value}" for name, value in knobs.items()) or "no knobs"
 
 
 def _is_dense(network: nn.Module) -> bool:
