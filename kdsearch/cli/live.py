@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kdsearch.cli.tables import TextTable, cost_text, literal, show
+from kdsearch.downloads import announced
 from kdsearch.spec import UNITS, TrialRecord
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.formatting import SPACE, duration
@@ -38,6 +40,7 @@ class StudyConsole(Callback):
         self._is_live = self._console.is_terminal and not quiet
         self._began = time.perf_counter()
         self._stage = ""
+        self._open = ExitStack()
         self._last: deque[TrialRecord] = deque(maxlen=_LAST)
         self._ended: set[int] = set()
         self._state = RunState()
@@ -51,7 +54,8 @@ class StudyConsole(Callback):
         )
 
     def __enter__(self) -> StudyConsole:
-        """Put the live table up."""
+        """Put the live table up; announce downloads."""
+        self._open.enter_context(announced(self.on_message))
         if self._is_live:
             self._live.start()
         return self
@@ -63,6 +67,7 @@ class StudyConsole(Callback):
         trace: TracebackType | None,
     ) -> None:
         """Take the live table down."""
+        self._open.close()
         self._live.stop()
 
     def on_message(self, text: str) -> None:

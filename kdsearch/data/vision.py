@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from kdsearch.data.base import Sample, Source
+from kdsearch.downloads import announce
 from kdsearch.errors import DataError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def read(name: str, *, downloads: Path) -> Source:
     root = downloads / name
     try:
         if not root.is_dir():
+            announce(f"{name} to {root}")
             _download(known, root)
         items = _build(known, root)
     except (

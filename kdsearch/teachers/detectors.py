@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.checkpoints import Note, renamed
-from kdsearch.models.inherit.source import quick_to_fail
+from kdsearch.models.inherit.source import announce_download, quick_to_fail
 from kdsearch.models.model import Preprocess
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.teachers.boxes import (
@@ -176,9 +176,11 @@ def torchvision_detector(name: str, classes: int | None) -> tuple[nn.Module, Nam
             name, weights=None, weights_backbone=None, num_classes=classes
         )
         return network, names if classes == len(names) else None
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    announce_download(f"torchvision:{name}", weights.url)
     try:
         with quick_to_fail():
-            return torchvision.models.get_model(name, weights="DEFAULT"), names
+            return torchvision.models.get_model(name, weights=weights), names
     except (URLError, OSError, RuntimeError) as error:
         raise SpecError(no_download(f"torchvision:{name}", error)) from error
 

@@ -11,12 +11,12 @@ from urllib.error import URLError
 
 from torch import nn
 
-from kdsearch import tasks
+from kdsearch import downloads, tasks
 from kdsearch.data.base import DETECTION, ImageData
 from kdsearch.errors import SpecError, did_you_mean, explained
 from kdsearch.extras import install
 from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
-from kdsearch.models.inherit.source import quick_to_fail
+from kdsearch.models.inherit.source import announce_download, quick_to_fail
 from kdsearch.registry import import_object, neighbours
 from kdsearch.teachers.spec import KINDS, TeacherSpec
 
@@ -100,6 +100,7 @@ def _timm(name: str, classes: int | None) -> nn.Module:
         network: nn.Module = timm.create_model(name, num_classes=classes)
         return network
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
+    announce_download(f"timm:{name}")
     try:
         with quick_to_fail():
             pretrained: nn.Module = timm.create_model(name, pretrained=True)
@@ -118,6 +119,7 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     if classes is not None:
         return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
     weights = torchvision.models.get_model_weights(name).DEFAULT
+    announce_download(f"torchvision:{name}", weights.url)
     try:
         with quick_to_fail():
             network: nn.Module = torchvision.models.get_model(name, weights=weights)
@@ -151,6 +153,7 @@ def _torchvision_segmenter(name: str, classes: int | None, *, own: int) -> nn.Mo
             name, weights=None, weights_backbone=None, num_classes=classes
         )
     else:
+        announce_download(f"torchvision:{name}", weights.url)
         try:
             with quick_to_fail():
                 network = torchvision.models.get_model(name, weights=weights)
@@ -185,6 +188,8 @@ def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
             hint = did_you_mean(arch.lower(), known)
             raise SpecError(f"smp has no architecture {arch!r}{hint}; it has {', '.join(known)}")
         start = None if has_weights else "imagenet"
+        if start:
+            downloads.announce(f"the encoder of {spec.name}, unless the cache has it")
         try:
             with quick_to_fail():
                 network: nn.Module = smp.create_model(

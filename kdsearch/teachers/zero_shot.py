@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsearch import downloads
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.extras import install
 
@@ -111,6 +112,8 @@ def open_clip_teacher(model: str, weights: str | None, classes: Sequence[str]) -
             f"--teacher open_clip:{model} needs open_clip ({error}): `{install('clip')}`"
         ) from error
     _check_names(open_clip, model, weights)
+    if weights is None or is_tag(weights):
+        downloads.announce(f"open_clip:{model}, unless the cache has it")
     with _quiet():
         try:
             towers, tokenize = _load(open_clip, model, weights)

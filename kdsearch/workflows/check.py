@@ -50,7 +50,7 @@ from kdsearch.workflows.check_report import (
     on_students,
     on_teachers,
 )
-from kdsearch.workflows.resolve import with_default_space
+from kdsearch.workflows.resolve import CHOOSING, with_default_space
 
 logger = logging.getLogger(__name__)
 MAX_IMAGES = 5000  # of a split, evenly spaced: a standard error of at most 0.7 points
@@ -81,6 +81,7 @@ def check(
     data, config = load_data(config, out, callback.on_message)
     has_own_methods = space is not None
     if space is None:
+        callback.on_message(CHOOSING)
         space, _, lines = with_default_space(config, data)
         for line in lines:
             callback.on_message(line)

@@ -47,6 +47,7 @@ from kdsearch.workflows.suppression import check_suppression
 # spend that ends within a minute.
 FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 8, "epochs": 16}
 FIRST_SPEND = 56
+CHOOSING = "Choosing the search space"  # torchvision and timm are imported, servers asked
 _WORDS = {0.5: "half of", 0.25: "a quarter of", 0.1: "a tenth of", 1.0: "all of"}
 
 
@@ -80,6 +81,8 @@ def resolve(
         on_path(study_path(out, name))
     data, config = load_data(config, out, note)
     if old is None:
+        if not config.space:
+            note(CHOOSING)
         config, lines = _with_space(config, data)
         for line in (*lines, *_without_budget(config)):
             note(line)

@@ -294,14 +294,14 @@ def _open_engine(
 ) -> Iterator[Engine]:
     """Open what runs the trials, as many at a time as there are workers.
 
-    On a GPU they are threads of this process, which share the images there, each with a stream of
-    its own: processes would run one at a time. On a CPU several are processes of one thread each.
-    With a timeout they are always processes, since a thread cannot be ended: a single one has all
-    threads.
+    On a GPU they are threads of this process, which share the images there, each with its stream:
+    processes would run one at a time. On a CPU several are processes of one thread each. With a
+    timeout they are always processes, since no thread can be ended: a single one has all threads.
     """
     pruner = StudyPruner(study, images=len(context.data.val), earlier=earlier)
     count = None if options.workers == AUTO else int(options.workers)
     if on_ray is not None:
+        callback.on_message("Starting workers on Ray")
         actors = open_actors(
             count,
             study,
@@ -321,6 +321,7 @@ def _open_engine(
         here = partial(evaluate, partial(run_trial, context=context))
         yield partial(local.run, evaluators=[here] * count)
         return
+    callback.on_message(f"Starting worker processes: {count}")
     processes = open_workers(
         count,
         study.config,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from kdsearch import downloads
 from kdsearch.errors import SpecError, did_you_mean
 
 REACH_SECONDS = 4.0
@@ -104,6 +105,7 @@ def _fetched(name: str) -> Path:
         return remote.cached
     why = unreachable(remote.server)
     if not why:
+        _announce(name, remote)
         try:
             return _download(remote)
         except Exception as error:  # what a client raises for a broken line differs by client
@@ -113,6 +115,20 @@ def _fetched(name: str) -> Path:
         f"send them ({why}). Download {remote.url} elsewhere and give {FLAG} {name}=FILE, or start "
         "from scratch: student.init scratch"
     )
+
+
+def announce_download(name: str, url: str | None = None) -> None:
+    """Announce the weights that a library is about to download; nothing where they are cached.
+
+    url: that of the file; None for a name of `locate`.
+    """
+    remote = _remote(name) if url is None else _url_remote(url)
+    if remote.cached is None:
+        _announce(name, remote)
+
+
+def _announce(name: str, remote: _Remote) -> None:
+    downloads.announce(f"the pretrained weights of {name} from {remote.server}")
 
 
 def _remote(name: str) -> _Remote:
