@@ -1,8 +1,8 @@
-"""What makes a study in a test quick: a fake target, the exporter that traces.
+"""What makes a study in a test quick: fake target, exporter that traces, large batches, few files.
 
 A tiny study spends nine tenths of its time on what other tests check: torch.export and its
-conversion to ONNX (deploy/formats, models/students), and rounds in fresh processes (deploy).
-`test_cli_runs` makes one study without these.
+conversion to ONNX (deploy/formats, models/students), rounds in fresh processes, and predict.py on
+validation files (deploy). `test_cli_runs` makes one study without these.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import onnx
 import pytest
 import torch
 
+from kdsearch.deploy import script
 from kdsearch.deploy.targets._local import CpuTarget
 from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
+from kdsearch.study import plan
 
 MS_A_MEGABYTE = 2.0  # of a fake latency
+BATCHES = (128,)  # where neither space nor flags give one
+CHECKED = 16  # validation files that predict.py is checked on
 _export = torch.onnx.export
 
 
@@ -33,6 +37,8 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", traced)
         patch.setattr(CpuTarget, "measure_round", fake_round)
+        patch.setattr(script, "CHECKED", CHECKED)
+        patch.setattr(plan, "BATCHES", BATCHES)
         yield
 
 

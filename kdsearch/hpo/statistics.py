@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 CONFIDENCE = 0.95
@@ -179,6 +180,7 @@ def student_tail(t: float, freedom: int) -> float:
     return 0.5 - (0.5 * inside if not odd else (angle + inside) / math.pi)
 
 
+@cache
 def student_point(chance: float, freedom: int) -> float:
     """Return the t that is exceeded with a chance in (0, .5): by halving, to the last bits."""
     low, high = 0.0, 1.0

@@ -100,7 +100,7 @@ def on_teachers(
                 f"{100 * train_set.confidence:.2f} %). Augmentation (train.policy, train.mix), "
                 "unlabelled images or a higher temperature add more"
             )
-        if min(train_set.accuracy, val.accuracy) >= _MEMORISED and not is_ours:
+        if min(train_set.accuracy, _at_least(val)) >= _MEMORISED and not is_ours:
             yield (
                 f"Teacher {teacher.name} is right on {_percent(val)} validation images: if it was "
                 "trained on them, its accuracy and calibration here are too high; give data with "
@@ -124,6 +124,11 @@ def _differ(one: Calibration, other: Calibration) -> bool:
     """Return whether the first accuracy is higher, beyond the noise of both."""
     variances = [ACCURACY.variance(each.accuracy, each.images) for each in (one, other)]
     return one.accuracy - other.accuracy > 2 * math.sqrt(sum(variances))
+
+
+def _at_least(found: Calibration) -> float:
+    """Return the accuracy less its noise: all of 50 images may be right by luck."""
+    return found.accuracy - 2 * math.sqrt(ACCURACY.variance(found.accuracy, found.images))
 
 
 def _percent(found: Calibration) -> str:

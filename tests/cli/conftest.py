@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from quick import quick
-from shell import SHAPES, Finished, Shell, run_line
+from shell import SHAPES, SPACE, SPACES, Finished, Shell, run_line
 
 from kdsearch.__main__ import main
 
@@ -58,7 +58,8 @@ def finished(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
     @cache
     def run(shape: str) -> Finished:
-        line = run_line(out, tmp_path_factory.mktemp(shape), "--name", shape, *SHAPES[shape])
+        folder, space = tmp_path_factory.mktemp(shape), SPACES.get(shape, SPACE)
+        line = run_line(out, folder, "--name", shape, *SHAPES[shape], space=space)
         with (
             quick(),
             _signals_kept(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,17 +88,9 @@ def test_the_median_seed_is_in_best_and_trains_again_bit_for_bit(
     assert again.read_bytes() == shipped.read_bytes()
 
 
-def won_by_a_control(shell: Shell, name: str) -> tuple[Path, str]:
-    """Run a study whose attention maps weigh so much that only a label teaches the student."""
-    space = SPACE.replace("[100.0, 10000.0]", "[1.0e+8, 1.0e+9]").replace("epochs: 1", "epochs: 2")
-    space = re.sub(r"      kd:\n.*\n", "", space)
-    answer = shell.run("--name", name, "--budget-mflops", "1", "--trials", "1", space=space)
-    assert answer.code == 0, answer
-    return shell.out / name, answer.stdout
-
-
-def test_a_control_with_damaged_weights_falls_back_to_its_trial(shell: Shell) -> None:
-    path, _ = won_by_a_control(shell, "damaged-controls")
+def test_a_control_with_damaged_weights_falls_back_to_its_trial(copied: Copies) -> None:
+    shell = copied("drowned")
+    path = shell.out / "drowned"
     shutil.rmtree(path / "best")
     controls = [r.number for r in load_study(path).records() if r.kind == "control"]
     for number in controls:
@@ -116,8 +107,10 @@ def test_a_control_with_damaged_weights_falls_back_to_its_trial(shell: Shell) ->
     assert (path / "best" / "student.safetensors").read_bytes() == kept.read_bytes()
 
 
-def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> None:
-    path, _ = won_by_a_control(shell, "control")
+def test_a_control_that_beats_what_the_search_found_is_shipped(
+    finished: Studies, shell: Shell
+) -> None:
+    path = finished("drowned").path
     front = json.loads((path / "front.json").read_text())
     best = max(front["controls"], key=lambda entry: entry["val"])
     assert front["best"] == front["front"][0]["trial"] == 0
@@ -132,7 +125,7 @@ def test_a_control_that_beats_what_the_search_found_is_shipped(shell: Shell) -> 
     metrics = json.loads((path / "best" / "metrics.json").read_text())
     assert metrics["accuracy"] == {"validation": best["val"], "test": best["test"]}
     assert f"method: {best['config']['method.name']}" in (path / "best/config.yaml").read_text()
-    assert shell.type("status", "control", "--out", str(shell.out)).stdout.count(
+    assert shell.type("status", "drowned", "--out", str(shell.out)).stdout.count(
         f"best: trial {best['trial']}, "
     )
 

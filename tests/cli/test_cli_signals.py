@@ -18,13 +18,12 @@ from pathlib import Path
 
 import pytest
 from shell import SPACE, Shell, ended_trials, run_line, start
-
-from kdsearch.study.open import load_study
+from table_study import opened, run_to
 
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
 
 
-def _wait_for_trial(study: Path, seconds: float = 60) -> None:
+def _wait_for_trial(study: Path, seconds: float = 300) -> None:
     """Wait until a trial is running."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -63,7 +62,7 @@ def test_interrupted_study_names_the_command_to_resume(shell: Shell, stop: signa
         assert f"is being run by process {driver.pid} on " in shell.refused("run", "--name", name)
         requested = time.perf_counter()
         driver.send_signal(stop)
-        _, message = driver.communicate(timeout=60)
+        _, message = driver.communicate(timeout=300)
         assert time.perf_counter() - requested < 30
     assert driver.returncode == 130
     assert f"`kdsearch run --name {name} --out {shell.out}` resumes the study" in message
@@ -119,7 +118,7 @@ PLACES = ["in_a_callback", "in_a_destructor", "in_an_import", "twice"]
 @pytest.mark.parametrize("place", PLACES)
 def test_an_interrupt_is_not_lost_where_exceptions_are_discarded(name: str, place: str) -> None:
     line = [sys.executable, "-c", LOST % (name, place)]
-    found = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run(line, capture_output=True, text=True, check=True, timeout=300)
     assert found.stdout == "interrupted\n"
     assert found.stderr == ""
 
@@ -141,7 +140,7 @@ door.main([])
 
 def test_an_interrupt_that_an_import_made_another_error_of_is_an_interrupt() -> None:
     line = [sys.executable, "-c", CONVERTED]
-    found = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    found = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr == "kdsearch: interrupted; run the same command to resume\n"
 
@@ -168,7 +167,7 @@ def test_a_terminal_that_hangs_up_gets_no_message_and_the_exit_code_is_130() -> 
         os.close(theirs)
         assert os.read(mine, 5) == b"ready"
         os.close(mine)  # its session gets SIGHUP, and writing is an OSError
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=300) == 130
 
 
 def _session(leader: int) -> list[int]:
@@ -203,7 +202,7 @@ def test_no_worker_outlives_its_driver_and_the_study_resumes(
         while _session(driver.pid):
             assert time.perf_counter() - requested < 30
             time.sleep(0.05)
-        _, message = driver.communicate(timeout=60)
+        _, message = driver.communicate(timeout=300)
     if stop is signal.SIGKILL:
         assert message == ""
     else:
@@ -221,7 +220,7 @@ def test_interrupted_teacher_has_its_message(shell: Shell) -> None:
     with start(line) as driver:
         _wait_for(driver, "Results go to")
         driver.send_signal(signal.SIGINT)
-        _, message = driver.communicate(timeout=60)
+        _, message = driver.communicate(timeout=300)
     assert driver.returncode == 130
     assert message == "kdsearch: interrupted; run the same command to resume\n"
     assert not (shell.out / "early").exists()
@@ -236,7 +235,7 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
         _wait_for_trial(shell.out / "killed")
         time.sleep(0.5)  # into a trial
         os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(timeout=60)
+        driver.wait(timeout=300)
     assert driver.returncode == -signal.SIGKILL
     before = ended_trials(shell.out / "killed")
     resumed = shell.type("run", "--name", "killed", "--out", str(shell.out))
@@ -248,17 +247,16 @@ def test_killed_study_finds_what_an_uninterrupted_one_finds(shell: Shell) -> Non
 
 
 def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
-    wide = ("--explore", "front", "--budget-mflops", "0.045", "--trials", "8")
-    assert shell.run("--name", "board", *wide).code == 0
-    reported = [r for r in load_study(shell.out / "board").records() if r.control_of is None]
-    assert {record.state for record in reported} == {"complete", "rejected"}
+    with opened(shell.out / "board") as study:
+        reported = run_to(study, 8)
+    assert {"complete", "rejected"} <= {record.state for record in reported}
     port = "18089"
     with start(["dashboard", "board", "--out", str(shell.out), "--port", port]) as server:
         try:
             listing = json.loads(_get(f"http://127.0.0.1:{port}/api/studies"))["study_summaries"]
             shown = json.loads(
                 _get(f"http://127.0.0.1:{port}/api/studies/{listing[0]['study_id']}")
-            )["trials"][: len(reported)]
+            )["trials"]
             with pytest.raises(ConnectionRefusedError):  # another address of this machine
                 socket.create_connection(("127.0.0.2", int(port)), timeout=5)
             second = shell.type("dashboard", "board", "--out", str(shell.out), "--port", port)
@@ -268,14 +266,15 @@ def test_dashboard_serves_this_machine_only(shell: Shell) -> None:
             assert "Address already in use; give another --port" in second.stderr
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=60)
+            server.communicate(timeout=300)
     assert server.returncode == 0
-    feasible = [all(violation <= 0 for violation in trial["constraints"]) for trial in shown]
-    assert feasible == [record.state == "complete" for record in reported]
+    for record, trial in zip(reported, shown, strict=True):
+        is_feasible = all(violation <= 0 for violation in trial["constraints"])
+        assert is_feasible is (record.state == "complete")
 
 
 def _get(url: str) -> bytes:
-    for _ in range(600):
+    for _ in range(3000):
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return bytes(answer.read())

@@ -10,7 +10,7 @@ import pytest
 from kdsearch.hpo.statistics import Gain, Spread, gains, mean_gain, spreads
 
 N = 2_000
-ROUNDS = 1_500
+ROUNDS = 1_000
 Random = Callable[[random.Random], float]
 
 

@@ -44,3 +44,11 @@ def test_a_teacher_trained_here_did_not_see_the_validation_images() -> None:
     (found,) = notes(perfect, perfect)
     assert "if it was trained on them" in found
     assert notes(perfect, perfect, is_ours=True) == []
+
+
+@pytest.mark.parametrize(("images", "accuracy"), [(50, 1.0), (100, 1.0), (1000, 0.992)])
+def test_what_noise_explains_accuses_no_teacher_of_having_seen_the_images(
+    images: int, accuracy: float
+) -> None:
+    """A teacher of 97 % is right on all of 50 images in every fifth draw."""
+    assert notes(calibration(1000, 1.0), calibration(images, accuracy), is_ours=False) == []
