@@ -294,9 +294,8 @@ def _open_engine(
 ) -> Iterator[Engine]:
     """Open what runs the trials, as many at a time as there are workers.
 
-    On a GPU they are threads of this process, each with its stream: processes would run one at a
-    time. Several on a CPU are processes of one thread each. With a timeout they are processes too,
-    since no thread can be ended: a single one has all threads.
+    On a GPU they are threads of this process, each with its stream: processes would take turns. On
+    a CPU several are processes of one thread each; with a timeout one is a process of all threads.
     """
     pruner = StudyPruner(study, images=len(context.data.val), earlier=earlier)
     count = None if options.workers == AUTO else int(options.workers)
