@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -88,6 +90,13 @@ def _drop_interrupts(
 
 
 def _run(arguments: list[str]) -> int:
+    try:
+        return _run_command(arguments)
+    except Interrupt:  # while another error was being reported
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+
+
+def _run_command(arguments: list[str]) -> int:
     import typer
 
     from kdsearch.cli import app
@@ -106,6 +115,8 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
+        if error.errno == errno.EIO:  # of a terminal that hung up, whose SIGHUP is to come
+            time.sleep(_SOON)
         if error.errno in NO_WRITE:
             return _fail(f"cannot write {error.filename or ''}: {error.strerror}", EXIT_ARGUMENTS)
         return _internal(error, arguments)

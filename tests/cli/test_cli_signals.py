@@ -170,6 +170,25 @@ def test_a_terminal_that_hangs_up_gets_no_message_and_the_exit_code_is_130() -> 
         assert process.wait(timeout=300) == 130
 
 
+ERROR_FIRST = """
+import errno, os, signal, threading
+from kdsearch import __main__ as door
+from kdsearch import cli
+def app(*_, **__):
+    threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGHUP)).start()
+    raise OSError(errno.EIO, "no terminal")
+cli.app = app
+door.main([])
+"""
+
+
+def test_the_error_of_a_terminal_may_come_before_its_signal() -> None:
+    line = [sys.executable, "-c", ERROR_FIRST]
+    found = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    assert found.returncode == 130
+    assert found.stderr == "kdsearch: interrupted; run the same command to resume\n"
+
+
 def _session(leader: int) -> list[int]:
     """Return the processes of a session: its fourth field, after a name in brackets, tells."""
     found = []

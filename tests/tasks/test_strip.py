@@ -64,14 +64,6 @@ def test_a_strip_shows_truth_and_answers_in_the_colours_of_the_classes(channels:
     assert first[0] == (90, 90, 90)
 
 
-def test_a_task_without_a_picture_asks_no_network() -> None:
-    def fails(images: torch.Tensor) -> torch.Tensor:
-        raise AssertionError(images)
-
-    task = tasks.get("classification")(["cat", "dog"])
-    assert task.picture(torch.zeros(1), torch.zeros(1), {"student": fails}) == b""
-
-
 def test_colours_of_the_user_reach_task_and_file_and_others_get_their_own(tmp_path: Path) -> None:
     folder = toy_masks.write(tmp_path / "toys")
     data = datasets.load(str(folder), cache_dir=tmp_path / "cache")
