@@ -51,4 +51,5 @@ def test_what_noise_explains_accuses_no_teacher_of_having_seen_the_images(
     images: int, accuracy: float
 ) -> None:
     """A teacher of 97 % is right on all of 50 images in every fifth draw."""
-    assert notes(calibration(1000, 1.0), calibration(images, accuracy), is_ours=False) == []
+    found = notes(calibration(1000, 1.0), calibration(images, accuracy), is_ours=False)
+    assert not any("trained on them" in note for note in found)
