@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -209,13 +210,16 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
             yield from pool.map(function, chunk)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn what the disk refuses into DataError."""
     try:
         yield
     except OSError as error:
+        hint = "free some space there" if error.errno in _FULL else "give another --out"
         raise DataError(
-            f"cannot write decoded images to {folder}: {error.strerror}; "
-            "free some space there or choose another cache folder"
+            f"cannot write decoded images to {folder}: {error.strerror}; {hint}"
         ) from error

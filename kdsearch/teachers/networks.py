@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 from urllib.error import URLError
 
@@ -18,7 +17,7 @@ from kdsearch.extras import install
 from kdsearch.models.cifar_resnet import DEPTHS, CifarResNet
 from kdsearch.models.inherit.source import announce_download, quick_to_fail
 from kdsearch.registry import import_object, neighbours
-from kdsearch.teachers.spec import KINDS, TeacherSpec
+from kdsearch.teachers.spec import KINDS, TeacherSpec, unknown
 
 _SHOWN = 300  # characters of another library's message
 _DENSE = ("auto", "torchvision", "smp", "study", "FILE.py")  # whose teachers can segment
@@ -65,11 +64,7 @@ def find_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
         return _smp_builder(spec, data, has_weights=has_weights)
     if rest:
         return _factory(name)
-    hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
-    if Path(name, "best").is_dir():
-        hint = f" (the student of that study is named study:{name})"
-    hint = hint or " (a network of a library is named timm:NAME or torchvision:NAME)"
-    raise SpecError(f"unknown teacher {name!r}{hint}; accepted: {', '.join(KINDS)}")
+    raise unknown(name)
 
 
 def _cifar_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:

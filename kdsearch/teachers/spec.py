@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsearch.errors import SpecError
+from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.models.cifar_resnet import DEPTHS
 from kdsearch.models.inherit.source import read_files
 from kdsearch.study.config import StudyConfig
 from kdsearch.teachers import previous_study
@@ -55,6 +56,20 @@ class TeacherSpec:
         if self.name.startswith("onnx:") and self.weights:
             raise SpecError(f"--teacher-weights: the file {self.name} has weights of its own")
 
+    def require(self) -> None:
+        """Raise SpecError for an unknown name, a study or a file that is not there."""
+        kind, _, rest = self.name.partition(":")
+        if self.name != "auto" and not self.name.startswith("cifar_resnet") and not rest:
+            raise unknown(self.name)
+        file = self.weights_file
+        if kind in ("study", "open_clip"):  # what they lack is named with what there is
+            return
+        if self.is_factory and kind.endswith(".py"):
+            file = Path(self.name.rpartition(":")[0])
+        if file is not None and not file.is_file():
+            flag = "--teacher-weights" if self.weights == str(file) else f"--teacher {self.name}"
+            raise SpecError(f"{flag}: there is no file {str(file)!r}")
+
     @property
     def is_trained_here(self) -> bool:
         """Whether this teacher is trained or fine-tuned by kdsearch."""
@@ -74,6 +89,15 @@ class TeacherSpec:
             return Path(self.name.removeprefix("onnx:"))
         is_tagged = self.name.startswith("open_clip:") and is_tag(self.weights or "")
         return Path(self.weights) if self.weights and not is_tagged else None
+
+
+def unknown(name: str) -> SpecError:
+    """Return the error of a name that is none of KINDS."""
+    hint = did_you_mean(name, ["auto", *(f"cifar_resnet{depth}" for depth in DEPTHS)])
+    if Path(name, "best").is_dir():
+        hint = f" (the student of that study is named study:{name})"
+    hint = hint or " (a network of a library is named timm:NAME or torchvision:NAME)"
+    return SpecError(f"unknown teacher {name!r}{hint}; accepted: {', '.join(KINDS)}")
 
 
 def teacher_specs(config: StudyConfig) -> tuple[TeacherSpec, ...]:

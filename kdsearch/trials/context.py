@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,10 +58,14 @@ def load_data(
 ) -> tuple[ImageData, StudyConfig]:
     """Return the images, and the request with their digest and that of the teacher's weights.
 
-    note: gets the lines of the inventory. Raises SpecError at once where the target cannot be used
-    here.
+    note: gets the lines of the inventory. Raises SpecError before images are read where the target
+    cannot be used here, a teacher is not there, or `out` is below a file.
     """
     require_target(config)
+    _require_folder(out)
+    specs = teacher_specs(config)
+    for spec in specs:
+        spec.require()
     data = datasets.load(
         config.data,
         cache_dir=out / CACHE,
@@ -79,7 +84,6 @@ def load_data(
     if config.metric is not None:
         data = replace(data, metric=config.metric)
         tasks.of(data)  # refuses a metric that the task has not
-    specs = teacher_specs(config)
     files = [weights_of(spec, data) for spec in specs]
     files += [Path(spec.classes) for spec in specs if spec.classes is not None]
     keys = [
@@ -88,6 +92,13 @@ def load_data(
         if file is not None and file.is_file()
     ]
     return data, replace(config, data_key=data.key, weights_key=",".join(keys) or None)
+
+
+def _require_folder(out: Path) -> None:
+    """Raise SpecError where the results folder would be below a file."""
+    there = next(folder for folder in (out, *out.absolute().parents) if os.access(folder, os.F_OK))
+    if not there.is_dir():
+        raise SpecError(f"--out {out}: {there} is a file; give a folder")
 
 
 def prepare(

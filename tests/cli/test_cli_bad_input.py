@@ -28,6 +28,8 @@ RUN_MISTAKES = [
     (("--teacher", "timm:nope"), "timm has no model 'nope'"),
     (("--teacher", "torchvision:nope"), "no classification model 'nope'"),
     (("--teacher", "x.py:factory"), "there is no file 'x.py'"),
+    (("--teacher", "onnx:x.onnx"), "--teacher onnx:x.onnx: there is no file 'x.onnx'"),
+    (("--teacher", "timm:resnet18", "--teacher-weights", "x.pt"), "there is no file 'x.pt'"),
     (("--teacher-weights", "x.pt"), "--teacher-weights needs the network they belong to"),
     (("--teacher-epochs", "0"), "--teacher-epochs 0: expected 1 to 1000000"),
     (("--budget-ms", "0"), "--budget-ms 0: expected a number above 0"),
@@ -122,6 +124,25 @@ def test_a_command_that_cannot_measure_is_refused_before_anything_is_made(
     assert "ended with 3\n  no board\n" in answer.stderr
     assert "eacher" not in answer.stdout
     assert not (tmp_path / "new" / ".cache" / "teachers").exists()
+
+
+@pytest.mark.parametrize("teacher", ["auot", "x.py:factory", "onnx:x.onnx", "study:nowhere"])
+def test_a_teacher_that_is_not_there_is_refused_before_images_are_read(
+    shell: Shell, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdsearch.data.load", lambda *_, **__: pytest.fail("read"))
+    shell.refused_run("--name", "absent", "--teacher", teacher)
+
+
+@pytest.mark.parametrize("below", ["", "results/more"])
+def test_an_out_that_is_a_file_is_named_before_images_are_read(
+    shell: Shell, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdsearch.data.load", lambda *_, **__: pytest.fail("read"))
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / below
+    answer = shell.type("run", "--out", str(out))
+    assert answer.stderr == f"kdsearch: --out {out}: {tmp_path / 'file'} is a file; give a folder\n"
 
 
 DISTILL_MISTAKES = [
@@ -276,8 +297,8 @@ def test_weights_are_refused_and_never_executed(shell: Shell) -> None:
         "empty.pt": "not a readable weights file",
         "other.safetensors": "do not fit the network",
         "half.safetensors": "not a readable weights file",
-        "nope.pt": "there is no weights file",
-        ".": "there is no weights file",
+        "nope.pt": "there is no file",
+        ".": "there is no file",
     }
     for name, words in shown.items():
         weights = ("--teacher", "cifar_resnet20", "--teacher-weights", str(folder / name))

@@ -25,6 +25,7 @@ OFF = replace(
     REQUEST, space=REQUEST.space.replace("vit: {depth: {int: [1,", "vit: {depth: {int: [2,")
 )
 SAFE = replace(OFF, stopping="safe")
+WHOLE = "whole"
 
 
 def train(study: OpenStudy, proposal: Proposal) -> TrialOutcome:
@@ -49,8 +50,8 @@ def run_to(study: OpenStudy, n_trials: int) -> list[TrialRecord]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
-    with opened(tmp_path_factory.mktemp("rungs") / "whole", SAFE) as study:
+def whole(fast_path: Path) -> list[TrialRecord]:
+    with opened(fast_path / WHOLE, SAFE) as study:
         return run_to(study, 40)
 
 
@@ -112,16 +113,16 @@ def test_a_stopped_trial_has_no_place_on_the_front_and_none_in_importances(
     whole: list[TrialRecord], fast_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdsearch.study.importances.FEWEST_TRIALS", 8)
-    with opened(fast_path / "front", SAFE) as study:
-        run_to(study, 40)
+    with opened(fast_path / WHOLE, SAFE) as study:
         assert {record.state for record in study.front()} == {"complete"}
         assert sum(shares(rankings(study)).values()) == pytest.approx(1.0)
 
 
-def test_curves_of_other_epochs_or_another_start_are_not_compared(fast_path: Path) -> None:
-    """Eight trials of 10 epochs; the ninth, of 20, is judged by the margin."""
-    with opened(fast_path / "epochs", SAFE) as study:
-        run_to(study, 30)
+def test_curves_of_other_epochs_or_another_start_are_not_compared(
+    whole: list[TrialRecord], fast_path: Path
+) -> None:
+    """All trials have 10 epochs; one of 20 is judged by the margin."""
+    with opened(fast_path / WHOLE, SAFE) as study:
         done = [record for record in study.records() if record.state == "complete"]
         assert {Candidate.from_params(r.params).train.epochs for r in done} == {EPOCHS}
         dear = max((r.cost for r in done if r.cost), key=lambda cost: cost.flops)
@@ -141,8 +142,7 @@ def test_an_earlier_study_predicts_before_eight_trials_of_this_one_are_complete(
     whole: list[TrialRecord], fast_path: Path
 ) -> None:
     """With three complete of its own, one that is dearer and far behind stops."""
-    with opened(fast_path / "earlier", SAFE) as study:
-        run_to(study, 40)
+    with opened(fast_path / WHOLE, SAFE) as study:
         earlier = curves_of(study)
         before = study
         own = [r for r in searched(study.records()) if r.curve and r.reused_from is None]
