@@ -44,8 +44,9 @@ def rows_of(study: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the recorded study with a teacher of one epoch, which decides accuracies alone."""
-    return run(tmp_path_factory.mktemp("recorded"), "--teacher-epochs", "1")
+    """Return the recorded study of few images and a short teacher: they change accuracies alone."""
+    few = ("--teacher-epochs", "1", "--subset", "200")
+    return run(tmp_path_factory.mktemp("recorded"), *few)
 
 
 @pytest.fixture(scope="module")
