@@ -146,7 +146,8 @@ def test_an_interrupt_that_an_import_made_another_error_of_is_an_interrupt() -> 
 
 
 HUNG_UP = """
-import fcntl, termios, time
+import fcntl, signal, termios, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 from kdsearch import __main__ as door
 from kdsearch import cli
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -172,6 +173,7 @@ def test_a_terminal_that_hangs_up_gets_no_message_and_the_exit_code_is_130() -> 
 
 ERROR_FIRST = """
 import errno, os, signal, threading
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from kdsearch import __main__ as door
 from kdsearch import cli
 def app(*_, **__):
