@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ from shell import SPACE, Shell, ended_trials, run_line, start
 from table_study import opened, run_to
 
 SLOW = SPACE.replace("epochs: 1", "epochs: 4")
+
+
+@pytest.fixture(autouse=True)
+def hears_hang_ups() -> Iterator[None]:
+    """Let children hear SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def _wait_for_trial(study: Path, seconds: float = 300) -> None:
@@ -146,8 +155,7 @@ def test_an_interrupt_that_an_import_made_another_error_of_is_an_interrupt() -> 
 
 
 HUNG_UP = """
-import fcntl, signal, termios, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
+import fcntl, termios, time
 from kdsearch import __main__ as door
 from kdsearch import cli
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -173,7 +181,6 @@ def test_a_terminal_that_hangs_up_gets_no_message_and_the_exit_code_is_130() -> 
 
 ERROR_FIRST = """
 import errno, os, signal, threading
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from kdsearch import __main__ as door
 from kdsearch import cli
 def app(*_, **__):
