@@ -1,4 +1,4 @@
-"""A step of a segmenter with a cached teacher, beside plain PyTorch with a live one.
+"""A step of a segmenter with a cached teacher, against plain PyTorch with a live one.
 
 Plain: the same student, batch, kd loss and AdamW; torchvision's v2 transforms on each image and its
 mask (affine, mirror), the teacher's forward pass in the step. CPU time of an epoch of each, on one
@@ -37,7 +37,8 @@ _HEIGHT, _WIDTH, _BATCH, _BATCHES, _SCALE = 192, 256, 8, 2, 0.5
 _RECIPE = TrainSpec(
     epochs=1, batch_size=_BATCH, optimizer="adamw", lr=1e-3, warmup=0.0, scale=_SCALE, clip=1.0
 )
-_KD = DistillSpec(method="kd", alpha=0.5, knobs={"temperature": 2.0})
+_ALPHA, _T = 0.5, 2.0
+_KD = DistillSpec(method="kd", alpha=_ALPHA, knobs={"temperature": _T})
 
 
 def rows() -> bars.Rows:
@@ -137,10 +138,10 @@ def _plain(data: ImageData, teacher: Model) -> Callable[[], None]:
             pixels = F.interpolate(ours, masks.shape[1:], mode="bilinear", align_corners=False)
             loss = F.cross_entropy(pixels, masks, ignore_index=VOID)
             theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
-            told = F.kl_div(
-                F.log_softmax(ours / 2, dim=1), F.softmax(theirs / 2, dim=1), reduction="none"
+            divergence = F.kl_div(
+                F.log_softmax(ours / _T, dim=1), F.softmax(theirs / _T, dim=1), reduction="none"
             )
-            loss = 0.5 * loss + 0.5 * 4 * told.sum(dim=1).mean()
+            loss = (1 - _ALPHA) * loss + _ALPHA * _T**2 * divergence.sum(dim=1).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -105,7 +105,7 @@ def mnn(file: Path) -> Callable[[Any], Any]:
 
 
 def ncnn(file: Path) -> Callable[[Any], Any]:
-    """Return a function from images to answers, by ncnn; student.ncnn.bin is beside the file."""
+    """Return a function from images to answers, by ncnn; student.ncnn.bin is in its folder."""
     import ncnn as engine
 
     net = engine.Net()

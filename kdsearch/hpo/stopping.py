@@ -88,7 +88,7 @@ class CurvePruner:
             return _decision(True, trial, f"the value is {value}")
         known = sorted((o for o in others if np.isfinite(o.values).all()), key=_sort_key)
         if not any(trial.values):
-            return _decision(False, trial, "the metric is still 0, which says nothing of its end")
+            return _decision(False, trial, "the metric is still 0, so it may yet rise")
         complete = [other for other in known if other.is_complete]
         if len(complete) < MIN_COMPLETE:
             return _decision(False, trial, f"{len(complete)} of {MIN_COMPLETE} trials are complete")

@@ -45,7 +45,8 @@ def first_trial(
         return draw - sum(enqueued < draw for enqueued in facts.enqueued)
 
     space, trials, place = config.search_space(), facts.trials or TRIALS, place_of(draw)
-    lost = [place_of(r.draw) for r in records if r.draw is not None and r.state in _LOST]
+    draws = {r.draw for r in records if r.draw is not None and r.state in _LOST}
+    lost = [place_of(draw) for draw in draws - facts.enqueued.keys()]
     half, plain = -(-trials // 2), 0
     kept: Params = {}
     for params in _plain(space, fits):

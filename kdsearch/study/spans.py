@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-from kdsearch.study.store import NOTE
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.timeline import Span, arranged
+from kdsearch.study.trial_notes import record_of
 
 
 def spans(study: OpenStudy) -> tuple[Span, ...]:
@@ -18,7 +16,7 @@ def spans(study: OpenStudy) -> tuple[Span, ...]:
     found = []
     for trial in study.store.trials():
         begin, end = trial.datetime_start, trial.datetime_complete
-        number = json.loads(trial.user_attrs.get(NOTE, "{}")).get("number", trial.number)
+        number = record_of(trial).number
         if begin is not None and end is not None and number not in early:
             found.append(Span(trial=number, begin=begin.timestamp(), end=end.timestamp()))
     return arranged(found)

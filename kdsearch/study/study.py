@@ -28,7 +28,7 @@ from kdsearch.study.config import FLAT_SAMPLERS, StudyConfig
 from kdsearch.study.facts import StudyFacts, candidate_digest, read_facts
 from kdsearch.study.first_trials import first_trial
 from kdsearch.study.store import Store
-from kdsearch.study.trial_notes import Proposal, TrialOutcome, note_of, record_of, told
+from kdsearch.study.trial_notes import Proposal, TrialOutcome, note_of, optuna_state, record_of
 from kdsearch.study.width import Latencies, Price, Widths
 from kdsearch.tasks.base import Metric
 
@@ -61,6 +61,7 @@ class OpenStudy:
 
         A sampler for each trial makes a resumed study propose what an uninterrupted one would; the
         draw of an interrupted trial is repeated first.
+
         price: FLOPs and parameters of a candidate. One over the budget is stored as rejected, and
         the next is sampled; after REDRAWS in a row one is returned anyway. latencies: of students
         whose width follows from a latency budget.
@@ -200,7 +201,7 @@ class OpenStudy:
             values = [outcome.val, float(getattr(outcome.cost, self.budget.axis()))]
         frozen = self.store.end(
             proposal.number if proposal.stored is None else proposal.stored,
-            told(outcome.state, kind),
+            optuna_state(outcome.state, kind),
             None if kind else values,
             note=note_of(proposal, outcome),
             constraints=constraints,

@@ -23,7 +23,7 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
-_TOLD = {
+_OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
     "rejected": TrialState.PRUNED,
     "pruned": TrialState.PRUNED,
@@ -75,9 +75,9 @@ class TrialOutcome:
     inherited: float = 0.0
 
 
-def told(state: str, kind: str) -> TrialState:
+def optuna_state(state: str, kind: str) -> TrialState:
     """Return Optuna's state of a trial that ended; controls are not on Optuna's front."""
-    return TrialState.PRUNED if kind and state == "complete" else _TOLD[state]
+    return TrialState.PRUNED if kind and state == "complete" else _OPTUNA_STATES[state]
 
 
 def note_of(proposal: Proposal, outcome: TrialOutcome | None = None) -> str:
@@ -111,7 +111,8 @@ def _read_note(kept: dict[str, Any], frozen: FrozenTrial) -> TrialRecord:
     cost = kept.pop("cost", None)
     curve = tuple(kept.pop("curve", ()))
     state, kind = str(kept.get("state")), kind_of(kept.get("control_of"), kept.get("refit_of"))
-    if state not in _TOLD or frozen.state not in (_TOLD[state], told(state, kind)):
+    known = _OPTUNA_STATES.get(state)
+    if known is None or frozen.state not in (known, optuna_state(state, kind)):
         kept["state"] = _STATES[frozen.state]
     number = kept.pop("number", frozen.number)
     for key in ("pause_at", "stored"):

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from kdsearch import tasks
 from kdsearch.data.base import ImageData
-from kdsearch.deploy.closed_forms import without_weights
+from kdsearch.deploy.pricing import StaticCosts
 from kdsearch.errors import SpecError
 from kdsearch.report.advice import edges
 from kdsearch.space import Params, SearchSpace
 from kdsearch.spec import Candidate
+from kdsearch.study.width import Price
 from kdsearch.training.distiller import recipe
 
 
 def ends(space: SearchSpace, params: Params, data: ImageData) -> list[str]:
     """Return the parameters at an end of their range beyond which no student can be made."""
-    found = edges(space, params)
-    return [edge.name for edge in found if not _accepts({**params, edge.name: edge.beyond}, data)]
+    price, found = StaticCosts(data), edges(space, params)
+    return [edge.name for edge in found if not _accepts({**params, edge.name: edge.beyond}, price)]
 
 
-def _accepts(params: Params, data: ImageData) -> bool:
+def _accepts(params: Params, price: Price) -> bool:
     """Return whether a student and a loss can be made of these parameters."""
     try:
-        candidate = Candidate.from_params(params)
-        recipe.check(candidate.distill)
-        with without_weights():
-            tasks.of(data).network(candidate.student, channels=data.channels, size=data.size)
+        recipe.check(Candidate.from_params(params).distill)
+        return price(params) is not None
     except SpecError:
         return False
-    return True

@@ -47,7 +47,7 @@ from kdsearch.workflows.suppression import check_suppression
 # spend that ends within a minute.
 FIRST_RUN = {"budget_ms": Share(0.5), "teacher_epochs": 8, "epochs": 16}
 FIRST_SPEND = 56
-CHOOSING = "Choosing the search space"  # torchvision and timm are imported, servers asked
+CHOOSING = "Choosing the search space"  # it imports torchvision and timm, and may wait for a server
 _WORDS = {0.5: "half of", 0.25: "a quarter of", 0.1: "a tenth of", 1.0: "all of"}
 
 

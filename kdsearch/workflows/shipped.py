@@ -25,10 +25,8 @@ def state_results(
     data: ImageData,
 ) -> None:
     """State what was found of the training that ships in its metrics.json and card."""
-    facts, found = (
-        study.facts,
-        {"validation": ships.val or 0.0, "test": study.facts.test[ships.number]},
-    )
+    facts = study.facts
+    found = {"validation": ships.val or 0.0, "test": facts.test[ships.number]}
     details = {split: facts.details[f"{ships.number} {split}"] for split in _SPLITS}
     write_figures(folder, details, facts.classes)
     model_card.update(

@@ -36,13 +36,17 @@ SPACE = parse_space(TEXT)
 KD = {"method.name": "kd", "method.kd.alpha": 0.9, "method.kd.temperature": 4.0}
 
 
+def all_fit(params: Params) -> bool:
+    return True
+
+
 def first(
     place: int,
     records: Sequence[TrialRecord] = (),
     *,
     trials: int,
     text: str = TEXT,
-    fits: Callable[[Params], bool] = bool,
+    fits: Callable[[Params], bool] = all_fit,
 ) -> Params:
     config, facts = StudyConfig(space=text), StudyFacts(trials=trials)
     return first_trial(config, facts, place, records, fits)
@@ -136,14 +140,22 @@ def test_a_space_without_choices_begins_at_its_defaults() -> None:
     assert first(0, trials=20, text=text) == {"student.resnet.share": 1.0}
     assert first(1, trials=20, text=text) == {}
     objective = StudyConfig(space=text, data="objective")
-    assert first_trial(objective, StudyFacts(), 0, [], bool) == {}
+    assert first_trial(objective, StudyFacts(), 0, [], all_fit) == {}
 
 
 def test_the_places_of_enqueued_candidates_do_not_count() -> None:
     facts = StudyFacts(trials=4, enqueued={0: {"student.family": "resnet"}, 2: {"x": 1}})
     config = StudyConfig(space=TEXT)
-    assert first_trial(config, facts, 1, [], bool) == first(0, trials=4)
-    assert first_trial(config, facts, 3, [], bool) == first(1, trials=4)
+    assert first_trial(config, facts, 1, [], all_fit) == first(0, trials=4)
+    assert first_trial(config, facts, 3, [], all_fit) == first(1, trials=4)
+
+
+def test_a_lost_candidate_that_was_enqueued_is_no_lost_first_trial() -> None:
+    facts = StudyFacts(trials=4, enqueued={0: {"student.family": "resnet"}})
+    config = StudyConfig(space=TEXT)
+    lost = [replace(record(0, 0.0), state="rejected"), record(1, 0.5, **KD), record(2, 0.6, **KD)]
+    third = first_trial(config, facts, 3, lost, all_fit)
+    assert third["method.name"] == "vitkd"
 
 
 def test_a_method_outside_the_space_has_its_own_defaults() -> None:

@@ -187,7 +187,7 @@ def test_an_explored_front_has_widths_as_the_space_spreads_them(tmp_path: Path) 
     config = StudyConfig(space=SPACE, budget_mflops=20.0, seed=5, explore="front")
     with opened(tmp_path / "study", config) as study:
         list(trained(study, 15))
-        given = [first_trial(config, study.facts, draw, [], bool) for draw in range(15)]
+        given = [first_trial(config, study.facts, draw, [], lambda _: True) for draw in range(15)]
         trials = study.store.trials()[sum(map(bool, given)) :]
         names = {name for trial in trials for name in trial.params}
     assert trials

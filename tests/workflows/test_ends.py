@@ -29,7 +29,14 @@ train:
   epochs: 2
 """
 DATA = SimpleNamespace(
-    task="classification", classes=("a", "b"), metric="", channels=3, size=(32, 32), colours=()
+    task="classification",
+    classes=("a", "b"),
+    metric="",
+    channels=3,
+    size=(32, 32),
+    colours=(),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
 )
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -15,6 +16,11 @@ from kdsearch.errors import ExportError
 
 class Unavailable(ExportError):  # noqa: N818 - a state of this machine, not of the file
     """A runtime or a converter is not installed; the message names what to type."""
+
+
+def reason_of(done: CompletedProcess[str]) -> str:
+    """Return the last line that a converter printed."""
+    return (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
 
 
 class Runtime(ABC):

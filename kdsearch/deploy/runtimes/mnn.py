@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdsearch.deploy.runtimes.base import Runtime
+from kdsearch.deploy.runtimes.base import Runtime, reason_of
 from kdsearch.errors import ExportError
 from kdsearch.extras import install
 
@@ -70,8 +70,7 @@ def convert(onnx: Path, path: Path) -> None:
     line = [sys.executable, "-c", _CONVERT, str(onnx), str(path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if not path.is_file():
-        said = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
-        raise ExportError(f"MNN does not convert {onnx.name}: {said}")
+        raise ExportError(f"MNN does not convert {onnx.name}: {reason_of(done)}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdsearch.deploy.runtimes.base import Runtime, Unavailable
+from kdsearch.deploy.runtimes.base import Runtime, Unavailable, reason_of
 from kdsearch.errors import ExportError
 from kdsearch.extras import install
 
@@ -59,9 +59,9 @@ class Ncnn(Runtime):
 
 
 def convert(onnx: Path, path: Path, *, input_shape: tuple[int, int, int]) -> None:
-    """Write the ncnn files of an ONNX file, float32, by pnnx: `path` and the .bin beside it.
+    """Write the ncnn files of an ONNX file, float32, by pnnx: `path`, and the .bin next to it.
 
-    pnnx exits with 0 where it fails, so a file says that it was written. Raises ExportError where
+    pnnx exits with 0 where it fails, so the files are looked for. Raises ExportError where
     none was, and Unavailable without pnnx.
     """
     spec = find_spec("pnnx")
@@ -76,8 +76,7 @@ def convert(onnx: Path, path: Path, *, input_shape: tuple[int, int, int]) -> Non
         done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=folder)
         written = copy.with_name("student.ncnn.param"), copy.with_name("student.ncnn.bin")
         if not all(file.is_file() for file in written):
-            said = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
-            raise ExportError(f"pnnx does not convert {onnx.name}: {said}")
+            raise ExportError(f"pnnx does not convert {onnx.name}: {reason_of(done)}")
         lines = written[0].read_text(encoding="utf-8").splitlines()[2:]
         if lacking := sorted({line.split()[0] for line in lines if "." in line.split()[0]}):
             raise ExportError(

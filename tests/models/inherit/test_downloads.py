@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from rich.console import Console
 
 from kdsearch import downloads
@@ -37,7 +38,8 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_cache")
 def test_weights_of_students_and_teachers_have_a_line_before_their_download() -> None:
     shown, name = io.StringIO(), "torchvision:resnet18"
-    line = LINE.format(name, "https://download.pytorch.org")
+    url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
+    line = LINE.format(name, url.partition("/models/")[0])
     with printed(shown), pytest.raises(SpecError, match="the line broke"):
         source.locate([name], {})
     assert shown.getvalue() == line
@@ -49,10 +51,10 @@ def test_weights_of_students_and_teachers_have_a_line_before_their_download() ->
 @pytest.mark.usefixtures("no_cache")
 def test_cached_weights_have_no_line(tmp_path: Path) -> None:
     shown = io.StringIO()
-    url = "https://download.pytorch.org/models/resnet18-1.pth"
+    url = "https://weights.example/models/resnet18-1.pth"
     with printed(shown):
         source.announce_download("mine", url)
-    assert shown.getvalue() == LINE.format("mine", "https://download.pytorch.org")
+    assert shown.getvalue() == LINE.format("mine", "https://weights.example")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet18-1.pth").touch()
     with printed(shown):
