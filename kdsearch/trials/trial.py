@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kdsearch import atomic, tasks
-from kdsearch.data.base import ImageData
+from kdsearch.data.base import ImageData, ImageSet
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
@@ -160,7 +160,11 @@ def _run(
         )
     with BUILD_LOCK:
         inherited = inherit(
-            start, candidate.student, files=context.weights, teachers=context.teachers
+            start,
+            candidate.student,
+            files=context.weights,
+            teachers=context.teachers,
+            images=_spread(context.data.train),
         )
     if inherited is not None:
         logger.info(
@@ -194,6 +198,11 @@ def _run(
         reason=last.stopped,
         inherited=0.0 if inherited is None else inherited.share,
     )
+
+
+def _spread(images: ImageSet) -> Tensor:
+    """Return 64 to 127 images from all of a set, or the few that it has."""
+    return images.at(slice(None, None, max(1, len(images) // 64)))
 
 
 def _seed_of(candidate: Candidate, seed: int) -> int:

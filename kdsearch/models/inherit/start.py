@@ -60,19 +60,31 @@ def weights_file(family: str, files: Mapping[str, Path]) -> Path:
 
 
 def inherit(
-    student: Model, spec: StudentSpec, *, files: Mapping[str, Path], teachers: Sequence[Model]
+    student: Model,
+    spec: StudentSpec,
+    *,
+    files: Mapping[str, Path],
+    teachers: Sequence[Model],
+    images: Tensor | None = None,
 ) -> Inherited | None:
     """Load the first weights of a student in place, None from scratch; set `inherited`.
 
     The mean and standard deviation of its preprocessing become those of the weights. files: of
-    pretrained weights, by name. Raises SpecError where nothing can be inherited.
+    pretrained weights, by name. images: uint8 [N, C, H, W] for training, on which the rule
+    `least_change` looks at the blocks; without, it is `even`. Raises SpecError where nothing can be
+    inherited.
     """
     if spec.init == "scratch":
         return None
     start = _of_teacher(spec, teachers) if spec.init == "teacher" else _pretrained(spec, files)
     network = bare(student.network)
+    if start.statistics is not None:
+        shown = start.statistics.for_channels(student.preprocess.channels)
+        student.preprocess = replace(student.preprocess, mean=shown.mean, std=shown.std)
     own, head = network.state_dict(), _head(student, network)
-    given = _cut_down(spec, start, student) if students.is_library(spec.family) else start.state
+    given = start.state
+    if students.is_library(spec.family):
+        given = _cut_down(spec, start, student, images)
     found = fitted(own, given)
     if students.is_library(spec.family) and (missing := own.keys() - found.keys() - head):
         raise SpecError(f"{start.where} lacks {sorted(missing)[0]!r} of the student {spec.family}")
@@ -86,9 +98,6 @@ def inherit(
     network.load_state_dict(found, strict=False)
     prefix = "" if network is student.network else "module."
     student.inherited = frozenset(f"{prefix}{n}" for n in found if n in named)
-    if start.statistics is not None:
-        shown = start.statistics.for_channels(student.preprocess.channels)
-        student.preprocess = replace(student.preprocess, mean=shown.mean, std=shown.std)
     share = taken / sum(parameter.numel() for parameter in named.values())
     return Inherited(share=share, key=_digest(found))
 
@@ -128,7 +137,9 @@ def _family(teacher: Model) -> str:
     return "" if teacher.architecture is None else teacher.architecture.family
 
 
-def _cut_down(spec: StudentSpec, start: _Start, student: Model) -> Mapping[str, Tensor]:
+def _cut_down(
+    spec: StudentSpec, start: _Start, student: Model, images: Tensor | None
+) -> Mapping[str, Tensor]:
     """Return the tensors of a library's network without the blocks that the student lacks.
 
     They have the names of the student's.
@@ -152,7 +163,8 @@ def _cut_down(spec: StudentSpec, start: _Start, student: Model) -> Mapping[str, 
         in_channels=shown.channels,
         resolution=shown.resolution,
     )
-    state = Shape.of(spec.family, own).dropped(whole, shown.input_shape).state_dict()
+    inputs = None if images is None else shown(images)
+    state = Shape.of(spec.family, own).dropped(whole, shown.input_shape, inputs).state_dict()
     prefix = "body." if isinstance(network, Cut) or _is_dense(network) else ""
     return {f"{prefix}{name}": value for name, value in state.items()}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch.data.sizes import Size, as_size
 from kdsearch.errors import SpecError, did_you_mean
@@ -71,8 +71,9 @@ def build_module(family: str, *, in_channels: int, num_classes: int, size: Size)
 class Shape:
     """What is left out of a library's network.
 
-    depth: share of the blocks that can be left out and stay, row by row. drop: which of a row go,
-    the `last` or so that the others are `even`. cut: stages that stay; 0: all.
+    depth: share of the blocks that can be left out and stay, row by row. drop: which of a row go:
+    the `last`, or so that the others are `even`, or those of `least_change`. cut: stages that stay;
+    0: all.
     """
 
     depth: float = 1.0
@@ -91,10 +92,15 @@ class Shape:
             raise SpecError(f"student {family}: {'; '.join(refused)}")
         return cls(**knobs)  # type: ignore[arg-type]
 
-    def dropped(self, module: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
-        """Return the network without the blocks that are left out; it is changed in place."""
+    def dropped(
+        self, module: nn.Module, shape: tuple[int, int, int], inputs: Tensor | None = None
+    ) -> nn.Module:
+        """Return the network without the blocks that are left out; it is changed in place.
+
+        inputs: float [N, *shape] for `least_change`; without, that is `even`.
+        """
         if self.depth < 1:
-            leave_out(module, shape, depth=self.depth, rule=self.drop)
+            leave_out(module, shape, depth=self.depth, rule=self.drop, inputs=inputs)
         return module
 
     def applied(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from kdsearch.deploy.flops import count
 from kdsearch.errors import SpecError
 from kdsearch.models.features import bare
-from kdsearch.models.inherit.drop import Row, find_rows, leave_out
+from kdsearch.models.inherit.drop import Row, _changes, find_rows, leave_out
 from kdsearch.models.students import build
 from kdsearch.space import Value
 from kdsearch.spec import StudentSpec
@@ -77,6 +79,63 @@ def test_a_share_of_each_row_stays_in_its_order(
     before = blocks(tower)
     leave_out(tower, SHAPE, depth=depth, rule=rule)
     assert blocks(tower) == [[before[0][i] for i in first], [before[1][i] for i in second]]
+
+
+def turning(angles: list[float], kinds: list[int]) -> Tower:
+    """Return a row of blocks that turn each pixel's first two channels by an angle.
+
+    Pixels have two channels of equal size and none in the third; then the cosine between what a
+    block is given and what it makes is that of the angle.
+    """
+    row = [Block(3, shift=kind) for kind in kinds]
+    for block, angle in zip(row, angles, strict=True):
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        block.conv.weight.data = turn[..., None, None]
+        block.norm.eps = 0.0
+    return Tower(row)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "depth", "stay"),
+    [
+        ([0, 0, 0, 0, 0], 0.5, [0, 2, 4]),  # of .1, .6, .2 and .5 radians
+        ([0, 0, 0, 0, 0], 0.25, [0, 2]),
+        ([0, 0, 0, 0, 0], 0.75, [0, 2, 3, 4]),
+        ([0, 1, 1, 2, 2], 0.5, [0, 2, 4]),  # one of each structure, as `even` has: 1 and 2
+        ([0, 2, 2, 1, 1], 0.25, [0, 4]),  # `even` keeps the last, so one of its structure stays
+        ([0, 2, 1, 2, 1], 0.25, [0, 2]),
+        ([0, 1, 1, 2, 2], 0.0, [0]),
+    ],
+)
+def test_the_blocks_that_change_their_input_least_go(
+    kinds: list[int], depth: float, stay: list[int]
+) -> None:
+    tower = turning([0.3, 0.1, 0.6, 0.2, 0.5], kinds)
+    before = blocks(tower)[0]
+    pixels = torch.rand(4, 3, *SHAPE[1:]) * torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)
+    leave_out(tower, SHAPE, depth=depth, rule="least_change", inputs=pixels)
+    assert blocks(tower)[0] == [before[i] for i in stay]
+    assert all(not part._forward_hooks and not part._forward_pre_hooks for part in before)
+
+
+def test_the_change_of_a_block_is_one_minus_the_cosine() -> None:
+    tower = turning([0.3, 0.1, 0.6], [0, 0, 0])
+    pixels = torch.rand(4, 3, *SHAPE[1:]) * torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)
+    found = _changes(tower, find_rows(tower, SHAPE), pixels)
+    expected = {("rows.0", (1,)): 1 - math.cos(0.1), ("rows.0", (2,)): 1 - math.cos(0.6)}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("depth", [0.3, 0.5, 0.8])
+def test_the_choice_by_change_does_not_alter_the_architecture(depth: float) -> None:
+    """Its price and its file are known without weights."""
+    shapes = []
+    for inputs, rule in ((torch.rand(3, 3, 64, 64), "least_change"), (None, "even")):
+        thin = bare(library("timm:mobilenetv3_small_050"))
+        leave_out(thin, (3, 64, 64), depth=depth, rule=rule, inputs=inputs)
+        shapes.append({name: value.shape for name, value in thin.state_dict().items()})
+    assert shapes[0] == shapes[1]
 
 
 def test_alternating_blocks_go_in_pairs() -> None:

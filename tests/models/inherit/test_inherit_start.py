@@ -101,7 +101,11 @@ def test_with_nothing_left_out_the_features_are_those_of_the_network(
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"depth": 0.5}, {"depth": 0.0}, {"depth": 0.5, "drop": "even"}, {"cut": 2}]
+    "knobs",
+    [
+        *({"depth": 0.5}, {"depth": 0.0}, {"depth": 0.5, "drop": "even"}, {"cut": 2}),
+        {"depth": 0.5, "drop": "least_change"},
+    ],
 )
 def test_what_stays_has_the_weights_of_its_own_place(
     tmp_path: Path, knobs: dict[str, Value]
@@ -109,7 +113,11 @@ def test_what_stays_has_the_weights_of_its_own_place(
     source = trained("mobilenetv3_small_050")
     spec, own = student("timm:mobilenetv3_small_050", **knobs)
     found = inherit(
-        own, spec, files={"mobilenetv3_small_050": file_of(source, tmp_path)}, teachers=[]
+        own,
+        spec,
+        files={"mobilenetv3_small_050": file_of(source, tmp_path)},
+        teachers=[],
+        images=torch.randint(256, (3, 3, SIDE, SIDE), dtype=torch.uint8),
     )
     assert found is not None
     state = [value for value in source.state_dict().values() if value.ndim == 4]
@@ -158,6 +166,19 @@ def test_blocks_of_a_cifar_teacher_are_left_out() -> None:
         kept, full = mine.get_submodule(name), theirs.get_submodule(name)
         assert len(kept) == 2
         assert torch.equal(kept[0].conv1.weight, full[0].conv1.weight)
+        assert torch.equal(kept[1].conv1.weight, full[2].conv1.weight)
+
+
+def test_a_block_of_a_teacher_that_does_nothing_is_left_out_first() -> None:
+    """The second block of each stage adds nothing to its input, so the third stays."""
+    teacher = teacher_of("cifar_resnet20")
+    for name in ("layer1", "layer2", "layer3"):
+        nn.init.zeros_(teacher.network.get_submodule(f"module.{name}.1.bn2").weight)
+    spec, own = student("cifar_resnet20", "teacher", depth=0.5, drop="least_change")
+    images = torch.randint(256, (4, 3, SIDE, SIDE), dtype=torch.uint8)
+    inherit(own, spec, files={}, teachers=[teacher], images=images)
+    for name in ("layer1", "layer2", "layer3"):
+        kept, full = (bare(m.network).get_submodule(name) for m in (own, teacher))
         assert torch.equal(kept[1].conv1.weight, full[2].conv1.weight)
 
 
