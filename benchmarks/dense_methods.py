@@ -47,7 +47,7 @@ _HEADS: Mapping[str, Params] = {
     SEGMENTATION: {"head.kind": "fpn", "head.channels": 32},
     DETECTION: {"head.channels": 32, "head.depth": 1},
 }
-SETTINGS = ("data", "image_size", "subset", "epochs", "teacher_epochs")
+SETTINGS = ("data", "teacher", "image_size", "subset", "epochs", "teacher_epochs")
 CPU = torch.device("cpu")
 _SPLITS = ("val", "test")
 
@@ -174,10 +174,11 @@ def main(argv: Sequence[str]) -> int:
     """Train what is missing, print the table, and return 0."""
     parser = argparse.ArgumentParser(prog="benchmarks dense_methods")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", default="auto")
     parser.add_argument("--image-size", type=int, default=320)
     parser.add_argument("--subset", type=int)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--teacher-epochs", type=int, default=30)
+    parser.add_argument("--teacher-epochs", type=int, help="without: of auto by its size")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", help="separated by commas; all of the task")
     parser.add_argument("--out", type=Path, default=Path("results"))

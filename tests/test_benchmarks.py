@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
+import detection_data
 import numpy as np
 import optuna
 import pytest
@@ -26,18 +27,22 @@ from benchmarks import (
     scheduling,
     trials,
     warm_start,
+    yolo_file,
 )
 from benchmarks.__main__ import SPEED, found, main, together
 from benchmarks.paired import Ratio, alternate, quartiles
 from kdsearch import data as datasets
 from kdsearch.data.base import ImageSet
 from kdsearch.data.views import to_input
+from kdsearch.deploy.pricing import build_student
 from kdsearch.deploy.timing import Latency
 from kdsearch.methods import METHODS
 from kdsearch.spec import Budget, Candidate, StudentSpec
 from kdsearch.study.open import open_study
 from kdsearch.study.trial_notes import TrialOutcome
 from kdsearch.tasks._average_precision import MAP50
+from kdsearch.teachers.load import load_teacher
+from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.distiller import check
 
 pytestmark = pytest.mark.slow  # scripts, not the package
@@ -265,6 +270,26 @@ def test_dense_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
     lines = dense_methods.table(found, MAP50, 72)
     assert lines[2] == "| none | 50.00 % | 80.50 % |  | 3 |"
     assert lines[3].startswith("| pkd | 50.00 % | 82.00 % | +1.50 (")
+
+
+@torch.no_grad()
+def test_a_detector_in_yolos_layout_is_a_teacher_with_the_same_boxes(tmp_path):
+    data = datasets.load(str(detection_data.write(tmp_path / "shapes")), cache_dir=tmp_path)
+    student = StudentSpec(
+        family="resnet", knobs={"width": 0.25, "depth": 4, "head.channels": 16, "head.depth": 1}
+    )
+    detector = build_student(student, data).eval()
+    yolo_file.write(detector, data.classes, tmp_path / "yolo.onnx")
+    spec = TeacherSpec(name=f"onnx:{tmp_path / 'yolo.onnx'}")
+    notes = []
+    teacher = load_teacher(
+        spec, data, cache_dir=tmp_path, seed=0, device=torch.device("cpu"), note=notes.append
+    )
+    assert f"Teacher {spec.name}: its answer is read as columns, of 3 classes" in notes
+    images = data.val.at(slice(2))
+    boxes, scores = teacher.network.finder(teacher.preprocess(images))
+    found = torch.cat([boxes, scores], dim=2)
+    torch.testing.assert_close(found, detector(images), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
