@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdsearch.errors import SpecError, did_you_mean
-from kdsearch.models.inherit.source import key_of, read_files
+from kdsearch.models.inherit.source import joined, key_of, read_files
 from kdsearch.models.inherit.start import weights_file
 from kdsearch.models.model import Model
 from kdsearch.space import Choice, Constant, Dim, SearchSpace
@@ -40,24 +40,24 @@ def _values(dim: Dim | None) -> Sequence[object]:
 def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     """Return the configuration without the starts whose weights cannot be had, and lines on these.
 
-    The last line has the reason for the first of them. Only a family's own `init` counts. Raises
-    SpecError where no family is left.
+    The last line has the reasons. Only a family's own `init` counts. Raises SpecError where no
+    family is left.
     """
     space, files = config.search_space(), files_of(config)
     dims = dict(space.all_dims())
-    missing = {}
+    missing: dict[str, SpecError] = {}
     for family in families_of(space, "pretrained"):
         if f"student.{family}.init" in dims:
             try:
                 weights_file(family, files)
             except SpecError as error:
-                missing[family] = str(error)
+                missing[family] = error
     if not missing:
         return config, []
     others = {*families_of(space, "scratch"), *families_of(space, "teacher")}
     lost = tuple(family for family in missing if family not in others)
     if {*lost} == {*families_of(space)}:
-        raise SpecError("\n".join(missing.values()))
+        raise joined(missing.values())
     kept = tuple(family for family in missing if family in others)
     without: dict[str, tuple[str, ...]] = {
         f"student.{family}.init": ("pretrained",) for family in kept
@@ -72,7 +72,7 @@ def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     ]
     unused = [(name, did_you_mean(name, missing)) for name in files]
     lines += [f"{name} is no family of this space{hint}" for name, hint in unused if hint]
-    return replace(config, without_weights=without), [*lines, next(iter(missing.values()))]
+    return replace(config, without_weights=without), [*lines, str(joined(missing.values()))]
 
 
 def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | None) -> StudyConfig:
@@ -94,9 +94,9 @@ def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | No
         try:
             keys.append(f"{family}={key_of(weights_file(family, files))}")
         except SpecError as error:
-            missing.append(str(error))
+            missing.append(error)
     if missing:
-        raise SpecError("\n".join(dict.fromkeys(missing)))
+        raise joined(missing)
     return replace(config, pretrained_key=",".join(keys) or None)
 
 

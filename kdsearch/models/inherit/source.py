@@ -40,6 +40,35 @@ class _Remote:
     files: tuple[str, ...] = ()
 
 
+class MissingWeightsError(SpecError):
+    """Weights that a server did not send. urls: of the files, by network; why: it did not."""
+
+    def __init__(self, urls: Mapping[str, str], server: str, why: str) -> None:
+        files = ",".join(f"{name}=FILE" for name in urls)
+        what, rest = next(iter(urls.values())), ""
+        if len(urls) > 1:
+            what, rest = "these", "".join(f"\n  {name}: {url}" for name, url in urls.items())
+        super().__init__(
+            f"the pretrained weights of {' and '.join(urls)} are not on this machine, and {server} "
+            f"cannot send them ({why}). Download {what} elsewhere and give {FLAG} {files}, or "
+            f"start from scratch: student.init scratch{rest}"
+        )
+        self.urls, self.server, self.why = urls, server, why
+
+
+def joined(errors: Iterable[SpecError]) -> SpecError:
+    """Return one error for several: one text for what a server did not send for one reason."""
+    lines = []
+    unsent: dict[tuple[str, str], dict[str, str]] = {}
+    for error in errors:
+        if isinstance(error, MissingWeightsError):
+            unsent.setdefault((error.server, error.why), {}).update(error.urls)
+        else:
+            lines.append(str(error))
+    lines += [str(MissingWeightsError(urls, *cause)) for cause, urls in unsent.items()]
+    return SpecError("\n".join(dict.fromkeys(lines)))
+
+
 def read_files(text: str | None, flag: str = FLAG, *, sole: str | None = None) -> dict[str, Path]:
     """Read `NAME=FILE,NAME=FILE`. sole: the name of a file without one. Raises SpecError.
 
@@ -75,9 +104,9 @@ def locate(names: Iterable[str], files: Mapping[str, Path]) -> dict[str, Path]:
         try:
             found[name] = file_of(name, files) or _fetched(name)
         except SpecError as error:
-            missing.append(str(error))
+            missing.append(error)
     if missing:
-        raise SpecError("\n".join(missing))
+        raise joined(missing)
     return found
 
 
@@ -110,11 +139,7 @@ def _fetched(name: str) -> Path:
             return _download(remote)
         except Exception as error:  # what a client raises for a broken line differs by client
             why = " ".join(str(error).split())[:200] or type(error).__name__
-    raise SpecError(
-        f"the pretrained weights of {name} are not on this machine, and {remote.server} cannot "
-        f"send them ({why}). Download {remote.url} elsewhere and give {FLAG} {name}=FILE, or start "
-        "from scratch: student.init scratch"
-    )
+    raise MissingWeightsError({name: remote.url}, remote.server, why)
 
 
 def announce_download(name: str, url: str | None = None) -> None:

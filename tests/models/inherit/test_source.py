@@ -75,6 +75,23 @@ def test_one_message_names_all_that_is_missing(
     assert "no pretrained weights of 'mine': give --pretrained-weights mine=FILE" in text
 
 
+def test_what_one_server_did_not_send_is_one_sentence_and_a_line_for_each_file(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub = constants.ENDPOINT
+    with pytest.raises(SpecError) as error:
+        locate(["timm:resnet18", "timm:resnet34"], {})
+    assert str(error.value).splitlines() == [
+        "the pretrained weights of timm:resnet18 and timm:resnet34 are not on this machine, and "
+        f"{hub} cannot send them (HF_HUB_OFFLINE is set). Download these elsewhere and give "
+        "--pretrained-weights timm:resnet18=FILE,timm:resnet34=FILE, or start from scratch: "
+        "student.init scratch",
+        f"  timm:resnet18: {hub}/timm/resnet18.a1_in1k/resolve/main/model.safetensors",
+        f"  timm:resnet34: {hub}/timm/resnet34.a1_in1k/resolve/main/model.safetensors",
+    ]
+
+
 def test_a_silent_server_is_not_waited_for(
     empty_caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
