@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from kdsearch.documents import parse_json
-from kdsearch.errors import SpecError, did_you_mean
+from kdsearch.errors import SpecError, did_you_mean, printable
 from kdsearch.space import Value
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.options import OUTPUT, Option, RunOptions, flag, options_of
@@ -25,6 +25,7 @@ OUT = Path("results")
 CONFIG = tuple(options_of(StudyConfig))
 RUN = tuple(options_of(RunOptions))
 _POINT = re.compile(r"^([-+]?)\.(?=\d)")
+_OWN_FLAGS = {"method": ("alpha", "weight", "temperature", "mapping"), "student": ()}
 _SIDE = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -60,6 +61,7 @@ _PARAMETERS = {
 }
 
 
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 _DEBUG = inspect.Parameter(
     "debug",
     inspect.Parameter.KEYWORD_ONLY,
@@ -80,8 +82,9 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         collected = [name for name in names if name not in own]
 
         @wraps(command)
-        def run(**values: Any) -> None:
+        def run(context: typer.Context, **values: Any) -> None:
             values.pop("debug")
+            _combine(values, context)
             found = {name: values.pop(name) for name in collected}
             if "given" in own:
                 values["given"] = {k: v for k, v in found.items() if v is not None}
@@ -90,7 +93,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         kept = [p for name, p in own.items() if name not in (*names, "given")]
         first = [p for p in kept if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         added = [_PARAMETERS[name] for name in names]
-        parameters = [*first, _DEBUG, *added, *kept[len(first) :]]
+        parameters = [*first, _CONTEXT, _DEBUG, *added, *kept[len(first) :]]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -125,6 +128,30 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
         defaults["set"] = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _combine(values: dict[str, Any], context: typer.Context) -> None:
+    """Combine, in place, the flags of a configuration with those of the command line.
+
+    `--set` adds to the configuration's knobs and wins over equal ones. Another method or student
+    leaves out the configuration's knobs of its own, and a line says so.
+    """
+    file = context.default_map or {}
+    sources = {name: context.get_parameter_source(name) for name in values}
+    typed = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    knobs = [str(knob) for knob in file.get("set", ())]
+    for owner, flags in _OWN_FLAGS.items():
+        if owner not in typed or values[owner] == file.get(owner, values[owner]):
+            continue
+        own = [name for name in flags if name in file and name not in typed]
+        gone = [knob for knob in knobs if knob.startswith(f"{owner}.")]
+        values |= dict.fromkeys(own)
+        knobs = [knob for knob in knobs if knob not in gone]
+        if names := [*own, *(knob.partition("=")[0] for knob in gone)]:
+            left_out = f"--config without {', '.join(names)}: of {owner} {file[owner]}"
+            typer.echo(printable(left_out), err=True)
+    if knobs or "set" in file:
+        values["set"] = [*knobs, *(values["set"] if "set" in typed else ())]
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from kdsearch.cli.options import CONFIG, RUN, Config, takes
+from kdsearch.cli.options import CONFIG, RUN, Config, Settings, takes
 from kdsearch.errors import SpecError
 from kdsearch.study.config import StudyConfig, config_of
 from kdsearch.study.options import RunOptions, read_duration, read_workers
@@ -56,6 +56,79 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     }
     with pytest.raises(SpecError, match="unknown 'budget_ms'; known: debug, flip, seed"):
         given_by("--config", str(file), names=("seed", "flip", "time_limit", "teacher", "workers"))
+
+
+def distilled(*line: str) -> dict[str, object]:
+    """Return what a command with a student and a method gets from a line."""
+    seen: dict[str, object] = {}
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    @takes("seed")
+    def show(
+        config: Config = None,
+        student: str = "resnet",
+        method: str = "kd",
+        weight: float | None = None,
+        mapping: str | None = None,
+        set: Settings = None,
+    ) -> None:
+        seen.update(student=student, method=method, weight=weight, mapping=mapping, set=set)
+
+    app(list(line), standalone_mode=False)
+    return seen
+
+
+RECIPE = """
+student: mobilenet
+method: at
+weight: 3
+mapping: last
+set: {student.width: 0.5, method.beta: 2, train.lr: 0.1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "left_out"),
+    [
+        ([], {}, ""),
+        (["--set", "train.lr=1"], {"set": ["train.lr=1"]}, ""),
+        (["--method", "at"], {}, ""),
+        (
+            ["--method", "none"],
+            {"method": "none", "weight": None, "mapping": None, "without": "method."},
+            "--config without weight, mapping, method.beta: of method at",
+        ),
+        (
+            ["--method", "pkd", "--weight", "7"],
+            {"method": "pkd", "weight": 7.0, "mapping": None, "without": "method."},
+            "--config without mapping, method.beta: of method at",
+        ),
+        (
+            ["--set", "student.depth=3", "--student", "vit"],
+            {"student": "vit", "set": ["student.depth=3"], "without": "student."},
+            "--config without student.width: of student mobilenet",
+        ),
+    ],
+)
+def test_the_command_line_changes_one_thing_of_a_recipe(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    line: list[str],
+    changed: dict[str, object],
+    left_out: str,
+) -> None:
+    """Knobs that it does not name stay; another method or student has none of the former's."""
+    file = tmp_path / "config.yaml"
+    file.write_text(RECIPE)
+    gone = str(changed.get("without"))
+    knobs = ["student.width=0.5", "method.beta=2", "train.lr=0.1"]
+    knobs = [each for each in knobs if not each.startswith(gone)]
+    recipe = {"student": "mobilenet", "method": "at", "weight": 3.0, "mapping": "last"}
+    expected = recipe | changed | {"set": [*knobs, *changed.get("set", [])]}
+    expected.pop("without", None)
+    assert distilled("--config", str(file), *line) == expected
+    assert capsys.readouterr().err.strip() == left_out
 
 
 def test_what_is_given_makes_a_configuration() -> None:
