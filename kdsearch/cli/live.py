@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LAST = 6  # ended trials that stay in sight
 _STYLES = {"complete": "green", "pruned": "yellow", "rejected": "dim", "failed": "red"}
 _SLOW_SECONDS = 5.0
+_OTHER_COLUMNS = 48  # characters of the live table beside student and method
 _COUNTED = ("complete", "pruned", "rejected", "failed")
 
 
@@ -159,15 +160,15 @@ class StudyConsole(Callback):
     def _table(self) -> TextTable:
         table = TextTable(box=None, expand=True, pad_edge=False)
         table.add_column("trial", justify="right", no_wrap=True)
-        table.add_column("student + method", ratio=2, no_wrap=True)
+        table.add_column("student + method", no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column("val", justify="right", no_wrap=True)
-        table.add_column("state", ratio=3, no_wrap=True)
+        table.add_column("state", ratio=1)
         for record in tuple(self._last):
             kind = f"{record.kind}, " if record.kind else ""
             table.add_row(
                 str(record.number),
-                name_trial(record.params),
+                self._named(name_trial(record.params)),
                 str(len(record.curve) or ""),
                 self._value(record.val),
                 literal(kind + self._ending(record), _STYLES.get(record.state, "")),
@@ -176,13 +177,19 @@ class StudyConsole(Callback):
             state = "training" if row.epoch else "getting ready"
             table.add_row(
                 str(number),
-                row.what,
+                self._named(row.what),
                 f"{row.epoch}/{row.epochs}",
                 self._value(row.val),
                 f"{row.kind}, {state}" if row.kind else state,
                 style="bold",
             )
         return table
+
+    def _named(self, what: str) -> str:
+        """Return student and method, in two lines where one would leave no room for the state."""
+        if len(what) + _OTHER_COLUMNS <= self._console.width:
+            return what
+        return what.replace(" + ", " +\n", 1)
 
     def _value(self, val: float | None) -> str:
         return "" if val is None else self._metric.text(val)
@@ -195,7 +202,7 @@ class StudyConsole(Callback):
         return cost if equal is None else f"{cost}, equal to trial {equal}"
 
     def _foot(self) -> Iterator[Text]:
-        """Yield the best, the counts and the time, each a line that is cut at the margin."""
+        """Yield the best, the counts and the time."""
         limits = " and ".join(
             f"{limit * scale:.4g} {unit}"
             for axis, (scale, unit) in UNITS.items()
@@ -205,20 +212,14 @@ class StudyConsole(Callback):
         if self._state.best is not None:
             what = name_trial(self._state.best.params)
             best = f"Best: trial {self._state.best.number}, {self._point(self._state.best)}, {what}"
-        yield _line(f"{best}; budget {limits}" if limits else best, style="bold")
+        yield literal(f"{best}; budget {limits}" if limits else best, "bold")
         counts = Counter(record.state for record in self._state.ended)
         states = ", ".join(f"{counts[state]} {state}" for state in _COUNTED if counts[state])
         total = f"{len(self._state.ended)} of {self._state.total} trials"
-        yield _line(f"{total}: {states}" if states else total)
+        yield literal(f"{total}: {states}" if states else total)
         left = self._state.seconds_left()
         ahead = f", about {_time(left)} left ({self._state.at_once} at a time)" if left else ""
-        yield _line(f"{_time(time.perf_counter() - self._began)} spent{ahead}")
-
-
-def _line(text: str, style: str = "") -> Text:
-    shown = literal(text, style)
-    shown.no_wrap, shown.overflow = True, "ellipsis"
-    return shown
+        yield literal(f"{_time(time.perf_counter() - self._began)} spent{ahead}")
 
 
 def _time(seconds: float) -> str:

@@ -6,12 +6,14 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
-from table_study import REQUEST, look_up, opened
+from table_study import REQUEST, SPACE, look_up, opened
 
 from kdsearch.cli.live import StudyConsole
 from kdsearch.spec import Cost
 from kdsearch.study.callbacks import Callbacks
+from kdsearch.study.config import StudyConfig
 from kdsearch.study.run_state import RunState
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.trial_notes import TrialOutcome
@@ -34,11 +36,11 @@ def play(study: OpenStudy, console: StudyConsole) -> None:
     callbacks.on_epoch(beside.number, epoch, 12)
 
 
-def shown(path: Path, *, width: int, is_terminal: bool) -> str:
+def shown(path: Path, *, width: int, is_terminal: bool, config: StudyConfig = REQUEST) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=is_terminal, color_system=None)
     callback = StudyConsole(console=console)
-    with opened(path) as study:
+    with opened(path, config) as study:
         play(study, callback)
     if is_terminal:
         out.seek(0)
@@ -63,6 +65,21 @@ def test_nothing_is_wider_than_a_narrow_terminal(fast_path: Path) -> None:
     text = shown(fast_path / "narrow", width=60, is_terminal=True)
     assert all(len(line) <= 60 for line in text.splitlines())
     assert "3/12" in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_names_of_students_and_methods_are_whole(fast_path: Path, width: int) -> None:
+    long = {"resnet": "timm:mobilenetv3_small_100", "vit": "timm:vit_tiny_patch16_224"}
+    space = SPACE.replace("name: kd", "name: kd_standardized")
+    for family, name in long.items():
+        space = space.replace(family, name)
+    config = replace(REQUEST, space=space)
+    text = shown(fast_path / f"long-{width}", width=width, is_terminal=True, config=config)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "\u2026" not in text
+    words = text.split()
+    assert words.count("kd_standardized") == 7  # six that ended, one that runs
+    assert sum(words.count(name) for name in long.values()) == 8  # and the best
 
 
 def test_a_line_of_a_refit_sets_its_seed_apart_from_its_accuracy(fast_path: Path) -> None:
