@@ -1,5 +1,6 @@
 "use strict";
 const root = document.documentElement;
+const isNarrow = matchMedia("(max-width: 40rem)");
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
 const themeButton = document.getElementById("theme");
 const figures = [...document.querySelectorAll(".figure")];
@@ -17,13 +18,14 @@ function colour(name) {
 }
 
 function template() {
-  const [ink, muted, rule, raised] = ["ink", "muted", "rule", "raised"].map(colour);
+  const [ink, muted, rule, raised, paper] = ["ink", "muted", "rule", "raised", "paper"].map(colour);
   const axis = { gridcolor: rule, linecolor: rule, zerolinecolor: rule, tickcolor: rule, automargin: true };
   return { layout: {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
     xaxis: axis, yaxis: axis,
     hoverlabel: { bgcolor: raised, bordercolor: rule, font: { color: ink, size: 12 } },
+    annotationdefaults: { bgcolor: paper },
     shapedefaults: { line: { color: ink }, label: { font: { color: muted } } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
   } };
@@ -45,8 +47,15 @@ function read(name) {
   return JSON.parse(document.getElementById(`${name}-data`).textContent);
 }
 
+// On a phone the axes of parallel coordinates are rows: x and y change places.
+function turned(payload) {
+  if (!payload.narrow || !isNarrow.matches) return payload;
+  const data = payload.data.map((trace) => ({ ...trace, x: trace.y, y: trace.x }));
+  return { ...payload, data, layout: payload.narrow };
+}
+
 function draw(figure) {
-  const { data, layout, views, ranges } = read(figure.id);
+  const { data, layout, views, ranges } = turned(read(figure.id));
   Plotly.newPlot(figure, data, { ...layout, template: template() }, {
     responsive: true, displaylogo: false,
     showSendToCloud: false, plotlyServerURL: "", // on by default since plotly.js 4

@@ -315,9 +315,12 @@ def _mattered(summary: Summary, records: Sequence[TrialRecord], rankings: Sequen
     if (drawn := search.parallel(summary, records, importances)) is not None:
         label = f"choices, cost and {summary.metric.label} of each completed trial"
         parts += [
-            markup.figure("parallel", drawn.to_plotly_json(), label),
+            markup.figure(
+                "parallel", {**drawn.to_plotly_json(), "narrow": search.in_rows(drawn)}, label
+            ),
             paragraph(
-                "One line per completed trial. Each axis has its lowest value at the bottom. "
+                "One line per completed trial. Each axis has its lowest value at the bottom, or "
+                "on a phone at the left. "
                 "Parameters of one family or method share an axis with those of the others."
             ),
         ]

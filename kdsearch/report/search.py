@@ -157,6 +157,44 @@ def parallel(
     return figure
 
 
+def in_rows(figure: go.Figure) -> dict[str, object]:
+    """Return the layout of `parallel` for a phone: each axis is a row, with its texts above it.
+
+    The page swaps x and y of the lines.
+    """
+    names = figure.layout.xaxis.ticktext
+    texts = [each.text for each in figure.layout.annotations]  # top and bottom of each axis
+    places = ((0, "left"), (0.5, "center"), (1, "right"))
+    return layout(
+        showlegend=True,
+        margin={"l": 12, "r": 12, "t": 16, "b": 8},
+        xaxis={"visible": False, "range": [-0.02, 1.02]},
+        yaxis={
+            "tickvals": list(range(len(names))),
+            "showticklabels": False,
+            "range": [len(names) - 0.85, -0.7],
+            "showgrid": True,
+            "zeroline": False,
+        },
+        annotations=[
+            {
+                "x": x,
+                "y": row,
+                "xanchor": anchor,
+                "yanchor": "bottom",
+                "yshift": 3,
+                "text": text,
+                "showarrow": False,
+                "font": {"size": 11},
+            }
+            for row, name in enumerate(names)
+            for (x, anchor), text in zip(
+                places, (texts[2 * row + 1], f"<b>{name}</b>", texts[2 * row]), strict=True
+            )
+        ],
+    )
+
+
 def timeline(records: Sequence[TrialRecord], spans: Sequence[Span]) -> go.Figure | None:
     """Return when each trial ran, one row for each that ran at once; None without a trial."""
     known = {record.number: record for record in records}

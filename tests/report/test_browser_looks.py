@@ -93,6 +93,26 @@ def test_axe_finds_nothing_serious(
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_text_of_the_choices_lies_over_another_on_a_phone(
+    browser_context: Any, path: Path, scheme: str
+) -> None:
+    page, messages = opened(browser_context, path, "phone", scheme)
+    texts = page.locator("#parallel .annotation-text").all()
+    boxes = [(text.text_content(), text.bounding_box()) for text in texts]
+    assert len(boxes) > 12  # name, lowest and highest of each axis
+    for i, (name, one) in enumerate(boxes):
+        assert 0 <= one["x"] <= one["x"] + one["width"] <= SIZES["phone"][0]
+        for other, two in boxes[:i]:
+            apart = any(
+                a[side] + a[size] <= b[side]
+                for side, size in (("x", "width"), ("y", "height"))
+                for a, b in ((one, two), (two, one))
+            )
+            assert apart, (name, other)
+    assert messages == []
+
+
 def test_print_is_light_has_every_figure_and_no_controls(browser_context: Any, path: Path) -> None:
     page, messages = opened(browser_context, path, "wide", "dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")

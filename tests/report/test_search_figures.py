@@ -11,6 +11,7 @@ from kdsearch.report.search import (
     FEWEST_LINES,
     MOST_AXES,
     MOST_LINES,
+    in_rows,
     parallel,
     progress,
     timeline,
@@ -72,6 +73,19 @@ def test_parallel_lines_pass_through_the_values_of_their_trial() -> None:
         assert (heights[0], heights[-1]) == (0, 1)
     best = max(done, key=lambda record: record.val or 0.0)
     assert best.number in figure.data[-1].customdata
+
+
+def test_on_a_phone_each_axis_is_a_row_with_its_lowest_value_at_the_left() -> None:
+    figure = parallel(*make_study(complete=25), {"train.lr": 1.0})
+    assert figure is not None
+    rows: dict[int, list[str]] = {}
+    for each in sorted(in_rows(figure)["annotations"], key=lambda each: each["x"]):
+        rows.setdefault(each["y"], []).append(each["text"])
+    names = figure.layout.xaxis.ticktext
+    ends = {(each.x, each.y > 1): each.text for each in figure.layout.annotations}
+    assert [rows[i] for i in range(len(names))] == [
+        [ends[i, False], f"<b>{name}</b>", ends[i, True]] for i, name in enumerate(names)
+    ]
 
 
 def test_a_large_study_has_at_most_so_many_lines() -> None:
