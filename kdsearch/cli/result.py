@@ -17,7 +17,7 @@ from kdsearch.errors import printable
 from kdsearch.report import words
 from kdsearch.report.advice import located
 from kdsearch.report.tiles import BAD, GOOD, tiles
-from kdsearch.report.verdict import verdict, warnings_in
+from kdsearch.report.verdict import verdict
 from kdsearch.study.formatting import SPACE
 from kdsearch.study.summary import Summary
 
@@ -25,8 +25,7 @@ _STYLES = {GOOD: "green", BAD: "yellow"}
 
 
 def result(summary: Summary, path: Path) -> Iterator[str | RenderableType]:
-    """Yield the warnings, the box, the paths of the files, and the next steps of a study."""
-    yield from (_plain(line) for line in warnings_in(summary))
+    """Yield the box, the paths of the files, and the next steps of a study."""
     yield _box(summary)
     yield f"Model: {path}/best/student.onnx"
     yield f"Report: {path}/report.html"

@@ -72,7 +72,7 @@ def run(
     announce_data(given, quiet=quiet or as_json)
     from kdsearch.cli.live import StudyConsole
     from kdsearch.cli.result import result
-    from kdsearch.cli.tables import front_table, show
+    from kdsearch.cli.tables import FrontTable, show
     from kdsearch.deploy.model_card import name_rights
     from kdsearch.workflows.run import run_study
 
@@ -82,7 +82,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(finished.summary.to_json()))
         return
-    show(front_table(finished.summary), *result(finished.summary, finished.path))
+    show(FrontTable(finished.summary), *result(finished.summary, finished.path))
 
 
 @app.command()
@@ -166,7 +166,7 @@ def report(
 
     Example: kdsearch report phones
     """
-    from kdsearch.cli.tables import candidates_table, front_table, show
+    from kdsearch.cli.tables import FrontTable, candidates_table, show
     from kdsearch.report.artifacts import write_derived
     from kdsearch.report.verdict import no_student_needed, verdict, warnings_in
     from kdsearch.study.config import study_path
@@ -183,7 +183,7 @@ def report(
     show(
         *(line.replace(SPACE, " ") for line in warnings_in(summary) if summary.front),
         *filter(None, [first(summary).replace(SPACE, " ")]),
-        *([front_table(summary)] if summary.front else []),
+        *([FrontTable(summary)] if summary.front else []),
         *candidates_table(summary),
         f"Report: {path}/report.html",
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,9 @@ from kdsearch.tasks.base import Metric
 if TYPE_CHECKING:
     from kdsearch.report.comparison import Comparison
     from kdsearch.workflows.check_report import CheckReport, MethodCheck
+
+_HEADINGS = {"latency_ms": "ms", "flops": "MFLOPs", "params": "M par."}
+_UNBOUND = 1000  # columns, in which a table has the width of its cells
 
 
 def literal(text: str, style: str = "") -> Text:
@@ -78,8 +82,32 @@ def _wrapped(line: str, width: int) -> list[str]:
     return wrapper.wrap(line) or [""]
 
 
-def front_table(summary: Summary) -> Table:
-    """Return the front, cheapest first, with a star at the best trial."""
+class FrontTable:
+    """The front, cheapest first, with a star at the best trial; names are whole.
+
+    A terminal that is too narrow gets student and method on two lines, then fewer costs.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the first table that fits."""
+        first = self._summary.budget.axis()
+        kept = [axis for axis in UNITS if axis == first or axis == "latency_ms"]
+        tables = (
+            _front(self._summary, axes, is_stacked=is_stacked)
+            for axes, is_stacked in ((UNITS, False), (UNITS, True), (kept, True), ([first], True))
+        )
+        unbound = options.update(width=_UNBOUND)
+        for table in tables:
+            if Measurement.get(console, unbound, table).maximum <= options.max_width:
+                break
+        yield table
+
+
+def _front(summary: Summary, axes: Collection[str], *, is_stacked: bool) -> Table:
+    """Return the front with these costs; stacked: student and method in one column."""
     found = f"{len(summary.front)} of {_trials(summary)} trials"
     ships = summary.to_ship()
     star = "shipped" if summary.shipped else "the best so far"
@@ -87,32 +115,35 @@ def front_table(summary: Summary) -> Table:
     table = TextTable(title=f"Front of {summary.study}: {found}; * = {star}")
     metric = summary.metric
     scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
-    for heading in ("trial", *scores, "ms", "MFLOPs", "M par."):
+    for heading in ("trial", *scores, *(_HEADINGS[axis] for axis in axes)):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("student", overflow="fold")
-    table.add_column("method", overflow="fold")
+    for heading in ("student + method",) if is_stacked else ("student", "method"):
+        table.add_column(heading, overflow="fold")
+    teacher = ("teacher", *_measured(metric, summary.teacher, axes))
     place = summary.teacher_place()
     for i, entry in enumerate(summary.front):
         if i == place:
-            table.add_row("teacher", *_measured(metric, summary.teacher))
+            table.add_row(*teacher)
+        names = (str(entry.config["student.family"]), str(entry.config.get("method.name", "kd")))
         table.add_row(
             f"{entry.trial}{' *' if entry.trial == summary.best else ''}",
-            *_measured(metric, entry),
-            str(entry.config["student.family"]),
-            str(entry.config.get("method.name", "kd")),
+            *_measured(metric, entry, axes),
+            *(" +\n".join(names),) if is_stacked else names,
             style="bold" if entry.trial == summary.best else None,
         )
     if place == len(summary.front):
-        table.add_row("teacher", *_measured(metric, summary.teacher))
+        table.add_row(*teacher)
     return table
 
 
-def _measured(metric: Metric, entry: Entry | TeacherEntry) -> tuple[str, ...]:
+def _measured(
+    metric: Metric, entry: Entry | TeacherEntry, axes: Collection[str]
+) -> tuple[str, ...]:
     """Return scores and costs as cells."""
     return (
         metric.number(entry.val),
         "-" if entry.test is None else metric.number(entry.test),
-        *(_scaled(entry, axis) for axis in ("latency_ms", "flops", "params")),
+        *(_scaled(entry, axis) for axis in axes),
     )
 
 
@@ -132,7 +163,7 @@ def candidates_table(summary: Summary) -> Iterator[Table]:
         caption="\u00b1: standard deviation of one training; [ ]: 95 %, paired by seed",
     )
     table.add_column("trial", justify="right")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     metric = summary.metric
     scores = (words.heading("val", metric.unit), words.heading("test", metric.unit))
     for heading in (*scores, words.heading("gain", metric.points), "p"):
@@ -228,7 +259,8 @@ def _methods_table(checked: CheckReport) -> Table:
         title=f"Methods: one step, batch of {checked.batch_size}",
         caption="tried on the smallest student of each family",
     )
-    for heading in ("method", "can be used", "why not"):
+    table.add_column("method", no_wrap=True)
+    for heading in ("can be used", "why not"):
         table.add_column(heading, overflow="fold")
     by_method: dict[str, list[MethodCheck]] = {}
     for found in checked.methods:

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 from table_study import REQUEST, opened, run_to
 
-from kdsearch.cli.tables import candidates_table, comparison_table, front_table, show
+from kdsearch.cli.tables import FrontTable, candidates_table, comparison_table, show
 from kdsearch.report import words
 from kdsearch.report.comparison import compare
 from kdsearch.report.dashboard import write_dashboard
@@ -46,7 +46,7 @@ def texts(study: Study) -> dict[str, str]:
         "page": page.replace(get_plotlyjs(), ""),
         "markdown": markdown(summary, records, **shown),
         "verdict": verdict(summary, records),
-        "tables": printed(front_table(summary), *candidates_table(summary)),
+        "tables": printed(FrontTable(summary), *candidates_table(summary)),
         **drawings(summary, records),
     }
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from kdsearch.cli.export import _table as files_table
 from kdsearch.cli.live import StudyConsole
 from kdsearch.cli.tables import (
+    FrontTable,
     TextTable,
     candidates_table,
     check_tables,
     comparison_table,
-    front_table,
     show,
 )
 from kdsearch.deploy.files import ExportedFile
@@ -106,7 +106,7 @@ def test_names_in_brackets_are_shown_in_every_table(name: str) -> None:
     summary, _ = make_study(name=name)
     odd = {"student.family": f"{name}.py:Net", "method.name": f"of {name}"}
     summary = replace(summary, front=[replace(each, config=odd) for each in summary.front])
-    front = printed(front_table(summary))
+    front = printed(FrontTable(summary))
     assert f"Front of {name}: " in front
     assert front.count(f" {name}.py:Net ") == front.count(f" of {name} ") == len(summary.front)
 
