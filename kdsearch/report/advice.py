@@ -39,7 +39,6 @@ def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
         return ()
     longer = about_longer_training(study, Path(FOLDER) / "best")
     found = (
-        *_busy(summary),
         *_unused(summary, best),
         *_at_edge(study, summary, best, command),
         *([" ".join(longer)] if longer else []),
@@ -48,6 +47,7 @@ def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
         *([] if longer else _few(summary)),
         *_noise(study, summary),
         *_other_points(summary),
+        *_busy(summary),  # the page warns above all else
     )
     return tuple(line.replace(SPACE, " ") for line in found)
 

@@ -12,7 +12,9 @@ from kdsearch.report import words
 from kdsearch.report.answers import NO, YES
 from kdsearch.study.formatting import SPACE, counted, megabytes
 from kdsearch.study.summary import Answer, Entry, Summary
+from kdsearch.tasks.base import Metric
 
+PLUS_MINUS = "\u00b1"
 GOOD, BAD = "good", "bad"
 _QUESTIONS = {
     "none": ("Did distillation help?", "training without a teacher"),
@@ -47,17 +49,33 @@ def _score(summary: Summary, best: Entry) -> Tile:
     metric, teacher, images = summary.metric, summary.teacher, summary.images
     label = words.sentence(metric.label)
     if best.test is None:
+        against = _against(metric, best.val, teacher.val)
         return Tile(
             title=f"{label} on validation",
             value=words.estimate(metric, best.val, images.val),
-            detail=f"the test set has not been read; teacher {words.score(metric, teacher.val)}",
+            detail=f"{against}; the test set has not been read",
         )
-    theirs = "" if teacher.test is None else f"; teacher {words.score(metric, teacher.test)}"
+    against = "" if teacher.test is None else f"{_against(metric, best.test, teacher.test)}; "
+    error = words.standard_error(metric, best.test, images.test)
     return Tile(
         title=f"{label} on test",
         value=words.estimate(metric, best.test, images.test),
-        detail=f"validation {words.score(metric, best.val)}{theirs}{_of_seeds(summary)}",
+        detail=(
+            f"{against}validation {words.score(metric, best.val)}{_of_seeds(summary)}"
+            f"{'' if error is None else f'; {PLUS_MINUS}: one standard error'}"
+        ),
     )
+
+
+def _against(metric: Metric, own: float, theirs: float) -> str:
+    """Return how far a score is from the teacher's, and the latter."""
+    difference = words.points(metric, own - theirs)
+    if difference[0] in f"+{words.MINUS}":
+        side = "above" if difference[0] == "+" else "below"
+        far = f"{difference[1:]}{metric.points} {side}"
+    else:
+        far = "equal to"
+    return f"{far} the teacher's {words.score(metric, theirs)}"
 
 
 def _of_seeds(summary: Summary) -> str:
@@ -74,7 +92,13 @@ def _costs(summary: Summary, best: Entry) -> Iterator[Tile]:
     teacher = summary.teacher
     ratio = words.compared(best.latency_ms, teacher.latency_ms, words.SPEED)
     uses = _used(summary, best, "latency_ms")
-    parts = (uses, ratio and f"{ratio} than the teacher", "machine busy" * words.is_busy(summary))
+    target = summary.target
+    parts = (
+        uses,
+        ratio and f"{ratio} than the teacher",
+        f"on {target.device}, {counted(target.threads, 'thread')}",
+        "machine busy" * words.is_busy(summary),
+    )
     yield Tile(
         title="Latency",
         value=words.latency(best),
@@ -117,14 +141,15 @@ def _answer(summary: Summary, answer: Answer) -> Tile:
     value, metric = words.sentence(answer.answer), summary.metric
     if answer.difference is None or answer.low is None or answer.high is None:
         return Tile(title=title, value=value, detail=answer.why)
-    ends = f"[{words.points(metric, answer.low)}, {words.points(metric, answer.high)}]"
+    ends = (words.points(metric, end) for end in (answer.low, answer.high))
+    interval = f"(95{SPACE}%: {' to '.join(ends)})"
     after = f" after {counted(answer.epochs, 'epoch')}" if answer.epochs else ""
     return Tile(
         title=title,
         value=value,
         detail=(
-            f"{words.points(metric, answer.difference)} {ends}{metric.points} of {answer.split} "
-            f"{metric.label} over {control}{after}"
+            f"{words.points(metric, answer.difference)}{metric.points} {interval} "
+            f"of {answer.split} {metric.label} over {control}{after}"
         ),
         tone={YES: GOOD, NO: BAD}.get(answer.answer, ""),
     )

@@ -72,7 +72,8 @@ def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     ]
     unused = [(name, did_you_mean(name, missing)) for name in files]
     lines += [f"{name} is no family of this space{hint}" for name, hint in unused if hint]
-    return replace(config, without_weights=without), [*lines, str(joined(missing.values()))]
+    why = str(joined(missing.values()))
+    return replace(config, without_weights=without), [*lines, why[:1].upper() + why[1:]]
 
 
 def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | None) -> StudyConfig:

@@ -62,6 +62,29 @@ def test_the_tiles_state_the_shipped_entry_and_its_file() -> None:
     assert latency.share == pytest.approx(best.latency_high_ms / LIMIT_MS)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [(0.99, "4.00 points below"), (0.9, "5.00 points above"), (0.95, "equal to")],
+)
+def test_the_score_states_its_distance_to_the_teacher_and_its_error(
+    theirs: float, expected: str
+) -> None:
+    summary, _ = shipped()
+    assert summary.shipped is not None
+    teacher = replace(summary.teacher, test=theirs)
+    best = replace(summary.shipped, test=0.95)
+    detail = told(replace(summary, shipped=best, teacher=teacher))["Accuracy on test"]
+    assert f"; {expected} the teacher's {100 * theirs:.2f} %; validation " in detail
+    assert detail.endswith("; \u00b1: one standard error")
+
+
+def test_the_latency_states_the_device_and_a_gain_its_interval() -> None:
+    found = told(shipped(images=100_000)[0])
+    assert "on cpu, 1 thread" in found["Latency"]
+    helped = found["Did distillation help?"]
+    assert re.search(r"\+\d\.\d\d points \(95 %: \+\d\.\d\d to \+\d\.\d\d\) of test", helped)
+
+
 def test_page_markdown_and_tiles_have_the_same_texts() -> None:
     summary, records = study = shipped()
     text = markdown(summary, records, rankings=(), notes=[], command="kdsearch run")

@@ -108,6 +108,7 @@ def test_a_built_in_space_starts_from_the_weights_there_are(
     what = "start from scratch" if is_optional else "are left out"
     known_by = "Pretrained weights are missing; these families"
     assert lines[0] == f"{known_by} {what}: {', '.join(missing)}"
+    assert lines[1].startswith(f"The pretrained weights of {missing[0]} are not on this machine")
     assert "give --pretrained-weights " in lines[1]
     left = families_of(found.search_space())
     assert left == (families if is_optional else [known])
