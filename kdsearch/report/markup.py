@@ -13,7 +13,7 @@ from kdsearch.report import trials
 from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile
 from kdsearch.spec import TrialRecord
-from kdsearch.study.formatting import counted
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.ranking import Importance
 from kdsearch.study.summary import Summary
 
@@ -66,7 +66,7 @@ def steps(texts: Sequence[str]) -> str:
     """Return a list of sentences with commands between backticks, '' for no texts."""
     items = ""
     for text in texts:
-        parts = text.split("`")
+        parts = text.replace(" %", f"{SPACE}%").split("`")
         shown = (command(part) if i % 2 else escape(part) for i, part in enumerate(parts))
         items += f"<li>{''.join(shown)}</li>"
     return f'<aside class="next"><h3>Next</h3><ul>{items}</ul></aside>' if items else ""

@@ -176,9 +176,8 @@ class _Steps:
         """Evaluate the teachers and the trials on the test split, each once in a study's life."""
         context, facts = self._context, self._study.facts
         images, task, device = context.data.test, context.task, context.device
-        self._callback.on_message(
-            f"Evaluating the teacher and {len(records)} students on the test split"
-        )
+        students = f"{len(records)} student{'' if len(records) == 1 else 's'}"
+        self._callback.on_message(f"Evaluating the teacher and {students} on the test split")
         teacher, test, details = facts.teacher_entry(), dict(facts.test), dict(facts.details)
         if teacher.test is None:
             found = evaluate_teachers(context.teachers, images, context.data, task, device)
