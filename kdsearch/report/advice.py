@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.report import words
-from kdsearch.report.answers import NOT_MEASURABLE
+from kdsearch.report.answers import NOT_MEASURABLE, PASSED
 from kdsearch.report.findings import about_teacher
 from kdsearch.report.undertrained import about_training
 from kdsearch.space import Float, Int, Params, SearchSpace, is_number
@@ -44,6 +44,7 @@ def advice(study: OpenStudy, summary: Summary, command: str) -> tuple[str, ...]:
         *([" ".join(longer)] if longer else []),
         *(f"{line} `kdsearch list teachers`" for line in about_teacher(study, None)),
         *_teacher_below(summary, best),
+        *_passed(summary),
         *([] if longer else _few(summary)),
         *_noise(study, summary),
         *_other_points(summary),
@@ -145,6 +146,16 @@ def _teacher_below(summary: Summary, best: Entry) -> Iterator[str]:
             f"The teacher is worse than its student ({words.score(metric, theirs)} against "
             f"{words.score(metric, own)} on {split}). Look for a better one, and give it by "
             "--teacher. `kdsearch list teachers`"
+        )
+
+
+def _passed(summary: Summary) -> Iterator[str]:
+    """Yield how to know whether a teacher holds back a student that has passed it."""
+    if any(answer.why == PASSED for answer in summary.answers):
+        yield (
+            "The student has passed its teacher, which may hold it back. Train the same student "
+            f"without a teacher, and compare. `kdsearch distill --config {FOLDER}/best/config.yaml "
+            "--method none`"
         )
 
 

@@ -2,21 +2,23 @@
 
 A gain is stated on test where both students were evaluated there and trained for as many epochs;
 else on validation, after as many epochs. The winner was selected on validation, so its gain there
-is too high.
+is too high. A gain after the first epochs says nothing about a student that has passed its teacher
+since: a teacher may hold such a student back (Cho and Hariharan, ICCV 2019, arXiv:1910.01348).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
 from kdsearch.study.facts import CONTROLS
-from kdsearch.study.summary import Answer, Images, Summary
+from kdsearch.study.summary import Answer, Images, Summary, TeacherEntry
 from kdsearch.tasks.base import Metric
 
 YES, NO, NOT_MEASURABLE, NOT_KNOWN = "yes", "no", "not measurable", "not known"
+PASSED = "the student has passed its teacher since, which may hold it back"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,12 @@ def gain_of_one(
     return TrainedOnce(split=split, own=own, others=others, error=error, epochs=shown)
 
 
+def has_passed(trial: TrialRecord, teacher: TeacherEntry, gain: TrainedOnce) -> bool:
+    """Return whether a student is now above its teacher, and its gain is of the first epochs."""
+    assert trial.val is not None
+    return gain.epochs is not None and teacher.knows_all and trial.val > teacher.val
+
+
 def _after(record: TrialRecord, epochs: int) -> float:
     """Return the validation metric of a completed trial after so many epochs."""
     assert record.val is not None
@@ -121,7 +129,10 @@ def _of_trial(summary: Summary, records: Sequence[TrialRecord]) -> Iterator[Answ
         if summary.is_at_chance(min(trial.val or 0.0, control.val or 0.0)):
             yield _at_chance(over)
         elif gain is not None and gain.interval is not None:
-            yield _judged(over, gain.split, gain.interval, gain.epochs)
+            found = _judged(over, gain.split, gain.interval, gain.epochs)
+            if over == "none" and found.answer != NO and has_passed(trial, summary.teacher, gain):
+                found = replace(found, answer=NOT_KNOWN, why=PASSED)
+            yield found
 
 
 def _at_chance(over: str) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from kdsearch.hpo.statistics import Gain
 from kdsearch.report import words
-from kdsearch.report.answers import gain_of_one
+from kdsearch.report.answers import PASSED, gain_of_one, has_passed
 from kdsearch.spec import TrialRecord
 from kdsearch.study.chance import by_class, constant_answer, student_at_chance
 from kdsearch.study.formatting import SPACE, counted
@@ -205,6 +205,8 @@ def _gain_of_one(study: OpenStudy, best: TrialRecord, control: TrialRecord, what
         if gain.split == "validation"
         else ""
     )
+    if what == CONTROLS["none"] and has_passed(best, facts.teacher_entry(), gain):
+        flattered += f"; {PASSED}"
     return f"{text} ({metric.text(gain.own)} against {metric.text(gain.others)}){flattered}"
 
 

@@ -150,6 +150,7 @@ def _answer(summary: Summary, answer: Answer) -> Tile:
         detail=(
             f"{words.points(metric, answer.difference)}{metric.points} {interval} "
             f"of {answer.split} {metric.label} over {control}{after}"
+            f"{'; ' * bool(answer.why)}{answer.why}"
         ),
         tone={YES: GOOD, NO: BAD}.get(answer.answer, ""),
     )

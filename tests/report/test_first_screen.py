@@ -13,12 +13,12 @@ from table_study import REQUEST, opened, run_to
 
 from kdsearch.report import words
 from kdsearch.report.advice import advice, located
-from kdsearch.report.answers import NO, NOT_KNOWN, NOT_MEASURABLE, YES, answers
+from kdsearch.report.answers import NO, NOT_KNOWN, NOT_MEASURABLE, PASSED, YES, answers
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
 from kdsearch.report.tiles import tiles
-from kdsearch.study.summary import Images, ShippedFile, Summary
+from kdsearch.study.summary import Answer, Images, ShippedFile, Summary
 from kdsearch.tasks.base import Metric
 
 FILE = ShippedFile(bytes=315_217, val=0.97, contention=1.0, one_round=False)
@@ -147,6 +147,32 @@ def test_a_control_of_fewer_epochs_is_compared_after_as_many_on_validation() -> 
     assert all(answer.epochs is None for answer in summary.answers)
 
 
+@pytest.mark.parametrize(
+    ("distance", "knows_all", "answer"),
+    [(-0.01, True, NOT_KNOWN), (-0.01, False, YES), (0.01, True, YES)],
+    ids=["passed", "teacher of some classes", "below its teacher"],
+)
+def test_an_early_gain_says_nothing_about_a_student_that_has_passed_its_teacher(
+    distance: float, knows_all: bool, answer: str
+) -> None:
+    """On CamVid the student stayed at its teacher's level, and the control passed both."""
+    summary, records = shipped(images=10_000_000)
+    best = next(record for record in records if record.number == summary.best)
+    early = [
+        replace(record, curve=record.curve[:4], val=record.curve[3]) if record.kind else record
+        for record in records
+    ]
+    teacher = replace(summary.teacher, val=best.val + distance, knows_all=knows_all)
+    summary = replace(summary, teacher=teacher)
+    none, _ = answers(summary, early)
+    assert none.answer == answer
+    assert (none.why == PASSED) is (answer == NOT_KNOWN)
+    shown = told(replace(summary, answers=(none,)))["Did distillation help?"]
+    assert shown.endswith(f"after 4 epochs; {PASSED}") is (answer == NOT_KNOWN)
+    in_full, _ = answers(summary, records)
+    assert in_full.answer == YES
+
+
 def test_a_gain_of_one_training_holds_the_noise_of_seeds() -> None:
     metric = Metric(key="accuracy", label="accuracy")
     error = words.error_of_difference(metric, 0.9, 0.9, 1_000)
@@ -200,8 +226,11 @@ def test_each_step_has_a_command(tmp_path: Path) -> None:
         assert advice(study, summarise(study), "kdsearch run --name study") == ()
         study.update_facts(best=best, shipped=best, images={"train": 100, "val": 900, "test": 900})
         summary = replace(summarise(study), file=replace(FILE, contention=2.0))
+        passed = Answer(over="none", answer=NOT_KNOWN, why=PASSED)
+        summary = replace(summary, answers=(passed,))
         steps = advice(study, summary, "kdsearch run --name study")
     text = " ".join(steps)
+    assert "`kdsearch distill --config <study>/best/config.yaml --method none`" in text
     assert all(re.search("`kdsearch [a-z]+ ", step) for step in steps), steps
     for words_of in ("machine was busy", "teacher is worse than its student"):
         assert words_of in text
