@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsearch.report import words
-from kdsearch.report.answers import NOT_MEASURABLE, PASSED
+from kdsearch.report.answers import NO_CONTROL, NOT_MEASURABLE, PASSED
 from kdsearch.report.findings import about_teacher
 from kdsearch.report.undertrained import about_training
 from kdsearch.space import Float, Int, Params, SearchSpace, is_number
@@ -177,7 +177,12 @@ def _other_points(summary: Summary) -> Iterator[str]:
 
 
 def _noise(study: OpenStudy, summary: Summary) -> Iterator[str]:
-    """Yield that more seeds narrow whether distillation helped."""
+    """Yield how to learn whether distillation helped: controls, or more seeds."""
+    if any(answer.over == "none" and answer.why == NO_CONTROL for answer in summary.answers):
+        yield (
+            "Whether distillation helped is not known, as no control was trained. Retrain the "
+            f"student and its controls: `{_AGAIN} --refit 1`"
+        )
     over = [answer.over for answer in summary.answers if answer.answer == NOT_MEASURABLE]
     if "none" in over:
         refit = study.facts.refit

@@ -19,6 +19,7 @@ from kdsearch.tasks.base import Metric
 
 YES, NO, NOT_MEASURABLE, NOT_KNOWN = "yes", "no", "not measurable", "not known"
 PASSED = "the student has passed its teacher since, which may hold it back"
+NO_CONTROL = "no control was trained"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +94,8 @@ def answers(summary: Summary, records: Sequence[TrialRecord]) -> tuple[Answer, .
         return ()
     found = _of_seeds(summary) if summary.candidates else _of_trial(summary, records)
     known = {answer.over: answer for answer in found}
-    why = "no control was trained"
-    return tuple(known.get(over, Answer(over=over, answer=NOT_KNOWN, why=why)) for over in CONTROLS)
+    missing = (Answer(over=over, answer=NOT_KNOWN, why=NO_CONTROL) for over in CONTROLS)
+    return tuple(known.get(answer.over, answer) for answer in missing)
 
 
 def _of_seeds(summary: Summary) -> Iterator[Answer]:

@@ -157,8 +157,12 @@ def _best_student(summary: Summary, best: Entry) -> str:
 
 def _what(summary: Summary, best: Entry) -> str:
     """Return the kind of the student; for a refit or a control also its trial on the front."""
-    kind = words.family(best.config)
+    kind, teacher = words.family(best.config), summary.teacher
     text = f", a {kind} student" if kind else ""
+    whole = teacher.params or 0
+    if kind == teacher.name and best.params and whole > best.params:
+        part = words.digits(float(f"{100 * best.params / whole:.2g}"))
+        text += f" with {part}{SPACE}% of the teacher's parameters"
     if best.trial == summary.best:
         return text
     method = words.method(best.config)

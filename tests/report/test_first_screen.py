@@ -13,11 +13,20 @@ from table_study import REQUEST, opened, run_to
 
 from kdsearch.report import words
 from kdsearch.report.advice import advice, located
-from kdsearch.report.answers import NO, NOT_KNOWN, NOT_MEASURABLE, PASSED, YES, answers
+from kdsearch.report.answers import (
+    NO,
+    NO_CONTROL,
+    NOT_KNOWN,
+    NOT_MEASURABLE,
+    PASSED,
+    YES,
+    answers,
+)
 from kdsearch.report.artifacts import summarise, write_derived
 from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
 from kdsearch.report.tiles import tiles
+from kdsearch.report.verdict import verdict
 from kdsearch.study.summary import Answer, Images, ShippedFile, Summary
 from kdsearch.tasks.base import Metric
 
@@ -76,6 +85,18 @@ def test_the_score_states_its_distance_to_the_teacher_and_its_error(
     detail = told(replace(summary, shipped=best, teacher=teacher))["Accuracy on test"]
     assert f"; {expected} the teacher's {100 * theirs:.2f} %; validation " in detail
     assert detail.endswith("; \u00b1: one standard error")
+
+
+def test_a_student_of_the_teachers_name_is_told_apart_from_it() -> None:
+    summary, _ = shipped()
+    best = summary.shipped
+    assert best is not None
+    family = words.family(best.config)
+    more = replace(summary.teacher, name=family, params=4 * best.params)
+    text = verdict(replace(summary, teacher=more), []).replace("\u00a0", " ")
+    assert f"a {family} student with 25 % of the teacher's parameters, " in text
+    equal = replace(more, params=best.params)
+    assert "parameters" not in verdict(replace(summary, teacher=equal), [])
 
 
 def test_the_latency_states_the_device_and_a_gain_its_interval() -> None:
@@ -243,6 +264,20 @@ def test_each_step_has_a_command(tmp_path: Path) -> None:
     assert not others or f"ship renamed --out {tmp_path} --trial {others[-1]}" in there
     here = " ".join(located(steps, Path("results/renamed")))
     assert not others or f"ship renamed --trial {others[-1]}" in here
+
+
+@pytest.mark.parametrize("why", [NO_CONTROL, "a student is at chance"])
+def test_a_study_without_controls_says_how_to_train_them(tmp_path: Path, why: str) -> None:
+    teacher = {"name": "auto", "val": 0.2, "test": None, "flops": 10**12, "params": 1}
+    with opened(tmp_path / "study", REQUEST) as study:
+        study.update_facts(teacher={**teacher, "latency_ms": None})
+        run_to(study, 3)
+        best = study.front()[-1].number
+        study.update_facts(best=best, shipped=best)
+        unknown = Answer(over="none", answer=NOT_KNOWN, why=why)
+        summary = replace(summarise(study), answers=(unknown,))
+        text = " ".join(advice(study, summary, "kdsearch run"))
+    assert ("`kdsearch run --name <study> --refit 1`" in text) == (why == NO_CONTROL)
 
 
 def test_a_parameter_that_its_family_ends_is_no_edge(tmp_path: Path) -> None:
