@@ -27,7 +27,7 @@ docs: setup
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
 
 image: setup
-	scripts/report_image.sh $(STUDY)
+	scripts/report_image.sh $(STUDY) $(NAME)
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH)
