@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import TextWrapper
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -21,6 +22,9 @@ from kdsearch.report.verdict import verdict
 from kdsearch.study.formatting import SPACE
 from kdsearch.study.summary import Summary
 
+_WIDTH = 80
+_INSIDE = _WIDTH - 4  # without the frame and its padding
+_GAP = 2  # between the columns
 _STYLES = {GOOD: "green", BAD: "yellow"}
 
 
@@ -37,18 +41,26 @@ def result(summary: Summary, path: Path) -> Iterator[str | RenderableType]:
 
 def _box(summary: Summary) -> Panel:
     """Return the answers on what ships, each with its small print."""
-    grid = Table.grid(padding=(0, 2))
+    grid = Table.grid(padding=(0, _GAP))
     grid.add_column(no_wrap=True)
     grid.add_column()
-    for tile in tiles(summary):
-        value = Text(_plain(tile.value), style=f"bold {_STYLES.get(tile.tone, '')}".strip())
-        if tile.detail:
-            value.append(f"; {_plain(tile.detail)}", style="not bold default")
+    found = tiles(summary)
+    room = _INSIDE - _GAP - max((len(_plain(tile.title)) for tile in found), default=0)
+    for tile in found:
+        detail = f"; {tile.detail}" if tile.detail else ""
+        value = Text(_wrapped(f"{tile.value}{detail}", room))
+        value.stylize(f"bold {_STYLES.get(tile.tone, '')}".strip(), 0, len(_plain(tile.value)))
         grid.add_row(_plain(tile.title), value)
-    lead = Text(_plain(verdict(summary, [])))
+    lead = Text(_wrapped(verdict(summary, []), _INSIDE))
     where = Text(_plain(f"Latency: {words.target(summary.target)}"), style="dim")
     title = Text(printable(f"Result of {summary.study}"))
-    return Panel(Group(lead, grid, where), title=title, title_align="left", width=80)
+    return Panel(Group(lead, grid, where), title=title, title_align="left", width=_WIDTH)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return a text in lines; a number and its unit stay on one."""
+    lines = TextWrapper(width, break_long_words=False, break_on_hyphens=False).wrap(text)
+    return "\n".join(map(_plain, lines))
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from kdsearch.cli.export import _table as files_table
 from kdsearch.cli.live import StudyConsole
+from kdsearch.cli.result import result
 from kdsearch.cli.tables import (
     FrontTable,
     TextTable,
@@ -149,3 +151,15 @@ def test_no_escape_sequence_reaches_the_terminal_from_a_cell() -> None:
     assert "\u202e" not in shown
     for text in ("a\\x1b[2J", "\\u202eb", "\\x1b]0;owned\\x07", "c\\x1b[31m", "│ d "):
         assert text in shown
+
+
+@pytest.mark.parametrize("length", range(1, 24))
+def test_the_box_keeps_a_number_and_its_unit_on_one_line(length: int) -> None:
+    """A longer name of the teacher moves every break between words."""
+    summary, _ = make_study()
+    summary = replace(summary, teacher=replace(summary.teacher, name="t" * length))
+    rows = printed(*result(summary, Path("results/phones"))).splitlines()
+    box = [row for row in rows if row.startswith("│")]
+    assert len(box) > 6
+    assert all(len(row) == 80 and row.endswith(" │") for row in box)
+    assert [row for row in box if re.match("│ +(%|ms|MB|M|k|points)[ ,;.)]", row)] == []
