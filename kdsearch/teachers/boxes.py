@@ -17,13 +17,13 @@ from kdsearch.models.checkpoints import Note
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.teachers.classes import Names, columns_of, folded, listed
+from kdsearch.teachers.heads import some_of
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.teacher_cache.parts import BOXES
 
 _SURE = 0.25  # score of a box that has to lie in its image
 _BEYOND = 1.0  # by which the centre of such a box may lie outside of its image, in fractions
 _CHECKED = 4  # images
-_ATTRIBUTES = ("classes", "class_names", "categories")
 
 
 class Columns(NamedTuple):
@@ -130,10 +130,8 @@ def refuse_training(spec: TeacherSpec) -> None:
 @torch.no_grad()
 def checked(teacher: BoxTeacher, data: ImageData) -> BoxTeacher:
     """Return the teacher after a few images. Raises SpecError with the reason where it fails."""
-    count = min(_CHECKED, len(data.train))
-    places = torch.arange(count) * len(data.train) // count
     try:
-        teacher.eval()(data.train.take(places).at(slice(None)))
+        teacher.eval()(some_of(data.train, _CHECKED))
     except SpecError as error:
         raise SpecError(f"--teacher {teacher.name}: {error}") from error
     except Exception as error:  # a user's network may raise anything

@@ -19,7 +19,6 @@ from kdsearch.models.model import Known
 
 Names: TypeAlias = Sequence[tuple[str, ...]]  # of each class, all that it is called
 _IMAGENET = 1000
-_ATTRIBUTES = ("classes", "class_names", "categories")
 _SHOWN = 5
 
 
@@ -51,9 +50,14 @@ def in_order(found: object) -> tuple[str, ...]:
             found = {index: name for name, index in found.items()}
         pairs = {int(index): name for index, name in found.items() if str(index).isdigit()}
         found = [pairs.get(index) for index in range(len(found))]
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
         return ()
     return tuple(name.strip() for name in found if name.strip())
+
+
+def stated_by(network: nn.Module) -> list[object]:
+    """Return what a network states as its `classes`, `class_names` and `categories`, else None."""
+    return [getattr(network, name, None) for name in ("classes", "class_names", "categories")]
 
 
 def names_of(network: nn.Module, width: int, *, is_library: bool) -> Names | None:
@@ -62,14 +66,12 @@ def names_of(network: nn.Module, width: int, *, is_library: bool) -> Names | Non
     Its attribute `classes`, `class_names` or `categories`; `config.id2label`; timm's
     `label_names`; of a library's network with 1,000 classes, those of ImageNet.
     """
-    stated = [getattr(network, name, None) for name in _ATTRIBUTES]
+    stated = stated_by(network)
     stated.append(getattr(getattr(network, "config", None), "id2label", None))
     stated.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
-    for found in stated:
-        if isinstance(found, list | tuple | Mapping):
-            names = in_order(list(found) if not isinstance(found, Mapping) else found)
-            if len(names) == width:
-                return [(name,) for name in names]
+    for names in map(in_order, stated):
+        if len(names) == width:
+            return [(name,) for name in names]
     return _imagenet() if is_library and width == _IMAGENET else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.checkpoints import Note, renamed
-from kdsearch.models.inherit.source import announce_download, quick_to_fail
 from kdsearch.models.model import Preprocess
 from kdsearch.models.weights import fit_weights, read_weights
 from kdsearch.teachers.boxes import (
@@ -23,11 +21,10 @@ from kdsearch.teachers.boxes import (
     known_columns,
     refuse_training,
 )
-from kdsearch.teachers.classes import Names, folded, in_order, read_classes
-from kdsearch.teachers.networks import find_builder, no_download
+from kdsearch.teachers.classes import Names, folded, in_order, read_classes, stated_by
+from kdsearch.teachers.networks import find_builder, from_torchvision
 from kdsearch.teachers.spec import TeacherSpec
 
-_ATTRIBUTES = ("classes", "class_names", "categories")
 _EXPECTED = (
     "expected in eval mode, of a list of images [3, H, W] in [0, 1], a list of dictionaries with "
     "boxes [n, 4] (x1, y1, x2, y2 in pixels), labels [n] (0 is the background) and scores [n]"
@@ -45,7 +42,8 @@ def box_teacher(spec: TeacherSpec, data: ImageData, note: Note) -> BoxTeacher:
         network, names = _torchvision(spec, data, note)
     else:
         network = find_builder(spec, data, has_weights=spec.weights is not None)(None)
-        names = _names_of(network)
+        stated = next(filter(None, map(in_order, stated_by(network))), ())
+        names = [(name,) for name in stated] or None
         if spec.weights is not None:
             where = f"--teacher-weights {spec.weights}"
             state = read_weights(Path(spec.weights), note)
@@ -153,36 +151,14 @@ def classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], count: in
     return round(ratios.pop() * count) if len(ratios) == 1 else count
 
 
-def _names_of(network: nn.Module) -> Names | None:
-    """Return the names of a network's classes where it states them."""
-    for attribute in _ATTRIBUTES:
-        found = getattr(network, attribute, None)
-        if isinstance(found, list | tuple | Mapping):
-            names = in_order(found if isinstance(found, Mapping) else list(found))
-            return [(name,) for name in names] or None
-    return None
-
-
 def torchvision_detector(name: str, classes: int | None) -> tuple[nn.Module, Names | None]:
     """Return a detector of torchvision and the names of its labels, where these are COCO's.
 
     classes: of its head, with the background, untrained; None: pretrained. Raises SpecError.
     """
-    import torchvision
-
     names: Names = [(each,) for each in categories_of(name)]
-    if classes is not None:
-        network: nn.Module = torchvision.models.get_model(
-            name, weights=None, weights_backbone=None, num_classes=classes
-        )
-        return network, names if classes == len(names) else None
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    announce_download(f"torchvision:{name}", weights.url)
-    try:
-        with quick_to_fail():
-            return torchvision.models.get_model(name, weights=weights), names
-    except (URLError, OSError, RuntimeError) as error:
-        raise SpecError(no_download(f"torchvision:{name}", error)) from error
+    network, _ = from_torchvision(name, classes)
+    return network, names if classes in (None, len(names)) else None
 
 
 def categories_of(name: str) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
-from typing import TypeAlias
-from urllib.error import URLError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -91,17 +91,14 @@ def _timm(name: str, classes: int | None) -> nn.Module:
     if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
         known = ", ".join(tagged) or "none"
         raise SpecError(f"timm has no weights {tag!r} for {architecture!r}; it has {known}")
+    network: nn.Module
     if classes is not None:
-        network: nn.Module = timm.create_model(name, num_classes=classes)
+        network = timm.create_model(name, num_classes=classes)
         return network
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
-    announce_download(f"timm:{name}")
-    try:
-        with quick_to_fail():
-            pretrained: nn.Module = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        raise SpecError(no_download(f"timm:{name}", error)) from error
-    return pretrained
+    with downloading(f"timm:{name}"):
+        network = timm.create_model(name, pretrained=True)
+    return network
 
 
 def _torchvision(name: str, classes: int | None) -> nn.Module:
@@ -113,13 +110,7 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
         raise SpecError(f"torchvision has no classification model {name!r}{hint}")
     if classes is not None:
         return torchvision.models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    announce_download(f"torchvision:{name}", weights.url)
-    try:
-        with quick_to_fail():
-            network: nn.Module = torchvision.models.get_model(name, weights=weights)
-    except (URLError, OSError, RuntimeError) as error:
-        raise SpecError(no_download(f"torchvision:{name}", error)) from error
+    network, weights = from_torchvision(name)
     shown = weights.transforms()
     stated = {"mean": tuple(shown.mean), "std": tuple(shown.std), "resolution": shown.crop_size[0]}
     for attribute, value in stated.items():
@@ -141,23 +132,28 @@ def _torchvision_segmenter(name: str, classes: int | None, *, own: int) -> nn.Mo
         raise SpecError(
             f"torchvision has no segmentation model {name!r}{hint}; it has {', '.join(known)}"
         )
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+    network, weights = from_torchvision(name, classes)
     names = weights.meta["categories"]
-    if classes is not None:
-        network: nn.Module = torchvision.models.get_model(
-            name, weights=None, weights_backbone=None, num_classes=classes
-        )
-    else:
-        announce_download(f"torchvision:{name}", weights.url)
-        try:
-            with quick_to_fail():
-                network = torchvision.models.get_model(name, weights=weights)
-        except (URLError, OSError, RuntimeError) as error:
-            raise SpecError(no_download(f"torchvision:{name}", error)) from error
     network.aux_classifier = None  # type: ignore[assignment]
     if classes is None or (classes == len(names) and classes != own):
         network.categories = list(names)  # type: ignore[assignment]
     return network
+
+
+def from_torchvision(name: str, classes: int | None = None) -> tuple[nn.Module, Any]:
+    """Return a network of torchvision, and the description of its pretrained weights.
+
+    classes: of the head of an untrained segmenter or detector; None: pretrained.
+    """
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    if classes is not None:
+        empty = {"weights": None, "weights_backbone": None}
+        return models.get_model(name, num_classes=classes, **empty), weights
+    with downloading(f"torchvision:{name}", weights.url):
+        network = models.get_model(name, weights=weights)
+    return network, weights
 
 
 def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Build:
@@ -191,7 +187,7 @@ def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
                     arch, encoder, encoder_weights=start, classes=classes or data.num_classes
                 )
         except OSError as error:
-            raise SpecError(no_download(spec.name, error)) from error
+            raise _no_download(spec.name, error) from error
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).strip("\"'")[:_SHOWN]
             raise SpecError(f"smp does not build {arch} on {encoder!r}: {reason}") from error
@@ -203,9 +199,20 @@ def _smp_builder(spec: TeacherSpec, data: ImageData, *, has_weights: bool) -> Bu
     return build
 
 
-def no_download(name: str, error: Exception) -> str:
-    """Return why pretrained weights are missing, and what to do."""
-    return (
+@contextmanager
+def downloading(name: str, url: str | None = None) -> Iterator[None]:
+    """Announce weights that are not cached. Raises SpecError inside where they do not arrive."""
+    announce_download(name, url)
+    try:
+        with quick_to_fail():
+            yield
+    except (OSError, RuntimeError) as error:
+        raise _no_download(name, error) from error
+
+
+def _no_download(name: str, error: Exception) -> SpecError:
+    """Return the error of pretrained weights that are missing, with what to do."""
+    return SpecError(
         f"the pretrained weights of {name} cannot be downloaded ({str(error).splitlines()[0]}); "
         "give a local file with --teacher-weights FILE"
     )
