@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ _SMALL = 64  # px
 _WEIGHT_BITS = 17  # after the point of a mixing weight
 
 Start: TypeAlias = int | Tensor
+Stream: TypeAlias = Literal["place", "zoom", "shift", "weight", "box", "mosaic", "window"]
+STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 
 def counter_hash(index: Tensor, *key: int | str) -> Tensor:
@@ -52,66 +54,36 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ViewSeeds:
     """Random streams of one view of all samples: where each begins, and which samples mix in.
 
     A stream begins at a number, or at a 0-d int64 tensor: a captured step reads those, and the
-    next view overwrites them. policy: a stream for each round. partners: int64 [n, N], n samples
-    that are shown with each; None for none.
+    next view overwrites them. starts: of STREAMS, then of each round of the policy. partners:
+    int64 [n, N], n samples that are shown with each; None for none.
     """
 
-    place: Start
-    zoom: Start
-    shift: Start
-    weight: Start
-    box: Start
-    mosaic: Start
-    window: Start
-    policy: tuple[Start, ...]
+    starts: Sequence[Start]
     partners: Tensor | None = None
 
-    @property
-    def starts(self) -> list[Start]:
-        """Return where the streams begin, in the order of `ViewSeeds.of`."""
-        single = self.place, self.zoom, self.shift, self.weight, self.box, self.mosaic, self.window
-        return [*single, *self.policy]
+    def bits(self, index: Tensor, stream: Stream) -> Tensor:
+        """Return random int64 [B] in [0, 2**63) of a stream."""
+        return _walk(index, self.starts[STREAMS.index(stream)])
 
-    @classmethod
-    def of(cls, starts: Sequence[Start], partners: Tensor | None) -> ViewSeeds:
-        """Return the seeds of streams that begin there."""
-        place, zoom, shift, weight, box, mosaic, window, *policy = starts
-        return cls(
-            place=place,
-            zoom=zoom,
-            shift=shift,
-            weight=weight,
-            box=box,
-            mosaic=mosaic,
-            window=window,
-            policy=tuple(policy),
-            partners=partners,
-        )
+    def policy(self, index: Tensor) -> list[Tensor]:
+        """Return random int64 [B] in [0, 2**63) of each round of the policy."""
+        return [_walk(index, start) for start in self.starts[len(STREAMS) :]]
 
 
 def view_seeds(
     view: int, *, seed: int, augment: Augment, count: int, device: torch.device
 ) -> ViewSeeds:
     """Return the seeds of view number `view` of `count` samples: hashes of (seed, view)."""
+    starts = [_start(seed, view), *(_start(seed, view, stream) for stream in STREAMS[1:])]
     rounds = range(policies.ROUNDS[augment.policy])
-    return ViewSeeds(
-        place=_start(seed, view),
-        zoom=_start(seed, view, "zoom"),
-        shift=_start(seed, view, "shift"),
-        weight=_start(seed, view, "weight"),
-        box=_start(seed, view, "box"),
-        mosaic=_start(seed, view, "mosaic"),
-        window=_start(seed, view, "window"),
-        policy=tuple(_start(seed, view, "policy", number) for number in rounds),
-        partners=_permutations(view, seed, count, device, augment.partners)
-        if augment.partners
-        else None,
-    )
+    starts += [_start(seed, view, "policy", number) for number in rounds]
+    each = augment.partners
+    return ViewSeeds(starts, _permutations(view, seed, count, device, each) if each else None)
 
 
 def augmented(images: ImageSet, index: Tensor, view: int, *, seed: int, augment: Augment) -> Tensor:
@@ -185,7 +157,7 @@ def _permutations(view: int, seed: int, count: int, device: torch.device, each: 
 
 def _weight(index: Tensor, seeds: ViewSeeds) -> Tensor:
     """Return a sample's own weight, int64 [B]: uniform in (0, 1), which is Beta(1, 1)."""
-    return _walk(index, seeds.weight) % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
+    return seeds.bits(index, "weight") % (1 << (_WEIGHT_BITS - 1)) * 2 + 1
 
 
 def _box(index: Tensor, seeds: ViewSeeds, size: Size) -> tuple[Tensor, Tensor]:
@@ -195,7 +167,7 @@ def _box(index: Tensor, seeds: ViewSeeds, size: Size) -> tuple[Tensor, Tensor]:
     """
     other = 1 - _weight(index, seeds).double() / (1 << _WEIGHT_BITS)
     height, width = size
-    bits = _walk(index, seeds.box)
+    bits = seeds.bits(index, "box")
     rows = _within(height, bits % height, other)
     return rows, _within(width, bits // height % width, other)
 
@@ -238,21 +210,19 @@ def _unmixed_masks(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augm
     else:
         rows = torch.arange(len(index), device=index.device)
         out = _crop(shifted, rows, down, right, mirrored, augment.pad)
-    bits = [_walk(index, start) for start in seeds.policy]
-    return policies.move(out, bits, policy=augment.policy)[:, 0] + VOID
+    return policies.move(out, seeds.policy(index), policy=augment.policy)[:, 0] + VOID
 
 
 def _unmixed(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the views, cropped, mirrored and through the policy's operations."""
     out = _cropped(images, index, seeds, augment)
-    bits = [_walk(index, start) for start in seeds.policy]
-    return policies.perform(out, bits, policy=augment.policy)
+    return policies.perform(out, seeds.policy(index), policy=augment.policy)
 
 
 def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     rows = index if images.rows is None else images.rows.index_select(0, index)
     if augment.area is not None:
-        place = _walk(index, seeds.place)
+        place = seeds.bits(index, "place")
         return resized_crops.shown(images.images, rows, place, augment.area, flip=augment.flip)
     if augment.mosaic:
         samples, moves, mirrored = tiles(index, seeds, augment, images.shape[2:])
@@ -268,7 +238,7 @@ def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment
 def placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows and columns that a crop skips, and 1 where a view is mirrored, int64 [B]."""
     offsets = 2 * augment.pad + 1
-    place = _walk(index, seeds.place)
+    place = seeds.bits(index, "place")
     mirrored = place // offsets**2 % 2 * augment.flip
     return place % offsets, place // offsets % offsets, mirrored
 
@@ -276,7 +246,7 @@ def placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, T
 def zoomed(index: Tensor, seeds: ViewSeeds, augment: Augment, size: Sequence[int]) -> Tensor:
     """Return (step, offset down, offset right) of images of (H, W), see `zoom.drawn`."""
     height, width = size
-    bits, more = _walk(index, seeds.zoom), _walk(index, seeds.shift)
+    bits, more = seeds.bits(index, "zoom"), seeds.bits(index, "shift")
     return zoom.drawn(bits, more, size=(height, width), scale=augment.scale, pad=augment.pad)
 
 
@@ -296,7 +266,7 @@ def tiles(
     if not augment.mosaic or seeds.partners is None:
         return index[None], own[None], mirrored
     height, width = size
-    bits, more = _walk(index, seeds.mosaic), _walk(index, seeds.window)
+    bits, more = seeds.bits(index, "mosaic"), seeds.bits(index, "window")
     moves = mosaic.drawn(
         own, bits, more, size=(height, width), scale=augment.scale, share=augment.mosaic
     )

@@ -161,7 +161,7 @@ class Step:
         self._view, self._augment = 0, session.augment()
         seeds = self._seeds_of(1)
         self._starts = torch.tensor(seeds.starts, device=device)
-        self._seeds = ViewSeeds.of(
+        self._seeds = ViewSeeds(
             self._starts.unbind(), None if seeds.partners is None else seeds.partners.clone()
         )
         self._totals: dict[str, Tensor] = {}

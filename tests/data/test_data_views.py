@@ -202,7 +202,7 @@ def test_streams_may_begin_at_tensors_that_the_next_view_overwrites(augment):
     whole = image_set(images)
     both = [view_seeds(v, seed=1, augment=augment, count=40, device=CPU) for v in (2, 3)]
     starts = torch.tensor(both[0].starts)
-    held = ViewSeeds.of(starts.unbind(), None if augment.mix == "none" else torch.arange(40)[None])
+    held = ViewSeeds(starts.unbind(), None if augment.mix == "none" else torch.arange(40)[None])
     for view, seeds in zip((2, 3), both, strict=True):
         starts.copy_(torch.tensor(seeds.starts))
         if held.partners is not None:
