@@ -23,19 +23,10 @@ def boxes_moved(
 
     A mosaic shows those of four samples, [B, 4 * M, 5].
 
-    boxes: [N, M, 5] of x1, y1, x2, y2 in fractions of the image, and a code, see `data/boxes.py`.
-    size: (H, W) of the images. Boxes are cut at the border; below LEAST_SHOWN they are ignored,
-    outside they become padding. Raises DataError for augmentation that boxes do not follow.
-    """
-    return _of_tiles(boxes, index, seeds, augment, size)
-
-
-def _of_tiles(
-    boxes: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
-) -> Tensor:
-    """Return boxes [N, M, ...] as a view shows them, of all images in it: [B, n * M, ...].
-
-    The corners come first, the code last.
+    boxes: [N, M, 5] of x1, y1, x2, y2 in fractions of the image, and a code, see `data/boxes.py`;
+    [N, M, 6] with a score before the code, which stays. size: (H, W) of the images. Boxes are cut
+    at the border; below LEAST_SHOWN they are ignored, outside they become padding. Raises DataError
+    for augmentation that boxes do not follow.
     """
     if augment.mix != "none" or augment.policy != "plain" or augment.area is not None:
         raise DataError(
@@ -43,17 +34,15 @@ def _of_tiles(
             f"{augment.policy!r}, mix {augment.mix!r} or resized crops"
         )
     samples, moves, mirrored = tiles(index, seeds, augment, size)
-    found = []
-    for own, moved in zip(samples, moves, strict=True):
-        rows = boxes.index_select(0, own)
-        corners, rest, codes = torch.split(rows, [4, rows.shape[2] - 5, 1], dim=2)
-        shown = _moved(torch.cat([corners, codes], dim=2), moved, mirrored, size)
-        found.append(torch.cat([shown[..., :4], rest, shown[..., 4:]], dim=2))
+    found = [
+        _moved(boxes.index_select(0, own), moved, mirrored, size)
+        for own, moved in zip(samples, moves, strict=True)
+    ]
     return torch.cat(found, dim=1)
 
 
 def _moved(rows: Tensor, moves: Tensor, mirrored: Tensor, size: Size) -> Tensor:
-    """Return the boxes [B, M, 5] of one image of each view, moved; see `views.tiles`.
+    """Return the boxes [B, M, ...] of one image of each view, moved; see `views.tiles`.
 
     Boxes of an image that a view shows nothing of are padding, also of one without a label.
     """
@@ -69,21 +58,11 @@ def _moved(rows: Tensor, moves: Tensor, mirrored: Tensor, size: Size) -> Tensor:
     seen = whole.clamp(0, 1)
     share = _area(seen) / _area(whole).clamp(min=torch.finfo(rows.dtype).tiny)
     is_seen = ((-offset < scale[:, 0]) & (offset < 1)).all(dim=1)[:, None]
-    code = torch.where(is_seen, rows[..., 4], PADDING)
+    code = torch.where(is_seen, rows[..., -1], PADDING)
     code = torch.where((code >= 0) & (share < LEAST_SHOWN), ignored(code), code)
     code = torch.where((code != PADDING) & (share <= 0), PADDING, code)
     seen = torch.where((code != PADDING)[..., None], seen, 0.0)
-    return torch.cat([seen, code[..., None]], dim=2)
-
-
-def scored_boxes_moved(
-    boxes: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment, size: Size
-) -> Tensor:
-    """Return boxes with a score as a view shows them, float [B, n, 6].
-
-    boxes: [N, n, 6] of x1, y1, x2, y2, score and code. All else is as in `boxes_moved`.
-    """
-    return _of_tiles(boxes, index, seeds, augment, size)
+    return torch.cat([seen, rows[..., 4:-1], code[..., None]], dim=2)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from kdsearch import tasks
 from kdsearch.data.base import Augment, ImageData, ImageSet
 from kdsearch.data.feed import Also, Feed
-from kdsearch.data.moves import scored_boxes_moved
+from kdsearch.data.moves import boxes_moved
 from kdsearch.data.views import ViewSeeds, partners, shown, view_seeds
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
@@ -351,7 +351,7 @@ class Step:
         if self._boxes:
             view = (index, self._seeds, augment, size)
             teachers = [
-                replace(teacher, boxes=scored_boxes_moved(boxes, *view))
+                replace(teacher, boxes=boxes_moved(boxes, *view))
                 for teacher, boxes in zip(teachers, self._boxes, strict=True)
             ]
         with session.autocast():

@@ -12,7 +12,7 @@ from kdsearch.data import mosaic, zoom
 from kdsearch.data.base import Augment, ImageSet
 from kdsearch.data.boxes import PADDING
 from kdsearch.data.feed import Feed
-from kdsearch.data.moves import boxes_moved, scored_boxes_moved
+from kdsearch.data.moves import boxes_moved
 from kdsearch.data.views import augmented, moved, partners, shown, tiles, view_seeds
 from kdsearch.errors import DataError, SpecError
 from kdsearch.tasks.classification import Classification
@@ -170,7 +170,7 @@ def test_boxes_of_a_teacher_move_with_their_scores() -> None:
     seeds = view_seeds(3, seed=1, augment=MOSAIC, count=COUNT, device=CPU)
     scores = torch.linspace(0.1, 0.9, COUNT)[:, None, None]
     scored = torch.cat([data.labels[..., :4], scores, data.labels[..., 4:]], dim=2)
-    found = scored_boxes_moved(scored, index, seeds, MOSAIC, SIZE)
+    found = boxes_moved(scored, index, seeds, MOSAIC, SIZE)
     true = boxes_moved(data.labels, index, seeds, MOSAIC, SIZE)
     assert torch.equal(found[..., [0, 1, 2, 3, 5]], true)
     samples = tiles(index, seeds, MOSAIC, SIZE)[0]

@@ -12,7 +12,7 @@ from kdsearch import methods
 from kdsearch.data.base import Augment, ImageSet
 from kdsearch.data.boxes import PADDING, ignored
 from kdsearch.data.feed import Feed
-from kdsearch.data.moves import boxes_moved, scored_boxes_moved
+from kdsearch.data.moves import boxes_moved
 from kdsearch.data.views import view_seeds
 from kdsearch.errors import SpecError
 from kdsearch.methods.base import Setting
@@ -149,7 +149,7 @@ def test_boxes_move_as_labels_do(augment: Augment) -> None:
     index = torch.tensor([3, 0, 39, 3])
     for view in (1, 2):
         seeds = view_seeds(view, seed=5, augment=augment, count=40, device=CPU)
-        moved = scored_boxes_moved(boxes, index, seeds, augment, (32, 40))
+        moved = boxes_moved(boxes, index, seeds, augment, (32, 40))
         expected = boxes_moved(target, index, seeds, augment, (32, 40))
         assert torch.equal(moved[..., [0, 1, 2, 3, 5]], expected)
         assert torch.equal(moved[..., 4], boxes[index][..., 4])
