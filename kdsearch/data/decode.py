@@ -8,13 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +28,11 @@ MAX_UNREADABLE = 0.01
 IMAGES, LABELS, DIGESTS = "images.npy", "labels.npy", "digests.npy"
 FILES = (IMAGES, LABELS, DIGESTS)
 _MAX_LONGER = 512  # px, of the canvas of padded images
-_CHUNK = 512  # images decoded between two writes
+_CHUNK = 512  # images decoded ahead
 _SHOWN = 3  # unreadable images in a message
 _THREADS = min(16, os.cpu_count() or 1)
 _log = logging.getLogger(__name__)
 Label: TypeAlias = int | float | NDArray[Any]
-_Pixels: TypeAlias = tuple[bytes, int, float]
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -98,24 +96,33 @@ def write_images(
     """
     shape = (source.channels, *size)
     counts: dict[str, int] = {}
-    written = _Written()
     skipped: dict[str, str] = {}
+    labels: list[Label] = []
+    digests: list[int] = []
     cut = 0.0
     read = partial(_decode, size=size, channels=source.channels, decoding=decoding)
     with writing(part), (part / IMAGES).open("wb") as file:
         _write_header(file, (0, *shape))
         for split, samples in source.splits.items():
-            unreadable = _write_split(file, in_threads(read, samples), written)
-            counts[split] = len(written.labels) - sum(counts.values())
+            unreadable, cuts = {}, []
+            for name, found in in_threads(read, samples):
+                if isinstance(found, UnreadableError):
+                    unreadable[name] = str(found)
+                    continue
+                file.write(found.pixels)
+                labels.append(found.label)
+                digests.append(found.digest)
+                cuts.append(found.cut)
+            counts[split] = len(cuts)
             where = f"{source.name}/{split}"
-            _check_unreadable(where, unreadable, counts[split] + len(unreadable), part.parent)
+            _check_unreadable(where, unreadable, len(cuts) + len(unreadable), part.parent)
             skipped |= unreadable
             if split == "train":
-                cut = round(median(written.cuts), 4)
+                cut = round(median(cuts), 4)
         file.seek(0)
-        _write_header(file, (len(written.labels), *shape))
-        np.save(part / LABELS, _as_array(written.labels))
-        np.save(part / DIGESTS, np.array(written.digests, np.int64))
+        _write_header(file, (len(labels), *shape))
+        np.save(part / LABELS, _as_array(labels))
+        np.save(part / DIGESTS, np.array(digests, np.int64))
     return counts, skipped, cut
 
 
@@ -125,38 +132,19 @@ def _as_array(labels: list[Label]) -> NDArray[Any]:
     return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """What is known of the images written so far."""
+class _Decoded(NamedTuple):
+    """An image's label, its pixels, their digest, and the share of it that was cut away."""
 
-    labels: list[Label] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
-    cuts: list[float] = field(default_factory=list)
-
-
-def _write_split(
-    file: BinaryIO, decoded: Iterator[tuple[Sample, _Pixels | UnreadableError]], written: _Written
-) -> dict[str, str]:
-    """Append one split's images; return the names of the unreadable, and the reasons."""
-    unreadable: dict[str, str] = {}
-    while chunk := list(islice(decoded, _CHUNK)):
-        for sample, found in chunk:
-            if isinstance(found, UnreadableError):
-                unreadable[sample.name] = str(found)
-                continue
-            content, digest, cut = found
-            file.write(content)
-            assert not isinstance(sample.label, Placed)
-            written.labels.append(sample.label)
-            written.digests.append(digest)
-            written.cuts.append(cut)
-    return unreadable
+    label: Label
+    pixels: bytes
+    digest: int
+    cut: float
 
 
 def _decode(
     sample: Sample, *, size: Size, channels: int, decoding: Decoding
-) -> tuple[Sample, _Pixels | UnreadableError]:
-    """Return the sample with its pixels, their digest, and the share that was cut away."""
+) -> tuple[str, _Decoded | UnreadableError]:
+    """Return the name of a sample, and what it is decoded to or the reason why it is not."""
     try:
         pixels, cut = decode(
             sample.content,
@@ -165,13 +153,14 @@ def _decode(
             fit=decoding.fit,
             max_megapixels=decoding.max_megapixels,
         )
-        if isinstance(sample.label, Placed):
-            sample = replace(sample, label=sample.label.decode(sample.content, size))
+        label = sample.label
+        if isinstance(label, Placed):
+            label = label.decode(sample.content, size)
     except UnreadableError as error:
-        return sample, error
+        return sample.name, error
     content = pixels.tobytes()
     digest = int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
-    return sample, (content, digest, cut)
+    return sample.name, _Decoded(label, content, digest, cut)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
