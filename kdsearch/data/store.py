@@ -19,7 +19,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from functools import partial
+from hashlib import blake2b, file_digest
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -50,6 +51,7 @@ _PIXELS = 1  # of the decoded pixels, and so part of the key
 _TICK_S = 0.02  # the clock of a local file system ticks in it: every 10 ms on older Linux
 # Else Linux refuses to map more than there is memory. Python names it since 3.13.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_blake = partial(blake2b, digest_size=16)
 _log = logging.getLogger(__name__)
 
 
@@ -140,7 +142,7 @@ def _key(source: Source, decoding: Decoding, known: Path) -> str:
     key = recall(known / state)
     if key is not None:
         return key
-    digest = blake2b(how, digest_size=16)
+    digest = _blake(how)
     for name, part in in_threads(_digest, source.content):
         digest.update(repr((name, part)).encode())
     if is_settled:
@@ -150,14 +152,10 @@ def _key(source: Source, decoding: Decoding, known: Path) -> str:
 
 def _digest(part: tuple[str, Path | bytes]) -> tuple[str, str]:
     name, content = part
-    digest = blake2b(digest_size=16)
     if isinstance(content, bytes):
-        digest.update(content)
-    else:
-        with _reading(content), content.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return name, digest.hexdigest()
+        return name, _blake(content).hexdigest()
+    with _reading(content), content.open("rb") as file:
+        return name, file_digest(file, _blake).hexdigest()
 
 
 @contextmanager
