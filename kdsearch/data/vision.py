@@ -122,7 +122,7 @@ def read(name: str, *, downloads: Path) -> Source:
         ) from error
     return Source(
         name=name,
-        classes=known.classes or _class_names(items["train"]),
+        classes=known.classes or tuple(map(str, getattr(items["train"], "classes", ()))),
         splits={
             split: _Split(name=f"{name}/{split}", items=found, root=root)
             for split, found in items.items()
@@ -156,7 +156,3 @@ def _build(known: _Set, root: Path) -> dict[str, _Items]:
             split: kind(root=str(root), download=True, **arguments)
             for split, arguments in known.splits.items()
         }
-
-
-def _class_names(items: _Items) -> tuple[str, ...]:
-    return tuple(str(name) for name in getattr(items, "classes"))  # noqa: B009
