@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdsearch.data.base import VOID, Colour, Source
 from kdsearch.data.mask_table import Table
-from kdsearch.data.masks import Pairs, source_of
+from kdsearch.data.masks import source_of
 from kdsearch.errors import DataError
 
 _IMAGES, _MASKS = "leftImg8bit", "gtFine"
@@ -52,15 +52,11 @@ def read(root: Path) -> Source:
     images = {
         split: sorted((root / _IMAGES / split).glob(f"*/*_{_IMAGES}.png")) for split in _SPLITS
     }
-    present = {split: paths for split, paths in images.items() if paths}
-    if "train" not in present:
+    if not images["train"]:
         raise DataError(f"{root / _IMAGES}: no train/CITY/*_{_IMAGES}.png in it")
-    by_kind = {kind: _pairs(root, present, kind) for kind in _KINDS}
+    every = [image for paths in images.values() for image in paths]
     lacking = {
-        kind: [
-            image.name for pairs in found.values() for image, mask in pairs if not mask.is_file()
-        ]
-        for kind, found in by_kind.items()
+        kind: [image.name for image in every if not _mask(image, kind).is_file()] for kind in _KINDS
     }
     kind = min(_KINDS, key=lambda kind: len(lacking[kind]))
     if lacking[kind]:
@@ -68,26 +64,21 @@ def read(root: Path) -> Source:
             f"{root / _MASKS}: {len(lacking[kind])} images have no mask *_{_MASKS}_{kind}.png: "
             f"{', '.join(lacking[kind][:3])}; add the masks or remove the images"
         )
-    pairs: dict[str, Pairs] = {split: list(found) for split, found in by_kind[kind].items()}
+    pairs = {
+        split: [(image, _mask(image, kind)) for image in paths]
+        for split, paths in images.items()
+        if paths
+    }
     hidden = [path.name for path in (root / _IMAGES / "test").glob(f"*/*_{_IMAGES}.png")]
     left_out = {"test images, whose masks hold no classes": hidden} if hidden else {}
     return source_of(root, pairs, _table(kind), left_out=left_out)
 
 
-def _pairs(
-    root: Path, images: dict[str, list[Path]], kind: str
-) -> dict[str, list[tuple[Path, Path]]]:
-    """Return each image with the path that its mask of a kind has."""
-    return {
-        split: [
-            (path, root / _MASKS / split / path.parent.name / _named(path, kind)) for path in paths
-        ]
-        for split, paths in images.items()
-    }
-
-
-def _named(image: Path, kind: str) -> str:
-    return f"{image.name.removesuffix(f'_{_IMAGES}.png')}_{_MASKS}_{kind}.png"
+def _mask(image: Path, kind: str) -> Path:
+    """Return the path of an image's mask: gtFine/SPLIT/CITY/NAME."""
+    city, split, _, root = image.parents[:4]
+    name = f"{image.name.removesuffix(f'_{_IMAGES}.png')}_{_MASKS}_{kind}.png"
+    return root / _MASKS / split.name / city.name / name
 
 
 def _table(kind: str) -> Table:
