@@ -123,13 +123,13 @@ def table_in(file: Path) -> Table:
             )
     void = content.ignore_index
     ignored = dict.fromkeys([void] if isinstance(void, int) else void, VOID)
-    colours = {_code(c.colour): i for i, c in enumerate(content.classes) if c.colour}
+    colours = {code_of(c.colour): i for i, c in enumerate(content.classes) if c.colour}
     coloured = [*content.classes]
     if content.ignore is not None:
         ignored[content.ignore.id] = VOID
         coloured.append(content.ignore)
         if content.ignore.colour:
-            colours = {_code(content.ignore.colour): VOID} | colours
+            colours = {code_of(content.ignore.colour): VOID} | colours
     listed_ids = {number: i for i, number in enumerate(ids)}
     given_colours = tuple(c.colour for c in content.classes if c.colour)
     shown = given_colours if len(given_colours) == len(names) else ()
@@ -144,7 +144,8 @@ def table_in(file: Path) -> Table:
     return _checked(Table(names, ignored | listed_ids, colours, shown, twice), file)
 
 
-def _code(colour: Colour) -> int:
+def code_of(colour: Colour) -> int:
+    """Return 0xRRGGBB."""
     red, green, blue = colour
     return red << 16 | green << 8 | blue
 

@@ -15,16 +15,14 @@ from xml.etree import ElementTree
 from kdsearch.data.base import Source
 from kdsearch.data.boxes import Annotated, Checks, Corners, Row, ignored, source_of
 from kdsearch.data.decode import in_threads
-from kdsearch.data.folder import is_image
 from kdsearch.data.sizes import Size
+from kdsearch.data.voc import IMAGES, images_in, listed
 from kdsearch.documents import DocumentError, read_text
 from kdsearch.errors import DataError
 
 _LISTS = Path("ImageSets") / "Main"
-_IMAGES, _ANNOTATIONS = "JPEGImages", "Annotations"
-_SPLITS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
+_ANNOTATIONS = "Annotations"
 _MAX_BYTES = 1 << 24  # of an annotation
-_SHOWN = 3
 MAX_SIDE = 1 << 20  # px, of a stated size
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -48,7 +46,7 @@ class _Annotation:
 
 def is_layout(root: Path) -> bool:
     """Return whether a folder has the images and annotations of VOC."""
-    return (root / _IMAGES).is_dir() and next((root / _ANNOTATIONS).glob("*.xml"), None) is not None
+    return (root / IMAGES).is_dir() and next((root / _ANNOTATIONS).glob("*.xml"), None) is not None
 
 
 def read(root: Path) -> Source:
@@ -56,66 +54,25 @@ def read(root: Path) -> Source:
 
     Raises DataError for a name without a file, and for a damaged annotation.
     """
-    images = {path.stem: path for path in (root / _IMAGES).iterdir() if is_image(path.name)}
-    checks = Checks(root)
-    names = _names(root, images, checks)
-    files = [root / _ANNOTATIONS / f"{name}.xml" for found in names.values() for name in found]
+    images, checks = images_in(root), Checks(root)
+    annotated = {path.stem: path for path in (root / _ANNOTATIONS).glob("*.xml")}
+    names, left_out = listed(
+        root / _LISTS, {IMAGES: images, _ANNOTATIONS: annotated}, label="annotation"
+    )
+    checks.left_out.update(left_out)
+    files = [annotated[name] for found in names.values() for name in found]
     parsed = dict(zip(files, in_threads(_parsed, files), strict=True))
     classes = sorted({it.name for found in parsed.values() for it in found.objects})
     labels = {name: label for label, name in enumerate(classes)}
     splits = {
-        split: [
-            _annotated(
-                root, images[name], parsed[root / _ANNOTATIONS / f"{name}.xml"], labels, checks
-            )
-            for name in found
-        ]
-        for split, found in names.items()
+        split: [_annotated(images[name], parsed[annotated[name]], labels, checks) for name in own]
+        for split, own in names.items()
     }
     return source_of(root, splits, classes=classes, files=files, checks=checks)
 
 
-def _names(root: Path, images: Mapping[str, Path], checks: Checks) -> dict[str, list[str]]:
-    """Return the names of the images of each split. Raises DataError for one without files."""
-    annotated = {path.stem for path in (root / _ANNOTATIONS).glob("*.xml")}
-    lists = {
-        split: next((file for file in files if file.is_file()), None)
-        for split, names in _SPLITS.items()
-        for files in [[root / _LISTS / f"{name}.txt" for name in names]]
-    }
-    if not any(lists.values()):
-        _require(root / _ANNOTATIONS, sorted(annotated), {_IMAGES: set(images)})
-        return {"train": sorted(annotated)}
-    found: dict[str, list[str]] = {}
-    for split, file in lists.items():
-        names = [] if file is None else file.read_text(encoding="utf-8").split()
-        missing = [name for name in names if name not in annotated]
-        if split == "test" and missing:
-            reason = f"test images, since {len(missing):,} have no annotation"
-            checks.left_out[reason] += names
-        elif file is not None and names:
-            _require(file, names, {_IMAGES: set(images), _ANNOTATIONS: annotated})
-            found[split] = names
-    if "train" not in found:
-        raise DataError(f"{root / _LISTS / 'train.txt'} lists no images")
-    if lists["train"] is not None and lists["train"].stem == "trainval":
-        others = {name for split in ("val", "test") for name in found.get(split, ())}
-        found["train"] = [name for name in found["train"] if name not in others]
-    return found
-
-
-def _require(file: Path, names: Sequence[str], known: Mapping[str, set[str]]) -> None:
-    for folder, stems in known.items():
-        lacking = [name for name in names if name not in stems]
-        if lacking:
-            raise DataError(
-                f"{file}: {len(lacking)} of {len(names)} names have no file in {folder}: "
-                f"{', '.join(lacking[:_SHOWN])}; remove them or add the files"
-            )
-
-
 def _annotated(
-    root: Path, image: Path, found: _Annotation, labels: Mapping[str, int], checks: Checks
+    image: Path, found: _Annotation, labels: Mapping[str, int], checks: Checks
 ) -> Annotated:
     rows: list[Row] = []
     for place, it in enumerate(found.objects, start=1):
@@ -124,7 +81,7 @@ def _annotated(
         if kept is not None:
             label = labels[it.name]
             rows.append((*kept, ignored(label) if it.is_difficult else label))
-    return Annotated(name=f"{_IMAGES}/{image.name}", content=image, rows=rows, stated=found.size)
+    return Annotated(name=f"{IMAGES}/{image.name}", content=image, rows=rows, stated=found.size)
 
 
 def _parsed(file: Path) -> _Annotation:
