@@ -21,7 +21,7 @@ from PIL import Image
 from kdsearch.data import folder
 from kdsearch.data.base import SEGMENTATION, VOID, Placed, Sample, Source
 from kdsearch.data.decode import in_threads
-from kdsearch.data.folder import is_image
+from kdsearch.data.folder import SPLITS, is_image
 from kdsearch.data.headers import opened, upright
 from kdsearch.data.mask_table import CLASSES, Table, table_in, table_of
 from kdsearch.data.pixels import UnreadableError, strict_pillow
@@ -30,12 +30,6 @@ from kdsearch.errors import DataError
 
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("masks", "mask", "labels", "annotations")
-_SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-    "unlabeled": ("unlabeled", "unlabelled"),
-}
 _ENDINGS = ("", "_mask", "_label", "_labels", "_seg", "_L")  # of a mask's name, after its image's
 _LOSSY = (".jpg", ".jpeg")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches grey of 2 and 4 bits to 0..255
@@ -192,20 +186,14 @@ def source_of(
 
 def _folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
     """Return the folders of images and masks of each split; of an unlabelled one no masks."""
-    below = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    images, masks = (_first(below, names) for names in (_IMAGES, _MASKS))
+    images, masks = (_first(root, names) for names in (_IMAGES, _MASKS))
     if images is not None and masks is not None:
-        inside = {p.name.lower(): p for p in images.iterdir() if p.is_dir()}
-        theirs = {p.name.lower(): p for p in masks.iterdir() if p.is_dir()}
-        found = {s: (_first(inside, n), _first(theirs, n)) for s, n in _SPLITS.items()}
+        found = {s: (_first(images, names), _first(masks, names)) for s, names in SPLITS.items()}
         if not any(mine for mine, _ in found.values()):
             found = {"train": (images, masks)}
     else:
-        found = {}
-        for split, names in _SPLITS.items():
-            inner = _first(below, names)
-            own = {} if inner is None else {p.name.lower(): p for p in inner.iterdir()}
-            found[split] = _first(own, _IMAGES), _first(own, _MASKS)
+        inner = {split: _first(root, names) for split, names in SPLITS.items()}
+        found = {s: (_first(own, _IMAGES), _first(own, _MASKS)) for s, own in inner.items()}
     kept = {split: (mine, theirs) for split, (mine, theirs) in found.items() if mine is not None}
     has_masks = any(theirs is not None and _files(theirs) for _, theirs in kept.values())
     return kept if has_masks else {}
@@ -224,7 +212,10 @@ def _require_one_task(root: Path, found: Mapping[str, tuple[Path, Path | None]])
         )
 
 
-def _first(folders: Mapping[str, Path], names: Sequence[str]) -> Path | None:
+def _first(root: Path | None, names: Sequence[str]) -> Path | None:
+    """Return the folder in `root` that has the first of the names, in upper or lower case."""
+    inside = [] if root is None else [path for path in root.iterdir() if path.is_dir()]
+    folders = {path.name.lower(): path for path in inside}
     return next((folders[name] for name in names if name in folders), None)
 
 
@@ -237,7 +228,7 @@ def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
     found = _files(images)
     if not found:
         raise DataError(f"{images}: no images in it or below; remove the folder or add files")
-    if images.name in _SPLITS["unlabeled"] or images.parent.name in _SPLITS["unlabeled"]:
+    if images.name in SPLITS["unlabeled"] or images.parent.name in SPLITS["unlabeled"]:
         return [(path, None) for path in found]
     if masks is None:
         raise DataError(f"{images}: there is no folder of masks for these images")
