@@ -198,7 +198,7 @@ def _require_images(folder: Path, by_class: Mapping[str, list[Path]], left_out: 
     }
     why = ", ".join(f"{count} {reason}" for reason, count in found.items() if count)
     raise DataError(
-        f"{folder}: no images in {_few(empty)}{f' ({why})' if why else ''}; "
+        f"{folder}: no images in {few(empty, 10)}{f' ({why})' if why else ''}; "
         f"remove the folder or add files ({', '.join(SUFFIXES)})"
     )
 
@@ -208,11 +208,11 @@ def _require_classes(
 ) -> None:
     unknown = [name for name, images in by_class.items() if images and name not in classes]
     if unknown:
-        named = _few([f"{name!r}{did_you_mean(name, classes)}" for name in unknown])
-        raise DataError(f"{folder}: train has no class {named}; its classes: {_few(classes)}")
+        named = few([f"{name!r}{did_you_mean(name, classes)}" for name in unknown], 10)
+        raise DataError(f"{folder}: train has no class {named}; its classes: {few(classes, 10)}")
 
 
-def _few(names: Sequence[str], count: int = 10) -> str:
+def few(names: Sequence[str], count: int = 3) -> str:
     """Return the first names, and how many more there are."""
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdsearch.data.base import CLASSIFICATION, DETECTION, Source
 from kdsearch.data.boxes import PADDING
+from kdsearch.data.folder import few
 from kdsearch.data.sizes import Decoding
 from kdsearch.data.store import Stored
 from kdsearch.errors import printable
 
-_SHOWN = 3
 _LOST = 0.1  # share of an image that is worth a line
 _SMALL_BOX = 8  # px of the shorter side: one stride of the finest map, as a rule
 _LABELLED = ("train", "val", "test")
@@ -48,7 +48,7 @@ def _lines(
     if taken := [split for split in ("val", "test") if split not in stored.ranges]:
         yield f"Taken from train: {' and '.join(taken)}"
     if source.task == CLASSIFICATION:
-        yield from _about_classes(source.classes, labels)
+        yield from _by_class("images", source.classes, labels)
         yield from _in_two_classes(stored, torch.cat([rows[split] for split in _LABELLED]))
     if source.task == DETECTION:
         yield from _about_boxes(source.classes, labels, stored.images.shape[2:])
@@ -62,10 +62,10 @@ def _lines(
         )
     yield from source.notes
     for reason, names in source.left_out.items():
-        yield f"Left out: {len(names):,} {reason} ({_few(names)})"
+        yield f"Left out: {len(names):,} {reason} ({few(names)})"
     if stored.skipped:
         broken = [f"{name}: {reason}" for name, reason in stored.skipped.items()]
-        yield f"Left out: {len(broken):,} unreadable ({_few(broken, 2)})"
+        yield f"Left out: {len(broken):,} unreadable ({few(broken, 2)})"
 
 
 def _counts(stored: Stored, rows: Mapping[str, Tensor], subset: int | None) -> Iterator[str]:
@@ -75,10 +75,6 @@ def _counts(stored: Stored, rows: Mapping[str, Tensor], subset: int | None) -> I
     if "unlabeled" in stored.ranges:
         span = stored.ranges["unlabeled"]
         yield f"unlabeled {span.stop - span.start:,}"
-
-
-def _about_classes(classes: Sequence[str], labels: Mapping[str, Tensor]) -> Iterator[str]:
-    yield from _by_class("images", classes, labels)
 
 
 def _about_boxes(
@@ -104,14 +100,14 @@ def _by_class(what: str, classes: Sequence[str], labels: Mapping[str, Tensor]) -
     """Yield how many a class has, and which classes have none. labels: [N] by split."""
     counts = {split: part.bincount(minlength=len(classes)) for split, part in labels.items()}
     least, most = int(counts["train"].argmin()), int(counts["train"].argmax())
-    few, many = int(counts["train"][least]), int(counts["train"][most])
-    span = f"{few:,} ({classes[least]}) to {many:,} ({classes[most]})"
-    yield f"{what.capitalize()} of a class in train: {f'{few:,}' if few == many else span}"
+    low, high = int(counts["train"][least]), int(counts["train"][most])
+    span = f"{low:,} ({classes[least]}) to {high:,} ({classes[most]})"
+    yield f"{what.capitalize()} of a class in train: {f'{low:,}' if low == high else span}"
     for split, found in counts.items():
         missing = [classes[place] for place in (found == 0).nonzero().flatten().tolist()]
         if missing:
             never = {"train": "learned", "val": "validated", "test": "tested"}[split]
-            yield f"{split} has no {what} of {_few(missing)}, so they are never {never}"
+            yield f"{split} has no {what} of {few(missing)}, so they are never {never}"
 
 
 def _in_two_splits(
@@ -136,8 +132,3 @@ def _in_two_classes(stored: Stored, rows: Tensor) -> Iterator[str]:
     )
     if wrong := int((low != high)[group].sum()):
         yield f"{wrong:,} images are equal to an image of another class: one label is wrong"
-
-
-def _few(names: Sequence[str], count: int = _SHOWN) -> str:
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")

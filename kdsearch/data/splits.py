@@ -10,11 +10,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from kdsearch.data.folder import few
 from kdsearch.data.views import counter_hash
 from kdsearch.errors import DataError
 
 MAX_HELD_OUT = 5000
-_SHOWN = 5  # classes in a message
 
 
 def carve(
@@ -31,32 +31,27 @@ def carve(
     least = 1 + len(missing)
     counts = [len(group) if len(group) >= least else 0 for group in groups]
     if sum(map(bool, counts)) < min(2, sum(len(group) > 0 for group in groups)):
-        few = [
+        small = [
             f"{name!r} ({len(group)})"
             for name, group in zip(classes, groups, strict=True)
             if 0 < len(group) < least
         ]
-        rest = f" and {len(few) - _SHOWN:,} more" if len(few) > _SHOWN else ""
         raise DataError(
             f"too few images to take {' and '.join(sorted(missing))} from train: "
-            f"{', '.join(few[:_SHOWN])}{rest}; a class needs {least}, or give the splits as "
-            "folders or files of their own"
+            f"{few(small, 5)}; a class needs {least}, or give the splits as folders or files of "
+            "their own"
         )
     wanted = sum(max(1, round(share * count)) for count in counts if count)
     present = sum(count > 0 for count in counts)
     sizes = _apportion(counts, max(present, min(MAX_HELD_OUT, wanted)))
-    held: dict[str, Tensor] = {}
-    start = [size if "test" in missing else 0 for size in sizes]
-    end = [
-        len(group) - size if "val" in missing else len(group)
-        for group, size in zip(groups, sizes, strict=True)
-    ]
-    if "test" in missing:
-        held["test"] = _join([group[:at] for group, at in zip(groups, start, strict=True)])
-    if "val" in missing:
-        held["val"] = _join([group[at:] for group, at in zip(groups, end, strict=True)])
-    middle = [group[a:b] for group, a, b in zip(groups, start, end, strict=True)]
-    return {"train": _join(middle), **held}
+    parts: dict[str, list[Tensor]] = {"train": [], "test": [], "val": []}
+    for group, size in zip(groups, sizes, strict=True):
+        first = size if "test" in missing else 0
+        last = len(group) - size if "val" in missing else len(group)
+        parts["test"].append(group[:first])
+        parts["train"].append(group[first:last])
+        parts["val"].append(group[last:])
+    return {split: _join(own) for split, own in parts.items() if split in {"train", *missing}}
 
 
 def choose(labels: Tensor, count: int, *, seed: int, num_classes: int) -> Tensor:
