@@ -34,9 +34,10 @@ class Matches:
             "categories": [{"id": k, "name": str(k)} for k in range(classes)],
         }
         sides = []
-        for rows in (list(_truth(truth)), list(_found(found))):
+        for rows in (_truth(truth), _found(found)):
             side = COCO(print_function=_silent)
-            side.dataset = {**images, "annotations": rows}
+            annotations = [{"id": number, **row} for number, row in enumerate(rows, start=1)]
+            side.dataset = {**images, "annotations": annotations}
             side.createIndex()
             sides.append(side)
         self._evaluated = COCOeval_faster(
@@ -66,12 +67,9 @@ class Matches:
 
 
 def _truth(images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
-    number = 0
     for image, rows in enumerate(images, start=1):
         for *corners, code in rows[rows[:, 4] != PADDING].double().tolist():
-            number += 1
             yield {
-                "id": number,
                 "image_id": image,
                 "category_id": int(code if code >= 0 else ignored(code)),
                 "iscrowd": int(code < 0),
@@ -80,12 +78,9 @@ def _truth(images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
 
 
 def _found(images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
-    number = 0
     for image, rows in enumerate(images, start=1):
         for *corners, score, kind in rows.double().tolist():
-            number += 1
             yield {
-                "id": number,
                 "image_id": image,
                 "category_id": int(kind),
                 "score": score,

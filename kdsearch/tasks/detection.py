@@ -166,7 +166,8 @@ def box_loss(
     goals to learn, given those assigned. classes: int64, the places of the classes whose scores
     are learned; None: all.
     """
-    logits, edges = outputs.logits.float(), _edges_of(outputs).float()
+    assert outputs.edges is not None
+    logits, edges = outputs.logits.float(), outputs.edges.float()
     points, cells = points_of(outputs.levels, logits)
     boxes = boxes_of(edges, outputs.levels)
     known = ~target.isnan().flatten(1).any(dim=1)
@@ -221,8 +222,3 @@ def has_partner(ours: Tensor, theirs: Tensor, least: float) -> Tensor:
     iou = overlaps(sure[:, None, :4], theirs[None, :, :4])[0]
     same = sure[:, None, 5] == theirs[None, :, 5]
     return ((iou >= least) & same).any(dim=1)
-
-
-def _edges_of(outputs: Outputs) -> Tensor:
-    assert outputs.edges is not None
-    return outputs.edges
