@@ -186,22 +186,20 @@ def _knowing(spec: TeacherSpec, model: Model, width: int, data: ImageData, note:
 def _student(
     spec: TeacherSpec, earlier: previous_study.SavedStudent, data: ImageData, note: Note
 ) -> Model:
-    task = tasks.of(data)
-    if earlier.classes == data.classes or spec.epochs is not None:
-        model = Model(spec.name, earlier.build(task), earlier.preprocess)
-        model.architecture = earlier.spec
-        return model
-    names = [(name,) for name in earlier.classes]
-    known = known_of(names, data.classes)
-    if not known.columns and not isinstance(task, Classification):
-        raise SpecError(
-            f"--teacher {spec.name}: it tells apart {listed(earlier.classes)}; the data "
-            f"{data.name!r} has {listed(data.classes)}; --teacher-epochs 5 fine-tunes it on these"
-        )
-    if text := about(spec.name, known, names, len(names), data.classes):
-        note(text)
-    network = earlier.build(type(task)(earlier.classes))
-    model = Model(spec.name, network, earlier.preprocess, known)
+    task, known = tasks.of(data), None
+    if earlier.classes != data.classes and spec.epochs is None:
+        names = [(name,) for name in earlier.classes]
+        known = known_of(names, data.classes)
+        if not known.columns and not isinstance(task, Classification):
+            raise SpecError(
+                f"--teacher {spec.name}: it tells apart {listed(earlier.classes)}; the data "
+                f"{data.name!r} has {listed(data.classes)}; --teacher-epochs 5 fine-tunes it on "
+                "these"
+            )
+        if text := about(spec.name, known, names, len(names), data.classes):
+            note(text)
+        task = type(task)(earlier.classes)
+    model = Model(spec.name, earlier.build(task), earlier.preprocess, known)
     model.architecture = earlier.spec
     return model
 
