@@ -209,7 +209,7 @@ def source_of(
             *((image.name, image.content) for images in splits.values() for image in images),
         ],
         is_padded=True,
-        left_out=dict(checks.left_out),
+        left_out={reason: names for reason, names in checks.left_out.items() if names},
         notes=[*notes, *checks.notes],
     )
 
@@ -247,6 +247,10 @@ def require_boxes(root: Path, counts: Iterable[int], checks: Checks) -> None:
     """Raise DataError where no image of train has a box. counts: of boxes, by image."""
     if any(counts):
         return
-    found = [f"{len(names):,} {reason} ({names[0]})" for reason, names in checks.left_out.items()]
+    found = [
+        f"{len(names):,} {reason} ({names[0]})"
+        for reason, names in checks.left_out.items()
+        if names
+    ]
     why = f"; left out: {', '.join(found)}" if found else ""
     raise DataError(f"{root}: no image of train has a box, and detection learns from boxes{why}")

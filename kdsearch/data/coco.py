@@ -87,17 +87,14 @@ def read(root: Path) -> Source:
         split: _annotated(root, content, folders[split], classes, checks)
         for split, content in contents.items()
     }
-    listed = {image.content for images in splits.values() for image in images}
     splits |= unlabelled_images(root)
-    listed |= {image.content for image in splits.get("unlabeled", ())}
-    unlisted = [
+    listed = {image.content for images in splits.values() for image in images}
+    checks.left_out["images that no annotation file lists"] += [
         below(path, root)
         for folder in sorted(set(folders.values()))
         for path in images_in(folder)
         if path not in listed
     ]
-    if unlisted:
-        checks.left_out["images that no annotation file lists"] += unlisted
     return source_of(
         root,
         splits,
@@ -310,15 +307,11 @@ def _known(
 def _numbers(path: Path, name: str, box: object) -> list[float]:
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise DataError(f"{path}: {name} has the bbox {box!r:.80}; expected [x, y, width, height]")
-    return [_float(value) for value in box]
+    try:
+        return [float(value) for value in box]
+    except OverflowError:
+        return [math.inf] * 4
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
