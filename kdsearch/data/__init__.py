@@ -7,8 +7,7 @@ from train; images without labels join train's. Nothing is imported before `load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from kdsearch.errors import DataError, KDSearchError, SpecError, did_you_mean, e
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdsearch.data.base import Augment, ImageData, ImageSet, Source
+    from kdsearch.data.base import ImageData, ImageSet, Source
     from kdsearch.data.store import Stored
 
 
@@ -77,7 +76,10 @@ def load(
     augment = Augment(pad=side // 8, flip=flip)
     if side >= LARGE and not found.is_padded:
         augment = Augment(pad=0, flip=flip, area=LEAST_AREA)
-    digest = blake2b(_key_text(stored.key, augment).encode(), digest_size=16)
+    # Recipes may change policy and mix later, so that the key has none.
+    area = "" if augment.area is None else f", area={augment.area}"
+    start = f"({stored.key!r}, Augment(pad={augment.pad}, flip={augment.flip}{area}))"
+    digest = blake2b(start.encode(), digest_size=16)
     for split, chosen in sorted(index.items()):
         digest.update(split.encode() + chosen.numpy().tobytes())
     key = digest.hexdigest()
@@ -133,12 +135,6 @@ def _statistics(images: ImageSet, kept: Path) -> tuple[tuple[float, ...], tuple[
     return found
 
 
-def _key_text(stored: str, augment: Augment) -> str:
-    """Return what a data set's key begins with; recipes may change policy and mix later."""
-    area = "" if augment.area is None else f", area={augment.area}"
-    return f"({stored!r}, Augment(pad={augment.pad}, flip={augment.flip}{area}))"
-
-
 def _arrange(source: Source, stored: Stored, *, seed: int, subset: int | None) -> dict[str, Tensor]:
     """Return the rows of the stored train that make each split which is not taken as it is."""
     from kdsearch.data.splits import carve, choose
@@ -190,7 +186,7 @@ def _find(
     else:
         from kdsearch.data import parquet
 
-        with _reading(name):
+        try:
             path = Path(name).expanduser()
             if not path.exists() and ":" not in name:
                 raise _not_found(name, path)
@@ -202,19 +198,13 @@ def _find(
                 return parquet.read(path, **columns)
             else:
                 source = read(path)
+        except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
+            raise DataError(f"data: {name!r} cannot be read: {error}") from error
     if any(columns.values()):
         raise SpecError(
             f"--image-column and --label-column are for Parquet and Arrow files; {name} is none"
         )
     return source
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
-        raise DataError(f"data: {name!r} cannot be read: {error}") from error
 
 
 def _own(name: str) -> Source:
