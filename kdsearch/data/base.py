@@ -59,7 +59,7 @@ class Sample:
     """
 
     name: str
-    label: int | float | NDArray[Any] | Placed
+    label: Label
     content: Path | bytes | Image
 
 
@@ -72,6 +72,9 @@ class Placed(ABC):
 
         Raises UnreadableError, or DataError where the labels of all images may be wrong.
         """
+
+
+Label: TypeAlias = "int | float | NDArray[Any] | Placed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

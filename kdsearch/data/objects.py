@@ -14,19 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from kdsearch.data.base import DETECTION, Sample, Source
+from kdsearch.data.base import DETECTION, Source
 from kdsearch.data.boxes import Boxes, Checks, Row, ignored, most_of, require_boxes
 from kdsearch.data.sizes import Size
 from kdsearch.data.tables import (
-    absent,
+    Columns,
+    Labels,
+    Rows,
+    by_labels,
+    class_names,
     column_of,
-    file_name,
-    image_column,
-    images_of,
+    content_of,
     is_text,
     schema_of,
 )
-from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
 BOXES = "objects"
@@ -37,33 +38,13 @@ _FOUR = [True] * 4
 _SIDES = ("height", "width")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """One file. name: below the root. rows: its objects, class by class value; None: no label."""
+@dataclass(frozen=True, slots=True)
+class _File(Labels):
+    """One file. rows: its objects, class by class value; None: no label."""
 
-    path: Path
-    name: str
-    image: str
     names: tuple[str, ...] | None
     rows: Sequence[Mapping[str, Sequence[Any]] | None]
     sizes: Sequence[Size | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The labelled rows of a split's files, read in batches at every iteration."""
-
-    files: Sequence[tuple[_File, Sequence[Sequence[Row] | None]]]
-    most: int
-
-    def __iter__(self) -> Iterator[Sample]:
-        for file, boxes in self.files:
-            contents = images_of(file.path, file.image)
-            rows = zip(boxes, file.sizes, contents, strict=True)
-            for row, (found, stated, content) in enumerate(rows):
-                if found is not None:
-                    label = Boxes(found, self.most, stated)
-                    yield Sample(name=f"{file.name}:{row}", label=label, content=content)
 
 
 def are_boxes(schema: pa.Schema, name: str) -> bool:
@@ -84,73 +65,56 @@ def _of_list(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if is_list else kind
 
 
-def read(
+def source_of(
     root: Path,
-    found: Mapping[str, Sequence[Path]],
+    files: Mapping[str, Sequence[Columns]],
     *,
     image: str | None,
-    column: str,
-    spare: Sequence[Path],
+    left_out: Mapping[str, Sequence[str]],
 ) -> Source:
-    """Return images and boxes. found: files of each split; spare: those of none.
+    """Return images and boxes of files by split. image: the column that the user named.
 
-    image, column: names of columns, image None: a usual one. Raises DataError that names file, row
-    and value.
+    left_out: see Source. Raises DataError that names file, row and value.
     """
-    files = {
-        split: [_inspect(path, file_name(path, root), image, column) for path in paths]
-        for split, paths in found.items()
-    }
-    shown = {
-        split: own
-        for split, own in files.items()
-        if split == "train" or any(row is not None for file in own for row in file.rows)
-    }
-    classes, labels = _classes(shown, column)
+    column = files["train"][0].label
+    inspected = {split: [_inspect(file) for file in own] for split, own in files.items()}
+    shown, missing, lines = by_labels(root, inspected, "boxes")
+    classes, places = _classes(shown, column)
     checks = Checks(root if root.is_dir() else root.parent)
-    boxes = {
-        split: [(file, [*_rows(file, labels, checks)]) for file in own]
-        for split, own in shown.items()
-    }
-    require_boxes(root, (len(row or ()) for _, rows in boxes["train"] for row in rows), checks)
-    most = most_of(row for own in boxes.values() for _, rows in own for row in rows)
-    hidden = [split for split in files if split not in shown]
-    missing = [
-        f"{file.name}:{row}"
-        for own in shown.values()
-        for file in own
-        for row, content in enumerate(file.rows)
-        if content is None
-    ]
-    left_out = {
-        "files that begin with no split": [path.name for path in spare],
-        "files that are not here": absent(found),
-        "rows without a label (null)": missing,
-        **checks.left_out,
-    }
+    every = [file for own in shown.values() for file in own]
+    boxes = {file.name: [*_rows(file, places, checks)] for file in every}
+    train = (row for file in shown["train"] for row in boxes[file.name])
+    require_boxes(root, (len(row or ()) for row in train), checks)
+    most = most_of(row for rows in boxes.values() for row in rows)
+
+    def labels(file: _File) -> Iterator[Boxes | None]:
+        for rows, stated in zip(boxes[file.name], file.sizes, strict=True):
+            yield None if rows is None else Boxes(rows, most, stated)
+
+    reasons = {**left_out, "rows without a label (null)": missing, **checks.left_out}
     return Source(
         name=root.resolve().stem,
         task=DETECTION,
         classes=classes,
-        splits={split: _Rows(own, most) for split, own in boxes.items()},
+        splits={split: Rows(own, labels) for split, own in shown.items()},
         content=[
-            *sorted((file.name, file.path) for own in shown.values() for file in own),
+            *content_of(shown),
             ("boxes column", column.encode()),
             *([("image column", image.encode())] if image else []),
         ],
         is_padded=True,
-        left_out={reason: names for reason, names in left_out.items() if names},
+        left_out={reason: names for reason, names in reasons.items() if names},
         notes=[
             f"Boxes in {column!r} are read as x, y, width and height in pixels",
-            *(f"Left out: {split}, since none of its rows has boxes" for split in hidden),
+            *lines,
             *checks.notes,
         ],
     )
 
 
-def _inspect(path: Path, name: str, image: str | None, column: str) -> _File:
+def _inspect(file: Columns) -> _File:
+    path, column = file.path, file.label
     schema = schema_of(path)
-    image = image_column(path, schema, image)
     if not are_boxes(schema, column):
         raise DataError(f"{path}: has no column {column!r} of objects with {_BOX!r}")
     fields = _fields(schema.field(column).type)
@@ -177,8 +141,10 @@ def _inspect(path: Path, name: str, image: str | None, column: str) -> _File:
     if all(side in schema.names for side in _SIDES):
         pairs = zip(*(column_of(path, side).to_pylist() for side in _SIDES), strict=True)
         sizes = [_size(path, row, pair) for row, pair in enumerate(pairs)]
-    names = _names(path, schema, column, key)
-    return _File(path=path, name=name, image=image, names=names, rows=rows, sizes=sizes)
+    stated = class_names(path, column, key)
+    names = None if stated is None else tuple(stated)
+    known = [row is not None for row in rows]
+    return _File(path, file.name, file.image, column, known, names, rows, sizes)
 
 
 def _lists(row: Any, keys: Mapping[str, str]) -> dict[str, list[Any]] | None:
@@ -198,29 +164,6 @@ def _size(path: Path, row: int, sides: tuple[Any, Any]) -> Size | None:
             f"{path}: row {row} has width {sides[1]!r} and height {sides[0]!r}, not pixels"
         )
     return sides
-
-
-def _names(path: Path, schema: pa.Schema, column: str, key: str) -> tuple[str, ...] | None:
-    """Return the class names in the schema's metadata, None where there are none."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return None
-    try:
-        feature = _inner(_inner(parse_json(text)["info"]["features"][column])[key])
-        names = feature.get("names")
-        return None if names is None else tuple(str(name) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path}: the schema's 'huggingface' metadata has no info.features.{column} with "
-            f"{key!r}: {error!r}"
-        ) from error
-
-
-def _inner(feature: Any) -> Any:
-    """Return what a feature is a list of, or the feature itself."""
-    while isinstance(feature, list) or "feature" in feature:
-        feature = feature[0] if isinstance(feature, list) else feature["feature"]
-    return feature
 
 
 def _classes(

@@ -17,20 +17,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdsearch.data import objects, parquet_masks, tables
-from kdsearch.data.base import Sample, Source
+from kdsearch.data.base import Source
 from kdsearch.data.tables import (
     Columns,
+    Labels,
+    Rows,
     absent,
+    by_labels,
+    class_names,
     column_of,
+    content_of,
     file_name,
     holds_encoded,
     image_column,
-    images_of,
     is_text,
     named_column,
     schema_of,
 )
-from kdsearch.documents import parse_json
 from kdsearch.errors import DataError
 
 find = tables.find
@@ -38,34 +41,17 @@ _MASKS = ("annotation", "mask", "segmentation_mask")
 _LABELS = ("label", "labels", "fine_label", "class", "category", "target", "cls", *_MASKS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """One file with its checked labels. name: below the root. known: the rows with a label."""
-
-    path: Path
-    name: str
-    image: str
-    label: str
-    names: tuple[str, ...] | None
-    labels: NDArray[Any]
-    known: NDArray[np.bool_]
-
-
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """The labelled rows of a split's files, read in batches at every iteration."""
+class _File(Labels):
+    """One file with its checked labels."""
 
-    files: Sequence[_File]
-    position: Mapping[Any, int]
+    names: tuple[str, ...] | None
+    values: NDArray[Any]
 
-    def __iter__(self) -> Iterator[Sample]:
-        for file in self.files:
-            contents = images_of(file.path, file.image)
-            rows = zip(file.labels.tolist(), file.known.tolist(), contents, strict=True)
-            for row, (label, is_known, content) in enumerate(rows):
-                if is_known:
-                    label = self.position[label]
-                    yield Sample(name=f"{file.name}:{row}", label=label, content=content)
+    @property
+    def found(self) -> NDArray[Any]:
+        """Return the labels of the rows that have one."""
+        return np.compress(self.known, self.values)
 
 
 def read(root: Path, *, image: str | None = None, label: str | None = None) -> Source:
@@ -79,51 +65,44 @@ def read(root: Path, *, image: str | None = None, label: str | None = None) -> S
         others = ", ".join(path.name for paths in found.values() for path in paths)
         raise DataError(f"{root}: no file name begins with train, among {others}")
     spare = found.pop("", [])
-    boxes = _boxes_column(found["train"][0], label)
-    if boxes is not None:
-        return objects.read(root, found, image=image, column=boxes, spare=spare)
     left_out = {
         "files that begin with no split": [path.name for path in spare],
         "files that are not here": absent(found),
     }
+    boxes = _boxes_column(found["train"][0], label)
     tables = {
         split: [
-            Columns(path, file_name(path, root), *_columns(path, image, label)) for path in paths
+            Columns(path, file_name(path, root), *_columns(path, image, boxes or label))
+            for path in paths
         ]
         for split, paths in found.items()
     }
+    if boxes is not None:
+        return objects.source_of(root, tables, image=image, left_out=left_out)
     first = tables["train"][0]
     notes = [] if label else list(_choices(first))
     if holds_encoded(schema_of(first.path), first.label):
         return parquet_masks.source_of(root, tables, left_out=left_out, notes=notes)
     by_split = {split: [_inspect(each) for each in listed] for split, listed in tables.items()}
-    hidden = {
-        split: sum(len(file.labels) for file in files)
-        for split, files in by_split.items()
-        if not any(file.known.any() for file in files)
-    }
-    if "train" in hidden:
-        raise DataError(f"{root}: no row of train has a label in {by_split['train'][0].label!r}")
-    shown = {split: files for split, files in by_split.items() if split not in hidden}
+    shown, missing, lines = by_labels(root, by_split, "a label (null or -1)")
     classes, position = _classes(shown)
-    missing = [
-        f"{file.name}:{row}"
-        for files in shown.values()
-        for file in files
-        for row in (~file.known).nonzero()[0].tolist()
-    ]
     left_out["rows without a label (null or -1)"] = missing
+
+    def labels(file: _File) -> Iterator[int | None]:
+        for value, is_known in zip(file.values.tolist(), file.known, strict=True):
+            yield position[value] if is_known else None
+
     chosen = [(flag, name) for flag, name in (("image", image), ("label", label)) if name]
     return Source(
         name=root.resolve().stem,
         classes=classes,
-        splits={split: _Rows(files, position) for split, files in shown.items()},
+        splits={split: Rows(files, labels) for split, files in shown.items()},
         content=[
-            *sorted((file.name, file.path) for files in shown.values() for file in files),
+            *content_of(shown),
             *((f"{column} column", name.encode()) for column, name in chosen),
         ],
         left_out={reason: names for reason, names in left_out.items() if names},
-        notes=[*_hidden(hidden), *notes],
+        notes=[*lines, *notes],
     )
 
 
@@ -140,11 +119,6 @@ def _boxes_column(path: Path, label: str | None) -> str | None:
             f"--label-column {found} or --label-column {others[0]}"
         )
     return found
-
-
-def _hidden(splits: Mapping[str, int]) -> Iterator[str]:
-    for split, count in splits.items():
-        yield f"Left out: {split}, since none of its {count:,} rows has a label (null or -1)"
 
 
 def _choices(table: Columns) -> Iterator[str]:
@@ -168,30 +142,10 @@ def _columns(path: Path, image: str | None, label: str | None) -> tuple[str, str
 
 def _inspect(table: Columns) -> _File:
     path, label = table.path, table.label
-    names = _class_names(path, schema_of(path), label)
-    labels, known = _labels(path, label, column_of(path, label), names)
-    return _File(
-        path=path,
-        name=table.name,
-        image=table.image,
-        label=label,
-        names=names,
-        labels=labels,
-        known=known,
-    )
-
-
-def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return None
-    try:
-        names = parse_json(text)["info"]["features"][label].get("names")
-        return None if names is None else tuple(_distinct([str(name) for name in names]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: the schema's 'huggingface' metadata has no info.features.{label}: {error!r}"
-        ) from error
+    stated = class_names(path, label)
+    names = None if stated is None else tuple(_distinct(stated))
+    values, known = _labels(path, label, column_of(path, label), names)
+    return _File(path, table.name, table.image, label, known.tolist(), names, values)
 
 
 def _distinct(names: Sequence[str]) -> Iterator[str]:
@@ -232,26 +186,25 @@ def _labels(
     return labels, known
 
 
-def _classes(by_split: dict[str, list[_File]]) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _classes(by_split: Mapping[str, Sequence[_File]]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Return the class names, and the position among them of each label that may occur."""
     first = by_split["train"][0]
     files = [file for split in by_split.values() for file in split]
     for file in files:
         if file.names != first.names:
             raise DataError(f"{file.path}: its class names differ from those in {first.path}")
-        if file.labels.dtype.kind != first.labels.dtype.kind:
+        if file.values.dtype.kind != first.values.dtype.kind:
             raise DataError(f"{file.path}: its labels are of another type than in {first.path}")
     if first.names is not None:
         return first.names, {value: value for value in range(len(first.names))}
-    seen = [np.unique(file.labels[file.known]) for file in by_split["train"]]
-    values = np.unique(np.concatenate(seen)).tolist()
-    if values == [1] and not all(file.known.all() for file in by_split["train"]):
+    values = np.unique(np.concatenate([file.found for file in by_split["train"]])).tolist()
+    if values == [1] and not all(all(file.known) for file in by_split["train"]):
         raise DataError(
             f"{first.path}: column {first.label!r} holds -1, which means no label, and 1; write 0 "
             "and 1 for two classes"
         )
     for file in files:
-        foreign = np.setdiff1d(file.labels[file.known], values)
+        foreign = np.setdiff1d(file.found, values)
         if foreign.size:
             raise DataError(
                 f"{file.path}: column {file.label!r} holds {foreign[0]}, which train never does"

@@ -7,17 +7,20 @@ folder (`default/train/0000.parquet`, and what `datasets` saves to disk).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from kdsearch.data.base import Label, Sample
 from kdsearch.data.folder import SPLITS
+from kdsearch.documents import parse_json
 from kdsearch.errors import DataError, did_you_mean
 
 _SUFFIXES = (".parquet", ".arrow")
@@ -35,6 +38,60 @@ class Columns:
     name: str
     image: str
     label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labels(Columns):
+    """One file, and which of its rows have a label."""
+
+    known: Sequence[bool]
+
+
+File = TypeVar("File", bound=Columns)
+Checked = TypeVar("Checked", bound=Labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[File]):
+    """The labelled rows of a split's files, read in batches at every iteration.
+
+    labels: returns the label of each row of a file, None for a row without.
+    """
+
+    files: Sequence[File]
+    labels: Callable[[File], Iterable[Label | None]]
+
+    def __iter__(self) -> Iterator[Sample]:
+        for file in self.files:
+            rows = zip(self.labels(file), images_of(file.path, file.image), strict=True)
+            for row, (label, content) in enumerate(rows):
+                if label is not None:
+                    yield Sample(name=f"{file.name}:{row}", label=label, content=content)
+
+
+def by_labels(
+    root: Path, files: Mapping[str, Sequence[Checked]], what: str
+) -> tuple[dict[str, Sequence[Checked]], list[str], list[str]]:
+    """Return the splits with labels, the rows of these without one, and a note on each other split.
+
+    files: of each split. what: their labels, in messages. Raises DataError where train has none.
+    """
+    shown = {split: own for split, own in files.items() if any(any(file.known) for file in own)}
+    if "train" not in shown:
+        raise DataError(f"{root}: no row of train has {what} in {files['train'][0].label!r}")
+    missing, notes = [], []
+    for split, own in files.items():
+        rows = [(file.name, row, known) for file in own for row, known in enumerate(file.known)]
+        if split in shown:
+            missing += [f"{name}:{row}" for name, row, is_known in rows if not is_known]
+        else:
+            notes.append(f"Left out: {split}, since none of its {len(rows):,} rows has {what}")
+    return shown, missing, notes
+
+
+def content_of(files: Mapping[str, Sequence[Columns]]) -> list[tuple[str, Path]]:
+    """Return name and path of the files of all splits, by name."""
+    return sorted((file.name, file.path) for own in files.values() for file in own)
 
 
 def is_table(path: Path) -> bool:
@@ -115,6 +172,29 @@ def schema_of(path: Path) -> pa.Schema:
         if path.suffix == ".arrow":
             return _stream(path).schema
         return pq.ParquetFile(path).schema_arrow
+
+
+def class_names(path: Path, *keys: str) -> list[str] | None:
+    """Return the class names in the schema's `huggingface` metadata, None where there are none.
+
+    keys: the column, then the key of the classes in a column of objects. Raises DataError.
+    """
+    text = (schema_of(path).metadata or {}).get(b"huggingface")
+    if text is None:
+        return None
+    try:
+        feature = parse_json(text)["info"]["features"]
+        for key in keys:
+            feature = feature[key]
+            while isinstance(feature, list) or "feature" in feature:  # what it is a list of
+                feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = feature.get("names")
+        return None if names is None else [str(name) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: the schema's 'huggingface' metadata has no info.features."
+            f"{' with '.join(keys)}: {error!r}"
+        ) from error
 
 
 def column_of(path: Path, name: str) -> pa.ChunkedArray:

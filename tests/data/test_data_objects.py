@@ -90,7 +90,7 @@ def test_a_row_without_objects_shows_none_and_a_null_has_no_label(root: Path) ->
     assert "Left out: 1 rows without a label (null) (train-00000-of-00001.parquet:2)" in (
         data.inventory
     )
-    assert "Left out: test, since none of its rows has boxes" in data.inventory
+    assert "Left out: test, since none of its 2 rows has boxes" in data.inventory
 
 
 def test_crowds_are_ignored_and_stated_sizes_clip(root: Path) -> None:
