@@ -83,22 +83,16 @@ def read(path: Path) -> Source:
         split: list(_annotated(config, images, checks, found))
         for split, images in config.images.items()
     }
-    unknown = {
-        split: images
-        for split, images in splits.items()
-        if split != "train"
-        and not any(_label_file(image.content) in found.used for image in images)
-    }
-    for split, images in unknown.items():
-        del splits[split]
-        reason = f"images of {split}, since none of them has a label file"
-        checks.left_out[reason] += [image.name for image in images]
-    hidden = {image.name for images in unknown.values() for image in images}
+    hidden: set[str] = set()
+    for split in [split for split in splits if split != "train"]:
+        if not any(_label_file(image.content) in found.used for image in splits[split]):
+            own = [image.name for image in splits.pop(split)]
+            checks.left_out[f"images of {split}, since none of them has a label file"] += own
+            hidden.update(own)
     folders = {file.parent for file in found.used}
     unused = sorted({file for folder in folders for file in folder.glob("*.txt")} - found.used)
     spare = [below(file, config.root) for file in unused if file.name != "classes.txt"]
-    if spare:
-        checks.left_out["label files without an image"] += spare
+    checks.left_out["label files without an image"] += spare
     return source_of(
         config.root,
         splits | unlabelled_images(config.root),
