@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -36,17 +36,10 @@ def validation_files(data: ImageData, folder: Path, *, limit: int) -> Iterator[t
             chosen = _of_each_kind([(row, listed[row - span.start]) for row in rows], limit)
         else:  # each is read, so the search ends early
             first = set(rows[:limit])
-            numbered = enumerate(kept, span.start)
-            chosen = [pair for pair in _until(numbered, max(first)) if pair[0] in first]
+            numbered = islice(enumerate(kept, span.start), max(first) + 1 - span.start)
+            chosen = [pair for pair in numbered if pair[0] in first]
         for row, sample in chosen:
             yield places[row], _as_file(sample, folder / f"{row}")
-
-
-def _until(pairs: Iterator[tuple[int, Sample]], last: int) -> Iterator[tuple[int, Sample]]:
-    for pair in pairs:
-        yield pair
-        if pair[0] == last:
-            return
 
 
 def _of_each_kind(pairs: list[tuple[int, Sample]], limit: int) -> list[tuple[int, Sample]]:
