@@ -203,13 +203,8 @@ def moved(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> T
 def _unmixed_masks(masks: Tensor, index: Tensor, seeds: ViewSeeds, augment: Augment) -> Tensor:
     """Return the masks of unmixed views; within, 0 is void, as black is outside of an image."""
     shifted = masks.index_select(0, index)[:, None] - VOID
-    down, right, mirrored = placed(index, seeds, augment)
-    if augment.scale:
-        size = shifted.shape[2:]
-        out = zoom.shown_nearest(shifted, zoomed(index, seeds, augment, size), mirrored)
-    else:
-        rows = torch.arange(len(index), device=index.device)
-        out = _crop(shifted, rows, down, right, mirrored, augment.pad)
+    rows = torch.arange(len(index), device=index.device)
+    out = _of_one(shifted, rows, index, seeds, augment, is_smooth=False)
     return policies.move(out, seeds.policy(index), policy=augment.policy)[:, 0] + VOID
 
 
@@ -228,11 +223,25 @@ def _cropped(images: ImageSet, index: Tensor, seeds: ViewSeeds, augment: Augment
         samples, moves, mirrored = tiles(index, seeds, augment, images.shape[2:])
         places = samples if images.rows is None else images.rows[samples]
         return mosaic.shown(images.images, places, moves, mirrored)
+    return _of_one(images.images, rows, index, seeds, augment)
+
+
+def _of_one(
+    images: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    seeds: ViewSeeds,
+    augment: Augment,
+    *,
+    is_smooth: bool = True,
+) -> Tensor:
+    """Return the images at `rows`, each scaled or cropped, and mirrored."""
     down, right, mirrored = placed(index, seeds, augment)
     if augment.scale:
         moves = zoomed(index, seeds, augment, images.shape[2:])
-        return zoom.shown(images.images, rows, moves, mirrored)
-    return _crop(images.images, rows, down, right, mirrored, augment.pad)
+        return zoom.shown(images, rows, moves, mirrored, is_smooth=is_smooth)
+    crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
+    return crop(images, rows, down, right, mirrored, augment.pad)
 
 
 def placed(index: Tensor, seeds: ViewSeeds, augment: Augment) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,13 +280,6 @@ def tiles(
         own, bits, more, size=(height, width), scale=augment.scale, share=augment.mosaic
     )
     return torch.cat([index[None], seeds.partners[:, index]]), moves, mirrored
-
-
-def _crop(
-    images: Tensor, rows: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, pad: int
-) -> Tensor:
-    crop = _crop_windows if max(images.shape[2:]) <= _SMALL else _crop_pixels
-    return crop(images, rows, down, right, mirrored, pad)
 
 
 def _crop_windows(

@@ -45,21 +45,13 @@ def _steps(scale: float, device: torch.device) -> Tensor:
     return torch.tensor([round(ONE / zoom) for zoom in zooms], device=device)
 
 
-def shown(images: Tensor, rows: Tensor, moves: Tensor, mirrored: Tensor) -> Tensor:
-    """Return images uint8 [M, C, H, W] at `rows` [B], moved, bilinear, black outside."""
-    return _shown(images, rows, moves, mirrored, is_smooth=True)
-
-
-def shown_nearest(masks: Tensor, moves: Tensor, mirrored: Tensor) -> Tensor:
-    """Return masks uint8 [B, 1, H, W] moved as `shown` moves images, 0 outside."""
-    rows = torch.arange(len(masks), device=masks.device)
-    return _shown(masks, rows, moves, mirrored, is_smooth=False)
-
-
-def _shown(
-    images: Tensor, rows: Tensor, moves: Tensor, mirrored: Tensor, *, is_smooth: bool
+def shown(
+    images: Tensor, rows: Tensor, moves: Tensor, mirrored: Tensor, *, is_smooth: bool = True
 ) -> Tensor:
-    """Take rows, then columns of these: there is no rotation."""
+    """Return images uint8 [M, C, H, W] at `rows` [B], moved: bilinear, else nearest; 0 outside.
+
+    It takes rows, then columns of these: there is no rotation.
+    """
     channels, height, width = images.shape[1:]
     step, down, right = moves.unbind()
     y = _positions(height, step, down)

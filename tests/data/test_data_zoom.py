@@ -86,8 +86,9 @@ def test_zooms_are_even_and_stay_in_their_range() -> None:
 def test_enlarging_twice_shows_each_pixel_four_times() -> None:
     masks = torch.randint(0, 4, (1, 1, 6, 8), dtype=torch.uint8)
     moves = torch.tensor([[zoom.ONE // 2], [0], [0]])
+    rows = torch.zeros(1, dtype=torch.int64)
     for mirrored in (0, 1):
-        found = zoom.shown_nearest(masks, moves, torch.tensor([mirrored]))
+        found = zoom.shown(masks, rows, moves, torch.tensor([mirrored]), is_smooth=False)
         doubled = masks[:, :, :3, :4].repeat_interleave(2, 2).repeat_interleave(2, 3)
         assert torch.equal(found, doubled.flip(3) if mirrored else doubled)
 
