@@ -313,15 +313,12 @@ def _mattered(summary: Summary, records: Sequence[TrialRecord], rankings: Sequen
     importances = shares(rankings)
     parts = [importance.section(summary, rankings)]
     if (drawn := search.parallel(summary, records, importances)) is not None:
-        label = f"choices, cost and {summary.metric.label} of each completed trial"
+        what = f"choices, cost and {summary.metric.label} of each completed trial"
         parts += [
-            markup.figure(
-                "parallel", {**drawn.to_plotly_json(), "narrow": search.in_rows(drawn)}, label
-            ),
+            markup.figure("parallel", search.for_both(drawn), what),
             paragraph(
-                "One line per completed trial. Each axis has its lowest value at the bottom, or "
-                "on a phone at the left. "
-                "Parameters of one family or method share an axis with those of the others."
+                "One line per completed trial. Low values are at the bottom, on a phone at the "
+                "left. Families and methods share the axes of their parameters."
             ),
         ]
     slice_figures = "".join(

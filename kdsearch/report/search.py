@@ -157,6 +157,11 @@ def parallel(
     return figure
 
 
+def for_both(figure: go.Figure) -> dict[str, object]:
+    """Return `parallel` for the page: also with its layout for a phone."""
+    return {**figure.to_plotly_json(), "narrow": in_rows(figure)}
+
+
 def in_rows(figure: go.Figure) -> dict[str, object]:
     """Return the layout of `parallel` for a phone: each axis is a row, with its texts above it.
 

@@ -52,7 +52,9 @@ def _ranking(place: int, of: str, option: str, trials: Sequence[FrozenTrial]) ->
     shared = sorted(n for n in names if all(n in trial.params for trial in trials))
     if option:
         shared = [name for name in shared if f".{option}." in name]
-    if len(shared) < 2 - (not option):
+    if of == COST:  # of the student alone
+        shared = [name for name in shared if name.startswith("student.")]
+    if len(shared) < 2:
         return None
     whole = _evaluated(place, of, trials, shared)
     rng = random.Random(0)

@@ -34,7 +34,7 @@ from kdsearch.study.facts import StudyFacts
 from kdsearch.study.importances import rankings
 from kdsearch.study.open import load_study, open_study
 from kdsearch.study.options import RunOptions
-from kdsearch.study.ranking import shares
+from kdsearch.study.ranking import COST, shares
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import searched
 from kdsearch.study.trial_notes import Proposal, TrialOutcome
@@ -485,9 +485,12 @@ def test_importances_are_shares_and_empty_when_too_few(
     assert rankings(load_study(copy_at(3))) == ()
     study = load_study(copy_at(N))
     assert len([r for r in study.records() if r.state == "complete"]) >= 8
-    found = shares(rankings(study))
+    ranked = rankings(study)
+    found = shares(ranked)
     assert found.keys() <= {"student.family", "train.lr"}
     assert sum(found.values()) == pytest.approx(1)
+    of_cost = {item.name for each in ranked if each.of == COST for item in each.values}
+    assert all(name.startswith("student.") for name in of_cost)  # a rate has no cost
 
 
 def test_facts_stay_and_add_up(copy_at: CopyAt) -> None:
