@@ -187,6 +187,13 @@ class ImageSet:
         """Return the samples at `index` [B]: uint8 `[B, C, H, W]`, for a slice perhaps a view."""
         return _pick(self.images, index if self.rows is None else _pick(self.rows, index))
 
+    def some(self, most: int) -> Tensor:
+        """Return at most so many samples, evenly spaced: uint8 `[B, C, H, W]`."""
+        import torch
+
+        count = min(most, len(self))
+        return self.at(torch.arange(count) * len(self) // count)
+
     def take(self, index: Tensor | slice) -> ImageSet:
         """Return the samples at `index`, in its order, without copying their images."""
         labels = _pick(self.labels, index)

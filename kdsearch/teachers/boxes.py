@@ -17,7 +17,6 @@ from kdsearch.models.checkpoints import Note
 from kdsearch.models.features import Outputs
 from kdsearch.models.model import Model, Preprocess
 from kdsearch.teachers.classes import Names, columns_of, folded, listed
-from kdsearch.teachers.heads import some_of
 from kdsearch.teachers.spec import TeacherSpec
 from kdsearch.training.teacher_cache.parts import BOXES
 
@@ -131,7 +130,7 @@ def refuse_training(spec: TeacherSpec) -> None:
 def checked(teacher: BoxTeacher, data: ImageData) -> BoxTeacher:
     """Return the teacher after a few images. Raises SpecError with the reason where it fails."""
     try:
-        teacher.eval()(some_of(data.train, _CHECKED))
+        teacher.eval()(data.train.some(_CHECKED))
     except SpecError as error:
         raise SpecError(f"--teacher {teacher.name}: {error}") from error
     except Exception as error:  # a user's network may raise anything

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.base import ImageData
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Tapped
 from kdsearch.models.model import Model
@@ -45,19 +45,13 @@ def with_new_head(tapped: Tapped, width: int, num_classes: int) -> nn.Module:
     return network
 
 
-def some_of(images: ImageSet, most: int) -> Tensor:
-    """Return at most so many images, uint8 [B, C, H, W], evenly spaced."""
-    count = min(most, len(images))
-    return images.take(torch.arange(count) * len(images) // count).at(slice(None))
-
-
 @torch.no_grad()
 def answers_on(model: Model, data: ImageData) -> Tensor:
     """Return the answers [B, K, ...] of a network on a few training images.
 
     Raises SpecError for NaN.
     """
-    answers: Tensor = model.eval()(some_of(data.train, _IMAGES))
+    answers: Tensor = model.eval()(data.train.some(_IMAGES))
     if not answers.isfinite().all():
         broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
         where = f"its weights hold NaN or infinity, in {', '.join(broken[:3])}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kdsearch import atomic, tasks
-from kdsearch.data.base import ImageData, ImageSet
+from kdsearch.data.base import ImageData
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
@@ -54,6 +54,7 @@ from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, curve_of, trai
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
+_LOOKED_AT = 64  # images, by the rule that leaves out blocks
 UNFINISHED = "unfinished"  # the folder of interrupted and paused trainings
 
 
@@ -164,7 +165,7 @@ def _run(
             candidate.student,
             files=context.weights,
             teachers=context.teachers,
-            images=_spread(context.data.train),
+            images=context.data.train.some(_LOOKED_AT),
         )
     if inherited is not None:
         logger.info(
@@ -198,11 +199,6 @@ def _run(
         reason=last.stopped,
         inherited=0.0 if inherited is None else inherited.share,
     )
-
-
-def _spread(images: ImageSet) -> Tensor:
-    """Return 64 to 127 images from all of a set, or the few that it has."""
-    return images.at(slice(None, None, max(1, len(images) // 64)))
 
 
 def _seed_of(candidate: Candidate, seed: int) -> int:
