@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LAST = 6  # ended trials that stay in sight
 _STYLES = {"complete": "green", "pruned": "yellow", "rejected": "dim", "failed": "red"}
 _SLOW_SECONDS = 5.0
-_OTHER_COLUMNS = 48  # characters of the live table beside student and method
+_OTHER_COLUMNS = 48  # characters of the live table without student and method
 _COUNTED = ("complete", "pruned", "rejected", "failed")
 
 

@@ -148,7 +148,7 @@ def _combine(values: dict[str, Any], context: typer.Context) -> None:
         values |= dict.fromkeys(own)
         knobs = [knob for knob in knobs if knob not in gone]
         if names := [*own, *(knob.partition("=")[0] for knob in gone)]:
-            left_out = f"--config without {', '.join(names)}: of {owner} {file[owner]}"
+            left_out = f"--config: {', '.join(names)} left out, only for {owner} {file[owner]}"
             typer.echo(printable(left_out), err=True)
     if knobs or "set" in file:
         values["set"] = [*knobs, *(values["set"] if "set" in typed else ())]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.models.probe import evaluating
+from kdsearch.models.probe import evaluating, hooked
 
 
 def dilate(body: nn.Module, image: Tensor, output_stride: int) -> None:
@@ -43,12 +43,8 @@ def _strides_before(body: nn.Module, image: Tensor) -> dict[str, int]:
 
     convs = [(n, part) for n, part in body.named_modules() if isinstance(part, nn.Conv2d)]
     handles = [part.register_forward_pre_hook(recorder(name)) for name, part in convs]
-    try:
-        with evaluating(body), torch.no_grad():
-            body(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(body), torch.no_grad():
+        body(image)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -12,6 +12,7 @@ from threading import get_ident
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kdsearch.data.sizes import Size
 from kdsearch.errors import SpecError, place_in_user_file
@@ -108,8 +109,16 @@ def recording(
         target.register_forward_pre_hook(hook) if before else target.register_forward_hook(hook)
         for target, hook in targets
     ]
-    try:
+    with hooked(handles):
         yield recorded
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the with-block."""
+    handles = list(handles)
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

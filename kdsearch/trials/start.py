@@ -10,6 +10,7 @@ from kdsearch.errors import SpecError, did_you_mean
 from kdsearch.models.inherit.source import joined, key_of, read_files
 from kdsearch.models.inherit.start import weights_file
 from kdsearch.models.model import Model
+from kdsearch.report import words
 from kdsearch.space import Choice, Constant, Dim, SearchSpace
 from kdsearch.study.config import StudyConfig
 
@@ -72,8 +73,8 @@ def without_missing(config: StudyConfig) -> tuple[StudyConfig, list[str]]:
     ]
     unused = [(name, did_you_mean(name, missing)) for name in files]
     lines += [f"{name} is no family of this space{hint}" for name, hint in unused if hint]
-    why = str(joined(missing.values()))
-    return replace(config, without_weights=without), [*lines, why[:1].upper() + why[1:]]
+    lines.append(words.sentence(str(joined(missing.values()))))
+    return replace(config, without_weights=without), lines
 
 
 def with_weights(config: StudyConfig, families: Sequence[str], *, sole: str | None) -> StudyConfig:

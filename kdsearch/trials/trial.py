@@ -54,7 +54,6 @@ from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, curve_of, trai
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
-_LOOKED_AT = 64  # images, by the rule that leaves out blocks
 UNFINISHED = "unfinished"  # the folder of interrupted and paused trainings
 
 
@@ -165,7 +164,7 @@ def _run(
             candidate.student,
             files=context.weights,
             teachers=context.teachers,
-            images=context.data.train.some(_LOOKED_AT),
+            images=context.data.train,
         )
     if inherited is not None:
         logger.info(

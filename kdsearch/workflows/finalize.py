@@ -33,6 +33,7 @@ from kdsearch.study.callbacks import Callback
 from kdsearch.study.config import resume_command
 from kdsearch.study.facts import candidate_digest
 from kdsearch.study.first_trials import method_at_defaults
+from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.plan import about_epochs
 from kdsearch.study.refit import middle, missing, summarised, trained
 from kdsearch.study.run_log import ENDED, RunLog, spent
@@ -176,7 +177,7 @@ class _Steps:
         """Evaluate the teachers and the trials on the test split, each once in a study's life."""
         context, facts = self._context, self._study.facts
         images, task, device = context.data.test, context.task, context.device
-        students = f"{len(records)} student{'' if len(records) == 1 else 's'}"
+        students = counted(len(records), "student").replace(SPACE, " ")
         self._callback.on_message(f"Evaluating the teacher and {students} on the test split")
         teacher, test, details = facts.teacher_entry(), dict(facts.test), dict(facts.details)
         if teacher.test is None:

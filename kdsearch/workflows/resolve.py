@@ -16,6 +16,7 @@ from kdsearch.deploy.targets.base import Note
 from kdsearch.errors import SpecError
 from kdsearch.methods import METHODS
 from kdsearch.models.model import Model
+from kdsearch.report import words
 from kdsearch.report.findings import CONTROLS
 from kdsearch.space import Choice, Constant
 from kdsearch.study.budget_shares import LIMITS, Share
@@ -141,7 +142,7 @@ def with_default_space(config: StudyConfig, data: ImageData) -> tuple[str, Study
             if families_of(found.search_space(), "pretrained"):
                 return name, found, lines
         left_out = f"The space {name} is left out, as its pretrained weights are missing"
-        missing += [f"{left_out}; {last} takes its place", lines[-1]]
+        missing += [f"{left_out}; {last} takes its place", words.sentence(lines[-1])]
     return last, replace(config, space=find_space(last).text), missing
 
 

@@ -97,17 +97,17 @@ set: {student.width: 0.5, method.beta: 2, train.lr: 0.1}
         (
             ["--method", "none"],
             {"method": "none", "weight": None, "mapping": None, "without": "method."},
-            "--config without weight, mapping, method.beta: of method at",
+            "--config: weight, mapping, method.beta left out, only for method at",
         ),
         (
             ["--method", "pkd", "--weight", "7"],
             {"method": "pkd", "weight": 7.0, "mapping": None, "without": "method."},
-            "--config without mapping, method.beta: of method at",
+            "--config: mapping, method.beta left out, only for method at",
         ),
         (
             ["--set", "student.depth=3", "--student", "vit"],
             {"student": "vit", "set": ["student.depth=3"], "without": "student."},
-            "--config without student.width: of student mobilenet",
+            "--config: student.width left out, only for student mobilenet",
         ),
     ],
 )

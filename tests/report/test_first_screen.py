@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from kdsearch.report.markdown import markdown
 from kdsearch.report.page import render
 from kdsearch.report.tiles import tiles
 from kdsearch.report.verdict import verdict
+from kdsearch.spec import TrialRecord
+from kdsearch.study.study import OpenStudy
 from kdsearch.study.summary import Answer, Images, ShippedFile, Summary
 from kdsearch.tasks.base import Metric
 
@@ -151,12 +155,17 @@ def test_a_loss_is_a_no_and_a_student_without_controls_not_known() -> None:
     ] * 2
 
 
-def test_a_control_of_fewer_epochs_is_compared_after_as_many_on_validation() -> None:
-    summary, records = shipped(images=100_000)
-    short = [
+def with_short_controls(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the records with controls of four epochs."""
+    return [
         replace(record, curve=record.curve[:4], val=record.curve[3]) if record.kind else record
         for record in records
     ]
+
+
+def test_a_control_of_fewer_epochs_is_compared_after_as_many_on_validation() -> None:
+    summary, records = shipped(images=100_000)
+    short = with_short_controls(records)
     best = next(record for record in records if record.number == summary.best)
     none, _ = answers(summary, short)
     control = next(r for r in short if r.params["method.name"] == "none" and r.kind)
@@ -179,10 +188,7 @@ def test_an_early_gain_says_nothing_about_a_student_that_has_passed_its_teacher(
     """On CamVid the student stayed at its teacher's level, and the control passed both."""
     summary, records = shipped(images=10_000_000)
     best = next(record for record in records if record.number == summary.best)
-    early = [
-        replace(record, curve=record.curve[:4], val=record.curve[3]) if record.kind else record
-        for record in records
-    ]
+    early = with_short_controls(records)
     teacher = replace(summary.teacher, val=best.val + distance, knows_all=knows_all)
     summary = replace(summary, teacher=teacher)
     none, _ = answers(summary, early)
@@ -266,14 +272,21 @@ def test_each_step_has_a_command(tmp_path: Path) -> None:
     assert not others or f"ship renamed --trial {others[-1]}" in here
 
 
-@pytest.mark.parametrize("why", [NO_CONTROL, "a student is at chance"])
-def test_a_study_without_controls_says_how_to_train_them(tmp_path: Path, why: str) -> None:
+@contextmanager
+def shipping(path: Path) -> Iterator[OpenStudy]:
+    """Open a study of three trials that ships its best."""
     teacher = {"name": "auto", "val": 0.2, "test": None, "flops": 10**12, "params": 1}
-    with opened(tmp_path / "study", REQUEST) as study:
+    with opened(path, REQUEST) as study:
         study.update_facts(teacher={**teacher, "latency_ms": None})
         run_to(study, 3)
         best = study.front()[-1].number
         study.update_facts(best=best, shipped=best)
+        yield study
+
+
+@pytest.mark.parametrize("why", [NO_CONTROL, "a student is at chance"])
+def test_a_study_without_controls_says_how_to_train_them(tmp_path: Path, why: str) -> None:
+    with shipping(tmp_path / "study") as study:
         unknown = Answer(over="none", answer=NOT_KNOWN, why=why)
         summary = replace(summarise(study), answers=(unknown,))
         text = " ".join(advice(study, summary, "kdsearch run"))
@@ -281,12 +294,7 @@ def test_a_study_without_controls_says_how_to_train_them(tmp_path: Path, why: st
 
 
 def test_a_parameter_that_its_family_ends_is_no_edge(tmp_path: Path) -> None:
-    teacher = {"name": "auto", "val": 0.2, "test": None, "flops": 10**12, "params": 1}
-    with opened(tmp_path / "study", REQUEST) as study:
-        study.update_facts(teacher={**teacher, "latency_ms": None})
-        run_to(study, 3)
-        best = study.front()[-1].number
-        study.update_facts(best=best, shipped=best)
+    with shipping(tmp_path / "study") as study:
         summary = summarise(study)
         entry = summary.shipped
         assert entry is not None

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kdsearch.errors import SpecError
 from kdsearch.models.maps import evenly_spaced
-from kdsearch.models.probe import evaluating, run_blank
+from kdsearch.models.probe import evaluating, hooked, run_blank
 
 LEAST_CHANGE = "least_change"
 Unit: TypeAlias = tuple[int, ...]
@@ -140,12 +140,8 @@ def _changes(module: nn.Module, rows: Sequence[Row], inputs: Tensor) -> dict[_Pl
         yield module.get_submodule(f"{container}.{unit[-1]}").register_forward_hook(after)
 
     handles = [h for row in rows for unit in row.units for h in watch((row.container, unit))]
-    try:
-        with evaluating(module), torch.no_grad():
-            module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(module), torch.no_grad():
+        module(inputs)
     return changes
 
 
@@ -168,11 +164,8 @@ def _same_shaped(module: nn.Module, shape: tuple[int, ...]) -> dict[str, bool]:
         if isinstance(part, nn.Sequential | nn.ModuleList):
             for i, member in enumerate(part):
                 watch(f"{name}.{i}", member)
-    try:
+    with hooked(handles):
         run_blank(module, (1, *shape))
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

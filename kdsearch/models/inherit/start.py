@@ -14,11 +14,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from kdsearch.data.base import ImageSet
 from kdsearch.errors import SpecError
 from kdsearch.models import heads, students
 from kdsearch.models.dense import OverTimm
 from kdsearch.models.features import Tapped, bare
 from kdsearch.models.inherit.cut import Cut
+from kdsearch.models.inherit.drop import LEAST_CHANGE
 from kdsearch.models.inherit.library import (
     Statistics,
     pretrained_network,
@@ -32,6 +34,8 @@ from kdsearch.models.students._library import Shape
 from kdsearch.models.weights import read_weights
 from kdsearch.space import Params
 from kdsearch.spec import StudentSpec
+
+_LOOKED_AT = 64  # images, by the rule `least_change`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +69,13 @@ def inherit(
     *,
     files: Mapping[str, Path],
     teachers: Sequence[Model],
-    images: Tensor | None = None,
+    images: ImageSet | None = None,
 ) -> Inherited | None:
     """Load the first weights of a student in place, None from scratch; set `inherited`.
 
     The mean and standard deviation of its preprocessing become those of the weights. files: of
-    pretrained weights, by name. images: uint8 [N, C, H, W] for training, on which the rule
-    `least_change` looks at the blocks; without, it is `even`. Raises SpecError where nothing can be
-    inherited.
+    pretrained weights, by name. images: for training; on some of these the rule `least_change`
+    looks at the blocks, and without it is `even`. Raises SpecError where nothing can be inherited.
     """
     if spec.init == "scratch":
         return None
@@ -138,7 +141,7 @@ def _family(teacher: Model) -> str:
 
 
 def _cut_down(
-    spec: StudentSpec, start: _Start, student: Model, images: Tensor | None
+    spec: StudentSpec, start: _Start, student: Model, images: ImageSet | None
 ) -> Mapping[str, Tensor]:
     """Return the tensors of a library's network without the blocks that the student lacks.
 
@@ -163,8 +166,10 @@ def _cut_down(
         in_channels=shown.channels,
         resolution=shown.resolution,
     )
-    inputs = None if images is None else shown(images)
-    state = Shape.of(spec.family, own).dropped(whole, shown.input_shape, inputs).state_dict()
+    form, inputs = Shape.of(spec.family, own), None
+    if images is not None and form.drop == LEAST_CHANGE:
+        inputs = shown(images.some(_LOOKED_AT))
+    state = form.dropped(whole, shown.input_shape, inputs).state_dict()
     prefix = "body." if isinstance(network, Cut) or _is_dense(network) else ""
     return {f"{prefix}{name}": value for name, value in state.items()}
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdsearch.data.base import ImageSet
 from kdsearch.errors import SpecError
 from kdsearch.models import students
 from kdsearch.models.features import bare
@@ -51,6 +52,10 @@ def file_of(network: nn.Module, folder: Path) -> Path:
     path = folder / "weights.safetensors"
     save_file({n: v.contiguous() for n, v in network.state_dict().items()}, path)
     return path
+
+
+def some_images() -> ImageSet:
+    return ImageSet(torch.randint(256, (4, 3, SIDE, SIDE), dtype=torch.uint8), torch.arange(4))
 
 
 def embedded(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +122,7 @@ def test_what_stays_has_the_weights_of_its_own_place(
         spec,
         files={"mobilenetv3_small_050": file_of(source, tmp_path)},
         teachers=[],
-        images=torch.randint(256, (3, 3, SIDE, SIDE), dtype=torch.uint8),
+        images=some_images(),
     )
     assert found is not None
     state = [value for value in source.state_dict().values() if value.ndim == 4]
@@ -175,8 +180,7 @@ def test_a_block_of_a_teacher_that_does_nothing_is_left_out_first() -> None:
     for name in ("layer1", "layer2", "layer3"):
         nn.init.zeros_(teacher.network.get_submodule(f"module.{name}.1.bn2").weight)
     spec, own = student("cifar_resnet20", "teacher", depth=0.5, drop="least_change")
-    images = torch.randint(256, (4, 3, SIDE, SIDE), dtype=torch.uint8)
-    inherit(own, spec, files={}, teachers=[teacher], images=images)
+    inherit(own, spec, files={}, teachers=[teacher], images=some_images())
     for name in ("layer1", "layer2", "layer3"):
         kept, full = (bare(m.network).get_submodule(name) for m in (own, teacher))
         assert torch.equal(kept[1].conv1.weight, full[2].conv1.weight)
