@@ -25,7 +25,7 @@ from kdsearch.deploy.pricing import load_student
 from kdsearch.hpo.statistics import Gain, gains
 from kdsearch.methods import METHODS
 from kdsearch.space import Params
-from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
+from kdsearch.spec import UNTIL, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.tasks import Metric
 from kdsearch.training.validation import evaluate_in_detail
@@ -70,14 +70,18 @@ class Result:
 Train: TypeAlias = Callable[[str, int], Result]
 
 
-def candidate_of(method: str, seed: int, epochs: int, task: str) -> Candidate:
+def candidate_of(method: str, seed: int, epochs: int, task: str, until: str = "end") -> Candidate:
     """Return the student taught by a method at its defaults; methods on maps take all levels."""
     student = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4, **_HEADS[task]})
     parts = [METHODS.get(part) for part in method.split("+")]
     on_maps = all(part.need == "stages" and part.is_pairwise for part in parts)
     return Candidate(
         student=student,
-        distill=DistillSpec(method=method, mapping="even" if on_maps else None),
+        distill=DistillSpec(
+            method=method,
+            mapping="even" if on_maps else None,
+            until="end" if method == CONTROL else until,
+        ),
         train=TrainSpec(
             epochs=epochs,
             batch_size=8,
@@ -97,7 +101,8 @@ def train(
 ) -> Result:
     """Train one student and return what it scores. Raises RuntimeError where it cannot be."""
     began = time.process_time()
-    candidate = candidate_of(method, seed, int(str(settings["epochs"])), context.data.task)
+    until = str(settings.get("until", "end"))
+    candidate = candidate_of(method, seed, int(str(settings["epochs"])), context.data.task, until)
     with TemporaryDirectory() as folder:
         outcome = run_trial(candidate, context, Path(folder))
         if outcome.val is None:
@@ -179,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--subset", type=int)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, help="without: of auto by its size")
+    parser.add_argument("--until", choices=UNTIL, default="end", help="when distillation ends")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", help="separated by commas; all of the task")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -187,6 +193,8 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     settings = {name: getattr(given, name) for name in SETTINGS}
     config = StudyConfig(**{name: value for name, value in settings.items() if name != "epochs"})
+    if given.until != "end":  # results of before have no such setting
+        settings["until"] = given.until
     data, config = load_data(config, given.out, print)
     context = lay_out(config, data, out=given.out, device=CPU, note=print)
     teacher = evaluate_in_detail(context.teachers[0], data.test, context.task, CPU)

@@ -149,7 +149,7 @@ class Step:
         if "boxes" in distiller.needed_features:
             with self.step_lock:
                 self._boxes = [teacher.boxes() for teacher in self._teachers]
-        self._stored: list[Outputs | None] = []
+        self._stored: list[Outputs | None] = [None] * len(self._teachers)
         self._images: ImageSet | None = None
         self._generator = torch.Generator().manual_seed(session.seed)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
@@ -179,9 +179,12 @@ class Step:
         layout = " channels_last" * self._session.execution.is_channels_last
         return f"{self._session.precision}{layout} {self._repeated.mode}"
 
-    def epoch(self, number: int) -> None:
-        """Train for epoch `number`, from 1; on a GPU the work is then queued, not done."""
-        self._begin(number)
+    def epoch(self, number: int, *, is_taught: bool = True) -> None:
+        """Train for epoch `number`, from 1; on a GPU the work is then queued, not done.
+
+        is_taught: False where the labels alone teach.
+        """
+        self._begin(number, is_taught)
         self._take()
 
     def _take(self) -> None:
@@ -262,7 +265,7 @@ class Step:
             return None
         return partial(partners, view=self._view, seed=seed, count=self._count, each=each)
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int, is_taught: bool = True) -> None:
         """Write what the steps of an epoch read."""
         spec = self._session.spec
         views = spec.views or spec.epochs
@@ -280,7 +283,9 @@ class Step:
         first = (number - 1) * self._steps
         steps = range(first, first + self._steps)
         length = self._steps * self._session.spec.epochs
-        self._schedule = [self._distiller.weights_at(step / length) for step in steps]
+        self._schedule = [
+            self._distiller.weights_at(step / length, is_taught=is_taught) for step in steps
+        ]
         self._table.copy_(
             torch.tensor(
                 [
@@ -294,17 +299,19 @@ class Step:
             total.zero_()
 
     def _bring(self, place: int, images: ImageSet) -> None:
-        """Load images and teachers' rows of a step; a graph reads them in place."""
+        """Load images and, for active terms, teachers' rows; a graph reads them in place."""
         need, augment = self._distiller.needed_features, self._augment
         index, host = self._order[place], self._samples[place]
-        stored = [
-            teacher.rows(index, host, self._view, need=need, augment=augment)
-            for teacher in self._teachers
-        ]
-        if self._session.device.type == "cuda" and self._images is not None:
-            stored = [_into(held, new) for held, new in zip(self._stored, stored, strict=True)]
-            images = _over(self._images, images)
-        self._stored, self._images = stored, images
+        before = self._images if self._session.device.type == "cuda" else None
+        if self._weights.are_terms_active:
+            stored = [
+                teacher.rows(index, host, self._view, need=need, augment=augment)
+                for teacher in self._teachers
+            ]
+            if before is not None:
+                stored = [_into(held, new) for held, new in zip(self._stored, stored, strict=True)]
+            self._stored = stored
+        self._images = images if before is None else _over(before, images)
 
     def _work(self) -> None:
         """Do the step that `place` points to, and point to the next one."""
@@ -342,13 +349,15 @@ class Step:
         images = shown(self._images, index, self._seeds, augment)
         labels, size = self._images.labels, session.data.size
         target = session.task.target(labels, index, self._seeds, augment, size)
-        teachers = [
-            replace(source.live(images, need=distiller.needed_features), index=index)
-            if rows is None
-            else rows
-            for source, rows in zip(self._teachers, stored, strict=True)
-        ]
-        if self._boxes:
+        teachers: list[Outputs] = []
+        if weights.are_terms_active:
+            teachers = [
+                replace(source.live(images, need=distiller.needed_features), index=index)
+                if rows is None
+                else rows
+                for source, rows in zip(self._teachers, stored, strict=True)
+            ]
+        if teachers and self._boxes:
             view = (index, self._seeds, augment, size)
             teachers = [
                 replace(teacher, boxes=boxes_moved(boxes, *view))

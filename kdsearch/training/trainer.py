@@ -38,7 +38,8 @@ class Epoch:
     training returns if it ends here; own: of this epoch's, None where these are they.
     mode: how its steps ran: `bf16 channels_last graph`, or `fp32 eager: REASON`.
     stopped: why the training ended with it, though more epochs were planned. scales: of the first
-    epoch alone, the task's loss and each term times its weight.
+    epoch alone, the task's loss and each term times its weight. is_taught: False where the labels
+    alone taught, as the student had reached its teacher.
     """
 
     number: int
@@ -50,6 +51,12 @@ class Epoch:
     stopped: str = ""
     own: float | None = None
     scales: dict[str, float] = field(default_factory=dict)
+    is_taught: bool = True
+
+    @property
+    def measured(self) -> float:
+        """Return the validation metric of this epoch's own weights."""
+        return self.val if self.own is None else self.own
 
 
 _log = logging.getLogger(__name__)
@@ -67,6 +74,7 @@ def train(
     should_stop: ShouldStop | None = None,
     checkpoint: Checkpoint | None = None,
     pause_at: int | None = None,
+    taught_to: float = math.inf,
 ) -> list[Epoch]:
     """Train `model` in place and return its epochs; it ends up with averaged weights.
 
@@ -76,7 +84,8 @@ def train(
     on_epoch: called with each epoch and the planned number of epochs. should_stop: called at each
     rung with the values so far and that number; returns why to stop, or None. checkpoint: saves
     the training after each epoch and resumes it; the rungs before that stay passed. pause_at: the
-    epoch after which to pause: the checkpoint is kept, and a later call resumes it.
+    epoch after which to pause: the checkpoint is kept, and a later call resumes it. taught_to: the
+    validation metric from which on the labels alone teach.
 
     Raises TrainingError when the loss is no longer finite.
     """
@@ -105,6 +114,7 @@ def train(
                 should_stop=should_stop,
                 checkpoint=checkpoint,
                 pause_at=pause_at,
+                taught_to=taught_to,
             )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -159,6 +169,7 @@ def _train_on(
     should_stop: ShouldStop | None,
     checkpoint: Checkpoint | None,
     pause_at: int | None,
+    taught_to: float,
 ) -> None:
     """Train until the last epoch, a pause or a stop, and append each epoch."""
     count = session.spec.epochs
@@ -166,7 +177,8 @@ def _train_on(
     done = epochs[-1].number if epochs else 0
     for number in range(done + 1, last + 1):
         started = time.perf_counter()
-        step.epoch(number)
+        is_taught = all(epoch.measured < taught_to for epoch in epochs)
+        step.epoch(number, is_taught=is_taught)
         means = step.means()
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss became {means['loss']} in epoch {number}")
@@ -181,7 +193,8 @@ def _train_on(
             seconds=time.perf_counter() - started,
             mode=step.mode,
             own=None if val == own else own,
-            scales=step.scales(means) if number == 1 else {},
+            scales=step.scales(means) if number == 1 and is_taught else {},
+            is_taught=is_taught,
         )
         if len(epoch.scales) > 1:
             listed = ", ".join(f"{name} {value:.3g}" for name, value in epoch.scales.items())

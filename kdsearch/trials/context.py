@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -129,7 +130,8 @@ def prepare(
     )
     teachers = context.teachers
     callback.on_message(f"Evaluating the teacher on {len(data.val):,} validation images")
-    found = evaluate_teachers(teachers, data.val, data, context.task, device)
+    assert context.teacher_evaluation is not None
+    found = context.teacher_evaluation()
     seconds = time.perf_counter() - started
     entry = TeacherEntry(
         name=" + ".join(teacher.name for teacher in teachers) + NEAREST * knows_none(teachers),
@@ -196,6 +198,9 @@ def lay_out(
         val=Feed(data.val, device),
         executions=Executions(out / CACHE),
         weights=files_of(config),
+        teacher_evaluation=cache(
+            partial(evaluate_teachers, teachers, data.val, data, tasks.of(data), device)
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import csv
 import gc
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,7 @@ from kdsearch.training.distiller import Distiller, Side, needed_features
 from kdsearch.training.step import Execution, Session
 from kdsearch.training.teacher_cache import TeacherOutputs
 from kdsearch.training.trainer import Epoch, OnEpoch, ShouldStop, curve_of, train
+from kdsearch.training.validation import Evaluation
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "student.safetensors"
@@ -63,7 +65,8 @@ class TrialContext:
 
     train, val: the images on the device; without, each training brings its own there. Without
     `executions` steps run in plain float32. unfinished: where trainings are kept until they end.
-    weights: files of pretrained weights, by network or family.
+    weights: files of pretrained weights, by network or family. teacher_evaluation: returns what the
+    teachers' common answer scores on validation; without, `DistillSpec.until` has no effect.
     """
 
     data: ImageData
@@ -79,6 +82,7 @@ class TrialContext:
     executions: Executions | None = None
     unfinished: Path | None = None
     weights: Mapping[str, Path] = field(default_factory=dict)
+    teacher_evaluation: Callable[[], Evaluation] | None = None
 
     @property
     def task(self) -> Task:
@@ -299,7 +303,20 @@ def _train(
             should_stop=should_stop,
             checkpoint=checkpoint,
             pause_at=pause_at,
+            taught_to=_taught_to(candidate, context),
         )
+
+
+def _taught_to(candidate: Candidate, context: TrialContext) -> float:
+    """Return the validation metric from which on the labels alone teach; infinite: none.
+
+    Images without a label, and a teacher that does not know all classes, keep the teacher needed.
+    """
+    is_whole = any(teacher.classes is None for teacher in context.teachers)
+    is_labelled = len(context.data.labelled) == len(context.data.train)
+    if candidate.distill.until == "end" or not (is_whole and is_labelled):
+        return math.inf
+    return math.inf if context.teacher_evaluation is None else context.teacher_evaluation().value
 
 
 def _peak(device: torch.device) -> str:
@@ -360,6 +377,5 @@ def _curve_csv(epochs: Sequence[Epoch], metric: Metric) -> str:
     for epoch in epochs:
         losses = [f"{epoch.losses[name]:.6g}" if name in epoch.losses else "" for name in names]
         row = [epoch.number, f"{epoch.val:.6f}", f"{epoch.lr:.6g}", f"{epoch.seconds:.3f}"]
-        own = epoch.val if epoch.own is None else epoch.own
-        writer.writerow([*row, *losses, f"{own:.6f}"])
+        writer.writerow([*row, *losses, f"{epoch.measured:.6f}"])
     return text.getvalue()

@@ -39,6 +39,11 @@ class LossWeights:
     temperature_scale: float | Tensor = 1.0
 
     @property
+    def are_terms_active(self) -> bool:
+        """Return whether any term has a weight, so that outputs of teachers are read."""
+        return any(self.active[1:])
+
+    @property
     def values(self) -> list[float | Tensor]:
         """Return all scheduled values in the order of `with_values`."""
         return [self.task, self.temperature_scale, *self.terms]
@@ -125,9 +130,12 @@ class Distiller(nn.Module):
         """True if `forward` needs the teachers' outputs."""
         return bool(self.needed_features)
 
-    def weights_at(self, progress: float) -> LossWeights:
-        """Return the scheduled weights at a progress of the training in [0, 1]."""
-        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress)
+    def weights_at(self, progress: float, *, is_taught: bool = True) -> LossWeights:
+        """Return the scheduled weights at a progress of the training in [0, 1].
+
+        is_taught: False after the end of distillation, where the task alone has a weight.
+        """
+        alpha = self.recipe.alpha * self.recipe.alpha_schedule(progress) * is_taught
         factors = [alpha * term.factor(progress) for term in self._terms]
         return LossWeights(
             active=tuple(factor != 0 for factor in (1 - alpha, *factors)),
@@ -161,25 +169,29 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `task`, each term by its method's name, unweighted, and the whole `loss`.
 
-        target: [B] class indices, -1 for an unlabelled image, or [B, K] probabilities of mixed
-        ones. weights: by default those at the start of the training.
+        teachers: not read where no term is active. target: [B] class indices, -1 for an unlabelled
+        image, or [B, K] probabilities of mixed ones. weights: by default those at the start of the
+        training.
         """
-        if self.needs_teacher and not teachers:
-            raise SpecError("the distiller was given no teacher's outputs")
         weights = weights or self.weights_at(0.0)
+        if not weights.are_terms_active:
+            teachers = ()
+        elif self.needs_teacher and not teachers:
+            raise SpecError("the distiller was given no teacher's outputs")
         by_class_head, student = self._heads(student, weights)
         weighed = {} if self.class_weights is None else {"class_weights": self.class_weights}
         task = self.task.loss(by_class_head, target, smoothing=self.label_smoothing, **weighed)
         losses = {"task": task}
         shares: Tensor | None = None
         common = tuple(teachers[:1])  # what terms on logits compare with; then each teacher
-        if self.ensemble is not None and not self.blends:
-            shares = self.ensemble.shares.expand(len(student.logits), -1)
+        ensemble = self.ensemble if teachers else None
+        if ensemble is not None and not self.blends:
+            shares = ensemble.shares.expand(len(student.logits), -1)
             common = (teachers[0], *teachers)
-        elif self.ensemble is not None:
+        elif ensemble is not None:
             logits = self.task.stacked([teacher.logits for teacher in teachers])
-            shares = self.ensemble(student.embedding, logits, target)
-            if self.ensemble.gate is not None:
+            shares = ensemble(student.embedding, logits, target)
+            if ensemble.gate is not None:
                 mixed = replace(student, logits=self.task.blend(shares, logits.detach()))
                 losses["gate"] = self.task.loss(mixed, target)
             shares = shares.detach()
