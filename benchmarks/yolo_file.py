@@ -5,7 +5,7 @@ its input are fractions of 255, and the class names stand in its metadata. As a 
 what a detector that exists only as a file gives:
 
     python -m benchmarks yolo_file --data ../shared/data/bccd --file yolo.onnx
-    python -m benchmarks dense_methods --data ../shared/data/bccd --teacher onnx:yolo.onnx \\
+    python -m benchmarks each_method --data ../shared/data/bccd --teacher onnx:yolo.onnx \\
         --methods none,pseudo_boxes,soft_boxes
 """
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks import (
     bars,
-    dense_methods,
+    each_method,
     input_pipeline,
     input_share,
     latency_holds,
@@ -245,11 +245,11 @@ def test_what_was_timed_again_counts_when_it_lies_in_the_stated_interval():
     assert latency_holds.share(rows, lambda row: row.plain) == 0.25
 
 
-def test_dense_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
+def test_each_method_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
     settings = {"data": "x", "epochs": 2}
 
     def made(method, seed, test):
-        return dense_methods.Result(
+        return each_method.Result(
             method=method, seed=seed, val=0.5, test=test, cpu_s=3.0, settings=settings
         )
 
@@ -257,7 +257,7 @@ def test_dense_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
     file = tmp_path / "kept.jsonl"
     rows = [*known, replace(known[0], settings={**settings, "epochs": 3})]
     file.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
-    read = dense_methods.read(file, settings)
+    read = each_method.read(file, settings)
     assert read == known
     trained = []
 
@@ -265,9 +265,9 @@ def test_dense_methods_trains_what_is_missing_and_pairs_gains_by_seed(tmp_path):
         trained.append((method, seed))
         return made(method, seed, 0.81 if method == "none" else 0.83)
 
-    found = list(dense_methods.results(["none", "pkd"], 2, read, run))
+    found = list(each_method.results(["none", "pkd"], 2, read, run))
     assert trained == [("none", 2), ("pkd", 2)]
-    lines = dense_methods.table(found, MAP50, 72)
+    lines = each_method.table(found, MAP50, 72)
     assert lines[2] == "| none | 50.00 % | 80.50 % |  | 3 |"
     assert lines[3].startswith("| pkd | 50.00 % | 82.00 % | +1.50 (")
 
@@ -294,10 +294,10 @@ def test_a_detector_in_yolos_layout_is_a_teacher_with_the_same_boxes(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [(task, method) for task, names in dense_methods.METHOD_NAMES.items() for method in names],
+    [(task, method) for task, names in each_method.METHOD_NAMES.items() for method in names],
 )
 def test_each_method_of_the_table_is_one_of_its_task(task, method):
-    candidate = dense_methods.candidate_of(method, 1, 12, task)
+    candidate = each_method.candidate_of(method, 1, 12, task)
     check(candidate.distill)
     for part in method.split("+"):
         assert not METHODS.get(part).unfit_for(task)

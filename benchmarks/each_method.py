@@ -1,10 +1,10 @@
-"""Each method on masks or boxes against none on one student, on validation and test over seeds.
+"""Each method against none on one student, on validation and test over seeds.
 
 All trainings have the same student, recipe, data and teacher. Seeds differ in weights, order and
 views, alike for every method, so that gains are paired. Results are kept line by line, and a second
 run with the same settings trains only what is missing.
 
-    python -m benchmarks dense_methods --data ../shared/data/bccd --json methods.jsonl
+    python -m benchmarks each_method --data ../shared/data/bccd --json methods.jsonl
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import torch
 
-from kdsearch.data.base import DETECTION, SEGMENTATION
+from kdsearch.data.base import CLASSIFICATION, DETECTION, SEGMENTATION
 from kdsearch.deploy.pricing import load_student
 from kdsearch.hpo.statistics import Gain, gains
 from kdsearch.methods import METHODS
@@ -34,6 +34,7 @@ from kdsearch.trials.trial import WEIGHTS, TrialContext, run_trial
 
 CONTROL = "none"
 METHOD_NAMES = {
+    CLASSIFICATION: (CONTROL, "kd", "dist", "fitnet", "at", "reviewkd", "vitkd"),
     SEGMENTATION: (
         *(CONTROL, "kd", "dist", "dkd", "nkd", "kd_standardized"),
         *("cwd", "pkd", "fitnet", "at", "mgd", "ifvd", "skd"),
@@ -44,6 +45,7 @@ METHOD_NAMES = {
     ),
 }
 _HEADS: Mapping[str, Params] = {
+    CLASSIFICATION: {},
     SEGMENTATION: {"head.kind": "fpn", "head.channels": 32},
     DETECTION: {"head.channels": 32, "head.depth": 1},
 }
@@ -177,7 +179,7 @@ def read(file: Path | None, settings: Mapping[str, object]) -> list[Result]:
 
 def main(argv: Sequence[str]) -> int:
     """Train what is missing, print the table, and return 0."""
-    parser = argparse.ArgumentParser(prog="benchmarks dense_methods")
+    parser = argparse.ArgumentParser(prog="benchmarks each_method")
     parser.add_argument("--data", required=True)
     parser.add_argument("--teacher", default="auto")
     parser.add_argument("--image-size", type=int, default=320)
