@@ -57,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.manual_seed = lambda value: seed(value + offset)  # type: ignore[assignment]
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Give a test the same random numbers, whichever tests ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def no_seed_offset(request: pytest.FixtureRequest) -> None:
     """Skip a test that compares with another process, which has no offset."""

@@ -36,7 +36,9 @@ class FGD(DistillLoss):
     Attention is the softmax of mean absolute features over temperature; a position within boxes
     weighs 1 / the cells of the smallest one. The global part compares the student's maps, through
     a context block (Cao et al., 1904.11492), with the teacher's; the authors train a block on the
-    teacher's side too, which lets both sides collapse.
+    teacher's side too, which lets both sides collapse. Maps are first divided by the root mean
+    square of the teacher's, as the weights and the temperature are for maps of about 1: at an RMS
+    of 13, that of a detector from random weights, the softmax sees one position alone.
     student, teacher: lists of maps of equal shapes. target: boxes [B, M, 5].
     """
 
@@ -67,7 +69,8 @@ class FGD(DistillLoss):
         """Return the sum over the pairs."""
         losses = []
         for mine, theirs, block in zip(student, teacher, self.blocks, strict=True):
-            parts = parts_of(mine, theirs, target, self.temperature, block)
+            scale = theirs.square().mean().sqrt() + 1e-8
+            parts = parts_of(mine / scale, theirs / scale, target, self.temperature, block)
             channels, places = mine.shape[1], mine.shape[2:].numel()
             losses.append(
                 (_FOREGROUND * parts.foreground + _BACKGROUND * parts.background) / channels

@@ -24,9 +24,9 @@ class SKD(PairLoss):
     """
 
     align = frozenset({"size"})
-    weight = 10.0
+    weight = 1.0
     ranges = {
-        "weight": Float(low=1.0, high=1000.0, log=True),
+        "weight": Float(low=0.1, high=100.0, log=True),
         "mapping": Choice(options=PAIRWISE_MAPPINGS),
         "nodes": Int(low=2, high=_MOST, log=True),
     }
