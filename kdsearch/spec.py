@@ -257,6 +257,7 @@ class TrialRecord:
     reused_from: the equal earlier trial. draw: place in the order of proposals, None for a control.
     inherited: share of the parameters that started from another network's weights.
     rejected_early: by FLOPs or parameters when it was sampled; it counts as no trial.
+    taught_epochs: those before the student reached its teacher, where that ended its distillation.
 
     Example: TrialRecord(number=3, state="complete", params={"student.family": "resnet"}).kind
     """
@@ -280,6 +281,7 @@ class TrialRecord:
     draw: int | None = None
     rejected_early: bool = False
     inherited: float = 0.0
+    taught_epochs: int | None = None
 
     @property
     def kind(self) -> str:

@@ -77,9 +77,13 @@ def gain_of_one(
 
 
 def has_passed(trial: TrialRecord, teacher: TeacherEntry, gain: TrainedOnce) -> bool:
-    """Return whether a student is now above its teacher, and its gain is of the first epochs."""
+    """Return whether a student is above the teacher that taught it to the end.
+
+    A gain of all epochs stands all the same.
+    """
     assert trial.val is not None
-    return gain.epochs is not None and teacher.knows_all and trial.val > teacher.val
+    was_taught = gain.epochs is not None and trial.taught_epochs is None
+    return was_taught and teacher.knows_all and trial.val > teacher.val
 
 
 def _after(record: TrialRecord, epochs: int) -> float:

@@ -201,7 +201,10 @@ def _entry(record: TrialRecord, test: Mapping[int, float]) -> Entry:
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_CSV = ("seconds", "mode", "control_of", "refit_of", "reused_from", "rejected_early", "reason")
+_CSV = (
+    *("seconds", "mode", "control_of", "refit_of", "reused_from", "rejected_early"),
+    *("taught_epochs", "reason"),
+)
 
 
 def _csv(records: Sequence[TrialRecord]) -> str:

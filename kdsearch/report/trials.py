@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kdsearch.report import words
 from kdsearch.spec import TrialRecord
+from kdsearch.study.formatting import counted
 from kdsearch.study.summary import Summary
 from kdsearch.tasks.base import Metric
 
@@ -70,6 +71,9 @@ def _remark(summary: Summary, record: TrialRecord) -> str:
         parts.append(record.outside())
     if record.reused_from is not None:
         parts.append(f"equals trial {record.reused_from}, not trained")
+    if record.taught_epochs is not None:
+        taught = counted(record.taught_epochs, "epoch")
+        parts.append(f"distilled for {taught}, until it reached its teacher")
     if reason := words.reason(record):
         parts.append(words.clipped(reason, MAX_REASON))
     return "; ".join(parts)

@@ -73,6 +73,7 @@ class TrialOutcome:
     reused_from: int | None = None
     rejected_early: bool = False
     inherited: float = 0.0
+    taught_epochs: int | None = None
 
 
 def optuna_state(state: str, kind: str) -> TrialState:

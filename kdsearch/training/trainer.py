@@ -178,6 +178,8 @@ def _train_on(
     for number in range(done + 1, last + 1):
         started = time.perf_counter()
         is_taught = all(epoch.measured < taught_to for epoch in epochs)
+        if not is_taught and (number == 1 or epochs[-1].is_taught):
+            _log.info("From epoch %d on the labels alone teach: the teacher is reached", number)
         step.epoch(number, is_taught=is_taught)
         means = step.means()
         if not math.isfinite(means["loss"]):

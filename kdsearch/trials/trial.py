@@ -201,6 +201,7 @@ def _run(
         mode=last.mode,
         reason=last.stopped,
         inherited=0.0 if inherited is None else inherited.share,
+        taught_epochs=None if last.is_taught else sum(e.is_taught and e.number > 0 for e in epochs),
     )
 
 

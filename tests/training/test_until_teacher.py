@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -125,10 +126,8 @@ def test_a_training_in_stages_ends_it_at_the_same_epoch(taught_to: float, tmp_pa
     assert_equal(found, trained(taught_to))
 
 
-def kept_by(
-    path: Path, distill: DistillSpec, *, teacher: float, labelled: bool = True
-) -> list[str]:
-    """Return the column of the method's loss in a trial's curve."""
+def taught_by(path: Path, until: str, *, value: float, labelled: bool = True) -> int | None:
+    """Return the epochs in which a trial was taught by a teacher of a value on validation."""
     trial = context(path)
     if not labelled:
         labels = DATA.train.labels.clone()
@@ -136,22 +135,24 @@ def kept_by(
         unlabelled = replace(DATA, train=replace(DATA.train, labels=labels))
         trial = replace(trial, data=unlabelled)
     found = evaluate_teachers(trial.teachers, DATA.val, DATA, trial.task, CPU)
-    trial = replace(trial, teacher_evaluation=lambda: replace(found, value=teacher))
-    outcome = run_trial(replace(PLAIN, distill=distill), trial, path)
+    trial = replace(trial, teacher_evaluation=lambda: replace(found, value=value))
+    outcome = run_trial(replace(PLAIN, distill=DistillSpec(until=until)), trial, path)
     assert outcome.state == "complete", outcome.reason
-    rows = [line.split(",") for line in (path / "curve.csv").read_text().splitlines()]
-    return [row[rows[0].index("loss_kd")] for row in rows[1:]]
+    rows = list(csv.DictReader((path / "curve.csv").open()))
+    taught = [row for row in rows if row["loss_kd"] != "0"]
+    assert taught == rows[: len(taught)]
+    assert len(taught) == (len(rows) if outcome.taught_epochs is None else outcome.taught_epochs)
+    return outcome.taught_epochs
 
 
 def test_a_trial_ends_it_at_the_teachers_value_on_validation(tmp_path: Path):
-    until = DistillSpec(until="teacher")
-    assert kept_by(tmp_path, until, teacher=0.0)[1] == "0"
-    assert "0" not in kept_by(tmp_path, until, teacher=1.01)
-    assert "0" not in kept_by(tmp_path, DistillSpec(), teacher=0.0)
+    assert taught_by(tmp_path, "teacher", value=0.0) == 1
+    assert taught_by(tmp_path, "teacher", value=1.01) is None
+    assert taught_by(tmp_path, "end", value=0.0) is None
 
 
 def test_images_without_a_label_keep_their_teacher(tmp_path: Path):
-    assert "0" not in kept_by(tmp_path, DistillSpec(until="teacher"), teacher=0.0, labelled=False)
+    assert taught_by(tmp_path, "teacher", value=0.0, labelled=False) is None
 
 
 def test_other_ends_are_refused():
