@@ -612,8 +612,8 @@ def test_levels_are_compared_by_the_formulas() -> None:
     focal_and_global = prepared("fgd")
     wanted = 0
     for s, t, block in zip(student.stages, teacher.stages, focal_and_global.blocks, strict=True):
-        scale, (count, high, wide) = t.square().mean().sqrt(), s.shape[1:]
-        parts = fgd.parts_of(s / scale, t / scale, target, 0.5, block)
+        scale, (count, high, wide) = 0.3 / t.square().mean().sqrt(), s.shape[1:]
+        parts = fgd.parts_of(scale * s, scale * t, target, 0.5, block)
         wanted += (0.26 * (parts.foreground + parts.channels) + 0.13 * parts.background) / count
         wanted += 17 * parts.places / (high * wide) + 21 * parts.whole / (count * high * wide)
     found = focal_and_global(student.stages, teacher.stages, target)

@@ -138,7 +138,7 @@ def taught_by(path: Path, until: str, *, value: float, labelled: bool = True) ->
     trial = replace(trial, teacher_evaluation=lambda: replace(found, value=value))
     outcome = run_trial(replace(PLAIN, distill=DistillSpec(until=until)), trial, path)
     assert outcome.state == "complete", outcome.reason
-    rows = list(csv.DictReader((path / "curve.csv").open()))
+    rows = list(csv.DictReader((path / "curve.csv").read_text().splitlines()))
     taught = [row for row in rows if row["loss_kd"] != "0"]
     assert taught == rows[: len(taught)]
     assert len(taught) == (len(rows) if outcome.taught_epochs is None else outcome.taught_epochs)
