@@ -166,6 +166,12 @@ def test_no_schedule_waits_for_the_device(nowhere: torch.device) -> None:
     step_of(distill, SPEC, nowhere)[0].epoch(1)
 
 
+def test_the_end_of_distillation_does_not_wait_for_the_device(nowhere: torch.device) -> None:
+    step, *_ = step_of(DistillSpec(method="kd"), replace(ONE_STEP, epochs=2), nowhere)
+    step.epoch(1)
+    step.epoch(2, is_taught=False)
+
+
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     folder = tmp_path_factory.mktemp("masks")
@@ -422,15 +428,18 @@ def test_what_counts_on_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch
 
 
 def curve_of(
-    distill: DistillSpec, spec: TrainSpec, *, captures: bool = True
+    distill: DistillSpec, spec: TrainSpec, *, captures: bool = True, taught: int = 99
 ) -> tuple[list[float], str]:
-    """Return the loss of each of several epochs on the GPU, and how its steps ran."""
+    """Return the loss of each of several epochs on the GPU, and how its steps ran.
+
+    taught: the epochs with a teacher.
+    """
     student = student_for(distill.method)
     step, *_ = step_of(distill, spec, GPU, student=student, captures=captures)
     losses = []
     with own_stream(GPU):
         for number in range(1, spec.epochs + 1):
-            step.epoch(number)
+            step.epoch(number, is_taught=number <= taught)
             losses.append(step.means()["loss"])
     step.close()
     return losses, step.mode
@@ -449,6 +458,16 @@ def test_a_graph_gives_the_losses_of_eager_steps(method: str) -> None:
         assert captured[0] == pytest.approx(plain[0], rel=0.2)
     else:
         assert captured == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_is_captured_anew_when_distillation_ends() -> None:
+    spec = replace(SPEC, epochs=8, precision="fp32")
+    captured, mode = curve_of(DistillSpec(method="kd"), spec, taught=4)
+    plain, _ = curve_of(DistillSpec(method="kd"), spec, captures=False, taught=4)
+    assert mode == "fp32 graph"
+    assert captured == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.gpu
