@@ -25,6 +25,7 @@ from kdsearch.cli.options import (
 from kdsearch.errors import SpecError, printable
 from kdsearch.space import Value
 from kdsearch.study.config import DATA_FIELDS, TARGET_FIELDS
+from kdsearch.study.formatting import counted
 
 
 @app.command()
@@ -84,10 +85,14 @@ def distill(
     if as_json:
         typer.echo((found.package.path / "metrics.json").read_text(encoding="utf-8"))
         return
-    text = found.metric.text
+    text, taught = found.metric.text, found.outcome.taught_epochs
+    until = ""
+    if taught is not None:
+        until = f"Distilled for {counted(taught, 'epoch')}, until the student reached its teacher"
     show(
         *filter(None, [found.package.warning]),
         f"Teacher: validation {text(found.teacher_val)}",
+        *filter(None, [until]),
         "Student: " + ", ".join(f"{k} {text(v)}" for k, v in found.results.items()),
         f"File: {found.package.path}/student.onnx, {found.package.latency}, "
         f"{100 * found.package.agreement.same:.2f} % same predictions as PyTorch",

@@ -21,7 +21,7 @@ from kdsearch.deploy.timing import BUSY
 from kdsearch.documents import MAX_BYTES, parse_json, parse_yaml, read_text
 from kdsearch.errors import StudyError, printable
 from kdsearch.study.chance import percent_of
-from kdsearch.study.formatting import SPACE, megabytes, milliseconds
+from kdsearch.study.formatting import SPACE, counted, megabytes, milliseconds
 from kdsearch.study.summary import TargetInfo
 from kdsearch.tasks import Metric
 
@@ -133,6 +133,9 @@ def _summary(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     taught = f"Distilled from {plain(metrics['teacher']['name'])} by {plain(method)}"
     if not metrics["is_taught"]:
         taught = f"Trained without a teacher ({plain(method)})"
+    elif (epochs := metrics.get("taught_epochs")) is not None:
+        taught += f" for {counted(epochs, 'epoch')}, until it reached its teacher"
+        taught = taught.replace(SPACE, " ")
     return (
         f"{taught}, chosen by kdsearch: "
         f"{metrics['flops'] / 1e6:.4g} million multiply-adds (each counted once), "

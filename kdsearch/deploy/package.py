@@ -119,11 +119,13 @@ def pack(
     latencies: LatencyCache,
     limit: float | None = None,
     details: Mapping[str, Details] | None = None,
+    taught_epochs: int | None = None,
 ) -> Package:
     """Write the exported folder to `path`: weights, ONNX file, predict.py, config, metrics, card.
 
     results, teacher: the metric by split, `validation` and `test`; details: of the student, where
-    validation is not evaluated here. limit: see `LatencyCache.measure`. The folder appears whole or
+    validation is not evaluated here. limit: see `LatencyCache.measure`. taught_epochs: those with a
+    teacher, where its student reached it; None: all. The folder appears whole or
     not at all. Raises ExportError when the file does not agree with the student, or predict.py does
     not on raw validation files.
     """
@@ -180,7 +182,8 @@ def pack(
         teacher={"name": config.teacher, **teacher},
         warning=warning,
         details={k: asdict(v) for k, v in {"validation": on_val, **(details or {})}.items()},
-        is_taught=bool(needed_features(candidate.distill)),
+        is_taught=bool(needed_features(candidate.distill)) and taught_epochs != 0,
+        taught_epochs=taught_epochs,
         data=_of_data(data),
         machine=processor().replace(" | ", ", "),
         metadata=metadata,

@@ -139,4 +139,5 @@ def _reused(earlier: TrialRecord) -> TrialOutcome:
         epochs=earlier.epochs,
         reason=f"equal to trial {earlier.number}",
         reused_from=earlier.number,
+        taught_epochs=earlier.taught_epochs,
     )

@@ -119,6 +119,7 @@ def distill(
         teacher={"validation": prepared.teacher.val},
         latencies=prepared.context.latencies,
         details={"test": test.details},
+        taught_epochs=outcome.taught_epochs,
     )
     write_figures(package.path, {"test": test.details}, data.classes)
     write_picture(package.path, student, context)

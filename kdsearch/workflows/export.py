@@ -365,6 +365,7 @@ def _pack_trial(
         results={"validation": record.val},
         teacher={"validation": teacher.val, "test": teacher.test},
         latencies=latencies,
+        taught_epochs=record.taught_epochs,
     )
 
 

@@ -260,6 +260,7 @@ class _Steps:
                 teacher=teacher_of(study),
                 latencies=self._context.latencies,
                 limit=inf if study.budget.latency_ms is None else None,
+                taught_epochs=export.weights.taught_epochs,
             )
             if package.is_within(study.budget):
                 rights = model_card.rights_of(best)

@@ -136,6 +136,7 @@ def _exported(
         teacher=teacher_of(study),
         latencies=latencies,
         limit=inf if study.budget.latency_ms is None else None,
+        taught_epochs=export.weights.taught_epochs,
     )
     if not package.is_within(study.budget):
         shutil.rmtree(package.path)

@@ -96,6 +96,19 @@ def test_the_card_states_the_measurements(folder, expected):
     assert expected in (folder / model_card.CARD).read_text()
 
 
+@pytest.mark.parametrize(
+    ("taught", "epochs", "expected"),
+    [
+        (True, None, "Distilled from auto by kd, chosen"),
+        (True, 9, "Distilled from auto by kd for 9 epochs, until it reached its teacher, chosen"),
+        (False, None, "Trained without a teacher (kd), chosen"),
+    ],
+)
+def test_the_card_states_how_long_the_teacher_taught(folder, taught, epochs, expected):
+    model_card.update(folder, is_taught=taught, taught_epochs=epochs)
+    assert expected in (folder / model_card.CARD).read_text().replace("\n", " ")
+
+
 HOSTILE = "<script>alert(1)</script>\n| x | `y` \x1b[2J &"
 
 
