@@ -222,7 +222,7 @@ def _better(
 ) -> ExportedFile:
     """Export the tuned student by `write`; replace `file` where the new one loses less.
 
-    `file` stays, with a message, where the student cannot be tuned or written.
+    `file` stays, with a message, where the student cannot be tuned or written, or is no better.
     """
     with TemporaryDirectory(dir=folder, prefix=".tuned-") as fresh:
         onnx, full = Path(fresh) / "tuned.onnx", file.val + file.drop
@@ -235,6 +235,11 @@ def _better(
             callback.on_message(f"{file.name} stays as it is: {error}")
             return file
         if better.drop >= file.drop:
+            metric = answers.task.metric
+            callback.on_message(
+                f"{file.name} stays as it is: after tuning it loses {metric.number(better.drop)}"
+                f"{metric.points}, before tuning {metric.number(file.drop)}{metric.points}"
+            )
             return file
         (Path(fresh) / better.name).replace(folder / better.name)
         return better

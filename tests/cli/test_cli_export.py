@@ -21,6 +21,7 @@ from kdsearch.deploy.formats.onnx import evaluate
 from kdsearch.deploy.package import candidate_of
 from kdsearch.deploy.runtimes import RUNTIMES
 from kdsearch.errors import TrainingError
+from kdsearch.models.model import Model
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.open import load_study
 from kdsearch.workflows import export as export_workflow
@@ -154,8 +155,9 @@ def test_of_two_8_bit_files_the_one_that_loses_less_stays(study: Path, shell: Sh
     assert not list((study / "best").glob(".*"))
 
 
-def test_a_tuning_that_fails_keeps_the_file_there_was(
-    study: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("case", ["fails", "is no better"])
+def test_a_tuning_without_a_better_file_keeps_the_first_and_says_why(
+    study: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     class Lines(Callback):
         def __init__(self) -> None:
@@ -174,11 +176,20 @@ def test_a_tuning_that_fails_keeps_the_file_there_was(
     def diverges(*_: object) -> None:
         raise TrainingError("the loss is not finite")
 
+    def changes_nothing(student: Model, *_: object) -> Model:
+        return student
+
     untuned, content, _ = exported(1.0)
-    monkeypatch.setattr(export_workflow, "fine_tune", diverges)
+    points = 100 * untuned.drop
+    no_better = f"after tuning it loses {points:.2f} points, before tuning {points:.2f} points"
+    tune, why = {
+        "fails": (diverges, "the loss is not finite"),
+        "is no better": (changes_nothing, no_better),
+    }[case]
+    monkeypatch.setattr(export_workflow, "fine_tune", tune)
     file, kept, lines = exported(-1.0)  # whatever it loses is too much
 
-    assert f"{file.name} stays as it is: the loss is not finite" in lines
+    assert f"{file.name} stays as it is: {why}" in lines
     assert not file.tuned
     assert (kept, file.val, file.drop) == (content, untuned.val, untuned.drop)
     assert not list((study / "best").glob(".*"))
