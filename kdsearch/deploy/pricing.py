@@ -118,11 +118,13 @@ class StaticCosts:
         try:
             return self._built(spec, without_weights())
         except Exception as error:  # a network of a user or a library may need its numbers
-            logger.debug("%s has no price on the meta device: %s", spec, error)
+            logger.debug("Cannot count the FLOPs of %s without its weights: %s", spec, error)
         try:
             return self._built(spec, nullcontext())
         except Exception as error:  # a candidate must not end the study, whatever it does
-            logger.info("%s has no price: %s", spec, error)
+            # Not a message to the user: a trial fails with its reason, and `workflows.ends` asks
+            # for students beyond the ends of a space.
+            logger.debug("Cannot count the FLOPs of %s: %s", spec, error)
             return None
 
     def _built(self, spec: StudentSpec, device: AbstractContextManager[None]) -> Cost:

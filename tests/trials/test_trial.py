@@ -436,5 +436,9 @@ def test_an_architecture_is_priced_once_whatever_its_recipe(
     assert len(built) == 2
 
 
-def test_what_cannot_be_built_has_no_price() -> None:
+def test_what_cannot_be_built_has_no_price_and_no_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     assert StaticCosts(DATA)({"student.family": "resnet", "student.resnet.depth": -1}) is None
+    assert caplog.messages == []
