@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdsearch.hpo.convergence import last_rise
 from kdsearch.spec import Candidate, TrialRecord
+from kdsearch.study.formatting import counted
 from kdsearch.study.summary import Images
 from kdsearch.tasks.base import Metric
 
@@ -35,10 +36,11 @@ def about_training(
     an_epoch = images.train // batch
     rise, last = last_rise(record.curve)
     noise = 2 * math.sqrt(2 * metric.variance(record.curve[-1], images.val)) if last else 0.0
-    is_short, is_rising = epochs * an_epoch < FEW_STEPS, rise > noise
+    steps = epochs * an_epoch
+    is_short, is_rising = steps < FEW_STEPS, rise > noise
     if is_short:
         yield (
-            f"Trial {record.number} is under-trained: {epochs * an_epoch} steps, {an_epoch} an "
+            f"Trial {record.number} is under-trained: {counted(steps, 'step')}, {an_epoch} an "
             f"epoch. Give it at least {ENOUGH_STEPS}, by more epochs or a smaller batch."
         )
     if is_rising:
