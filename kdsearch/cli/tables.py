@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _HEADINGS = {"latency_ms": "ms", "flops": "MFLOPs", "params": "M par."}
 _UNBOUND = 1000  # columns, in which a table has the width of its cells
+_NAME_WIDTHS = (_UNBOUND, 40, 32, 24, 20, 17, 15, 13, 11, 9)
+_PIECES = re.compile(r"[^/.:_+,\s-]*[/.:_+,\s-]+|[^/.:_+,\s-]+")  # of names, with separators
 
 
 def literal(text: str, style: str = "") -> Text:
@@ -199,13 +203,42 @@ def _trials(summary: Summary) -> int:
     return counts.complete + counts.pruned + counts.rejected + counts.failed
 
 
-def check_tables(checked: CheckReport) -> list[Table]:
+class NameTable:
+    """A table in whose long names lines end after a separator where the terminal is narrow.
+
+    made: returns the table for names of at most so many characters a line.
+    """
+
+    def __init__(self, made: Callable[[int], Table]) -> None:
+        self._made = made
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the first table that fits."""
+        unbound = options.update(width=_UNBOUND)
+        for most in _NAME_WIDTHS:
+            table = self._made(most)
+            if Measurement.get(console, unbound, table).maximum <= options.max_width:
+                break
+        yield table
+
+
+def in_lines(name: str, most: int) -> str:
+    """Return a name in lines of at most so many characters; each ends after a separator."""
+    lines = [""]
+    for piece in _PIECES.findall(name):
+        if lines[-1] and len(lines[-1] + piece) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
+def check_tables(checked: CheckReport) -> list[RenderableType]:
     """Return the tables of students and methods, after that of calibrated teachers if any."""
-    teachers = [_teachers_table(checked)] if checked.teachers else []
-    return [*teachers, _students_table(checked), _methods_table(checked)]
+    teachers = [NameTable(partial(_teachers_table, checked))] if checked.teachers else []
+    return [*teachers, NameTable(partial(_students_table, checked)), _methods_table(checked)]
 
 
-def _teachers_table(checked: CheckReport) -> Table:
+def _teachers_table(checked: CheckReport, most: int) -> Table:
     table = TextTable(
         title=f"Teacher on {checked.data}, {checked.classes} classes",
         caption="confidence: mean of the largest probabilities; NLL in nats an image; ECE over 15 "
@@ -217,7 +250,7 @@ def _teachers_table(checked: CheckReport) -> Table:
     for teacher in checked.teachers:
         for split, found in (("val", teacher.validation), ("train", teacher.train)):
             table.add_row(
-                teacher.name if split == "val" else "",
+                in_lines(teacher.name, most) if split == "val" else "",
                 f"{found.images:,} {split}",
                 checked.metric.text(found.accuracy),
                 f"{100 * found.confidence:.2f} %",
@@ -228,7 +261,7 @@ def _teachers_table(checked: CheckReport) -> Table:
     return table
 
 
-def _students_table(checked: CheckReport) -> Table:
+def _students_table(checked: CheckReport, most: int) -> Table:
     flops = "-" if checked.teacher_flops is None else f"{checked.teacher_flops / 1e6:,.2f}"
     table = TextTable(
         title=f"Capacity: teacher {flops} MFLOPs, {checked.teacher_params:,} parameters",
@@ -239,7 +272,7 @@ def _students_table(checked: CheckReport) -> Table:
         table.add_column(heading, justify="right")
     for student in checked.students:
         table.add_row(
-            student.family,
+            in_lines(student.family, most),
             student.size,
             str(student.resolution),
             "-" if student.flops is None else f"{student.flops / 1e6:,.2f}",

@@ -131,6 +131,29 @@ def test_names_in_brackets_are_shown_in_every_table(name: str) -> None:
     assert f"cpu; {name}2 on {name}\n" in both
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm:resnet50.a1_in1k",
+        "results/phones-1/best/student.onnx",
+        "timm:mobilenetv3_small_050.lamb_in1k",
+    ],
+)
+def test_lines_of_a_long_name_end_after_a_separator(name: str) -> None:
+    out = StringIO()
+    found = checked(name)
+    priced = replace(found.students[0], flops=10**6, params=10**6, flops_ratio=9, params_ratio=9)
+    show(
+        *check_tables(replace(found, students=(priced, replace(priced, size="smallest"))))[:2],
+        console=Console(file=out, width=80),
+    )
+    rows = [row for row in out.getvalue().splitlines() if row.startswith("│")]
+    cells = [row.split("│")[1].strip() for row in rows]
+    assert "".join(cells) == 3 * name
+    assert all(row == "" or row[-1] in "/.:_-" or name.endswith(row) for row in cells)
+    assert all(len(row) <= 80 for row in rows)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_brackets_are_shown_in_lines_and_in_the_live_view(name: str) -> None:
     assert printed(f"Reading {name}") == f"Reading {name}\n"
