@@ -52,7 +52,9 @@ def _by_score(scores: ClassScores, classes: Sequence[str], split: str, most: int
     """Return the classes with the lowest scores and their noise."""
     rows = zip(scores.values, scores.errors, classes, strict=True)
     found = sorted((value, error, name) for value, error, name in rows if value is not None)
-    shown = ", ".join(f"{name} {percent_of(value, error)} %" for value, error, name in found[:most])
+    shown = ", ".join(
+        f"{name} ({percent_of(value, error)} %)" for value, error, name in found[:most]
+    )
     missing = len(classes) - len(found)
     gaps = f"; {missing} of {len(classes)} classes are not there" if missing else ""
     return f"By class on {split}: lowest {scores.label}: {shown}{gaps}."
@@ -73,7 +75,7 @@ def by_class(details: Details | None, classes: Sequence[str], split: str, most: 
     there = [i for i, count in enumerate(details.images) if count]
     worst = sorted(there, key=lambda i: (details.right[i] / details.images[i], -details.images[i]))
     shown = ", ".join(
-        f"{classes[i]} {100 * details.right[i] / details.images[i]:.0f} % of {details.images[i]}"
+        f"{classes[i]} ({100 * details.right[i] / details.images[i]:.0f} % of {details.images[i]})"
         for i in worst[:most]
     )
     missing = len(classes) - len(there)

@@ -189,7 +189,7 @@ def test_the_sentence_on_classes_names_the_worst_and_those_without_images() -> N
         metrics={"balanced_accuracy": 0.5}, images=(10, 4, 0), right=(9, 1, 0), answered=(12, 2, 0)
     )
     assert by_class(found, ["ok", "bad", "none"], "test") == (
-        "By class on test: balanced accuracy 50.00 %; lowest: bad 25 % of 4, ok 90 % of 10; "
+        "By class on test: balanced accuracy 50.00 %; lowest: bad (25 % of 4), ok (90 % of 10); "
         "1 of 3 classes have no image there."
     )
     assert by_class(None, ["ok"], "test") == ""

@@ -135,6 +135,6 @@ def test_the_sentence_on_classes_states_the_lowest_scores_with_their_noise() -> 
         shares=(0.5, 0.5, 0.0),
     )
     assert by_class(Details(scores=scores), ["road", "pole", "sky"], "test") == (
-        "By class on test: lowest IoU: pole 41.2 \u00b1 3.1 %, road 90.0 %; "
+        "By class on test: lowest IoU: pole (41.2 \u00b1 3.1 %), road (90.0 %); "
         "1 of 3 classes are not there."
     )
