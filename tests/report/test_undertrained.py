@@ -29,8 +29,8 @@ def sentences(record: TrialRecord, metric: Metric = ACCURACY, images: Images = I
 def test_few_steps_are_counted_and_the_command_gives_enough() -> None:
     """1,500 images in batches of 128 are 11 steps an epoch; 200 steps are 19 epochs."""
     assert sentences(trained(0.20, 0.25, 0.26, 0.26)) == [
-        "Trial 3 is under-trained: 44\u00a0steps, 11 an epoch. Give it at least 200, by more epochs or "
-        "a smaller batch.",
+        "Trial 3 is under-trained: 44\u00a0steps, 11 an epoch. Give it at least 200, by more "
+        "epochs or a smaller batch.",
         "More steps beat more trials here. `kdsearch distill --config "
         "results/phones/best/config.yaml --epochs 19` trains this student for longer, again from "
         "its start: its rate has fallen to 0.",
