@@ -8,6 +8,9 @@ from kdsearch.report import markup, words
 from kdsearch.study.formatting import counted
 from kdsearch.study.ranking import METRIC, Ranking
 from kdsearch.study.summary import FEWEST_TRIALS, Summary
+from kdsearch.study.width import is_share
+
+MOST = 10  # bars that are shown at once
 
 
 def title(summary: Summary, ranking: Ranking) -> str:
@@ -26,15 +29,24 @@ def unknown(summary: Summary) -> str:
     )
 
 
+def explained(rankings: Sequence[Ranking]) -> str:
+    """Return what the shares and whiskers of rankings mean."""
+    text = (
+        "Share of the differences that each parameter explains, over completed trials (PED-ANOVA, "
+        "as in optuna-dashboard). Whiskers: 90 % of bootstrap resamples; where they overlap, the "
+        "order may be chance. For the cost, the dashboard also ranks parameters of method and "
+        "training, which cannot change it."
+    )
+    if any(is_share(item.name) for each in rankings for item in each.values):
+        text += " `share`: the sampled share of the budget, from which the width follows."
+    return text
+
+
 def section(summary: Summary, rankings: Sequence[Ranking]) -> str:
     """Return the rankings as bars in HTML: of all trials, then folded those within an option."""
     if not rankings:
         return markup.paragraph(unknown(summary))
-    text = markup.paragraph(
-        "Share of the differences that each parameter explains, over completed trials "
-        "(PED-ANOVA). Whiskers: 90 % of bootstrap resamples; where they overlap, the order may "
-        "be chance."
-    )
+    text = markup.paragraph(explained(rankings))
     common = [_bars(summary, each) for each in rankings if not each.option]
     owned = [_bars(summary, each) for each in rankings if each.option]
     folded = (
@@ -47,5 +59,10 @@ def section(summary: Summary, rankings: Sequence[Ranking]) -> str:
 
 
 def _bars(summary: Summary, ranking: Ranking) -> str:
-    name = title(summary, ranking)
-    return f"<div><h3>{markup.escape(name)}</h3>{markup.ranked(ranking.values, name)}</div>"
+    name, values = title(summary, ranking), ranking.values
+    longest = max(item.high for item in values)
+    bars = markup.ranked(values[:MOST], name, longest)
+    if rest := values[MOST:]:
+        more = counted(len(rest), "more parameter")
+        bars += f"<details><summary>{more}</summary>{markup.ranked(rest, more, longest)}</details>"
+    return f"<div><h3>{markup.escape(name)}</h3>{bars}</div>"

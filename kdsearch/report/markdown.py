@@ -12,7 +12,7 @@ from kdsearch.report.tables import Table
 from kdsearch.report.tiles import Tile, tiles
 from kdsearch.report.verdict import verdict
 from kdsearch.spec import TrialRecord
-from kdsearch.study.formatting import duration
+from kdsearch.study.formatting import counted, duration
 from kdsearch.study.ranking import Ranking
 from kdsearch.study.summary import Summary
 
@@ -53,7 +53,7 @@ def markdown(
         *(["## The student", _table(found)] if (found := layer_table(summary)) else []),
         "## What mattered",
         *(_ranked(summary, each) for each in rankings),
-        "" if rankings else importance.unknown(summary),
+        importance.explained(rankings) if rankings else importance.unknown(summary),
         "## Learning curves" if "curves.svg" in images else "",
         images.get("curves.svg", ""),
         "## Where the time went",
@@ -80,9 +80,11 @@ def _classes(summary: Summary, picture: str, figures: Iterable[str]) -> list[str
 def _ranked(summary: Summary, ranking: Ranking) -> str:
     values = {
         item.name: f"{item.share:.2f} ({item.low:.2f} to {item.high:.2f})"
-        for item in ranking.values
+        for item in ranking.values[: importance.MOST]
     }
-    return f"{_text(importance.title(summary, ranking))}:\n\n{_listed(values)}"
+    rest = len(ranking.values) - len(values)
+    more = f"\n\n{counted(rest, 'more parameter')} in `report.html`." if rest else ""
+    return f"{_text(importance.title(summary, ranking))}:\n\n{_listed(values)}{more}"
 
 
 def _told(tile: Tile) -> str:

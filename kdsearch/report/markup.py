@@ -135,12 +135,11 @@ def bars(values: Mapping[str, float], label: str, write: Callable[[float], str])
     return f'<table class="bars" aria-label="{escape(label)}">{rows}</table>'
 
 
-def ranked(values: Sequence[Importance], label: str) -> str:
-    """Return horizontal bars with whiskers, in the given order."""
-    longest = max((item.high for item in values), default=0.0) or 1.0
+def ranked(values: Sequence[Importance], label: str, longest: float) -> str:
+    """Return horizontal bars with whiskers, in the given order. longest: what fills a row."""
 
     def place(value: float) -> str:
-        return f"{100 * min(1.0, value / longest):.1f}%"
+        return f"{100 * min(1.0, value / (longest or 1.0)):.1f}%"
 
     rows = "".join(
         f'<tr><th scope="row">{escape(item.name).replace(".", ".<wbr>")}</th><td class="bar">'

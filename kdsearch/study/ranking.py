@@ -22,8 +22,8 @@ class Importance:
 class Ranking:
     """Parameters ranked by importance, the first the most important; their shares add up to 1.
 
-    of: METRIC or COST. option: the family or method whose own parameters these are, '' for those
-    that all trials have. trials: complete ones that it is from.
+    of: METRIC or COST. option: the family or method whose own parameters these are, '' for all
+    parameters. trials: complete ones that it is from.
     """
 
     of: str
@@ -33,6 +33,6 @@ class Ranking:
 
 
 def shares(found: Sequence[Ranking]) -> dict[str, float]:
-    """Return each parameter's share of the importance for the metric, of those that all have."""
+    """Return each parameter's share of the importance for the metric."""
     common = (each for each in found if each.of == METRIC and not each.option)
     return {item.name: item.share for each in common for item in each.values}

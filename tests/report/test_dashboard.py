@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -18,7 +19,9 @@ from optuna_dashboard import save_note
 from table_study import look_up, opened, run_to
 
 from kdsearch.report.dashboard import OURS, refresh, web_app, write_dashboard
+from kdsearch.study.importances import rankings
 from kdsearch.study.open import load_study
+from kdsearch.study.ranking import COST, METRIC
 from kdsearch.study.storage_url import inside
 from kdsearch.study.study import OpenStudy
 
@@ -85,6 +88,12 @@ def keep_curve(study: OpenStudy, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def dashboard(path: Path) -> Iterator[Dashboard]:
+    with served(path) as board:
+        yield board
+
+
+@contextmanager
+def served(path: Path) -> Iterator[Dashboard]:
     with (
         web_app(path, inside(path)) as app,
         make_server("127.0.0.1", 0, app, handler_class=_Silent) as server,
@@ -161,6 +170,29 @@ def test_what_ships_is_in_its_note_and_in_the_attributes_of_the_study(
     assert "test accuracy 75.00" in shown["trials"][shipped]["note"]["body"]
     found = {item["key"]: item["value"] for item in shown["user_attrs"]}
     assert (found["shipped"], found["test accuracy"]) == (str(shipped), "0.75")
+
+
+def test_the_dashboard_and_the_report_rank_parameters_alike(
+    fast_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the cost the report leaves out what has none: the rate of a training."""
+    monkeypatch.setattr("optuna_dashboard._importance.param_importance_cache", {})
+    path = fast_path / "ranked"
+    with opened(path) as study:
+        run_to(study, 60)
+        ours = {each.of: each.values for each in rankings(study) if not each.option}
+    with served(path) as board:
+        metric, cost = board.get("/api/studies/1/param_importances")["param_importances"]
+
+    theirs = {each["name"]: each["importance"] for each in metric}
+    assert {"student.family", "student.resnet.depth", "train.lr"} <= theirs.keys()
+    assert [item.name for item in ours[METRIC]] == list(theirs)
+    assert {item.name: item.share for item in ours[METRIC]} == pytest.approx(theirs)
+    kept = {each["name"]: each["importance"] for each in cost if "student." in each["name"]}
+    assert [item.name for item in ours[COST]] == list(kept)
+    assert len(kept) == len(cost) - 1
+    total = sum(kept.values())
+    assert {item.name: total * item.share for item in ours[COST]} == pytest.approx(kept)
 
 
 def details(dashboard: Dashboard) -> Any:

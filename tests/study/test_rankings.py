@@ -46,7 +46,9 @@ def test_what_sets_the_metric_is_first_and_shares_add_up(found: tuple[Ranking, .
     common = next(each for each in found if each.of == METRIC and not each.option)
     assert common.values[0].name == "train.lr"
     assert common.values[0].share > 0.8
-    assert {item.name for item in common.values} == {"student.family", "train.lr", "train.noise"}
+    own = {f"student.{family}.{knob}" for family in "ab" for knob in ("width", "depth")}
+    names = {item.name for item in common.values}
+    assert names == {"student.family", "train.lr", "train.noise", *own}
     assert common.trials == 120
     for each in found:
         assert sum(item.share for item in each.values) == pytest.approx(1)

@@ -487,7 +487,7 @@ def test_importances_are_shares_and_empty_when_too_few(
     assert len([r for r in study.records() if r.state == "complete"]) >= 8
     ranked = rankings(study)
     found = shares(ranked)
-    assert found.keys() <= {"student.family", "train.lr"}
+    assert {"student.family", "train.lr"} <= found.keys()
     assert sum(found.values()) == pytest.approx(1)
     of_cost = {item.name for each in ranked if each.of == COST for item in each.values}
     assert all(name.startswith("student.") for name in of_cost)  # a rate has no cost
