@@ -156,9 +156,21 @@ def _fail(message: str, code: int) -> int:
     _end_interrupts()
     from kdsearch.errors import printable
 
+    text = f"kdsearch: {printable(message, keep=_LINES)}"
     with suppress(OSError):  # of a terminal that hung up
-        print(f"kdsearch: {printable(message, keep=_LINES)}", file=sys.stderr)
+        print(_in_rows(text) if sys.stderr.isatty() else text, file=sys.stderr)
     return code
+
+
+def _in_rows(text: str) -> str:
+    """Return a text in rows as wide as the terminal, which would cut its words."""
+    from shutil import get_terminal_size
+    from textwrap import TextWrapper
+
+    wrapper = TextWrapper(
+        get_terminal_size().columns, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(map(wrapper.fill, text.split("\n")))
 
 
 if __name__ == "__main__":

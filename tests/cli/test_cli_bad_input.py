@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -16,6 +17,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 from shell import SPACE, Copies, Shell, contents
+
+from kdsearch.__main__ import main
 
 COUNTS = ("--trials", "--epochs", "--teacher-epochs", "--flat-after", "--batch-size")
 RUN_MISTAKES = [
@@ -358,6 +361,25 @@ def test_nothing_within_the_budget_trains_no_student(shell: Shell) -> None:
     assert re.search(r"cheapest, trial \d+ \(resnet\): 0\.0\d+ MFLOPs over 0.001", answer.stderr)
     assert not (shell.out / "tight" / "trials").exists()
     assert (shell.out / "tight" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_message_is_cut_between_words_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    class Errors(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    monkeypatch.setattr("sys.stderr", shown := Errors())
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--data", "digits", "--teacher", "no-such-teacher"])
+    rows = shown.getvalue().splitlines()
+    words = " ".join(rows).split()
+    assert "cifar_resnet{20,32,44,56,110}," in words
+    assert len(rows) > 3 if is_terminal else len(rows) == 1
+    assert all(len(row) <= 40 or " " not in row for row in rows if is_terminal)
 
 
 def _half(file: Path) -> None:
