@@ -48,7 +48,8 @@ def by_class(summary: Summary) -> Table | None:
         for i in places
     )
     which = "each class" if len(rows) == len(summary.classes) else f"the {len(rows)} worst classes"
-    caption = f"{scores.label} of {which} on {split}; \u00b1 one standard error over images"
+    label = f"{scores.label[:1].upper()}{scores.label[1:]}"
+    caption = f"{label} of {which} on {split}; \u00b1 one standard error over images"
     return Table(caption=caption, head=(*head, "most often taken for"), rows=rows)
 
 

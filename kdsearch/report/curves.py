@@ -143,26 +143,25 @@ def _teacher(summary: Summary) -> dict[str, object]:
     """Return a line at the teacher's metric."""
     return {
         "type": "line",
-        "layer": "below",
+        "layer": "above",  # the grid would cross the label
         "xref": "paper",
         "x0": 0,
         "x1": 1,
         "y0": summary.teacher.val,
         "y1": summary.teacher.val,
         "line": {"dash": "dash", "width": 1, "color": PURPLE},
-        "label": {"text": "teacher", "textposition": "start", "yanchor": "bottom"},
+        "label": {"text": "teacher", "textposition": "end", "yanchor": "bottom"},
     }
 
 
 def _rung(epoch: int) -> dict[str, object]:
     return {
         "type": "line",
-        "layer": "below",
+        "layer": "above",  # the grid would hide it
         "yref": "paper",
         "x0": epoch,
         "x1": epoch,
         "y0": 0,
         "y1": 1,
         "line": {"dash": "dot", "width": 1, "color": GREY},
-        "label": {"text": "rung", "textposition": "start", "xanchor": "left", "yanchor": "bottom"},
     }

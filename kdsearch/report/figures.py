@@ -286,7 +286,7 @@ def _chance(chance: float | None) -> list[dict[str, object]]:
         {
             "type": "line",
             "xref": "paper",
-            "layer": "below",
+            "layer": "above",
             "x0": 0,
             "x1": 1,
             "y0": chance,
@@ -311,11 +311,12 @@ def _baseline_line(axis: str, entry: Baseline, base: float, *, at_top: bool) -> 
 def _line(
     x: float, base: float, line: Mapping[str, object], label: Mapping[str, object]
 ) -> dict[str, object]:
+    """Return an upright line above the marks: below them the grid would cross its label."""
     return {
         "type": "line",
         "xref": "x",
         "yref": "paper",
-        "layer": "below",
+        "layer": "above",
         "x0": x,
         "x1": x,
         "y0": base,

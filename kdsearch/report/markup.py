@@ -17,12 +17,29 @@ from kdsearch.study.formatting import SPACE, counted
 from kdsearch.study.ranking import Importance
 from kdsearch.study.summary import Summary
 
+_HYPHENS = re.compile(r"\S*-\S*")  # browsers break a line after a hyphen
+_FLAG = re.compile(r"--\w[\w-]*")
+_BRACKETS = re.compile(r"\([^()]{1,24}\)")
 _KINDS = ("trial", "rejected candidate", "control", "refit", "refitted control")
 
 
 def escape(text: str) -> str:
     """Escape text for HTML."""
     return html.escape(text)
+
+
+def prose(text: str) -> str:
+    """Return text in HTML: code between backticks, and flags that do not break."""
+    parts = (
+        f"<code>{_whole(_HYPHENS, part)}</code>" if i % 2 else _whole(_FLAG, part)
+        for i, part in enumerate(text.split("`"))
+    )
+    return "".join(parts)
+
+
+def _whole(pattern: re.Pattern[str], text: str) -> str:
+    """Return text in HTML whose matches go to a line of their own before they break."""
+    return pattern.sub(r'<span class="whole">\g<0></span>', escape(text))
 
 
 def anchor(title: str) -> str:
@@ -47,17 +64,17 @@ def tile(content: Tile) -> str:
     if content.share is not None:
         width = f"{100 * min(1.0, content.share):.1f}"
         bar = f'<div class="meter" aria-hidden="true"><span style="width:{width}%"></span></div>'
-    detail = f"<dd>{escape(content.detail)}</dd>" if content.detail else ""
+    detail = f"<dd>{_whole(_BRACKETS, content.detail)}</dd>" if content.detail else ""
     return (
         f'<dl class="tile {content.tone}"><dt>{escape(content.title)}</dt>'
-        f"<dd><strong>{escape(content.value)}</strong></dd>{bar}{detail}</dl>"
+        f"<dd><strong>{_whole(_BRACKETS, content.value)}</strong></dd>{bar}{detail}</dl>"
     )
 
 
 def command(text: str) -> str:
     """Return a command with a button that copies it."""
     return (
-        f'<span class="command"><code>{escape(text)}</code>'
+        f'<span class="command"><code>{_whole(_HYPHENS, text)}</code>'
         '<button type="button" class="copy">Copy</button></span>'
     )
 
@@ -67,14 +84,14 @@ def steps(texts: Sequence[str]) -> str:
     items = ""
     for text in texts:
         parts = text.replace(" %", f"{SPACE}%").split("`")
-        shown = (command(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+        shown = (command(part) if i % 2 else prose(part) for i, part in enumerate(parts))
         items += f"<li>{''.join(shown)}</li>"
     return f'<aside class="next"><h3>Next</h3><ul>{items}</ul></aside>' if items else ""
 
 
 def warning(text: str) -> str:
     """Return a warning that is plain to see, '' for no text."""
-    return f'<p class="warning" role="note">{escape(text)}</p>' if text else ""
+    return f'<p class="warning" role="note">{prose(text)}</p>' if text else ""
 
 
 def links(files: Mapping[str, str]) -> str:
@@ -85,19 +102,20 @@ def links(files: Mapping[str, str]) -> str:
 
 def paragraph(text: str) -> str:
     """Return a paragraph of small print, '' for no text."""
-    return f'<p class="note">{escape(text)}</p>' if text else ""
+    return f'<p class="note">{prose(text)}</p>' if text else ""
 
 
 def listed(texts: Sequence[str]) -> str:
     """Return a list in small print, '' for no texts."""
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    items = "".join(f"<li>{prose(text)}</li>" for text in texts)
     return f'<ul class="note">{items}</ul>' if items else ""
 
 
 def table(content: Table) -> str:
     """Return a table in a region that scrolls sideways."""
     # the span is never wider than the screen, even if the table is
-    title = f"<caption><span>{escape(content.caption)}</span></caption>" if content.caption else ""
+    caption = escape(content.caption.replace("\u00b1 ", f"\u00b1{SPACE}"))
+    title = f"<caption><span>{caption}</span></caption>" if caption else ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in content.head)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'

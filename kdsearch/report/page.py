@@ -222,7 +222,7 @@ def _legend(summary: Summary, marks: Marks) -> list[str]:
             summary.baselines,
             "Dotted lines: baseline networks, same input and outputs as the students, not trained.",
         ),
-        (outliers, f'{counted(outliers, "trial")} below this range; "all trials" shows them.'),
+        (outliers, f'{counted(outliers, "trial")} below this range: choose "all trials".'),
         (thinned, f"At most {figures.MAX_MARKS:,} marks of each kind off the front are drawn."),
         (summary.counts.failed, f"{failed} not drawn."),
         (True, "Click a point, or its number in the table of trials, to see its configuration."),

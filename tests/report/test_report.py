@@ -11,8 +11,9 @@ import pytest
 from made_up import LIMIT_MS, Study, make_study, ranked, rankings
 from plotly.offline import get_plotlyjs
 
+from kdsearch.report import markup, tables
 from kdsearch.report import page as page_module
-from kdsearch.report import tables
+from kdsearch.report.importance import MOST
 from kdsearch.report.page import render
 from kdsearch.spec import Budget, Cost
 from kdsearch.study.summary import TeacherEntry
@@ -42,7 +43,7 @@ def text_of(html: str) -> str:
             if self.cdata_elem is None:
                 seen.append(data)
 
-    Reader().feed(own(html))
+    Reader().feed(re.sub('<span class="whole">(.*?)</span>', r"\1", own(html)))
     return " ".join(seen).replace("\u00a0", " ")
 
 
@@ -223,11 +224,27 @@ def test_gain_is_the_difference_to_the_control_in_points() -> None:
     assert NOTE in text
 
 
+def test_a_command_breaks_between_its_words_and_stays_plain_text() -> None:
+    text = markup.command("kdsearch run --out a-b/c <d>")
+    whole = ["--out", "a-b/c"]
+    assert re.findall('<span class="whole">(.*?)</span>', text) == whole
+    assert re.sub("<.*?>", "", text) == "kdsearch run --out a-b/c &lt;d&gt;Copy"
+    assert markup.prose("`x <y>` or --z") == (
+        '<code>x &lt;y&gt;</code> or <span class="whole">--z</span>'
+    )
+
+
 def test_importances_are_bars_longest_first() -> None:
     summary, records = make_study()
     html = render(summary, records, rankings=ranked(b=0.4, a=0.1), notes=[], command=COMMAND)
     widths = re.findall(r'class="bar"><span style="width:([\d.]+)%', own(html))
     assert widths[:2] == ["100.0", "25.0"]
+    assert "more parameter" not in own(html)
+    many = ranked(**{f"p{i}": 0.5 / (i + 1) for i in range(MOST + 2)})
+    html = render(summary, records, rankings=many, notes=[], command=COMMAND)
+    assert "2 more parameters" in text_of(html).replace("\u00a0", " ")
+    widths = re.findall(r'class="bar"><span style="width:([\d.]+)%', own(html))
+    assert widths[: MOST + 2] == [f"{100 / (i + 1):.1f}" for i in range(MOST + 2)]
     none = render(summary, records, rankings=(), notes=[], command=COMMAND)
     assert "takes about 30 completed trials that differ, and 22 completed" in text_of(none)
 
