@@ -30,7 +30,7 @@ PAIRWISE_MAPPINGS = (*MAPPINGS, ALL_PAIRS)
 BALANCES = ("fixed", "uncertainty", "gradnorm")
 ORDERS = ("together", "progressive")
 BLENDS = ("equal", "confidence", "learned")
-UNTIL = ("end", "teacher")
+UNTIL = ("teacher", "end")
 INITS = ("scratch", "pretrained", "teacher")
 UNITS = {"latency_ms": (1.0, "ms"), "flops": (1e-6, "MFLOPs"), "params": (1e-6, "M parameters")}
 T = TypeVar("T")
@@ -69,8 +69,8 @@ class DistillSpec:
         Chen et al., ICML 2018, 1711.02257).
     order: `together`, or `progressive`: shallow stages, deep ones, relations, then responses.
     teachers: weights of several: `equal`, `confidence`, `learned`, or fixed such as `0.7,0.3`.
-    until: `end`, or `teacher`: when the student has reached its teacher's validation metric, the
-        labels alone teach it (after Cho and Hariharan, ICCV 2019, 1910.01348, who end it early).
+    until: `teacher`: when the student has reached its teacher's validation metric, the labels alone
+        teach it (after Cho and Hariharan, ICCV 2019, 1910.01348, who end it early); or `end`.
     knobs: of the method, as `temperature`; of several methods, under their names, as `at.weight`.
     """
 
@@ -84,7 +84,7 @@ class DistillSpec:
     balance: str = "fixed"
     order: str = "together"
     teachers: str = "equal"
-    until: str = "end"
+    until: str = "teacher"
     knobs: Params = field(default_factory=dict)
 
     def __post_init__(self) -> None:

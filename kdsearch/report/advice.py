@@ -150,11 +150,11 @@ def _teacher_below(summary: Summary, best: Entry) -> Iterator[str]:
 
 
 def _passed(summary: Summary) -> Iterator[str]:
-    """Yield how to know whether a teacher holds back a student that has passed it."""
+    """Yield how to know whether a teacher helped a student that has passed it."""
     if any(answer.why == PASSED for answer in summary.answers):
         yield (
-            "The student has passed its teacher, which may hold it back. Train the same student "
-            f"without a teacher, and compare. `kdsearch distill --config {FOLDER}/best/config.yaml "
+            "The student has passed its teacher, so that an early gain says little. Train the same "
+            f"student without a teacher, and compare. `kdsearch distill --config {FOLDER}/best/config.yaml "
             "--method none`"
         )
 

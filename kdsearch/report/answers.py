@@ -3,7 +3,7 @@
 A gain is stated on test where both students were evaluated there and trained for as many epochs;
 else on validation, after as many epochs. The winner was selected on validation, so its gain there
 is too high. A gain after the first epochs says nothing about a student that has passed its teacher
-since: a teacher may hold such a student back (Cho and Hariharan, ICCV 2019, arXiv:1910.01348).
+since: what such a teacher is worth shows later (Cho and Hariharan, ICCV 2019, arXiv:1910.01348).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdsearch.study.summary import Answer, Images, Summary, TeacherEntry
 from kdsearch.tasks.base import Metric
 
 YES, NO, NOT_MEASURABLE, NOT_KNOWN = "yes", "no", "not measurable", "not known"
-PASSED = "the student has passed its teacher since, which may hold it back"
+PASSED = "the student has passed its teacher since, so that an early gain says little"
 NO_CONTROL = "no control was trained"
 
 
@@ -77,13 +77,9 @@ def gain_of_one(
 
 
 def has_passed(trial: TrialRecord, teacher: TeacherEntry, gain: TrainedOnce) -> bool:
-    """Return whether a student is above the teacher that taught it to the end.
-
-    A gain of all epochs stands all the same.
-    """
+    """Return whether a student is now above its teacher, and its gain is of the first epochs."""
     assert trial.val is not None
-    was_taught = gain.epochs is not None and trial.taught_epochs is None
-    return was_taught and teacher.knows_all and trial.val > teacher.val
+    return gain.epochs is not None and teacher.knows_all and trial.val > teacher.val
 
 
 def _after(record: TrialRecord, epochs: int) -> float:
