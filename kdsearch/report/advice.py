@@ -154,8 +154,8 @@ def _passed(summary: Summary) -> Iterator[str]:
     if any(answer.why == PASSED for answer in summary.answers):
         yield (
             "The student has passed its teacher, so that an early gain says little. Train the same "
-            f"student without a teacher, and compare. `kdsearch distill --config {FOLDER}/best/config.yaml "
-            "--method none`"
+            "student without a teacher, and compare. "
+            f"`kdsearch distill --config {FOLDER}/best/config.yaml --method none`"
         )
 
 
