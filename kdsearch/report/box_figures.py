@@ -74,10 +74,14 @@ def _precision(curves: BoxCurves, classes: Sequence[str], split: str) -> str:
 
 def _sizes(curves: BoxCurves, split: str) -> str:
     low, high = curves.sides[0], curves.sides[-1]
+    counts = [objects for objects in curves.objects if objects]
+    each = (
+        f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    )
     frame = paper.Frame(low=(max(low, 1e-3) / 1.1, 0), high=(high * 1.1, 1), log=True)
     return frame.draw(
         f"Objects on {split} that have a box with a score of {curves.score:g}, by size",
-        x_title=f"side of objects, of the image's ({split}; log scale); numbers: objects",
+        x_title=f"side of objects, of the image's ({split}; log scale; {each} objects a line)",
         y_title=f"found, by boxes from a score of {curves.score:g}",
         is_percent=True,
         inside=list(_groups(frame, curves)),
@@ -85,7 +89,7 @@ def _sizes(curves: BoxCurves, split: str) -> str:
 
 
 def _groups(frame: paper.Frame, curves: BoxCurves) -> Iterator[str]:
-    """Yield for each group of sizes a line at its recall, its standard error and its count."""
+    """Yield for each group of sizes a line at its recall, and its standard error."""
     groups = zip(pairwise(curves.sides), curves.objects, curves.found, strict=True)
     for (low, high), objects, found in groups:
         if not objects:
@@ -98,4 +102,3 @@ def _groups(frame: paper.Frame, curves: BoxCurves) -> Iterator[str]:
         ends = [frame.at(high, min(1.0, max(0.0, recall + s * error)))[1] for s in (-1, 1)]
         yield paper.line(left, y, right, y, BLUE, 'stroke-width="4"')
         yield paper.line(middle, ends[0], middle, ends[1], paper.INK)
-        yield paper.text(middle + 6, y + 16, f"{objects:,}")

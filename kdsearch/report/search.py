@@ -86,7 +86,7 @@ def progress(summary: Summary, records: Sequence[TrialRecord]) -> go.Figure | No
     )
     figure.update_layout(
         layout(
-            xaxis={"title": {"text": "trial"}},
+            xaxis={"title": {"text": "trial"}, **({"dtick": 1} if len(numbers) <= 10 else {})},
             yaxis=metric_axis(metric, [*without_strays(vals, ()), *best[-1:]]),
             yaxis2={
                 "title": {"text": "hypervolume, share of the last"},

@@ -323,7 +323,12 @@ def tally(summary: Summary, records: Sequence[TrialRecord]) -> str:
         f"{counted(sum(found.values()), 'trial')}: {'; '.join(parts)}." if parts else "No trials."
     )
     if counts.reused:
-        text += f" {counts.reused:,} of the completed equal an earlier trial and were not trained."
+        equal = (
+            "equals an earlier trial and was"
+            if counts.reused == 1
+            else "equal earlier ones and were"
+        )
+        text += f" {counts.reused:,} of the completed {equal} not trained."
     if counts.rejected_early:
         more = counted(counts.rejected_early, "more candidate")
         text += f" {more} rejected by FLOPs or parameters when sampled, not counted as trials."
