@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -49,7 +49,7 @@ _HEADS: Mapping[str, Params] = {
     SEGMENTATION: {"head.kind": "fpn", "head.channels": 32},
     DETECTION: {"head.channels": 32, "head.depth": 1},
 }
-SETTINGS = ("data", "teacher", "image_size", "subset", "epochs", "teacher_epochs")
+SETTINGS = ("data", "teacher", "image_size", "subset", "epochs", "teacher_epochs", "until")
 CPU = torch.device("cpu")
 _SPLITS = ("val", "test")
 
@@ -72,18 +72,15 @@ class Result:
 Train: TypeAlias = Callable[[str, int], Result]
 
 
-def candidate_of(method: str, seed: int, epochs: int, task: str, until: str = "end") -> Candidate:
+def candidate_of(method: str, seed: int, epochs: int, task: str, until: str) -> Candidate:
     """Return the student taught by a method at its defaults; methods on maps take all levels."""
     student = StudentSpec(family="resnet", knobs={"width": 0.25, "depth": 4, **_HEADS[task]})
     parts = [METHODS.get(part) for part in method.split("+")]
     on_maps = all(part.need == "stages" and part.is_pairwise for part in parts)
+    distill = DistillSpec(method=method, mapping="even" if on_maps else None)
     return Candidate(
         student=student,
-        distill=DistillSpec(
-            method=method,
-            mapping="even" if on_maps else None,
-            until="end" if method == CONTROL else until,
-        ),
+        distill=distill if method == CONTROL else replace(distill, until=until),
         train=TrainSpec(
             epochs=epochs,
             batch_size=8,
@@ -103,8 +100,8 @@ def train(
 ) -> Result:
     """Train one student and return what it scores. Raises RuntimeError where it cannot be."""
     began = time.process_time()
-    until = str(settings.get("until", "end"))
-    candidate = candidate_of(method, seed, int(str(settings["epochs"])), context.data.task, until)
+    epochs, until = int(str(settings["epochs"])), str(settings["until"])
+    candidate = candidate_of(method, seed, epochs, context.data.task, until)
     with TemporaryDirectory() as folder:
         outcome = run_trial(candidate, context, Path(folder))
         if outcome.val is None:
@@ -186,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--subset", type=int)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, help="without: of auto by its size")
-    parser.add_argument("--until", choices=UNTIL, default="end", help="when distillation ends")
+    parser.add_argument("--until", choices=UNTIL, default=UNTIL[0], help="when distillation ends")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", help="separated by commas; all of the task")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -194,9 +191,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = {name: getattr(given, name) for name in SETTINGS}
-    config = StudyConfig(**{name: value for name, value in settings.items() if name != "epochs"})
-    if given.until != "end":  # results of before have no such setting
-        settings["until"] = given.until
+    of_study = {k: v for k, v in settings.items() if k not in ("epochs", "until")}
+    config = StudyConfig(**of_study)
     data, config = load_data(config, given.out, print)
     context = lay_out(config, data, out=given.out, device=CPU, note=print)
     teacher = evaluate_in_detail(context.teachers[0], data.test, context.task, CPU)

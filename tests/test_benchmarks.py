@@ -297,7 +297,7 @@ def test_a_detector_in_yolos_layout_is_a_teacher_with_the_same_boxes(tmp_path):
     [(task, method) for task, names in each_method.METHOD_NAMES.items() for method in names],
 )
 def test_each_method_of_the_table_is_one_of_its_task(task, method):
-    candidate = each_method.candidate_of(method, 1, 12, task)
+    candidate = each_method.candidate_of(method, 1, 12, task, "end")
     check(candidate.distill)
     for part in method.split("+"):
         assert not METHODS.get(part).unfit_for(task)

@@ -159,4 +159,4 @@ def test_other_ends_are_refused():
     with pytest.raises(SpecError, match=r"method\.until: 'teach'"):
         DistillSpec(until="teach")
     with pytest.raises(SpecError, match=r"none.*method\.until"):
-        check(DistillSpec(method="none", until="teacher"))
+        check(DistillSpec(method="none", until="end"))
