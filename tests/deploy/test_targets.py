@@ -218,7 +218,7 @@ def test_the_error_of_a_failing_command_names_it(tmp_path: Path, script: str, me
 def test_a_command_is_rehearsed_on_images_as_the_students_take_them(tmp_path: Path) -> None:
     script = TIMING.replace("os, sys, time\n", "os, sys, time; time.sleep(0.2)\n")
     message: list[str] = []
-    parse_target(command(tmp_path, script), batch=2).dry_run((3, 16, 16), message.append)
+    parse_target(command(tmp_path, script), batch=2).dry_run((3, 16, 24), message.append)
 
     first, then = message
     assert first.startswith("Trying --target cmd:")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # A reference is a chain of so many 3x3 convolutions, 32 channels at 16x16: 0.02 to 12 ms here.
-CHANNELS, SIDE = 32, 16
+CHAIN = (32, 16, 16)  # [C, H, W]
 LENGTHS = (1, 8, 64, 512)
 _COMPARISONS = 3  # processes that time a longer reference against the shortest
 # Processes that time the shortest one alone, a second each. On a machine with slow phases an eighth
@@ -120,7 +120,7 @@ class CpuTarget(LocalTarget):
         super().prepare()
         runtimes.require("onnxruntime").prepare()
         for length in LENGTHS:
-            conv_chain(length, channels=CHANNELS, side=SIDE)
+            conv_chain(length, CHAIN)
 
     def measure_round(self, timing: TimingRequest, references: References | None) -> Round:
         """Return the ratio to a reference, from one fork, times the cached time of the latter."""
@@ -207,9 +207,9 @@ class CpuTarget(LocalTarget):
         """Return a run of a chain of convolutions on one image."""
         from kdsearch.deploy.runtimes.onnxruntime import OnnxRuntime
 
-        run = OnnxRuntime(conv_chain(length, channels=CHANNELS, side=SIDE), threads=self.threads)
-        shape = (1, CHANNELS, SIDE, SIDE)
-        return partial(run.run, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+        run = OnnxRuntime(conv_chain(length, CHAIN), threads=self.threads)
+        images = np.random.default_rng(0).standard_normal((1, *CHAIN), dtype=np.float32)
+        return partial(run.run, images)
 
 
 class RuntimeTarget(CpuTarget):

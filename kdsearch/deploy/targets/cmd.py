@@ -56,10 +56,9 @@ class Cmd(Target):
         """Run the command once, on a convolution. Raises SpecError with its output."""
         note(f"Trying --target cmd:{self.command} on a small ONNX file")
         began = time.perf_counter()
-        channels, side, _ = shape
         with TemporaryDirectory() as folder:
             file = Path(folder) / "student.onnx"
-            file.write_bytes(conv_chain(1, channels=channels, side=side))
+            file.write_bytes(conv_chain(1, shape))
             try:
                 self._time(TimingRequest(file=file, shape=shape))
             except CostError as error:
