@@ -122,3 +122,6 @@ def test_a_mistake_in_a_file_of_a_run_is_one_line_with_its_key(
     expected = rf"{name} is damaged \(\w+: Field required; \d+ more mistakes\); delete it$"
     with pytest.raises(StudyError, match=expected):
         read(tmp_path)
+    (tmp_path / name).write_bytes(b"\xff")
+    with pytest.raises(StudyError, match=f"{name} is damaged .*; delete it$"):
+        read(tmp_path)

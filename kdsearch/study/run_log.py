@@ -61,7 +61,7 @@ def read_progress(path: Path) -> Progress | None:
     """Return the progress of the study at `path`; None where no run is under way."""
     file = path / PROGRESS
     try:
-        return TypeAdapter(Progress).validate_json(file.read_text(encoding="utf-8"))
+        return TypeAdapter(Progress).validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
