@@ -9,7 +9,7 @@ SPACE = "\u00a0"  # keeps a number and its unit on one line
 
 def duration(seconds: float) -> str:
     """Return seconds as '1 h 02 min', '2 min 05 s' or '7.5 s'."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
