@@ -90,6 +90,13 @@ def is_number(value: object, kinds: tuple[type[float], ...]) -> TypeGuard[float]
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
+def options_in(dim: Dim | None) -> tuple[Value, ...]:
+    """Return the options of a choice, or the value of a constant; nothing of a range."""
+    if isinstance(dim, Choice):
+        return dim.options
+    return (dim.value,) if isinstance(dim, Constant) else ()
+
+
 def default_of(dim: Dim) -> Value:
     """Return the value that a study tries first: the file's `default`, an option listed first.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from kdsearch.data.base import CLASSIFICATION
 from kdsearch.errors import KDSearchError, SpaceError, did_you_mean
 from kdsearch.models import heads, students
-from kdsearch.space import Choice, Constant, Dim, Float, Int, SearchSpace, Value
+from kdsearch.space import Dim, Float, Int, SearchSpace, Value, options_in
 from kdsearch.space_yaml import load_space, parse_space
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec, make
 from kdsearch.study.config import read_config
@@ -24,6 +24,7 @@ _COMMON = tuple(item.name for item in fields(DistillSpec) if item.name not in ("
 SMALL_IMAGE = 64  # px
 FEW_IMAGES = 5000  # with fewer, pretrained networks alone are searched
 KnobsOf: TypeAlias = Callable[[str], list[str]]
+T = TypeVar("T")
 
 
 def builtin() -> dict[str, Path]:
@@ -77,8 +78,8 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
     """Yield (dimension, mistake) for each unknown name and each value that cannot be used."""
     if "student.family" not in space.dims:
         yield "student", "the space has no 'student.family'"
-    families = _options(space.dims.get("student.family"))
-    methods = _options(space.dims.get("method.name")) or ["kd"]
+    families = [*map(str, options_in(space.dims.get("student.family")))]
+    methods = [*map(str, options_in(space.dims.get("method.name")))] or ["kd"]
     yield from _unknown_plugins(space, "student.family", families, _student_knobs)
     yield from _unknown_plugins(space, "method.name", methods, _method_knobs)
     for name, dim in space.all_dims():
@@ -96,12 +97,6 @@ def check_space(space: SearchSpace) -> Iterator[tuple[str, str]]:
         elif section == "method" and rest != "name":
             yield from _check_owned(name, rest, methods, _method_knobs, "method")
             yield from _check_method(name, rest, methods, dim)
-
-
-def _options(dim: Dim | None) -> list[str]:
-    if isinstance(dim, Choice):
-        return [str(option) for option in dim.options]
-    return [str(dim.value)] if isinstance(dim, Constant) else []
 
 
 def _unknown_plugins(
@@ -127,11 +122,7 @@ def _method_knobs(method: str) -> list[str]:
 
 
 def _check_owned(
-    name: str,
-    rest: str,
-    options: Sequence[str],
-    knobs_of: KnobsOf,
-    what: str,
+    name: str, rest: str, options: Sequence[str], knobs_of: KnobsOf, what: str
 ) -> Iterator[tuple[str, str]]:
     """Check `<option>.<knob>`: the space has the option, and the option has the knob."""
     owner = next((option for option in options if rest.startswith(f"{option}.")), None)
@@ -155,64 +146,47 @@ def _check_owned(
 def _check_student(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
     """Check both ends of a knob's range against the family."""
     family, _, knob = rest.partition(".")
-    if family not in students.FAMILIES.names() or knob not in students.knobs_of(family):
-        return
-    for value in _extremes(dim):
-        try:
-            students.check_values(StudentSpec(family=family, knobs={knob: value}))
-        except KDSearchError as error:
-            yield name, str(error)
-            return
+
+    def check(value: Value) -> None:
+        students.check_values(StudentSpec(family=family, knobs={knob: value}))
+
+    if family in students.FAMILIES.names() and knob in students.knobs_of(family):
+        yield from _refused(name, check, _ends(dim))
 
 
 def _check_head(name: str, rest: str, dim: Dim) -> Iterator[tuple[str, str]]:
     """Check a head's kinds, or a knob that some head has."""
     owner, _, knob = rest.rpartition(".")
-    kinds = _options(dim) if rest == "kind" else [owner] if owner else []
-    for kind in kinds:
-        try:
-            heads.knobs_of(kind)
-        except KDSearchError as error:
-            yield name, str(error)
-            return
+    kinds = [*map(str, options_in(dim))] if rest == "kind" else [owner] if owner else []
+    if mistakes := [*_refused(name, heads.knobs_of, kinds)]:
+        yield from mistakes
+        return
     known = {known for kind in kinds or heads.names() for known in heads.knobs_of(kind)}
     if rest != "kind" and knob not in known:
         hint = did_you_mean(knob, known)
         yield name, f"no head has the knob {knob!r}{hint}; known: kind, {', '.join(sorted(known))}"
-    try:
-        for value in _extremes(dim) if knob == "output_stride" else ():
-            heads.output_stride_of({knob: value})
-    except KDSearchError as error:
-        yield name, str(error)
+    if knob == "output_stride":
+        yield from _refused(name, lambda value: heads.output_stride_of({knob: value}), _ends(dim))
 
 
 def _check_method(
     name: str, rest: str, methods: Sequence[str], dim: Dim
 ) -> Iterator[tuple[str, str]]:
     """Resolve the recipe with both ends of a range, all other settings at their defaults."""
-    method = next((method for method in methods if rest.startswith(f"{method}.")), "")
-    for value in _extremes(dim):
-        if mistake := _mistake(method, {name: value}):
-            yield name, mistake
-            return
-
-
-def _mistake(method: str, settings: Mapping[str, Value]) -> str:
-    """Return what is wrong with a recipe's values; wrong names are reported elsewhere."""
     from kdsearch.training import distiller
 
-    try:
-        known = _method_knobs(method)
-    except KDSearchError:
-        return ""
-    if any(name.removeprefix(f"method.{method}.") not in known for name in settings):
-        return ""
-    params = {"student.family": "resnet", "method.name": method, **settings}
-    try:
+    method = next((method for method in methods if rest.startswith(f"{method}.")), "")
+
+    def check(value: Value) -> None:
+        params = {"student.family": "resnet", "method.name": method, name: value}
         distiller.check(Candidate.from_params(params).distill)
-    except KDSearchError as error:
-        return str(error)
-    return ""
+
+    try:
+        is_known = rest.removeprefix(f"{method}.") in _method_knobs(method)
+    except KDSearchError:
+        is_known = False  # what is unknown is reported by `_check_owned`
+    if is_known:
+        yield from _refused(name, check, _ends(dim))
 
 
 def _check_train(name: str, key: str, dim: Dim) -> Iterator[tuple[str, str]]:
@@ -221,15 +195,21 @@ def _check_train(name: str, key: str, dim: Dim) -> Iterator[tuple[str, str]]:
     if owned not in known or owner not in ("", *OPTIMIZERS):
         yield name, f"unknown key {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}"
         return
-    for value in _extremes(dim):
+    yield from _refused(name, lambda value: make(TrainSpec, **{owned: value}), _ends(dim))
+
+
+def _refused(
+    name: str, check: Callable[[T], object], values: Iterable[T]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, mistake) for the first value that `check` refuses."""
+    for value in values:
         try:
-            make(TrainSpec, **{owned: value})
+            check(value)
         except KDSearchError as error:
             yield name, str(error)
             return
 
 
-def _extremes(dim: Dim) -> list[Value]:
-    if isinstance(dim, Float | Int):
-        return [dim.low, dim.high]
-    return list(dim.options) if isinstance(dim, Choice) else [dim.value]
+def _ends(dim: Dim) -> tuple[Value, ...]:
+    """Return both ends of a range, or every option."""
+    return (dim.low, dim.high) if isinstance(dim, Float | Int) else options_in(dim)

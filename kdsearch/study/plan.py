@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdsearch.errors import SpecError
 from kdsearch.hpo.halving import LOOK_STEPS, TRIALS, Halving, Rung, divide
-from kdsearch.space import Choice, Constant, Dim, Value
+from kdsearch.space import Constant, Dim, Value, options_in
 from kdsearch.spec import INITS, TrainSpec, TrialRecord
 from kdsearch.study.config import HALVING, StudyConfig
 from kdsearch.study.formatting import SPACE, counted
@@ -17,9 +17,8 @@ from kdsearch.study.summary import EpochsSpent
 # batches of 32, 63.4 % with 50 (one seed each).
 BATCHES = (128, 64, 32)
 MANY = 2000
-MIXED_LOOK = (
-    2  # epochs, at least, of a first look where students start from scratch and from weights
-)
+# Epochs, at least, of a first look where students start from scratch and from weights.
+MIXED_LOOK = 2
 
 
 def with_plan(
@@ -55,7 +54,8 @@ def halving_of(
 
     Raises SpecError where `spend` does not fit.
     """
-    epochs, count = _epochs(config), trials or TRIALS
+    default, count = TrainSpec().epochs, trials or TRIALS
+    epochs = _fixed(config.search_space().dims.get("train.epochs"), default) or default
     if config.look_epochs is not None:
         return _divided(config, images, epochs, trials=trials, spend=spend)
     if spend is not None:
@@ -129,11 +129,7 @@ def _divided(
         steps = min(steps, LOOK_STEPS // MIXED_LOOK)
     try:
         return divide(
-            steps=steps,
-            trials=trials,
-            epochs=epochs,
-            spend=spend,
-            look=config.look_epochs,
+            steps=steps, trials=trials, epochs=epochs, spend=spend, look=config.look_epochs
         )
     except ValueError as error:
         raise SpecError(f"--spend {spend}: {error}; raise it, or lower the others") from error
@@ -142,21 +138,10 @@ def _divided(
 def _starts_differ(space: Mapping[str, Dim]) -> bool:
     """Return whether some students inherit weights and others start from scratch."""
     starts: set[Value] = set()
-    for family in _values(space.get("student.family")):
+    for family in options_in(space.get("student.family")):
         own = space.get(f"student.{family}.init", space.get("student.init"))
-        starts |= {INITS[0]} if own is None else set(_values(own))
+        starts |= {INITS[0]} if own is None else set(options_in(own))
     return len(starts) > 1
-
-
-def _values(dim: Dim | None) -> Sequence[Value]:
-    if isinstance(dim, Choice):
-        return dim.options
-    return (dim.value,) if isinstance(dim, Constant) else ()
-
-
-def _epochs(config: StudyConfig) -> int:
-    dim = config.search_space().dims.get("train.epochs")
-    return _fixed(dim, TrainSpec().epochs) or TrainSpec().epochs
 
 
 def _fixed(dim: Dim | None, default: int) -> int | None:

@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 from kdsearch.hpo import pareto
 from kdsearch.hpo.statistics import Gain, Spread, Variance, gains, mean_gain, spreads
-from kdsearch.space import Choice, Constant, Int, Params
+from kdsearch.space import Int, Params, options_in
 from kdsearch.spec import TrainSpec, TrialRecord
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.facts import CONTROLS, Refit, candidate_digest
@@ -42,9 +42,7 @@ def roles(study: OpenStudy) -> dict[int, tuple[str, ...]]:
     if not front:
         return {}
     best, knee = front[-1].number, front[_knee(study, front)].number
-    if best == knee:
-        return {best: (BEST, KNEE)}
-    return {best: (BEST,), knee: (KNEE,)}
+    return {best: (BEST, KNEE)} if best == knee else {best: (BEST,), knee: (KNEE,)}
 
 
 def _knee(study: OpenStudy, front: Sequence[TrialRecord]) -> int:
@@ -257,9 +255,7 @@ def _most_epochs(config: StudyConfig) -> int:
     dim = config.search_space().dims.get("train.epochs")
     if isinstance(dim, Int):
         return dim.high
-    if isinstance(dim, Choice):
-        return max(cast("tuple[int, ...]", dim.options))
-    return cast("int", dim.value) if isinstance(dim, Constant) else TrainSpec().epochs
+    return max(cast("tuple[int, ...]", options_in(dim)), default=TrainSpec().epochs)
 
 
 def _plain(text: str) -> str:

@@ -23,7 +23,17 @@ from kdsearch.deploy.flops import count
 from kdsearch.deploy.pricing import build_student
 from kdsearch.errors import KDSearchError, SpecError, explained
 from kdsearch.models.model import Model, batches
-from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
+from kdsearch.space import (
+    Choice,
+    Constant,
+    Dim,
+    Float,
+    Int,
+    Params,
+    SearchSpace,
+    Value,
+    options_in,
+)
 from kdsearch.spec import Candidate, StudentSpec
 from kdsearch.study.builtin_spaces import find_space
 from kdsearch.study.callbacks import Callback
@@ -133,10 +143,11 @@ class _Plan:
         self._params = params
         self._has_own_methods = has_own_methods
         named = params.get("student.family")
-        self.families = _options(space, "student.family") if named is None else [str(named)]
+        families = options_in(space.dims.get("student.family")) if named is None else (named,)
+        self.families = [*map(str, families)]
         self.methods: Sequence[str] = methods.names(task)
         if has_own_methods:
-            self.methods = _options(space, "method.name") or ["kd"]
+            self.methods = [*map(str, options_in(space.dims.get("method.name")))] or ["kd"]
 
     @property
     def batch_size(self) -> int:
@@ -170,13 +181,6 @@ class _Plan:
         walked = self._space.walk(pick)
         kept = {name: value for name, value in walked.items() if name.startswith(tuple(sections))}
         return Candidate.from_params({**kept, "method.name": method, **self._params})
-
-
-def _options(space: SearchSpace, name: str) -> list[str]:
-    dim = space.dims.get(name)
-    if isinstance(dim, Choice):
-        return [str(option) for option in dim.options]
-    return [str(dim.value)] if isinstance(dim, Constant) else []
 
 
 def _end(dim: Dim, size: str) -> Value:
