@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager
 from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from kdsearch.errors import StudyError
 
@@ -84,10 +83,5 @@ class _StepLock:
         flock(self._device, LOCK_SH)
         flock(self._gate, LOCK_UN)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         flock(self._device, LOCK_UN)

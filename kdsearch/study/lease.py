@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine
@@ -37,8 +36,7 @@ Clock = Callable[[Connection], float]
 _log = logging.getLogger(__name__)
 _studies = sqlalchemy.table("studies", *map(sqlalchemy.column, ("study_id", "study_name")))
 _attributes = sqlalchemy.table(
-    "study_user_attributes",
-    *map(sqlalchemy.column, ("study_id", "key", "value_json")),
+    "study_user_attributes", *map(sqlalchemy.column, ("study_id", "key", "value_json"))
 )
 
 
@@ -75,7 +73,7 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Whether the process has certainly ended; on another machine it is unknown, so False."""
-        if not self.is_on_this_machine() or self.pids != _pids():
+        if not self._is_visible():
             return False
         try:
             os.kill(self.pid, 0)
@@ -96,8 +94,11 @@ class Holder:
 
     def is_alive(self) -> bool:
         """Return whether it is another process here that certainly still runs."""
-        is_here = self.is_on_this_machine() and self.pids == _pids()
-        return is_here and self.pid != os.getpid() and not self.is_dead()
+        return self._is_visible() and self.pid != os.getpid() and not self.is_dead()
+
+    def _is_visible(self) -> bool:
+        """Return whether this process sees that one by its number, if it runs."""
+        return self.is_on_this_machine() and self.pids == _pids()
 
 
 class Lease:
@@ -139,12 +140,7 @@ class Lease:
         threading.Thread(target=self._keep, daemon=True, name="lease").start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the lease back; one that cannot be given back runs out."""
         self._over.set()
         with suppress(SQLAlchemyError, StudyError):

@@ -54,7 +54,7 @@ def open_study(
     """
     with _locked(path, config):
         old = read_config(path)
-        kept = storage_of(path, config.storage, config.storage_study, storage)
+        kept = storage_of(path, config, storage)
         if old is None:
             refuse_sampler(config)
             _refuse_remains(path)
@@ -152,9 +152,7 @@ def refuse_driven(path: Path, config: StudyConfig, storage: str | None) -> None:
     if (path / ".lock").exists():
         with _locked(path, config):
             pass
-    kept_url(storage, config.storage, is_new=False)
-    kept = storage_of(path, config.storage, config.storage_study, storage)
-    _require_database(path, kept)
+    kept = _existing_storage(path, config, storage)
     with _explained_errors(kept):
         require_free(kept, where=str(path))
 
@@ -168,7 +166,7 @@ def reach(
     is_new: bool = True,
 ) -> None:
     """Raise StudyError where the study's storage is out of reach, before anything is trained."""
-    kept = storage_of(path, config.storage, config.storage_study, storage)
+    kept = storage_of(path, config, storage)
     if not kept.is_inside:
         with _explained_errors(kept):
             access: Access = "create" if is_new else "write"
@@ -177,15 +175,26 @@ def reach(
 
 def find_storage(path: Path, storage: str | None = None) -> tuple[StudyConfig, Storage]:
     """Return the request of the study at `path` and where its trials are."""
+    config = require_config(path)
+    return config, _existing_storage(path, config, storage)
+
+
+def require_config(path: Path) -> StudyConfig:
+    """Return what `study.yaml` holds. Raises StudyError where there is none."""
     config = read_config(path)
     if config is None:
         raise StudyError(
             f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
         )
+    return config
+
+
+def _existing_storage(path: Path, config: StudyConfig, storage: str | None) -> Storage:
+    """Return where the trials of a study are. Raises StudyError where it has none there."""
     kept_url(storage, config.storage, is_new=False)
-    kept = storage_of(path, config.storage, config.storage_study, storage)
+    kept = storage_of(path, config, storage)
     _require_database(path, kept)
-    return config, kept
+    return kept
 
 
 @contextmanager

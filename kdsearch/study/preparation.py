@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
 from kdsearch import atomic
-from kdsearch.documents import mistake_in
 from kdsearch.errors import StudyError
 from kdsearch.study.callbacks import Callback
 from kdsearch.study.lease import Holder
+from kdsearch.study.run_log import read_json
 
 if TYPE_CHECKING:
     from kdsearch.tasks import Metric
@@ -40,17 +37,12 @@ class Stage:
 
 def read_stage(path: Path) -> Stage | None:
     """Return the stage of the run at `path`, None where none is being prepared."""
-    try:
-        found = TypeAdapter(Stage).validate_json((path / FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise StudyError(f"{path / FILE} is damaged ({mistake_in(error)}); delete it") from error
-    return None if found.holder.is_dead() else found
+    found = read_json(path / FILE, Stage)
+    return None if found is None or found.holder.is_dead() else found
 
 
-class Preparation(Callback):
-    """Passes events on, and writes the stage of a run; a context, which removes the file.
+class Preparation(Callback, AbstractContextManager["Preparation"]):
+    """Passes events on, and writes the stage of a run from `begin` until the context ends.
 
     started: by `time.perf_counter`.
     """
@@ -61,16 +53,7 @@ class Preparation(Callback):
         self._path: Path | None = None
         self._is_new = False
 
-    def __enter__(self) -> Preparation:
-        """Return itself; nothing is written before `begin`."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the file, and a folder that was made for it and holds nothing else."""
         self.end()
         if self._is_new and self._path is not None:

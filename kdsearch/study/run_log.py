@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"
 ENDED, INTERRUPTED, FAILED, KILLED = "ended", "interrupted", "failed", "killed"
+T = TypeVar("T")
 _EVERY = 1.0  # second between two writes of the file
 
 
@@ -59,9 +60,13 @@ class Progress:
 
 def read_progress(path: Path) -> Progress | None:
     """Return the progress of the study at `path`; None where no run is under way."""
-    file = path / PROGRESS
+    return read_json(path / PROGRESS, Progress)
+
+
+def read_json(file: Path, kind: type[T]) -> T | None:
+    """Return what a file holds, None where there is none. Raises StudyError for a damaged one."""
     try:
-        return TypeAdapter(Progress).validate_json(file.read_bytes())
+        return TypeAdapter(kind).validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
@@ -73,7 +78,7 @@ def write_progress(path: Path, progress: Progress) -> None:
     atomic.write(path / PROGRESS, json.dumps(asdict(progress)))
 
 
-class RunLog(Callback):
+class RunLog(Callback, AbstractContextManager["RunLog"]):
     """Keeps the account of one run; a context, which closes it. It adds a killed run's first.
 
     started: by `time.perf_counter`.
@@ -98,16 +103,7 @@ class RunLog(Callback):
         )
         self._write()
 
-    def __enter__(self) -> RunLog:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Close the account with how the run ended."""
         if error is None or isinstance(error, BudgetError | TrialsFailedError):
             self.end(ENDED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import quote, quote_plus
 
 from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.extras import install
+from kdsearch.study.config import StudyConfig
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -43,9 +43,7 @@ class Storage:
     is_inside: bool = False
 
     def __str__(self) -> str:
-        if self.is_inside:
-            return str(self.url.database)
-        return shown(self.url)
+        return str(self.url.database) if self.is_inside else shown(self.url)
 
     def full_url(self) -> str:
         """Return the URL with its password, for the database alone."""
@@ -104,18 +102,17 @@ def inside(path: Path) -> Storage:
     )
 
 
-def storage_of(path: Path, kept: str | None, study: str | None, given: str | None) -> Storage:
+def storage_of(path: Path, config: StudyConfig, given: str | None) -> Storage:
     """Return the storage of the study at `path`.
 
-    kept, study: as in `study.yaml`, without a password; None: inside the folder. given: the
-    same place with its password, if there is one.
+    given: the URL in `config` with its password, if there is one.
     """
-    if kept is None:
+    if config.storage is None:
         return inside(path)
-    url = read_url(given) if given is not None else read_url(kept)
+    url = read_url(config.storage if given is None else given)
     if url.password == "***":
         url = url._replace(password=None)
-    return Storage(url=url, study=study or path.name)
+    return Storage(url=url, study=config.storage_study or path.name)
 
 
 def read_url(text: str) -> URL:
@@ -163,14 +160,10 @@ def shown(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
-def place(url: URL) -> Mapping[str, object]:
+def place(url: URL) -> tuple[object, ...]:
     """Return the location of a database, without user, driver and password."""
-    return {
-        "backend": url.get_backend_name(),
-        "host": url.host or url.query.get("host"),
-        "port": url.port or url.query.get("port"),
-        "database": url.database,
-    }
+    host, port = (getattr(url, name) or url.query.get(name) for name in ("host", "port"))
+    return url.get_backend_name(), host, port, url.database
 
 
 def is_at(kept: str | None, given: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdsearch.errors import SpecError, StudyError, did_you_mean
 from kdsearch.space import Choice, Constant, Dim, Float, Int, Params, SearchSpace, Value
 from kdsearch.study.config import StudyConfig, read_config
-from kdsearch.study.open import load_study, open_study
+from kdsearch.study.open import load_study, open_study, require_config
 from kdsearch.study.study import OpenStudy, searched
 from kdsearch.study.width import is_share, shared
 
@@ -28,11 +28,7 @@ def enqueue(path: Path, settings: Params, storage: str | None = None) -> tuple[P
     enqueued. storage: see `open_study`. Raises SpecError for settings outside the space, StudyError
     while the study runs.
     """
-    config = read_config(path)
-    if config is None:
-        raise StudyError(
-            f"there is no study at {path}; `kdsearch run --name {path.name}` makes one"
-        )
+    config = require_config(path)
     guess = read_guess(config.search_space(), settings)
     with open_study(path, config, versions={}, storage=storage) as study:
         study.enqueue([guess])

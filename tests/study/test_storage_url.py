@@ -173,11 +173,12 @@ def test_what_is_kept_has_no_password_and_what_is_used_has() -> None:
         kept_url(WHERE, None, is_new=False)
     assert kept_url(None, None, is_new=True) is None
     path = Path("results/phones")
-    assert storage_of(path, None, None, None) == inside(path)
-    used = storage_of(path, KEPT, "phones-1", WHERE)
+    assert storage_of(path, StudyConfig(), None) == inside(path)
+    config = StudyConfig(storage=KEPT, storage_study="phones-1")
+    used = storage_of(path, config, WHERE)
     assert "s3cret" in used.full_url()
     assert "s3cret" not in f"{used} {used!r}"
-    assert storage_of(path, KEPT, "phones-1", None).url.password is None
+    assert storage_of(path, config, None).url.password is None
 
 
 @pytest.mark.parametrize(
