@@ -19,10 +19,6 @@ from kdsearch.tasks.base import DEFAULT_METRIC, Details, Metric
 
 SEEDS = 3
 CONTROLS = ("none", "kd")  # methods of a refitted candidate's controls
-OLDER_FORMAT = (
-    "an older kdsearch stored {what}, in a format that this one does not read; use that version, "
-    "or start again with another --name"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,5 +138,6 @@ def read_facts(note: str) -> StudyFacts:
         return _READER.validate_json(note)
     except ValidationError as error:
         raise StudyError(
-            OLDER_FORMAT.format(what=f"the study's facts ({mistake_in(error)})")
+            f"an older kdsearch stored the study's facts ({mistake_in(error)}), in a format that "
+            "this one does not read; use that version, or start again with another --name"
         ) from error

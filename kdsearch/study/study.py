@@ -6,12 +6,11 @@ configuration and is written once. What Optuna has no place for is one JSON attr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +32,7 @@ from kdsearch.study.width import Latencies, Price, Widths
 from kdsearch.tasks.base import Metric
 
 REDRAWS = 20  # candidates in a row that may be rejected before the next one runs anyway
+_UNFINISHED = ("running", "interrupted")
 Digest: TypeAlias = Callable[[Params], str]
 
 
@@ -114,23 +114,17 @@ class OpenStudy:
     def ask_control(
         self, params: Params, control_of: int, *, pause_at: int | None = None
     ) -> Proposal:
-        """Return a trial outside the search: the student of `control_of` with another method.
-
-        It has no Optuna parameters, so that the sampler does not learn from it. pause_at: see
-        Proposal.
-        """
-        trial = self.store.propose(RandomSampler(seed=0))
-        return self._begin(trial, params, control_of=control_of, pause_at=pause_at)
+        """Return a trial outside the search: the student of `control_of` with another method."""
+        return self._begin(self._outside(), params, control_of=control_of, pause_at=pause_at)
 
     def ask_refit(self, params: Params, refit_of: int, *, is_control: bool) -> Proposal:
         """Return a trial outside the search: `refit_of` retrained, or a control of that."""
-        trial = self.store.propose(RandomSampler(seed=0))
         control_of = refit_of if is_control else None
-        return self._begin(trial, params, control_of=control_of, refit_of=refit_of)
+        return self._begin(self._outside(), params, control_of=control_of, refit_of=refit_of)
 
     def ask_resumed(self, record: TrialRecord, pause_at: int | None) -> Proposal:
         """Return a paused trial, to be resumed from its checkpoint until `pause_at`, or its end."""
-        trial = self.store.propose(RandomSampler(seed=0))
+        trial = self._outside()
         proposal = Proposal(
             number=record.number,
             params=record.params,
@@ -144,6 +138,10 @@ class OpenStudy:
         self.store.begin(trial, note_of(proposal))
         return proposal
 
+    def _outside(self) -> Trial:
+        """Return a trial without Optuna parameters, from which the sampler does not learn."""
+        return self.store.propose(RandomSampler(seed=0))
+
     def enqueue(self, params: Sequence[Params]) -> None:
         """Try these next, in their order and after those that wait; the sampler adds the rest."""
         known = self.facts.enqueued
@@ -151,25 +149,10 @@ class OpenStudy:
         free = (place for place in count() if place not in taken)
         self.update_facts(enqueued={**known, **dict(zip(free, params, strict=False))})
 
-    def _begin(
-        self,
-        trial: Trial,
-        params: Params,
-        *,
-        draw: int | None = None,
-        control_of: int | None = None,
-        refit_of: int | None = None,
-        pause_at: int | None = None,
-    ) -> Proposal:
-        proposal = Proposal(
-            number=trial.number,
-            params=params,
-            digest=self._digest(params),
-            draw=draw,
-            control_of=control_of,
-            refit_of=refit_of,
-            pause_at=pause_at,
-        )
+    def _begin(self, trial: Trial, params: Params, **facts: int | None) -> Proposal:
+        """Begin a trial of the search, or outside it. facts: fields of Proposal."""
+        digest = self._digest(params)
+        proposal = Proposal(number=trial.number, params=params, digest=digest, **facts)
         self.store.begin(trial, note_of(proposal))
         return proposal
 
@@ -187,7 +170,7 @@ class OpenStudy:
 
         A complete trial whose metric is not a number becomes a failed one.
         """
-        if outcome.val is not None and not math.isfinite(outcome.val):
+        if outcome.val is not None and not isfinite(outcome.val):
             reason = f"the {self.metric.label} is {outcome.val}"
             outcome = replace(outcome, state="failed", val=None, reason=reason)
         values, constraints, kind = None, dict(outcome.violations), proposal.kind
@@ -284,9 +267,6 @@ def _rejected_just_before(records: Sequence[TrialRecord], proposal: Proposal) ->
     assert proposal.draw is not None
     rejected_early = {record.draw for record in records if record.rejected_early}
     return next(n for n in count() if proposal.draw - 1 - n not in rejected_early)
-
-
-_UNFINISHED = ("running", "interrupted")
 
 
 def _timed(record: TrialRecord, later: Cost) -> TrialRecord:

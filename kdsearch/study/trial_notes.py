@@ -13,7 +13,6 @@ from kdsearch.documents import mistake_in, parse_json
 from kdsearch.errors import SpecError, StudyError
 from kdsearch.space import Params
 from kdsearch.spec import Cost, TrialRecord, kind_of
-from kdsearch.study.facts import OLDER_FORMAT
 from kdsearch.study.store import NOTE
 
 _STATES = {
@@ -97,10 +96,7 @@ def record_of(frozen: FrozenTrial) -> TrialRecord:
     """
     note = frozen.user_attrs.get(NOTE, '{"params": {}}')
     try:
-        kept = parse_json(note)
-        if "turned_away" in kept:
-            raise StudyError(OLDER_FORMAT.format(what=f"trial {frozen.number}"))
-        return _read_note(kept, frozen)
+        return _read_note(parse_json(note), frozen)
     except (ValueError, TypeError, AttributeError, KeyError, SpecError) as error:
         raise StudyError(
             f"the note of trial {frozen.number} is damaged, or a newer kdsearch wrote it: "

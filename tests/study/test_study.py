@@ -139,17 +139,6 @@ def test_a_driver_killed_before_storing_an_outcome_has_stored_none(
         assert tell_next(study).params == proposal.params
 
 
-def test_a_trial_of_an_older_format_is_refused(copy_at: CopyAt) -> None:
-    path = copy_at(1)
-    with sqlite3.connect(path / "study.db") as database:
-        database.execute(
-            "UPDATE trial_user_attributes "
-            "SET value_json = replace(value_json, 'rejected_early', 'turned_away')"
-        )
-    with pytest.raises(StudyError, match="an older kdsearch stored trial 0"):
-        load_study(path).records()
-
-
 def test_rejected_trials_are_pruned_and_carry_their_violations(
     whole: list[TrialRecord], copy_at: CopyAt
 ) -> None:
