@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from kdsearch.spec import Cost
+from kdsearch.study.summary import LATENCY
 
 SEARCH = "search"
-_SCALES = {"mflops": ("flops", 1e6), "mparams": ("params", 1e6)}
-_LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms")
+_COSTS = {  # field of Cost, and how many of its units are one of the attribute's
+    "mflops": ("flops", 1e6),
+    "mparams": ("params", 1e6),
+    **{name: (name, 1.0) for name in LATENCY},
+}
 
 
 def attributes(kind: str, state: str, cost: Cost | None) -> dict[str, float | str]:
@@ -15,10 +19,7 @@ def attributes(kind: str, state: str, cost: Cost | None) -> dict[str, float | st
     kind: of a trial outside the search. outcome: in our words, as Optuna has four states alone.
     """
     found: dict[str, float | str] = {"kind": kind or SEARCH, "outcome": state}
-    for name, (field, scale) in _SCALES.items():
-        if cost is not None and (value := getattr(cost, field)) is not None:
+    for name, (field, scale) in _COSTS.items():
+        if (value := getattr(cost, field, None)) is not None:
             found[name] = float(f"{value / scale:.4g}")
-    for name in _LATENCY:
-        if cost is not None and (value := getattr(cost, name)) is not None:
-            found[name] = float(f"{value:.4g}")
     return found

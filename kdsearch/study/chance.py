@@ -19,12 +19,8 @@ def student_at_chance(
     """Return the warning of a student. which: names it; answer: see `constant_answer`."""
     if not is_at_chance(metric, val, chance, images):
         return answer and f"Do not use {which}: {answer}."
-    assert chance is not None
-    return (
-        f"Do not use {which}: its validation {metric.label}, {metric.text(val)}, is no better than "
-        f"one constant answer ({metric.text(chance)}), beyond noise.{answer and f' Here {answer}.'}"
-        " Train longer (--epochs)."
-    )
+    finding = _no_better(metric, val, chance, answer)
+    return f"Do not use {which}: {finding} Train longer (--epochs)."
 
 
 def teacher_at_chance(
@@ -33,12 +29,16 @@ def teacher_at_chance(
     """Return the warning of a teacher, from which nothing can be learned."""
     if not is_at_chance(metric, val, chance, images):
         return ""
+    finding = _no_better(metric, val, chance, answer)
+    advice = "Train it longer (--teacher-epochs) or give another --teacher."
+    return f"The teacher teaches nothing: {finding} {advice}"
+
+
+def _no_better(metric: Metric, val: float, chance: float | None, answer: str) -> str:
     assert chance is not None
     return (
-        f"The teacher teaches nothing: its validation {metric.label}, {metric.text(val)}, is no "
-        f"better than one constant answer ({metric.text(chance)}), beyond noise."
-        f"{answer and f' Here {answer}.'} Train it longer (--teacher-epochs) or give another "
-        "--teacher."
+        f"its validation {metric.label}, {metric.text(val)}, is no better than one constant answer "
+        f"({metric.text(chance)}), beyond noise.{answer and f' Here {answer}.'}"
     )
 
 

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -321,10 +322,7 @@ def free_name(out: Path, stem: str) -> str:
     """Return `stem-1`, or the next number that no study under `out` has."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "study"
     taken = {path.name for path in out.glob(f"{stem}-*")} if out.is_dir() else set()
-    number = 1
-    while f"{stem}-{number}" in taken:
-        number += 1
-    return f"{stem}-{number}"
+    return next(name for n in count(1) if (name := f"{stem}-{n}") not in taken)
 
 
 def resume_command(path: Path) -> str:

@@ -90,19 +90,15 @@ def _curve_of(record: TrialRecord, axis: str) -> Curve | None:
     """Return the curve of a trial that was trained itself, else None."""
     if record.reused_from is not None or not record.curve or record.cost is None:
         return None
+    params = record.params
+    init = params.get("student.init", INITS[0])  # that of all families, or the family's own
     return Curve(
         values=record.curve,
         epochs=record.epochs or len(record.curve),
         cost=_on(axis, record.cost),
-        schedule=_init_of(record),
+        schedule=str(params.get(f"student.{params.get('student.family')}.init", init)),
         is_complete=record.state == "complete",
     )
-
-
-def _init_of(record: TrialRecord) -> str:
-    family = record.params.get("student.family")
-    own = record.params.get(f"student.{family}.init", record.params.get("student.init", INITS[0]))
-    return str(own)
 
 
 def _on(axis: str, cost: Cost) -> float:

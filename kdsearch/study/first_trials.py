@@ -60,7 +60,8 @@ def first_trial(
     if place >= min(len(methods), trials // 2):
         return {}
     done = [r for r in records if r.state == "complete" and not r.kind and r.draw is not None]
-    best = max((r for r in done if _is_plain(r)), key=lambda r: r.val or 0.0, default=None)
+    plainly = [r for r in done if r.params.get(METHOD, PLAIN) == PLAIN]
+    best = max(plainly, key=lambda r: r.val or 0.0, default=None)
     kept = kept if best is None else best.params
     student = {name: value for name, value in kept.items() if not name.startswith("method.")}
     return _at(space, {**student, METHOD: methods[place]})
@@ -105,7 +106,3 @@ def _at(space: SearchSpace, fixed: Params) -> Params:
         elif not isinstance(dims[name], Constant):
             found[name] = value
     return found
-
-
-def _is_plain(record: TrialRecord) -> bool:
-    return record.params.get(METHOD, PLAIN) == PLAIN

@@ -51,7 +51,7 @@ def between(least: int, most: int) -> Accepted:
 
 
 AT_MOST = Accepted(f"at most {MAX_COUNT}", lambda value: value <= MAX_COUNT)
-COUNT = Accepted(f"1 to {MAX_COUNT}", lambda value: 1 <= value <= MAX_COUNT)
+COUNT = between(1, MAX_COUNT)
 
 
 def one_of(known: tuple[str, ...]) -> Accepted:

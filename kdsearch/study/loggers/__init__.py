@@ -43,15 +43,11 @@ class Loggers:
         return list(opened.values())
 
 
-def _install(name: str, error: ModuleNotFoundError) -> str:
-    return f"`{install(name)}`" if name in EXTRAS else f"installing {error.name}"
-
-
 def _find(name: str) -> type[Logger]:
     try:
         return _REGISTRY.get(name)
     except ModuleNotFoundError as error:
+        advice = f"`{install(name)}`" if name in EXTRAS else f"installing {error.name}"
         raise SpecError(
-            f"--log {name}: there is no package {error.name!r} here; "
-            f"{_install(name, error)} brings it"
+            f"--log {name}: there is no package {error.name!r} here; {advice} brings it"
         ) from error

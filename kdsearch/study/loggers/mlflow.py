@@ -16,7 +16,7 @@ import mlflow
 from mlflow.entities import Metric, Param
 
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers._numbers import final_numbers
+from kdsearch.study.loggers._numbers import epoch_numbers, final_numbers
 from kdsearch.study.loggers.base import Logger
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.trial_notes import Proposal
@@ -56,9 +56,7 @@ class MLflow(Logger):
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write the metric, losses and learning rate."""
-        losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
-        values = {self._metric.key: epoch.val, "lr": epoch.lr, **losses}
-        self._write(self._runs[number], values, epoch.number)
+        self._write(self._runs[number], epoch_numbers(epoch, self._metric), epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write the outcome and end the run; a reused trial has none."""

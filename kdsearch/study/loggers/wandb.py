@@ -10,7 +10,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent unask
 import wandb
 
 from kdsearch.spec import TrialRecord
-from kdsearch.study.loggers._numbers import final_numbers
+from kdsearch.study.loggers._numbers import epoch_numbers, final_numbers
 from kdsearch.study.loggers.base import Logger
 from kdsearch.study.study import OpenStudy
 from kdsearch.study.trial_notes import Proposal
@@ -41,21 +41,14 @@ class WandB(Logger):
 
     def on_epoch(self, number: int, epoch: Epoch, epochs: int) -> None:
         """Write the metric, losses and learning rate."""
-        losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
-        values = {self._study.metric.key: epoch.val, "lr": epoch.lr, **losses}
-        self._runs[number].log(values, step=epoch.number)
+        self._runs[number].log(epoch_numbers(epoch, self._study.metric), step=epoch.number)
 
     def on_trial_end(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Write the outcome and end the run; a reused trial has none."""
         run = self._runs.pop(record.number, None)
         if run is not None:
-            run.summary.update(
-                {
-                    **final_numbers(record, self._study.metric),
-                    "state": record.state,
-                    "reason": record.reason,
-                }
-            )
+            numbers = final_numbers(record, self._study.metric)
+            run.summary.update({**numbers, "state": record.state, "reason": record.reason})
             run.finish(exit_code=int(record.state == "failed"))
 
     def close(self) -> None:
