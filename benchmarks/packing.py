@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import bars, trials, warm_start
 from benchmarks.paired import quartiles
-from kdsearch.engines.processes import open_workers
+from kdsearch.engines.processes import Worker
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig
 from kdsearch.study.trial_notes import TrialOutcome
@@ -31,7 +31,6 @@ from kdsearch.trials.trial import TrialContext, run_trial
 
 BAR = 1.3
 _BLOCKS = 3
-_WORKERS = 2
 _IMAGES = 512
 
 Run: TypeAlias = Callable[[Candidate, Path], TrialOutcome]
@@ -67,9 +66,10 @@ def row(config: StudyConfig, case: str, *, epochs: int) -> bars.Row:
         data, config = load_data(config, out)
         context = lay_out(config, data, out=out, device=trials.CPU)
         chosen = candidates(epochs)
-        with open_workers(_WORKERS, config, out=out, device=trials.CPU) as workers:
+        worker = partial(Worker, config, out=out, device=trials.CPU)
+        with worker() as first, worker() as second:
             here = partial(run_here, context)
-            sides: list[list[Run]] = [[here], [worker.run_trial for worker in workers]]
+            sides: list[list[Run]] = [[here], [first.run_trial, second.run_trial]]
             for side in sides:
                 seconds(side, chosen, out)
             told = [[seconds(side, chosen, out) for side in sides] for _ in range(_BLOCKS)]

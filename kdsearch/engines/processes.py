@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -46,8 +46,8 @@ _Sent: TypeAlias = _Message | logging.LogRecord | KDSearchError
 _Pipe: TypeAlias = "Connection[_Sent, tuple[Candidate, Path, int | None] | str | None]"
 
 
-class Worker:
-    """A process that runs trials as `run_trial` does. It starts with the first trial.
+class Worker(AbstractContextManager["Worker"]):
+    """A process that runs trials as `run_trial` does, from the first one until its context ends.
 
     out: the results folder, whose cache holds the images and the teacher. unfinished: the folder of
     trainings that have not ended. threads: of the CPU. timeout: seconds that a trial may take,
@@ -90,14 +90,17 @@ class Worker:
             self._pipe.send((candidate, directory, pause_at))
             return self._outcome(on_epoch, on_rung)
         except TimeoutError:
-            self.stop()
+            self._stop()
             reason = f"no end after {self._timeout:g} s (--trial-timeout)"
         except (EOFError, ConnectionError):
             reason = f"its worker process {self._end()}"
         return TrialOutcome(state="failed", reason=reason, seconds=time.perf_counter() - started)
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the process at once, and the trial that it is at."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -131,21 +134,18 @@ class Worker:
     def _message(self) -> _Message:
         """Return the next message, and log the log records before it.
 
-        Raises TimeoutError at the timeout.
+        Raises TimeoutError at the timeout, and the error that the worker sent.
         """
-        while isinstance(sent := self._receive(), logging.LogRecord):
+        while True:
+            left = None if self._until == math.inf else max(0.0, self._until - time.perf_counter())
+            if not self._pipe.poll(left):
+                raise TimeoutError
+            sent: _Sent = self._pipe.recv()
+            if isinstance(sent, KDSearchError):
+                raise sent
+            if not isinstance(sent, logging.LogRecord):
+                return sent
             write_log(sent)
-        if isinstance(sent, KDSearchError):
-            raise sent
-        message: _Message = sent
-        return message
-
-    def _receive(self) -> _Sent:
-        left = None if self._until == math.inf else max(0.0, self._until - time.perf_counter())
-        if not self._pipe.poll(left):
-            raise TimeoutError
-        received: _Sent = self._pipe.recv()
-        return received
 
     def _end(self) -> str:
         """Return the cause of the process's end."""
@@ -171,35 +171,6 @@ def _ignore_sigint() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def open_workers(
-    count: int,
-    config: StudyConfig,
-    *,
-    out: Path,
-    device: torch.device,
-    unfinished: Path | None = None,
-    threads: int = 1,
-    timeout: float | None = None,
-) -> Iterator[list[Worker]]:
-    """Give that many workers; all of them stop at the end."""
-    one = partial(
-        Worker,
-        config,
-        out=out,
-        device=device,
-        unfinished=unfinished,
-        threads=threads,
-        timeout=timeout,
-    )
-    workers = [one() for _ in range(count)]
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.stop()
 
 
 def _work(
@@ -228,12 +199,13 @@ def _serve(pipe: _Pipe, context: TrialContext) -> None:
         assert not isinstance(answer, tuple)
         return answer
 
+    run = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
     pipe.send(_READY)
     while True:
         given = pipe.recv()
         assert isinstance(given, tuple)
-        run = partial(run_trial, on_epoch=lambda *epoch: pipe.send(epoch), on_rung=on_rung)
-        pipe.send(run(given[0], context, given[1], pause_at=given[2]))
+        candidate, directory, pause_at = given
+        pipe.send(run(candidate, context, directory, pause_at=pause_at))
 
 
 def load_context(config: StudyConfig, out: Path, device: torch.device) -> TrialContext:

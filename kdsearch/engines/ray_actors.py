@@ -137,17 +137,10 @@ def _start(
     sign: str,
     on_rung: OnRung | None,
 ) -> Evaluate:
-    """Prepare the study's context in an actor, and return what runs a trial there."""
-    _go_to(folder)
-    _require_shared(study, sign)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    context = replace(load_context(config, study.parent, device), unfinished=study / UNFINISHED)
-    return partial(_evaluate, context, study, on_rung)
+    """Prepare the study's context in an actor, and return what runs a trial there.
 
-
-def _go_to(folder: Path) -> None:
-    """Work in the driver's folder: the study may name files from there."""
+    It works in the driver's folder, since the study may name files from there.
+    """
     try:
         os.chdir(folder)
     except OSError as error:
@@ -155,15 +148,16 @@ def _go_to(folder: Path) -> None:
             f"node {platform.node()} has no {folder}, where kdsearch was started; start it in a "
             "folder that all nodes see"
         ) from error
-
-
-def _require_shared(study: Path, sign: str) -> None:
     file = study / UNFINISHED / _SIGN
     if not file.is_file() or file.read_text(encoding="utf-8") != sign:
         raise StudyError(
             f"node {platform.node()} does not see this study's {study}; put --out on a folder that "
             "all nodes see"
         )
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    context = replace(load_context(config, study.parent, device), unfinished=study / UNFINISHED)
+    return partial(_evaluate, context, study, on_rung)
 
 
 def _evaluate(

@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from kdsearch.deploy.targets import require_target
 from kdsearch.engines import local
 from kdsearch.engines.dispatch import Engine, TrialQueue, search
 from kdsearch.engines.gpu_packing import fitting
-from kdsearch.engines.processes import open_workers
+from kdsearch.engines.processes import Worker
 from kdsearch.engines.ray_actors import OnRay, open_actors
 from kdsearch.errors import StudyInterruptedError, TrialsFailedError, printable
 from kdsearch.hpo.halving import WINNER, Halving
@@ -321,8 +321,8 @@ def _open_engine(
         yield partial(local.run, evaluators=[here] * count)
         return
     callback.on_message(f"Starting worker processes: {count}")
-    processes = open_workers(
-        count,
+    worker = partial(
+        Worker,
         study.config,
         out=study.path.parent,
         device=context.device,
@@ -330,9 +330,9 @@ def _open_engine(
         threads=torch.get_num_threads() if count == 1 else 1,
         timeout=options.trial_timeout,
     )
-    with processes as pool:
-        workers = [partial(evaluate, worker.run_trial) for worker in pool]
-        yield partial(local.run, evaluators=workers)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker()) for _ in range(count)]
+        yield partial(local.run, evaluators=[partial(evaluate, each.run_trial) for each in workers])
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy_data import CPU
 
-from kdsearch.engines.processes import Worker, open_workers
+from kdsearch.engines.processes import Worker
 from kdsearch.errors import StudyError
 from kdsearch.spec import Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.study.config import StudyConfig, config_of
@@ -56,7 +56,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
 @pytest.fixture(scope="module")
 def worker(given: tuple[StudyConfig, Path]) -> Iterator[Worker]:
     config, out = given
-    with open_workers(1, config, out=out, device=CPU) as (one,):
+    with Worker(config, out=out, device=CPU) as one:
         yield one
 
 
@@ -114,7 +114,7 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(worker: Worker, tmp_path:
 
 def test_a_trial_that_hangs_fails_alone(given: tuple[StudyConfig, Path], tmp_path: Path) -> None:
     config, out = given
-    with open_workers(1, config, out=out, device=CPU, timeout=1.5, threads=2) as (one,):
+    with Worker(config, out=out, device=CPU, timeout=1.5, threads=2) as one:
         outcome = one.run_trial(broken(tmp_path, "Hangs"), tmp_path / "0")
         assert (outcome.state, outcome.reason) == ("failed", "no end after 1.5 s (--trial-timeout)")
         assert 1.5 <= outcome.seconds < 60
@@ -148,7 +148,7 @@ def test_a_worker_refuses_images_that_have_changed(given: tuple[StudyConfig, Pat
     config, out = given
     changed = replace(config, data_key="other")
     with (
-        open_workers(1, changed, out=out, device=CPU) as (one,),
+        Worker(changed, out=out, device=CPU) as one,
         pytest.raises(StudyError, match="digits has changed since the study began"),
     ):
         one.run_trial(PLAIN, out / "never")
