@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_PRINTS = "prints what `student.onnx` answers"  # of cards whose metrics.json states nothing
 _PROGRAM = """
 ## Use
 
@@ -27,9 +26,9 @@ metadata = session.get_modelmeta().custom_metadata_map  # mean, std, resolution,
 
 def program(task: Mapping[str, Any]) -> str:
     """Return how to run the file, to the names of classes where the task has them."""
-    names = ", ".join(sorted({"network_input", *task.get("names", ())}))
-    snippet = "".join(f"{line}\n" for line in task.get("snippet", ()))
-    text = _PROGRAM.format(script=task.get("script", _PRINTS), names=names, snippet=snippet)
+    names = ", ".join(sorted({"network_input", *task["names"]}))
+    snippet = "".join(f"{line}\n" for line in task["snippet"])
+    text = _PROGRAM.format(script=task["script"], names=names, snippet=snippet)
     return text if "json." in snippet else text.replace("import json\n\n", "")
 
 
@@ -41,9 +40,8 @@ def timm_snippet(
     config, task: of config.yaml and metrics.json. metadata: of the ONNX file.
     """
     library, _, name = config["student"].partition(":")
-    head_outputs = task.get("head_outputs")
     has_less = any(f"student.{knob}" in config.get("set", {}) for knob in ("depth", "cut"))
-    if library != "timm" or head_outputs is None or has_less:
+    if library != "timm" or task["head_outputs"] is None or has_less:
         return ""
     import timm
 
@@ -58,7 +56,7 @@ import timm
 
 network = timm.create_model(
     "{name}", checkpoint_path="student.safetensors",
-    num_classes={head_outputs}, in_chans={metadata["channels"]}{side},
+    num_classes={task["head_outputs"]}, in_chans={metadata["channels"]}{side},
 ).eval()
 ```
 """

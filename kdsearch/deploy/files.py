@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -106,18 +107,18 @@ def write_file(
         kind().write(source, path)
         path = _folded(path, student, source, task, options)
         run = runtimes.load(kind.runtime, path, threads=1)
-        prepare = _pixels if options.is_folded else _inputs
-        pairs = (prepare(student, images) for images, _ in batches(data.val, _CPU))
+        prepare = partial(_pixels if options.is_folded else _inputs, student)
+        pairs = (prepare(images) for images, _ in batches(data.val, _CPU))
         expected, answers = both_answers(network, run, pairs)
         labels = data.val.labels
         agreement = agreement_of(expected, answers, task)
         predicted = check_script(
-            write_script(folder), path, run, lambda images: prepare(student, images)[1], data, task
+            write_script(folder), path, run, lambda images: prepare(images)[1], data, task
         )
         val = _value(task, answers, labels)
         drop = (_value(task, expected, labels) if full_precision is None else full_precision) - val
         there = latencies.for_runtime(kind.runtime)
-        latency = _time(path, there, prepare(student, data.val.at(slice(1)))[1])
+        latency = _time(path, there, prepare(data.val.at(slice(1)))[1])
         elsewhere = there.target.device != latencies.target.device
         found = ExportedFile(
             format=name.replace("_", "-"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch.deploy.flops import by_module
 from kdsearch.models.probe import evaluating, first_tensor
@@ -73,16 +73,11 @@ def _shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> Mapping[st
     ]
     try:
         with evaluating(network), torch.no_grad():
-            network(_blank(network, input_shape))
+            network(next(network.parameters()).new_zeros((1, *input_shape)))
     finally:
         for handle in handles:
             handle.remove()
     return found
-
-
-def _blank(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
-    weight = next(network.parameters())
-    return weight.new_zeros((1, *input_shape))
 
 
 def _params(module: nn.Module) -> int:

@@ -205,10 +205,8 @@ def _with_noise(metric: Metric, value: float, images: int) -> str:
 
 def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the accuracy of each class, or of the worst; nothing for a task without classes."""
-    found, classes = (
-        metrics.get("details", {}),
-        json.loads(metrics["metadata"].get("classes", "[]")),
-    )
+    found = metrics.get("details", {})
+    classes = json.loads(metrics["metadata"].get("classes", "[]"))
     split = next((name for name in ("test", "validation") if name in found), None)
     if split is not None and found[split].get("scores"):
         yield from _by_score(found[split], classes, split)
@@ -228,12 +226,10 @@ def _by_class(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def _others(details: Mapping[str, Any]) -> str:
     """Return the other metrics of an evaluation, and where its confusion is."""
-    values = [
-        f"{_OTHERS[k]} {v:.4f}" for k, v in details.get("metrics", {}).items() if k in _OTHERS
-    ]
-    sentences = [", ".join(values)] if values else []
-    sentences += ["`metrics.json` has the confusion"] if details.get("confusion") else []
-    return "".join(f"{sentence}. " for sentence in sentences).strip()
+    metrics = details.get("metrics", {}).items()
+    values = ", ".join(f"{_OTHERS[name]} {value:.4f}" for name, value in metrics if name in _OTHERS)
+    confusion = "`metrics.json` has the confusion" if details.get("confusion") else ""
+    return " ".join(f"{sentence}." for sentence in (values, confusion) if sentence)
 
 
 def _by_score(details: Mapping[str, Any], classes: Sequence[str], split: str) -> Iterator[str]:
@@ -299,6 +295,7 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
         [round(value, 4) for value in json.loads(metadata[name])] for name in ("mean", "std")
     )
     (height, width), channels = as_size(json.loads(metadata["resolution"])), metadata["channels"]
+    stored = " x ".join(map(str, as_size(json.loads(metadata["image_size"]))))
     task = metrics["task"]
     yield "## Data\n"
     yield f"{plain(metrics['data']['name'])}: " + ", ".join(
@@ -307,7 +304,7 @@ def _data(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "images.\n"
     yield f"- Input `input`: float32 [batch, {channels}, {height}, {width}]: pixels / 255, minus"
     yield f"  mean, over std. mean {mean}, std {std}."
-    yield f"- An image is {_FITTED[metadata.get('fit', 'crop')]} {_size_of(metadata)} pixels, as"
+    yield f"- An image is {_FITTED[metadata.get('fit', 'crop')]} {stored} pixels, as"
     yield "  predict.py does."
     checked = metrics["onnx"].get("predict_py")
     if checked is not None:
@@ -348,8 +345,3 @@ def plain(text: str) -> str:
     for mark in ("&", "<", ">", "|", "`"):
         shown = shown.replace(mark, f"&#{ord(mark)};")
     return shown
-
-
-def _size_of(metadata: Mapping[str, str]) -> str:
-    height, width = as_size(json.loads(metadata["image_size"]))
-    return f"{height} x {width}"

@@ -25,7 +25,7 @@ from kdsearch.deploy.latency import Latency, LatencyCache
 from kdsearch.deploy.layers import layers
 from kdsearch.deploy.pricing import file_for, save_student
 from kdsearch.deploy.script import check_script, refuse_script, write_script
-from kdsearch.deploy.suppression import Suppression, measure_suppression, spaced
+from kdsearch.deploy.suppression import IMAGES, Suppression, measure_suppression
 from kdsearch.deploy.targets import target_info
 from kdsearch.digests import changed
 from kdsearch.documents import parse_json, parse_yaml
@@ -173,6 +173,7 @@ def pack(
         predicted=predicted,
         nms=_suppression(file, student, data, task, latencies, config.nms_ms),
     )
+    images = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
     atomic.write(fresh / model_card.CONFIG, config_text(candidate, config))
     model_card.update(
         fresh,
@@ -184,7 +185,7 @@ def pack(
         details={k: asdict(v) for k, v in {"validation": on_val, **(details or {})}.items()},
         is_taught=bool(needed_features(candidate.distill)) and taught_epochs != 0,
         taught_epochs=taught_epochs,
-        data=_of_data(data),
+        data={"name": data.name, "images": images},
         machine=processor().replace(" | ", ", "),
         metadata=metadata,
         layers=[asdict(layer) for layer in layers(student.network, shape)],
@@ -207,8 +208,7 @@ def _suppression(
     if not task.joins_boxes:
         return None
     run = load_file(file)
-    images = data.val.at(spaced(len(data.val)))
-    answers = (answer_of(run, student.preprocess(one[None])) for one in images)
+    answers = (answer_of(run, student.preprocess(one[None])) for one in data.val.some(IMAGES))
     return replace(measure_suppression(answers, latencies), counted_ms=counted_ms)
 
 
@@ -275,11 +275,6 @@ def _metadata(student: Model, data: ImageData, task: Task) -> dict[str, str]:
 def _sides(size: Size) -> str:
     """Return `32` for a square and `[24, 32]` for another (H, W), as JSON."""
     return json.dumps(size[0] if size[0] == size[1] else size)
-
-
-def _of_data(data: ImageData) -> dict[str, object]:
-    images = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
-    return {"name": data.name, "images": images}
 
 
 def _metrics(package: Package, config: StudyConfig, cost: Cost, size: int) -> dict[str, object]:

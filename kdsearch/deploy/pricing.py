@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,23 +115,17 @@ class StaticCosts:
         return self._known[name]
 
     def _count(self, spec: StudentSpec) -> Cost | None:
-        try:
-            return self._built(spec, without_weights())
-        except Exception as error:  # a network of a user or a library may need its numbers
-            logger.debug("Cannot count the FLOPs of %s without its weights: %s", spec, error)
-        try:
-            return self._built(spec, nullcontext())
-        except Exception as error:  # a candidate must not end the study, whatever it does
-            # Not a message to the user: a trial fails with its reason, and `workflows.ends` asks
-            # for students beyond the ends of a space.
-            logger.debug("Cannot count the FLOPs of %s: %s", spec, error)
-            return None
-
-    def _built(self, spec: StudentSpec, device: AbstractContextManager[None]) -> Cost:
-        with BUILD_LOCK, device:
-            student = build_student(spec, self._data)
-            flops, params = count(student.network, input_shape=student.preprocess.input_shape)
-        return Cost(flops=flops, params=params)
+        # A network of a user or a library may need its numbers, and is built once more with them.
+        for device in (without_weights(), nullcontext()):
+            try:
+                with BUILD_LOCK, device:
+                    student = build_student(spec, self._data)
+                    shape = student.preprocess.input_shape
+                    flops, params = count(student.network, input_shape=shape)
+                return Cost(flops=flops, params=params)
+            except Exception as error:  # no message: a trial that cannot be built gives its reason
+                logger.debug("Cannot count the FLOPs of %s: %s", spec, error)
+        return None
 
 
 def latency_of(model: Model, cache: LatencyCache, *, limit: float | None = None) -> Latency:

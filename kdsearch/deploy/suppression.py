@@ -63,10 +63,3 @@ def measure_suppression(answers: Iterable[Tensor], latencies: LatencyCache) -> S
     return Suppression(
         ms=float(np.median(taken)), p95_ms=float(np.quantile(taken, 0.95)), images=len(taken)
     )
-
-
-def spaced(count: int) -> Tensor:
-    """Return the places of at most IMAGES of so many images, evenly spaced."""
-    import torch
-
-    return torch.linspace(0, count - 1, min(IMAGES, count)).round().long()

@@ -191,10 +191,10 @@ def time_block(run: Run, clock: Clock, *, seconds: float = _BLOCK_SECONDS) -> Bl
     )
 
 
-def warm_up(run: Run, clock: Clock, *, at_most: int = 10) -> float:
-    """Run until two blocks in a row agree to 5 %; return the seconds of a run."""
+def warm_up(run: Run, clock: Clock) -> float:
+    """Run until two blocks in a row agree to 5 %, eleven at most; return the seconds of a run."""
     before = time_block(run, clock).seconds
-    for _ in range(at_most):
+    for _ in range(10):
         now = time_block(run, clock).seconds
         if abs(now - before) <= _STABLE * before:
             return now

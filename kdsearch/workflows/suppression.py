@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from kdsearch import tasks
-from kdsearch.deploy.suppression import measure_suppression, spaced
+from kdsearch.deploy.suppression import IMAGES, measure_suppression
 from kdsearch.errors import SpecError
 from kdsearch.models.model import eval_batch
 from kdsearch.study.config import StudyConfig
@@ -29,7 +29,7 @@ def with_suppression(config: StudyConfig, context: TrialContext) -> StudyConfig:
         return config
     data, device = context.data, context.device
     answer = common_answer(context.teachers, data, context.task, device)
-    images = torch.split(data.val.at(spaced(len(data.val))), eval_batch(data.size))
+    images = torch.split(data.val.some(IMAGES), eval_batch(data.size))
     with torch.no_grad():
         answers = [answer(part.to(device)) for part in images]
     taken = float(f"{measure_suppression(answers, context.latencies).p95_ms:.2g}")
