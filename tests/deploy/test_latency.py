@@ -6,21 +6,18 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import pairwise
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from kdsearch.deploy.latency import Latency, LatencyCache, measure
 from kdsearch.deploy.targets import parse_target
+from kdsearch.deploy.targets._reference_network import conv_chain
 from kdsearch.deploy.targets.base import References, Target, TimingRequest
 from kdsearch.deploy.timing import Round
 from kdsearch.errors import CostError
-from kdsearch.json_cache import JsonCache, processor
+from kdsearch.json_cache import processor
 
 SHAPE = (8, 16, 16)
 MEASURED = Latency(ms=1.25, low_ms=1.2, high_ms=1.3, spread_ms=0.1, contention=1.0)
@@ -28,29 +25,9 @@ MEASURED = Latency(ms=1.25, low_ms=1.2, high_ms=1.3, spread_ms=0.1, contention=1
 
 def network(convolutions: int) -> bytes:
     """A chain of 3x3 convolutions of 8 channels."""
-    weights = np.random.default_rng(0).standard_normal((8, 8, 3, 3), dtype=np.float32) / 9
-    names = ["input", *(f"x{i}" for i in range(convolutions - 1)), "logits"]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Conv", [source, "w"], [target], pads=[1, 1, 1, 1])
-            for source, target in pairwise(names)
-        ],
-        "chain",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *SHAPE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *SHAPE])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    opset = [helper.make_opsetid("", 20)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
-
-
-def test_network_of_forty_times_the_work_takes_several_times_as_long():
-    small = measure(network(1), shape=SHAPE)
-    large = measure(network(40), shape=SHAPE)
-
-    assert large.ms > 5 * small.ms
+    file = conv_chain(convolutions, SHAPE)
+    onnx.checker.check_model(onnx.load_from_string(file))
+    return file
 
 
 def test_batch_of_sixteen_takes_longer_than_one_image():
@@ -107,14 +84,6 @@ def test_file_and_its_bytes_are_the_same_network(tmp_path):
     assert 0.5 < measure(path, shape=SHAPE).ms / measure(network(10), shape=SHAPE).ms < 2
 
 
-def test_damaged_file_is_refused_by_name(tmp_path):
-    path = tmp_path / "torn.onnx"
-    path.write_bytes(network(3)[:200])
-
-    with pytest.raises(CostError, match=r"onnxruntime refuses .*torn\.onnx"):
-        measure(path, shape=SHAPE)
-
-
 def test_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(CostError, match=r"there is no file .*absent\.onnx"):
         measure(tmp_path / "absent.onnx", shape=SHAPE)
@@ -125,30 +94,17 @@ def test_images_of_another_shape_are_refused():
         measure(network(1), shape=(3, 16, 16))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Old:
-    ms: float
-    spread_ms: float
-    contention: float
-
-
 def never() -> Latency:
     raise AssertionError("measured although it is kept")
 
 
-def test_a_cached_latency_is_returned_without_measuring(tmp_path):
-    assert LatencyCache(tmp_path).latency_of("resnet@cpu", lambda: MEASURED) == MEASURED
-
-    assert LatencyCache(tmp_path).latency_of("resnet@cpu", never) == MEASURED
-
-
-def test_cache_keeps_keys_apart(tmp_path):
+def test_a_cached_latency_is_of_its_key_and_returned_without_measuring(tmp_path):
     cache = LatencyCache(tmp_path)
     other = Latency(ms=7.0, low_ms=6.5, high_ms=7.5, spread_ms=0.5, contention=1.0)
     cache.latency_of("resnet@cpu", lambda: MEASURED)
 
     assert cache.latency_of("resnet@cpu, 2 threads", lambda: other) == other
-    assert cache.latency_of("resnet@cpu", never) == MEASURED
+    assert LatencyCache(tmp_path).latency_of("resnet@cpu", never) == MEASURED
 
 
 def test_cache_keeps_targets_and_their_settings_apart(tmp_path):
@@ -160,17 +116,6 @@ def test_cache_keeps_targets_and_their_settings_apart(tmp_path):
     assert two.latency_of("resnet", lambda: other) == other
     assert batch.latency_of("resnet", lambda: other) == other
     assert one.latency_of("resnet", never) == MEASURED
-
-
-def test_an_entry_of_the_protocol_without_intervals_is_passed_over(tmp_path, caplog):
-    """It lies under another name, so it is neither read nor called damaged."""
-    cache = LatencyCache(tmp_path)
-    here = f"{processor()} | onnxruntime {version('onnxruntime')}"
-    old = JsonCache(tmp_path / "latency", _Old)
-    old.get_or_measure(f"resnet | {here}", lambda: _Old(ms=1.0, spread_ms=0.1, contention=1.0))
-
-    assert cache.latency_of("resnet", lambda: MEASURED) == MEASURED
-    assert caplog.text == ""
 
 
 def test_a_reference_is_cached_and_scales_each_measurement(tmp_path):

@@ -154,13 +154,6 @@ def test_export_and_pricing_leave_the_model_as_it_was(tmp_path):
         assert torch.equal(value, state[name])
 
 
-def test_export_prints_nothing(tmp_path, capfd):
-    to_onnx(tiny_cnn(), input_shape=SHAPE, path=tmp_path / "a.onnx", metadata={})
-    onnx_bytes(tiny_cnn(), input_shape=SHAPE)
-
-    assert capfd.readouterr() == ("", "")
-
-
 def test_verify_finds_a_file_of_other_weights(exported):
     _, path = exported
 
@@ -192,12 +185,6 @@ class Scale(nn.Module):
         return logits * self.factor
 
 
-def test_verify_counts_every_image_of_uneven_batches(exported):
-    net, path = exported
-
-    assert verify(net, path, images(71).split(32), TASK).n == 71
-
-
 def test_verify_tries_a_batch_of_one_and_one_of_many(tmp_path):
     # the file's logits depend on the batch size: as Constant says for 7, not for a single image
     net = BatchSized()
@@ -227,17 +214,6 @@ def test_accuracy_is_the_share_of_labels_that_the_file_hits(exported):
 
     parts = zip(images(100).split(30), labels.split(30), strict=True)
     assert evaluate(path, parts, TASK)[0] == 0.75
-
-
-def test_damaged_file_is_an_export_error(exported, tmp_path):
-    net, path = exported
-    torn = tmp_path / "torn.onnx"
-    torn.write_bytes(path.read_bytes()[:300])
-
-    with pytest.raises(ExportError, match=r"torn\.onnx"):
-        evaluate(torn, [(images(), torch.zeros(64))], TASK)
-    with pytest.raises(ExportError, match=r"torn\.onnx"):
-        verify(net, torn, [images()], TASK)
 
 
 def test_images_of_another_shape_are_an_export_error(exported):
