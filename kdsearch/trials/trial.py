@@ -311,13 +311,15 @@ def _train(
 def _taught_to(candidate: Candidate, context: TrialContext) -> float:
     """Return the validation metric from which on the labels alone teach; infinite: none.
 
-    Images without a label, and a teacher that does not know all classes, keep the teacher needed.
+    Images without a label need their teacher to the end. A teacher that does not know all classes
+    has no comparable metric.
     """
+    ends = candidate.distill.until == "teacher" and bool(needed_features(candidate.distill))
     is_whole = any(teacher.classes is None for teacher in context.teachers)
     is_labelled = len(context.data.labelled) == len(context.data.train)
-    if candidate.distill.until == "end" or not (is_whole and is_labelled):
+    if context.teacher_evaluation is None or not (ends and is_whole and is_labelled):
         return math.inf
-    return math.inf if context.teacher_evaluation is None else context.teacher_evaluation().value
+    return context.teacher_evaluation().value
 
 
 def _peak(device: torch.device) -> str:

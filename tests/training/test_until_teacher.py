@@ -18,7 +18,7 @@ from kdsearch.data.base import Augment
 from kdsearch.data.feed import Feed
 from kdsearch.errors import SpecError
 from kdsearch.models.features import Outputs
-from kdsearch.models.model import Model
+from kdsearch.models.model import Known, Model
 from kdsearch.spec import DistillSpec, TrainSpec
 from kdsearch.teachers.evaluation import evaluate_teachers
 from kdsearch.training.checkpoint import Checkpoint
@@ -126,7 +126,15 @@ def test_a_training_in_stages_ends_it_at_the_same_epoch(taught_to: float, tmp_pa
     assert_equal(found, trained(taught_to))
 
 
-def taught_by(path: Path, until: str, *, value: float, labelled: bool = True) -> int | None:
+def taught_by(
+    path: Path,
+    until: str = "teacher",
+    *,
+    value: float,
+    method: str = "kd",
+    labelled: bool = True,
+    whole: bool = True,
+) -> int | None:
     """Return the epochs in which a trial was taught by a teacher of a value on validation."""
     trial = context(path)
     if not labelled:
@@ -134,12 +142,20 @@ def taught_by(path: Path, until: str, *, value: float, labelled: bool = True) ->
         labels[-1] = -1
         unlabelled = replace(DATA, train=replace(DATA.train, labels=labels))
         trial = replace(trial, data=unlabelled)
+    if not whole:
+        two = (0, 1)
+        teacher = Model(
+            "t", tiny_model().network, tiny_model().preprocess, Known(columns=two, classes=two)
+        )
+        outputs = TeacherOutputs(teacher.freeze(), Feed(DATA.train, CPU), view_seed=0)
+        trial = replace(trial, teachers=(teacher,), outputs=(outputs,))
     found = evaluate_teachers(trial.teachers, DATA.val, DATA, trial.task, CPU)
     trial = replace(trial, teacher_evaluation=lambda: replace(found, value=value))
-    outcome = run_trial(replace(PLAIN, distill=DistillSpec(until=until)), trial, path)
+    distill = DistillSpec(method=method, until=until)
+    outcome = run_trial(replace(PLAIN, distill=distill), trial, path)
     assert outcome.state == "complete", outcome.reason
     rows = list(csv.DictReader((path / "curve.csv").read_text().splitlines()))
-    taught = [row for row in rows if row["loss_kd"] != "0"]
+    taught = [row for row in rows if row.get(f"loss_{method}") != "0"]
     assert taught == rows[: len(taught)]
     assert len(taught) == (len(rows) if outcome.taught_epochs is None else outcome.taught_epochs)
     return outcome.taught_epochs
@@ -152,7 +168,16 @@ def test_a_trial_ends_it_at_the_teachers_value_on_validation(tmp_path: Path):
 
 
 def test_images_without_a_label_keep_their_teacher(tmp_path: Path):
-    assert taught_by(tmp_path, "teacher", value=0.0, labelled=False) is None
+    assert taught_by(tmp_path, value=0.0, labelled=False) is None
+
+
+def test_a_teacher_of_some_classes_has_no_metric_to_reach(tmp_path: Path):
+    assert taught_by(tmp_path, value=0.0, whole=False) is None
+
+
+@pytest.mark.parametrize("method", ["none", "label_smoothing", "self_distill"])
+def test_a_method_without_a_teacher_has_none_to_reach(method: str, tmp_path: Path):
+    assert taught_by(tmp_path, value=0.0, method=method) is None
 
 
 def test_other_ends_are_refused():
