@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from toy_data import CPU, tiny_model, toy_data
 
 from kdsearch.data.feed import Feed
 from kdsearch.deploy.device_lock import DeviceLock
 from kdsearch.deploy.latency import LatencyCache
+from kdsearch.models.model import Model
 from kdsearch.spec import Budget, Candidate, DistillSpec, StudentSpec, TrainSpec
 from kdsearch.training.teacher_cache import TeacherOutputs
+from kdsearch.training.trainer import Epoch
 from kdsearch.trials.trial import TrialContext
 
 DATA = toy_data()
@@ -32,3 +36,12 @@ def context(path: Path, budget: Budget | None = None) -> TrialContext:
         seed=0,
         device=CPU,
     )
+
+
+def assert_same_training(one: tuple[list[Epoch], Model], other: tuple[list[Epoch], Model]) -> None:
+    """Assert that two trainings have equal records, but for seconds, and equal weights."""
+    for mine, theirs in zip(one[0], other[0], strict=True):
+        assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
+    state = other[1].state_dict()
+    for name, value in one[1].state_dict().items():
+        assert torch.equal(value, state[name]), name

@@ -15,8 +15,8 @@ from kdsearch.spec import PAIRWISE_MAPPINGS
 
 # The published weights, 1e-3, 5e-4, 1e-3 and 5e-6 of sums, times the sizes that they were found
 # for: 256 channels, and 100 x 167 positions of the finest level.
-# _SCALE: root mean square to which maps are brought. At it the loss is about as large beside the
-# task's as in public logs of the authors' code (GFL: 4.4 against 1.3, yzd-v/FGD issue 73).
+# _SCALE: the root mean square of scaled maps. The loss is then about four times the task's, as in
+# public logs of the authors' code (GFL: 4.4 against 1.3, yzd-v/FGD issue 73).
 _SCALE = 0.3
 _FOREGROUND, _BACKGROUND, _CHANNELS, _PLACES, _GLOBAL = 0.26, 0.13, 0.26, 17.0, 21.0
 

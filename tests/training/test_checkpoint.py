@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy_data import CPU, distiller_for, tiny_model, toy_data
+from toy_trial import assert_same_training
 
 from kdsearch.data.feed import Feed
 from kdsearch.errors import StudyError
@@ -60,14 +61,6 @@ def trained(
     return epochs, model
 
 
-def assert_equal(one: tuple[list[Epoch], Model], other: tuple[list[Epoch], Model]) -> None:
-    for mine, theirs in zip(one[0], other[0], strict=True):
-        assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
-    state = other[1].state_dict()
-    for name, value in one[1].state_dict().items():
-        assert torch.equal(value, state[name]), name
-
-
 @pytest.mark.parametrize(
     ("distill", "recipe"),
     [
@@ -90,7 +83,7 @@ def test_a_resumed_training_equals_one_that_was_never_interrupted(
         with pytest.raises(StoppedError):
             trained(distill, spec, Checkpoint(file, "it"), stop_after=stop_after)
     resumed = trained(distill, spec, Checkpoint(file, "it"))
-    assert_equal(resumed, trained(distill, spec))
+    assert_same_training(resumed, trained(distill, spec))
     assert not file.exists()
 
 
@@ -104,7 +97,7 @@ def test_a_training_in_stages_equals_one_in_a_piece(tmp_path: Path) -> None:
         )
         assert [epoch.val for epoch in epochs] == [epoch.val for epoch in whole[0][:pause_at]]
         assert file.exists() == (pause_at < SPEC.epochs)
-    assert_equal((epochs, model), whole)
+    assert_same_training((epochs, model), whole)
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
@@ -128,7 +121,7 @@ def test_a_network_that_has_changed_since_starts_anew(optimizer: str, tmp_path: 
     with pytest.raises(StoppedError):
         trained(DistillSpec(), spec, Checkpoint(file, "it"), stop_after=3)
     again = trained(DistillSpec(), spec, Checkpoint(file, "it"), width=12)
-    assert_equal(again, trained(DistillSpec(), spec, width=12))
+    assert_same_training(again, trained(DistillSpec(), spec, width=12))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other", "text"])
@@ -147,7 +140,7 @@ def test_a_file_that_is_damaged_or_of_another_training_is_not_used(
     elif damage == "text":
         file.write_text("no checkpoint")
     again = trained(DistillSpec(), SPEC, Checkpoint(file, "other" if damage == "other" else "it"))
-    assert_equal(again, trained(DistillSpec(), SPEC))
+    assert_same_training(again, trained(DistillSpec(), SPEC))
     assert "it.pt is not used" in caplog.text
 
 
